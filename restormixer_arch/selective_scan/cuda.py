@@ -1,0 +1,142 @@
+"""The selective scan on CUDA, through the kernel of mamba-ssm where the user has installed it.
+
+This module was written from mamba-ssm's documented interface and is tested with stand-ins for it: it has never been
+run on a GPU. That is why it trusts no version number and no import: before its first use on a device, a tiny scan is
+computed forward and backward with the real kernel and compared with the definition (mamba-ssm can be importable
+without its compiled part). A failed probe is a reason in the report, not an error.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from restormixer_arch.selective_scan.definition import selective_scan_loop
+from restormixer_arch.selective_scan.layouts import sum_of_images, tokens_by_direction
+
+INTERFACE = "mamba_ssm.ops.selective_scan_interface"
+TOLERANCE = 1e-3  # of values around 1; the fast exponentials of a GPU are good to about 1e-5
+
+
+Scan = Callable[..., Tensor | tuple[Tensor, Tensor]]
+
+
+def _kernel() -> Scan:
+    return importlib.import_module(INTERFACE).selective_scan_fn
+
+
+def _tiny_scan(device: torch.device) -> dict[str, Tensor]:
+    """Inputs of a scan with two groups and every optional part; the same numbers on each device."""
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw)
+
+    inputs = {"u": normal(2, 4, 9), "delta": normal(2, 4, 9), "A": -normal(4, 8).exp(), "B": normal(2, 2, 8, 9)}
+    inputs |= {"C": normal(2, 2, 8, 9), "D": normal(4), "z": normal(2, 4, 9), "delta_bias": normal(4)}
+    return {name: tensor.to(device).requires_grad_() for name, tensor in inputs.items()}
+
+
+def _run(scan: Scan, device: torch.device) -> dict[str, Tensor]:
+    """Output, last state and all gradients of the tiny scan, on the CPU."""
+    inputs = _tiny_scan(device)
+    out, state = scan(**inputs, delta_softplus=True, return_last_state=True)
+    weights = torch.arange(out.numel(), device=device).view_as(out).cos()
+    gradients = torch.autograd.grad((out * weights).sum(), list(inputs.values()))
+    results = {"output": out, "last state": state}
+    results |= {f"gradient of {name}": grad for name, grad in zip(inputs, gradients, strict=True)}
+    return {name: tensor.detach().cpu() for name, tensor in results.items()}
+
+
+@cache
+def probe(device: torch.device) -> str | None:
+    """Run mamba-ssm's kernel once on ``device``: None if it gives the definition's numbers, else the reason."""
+    try:
+        with torch.enable_grad(), torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+            wanted = _run(selective_scan_loop, torch.device("cpu"))
+            found = _run(_kernel(), device)
+    except Exception as error:  # noqa: BLE001 - a foreign package may raise anything; the reason is reported
+        message = str(error).partition("\n")[0]
+        return f"mamba-ssm's kernel does not run: {type(error).__name__}: {message}"
+    for name, tensor in wanted.items():
+        worst = (found[name] - tensor).abs().max() if found[name].shape == tensor.shape else torch.tensor(torch.inf)
+        if not worst <= TOLERANCE * max(1.0, tensor.abs().max().item()):  # written so that NaN fails
+            return f"mamba-ssm's kernel gives wrong numbers: {name} is off by {worst.item():.3g}"
+    return None
+
+
+def unusable_reason(device: torch.device | None = None) -> str | None:
+    """Why the kernel cannot be used on ``device`` (default: torch's current CUDA device), or None if it can."""
+    if device is not None and device.type != "cuda":
+        return f"mamba-ssm's kernel needs a CUDA tensor, this one is on {device}"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    index = torch.cuda.current_device() if device is None or device.index is None else device.index
+    return probe(torch.device("cuda", index))
+
+
+def _for_kernel(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The dtype that the kernel wants, and memory in which the last axis is dense, as it demands."""
+    if tensor is None:
+        return None
+    tensor = tensor.to(dtype)
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def selective_scan_cuda(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As :func:`~restormixer_arch.selective_scan.definition.selective_scan_loop`; the kernel has no gradient for the
+    last state, which is therefore returned detached.
+
+    Raises:
+        TypeError: u is float64, which the kernel does not know.
+    """
+    if u.dtype == torch.float64:
+        raise TypeError(f"the CUDA kernel takes float32, float16 and bfloat16, got {u.dtype}: use backend='torch'")
+    result = _kernel()(
+        _for_kernel(u, u.dtype),
+        _for_kernel(delta, u.dtype),
+        _for_kernel(A, torch.float32),
+        *(_for_kernel(w, torch.float32 if w.dim() == 2 else u.dtype) for w in (B, C)),
+        D=_for_kernel(D, torch.float32),
+        z=_for_kernel(z, u.dtype),
+        delta_bias=_for_kernel(delta_bias, torch.float32),
+        delta_softplus=delta_softplus,
+        return_last_state=return_last_state,
+    )
+    return (result[0], result[1].detach()) if return_last_state else result
+
+
+def selective_scan_2d_cuda(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    directions: tuple[str, ...],
+) -> Tensor:
+    """As :func:`~restormixer_arch.selective_scan.definition.selective_scan_2d_loop`: the K directions are groups."""
+    images = x.unsqueeze(3).expand(-1, -1, -1, len(directions), -1)  # (B, H, W, K, D)
+    # (L, B, K, E) -> (B, K, E, L)
+    u, dt, B, C = (tokens_by_direction(t, directions).permute(1, 2, 3, 0) for t in (images, delta, B, C))
+    y = selective_scan_cuda(
+        u.flatten(1, 2), dt.flatten(1, 2), A.flatten(0, 1), B, C, D.flatten(), None, delta_bias.flatten(), True
+    )
+    y = y.unflatten(1, (len(directions), -1)).permute(3, 0, 1, 2)  # (B, K D, L) -> (L, B, K, D)
+    return sum_of_images(y, directions, *x.shape[1:3])

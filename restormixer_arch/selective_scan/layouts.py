@@ -1,0 +1,100 @@
+"""The torch path's two public forms: mamba-ssm's layout and images, brought to the tokens-first layout and back.
+
+Letters: B batch, D channels, L tokens, N states, G groups that share B and C, E = D / G, H x W image, K directions.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from restormixer_arch.selective_scan.torch_scan import scan_tokens
+
+
+def selective_scan_torch(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As :func:`~restormixer_arch.selective_scan.definition.selective_scan_loop`, and as differentiable, once."""
+    B, C = (w.unsqueeze(1) if w.dim() == 3 else w for w in (B, C))
+    groups = next((w.shape[1] for w in (B, C) if w.dim() == 4), 1)
+
+    def tokens_first(t: Tensor) -> Tensor:
+        """(B, D, L) -> (L, B, G, E)"""
+        return t.unflatten(1, (groups, -1)).permute(3, 0, 1, 2)
+
+    def states_first(t: Tensor) -> Tensor:
+        """(D, N) -> (G, N, E)"""
+        return t.unflatten(0, (groups, -1)).transpose(1, 2)
+
+    y, state = scan_tokens(
+        tokens_first(u),
+        tokens_first(delta),
+        states_first(A),
+        *(states_first(w) if w.dim() == 2 else w.permute(3, 0, 1, 2) for w in (B, C)),
+        *(None if t is None else t.unflatten(0, (groups, -1)) for t in (D, delta_bias)),
+        delta_softplus,
+    )
+    y = y.permute(1, 2, 3, 0).flatten(1, 2)  # (L, B, G, E) -> (B, D, L)
+    if z is not None:
+        y = y * F.silu(z.to(y.dtype))
+    y = y.to(u.dtype)
+    if return_last_state:
+        return y, state.transpose(-1, -2).flatten(1, 2)  # (B, G, N, E) -> (B, D, N)
+    return y
+
+
+def tokens_of(image: Tensor, direction: str) -> Tensor:
+    """(B, H, W, E) -> (L, B, E), in the order in which ``direction`` visits the image."""
+    axes = (2, 1, 0, 3) if direction.startswith("column") else (1, 2, 0, 3)
+    tokens = image.permute(axes).flatten(0, 1)
+    return tokens.flip(0) if direction.endswith("_reverse") else tokens
+
+
+def image_of(tokens: Tensor, direction: str, height: int, width: int) -> Tensor:
+    """(L, B, E) -> (B, H, W, E), the reverse of :func:`tokens_of`."""
+    if direction.endswith("_reverse"):
+        tokens = tokens.flip(0)
+    if direction.startswith("column"):
+        return tokens.unflatten(0, (width, height)).permute(2, 1, 0, 3)
+    return tokens.unflatten(0, (height, width)).permute(2, 0, 1, 3)
+
+
+def tokens_by_direction(images: Tensor, directions: tuple[str, ...]) -> Tensor:
+    """(B, H, W, K, E) -> (L, B, K, E), the k-th image in the order of the k-th direction."""
+    tokens = [tokens_of(images[:, :, :, k], direction) for k, direction in enumerate(directions)]
+    return torch.stack(tokens, dim=2) if len(tokens) > 1 else tokens[0].unsqueeze(2)  # one alone: no copy
+
+
+def sum_of_images(tokens: Tensor, directions: tuple[str, ...], height: int, width: int) -> Tensor:
+    """(L, B, K, E) -> (B, H, W, E): every direction put back in place, then summed."""
+    first, *others = (image_of(tokens[:, :, k], name, height, width) for k, name in enumerate(directions))
+    for image in others:
+        first = first + image
+    return first
+
+
+def selective_scan_2d_torch(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    directions: tuple[str, ...],
+) -> Tensor:
+    """As :func:`~restormixer_arch.selective_scan.definition.selective_scan_2d_loop`; the directions are groups."""
+    images = x.unsqueeze(3).expand(-1, -1, -1, len(directions), -1)  # (B, H, W, K, D)
+    u, dt, B, C = (tokens_by_direction(t, directions) for t in (images, delta, B, C))
+    y, _ = scan_tokens(u, dt, A.transpose(1, 2), B, C, D, delta_bias, True)
+    return sum_of_images(y, directions, *x.shape[1:3]).to(x.dtype)

@@ -1,0 +1,85 @@
+"""What the torch path keeps for its backward, and how it cuts the tokens."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from scan_cases import scan_inputs
+
+from restormixer_arch.selective_scan import segment, selective_scan, selective_scan_2d, torch_scan
+from restormixer_arch.selective_scan.definition import selective_scan_loop
+
+
+def saved_bytes(scan, tensors):
+    """Bytes that the backward keeps, beyond the inputs themselves."""
+    inputs = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = scan(**tensors, delta_softplus=True)
+    assert out.requires_grad
+    return sum(size for address, size in kept.items() if address not in inputs)
+
+
+@pytest.mark.parametrize("states", [4, 64])
+def test_memory_does_not_grow_with_the_states(states, monkeypatch):
+    monkeypatch.setattr(segment, "CPU_SEGMENT", 1)  # the shortest segments, which keep the most
+    tensors = scan_inputs(states=states, length=512, without=("z",), dtype=torch.float32)
+    for tensor in tensors.values():
+        tensor.requires_grad_()
+    small = tensors["A"].nbytes + tensors["u"][..., :states].nbytes * 2
+    limit = tensors["u"].nbytes + small
+    assert saved_bytes(partial(selective_scan, backend="torch"), tensors) <= limit
+    assert saved_bytes(selective_scan_loop, tensors) > states * limit
+
+
+def test_nothing_is_kept_without_gradients(monkeypatch):
+    kept, run = [], torch_scan._run
+    monkeypatch.setattr(torch_scan, "_run", lambda inputs, *, keep: kept.append(keep) or run(inputs, keep=keep))
+    shape = (1, 2, 3)
+    tensors = [torch.randn(*shape, 4), torch.randn(*shape, 1, 4), -torch.rand(1, 4, 2)]
+    tensors += [torch.randn(*shape, 1, 2), torch.randn(*shape, 1, 2), torch.randn(1, 4), torch.randn(1, 4)]
+    selective_scan_2d(*tensors, ("row",), backend="torch")
+    tensors[-1].requires_grad_()
+    assert selective_scan_2d(*tensors, ("row",), backend="torch").requires_grad
+    with torch.no_grad():
+        assert not selective_scan_2d(*tensors, ("row",), backend="torch").requires_grad
+    assert kept == [False, True, False]
+
+
+@given(st.integers(1, 5000), st.integers(1, 64), st.integers(1, 10**6), st.sampled_from(["cpu", "mps"]))
+def test_segments_cover_every_token_once(length, states, per_token, device):
+    cuts = segment._segments(length, states, per_token, torch.device(device))
+    first = 0
+    for start, steps, parts in cuts:
+        assert start == first and steps >= 1 and parts >= 1
+        first += steps * parts
+    assert first == length
+    assert len(cuts) <= 2 + 2 * length / min(states, length)  # what bounds the states that are kept
+
+
+def test_second_derivative_is_refused_by_torch_and_given_by_the_definition():
+    tensors = {name: tensor.requires_grad_() for name, tensor in scan_inputs().items()}
+    first = {}
+    for backend in ("torch", "definition"):
+        out = selective_scan(**tensors, backend=backend)
+        (first[backend],) = torch.autograd.grad(out.square().sum(), tensors["u"], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first["torch"].sum().backward()
+    first["definition"].sum().backward()
+    assert tensors["A"].grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_softplus_is_as_accurate_as_that_of_torch(dtype):
+    x = torch.cat([torch.linspace(-80, 120, 100_001, dtype=dtype), torch.tensor([-torch.inf, torch.inf], dtype=dtype)])
+    rounding = 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(segment._softplus(x).double(), F.softplus(x.double()), rtol=rounding, atol=0)
