@@ -1,0 +1,156 @@
+"""EMVM, the enhanced memory visual Mamba block of RestorMixer (arXiv 2504.10967).
+
+Shape letters: B batch, H x W size of the stage, C channels, D = expand * C inner channels of a scan, K scan
+directions, N states, R rank of dt.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from restormixer_arch.layers import Mlp
+from restormixer_arch.selective_scan import selective_scan_2d
+
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the time steps that delta starts at
+
+
+def _initial_dt_bias(directions: int, channels: int) -> Tensor:
+    """(K, D) biases whose softplus is log-uniform in [DT_MIN, DT_MAX], as in Mamba (arXiv 2312.00752)."""
+    dt = torch.exp(torch.empty(directions, channels).uniform_(math.log(DT_MIN), math.log(DT_MAX)))
+    dt = dt.clamp(min=DT_FLOOR)
+    return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus
+
+
+class DirectionalScan(nn.Module):
+    """Gated selective scan of an image in one or more directions, each with its own parameters.
+
+    Args:
+        channels: C.
+        directions: K names out of ``row``, ``column``, ``row_reverse``, ``column_reverse``.
+        d_state: N.
+        expand: D = int(expand * C).
+
+    Shape:
+        (B, H, W, C) -> (B, H, W, C)
+    """
+
+    def __init__(self, channels: int, *, directions: tuple[str, ...], d_state: int, expand: float) -> None:
+        super().__init__()
+        inner, count, rank = int(expand * channels), len(directions), math.ceil(channels / 16)
+        self.directions = directions
+        self.d_state, self.dt_rank = d_state, rank
+        self.in_proj = nn.Linear(channels, inner, bias=False)
+        self.gate_proj = nn.Linear(channels, inner, bias=False)
+        self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        bound = inner**-0.5  # that of nn.Linear(inner, ...)
+        self.x_proj = nn.Parameter(torch.empty(count, rank + 2 * d_state, inner).uniform_(-bound, bound))
+        self.dt_proj = nn.Parameter(torch.empty(count, inner, rank).uniform_(-(rank**-0.5), rank**-0.5))
+        self.dt_bias = nn.Parameter(_initial_dt_bias(count, inner))
+        states = torch.arange(1, d_state + 1, dtype=torch.float32)
+        self.A_log = nn.Parameter(states.log().expand(count, inner, d_state).clone())
+        self.D_skip = nn.Parameter(torch.ones(count, inner))
+        self.norm = nn.LayerNorm(inner)
+        self.out_proj = nn.Linear(inner, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = F.silu(self.gate_proj(x))
+        tokens = self.in_proj(x).permute(0, 3, 1, 2)  # (B, D, H, W), channels last in memory
+        tokens = F.silu(self.conv(tokens)).permute(0, 2, 3, 1)  # (B, H, W, D)
+        return self.out_proj(self.norm(self.merged_scans(tokens)) * gate)
+
+    def merged_scans(self, tokens: Tensor) -> Tensor:
+        """The sum of the scans over all directions. (B, H, W, D) -> (B, H, W, D)"""
+        return self.scan(tokens, range(len(self.directions)))
+
+    def scan(self, tokens: Tensor, chosen: range) -> Tensor:
+        """The sum of the scans over the ``chosen`` directions. (B, H, W, D) -> (B, H, W, D)"""
+        pick = slice(chosen.start, chosen.stop)
+        x_proj = self.x_proj[pick]
+        projected = F.linear(tokens, x_proj.flatten(0, 1))  # every direction reads the same tokens: one product
+        projected = projected.unflatten(-1, x_proj.shape[:2])  # (B, H, W, K, R + 2N)
+        dt, b, c = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        precise = torch.promote_types(tokens.dtype, torch.float32)  # the state's own: never below float32
+        return selective_scan_2d(
+            tokens,
+            torch.einsum("bhwkr,kdr->bhwkd", dt, self.dt_proj[pick]),
+            -torch.exp(self.A_log[pick].to(precise)),
+            b,
+            c,
+            self.D_skip[pick].to(precise),
+            self.dt_bias[pick].to(precise),
+            self.directions[pick],
+        )
+
+
+class StridedScan(DirectionalScan):
+    """S3: three scans at half the stage's resolution, between a strided and a transposed depthwise convolution.
+
+    Args:
+        channels: C.
+        d_state: N.
+        expand: D = int(expand * C).
+        scan_merge: ``paper`` sums the three scans. ``official`` does as the released code, where a slip replaces
+            the column-backward output by the row-backward one, read as (W, H) and transposed, so that the
+            column-backward direction never trains.
+
+    Shape:
+        (B, H, W, C) -> (B, H, W, C), H and W even
+
+    Raises:
+        ValueError: ``scan_merge`` is neither of the two.
+    """
+
+    DIRECTIONS = ("column", "row_reverse", "column_reverse")
+
+    def __init__(self, channels: int, *, d_state: int, expand: float, scan_merge: str) -> None:
+        if scan_merge not in ("paper", "official"):
+            raise ValueError(f"scan_merge must be 'paper' or 'official', got {scan_merge!r}")
+        super().__init__(channels, directions=self.DIRECTIONS, d_state=d_state, expand=expand)
+        self.scan_merge = scan_merge
+        self.down = nn.Conv2d(channels, channels, 7, stride=2, padding=3, groups=channels)
+        self.up = nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1, output_padding=1, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        reduced = self.down(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B, H / 2, W / 2, C)
+        return self.up(super().forward(reduced).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def merged_scans(self, tokens: Tensor) -> Tensor:
+        if self.scan_merge == "paper":
+            return super().merged_scans(tokens)
+        column, row_reverse = self.scan(tokens, range(0, 1)), self.scan(tokens, range(1, 2))
+        batch, height, width, channels = tokens.shape
+        slip = row_reverse.reshape(batch, width, height, channels).transpose(1, 2)
+        return column + row_reverse + slip
+
+
+class EMVM(nn.Module):
+    """Two sub-layers with learned skip scales: scans at two resolutions (S1 and S3), then an MLP.
+
+    Args:
+        channels: C.
+        d_state: N, states of a scan.
+        expand: inner channels of a scan as a multiple of C.
+        scan_merge: see :class:`StridedScan`.
+
+    Shape:
+        (B, H, W, C) -> (B, H, W, C), H and W even
+    """
+
+    def __init__(self, channels: int, *, d_state: int, expand: float, scan_merge: str) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.scan1 = DirectionalScan(channels, directions=("row",), d_state=d_state, expand=expand)
+        self.scan3 = StridedScan(channels, d_state=d_state, expand=expand, scan_merge=scan_merge)
+        self.skip_scale1 = nn.Parameter(torch.ones(channels))
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = Mlp(channels, channels)
+        self.skip_scale2 = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x * self.skip_scale1 + self.scan1(y) + self.scan3(y)
+        return x * self.skip_scale2 + self.mlp(self.norm2(x))

@@ -1,0 +1,312 @@
+"""RestorMixer, a general-purpose image-restoration network (arXiv 2504.10967).
+
+A three-stage encoder-decoder: RDCNN blocks at full resolution, and M-T units, an EMVM block (Mamba scans) followed
+by an MWSA block (window attention), at 1/2 and 1/4. The raw picture joins at each lower resolution, and a head at
+each of the three predicts a residual (deep supervision).
+
+Shape letters: B batch, C_in channels of the picture, C base channels, H x W size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from restormixer_arch.emvm import EMVM
+from restormixer_arch.fusion import FAM, SCM
+from restormixer_arch.layers import ConvNorm, ConvNormAct, conv, pad_to_multiple
+from restormixer_arch.mwsa import MWSA
+from restormixer_arch.rdcnn import RDCNN
+from restormixer_arch.released_keys import from_released
+
+SIZE_MULTIPLE = 8  # two halvings, and one more inside the EMVM block
+
+
+class MTStage(nn.Module):
+    """M-T units in a row: an EMVM block, then an MWSA block whose window grows with the unit's number.
+
+    Args:
+        channels: channels of the stage.
+        units: how many units.
+        heads: attention heads.
+        window_size: window of the first unit; the i-th has ``window_size * (i + 1)``.
+        mlp_ratio: of the MWSA blocks.
+        d_state: states of a scan.
+        expand: inner channels of a scan as a multiple of ``channels``.
+        scan_merge: ``paper`` or ``official``, see :class:`~restormixer_arch.emvm.StridedScan`.
+
+    Shape:
+        (B, channels, H, W) -> the same; H and W even
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        units: int,
+        *,
+        heads: int,
+        window_size: int,
+        mlp_ratio: float,
+        d_state: int,
+        expand: float,
+        scan_merge: str,
+    ) -> None:
+        super().__init__()
+        self.units = nn.ModuleList()
+        for index in range(units):
+            unit = nn.ModuleDict()
+            unit["emvm"] = EMVM(channels, d_state=d_state, expand=expand, scan_merge=scan_merge)
+            unit["mwsa"] = MWSA(channels, heads=heads, window_size=window_size * (index + 1), mlp_ratio=mlp_ratio)
+            self.units.append(unit)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C): the blocks work channels-last
+        for unit in self.units:
+            x = unit["mwsa"](unit["emvm"](x))
+        return x.permute(0, 3, 1, 2)
+
+
+class Encoder(nn.Module):
+    """Features at the three resolutions.
+
+    Shape:
+        three pictures (B, C_in, H, W), (B, C_in, H/2, W/2), (B, C_in, H/4, W/4)
+        -> features (B, C, H, W), (B, 2C, H/2, W/2), (B, 4C, H/4, W/4)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        base_channels: int,
+        num_blocks: tuple[int, int, int],
+        heads: tuple[int, int],
+        **mt_options: Any,
+    ) -> None:
+        super().__init__()
+        full, half, quarter = base_channels, 2 * base_channels, 4 * base_channels
+        self.stem = nn.Sequential(ConvNormAct(conv(in_channels, full, 3)), ConvNormAct(conv(full, full, 3)))
+        self.rdcnn = nn.Sequential(*(RDCNN(full) for _ in range(num_blocks[0])))
+        self.down_half = ConvNormAct(conv(full, half, 3, stride=2))
+        self.scm_half = SCM(in_channels, half)
+        self.fam_half = FAM(half)
+        self.mt_half = MTStage(half, num_blocks[1] // 2, heads=heads[0], **mt_options)
+        self.down_quarter = ConvNormAct(conv(half, quarter, 3, stride=2))
+        self.scm_quarter = SCM(in_channels, quarter)
+        self.fam_quarter = FAM(quarter)
+        self.mt_quarter = MTStage(quarter, num_blocks[2] // 2, heads=heads[1], **mt_options)
+
+    def forward(self, x: Tensor, x_half: Tensor, x_quarter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        full = self.rdcnn(self.stem(x))
+        half = self.mt_half(self.fam_half(self.down_half(full), self.scm_half(x_half)))
+        quarter = self.fam_quarter(self.down_quarter(half), self.scm_quarter(x_quarter))
+        return full, half, self.mt_quarter(quarter)
+
+
+class Decoder(nn.Module):
+    """Residuals at the three resolutions, from the coarsest on; ``coarse=False`` leaves out the two lower heads.
+
+    Shape:
+        features (B, C, H, W), (B, 2C, H/2, W/2), (B, 4C, H/4, W/4)
+        -> residuals [(B, C_in, H/4, W/4), (B, C_in, H/2, W/2),] (B, C_in * upscale^2, H, W)
+    """
+
+    def __init__(
+        self,
+        out_channels: int,
+        base_channels: int,
+        num_blocks: tuple[int, int, int],
+        heads: tuple[int, int],
+        upscale: int,
+        **mt_options: Any,
+    ) -> None:
+        super().__init__()
+        full, half, quarter = base_channels, 2 * base_channels, 4 * base_channels
+        self.mt_quarter = MTStage(quarter, num_blocks[2] // 2, heads=heads[1], **mt_options)
+        self.head_quarter = conv(quarter, out_channels, 3)
+        self.up_half = ConvNormAct(_doubling(quarter, half))
+        self.merge_half = conv(2 * half, half, 1, bias=True)
+        self.mt_half = MTStage(half, num_blocks[1] // 2, heads=heads[0], **mt_options)
+        self.head_half = conv(half, out_channels, 3)
+        self.up_full = ConvNormAct(_doubling(half, full))
+        self.merge_full = conv(2 * full, full, 1, bias=True)
+        self.rdcnn = nn.Sequential(*(RDCNN(full) for _ in range(num_blocks[0])))
+        # BatchNorm on the very last convolution too, as in the released code.
+        self.head_full = ConvNorm(conv(full, out_channels * upscale**2, 3))
+
+    def forward(self, full: Tensor, half: Tensor, quarter: Tensor, *, coarse: bool) -> list[Tensor]:
+        residuals = []
+        x = self.mt_quarter(quarter)
+        if coarse:
+            residuals.append(self.head_quarter(x))
+        x = self.mt_half(F.gelu(self.merge_half(torch.cat([self.up_half(x), half], dim=1))))
+        if coarse:
+            residuals.append(self.head_half(x))
+        x = self.rdcnn(F.gelu(self.merge_full(torch.cat([self.up_full(x), full], dim=1))))
+        residuals.append(self.head_full(x))
+        return residuals
+
+
+class RestorMixer(nn.Module):
+    """RestorMixer for restoration (``upscale=1``) and super-resolution.
+
+    The defaults are the paper's base network (3.195 M parameters); ``num_blocks=(8, 8, 8)`` is the large one
+    (5.68 M). Pictures of any size are padded inside to a multiple of 8 and cropped back.
+
+    Args:
+        in_channels: channels of the picture: 3 for RGB, 1 for gray.
+        out_channels: the same number, since the network predicts a residual.
+        base_channels: C, channels at full resolution; 2C and 4C below.
+        num_blocks: RDCNN blocks at full resolution, and blocks at 1/2 and at 1/4, half of them EMVM and half of them
+            MWSA, so even. Each is the count of the encoder and again of the decoder.
+        window_size: window of a stage's first MWSA block; the i-th has i times that.
+        encoder_heads: attention heads at 1/2 and 1/4 in the encoder.
+        decoder_heads: the same in the decoder, where the released code has 4 at both.
+        mlp_ratio: hidden channels of the MWSA blocks' MLP as a multiple of the stage's channels.
+        d_state: states of a scan.
+        expand: inner channels of a scan as a multiple of the stage's channels.
+        deep_supervision: return all three outputs while training.
+        upscale: 1, 2, 3 or 4. Above 1 the residual is added to the bicubic enlargement of the input.
+        scan_merge: ``paper``, or ``official`` for checkpoints trained with the released code's slip, see
+            :class:`~restormixer_arch.emvm.StridedScan`.
+
+    Shape:
+        (B, C_in, H, W) in [0, 1] -> (B, C_in, upscale * H, upscale * W), not clamped; in training with deep
+        supervision the list of :meth:`forward_multiscale`.
+
+    Raises:
+        ValueError: an argument that the network cannot be built with, or an input of another shape.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        *,
+        base_channels: int = 32,
+        num_blocks: tuple[int, int, int] = (4, 4, 4),
+        window_size: int = 8,
+        encoder_heads: tuple[int, int] = (4, 8),
+        decoder_heads: tuple[int, int] = (4, 4),
+        mlp_ratio: float = 2.66,
+        d_state: int = 16,
+        expand: float = 2.0,
+        deep_supervision: bool = True,
+        upscale: int = 1,
+        scan_merge: str = "paper",
+    ) -> None:
+        super().__init__()
+        _check_arguments(in_channels, out_channels, base_channels, num_blocks, encoder_heads, decoder_heads, upscale)
+        self.in_channels = in_channels
+        self.deep_supervision = deep_supervision
+        self.upscale = upscale
+        mt_options = {
+            "window_size": window_size,
+            "mlp_ratio": mlp_ratio,
+            "d_state": d_state,
+            "expand": expand,
+            "scan_merge": scan_merge,
+        }
+        self.encoder = Encoder(in_channels, base_channels, num_blocks, encoder_heads, **mt_options)
+        self.decoder = Decoder(out_channels, base_channels, num_blocks, decoder_heads, upscale, **mt_options)
+        self.apply(_init_linear)
+        # The last BatchNorm would start with a residual of variance 1, a hundred times what is needed, and training
+        # would spend its first thousands of steps on shrinking it. From 0 the network starts as the identity.
+        nn.init.zeros_(self.decoder.head_full.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        if self.training and self.deep_supervision:
+            return self.forward_multiscale(x)
+        return self._run(x, coarse=False)[0]
+
+    def forward_multiscale(self, x: Tensor) -> list[Tensor]:
+        """Restore at all three resolutions, in training and in eval mode.
+
+        Shape:
+            (B, C_in, H, W) in [0, 1]
+            -> [(B, C_in, H/4, W/4), (B, C_in, H/2, W/2), (B, C_in, upscale * H, upscale * W)], rounded up
+        """
+        return self._run(x, coarse=True)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay would harm: scans' A, D and dt bias, norms, biases, skip scales."""
+        scan_parameters = ("A_log", "D_skip", "dt_bias")
+        return {
+            name
+            for name, parameter in self.named_parameters()
+            if parameter.ndim <= 1 or name.rpartition(".")[2] in scan_parameters
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of ``nn.Module``; also takes the key names of the authors' released code."""
+        keys = super().load_state_dict(from_released(state_dict), strict=strict, assign=assign)
+        if self.decoder.head_full.fused_weight is not None:
+            self.fuse()  # anew, from the weights just loaded
+        return keys
+
+    def fuse(self) -> RestorMixer:
+        """Go to eval mode and fold every BatchNorm into its convolution, equal to rounding; ``train()`` undoes it."""
+        self.eval()
+        for module in self.modules():
+            if isinstance(module, ConvNorm):
+                module.fuse()
+        return self
+
+    def _run(self, x: Tensor, *, coarse: bool) -> list[Tensor]:
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"expected an input of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
+        height, width = x.shape[-2:]
+        x = pad_to_multiple(x, SIZE_MULTIPLE).contiguous(memory_format=torch.channels_last)
+        x_half = x[..., ::2, ::2]  # nearest neighbour
+        x_quarter = x_half[..., ::2, ::2]
+        features = self.encoder(x, x_half, x_quarter)
+        *lower, residual = self.decoder(*features, coarse=coarse)
+        outputs = [base + lower_residual for base, lower_residual in zip((x_quarter, x_half), lower, strict=False)]
+        outputs.append(self._enlarged(x) + F.pixel_shuffle(residual, self.upscale))
+        sizes = [(-(-height // step), -(-width // step)) for step in (4, 2)[: len(lower)]]
+        sizes.append((height * self.upscale, width * self.upscale))
+        return [output[..., :h, :w].contiguous() for output, (h, w) in zip(outputs, sizes, strict=True)]
+
+    def _enlarged(self, x: Tensor) -> Tensor:
+        if self.upscale == 1:
+            return x
+        return F.interpolate(x, scale_factor=float(self.upscale), mode="bicubic", align_corners=False)
+
+
+def _doubling(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False)
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _check_arguments(
+    in_channels: int,
+    out_channels: int,
+    base_channels: int,
+    num_blocks: Iterable[int],
+    encoder_heads: Iterable[int],
+    decoder_heads: Iterable[int],
+    upscale: int,
+) -> None:
+    if in_channels < 1 or out_channels != in_channels:
+        raise ValueError(
+            f"out_channels must equal in_channels, since a residual is predicted, got {in_channels} and {out_channels}"
+        )
+    if base_channels < 2 or base_channels % 2:
+        raise ValueError(f"base_channels must be even and at least 2, got {base_channels}")
+    blocks = tuple(num_blocks)
+    if len(blocks) != 3 or min(blocks) < 0 or blocks[1] % 2 or blocks[2] % 2:
+        raise ValueError(f"num_blocks must be three counts, the second and third even, got {blocks}")
+    for name, heads in (("encoder_heads", tuple(encoder_heads)), ("decoder_heads", tuple(decoder_heads))):
+        if len(heads) != 2 or min(heads) < 1:
+            raise ValueError(f"{name} must be two counts, at 1/2 and at 1/4, got {heads}")
+    if upscale not in (1, 2, 3, 4):
+        raise ValueError(f"upscale must be 1, 2, 3 or 4, got {upscale}")
