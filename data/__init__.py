@@ -1,0 +1,1 @@
+"""Degradations, data sets and the sample photographs."""

@@ -1,0 +1,184 @@
+"""Images in LMDBs of BasicSR's format.
+
+Such an LMDB is a folder ``x.lmdb`` with ``data.mdb``, which holds an encoded image for each key, and
+``meta_info.txt`` with a line ``name.png (height,width,channels) compression`` for each; the key is the name without
+its extension.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import shutil
+import sys
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lmdb
+import numpy as np
+
+from restormixer_arch.data.image_io import checked_folder, decode_image, without_suffix
+from restormixer_arch.errors import UserError
+
+META_LINE = re.compile(r"(?P<name>.+?)(?:\s+\(\d+,\s*\d+,\s*\d+\))?(?:\s+\d+)?")
+UNWRITTEN = 256  # pages that a sound file may lack at its end, since LMDB need not write those it has freed again
+
+
+class LmdbImages:
+    """The images of an LMDB in BasicSR's format; ``names`` are its keys.
+
+    The environment is shared by all readers of the same file, since LMDB refuses to open one twice in a process. It
+    is closed with its last reader and left behind when a reader is pickled. It is read-only and without locks, so that
+    a forked process may go on reading from it.
+
+    Args:
+        root: the folder, which must end in ``.lmdb``.
+        option: the option that names it, for messages.
+
+    Raises:
+        UserError: it is missing, incomplete, cut short or no LMDB.
+    """
+
+    def __init__(self, root: str | Path, option: str) -> None:
+        if Path(root).suffix != ".lmdb":
+            raise UserError(f"{option}: {str(root)!r} must end in '.lmdb' because io_backend.type is 'lmdb'")
+        self.root, self.option = checked_folder(root, option), option
+        for file in ("data.mdb", "meta_info.txt"):
+            if not (self.root / file).is_file():
+                raise UserError(f"{option}: {str(root)!r} is no LMDB of BasicSR: it has no {file}")
+        self.names = read_meta_info(self.root / "meta_info.txt")
+        self._environment: _Environment | None = _shared_environment(self.root)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_environment": None}
+
+    def locate(self, name: str) -> str:
+        """Return the key, which BasicSR's results are named after."""
+        return name
+
+    def describe(self, name: str) -> str:
+        return f"{self.root}: image {name!r}"
+
+    def read(self, name: str) -> np.ndarray:
+        """Return the image. Raises UserError: the key is absent, or its bytes cannot be decoded."""
+        if self._environment is None:
+            self._environment = _shared_environment(self.root)
+        try:
+            with self._environment.handle.begin() as transaction:
+                content = transaction.get(name.encode())
+        except lmdb.Error as error:
+            raise UserError(f"{self.describe(name)}: cannot be read ({error})") from error
+        if content is None:
+            raise UserError(f"{self.describe(name)} is not in the LMDB, though its meta_info.txt lists it")
+        return decode_image(content, self.describe(name))
+
+
+def read_meta_info(path: Path) -> list[str]:
+    """Return the keys that a ``meta_info.txt`` lists, sorted.
+
+    Raises:
+        UserError: it lists none, or one twice, or is not text.
+    """
+    names = [without_suffix(name) for name in read_names(path)]
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{path}: lists {name!r} {times} times")
+    return sorted(names)
+
+
+def read_names(path: Path) -> list[str]:
+    """Return the names in front of shape and compression, a line each. Raises UserError: none, or not text."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error})") from error
+    names = [META_LINE.fullmatch(line.strip())["name"] for line in lines if line.strip()]
+    if not names:
+        raise UserError(f"{path}: lists no image")
+    return names
+
+
+def write_lmdb(root: Path, images: Sequence[tuple[str, np.ndarray]], compression: int = 9) -> None:
+    """Write an LMDB in BasicSR's format, without unused pages; the same images give the same bytes.
+
+    Args:
+        root: the folder to make, ending in ``.lmdb``.
+        images: keys and BGR uint8 images (H, W, 3), or (H, W) for gray.
+        compression: of the PNGs, 0 to 9.
+
+    Raises:
+        UserError: ``root`` is there already.
+    """
+    if root.exists():
+        raise UserError(f"{root}: is there already; remove it first or choose another folder")
+    partial = root.with_name(f"{root.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.joinpath("growing").mkdir(parents=True)
+    lines, encoded = [], []
+    for key, image in sorted(images, key=lambda item: item[0]):
+        height, width, channels = np.atleast_3d(image).shape
+        lines.append(f"{key}.png ({height},{width},{channels}) {compression}\n")
+        _, content = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, compression])
+        encoded.append((key.encode(), content.tobytes()))
+    size = 2 * sum(len(content) for _, content in encoded) + 2**20
+    with lmdb.open(str(partial / "growing"), map_size=size) as environment:
+        with environment.begin(write=True) as transaction:
+            for key, content in encoded:
+                transaction.put(key, content)
+        environment.copy(str(partial), compact=True)
+    shutil.rmtree(partial / "growing")
+    (partial / "meta_info.txt").write_text("".join(lines), encoding="utf-8")
+    partial.rename(root)
+
+
+class _Environment:
+    """An open LMDB that a weak reference can point to."""
+
+    def __init__(self, handle: lmdb.Environment) -> None:
+        self.handle = handle
+
+
+_environments: weakref.WeakValueDictionary[tuple[int, int], _Environment] = weakref.WeakValueDictionary()
+_opening = threading.Lock()
+
+
+def _shared_environment(root: Path) -> _Environment:
+    status = (root / "data.mdb").stat()
+    key = (status.st_dev, status.st_ino)
+    with _opening:
+        environment = _environments.get(key)
+        if environment is None:
+            environment = _environments[key] = _Environment(_open(root))
+        return environment
+
+
+def _open(root: Path) -> lmdb.Environment:
+    try:
+        handle = lmdb.open(str(root), readonly=True, lock=False, readahead=False)
+    except lmdb.Error as error:
+        handle = _opened_by_basicsr(root)
+        if handle is None:
+            raise UserError(f"{root}: cannot be opened as an LMDB ({error})") from error
+    page, pages, size = handle.stat()["psize"], handle.info()["last_pgno"] + 1, (root / "data.mdb").stat().st_size
+    if size < (pages - UNWRITTEN) * page:  # reading beyond the end of the file would kill the process
+        raise UserError(f"{root}: data.mdb is cut short: it has {size} bytes of {pages * page}")
+    return handle
+
+
+def _opened_by_basicsr(root: Path) -> lmdb.Environment | None:
+    """Return the environment that one of BasicSR's own readers has open in this process: LMDB allows no second."""
+    module = sys.modules.get("basicsr.utils.file_client")
+    if module is None:
+        return None
+    # Not isinstance(), which is slow here and wakes objects that import themselves when they are looked at.
+    for reader in [thing for thing in gc.get_objects() if module.LmdbBackend in type(thing).__mro__]:
+        for handle in vars(reader).get("_client", {}).values():
+            if os.path.exists(handle.path()) and os.path.samefile(handle.path(), root):
+                return handle
+    return None

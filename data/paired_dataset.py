@@ -1,0 +1,240 @@
+"""Pairs of a degraded and a clean image, from folders or LMDBs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.data.image_io import FolderImages, without_suffix
+from restormixer_arch.data.lmdb_io import LmdbImages, read_names
+from restormixer_arch.errors import UserError, did_you_mean
+
+compat.apply()  # basicsr can be imported from here on
+
+from basicsr.data.transforms import augment, paired_random_crop  # noqa: E402
+from basicsr.utils import bgr2ycbcr, img2tensor  # noqa: E402
+from basicsr.utils.registry import DATASET_REGISTRY  # noqa: E402
+from torchvision.transforms.functional import normalize  # noqa: E402
+
+BACKENDS = ("disk", "lmdb")
+HINTED = 1000  # names that are searched for a close match
+
+
+@DATASET_REGISTRY.register()
+class PairedRestorationDataset(Dataset):
+    """Pairs for training and validation; takes the options of BasicSR's PairedImageDataset and gives the same.
+
+    What differs from it:
+
+    - Pairs are sorted by name, so that their order is the same on every file system; ``recursive: true`` reads
+      sub-folders too. Files that are no images are ignored. A partner may have another image extension.
+    - Names are compared when the data set is built, and sizes when a pair is read; a message names the image.
+    - Training images smaller than ``gt_size`` are mirrored at their right and lower edges until they are that large.
+    - Every epoch has its own crops and flips also in worker processes, which BasicSR seeds alike at each epoch; they
+      follow torch's seed.
+    - It can be sent to worker processes after use, and two of them can read the same LMDB.
+    - ``meta_info_file`` also works with LMDBs. ``opt`` is read and never changed.
+
+    Args:
+        opt: options:
+            dataroot_gt, dataroot_lq: folders or LMDBs of the clean and of the degraded images.
+            io_backend: ``{type: disk}`` or ``{type: lmdb}``.
+            phase: ``train``, ``val`` or ``test``; set by BasicSR.
+            scale: size of the clean image in degraded ones; set by BasicSR.
+            gt_size: side of the square training crops, in pixels of the clean image, a multiple of ``scale``.
+            use_hflip, use_rot: mirror, or turn by quarters, at random in training.
+            filename_tmpl: name of the degraded image, ``{}`` standing for the clean one's without extension.
+            meta_info_file: file that lists the clean images to use, one a line.
+            recursive: read sub-folders too.
+            color: ``y`` for the luma of BT.601 (studio range) instead of RGB.
+            mean, std: per channel, subtracted and divided by.
+
+    Item:
+        ``lq`` (C, h, w) and ``gt`` (C, scale * h, scale * w): float32 tensors, RGB, in [0, 1] before mean and std;
+        ``lq_path`` and ``gt_path``: file paths, or keys of the LMDBs.
+
+    Raises:
+        UserError: an option is missing or wrong, pairs do not match, an image cannot be read or has a wrong size.
+    """
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.opt = dict(opt)
+        _check_options(self.opt)
+        self.scale, self.training = self.opt["scale"], self.opt["phase"] == "train"
+        self._gt, self._lq = (_images(self.opt, key) for key in ("dataroot_gt", "dataroot_lq"))
+        template, listing = self.opt.get("filename_tmpl") or "{}", self.opt.get("meta_info_file")
+        names = _listed(self._gt, Path(listing).expanduser()) if listing else self._gt.names
+        self.pairs = pair_names(self._gt, self._lq, names, template, may_be_part=bool(listing))
+        self._worker_seed: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        gt_name, lq_name = self.pairs[index]
+        gt, lq = self._gt.read(gt_name), self._lq.read(lq_name)
+        gt = self._matching(gt, lq, gt_name, lq_name)
+        if self.training:
+            gt, lq = self._varied(gt, lq)
+        if self.opt.get("color") == "y":
+            gt, lq = (bgr2ycbcr(image, y_only=True)[..., None] for image in (gt, lq))
+        gt, lq = img2tensor([gt, lq], bgr2rgb=True, float32=True)
+        if self.opt.get("mean") is not None:
+            gt, lq = (normalize(image, self.opt["mean"], self.opt["std"]) for image in (gt, lq))
+        return {"lq": lq, "gt": gt, "lq_path": self._lq.locate(lq_name), "gt_path": self._gt.locate(gt_name)}
+
+    def _matching(self, gt: np.ndarray, lq: np.ndarray, gt_name: str, lq_name: str) -> np.ndarray:
+        """Return the clean image in the size that belongs to the degraded one.
+
+        Test sets for super-resolution have clean images that are up to ``scale - 1`` pixels larger: as BasicSR does,
+        these pixels are cut off in validation.
+        """
+        height, width = self.scale * lq.shape[0], self.scale * lq.shape[1]
+        over = gt.shape[0] - height, gt.shape[1] - width
+        if max(over) > (0 if self.training else self.scale - 1) or min(over) < 0:
+            raise UserError(
+                f"{self._gt.describe(gt_name)} is {gt.shape[0]}x{gt.shape[1]} (height x width), expected "
+                f"{height}x{width}: {self.scale} times {lq.shape[0]}x{lq.shape[1]} of {self._lq.describe(lq_name)}"
+            )
+        return gt[:height, :width]
+
+    def _varied(self, gt: np.ndarray, lq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pair cropped, mirrored and turned at random, both alike."""
+        worker = get_worker_info()
+        if worker is not None and worker.seed != self._worker_seed:
+            random.seed(worker.seed)
+            self._worker_seed = worker.seed
+        size = self.opt["gt_size"]
+        gt, lq = enlarge(gt, size), enlarge(lq, size // self.scale)
+        gt, lq = paired_random_crop(gt, lq, size, self.scale)
+        return tuple(augment([gt, lq], self.opt["use_hflip"], self.opt["use_rot"]))
+
+
+def enlarge(image: np.ndarray, size: int) -> np.ndarray:
+    """Mirror an image (H, W, C) at its right and lower edges until both sides are at least ``size``.
+
+    The edge pixels are repeated (abc|cba), since only then do a clean image and its degraded one at another scale
+    stay in register.
+    """
+    down, right = max(size - image.shape[0], 0), max(size - image.shape[1], 0)
+    if not (down or right):
+        return image
+    return cv2.copyMakeBorder(image, 0, down, 0, right, cv2.BORDER_REFLECT)
+
+
+def pair_names(
+    gt: FolderImages | LmdbImages,
+    lq: FolderImages | LmdbImages,
+    names: Sequence[str],
+    template: str = "{}",
+    may_be_part: bool = False,
+) -> list[tuple[str, str]]:
+    """Return (clean, degraded) names: the same extension if there is such a file, else any image extension.
+
+    Args:
+        gt, lq: the sources; their options and roots stand in messages.
+        names: of the clean images to pair.
+        template: of the degraded name.
+        may_be_part: degraded images may be left over.
+
+    Raises:
+        UserError: an image of one source has no partner in the other.
+    """
+    left = dict.fromkeys(lq.names)
+    by_stem: dict[str, list[str]] = {}
+    for name in lq.names:
+        by_stem.setdefault(without_suffix(name), []).append(name)
+    pairs, alone = [], []
+    for name in names:
+        wanted = _partner(name, template)
+        same_stem = by_stem.get(without_suffix(wanted), ())
+        if wanted in left:
+            partner = wanted
+        elif len(same_stem) == 1 and same_stem[0] in left:
+            partner = same_stem[0]
+        else:
+            alone.append(wanted)
+            continue
+        del left[partner]
+        pairs.append((name, partner))
+    if alone:
+        raise UserError(
+            f"{lq.option} {str(lq.root)!r} lacks the partners of {len(alone)} of {len(names)} images in {gt.option} "
+            f"{str(gt.root)!r}, the first is {alone[0]!r}.{_hint(alone[0], left)}"
+        )
+    if left and not may_be_part:
+        raise UserError(
+            f"{gt.option} {str(gt.root)!r} lacks the partners of {len(left)} of {len(lq.names)} images in "
+            f"{lq.option} {str(lq.root)!r}, the first is that of {next(iter(left))!r}"
+        )
+    return pairs
+
+
+def _partner(name: str, template: str) -> str:
+    folder, slash, file = name.rpartition("/")
+    stem = without_suffix(file)
+    return folder + slash + template.replace("{}", stem) + file[len(stem) :]
+
+
+def _hint(name: str, choices: Mapping[str, None] | Sequence[str]) -> str:
+    return did_you_mean(name, list(choices)[:HINTED])
+
+
+def _listed(gt: FolderImages | LmdbImages, listing: Path) -> list[str]:
+    """Return those clean images that the file lists, sorted."""
+    if not listing.is_file():
+        raise UserError(f"meta_info_file: {str(listing)!r} is no file")
+    names = set(read_names(listing))
+    if isinstance(gt, LmdbImages):
+        names = {without_suffix(name) for name in names}
+    unknown = sorted(names - set(gt.names))
+    if unknown:
+        raise UserError(
+            f"meta_info_file {str(listing)!r} lists {len(unknown)} images that {gt.option} {str(gt.root)!r} lacks, "
+            f"the first is {unknown[0]!r}.{_hint(unknown[0], gt.names)}"
+        )
+    return sorted(names)
+
+
+def _images(opt: Mapping[str, Any], key: str) -> FolderImages | LmdbImages:
+    root = opt[key]
+    if opt["io_backend"]["type"] == "lmdb":
+        return LmdbImages(root, key)
+    if Path(root).suffix == ".lmdb":
+        raise UserError(f"{key}: {str(root)!r} is an LMDB, which needs io_backend.type 'lmdb', got 'disk'")
+    return FolderImages(root, key, bool(opt.get("recursive")))
+
+
+def _check_options(opt: Mapping[str, Any]) -> None:
+    needed = ["dataroot_gt", "dataroot_lq", "io_backend", "phase", "scale"]
+    if opt.get("phase") == "train":
+        needed += ["gt_size", "use_hflip", "use_rot"]
+    for key in needed:
+        if opt.get(key) is None:
+            raise UserError(f"{key} is missing in the options of PairedRestorationDataset {opt.get('name', '')!r}")
+    backend = opt["io_backend"].get("type") if isinstance(opt["io_backend"], Mapping) else opt["io_backend"]
+    if backend not in BACKENDS:
+        raise UserError(f"io_backend.type is {backend!r}, expected {' or '.join(BACKENDS)}.{_hint(backend, BACKENDS)}")
+    if opt["phase"] not in ("train", "val", "test"):
+        raise UserError(f"phase is {opt['phase']!r}, expected train, val or test")
+    if opt["phase"] == "train" and (opt["gt_size"] < 1 or opt["gt_size"] % opt["scale"]):
+        raise UserError(f"gt_size is {opt['gt_size']}, expected a multiple of scale {opt['scale']}")
+    if (opt.get("filename_tmpl") or "{}").count("{}") != 1:
+        raise UserError(f"filename_tmpl is {opt['filename_tmpl']!r}, expected one {{}} for the clean image's name")
+    if opt.get("color") not in (None, "y"):
+        raise UserError(f"color is {opt['color']!r}, expected y or nothing")
+    channels = 1 if opt.get("color") == "y" else 3
+    if (opt.get("mean") is None) != (opt.get("std") is None):
+        raise UserError(f"mean is {opt.get('mean')} and std is {opt.get('std')}, expected both or neither")
+    for key in ("mean", "std"):
+        if opt.get(key) is not None and (len(opt[key]) != channels or (key == "std" and not all(opt[key]))):
+            raise UserError(f"{key} is {opt[key]}, expected {channels} values" + (" that are not 0" * (key == "std")))

@@ -1,0 +1,1 @@
+"""The option files, installed beside the code so that ``basicsr train -opt options/...`` works in any folder."""

@@ -1,0 +1,1 @@
+"""Everything that ties RestorMixer and other plug-ins to BasicSR. Importing this package imports nothing heavy."""

@@ -1,0 +1,114 @@
+"""Checks of an option file that no single key shows: sums, lengths, pairs of keys, and paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from restormixer_arch.basicsr_adapter import locations
+from restormixer_arch.basicsr_adapter.option_datasets import NEEDS_SCALE, NO_REFERENCE_METRICS, WITHOUT_TRUTH
+from restormixer_arch.basicsr_adapter.option_faults import Fault
+from restormixer_arch.errors import did_you_mean
+
+
+def path_keys(options: dict[str, Any]) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+    """Yield every key whose value is a file or folder to read, as (section that holds it, path of the key)."""
+    datasets = _section(options, "datasets")
+    for phase, dataset in datasets.items():
+        if isinstance(dataset, dict):
+            for key, value in dataset.items():
+                if isinstance(value, str) and (str(key).startswith("dataroot") or key == "meta_info_file"):
+                    yield dataset, ("datasets", str(phase), key)
+    paths = _section(options, "path")
+    for key, value in paths.items():
+        if isinstance(value, str) and (str(key).startswith("pretrain_network") or key == "resume_state"):
+            yield paths, ("path", key)
+
+
+def missing_paths(options: dict[str, Any]) -> Iterator[Fault]:
+    for section, path in path_keys(options):
+        value = section[path[-1]]
+        if not Path(value).expanduser().exists():
+            yield Fault(path, f"{value!r} {locations.missing(value)}")
+
+
+def phases(options: dict[str, Any], is_train: bool) -> Iterator[Fault]:
+    """BasicSR takes ``train`` and ``val*`` for training, ``val*`` and ``test*`` for testing."""
+    datasets = _section(options, "datasets")
+    kinds = ("val", "test") if not is_train else ("train", "val")
+    for phase in datasets:
+        kind = str(phase).split("_")[0]
+        if kind not in kinds or (kind == "train" and phase != "train"):
+            allowed = "'train', 'val' or 'val_<n>'" if is_train else "'test', 'test_<n>' or 'val'"
+            command = "train" if is_train else "test"
+            hint = did_you_mean(str(phase), kinds)
+            yield Fault(("datasets", str(phase)), f"unknown phase for 'basicsr {command}', expected {allowed}.{hint}")
+    if is_train and "train" not in datasets:
+        yield Fault(("datasets", "train"), "required section is missing (the images to train on)")
+    if not is_train and not datasets:
+        yield Fault(("datasets",), "no data set to test on")
+
+
+def schedule(options: dict[str, Any]) -> Iterator[Fault]:
+    """BasicSR fails in the middle of training where the schedule ends before it does."""
+    train = _section(options, "train")
+    scheduler, total = _section(train, "scheduler"), train.get("total_iter")
+    periods, at = scheduler.get("periods"), ("train", "scheduler")
+    if _numbers(periods) and isinstance(total, int) and sum(periods) < total:
+        text = f"the sum of {periods!r} is {sum(periods)}, less than total_iter {total}"
+        yield Fault((*at, "periods"), text)
+    lasting = periods if "periods" in scheduler else scheduler.get("restarts", [0])
+    weights = scheduler.get("restart_weights", [1])
+    if _numbers(lasting) and _numbers(weights) and len(lasting) != len(weights):
+        key = "periods" if "periods" in scheduler else "restarts"
+        text = f"got {len(weights)} values, expected one for each of the {len(lasting)} {key}"
+        yield Fault((*at, "restart_weights"), text)
+
+
+def databases(options: dict[str, Any]) -> Iterator[Fault]:
+    """``io_backend.type: lmdb`` and paths ending in ``.lmdb`` go together, and an LMDB folder has its two files."""
+    for phase, dataset in _section(options, "datasets").items():
+        if not isinstance(dataset, dict):
+            continue
+        backend = _section(dataset, "io_backend").get("type")
+        for key in ("dataroot_lq", "dataroot_gt"):
+            root, at = dataset.get(key), ("datasets", str(phase), key)
+            if not isinstance(root, str) or backend not in ("disk", "lmdb"):
+                continue
+            if backend == "lmdb" and not root.endswith(".lmdb"):
+                yield Fault(at, f"{root!r} must end in '.lmdb' because io_backend.type is 'lmdb'")
+            elif backend == "disk" and root.endswith(".lmdb"):
+                yield Fault(at, f"{root!r} is an LMDB, which needs io_backend.type 'lmdb', got 'disk'")
+            elif backend == "lmdb" and Path(root).expanduser().is_dir():
+                for file in ("data.mdb", "meta_info.txt"):
+                    if not Path(root).expanduser().joinpath(file).is_file():
+                        yield Fault(at, f"{root!r} is no LMDB of BasicSR: it has no {file}")
+
+
+def scale(options: dict[str, Any]) -> Iterator[Fault]:
+    """BasicSR hands the file's ``scale`` on to the data sets, and those of pairs do not do without."""
+    types = [dataset.get("type") for dataset in _section(options, "datasets").values() if isinstance(dataset, dict)]
+    if "scale" not in options and any(kind in NEEDS_SCALE for kind in types):
+        yield Fault(("scale",), "required key is missing (1 where images keep their size)")
+
+
+def metrics_without_truth(options: dict[str, Any]) -> Iterator[Fault]:
+    """BasicSR measures every validated set with the same metrics, and most need a ground truth."""
+    metrics = _section(_section(options, "val"), "metrics")
+    types = [metric.get("type") for metric in metrics.values() if isinstance(metric, dict)]
+    full_reference = [str(kind) for kind in types if kind not in NO_REFERENCE_METRICS]
+    for phase, dataset in _section(options, "datasets").items():
+        if full_reference and isinstance(dataset, dict) and dataset.get("type") in WITHOUT_TRUTH:
+            if str(phase).split("_")[0] != "train":
+                text = f"{dataset['type']!r} has no ground truth for val.metrics ({', '.join(full_reference)})"
+                yield Fault(("datasets", str(phase), "type"), text)
+
+
+def _section(options: dict[str, Any], key: str) -> dict[str, Any]:
+    value = options.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(number, int | float) for number in value)

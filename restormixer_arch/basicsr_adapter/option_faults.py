@@ -1,0 +1,121 @@
+"""Turn what pydantic reports about a section into lines that name key, value and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from restormixer_arch.basicsr_adapter.locations import closest
+from restormixer_arch.errors import UserError, did_you_mean
+
+# pydantic's error type -> what to say was expected, with pydantic's own context filled in
+EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a section of 'key: value' lines",
+    "model_type": "a section of 'key: value' lines",
+    "literal_error": "{expected}",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than": "less than {lt}",
+    "too_short": "{min_length} or more values",
+    "too_long": "no more than {max_length} values",
+    "string_pattern_mismatch": "a name without / and \\",  # the one pattern of the schema
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One mistake: the path of the key, and what is wrong with it."""
+
+    path: tuple[str, ...]
+    text: str
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.path)}: {self.text}" if self.path else self.text
+
+
+class OptionErrors(UserError):
+    """All mistakes of an option file at once; ``lines`` has one for each."""
+
+    def __init__(self, shown: str, faults: Iterable[Fault]) -> None:
+        self.lines = [f"{shown}: {fault}" for fault in faults]
+        super().__init__("\n".join(self.lines))
+
+
+def section_faults(section: type[BaseModel], options: Any, at: tuple[str, ...] = ()) -> list[Fault]:
+    """Validate one section and return its faults, at most one per key.
+
+    Args:
+        section: the pydantic model.
+        options: the section as read.
+        at: the path of the section in the file.
+    """
+    try:
+        section.model_validate(options)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+    else:
+        return []
+    expected: dict[tuple[str, ...], tuple[Any, list[str]]] = {}
+    unknown: list[tuple[str, ...]] = []
+    missing: list[tuple[str, ...]] = []
+    for item in errors:
+        path = _key_path(item, options)
+        if item["type"] == "extra_forbidden":
+            unknown.append(path)
+        elif item["type"] == "missing":
+            missing.append(path)
+        else:
+            text = EXPECTED.get(item["type"], item["msg"]).format(**item.get("ctx", {}))
+            expected.setdefault(path, (item["input"], []))[1].append(text)
+    faults, corrected = [], set()
+    for path in unknown:
+        keys = _model_at(section, path[:-1]).model_fields
+        unused = [key for key in keys if (*path[:-1], key) in missing] or keys
+        close = closest(path[-1], unused) or closest(path[-1], keys)
+        corrected.add((*path[:-1], close))
+        faults.append(Fault(at + path, "unknown key." + (f" Did you mean '{close}'?" if close else "")))
+    for path, (value, texts) in expected.items():
+        faults.append(Fault(at + path, f"got {value!r}, expected {', or '.join(dict.fromkeys(texts))}"))
+    for path in missing:
+        if path not in corrected:  # else the misspelt key was reported already
+            hint = _model_at(section, path[:-1]).model_fields[path[-1]].description
+            faults.append(Fault(at + path, "required key is missing" + (f" ({hint})" if hint else "")))
+    return faults
+
+
+def unknown_name(value: Any, kind: str, known: Iterable[str]) -> str:
+    """Say that a name is unknown: the close match if there is one, and the whole list."""
+    names = sorted(known)
+    return f"{value!r} is no known {kind}.{did_you_mean(str(value), names)} Known: {', '.join(names) or 'none'}"
+
+
+def _key_path(item: dict[str, Any], options: Any) -> tuple[str, ...]:
+    """Pydantic's location without the marks it adds for members of a union."""
+    path, node = [], options
+    for part in item["loc"]:
+        if isinstance(node, dict) and part in node or isinstance(node, list) and isinstance(part, int):
+            node = node[part]
+            path.append(str(part))
+        elif item["type"] == "missing" and part == item["loc"][-1]:
+            path.append(str(part))
+    return tuple(path)
+
+
+def _model_at(section: type[BaseModel], path: tuple[str, ...]) -> type[BaseModel]:
+    for key in path:
+        annotation: Any = section.model_fields[key].annotation if key in section.model_fields else section
+        while not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            # Optional[X] and X | None list X first, dict[str, X] lists it last
+            arguments = [a for a in annotation.__args__ if a is not type(None)]
+            annotation = arguments[-1]
+        section = annotation
+    return section

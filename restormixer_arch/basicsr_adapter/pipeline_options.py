@@ -1,0 +1,107 @@
+"""Make the ``opt`` that BasicSR's pipelines work with out of a checked option file.
+
+It replaces ``basicsr.utils.options.parse_options``, which reads ``sys.argv`` itself, sets values by ``exec`` and
+``eval``, takes the seed before ``--force_yml``, and knows no machine without a GPU. The result is the same dict,
+except for values that would fail on this machine, each of which is changed with a warning.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from argparse import Namespace
+from copy import deepcopy
+from typing import Any
+
+import torch
+from basicsr.utils import set_random_seed
+from basicsr.utils.dist_util import get_dist_info, init_dist
+
+from restormixer_arch.basicsr_adapter.option_check import Request
+from restormixer_arch.basicsr_adapter.output import note, warn
+
+
+def pipeline_options(request: Request, root_path: str) -> tuple[dict[str, Any], Namespace]:
+    """Return BasicSR's ``opt`` and the one argument its pipelines still ask for, the option file's path.
+
+    Args:
+        request: the checked option file and the command line's switches.
+        root_path: the folder in which ``experiments`` and ``results`` are made.
+    """
+    opt = deepcopy(request.options)
+    opt["dist"] = request.launcher != "none"
+    if opt["dist"]:
+        start_distributed(request.launcher, opt.get("dist_params") or {})
+    opt["rank"], opt["world_size"] = get_dist_info()
+    if opt.get("manual_seed") is None:
+        opt["manual_seed"] = random.randint(1, 10000)
+    set_random_seed(opt["manual_seed"] + opt["rank"])
+    opt["auto_resume"], opt["is_train"] = request.auto_resume, request.is_train
+    if request.debug and not opt["name"].startswith("debug"):
+        opt["name"] = f"debug_{opt['name']}"
+    if opt["num_gpu"] == "auto":
+        opt["num_gpu"] = torch.cuda.device_count()
+    for phase, dataset in opt["datasets"].items():
+        dataset["phase"] = phase.split("_")[0]
+        if "scale" in opt:
+            dataset["scale"] = opt["scale"]
+        for key in ("dataroot_gt", "dataroot_lq"):
+            if dataset.get(key) is not None:
+                dataset[key] = os.path.expanduser(dataset[key])
+    for key, value in opt["path"].items():
+        if value is not None and ("resume_state" in key or "pretrain_network" in key):
+            opt["path"][key] = os.path.expanduser(value)
+    set_folders(opt, root_path)
+    if request.is_train and "debug" in opt["name"]:
+        note("the name holds 'debug': log every iteration, validate and save every 8, no tensorboard")
+        if opt.get("val") is not None:
+            opt["val"]["val_freq"] = 8
+        opt["logger"].update(print_freq=1, save_checkpoint_freq=8)
+    fit_to_machine(opt)
+    return opt, Namespace(opt=str(request.path))
+
+
+def set_folders(opt: dict[str, Any], root_path: str) -> None:
+    """Fill in where the results of this run go; ``path.experiments_root`` or ``results_root`` may name the base."""
+    paths = opt["path"]
+    bases = {"experiments_root": paths.pop("experiments_root", None), "results_root": paths.pop("results_root", None)}
+    key, default = ("experiments_root", "experiments") if opt["is_train"] else ("results_root", "results")
+    base = os.path.expanduser(bases[key]) if bases[key] else default
+    folder = os.path.join(root_path, base, opt["name"])
+    paths.update({key: folder, "log": folder, "visualization": os.path.join(folder, "visualization")})
+    if opt["is_train"]:
+        paths["models"] = os.path.join(folder, "models")
+        paths["training_states"] = os.path.join(folder, "training_states")
+
+
+def fit_to_machine(opt: dict[str, Any]) -> None:
+    """Change what cannot work here: GPUs that are not there, and loader settings that need them or workers."""
+    if not torch.cuda.is_available():
+        if opt["num_gpu"] != 0:
+            warn(f"num_gpu: {opt['num_gpu']} was asked for, but there is no CUDA device; running on the CPU")
+            opt["num_gpu"] = 0
+        for phase, dataset in opt["datasets"].items():
+            if dataset.get("prefetch_mode") == "cuda":
+                warn(f"datasets.{phase}.prefetch_mode: 'cuda' needs a CUDA device; loading without prefetching")
+                dataset["prefetch_mode"] = None
+            dataset["pin_memory"] = False  # memory is pinned for the copy to a GPU; torch warns without one
+    for dataset in opt["datasets"].values():
+        # BasicSR loads validation images in the main process, and torch refuses persistent workers where none are.
+        if dataset["phase"] != "train" or not dataset.get("num_worker_per_gpu"):
+            dataset["persistent_workers"] = False
+    if opt.get("val"):
+        opt["val"].setdefault("suffix", None)  # looked up where test images are saved
+        if not sys.stderr.isatty():
+            opt["val"]["pbar"] = False
+
+
+def start_distributed(launcher: str, dist_params: dict[str, Any]) -> None:
+    """Join the process group: as BasicSR does with CUDA, over gloo without."""
+    if torch.cuda.is_available():
+        init_dist(launcher, **(dist_params if launcher == "slurm" else {}))
+        return
+    if launcher == "slurm":
+        os.environ["RANK"] = os.environ["SLURM_PROCID"]
+        os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
+    torch.distributed.init_process_group(backend="gloo")

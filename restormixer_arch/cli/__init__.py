@@ -1,0 +1,93 @@
+"""The ``basicsr`` command: training and testing with BasicSR's own pipelines, and what a user needs around them.
+
+A subcommand is a module with ``run(arguments) -> exit code``, listed in :data:`COMMANDS` and imported when it is
+called. Exit codes: 0 done, 1 an unexpected error (with its traceback), 2 a mistake that the user can mend (one line
+each), 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import re
+import sys
+from collections.abc import Sequence
+
+from restormixer_arch import __version__
+from restormixer_arch.basicsr_adapter.output import complain, say
+from restormixer_arch.errors import UserError, did_you_mean
+
+# name -> (module, what it does)
+COMMANDS = {
+    "train": ("restormixer_arch.cli.train", "train a network by an option file"),
+    "test": ("restormixer_arch.cli.test", "restore and measure images by an option file"),
+    "doctor": ("restormixer_arch.cli.doctor", "show what is installed, what is missing and how to mend it"),
+}
+
+if multiprocessing.current_process().name != "MainProcess":
+    # A spawned loader process imports the command's script first, and then unpickles BasicSR's data sets.
+    from restormixer_arch.basicsr_adapter import compat
+
+    compat.apply()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: without the program's name; ``sys.argv[1:]`` if None.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(arguments)
+    except UserError as error:
+        for line in user_message(error).splitlines():
+            complain(f"error: {line}")
+        return 2
+    except KeyboardInterrupt:
+        complain("stopped")
+        return 130
+
+
+def user_message(error: UserError) -> str:
+    """Return the message, also of an error that torch brought over from another process.
+
+    torch raises the same class again, with "Caught UserError in DataLoader worker process 0." and the whole
+    traceback for its text; the message is what follows the class's name at the end.
+    """
+    text = str(error)
+    if not re.match(r"Caught \w+ in ", text):
+        return text
+    kind = type(error)
+    parts = re.split(rf"^(?:[\w.]+\.)?{kind.__name__}: ", text, flags=re.MULTILINE)
+    return parts[-1].strip()
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        say(_help())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name in ("-V", "--version"):
+        say(f"basicsr command of restormixer {__version__}")
+        return 0
+    if name not in COMMANDS:
+        hint = did_you_mean(name, COMMANDS)
+        raise UserError(f"unknown command {name!r}.{hint} Commands: {', '.join(COMMANDS)}")
+    return importlib.import_module(COMMANDS[name][0]).run(rest)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {purpose}" for name, (_, purpose) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: basicsr COMMAND [options]",
+            "       basicsr --version",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "'basicsr COMMAND --help' tells more about one.",
+        ]
+    )

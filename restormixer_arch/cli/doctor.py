@@ -1,0 +1,183 @@
+"""``basicsr doctor``: what is installed and found, what is wrong, and the cure."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from restormixer_arch import __version__
+from restormixer_arch.basicsr_adapter.output import say
+from restormixer_arch.cli.parsing import Parser
+
+# distribution, module, what it is for; training needs them
+REQUIRED = (
+    ("torch", "torch", "everything"),
+    ("torchvision", "torchvision", "BasicSR"),
+    ("numpy", "numpy", "images"),
+    ("opencv-python", "cv2", "reading images"),
+    ("lmdb", "lmdb", "image databases"),
+    ("pydantic", "pydantic", "checking option files"),
+    ("PyYAML", "yaml", "option files"),
+    ("tqdm", "tqdm", "progress bars"),
+)
+OPTIONAL = (
+    ("tensorboard", "tensorboard", "logger.use_tb_logger: true"),
+    ("mamba-ssm", "mamba_ssm", "the CUDA scan; pip install mamba-ssm, with a CUDA compiler"),
+    ("causal-conv1d", "causal_conv1d", "mamba-ssm"),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. ``state``: ``ok``, ``--`` for what is absent but not needed, ``!!`` for a fault."""
+
+    what: str
+    text: str
+    state: str = "ok"
+
+    def __str__(self) -> str:
+        return f"  {self.state}  {self.what:<18} {self.text}"
+
+
+def run(arguments: list[str]) -> int:
+    """Print the report. Returns 0 if training can run, else 1."""
+    Parser("doctor", "Show what is installed, what is missing and how to mend it.").parse_args(arguments)
+    faults = 0
+    say(f"restormixer {__version__}")
+    for title, section in SECTIONS.items():
+        say(f"\n{title}")
+        for finding in section():
+            faults += finding.state == "!!"
+            say(str(finding))
+    say("\ntraining can run" if not faults else f"\n{faults} fault{'s' if faults > 1 else ''} (!!) to mend first")
+    return 1 if faults else 0
+
+
+def versions() -> Iterator[Finding]:
+    yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.prefix}")
+    for packages, fault in ((REQUIRED, "!!"), (OPTIONAL, "--")):
+        for name, module, purpose in packages:
+            try:
+                text = version(name)
+            except PackageNotFoundError:
+                if _imports(module) is None:  # another distribution has it, such as opencv-python-headless
+                    yield Finding(name, "is there under another name")
+                else:
+                    yield Finding(name, f"not installed (for {purpose})", fault)
+                continue
+            if fault == "!!" and (reason := _imports(module)):
+                yield Finding(name, f"{text} cannot be imported: {reason}", fault)
+            else:
+                yield Finding(name, text)
+
+
+def devices() -> Iterator[Finding]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    capability = torch.backends.cpu.get_cpu_capability()
+    yield Finding("cpu", f"{cores} cores, torch uses {torch.get_num_threads()} threads, {capability} instructions")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = torch.cuda.is_available()
+    if found:
+        for index in range(torch.cuda.device_count()):
+            memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+            yield Finding(f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {memory:.1f} GiB")
+    elif torch.version.cuda is None:
+        yield Finding("cuda", "this torch was built without CUDA", "--")
+    else:
+        reason = f": {str(caught[0].message).partition(chr(10))[0]}" if caught else ""
+        yield Finding("cuda", f"no device found (torch is built for CUDA {torch.version.cuda}){reason}", "--")
+    if torch.backends.mps.is_available():
+        yield Finding("mps", "found; BasicSR trains on CUDA devices or the CPU only", "--")
+
+
+def upstream() -> Iterator[Finding]:
+    from restormixer_arch.basicsr_adapter import compat
+
+    installed = compat.installed_as()
+    names = ", ".join(f"{name} {number}" for name, number in installed) or "no known distribution"
+    if len(installed) > 1:
+        yield Finding("distribution", f"{names}: they overwrite each other; uninstall all and install one", "!!")
+    compat.apply()
+    import basicsr
+
+    folder = os.path.dirname(basicsr.__file__)
+    if os.path.dirname(folder) == os.getcwd():
+        cure = "another project's copy in the working directory hides the installed one; work in another folder"
+        yield Finding("basicsr", f"{folder}: {cure}", "!!")
+    else:
+        yield Finding("basicsr", f"{names}, {folder}")
+    for patch, state in compat.report():
+        if state == "applied":
+            yield Finding(patch.name, f"mended: {patch.breaks}")
+        else:
+            yield Finding(patch.name, f"not needed ({patch.versions})", "--")
+
+
+def plug_ins() -> Iterator[Finding]:
+    from restormixer_arch.basicsr_adapter import plugins
+
+    found = plugins.load()
+    for plugin in found:
+        text = f"{plugin.target} of {plugin.package}"
+        yield Finding(plugin.name, f"{text}: {plugin.error}" if plugin.error else text, "!!" if plugin.error else "ok")
+    if not any(plugin.name == "restormixer" for plugin in found):
+        yield Finding("restormixer", "not found as a plug-in; reinstall with: pip install restormixer", "!!")
+    from basicsr.utils import registry
+
+    counts = (
+        f"{len(registry.ARCH_REGISTRY.keys())} architectures, {len(registry.MODEL_REGISTRY.keys())} models, "
+        f"{len(registry.DATASET_REGISTRY.keys())} data sets, {len(registry.LOSS_REGISTRY.keys())} losses, "
+        f"{len(registry.METRIC_REGISTRY.keys())} metrics"
+    )
+    yield Finding("registered", counts)
+
+
+def scan() -> Iterator[Finding]:
+    from restormixer_arch import selective_scan
+
+    backends = selective_scan.available_backends()
+    for name, reason in backends.items():
+        yield Finding(name, "usable" if reason is None else f"not usable: {reason}", "ok" if reason is None else "--")
+    if all(backends.values()):
+        yield Finding("scan", "no backend is usable", "!!")
+    for line in selective_scan.backend_report().splitlines():
+        yield Finding("taken on", line)
+
+
+def _imports(module: str) -> str | None:
+    """Import a module; return why it fails, or None."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # noqa: BLE001 - a broken binary package may fail in any way, and is reported
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return None
+
+
+def _guarded(section: Callable[[], Iterator[Finding]]) -> Callable[[], Iterator[Finding]]:
+    """Turn a section's own failure into a finding: the doctor reports, it does not fall ill."""
+
+    def findings() -> Iterator[Finding]:
+        try:
+            yield from section()
+        except Exception as error:  # noqa: BLE001 - reported as a fault
+            yield Finding(section.__name__, f"{type(error).__name__}: {error}", "!!")
+
+    return findings
+
+
+SECTIONS = {
+    "versions": _guarded(versions),
+    "devices": _guarded(devices),
+    "basicsr and its mends": _guarded(upstream),
+    "plug-ins": _guarded(plug_ins),
+    "selective scan": _guarded(scan),
+}

@@ -1,0 +1,43 @@
+"""Argument parsing shared by the subcommands."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from restormixer_arch.errors import UserError, did_you_mean
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that reports a mistake as a UserError, with a close match for an unknown switch."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(prog=f"basicsr {command}", description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError instead of printing the usage and leaving."""
+        hint, (_, _, unknown) = "", message.partition("unrecognized arguments: ")
+        if unknown:
+            switches = [switch for action in self._actions for switch in action.option_strings]
+            hint = "." + did_you_mean(unknown.split()[0].partition("=")[0], switches) if switches else ""
+        raise UserError(f"{self.prog}: {message}{hint or '.'} See '{self.prog} --help'")
+
+
+def option_file_parser(command: str, description: str) -> Parser:
+    """Return a parser of the arguments that BasicSR's own train and test scripts take."""
+    parser = Parser(command, description)
+    parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="option file (YAML)")
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher")
+    parser.add_argument("--auto_resume", action="store_true", help="go on from the newest saved state")
+    parser.add_argument("--debug", action="store_true", help="log every iteration, validate and save every 8")
+    parser.add_argument(
+        "--local-rank", "--local_rank", type=int, default=0, metavar="N", help="set by torch's launcher; not used"
+    )
+    parser.add_argument(
+        "--force_yml",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override values of the file, such as train:ema_decay=0.99 (values as in YAML)",
+    )
+    return parser

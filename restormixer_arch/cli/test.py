@@ -1,0 +1,32 @@
+"""``basicsr test``: restore and measure images by an option file, with BasicSR's test pipeline."""
+
+from __future__ import annotations
+
+from restormixer_arch.basicsr_adapter.option_check import read_request
+from restormixer_arch.basicsr_adapter.output import say
+from restormixer_arch.cli.parsing import option_file_parser
+
+
+def run(arguments: list[str]) -> int:
+    """Test; the option file is checked before torch and basicsr are imported. Returns the exit code."""
+    args = option_file_parser("test", "Restore and measure images by an option file.").parse_args(arguments)
+    request = read_request(
+        args.opt,
+        is_train=False,
+        force_yml=args.force_yml,
+        launcher=args.launcher,
+        auto_resume=args.auto_resume,
+        debug=args.debug,
+    )
+    from restormixer_arch.basicsr_adapter import plugins
+
+    plugins.load()
+    from restormixer_arch.basicsr_adapter.pipeline import run_test
+    from restormixer_arch.basicsr_adapter.run_hooks import Run
+    from restormixer_arch.cli.results import test_lines
+
+    testing = Run(request.shown)
+    run_test(request, testing)
+    for line in test_lines(testing):
+        say(line)
+    return 0

@@ -1,0 +1,96 @@
+"""What several test files share: a few pairs of tiny images, and option files that train and test on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+NETWORK = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 1}
+NETWORK |= {"img_range": 255.0, "rgb_mean": [0.5, 0.5, 0.5]}
+PAIRS = {
+    "type": "PairedImageDataset",
+    "dataroot_gt": "pairs/gt",
+    "dataroot_lq": "pairs/lq",
+    "io_backend": {"type": "disk"},
+}
+METRICS = {"psnr": {"type": "calculate_psnr", "crop_border": 0}}
+COMMON = {"name": "tiny", "model_type": "SRModel", "scale": 1, "num_gpu": "auto", "manual_seed": 0}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def pairs(folder: Path) -> Path:
+    """A working directory with six pairs of images, ``pairs/gt/<n>.png`` and ``pairs/lq/<n>.png``."""
+    import cv2
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for kind in ("gt", "lq"):
+        (folder / "pairs" / kind).mkdir(parents=True)
+    for number in range(6):
+        image = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"pairs/gt/{number}.png"), image)
+        cv2.imwrite(str(folder / f"pairs/lq/{number}.png"), image // 2)
+    return folder
+
+
+@pytest.fixture
+def train_options() -> dict[str, Any]:
+    """The content of an option file that trains for five iterations of four of the six pairs."""
+    options = {
+        **COMMON,
+        "datasets": {
+            "train": {
+                **PAIRS,
+                **{"name": "pairs", "gt_size": 16, "use_hflip": True, "use_rot": False},
+                **{"num_worker_per_gpu": 0, "batch_size_per_gpu": 4},
+            },
+            "val": {**PAIRS, "name": "pairs_val"},
+        },
+        "network_g": NETWORK,
+        "path": {},
+        "train": {
+            "optim_g": {"type": "Adam", "lr": 0.001},
+            "scheduler": {"type": "MultiStepLR", "milestones": [100]},
+            "total_iter": 5,
+            "pixel_opt": {"type": "L1Loss"},
+        },
+        "val": {"val_freq": 100, "save_img": False, "metrics": METRICS},
+        "logger": {"print_freq": 1, "save_checkpoint_freq": 2, "use_tb_logger": False},
+    }
+    return json.loads(json.dumps(options))
+
+
+@pytest.fixture
+def test_options() -> dict[str, Any]:
+    """The content of an option file that tests the weights of ``train_options``."""
+    options = {
+        **COMMON,
+        "datasets": {"test_1": {**PAIRS, "name": "pairs_test"}},
+        "network_g": NETWORK,
+        "path": {"pretrain_network_g": "experiments/tiny/models/net_g_latest.pth"},
+        "val": {"save_img": True, "metrics": METRICS},
+    }
+    return json.loads(json.dumps(options))
+
+
+@pytest.fixture
+def write(folder: Path) -> Callable[[dict[str, Any]], str]:
+    """A function that writes options to ``x.yml`` in the working directory and returns that name."""
+
+    def write_options(options: dict[str, Any]) -> str:
+        Path(folder, "x.yml").write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
+        return "x.yml"
+
+    return write_options

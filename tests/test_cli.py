@@ -1,0 +1,221 @@
+"""The ``basicsr`` command: its exit codes and last lines, and BasicSR's own training and testing behind it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from restormixer_arch import __version__, cli
+from restormixer_arch.errors import UserError
+
+CHECK_WHAT_IS_IMPORTED = """
+import sys
+from restormixer_arch.cli import main
+code = main(sys.argv[1:])
+print(code, sorted({"torch", "torchvision", "basicsr", "cv2", "numpy", "lmdb"} & sys.modules.keys()))
+"""
+
+
+def run(*arguments: str) -> int:
+    return cli.main(list(arguments))
+
+
+def errors(capsys) -> list[str]:
+    lines = capsys.readouterr().err.splitlines()
+    return [line.removeprefix("basicsr: error: ") for line in lines if line.startswith("basicsr: error: ")]
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "unknown command 'trian'. Did you mean 'train'? Commands: train, test, doctor"),
+        (["train"], "basicsr train: the following arguments are required: -opt/--opt. See 'basicsr train --help'"),
+        (
+            ["train", "-opt", "x", "--auto_resum"],
+            "basicsr train: unrecognized arguments: --auto_resum. Did you mean '--auto_resume'? "
+            "See 'basicsr train --help'",
+        ),
+        (["test", "-opt", "x.yml"], "x.yml: no such option file."),
+        (["doctor", "x"], "basicsr doctor: unrecognized arguments: x. See 'basicsr doctor --help'"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_exit_code_2(folder, capsys, arguments, message):
+    assert run(*arguments) == 2
+    assert errors(capsys) == [message]
+
+
+def test_help_and_version(capsys):
+    assert run("--version") == 0 and capsys.readouterr().out == f"basicsr command of restormixer {__version__}\n"
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    assert run() == 2 and capsys.readouterr().out == text
+    for command in cli.COMMANDS:
+        assert f"  {command}" in text
+        with pytest.raises(SystemExit) as left:
+            run(command, "--help")
+        assert left.value.code == 0 and f"usage: basicsr {command}" in capsys.readouterr().out
+
+
+def test_nothing_heavy_is_imported_before_the_option_file_was_checked(pairs, train_options, write):
+    train_options["train"]["totl_iter"] = train_options["train"].pop("total_iter")
+    command = [sys.executable, "-c", CHECK_WHAT_IS_IMPORTED, "train", "-opt", write(train_options)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "2 []\n"
+    assert done.stderr == "basicsr: error: x.yml: train.totl_iter: unknown key. Did you mean 'total_iter'?\n"
+
+
+def test_the_module_is_the_command_too(folder):
+    (folder / "x.yml").write_text("a: [1\n")
+    command = [sys.executable, "-m", "restormixer_arch.cli", "train", "-opt", "x.yml", "--local-rank=0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert re.fullmatch(r"basicsr: error: x\.yml:2:1: .*expected ',' or '\]'.*\n", done.stderr)
+
+
+# --- training and testing with BasicSR's own classes -----------------------------------------------------------------
+
+
+@pytest.fixture
+def train_file(pairs, train_options, write):
+    train_options["val"]["val_freq"] = 5
+    return write(train_options)
+
+
+def iterations(log: str) -> list[int]:
+    return [int(number) for number in re.findall(r"iter: +(\d+), lr", log)]
+
+
+def test_train_resume_and_test(train_file, test_options, write, capsys):
+    assert run("train", "-opt", train_file) == 0
+    out, log = capsys.readouterr()
+    assert iterations(log) == [1, 2, 3, 4, 5]  # six images in batches of four, the rest of two is dropped
+    assert log.count("Validation pairs_val") == 1 and "@ 5 iter" in log  # not once more at the end, and not at 6
+    assert "it/s" not in log  # no bar where there is no terminal
+    assert re.fullmatch(r"pairs_val: PSNR \d+\.\d\d dB; weights: experiments/tiny/models/net_g_latest\.pth\n", out)
+    states = Path("experiments/tiny/training_states")
+    assert sorted(file.name for file in states.iterdir()) == ["2.state", "4.state"]
+
+    assert run("train", "-opt", train_file, "--auto_resume", "--force_yml", "train:total_iter=7") == 0
+    out, log = capsys.readouterr()
+    assert iterations(log) == [5, 6, 7]
+    assert re.findall(r"@ (\d+) iter", log) == ["5", "7"]
+
+    assert run("test", "-opt", write(test_options)) == 0
+    images = "results/tiny/visualization/pairs_test"
+    out = capsys.readouterr().out
+    assert out == f"pairs_test: PSNR {last_psnr(log):.2f} dB; images: {images}\n"
+    assert len(list(Path(images).glob("*_tiny.png"))) == 6
+    assert run("test", "-opt", "x.yml") == 0
+    assert "basicsr: note: results/tiny is there from an earlier run, which is kept as" in capsys.readouterr().err
+
+
+def last_psnr(log: str) -> float:
+    return float(re.findall(r"# psnr: ([\d.]+)", log)[-1])
+
+
+def test_a_finished_training_resumed_does_no_further_iteration(train_file, capsys):
+    assert run("train", "-opt", train_file, "--force_yml", "train:total_iter=4") == 0
+    before = torch.load("experiments/tiny/models/net_g_latest.pth")["params"]
+    capsys.readouterr()
+    assert run("train", "-opt", train_file, "--auto_resume", "--force_yml", "train:total_iter=4") == 0
+    log = capsys.readouterr().err
+    assert iterations(log) == [] and re.findall(r"@ (\d+) iter", log) == ["4"]
+    after = torch.load("experiments/tiny/models/net_g_latest.pth")["params"]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_overrides_reach_the_training(train_file, capsys):
+    overrides = ["train:optim_g:lr=2e-4", "train:total_iter=1", "manual_seed=3", "val=~"]
+    assert run("train", "-opt", train_file, "--force_yml", *overrides) == 0
+    out, log = capsys.readouterr()
+    assert "lr:(2.000e-04,)" in log and "manual_seed: 3" in log
+    assert out == "weights: experiments/tiny/models/net_g_latest.pth\n"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_decoded_is_named(train_file, capsys, workers):
+    Path("pairs/lq/3.png").write_bytes(b"no image")
+    overrides = [f"datasets:train:num_worker_per_gpu={workers}", "train:total_iter=9", "val=~"]
+    assert run("train", "-opt", train_file, "--force_yml", *overrides) == 2
+    assert errors(capsys) == ["pairs/lq/3.png: cannot be decoded as an image (8 bytes)"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "network_g:type=EDSRX",
+            "network_g.type: 'EDSRX' is no known architecture. Did you mean 'EDSR'? Known: BasicVSR",
+        ),
+        ("datasets:train:batch_size_per_gpu=7", "datasets.train: 6 images do not fill a batch of 7; lower batch_size"),
+        ("datasets:val:dataroot_lq=pairs", "datasets.val: lq and gt datasets have different number of images: 0, 6."),
+        ("datasets:val:dataroot_lq=pair", "datasets.val.dataroot_lq: 'pair' does not exist. Did you mean 'pairs'?"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line_and_exit_code_2(train_file, capsys, override, message):
+    assert run("train", "-opt", train_file, "--force_yml", override) == 2
+    (line,) = errors(capsys)
+    assert line.startswith(f"x.yml: {message}")
+
+
+def test_no_images_are_a_mistake(pairs, test_options, write, capsys):
+    Path("empty").mkdir()
+    test_options["datasets"]["test_1"].update(dataroot_lq="empty", dataroot_gt="empty")
+    test_options["path"] = {}
+    assert run("test", "-opt", write(test_options)) == 2
+    assert errors(capsys) == ["x.yml: datasets.test_1: has no image ('empty')"]
+
+
+def test_an_unexpected_error_keeps_its_traceback(train_file, monkeypatch):
+    from basicsr.models.sr_model import SRModel
+
+    monkeypatch.setattr(SRModel, "feed_data", lambda self, data: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        run("train", "-opt", train_file)
+
+
+# --- what is said ----------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_elsewhere_is_one_line(monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "wait", ("waiting", ""))
+    monkeypatch.setitem(sys.modules, "waiting", SimpleNamespace(run=interrupted))
+    assert run("wait") == 130 and capsys.readouterr().err == "basicsr: stopped\n"
+
+
+def test_the_message_of_a_worker_is_found_in_its_traceback():
+    from torch._utils import ExceptionWrapper
+
+    try:
+        raise UserError("x.png: bad. UserError: quoted")
+    except UserError:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(UserError) as caught:
+        wrapped.reraise()
+    assert str(caught.value).startswith("Caught UserError in DataLoader worker process 0.")
+    assert cli.user_message(caught.value) == "x.png: bad. UserError: quoted"
+    assert cli.user_message(UserError("Caught in the act")) == "Caught in the act"
+
+
+def test_the_gain_of_a_model_that_measures_it(folder):
+    from restormixer_arch.cli import results
+
+    gain = {"rain": {"psnr": (24.104, 29.314), "ssim": (0.7804, 0.9101)}}
+    path = {"models": str(folder / "m"), "visualization": str(folder / "v")}
+    opt = {"path": path, "val": {"save_img": False}, "datasets": {"a": {"name": "rain"}, "b": {"name": "none"}}}
+    done = SimpleNamespace(model=SimpleNamespace(gain=lambda: gain), opt=opt)
+    text = "rain: PSNR 24.10 -> 29.31 dB (+5.21), SSIM 0.780 -> 0.910"
+    assert results.training_lines(done) == [f"{text}; weights: m"]
+    assert results.test_lines(done) == [text, "none: no metrics"]

@@ -1,0 +1,223 @@
+"""The mends of BasicSR: each where it is needed, none where upstream is healthy."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
+import torch
+
+from restormixer_arch.basicsr_adapter import compat, compat_import
+from restormixer_arch.errors import UserError
+
+compat.apply()
+
+from basicsr.data.prefetch_dataloader import PrefetchDataLoader  # noqa: E402
+from basicsr.losses import build_loss  # noqa: E402
+from basicsr.models.base_model import BaseModel  # noqa: E402
+from basicsr.utils import FileClient, imfrombytes  # noqa: E402
+from basicsr.utils.misc import mkdir_and_rename  # noqa: E402
+
+# --- apply -----------------------------------------------------------------------------------------------------------
+
+
+def test_basicsr_imports_with_warnings_as_errors_and_no_stub_is_left():
+    code = (
+        "import sys; from restormixer_arch.basicsr_adapter import compat; compat.apply(); import basicsr.metrics.niqe\n"
+        "from scipy.ndimage import convolve; assert basicsr.metrics.niqe.convolve is convolve\n"
+        "left = sys.modules.get('torchvision.transforms.functional_tensor')\n"
+        "assert left is None or left.__file__, left\n"
+        "assert sys.modules['scipy.ndimage.filters'].__file__"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=100)
+
+
+def test_a_second_call_does_nothing(monkeypatch):
+    monkeypatch.setattr(compat.importlib, "import_module", lambda name: pytest.fail(f"imported {name}"))
+    compat.apply()
+
+
+def test_every_patch_is_reported_and_says_why():
+    report = compat.report()
+    assert len(report) == len({patch.name for patch, _ in report}) >= 9
+    for patch, state in report:
+        assert state in ("applied", "not needed")
+        assert patch.breaks and patch.versions and patch.why
+
+
+def test_without_basicsr_the_cure_is_named(monkeypatch):
+    monkeypatch.setattr(compat, "_states", {})
+    monkeypatch.delitem(sys.modules, "basicsr")
+    monkeypatch.setattr(compat, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"BasicSR is not installed\. Run: pip install basicsr==1\.4\.2"):
+        compat.apply()
+
+
+def test_torch_and_torchvision_of_different_builds_are_named(monkeypatch):
+    def fail(name):
+        raise RuntimeError("operator torchvision::nms does not exist\nmore")
+
+    monkeypatch.setattr(compat, "_states", {})
+    monkeypatch.setattr(compat.importlib, "import_module", fail)
+    with pytest.raises(
+        UserError, match=r"\(operator torchvision::nms does not exist\): torch \S+, torchvision \S+ are"
+    ):
+        compat.apply()
+
+
+def test_installed_distributions_are_listed(monkeypatch):
+    def version(name):
+        if name in ("basicsr", "new-basicsr"):
+            return "1"
+        raise compat.PackageNotFoundError(name)
+
+    monkeypatch.setattr(compat, "version", version)
+    assert compat.installed_as() == [("basicsr", "1"), ("new-basicsr", "1")]
+
+
+# --- before the import -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module_there", "mentioned", "needed"), [(False, True, True), (True, True, False), (False, False, False)]
+)
+def test_functional_tensor_is_stubbed_only_where_it_is_missing_and_asked_for(
+    monkeypatch, module_there, mentioned, needed
+):
+    monkeypatch.setattr(compat_import, "find_spec", lambda name: object() if module_there else None)
+    monkeypatch.setattr(compat_import, "basicsr_source_mentions", lambda file, text: mentioned)
+    assert compat_import.functional_tensor_missing() is needed
+
+
+def test_the_stub_is_there_within_the_context_only():
+    name = compat_import.FUNCTIONAL_TENSOR
+    before = sys.modules.get(name)
+    with compat_import.functional_tensor():
+        grayscale = importlib.import_module(name).rgb_to_grayscale
+        assert grayscale is importlib.import_module("torchvision.transforms.functional").rgb_to_grayscale
+    assert sys.modules.get(name) is before
+
+
+def test_a_module_that_was_there_comes_back(monkeypatch):
+    old = ModuleType("some_module")
+    monkeypatch.setitem(sys.modules, "some_module", old)
+    with pytest.raises(KeyError), compat_import.module_in_place("some_module", {"x": 1}):
+        assert sys.modules["some_module"].x == 1
+        raise KeyError
+    assert sys.modules["some_module"] is old
+
+
+def test_sources_are_read_without_importing(monkeypatch, tmp_path):
+    (tmp_path / "a.py").write_text("needle")
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(compat_import, "find_spec", lambda name: spec)
+    assert compat_import.basicsr_source_mentions("a.py", "needle")
+    assert not compat_import.basicsr_source_mentions("a.py", "straw")
+    assert not compat_import.basicsr_source_mentions("b.py", "needle")
+
+
+def test_distutils_comes_from_setuptools_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr(compat_import, "find_spec", lambda name: None)
+    assert compat_import.distutils_missing()
+    asked = []
+    monkeypatch.setattr(compat_import.importlib, "import_module", asked.append)
+    with compat_import.distutils_of_setuptools():
+        assert asked == ["setuptools"]
+
+
+# --- after the import: images ----------------------------------------------------------------------------------------
+
+
+def test_a_good_image_is_read_as_ever(tmp_path):
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    cv2.imwrite(str(tmp_path / "x.png"), image)
+    content = FileClient("disk").get(str(tmp_path / "x.png"))
+    assert content == (tmp_path / "x.png").read_bytes()
+    np.testing.assert_array_equal(imfrombytes(content), image)
+    np.testing.assert_allclose(imfrombytes(content, float32=True), image / 255, atol=1e-7)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image"])
+def test_a_file_that_is_no_image_is_named(tmp_path, content):
+    (tmp_path / "x.png").write_bytes(content)
+    read = FileClient("disk").get(tmp_path / "x.png")
+    with pytest.raises(UserError, match=rf"x\.png: cannot be decoded as an image \({len(content)} bytes\)"):
+        imfrombytes(read, float32=True)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"x\.png: cannot be read \(No such file or directory\)"):
+        FileClient("disk").get(tmp_path / "x.png")
+
+
+def test_an_image_of_an_lmdb_is_named_with_its_database(tmp_path):
+    path = str(tmp_path / "x.lmdb")
+    with lmdb.open(path, map_size=2**20) as database, database.begin(write=True) as transaction:
+        transaction.put(b"broken", b"no image")
+    client = FileClient("lmdb", db_paths=[path], client_keys=["lq"])
+    with pytest.raises(UserError, match=r"x\.lmdb: image 'broken': cannot be decoded as an image \(8 bytes\)"):
+        imfrombytes(client.get("broken", "lq"))
+    with pytest.raises(UserError, match=r"x\.lmdb: image 'absent': is not in the LMDB"):
+        client.get("absent", "lq")
+
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise UserError("image 1 is broken")
+        return index
+
+
+@pytest.mark.timeout(20)
+def test_an_error_in_the_prefetching_thread_ends_the_loop():
+    loader = iter(PrefetchDataLoader(num_prefetch_queue=1, dataset=Broken(), batch_size=1))
+    assert next(loader).item() == 0
+    with pytest.raises(UserError, match="image 1 is broken"):
+        next(loader)
+    assert [batch.item() for batch in PrefetchDataLoader(num_prefetch_queue=1, dataset=[5, 6])] == [5, 6]
+
+
+# --- after the import: the rest --------------------------------------------------------------------------------------
+
+
+def test_a_value_that_a_loss_refuses_is_the_user_s_to_mend():
+    with pytest.raises(UserError, match=r"^L1Loss refuses an option: Unsupported reduction mode: mena\."):
+        build_loss({"type": "L1Loss", "reduction": "mena"})
+
+
+def test_earlier_runs_are_kept_even_within_a_second(folder, capsys):
+    path = str(folder / "experiments/x")
+    for number in range(3):
+        mkdir_and_rename(path)
+        assert os.listdir(path) == []
+        Path(path, str(number)).touch()
+    archived = sorted(folder.glob("experiments/x_archived_*"))
+    assert sorted(file.name for run in archived for file in run.iterdir()) == ["0", "1"]
+    lines = capsys.readouterr().err.splitlines()
+    kept = "experiments/x is there from an earlier run, which is kept as experiments/x_archived_"
+    assert len(lines) == 2 and all(line.startswith(f"basicsr: note: {kept}") for line in lines)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the mend is for machines without CUDA")
+def test_ddp_works_on_the_cpu(tmp_path):
+    file = (tmp_path / "rendezvous").as_uri()
+    torch.distributed.init_process_group("gloo", init_method=file, rank=0, world_size=1)
+    try:
+        model = BaseModel({"num_gpu": 0, "is_train": True, "dist": True})
+        net = model.model_to_device(torch.nn.Linear(2, 1))
+        assert isinstance(net, torch.nn.parallel.DistributedDataParallel)
+        net(torch.ones(1, 2)).sum().backward()
+        assert net.module.weight.grad.tolist() == [[1.0, 1.0]]
+    finally:
+        torch.distributed.destroy_process_group()

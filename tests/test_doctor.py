@@ -1,0 +1,98 @@
+"""``basicsr doctor`` reports what it finds, and does not fall ill itself."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from restormixer_arch import cli, selective_scan
+from restormixer_arch.basicsr_adapter import plugins
+from restormixer_arch.cli import doctor
+
+
+def lines(section) -> list[str]:
+    return [str(finding).strip() for finding in section()]
+
+
+def test_the_report_has_all_sections_and_the_exit_code_follows_the_faults(capsys):
+    code = cli.main(["doctor"])
+    out = capsys.readouterr().out
+    for title in doctor.SECTIONS:
+        assert f"\n{title}\n" in out
+    for word in ("torch  ", "opencv-python", "lmdb", "cpu  ", "cores", "functional_tensor", "restormixer", "data sets"):
+        assert word in out
+    assert code == ("  !!  " in out)
+    assert out.endswith("training can run\n" if code == 0 else "to mend first\n")
+
+
+def test_a_fault_gives_exit_code_1(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "SECTIONS", {"all": lambda: [doctor.Finding("x", "is broken", "!!")]})
+    assert cli.main(["doctor"]) == 1
+    assert capsys.readouterr().out.endswith("\nall\n  !!  x                  is broken\n\n1 fault (!!) to mend first\n")
+
+
+def test_packages_that_are_missing_or_broken_are_told_apart(monkeypatch):
+    monkeypatch.setattr(doctor, "REQUIRED", (("no-such-one", "no_such_one", "nothing"), ("lmdb", "no_such_two", "x")))
+    monkeypatch.setattr(doctor, "OPTIONAL", (("no-such-three", "no_such_three", "speed"), ("unnamed", "json", "x")))
+    assert lines(doctor.versions)[1:] == [
+        "!!  no-such-one        not installed (for nothing)",
+        f"!!  lmdb               {doctor.version('lmdb')} cannot be imported: "
+        "ModuleNotFoundError: No module named 'no_such_two'",
+        "--  no-such-three      not installed (for speed)",
+        "ok  unnamed            is there under another name",
+    ]
+
+
+def test_a_section_that_fails_is_a_fault():
+    def broken():
+        yield doctor.Finding("a", "b")
+        raise RuntimeError("no luck")
+
+    assert lines(doctor._guarded(broken)) == [
+        "ok  a                  b",
+        "!!  broken             RuntimeError: no luck",
+    ]
+
+
+def test_a_broken_plug_in_and_a_missing_restormixer_are_faults(monkeypatch):
+    monkeypatch.setattr(plugins, "load", lambda: [plugins.Plugin("other", "a.b", "other 1", "ImportError: c")])
+    found = lines(doctor.plug_ins)
+    assert found[0] == "!!  other              a.b of other 1: ImportError: c"
+    assert found[1].startswith("!!  restormixer        not found as a plug-in")
+
+
+def test_the_scan_s_backends_and_why_one_is_not_used(monkeypatch):
+    backends = {"torch": None, "cuda": "no CUDA device"}
+    monkeypatch.setattr(selective_scan, "available_backends", lambda: backends)
+    monkeypatch.setattr(selective_scan, "backend_report", lambda: "cpu: torch\nmps: torch")
+    assert lines(doctor.scan) == [
+        "ok  torch              usable",
+        "--  cuda               not usable: no CUDA device",
+        "ok  taken on           cpu: torch",
+        "ok  taken on           mps: torch",
+    ]
+
+
+def test_two_distributions_of_basicsr_are_a_fault(monkeypatch):
+    from restormixer_arch.basicsr_adapter import compat
+
+    monkeypatch.setattr(compat, "installed_as", lambda: [("basicsr", "1.4.2"), ("new-basicsr", "1.0.0")])
+    assert lines(doctor.upstream)[0].startswith(
+        "!!  distribution       basicsr 1.4.2, new-basicsr 1.0.0: they overwrite"
+    )
+
+
+def test_a_copy_of_basicsr_in_the_working_directory_is_a_fault(folder, monkeypatch):
+    import basicsr
+
+    monkeypatch.setattr(basicsr, "__file__", str(folder / "basicsr/__init__.py"))
+    assert f"!!  basicsr            {folder}/basicsr: another project's copy" in "\n".join(lines(doctor.upstream))
+
+
+def test_gpus_are_listed(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Card")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=8 * 2**30))
+    assert "ok  cuda:0             Card, 8.0 GiB" in lines(doctor.devices)

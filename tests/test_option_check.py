@@ -1,0 +1,240 @@
+"""The check of option files before anything heavy is imported: each mistake has its line."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from restormixer_arch.basicsr_adapter import locations
+from restormixer_arch.basicsr_adapter.option_check import check_options, read_request
+from restormixer_arch.basicsr_adapter.option_faults import OptionErrors
+from restormixer_arch.errors import UserError
+
+MISSING = object()
+
+
+def faults(name: str, is_train: bool = True) -> list[str]:
+    with pytest.raises(OptionErrors) as caught:
+        read_request(name, is_train=is_train)
+    return caught.value.lines
+
+
+def put(options, path, value):
+    """Set or remove the value at a dotted path."""
+    *sections, last = path.split(".")
+    for section in sections:
+        options = options[section]
+    if value is MISSING:
+        del options[last]
+    else:
+        options[last] = value
+
+
+# --- the schema ----------------------------------------------------------------------------------------------------
+
+
+def test_correct_files_pass(pairs, train_options, test_options, write):
+    assert read_request(write(train_options), is_train=True).options == train_options
+    Path("experiments/tiny/models").mkdir(parents=True)
+    Path("experiments/tiny/models/net_g_latest.pth").touch()
+    assert read_request(write(test_options), is_train=False).options == test_options
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "text"),
+    [
+        ("manual_sed", 1, "unknown key. Did you mean 'manual_seed'?"),
+        ("zzz", 1, "unknown key."),
+        ("name", MISSING, "required key is missing (the experiment, names its folder)"),
+        ("name", "a/b", "got 'a/b', expected a name without / and \\"),
+        ("num_gpu", -1, "got -1, expected at least 0, or 'auto'"),
+        ("num_gpu", "all", "got 'all', expected a whole number, or 'auto'"),
+        ("scale", MISSING, "required key is missing (1 where images keep their size)"),
+        ("path", None, "got None, expected a section of 'key: value' lines"),
+        ("path.strict_laod_g", True, "unknown key. Did you mean 'strict_load_g'?"),
+        ("path.pretrain_network_g", "x.pth", "'x.pth' does not exist."),
+        ("path.resume_state", "a/5.state", "'a/5.state' does not exist (there is no 'a' in {cwd})."),
+        ("network_g.type", MISSING, "required key is missing (the registered name of the class to build)"),
+        ("train.total_iter", "5", "got '5', expected a whole number"),
+        ("train.total_iter", 1e5, "got 100000.0, expected a whole number"),
+        ("train.total_iter", 0, "got 0, expected at least 1"),
+        ("train.ema_decay", 1, "got 1, expected less than 1.0"),
+        ("train.grad_clip", 1, "unknown key."),  # RestorMixerModel has it, SRModel has not
+        ("train.optim_g.lr", math.nan, "got nan, expected a finite number"),
+        ("train.optim_g.weight_dacay", 0, "unknown key. Did you mean 'weight_decay'?"),
+        ("train.optim_g.betas", [0.9], "got [0.9], expected 2 or more values"),
+        ("train.pixel_opt.type", MISSING, "required key is missing (the registered name of the class to build)"),
+        ("train.scheduler.type", MISSING, "required key is missing (the kind of schedule)"),
+        ("train.scheduler.gama", 1, "unknown key. Did you mean 'gamma'?"),
+        ("train.scheduler.restart_weights", [1, 2], "got 2 values, expected one for each of the 1 restarts"),
+        ("val.val_freq", MISSING, "required key is missing (iterations between two validations)"),
+        ("val.save_img", MISSING, "required key is missing (write the restored images to disk)"),
+        ("val.save_img", "yes", "got 'yes', expected true or false"),
+        ("val.metrics.psnr.better", "more", "got 'more', expected 'higher' or 'lower'"),
+        ("logger.print_freq", MISSING, "required key is missing (iterations between two log lines)"),
+        ("logger.use_tb_logger", MISSING, "required key is missing (write tensorboard scalars)"),
+        ("datasets.train", MISSING, "required section is missing (the images to train on)"),
+        ("datasets.train.gt_siz", 3, "unknown key. Did you mean 'gt_size'?"),
+        ("datasets.train.gt_size", MISSING, "required key is missing (side of the square crops)"),
+        ("datasets.train.batch_size_per_gpu", MISSING, "required key is missing (images per iteration)"),
+        ("datasets.val.io_backend.type", "disc", "got 'disc', expected 'disk', 'lmdb' or 'memcached'"),
+        ("datasets.val.dataroot_gt", "pairs/g", "'pairs/g' does not exist. Did you mean 'pairs/gt'?"),
+    ],
+)
+def test_one_mistake_one_line(pairs, train_options, write, path, value, text):
+    put(train_options, path, value)
+    assert faults(write(train_options)) == [f"x.yml: {path}: {text.replace('{cwd}', str(Path.cwd()))}"]
+
+
+def test_a_file_can_be_checked_where_its_data_is_not(folder, train_options):
+    with pytest.raises(OptionErrors, match="'pairs/gt' does not exist"):
+        check_options(train_options, "x.yml", True)
+    check_options(train_options, "x.yml", True, paths=False)
+
+
+def test_an_unknown_scheduler_is_answered_with_the_list(pairs, train_options, write):
+    train_options["train"]["scheduler"]["type"] = "CosineAnealingRestartLR"
+    assert faults(write(train_options)) == [
+        "x.yml: train.scheduler.type: 'CosineAnealingRestartLR' is no known scheduler. Did you mean "
+        "'CosineAnnealingRestartLR'? Known: CosineAnnealingRestartLR, MultiStepLR, MultiStepRestartLR"
+    ]
+
+
+def test_a_misspelt_required_key_is_one_fault_and_all_faults_come_in_file_order(pairs, train_options, write):
+    train_options["train"]["totl_iter"] = train_options["train"].pop("total_iter")
+    train_options["num_gpu"] = 1.5
+    train_options["logger"]["print_freq"] = 0
+    assert faults(write(train_options)) == [
+        "x.yml: num_gpu: got 1.5, expected a whole number, or 'auto'",
+        "x.yml: train.totl_iter: unknown key. Did you mean 'total_iter'?",
+        "x.yml: logger.print_freq: got 0, expected at least 1",
+    ]
+
+
+def test_the_schedule_must_last_as_long_as_the_training(pairs, train_options, write):
+    cosine = {"type": "CosineAnnealingRestartLR", "periods": [2, 2], "restart_weights": [1]}
+    train_options["train"]["scheduler"] = cosine
+    assert faults(write(train_options)) == [
+        "x.yml: train.scheduler.periods: the sum of [2, 2] is 4, less than total_iter 5",
+        "x.yml: train.scheduler.restart_weights: got 1 values, expected one for each of the 2 periods",
+    ]
+    cosine.update(periods=[2, 3], restart_weights=[1, 1])
+    read_request(write(train_options), is_train=True)
+
+
+def test_databases_and_backend_go_together(pairs, train_options, write):
+    at, val = "x.yml: datasets.val.dataroot", train_options["datasets"]["val"]
+    val["io_backend"] = {"type": "lmdb"}
+    reason = "must end in '.lmdb' because io_backend.type is 'lmdb'"
+    assert faults(write(train_options)) == [f"{at}_gt: 'pairs/gt' {reason}", f"{at}_lq: 'pairs/lq' {reason}"]
+    Path("x.lmdb").mkdir()
+    val.update(io_backend={"type": "disk"}, dataroot_gt="x.lmdb")
+    reason = "is an LMDB, which needs io_backend.type 'lmdb', got 'disk'"
+    assert faults(write(train_options)) == [f"{at}_gt: 'x.lmdb' {reason}"]
+
+
+def test_an_lmdb_folder_has_both_of_its_files(pairs, train_options, write):
+    for kind in ("gt", "lq"):
+        root = Path(f"{kind}.lmdb")
+        root.mkdir()
+        (root / "data.mdb").touch()
+        train_options["datasets"]["val"][f"dataroot_{kind}"] = str(root)
+    Path("lq.lmdb/meta_info.txt").touch()
+    train_options["datasets"]["val"]["io_backend"] = {"type": "lmdb"}
+    assert faults(write(train_options)) == [
+        "x.yml: datasets.val.dataroot_gt: 'gt.lmdb' is no LMDB of BasicSR: it has no meta_info.txt"
+    ]
+
+
+def test_metrics_need_a_ground_truth(pairs, test_options, write):
+    single = {"type": "SingleImageDataset", "name": "s", "dataroot_lq": "pairs/lq", "io_backend": {"type": "disk"}}
+    test_options.update(datasets={"test_1": single}, path={})
+    assert faults(write(test_options), is_train=False) == [
+        "x.yml: datasets.test_1.type: 'SingleImageDataset' has no ground truth for val.metrics (calculate_psnr)"
+    ]
+    test_options["val"]["metrics"] = {"niqe": {"type": "calculate_niqe", "crop_border": 0}}
+    read_request(write(test_options), is_train=False)
+
+
+@pytest.mark.parametrize(
+    ("phase", "is_train", "text"),
+    [
+        ("test", True, "train', expected 'train', 'val' or 'val_<n>'."),
+        ("train_2", True, "train', expected 'train', 'val' or 'val_<n>'. Did you mean 'train'?"),
+        ("tset", False, "test', expected 'test', 'test_<n>' or 'val'. Did you mean 'test'?"),
+    ],
+)
+def test_phases_are_those_of_the_command(pairs, train_options, test_options, write, phase, is_train, text):
+    options = train_options if is_train else test_options | {"path": {}}
+    options["datasets"][phase] = dict(options["datasets"]["val" if is_train else "test_1"])
+    assert faults(write(options), is_train) == [f"x.yml: datasets.{phase}: unknown phase for 'basicsr {text}"]
+
+
+def test_a_plug_in_s_classes_may_have_keys_of_their_own(pairs, train_options, write):
+    train_options.update(model_type="PluginModel", plugin_key=1)
+    train_options["train"]["plugin_loss"] = {"weight": 1}
+    train_options["val"]["plugin_val"] = 1
+    train_options["network_g"]["whatever"] = 1
+    train_options["datasets"]["val"].update(type="PluginDataset", rain=0.5)
+    assert read_request(write(train_options), is_train=True).options == train_options
+    del train_options["train"]["total_iter"]  # which BasicSR's own loop reads
+    assert faults(write(train_options)) == ["x.yml: train.total_iter: required key is missing (iterations to train)"]
+
+
+# --- files in the package --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def package(tmp_path_factory, monkeypatch):
+    """A stand-in for the installed package with one option file and one data folder."""
+    root = tmp_path_factory.mktemp("installed")
+    (root / "options").mkdir()
+    (root / "data/set").mkdir(parents=True)
+    (root / "options/demo.yml").touch()
+    monkeypatch.setattr(locations, "package_folders", lambda top: [root / top])
+    return root
+
+
+def test_files_that_only_the_package_has_are_taken_from_it(folder, package, train_options, capsys):
+    for dataset in train_options["datasets"].values():
+        dataset.update(dataroot_gt="data/set", dataroot_lq="data/set")
+    (package / "options/demo.yml").write_text(yaml.safe_dump(train_options), encoding="utf-8")
+    request = read_request("options/demo.yml", is_train=True)
+    assert request.path == package / "options/demo.yml"
+    assert request.options["datasets"]["val"]["dataroot_lq"] == str(package / "data/set")
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.endswith(": options/demo.yml, data/set\n")
+
+
+def test_the_working_directory_comes_first(folder, package):
+    Path("options").mkdir()
+    Path("options/demo.yml").touch()
+    assert locations.locate_option_file("options/demo.yml") == Path("options/demo.yml")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x.yaml", r"^x\.yaml: no such option file\. Did you mean 'x\.yml'\?$"),
+        (
+            "options/dmo.yml",
+            r"^options/dmo\.yml: no such option file\. Did you mean 'options/demo\.yml', which is inst",
+        ),
+        ("zzzzzz", r"^zzzzzz: no such option file\.$"),
+        (".", r"^\.: is a folder, an option file was expected \(x\.yml\)$"),
+        ("../options/demo.yml", r"no such option file"),
+    ],
+)
+def test_a_missing_option_file_is_named_with_a_close_match(folder, package, name, message):
+    Path("x.yml").touch()
+    with pytest.raises(UserError, match=message):
+        read_request(name, is_train=True)
+
+
+def test_the_real_package_has_option_files():
+    assert locations.in_package("options/__init__.py").is_file()
+    assert locations.in_package("data/../options") is None
+    assert locations.in_package("elsewhere/x.yml") is None

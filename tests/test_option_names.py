@@ -1,0 +1,85 @@
+"""The check of names and arguments against the registries and signatures of BasicSR and its plug-ins."""
+
+from __future__ import annotations
+
+import pytest
+
+from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.basicsr_adapter.option_faults import OptionErrors
+
+compat.apply()
+
+from restormixer_arch.basicsr_adapter.option_names import argument_faults, check_names  # noqa: E402
+
+
+def faults(options, is_train=True):
+    with pytest.raises(OptionErrors) as caught:
+        check_names(options, "x.yml", is_train)
+    return caught.value.lines
+
+
+def test_correct_options_pass(train_options, test_options):
+    check_names(train_options, "x.yml", True)
+    check_names(test_options, "x.yml", False)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "text"),
+    [
+        ("model_type", "SRModl", "'SRModl' is no known model. Did you mean 'SRModel'? Known: "),
+        ("datasets.val.type", "PairdImageDataset", "no known data set. Did you mean 'PairedImageDataset'? Known: "),
+        ("network_g.type", "msrresnet", "'msrresnet' is no known architecture. Did you mean 'MSRResNet'? Known: "),
+        ("train.pixel_opt.type", "L1", "'L1' is no known loss. Known: CharbonnierLoss, GANLoss, L1Loss, "),
+        ("val.metrics.psnr.type", "calculate_pnsr", "metric. Did you mean 'calculate_psnr'? Known: calculate_niqe, "),
+        ("train.optim_g.type", "SGDX", "'SGDX' is no known optimizer of SRModel. "),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_registry(train_options, path, name, text):
+    *sections, last = path.split(".")
+    place = train_options
+    for section in sections:
+        place = place[section]
+    place[last] = name
+    (line,) = faults(train_options)
+    assert line.startswith(f"x.yml: {path}: {name!r} is no known ") and text in line
+
+
+def test_an_optimizer_that_this_basicsr_cannot_build_is_named(train_options):
+    """BasicSR 1.4.2 builds Adam alone; later versions more, of which none is called Lion."""
+    train_options["train"]["optim_g"]["type"] = "Lion"
+    (line,) = faults(train_options)
+    known = line.removeprefix("x.yml: train.optim_g.type: 'Lion' is no known optimizer of SRModel. Known: ")
+    assert "Adam" in known.split(", ")
+
+
+def test_arguments_are_compared_with_the_signature(train_options):
+    train_options["network_g"]["num_feats"] = train_options["network_g"].pop("num_in_ch")
+    train_options["train"]["pixel_opt"]["reductio"] = "mean"
+    train_options["train"]["optim_g"]["momentum"] = 0.9
+    metric = train_options["val"]["metrics"]["psnr"]
+    metric.update(better="higher", test_y_chanel=True, for_another=1)  # the metric takes **kwargs
+    del metric["crop_border"]
+    assert [line.partition(" Known:")[0] for line in faults(train_options)] == [
+        "x.yml: network_g.num_feats: EDSR has no such argument. Did you mean 'num_feat'?",
+        "x.yml: network_g.num_in_ch: required argument of EDSR is missing",
+        "x.yml: train.pixel_opt.reductio: L1Loss has no such argument. Did you mean 'reduction'?",
+        "x.yml: train.optim_g.momentum: Adam has no such argument.",
+        "x.yml: val.metrics.psnr.test_y_chanel: calculate_psnr has no such argument. Did you mean 'test_y_channel'?",
+        "x.yml: val.metrics.psnr.crop_border: required argument of calculate_psnr is missing",
+    ]
+
+
+def test_keyword_only_arguments_and_kwargs():
+    def target(first, *, width=1, **rest):
+        return first, width, rest
+
+    found = [str(fault) for fault in argument_faults(target, ["widht", "anything"], ("n",), given=["first"])]
+    assert found == ["n.widht: target has no such argument. Did you mean 'width'?"]
+    assert [str(fault) for fault in argument_faults(target, [], ("n",))] == [
+        "n.first: required argument of target is missing"
+    ]
+
+
+def test_a_name_with_basicsr_s_suffix_is_found(train_options):
+    train_options["network_g"] = {"type": "SRVGGNetCompact", "num_feat": 8}
+    check_names(train_options, "x.yml", True)

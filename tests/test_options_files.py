@@ -1,0 +1,81 @@
+"""Every option file is valid and builds its network, its losses and, for training, its optimiser and schedule."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from restormixer_arch.basicsr_adapter import option_checks, register
+from restormixer_arch.basicsr_adapter.option_check import check_options
+from restormixer_arch.basicsr_adapter.yaml_reader import read_options
+
+register.register()
+
+from basicsr.archs import build_network  # noqa: E402 - BasicSR can be imported only now
+from basicsr.losses import build_loss  # noqa: E402
+
+from restormixer_arch.basicsr_adapter import option_names  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "options").rglob("*.yml"))
+# Enough to build the same network in a moment; every other key of the file stays as it is.
+SHRUNKEN = {"base_channels": 8, "num_blocks": [1, 2, 2]}
+
+
+def name(path):
+    return path.name
+
+
+def read(path, monkeypatch):
+    """The options of a file, checked; only the public data sets need not be there."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(option_checks, "missing_paths", lambda options: ())
+    options = read_options(path, str(path))
+    check_options(options, str(path), is_train="train" in options)
+    return options
+
+
+def test_there_are_option_files():
+    assert {"train_derain.yml", "test_derain.yml", "train_derain_demo.yml", "test_derain_demo.yml"} <= {
+        path.name for path in FILES
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_is_valid_and_builds(path, monkeypatch):
+    options = read(path, monkeypatch)
+    option_names.check_names(options, str(path), "train" in options)
+    network = build_network({**copy.deepcopy(options["network_g"]), **SHRUNKEN}).eval()
+    scale = options["scale"]
+    with torch.no_grad():
+        restored = network(torch.rand(1, 3, 16, 24))
+    assert restored.shape == (1, 3, 16 * scale, 24 * scale)
+    for key, section in options.get("train", {}).items():
+        if key.endswith("_opt"):
+            loss = build_loss(copy.deepcopy(section))(restored, torch.rand_like(restored))
+            assert loss.isfinite() and loss > 0
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.name.startswith("train_")], ids=name)
+def test_schedule_ends_with_the_training(path, monkeypatch):
+    train = read(path, monkeypatch)["train"]
+    assert sum(train["scheduler"]["periods"]) == train["total_iter"]
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "demo" in p.name], ids=name)
+def test_demo_data_is_shipped(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    options = read_options(path, str(path))
+    for dataset in options["datasets"].values():
+        assert Path(dataset["dataroot_gt"]).is_dir() and Path(dataset["dataroot_lq"]).is_dir()
+
+
+def test_test_files_fit_their_training_files():
+    for path in FILES:
+        if path.name.startswith("test_"):
+            test, train = (
+                read_options(p, p.name) for p in (path, path.with_name(path.name.replace("test_", "train_", 1)))
+            )
+            assert test["network_g"] == train["network_g"], path.name
+            assert train["name"] in test["path"]["pretrain_network_g"]

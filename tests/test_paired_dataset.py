@@ -1,0 +1,497 @@
+"""The pair data set: values, order, what BasicSR's own gives, and a clear line for each mistake."""
+
+import copy
+import gc
+import pickle
+import random
+import re
+from functools import partial
+from pathlib import Path
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from restormixer_arch.basicsr_adapter import compat
+
+compat.apply()
+
+from basicsr.data import build_dataset, worker_init_fn  # noqa: E402
+from basicsr.data.paired_image_dataset import PairedImageDataset  # noqa: E402
+from basicsr.utils import FileClient  # noqa: E402
+
+from restormixer_arch.data.lmdb_io import LmdbImages, write_lmdb  # noqa: E402
+from restormixer_arch.data.paired_dataset import PairedRestorationDataset, enlarge  # noqa: E402
+from restormixer_arch.errors import UserError  # noqa: E402
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def blown_up(image, scale):
+    return image.repeat(scale, 0).repeat(scale, 1)
+
+
+def write(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+def make_folders(root, names=("a.png", "b.png"), size=(12, 10), scale=1, lq_name=lambda name: name):
+    """Pairs whose clean image is the degraded one with each pixel repeated ``scale`` times."""
+    for index, name in enumerate(names):
+        lq = noise(*size, seed=index)
+        write(root / "lq" / lq_name(name), lq)
+        write(root / "gt" / name, blown_up(lq, scale))
+    return options(root / "gt", root / "lq", scale=scale)
+
+
+def make_lmdbs(root, names=("a", "b"), size=(12, 10)):
+    images = [(name, noise(*size, seed=index)) for index, name in enumerate(names)]
+    write_lmdb(root / "gt.lmdb", images)
+    write_lmdb(root / "lq.lmdb", [(name, 255 - image) for name, image in images])
+    return options(root / "gt.lmdb", root / "lq.lmdb", io_backend={"type": "lmdb"})
+
+
+def options(gt, lq, **more):
+    shared = {"dataroot_gt": str(gt), "dataroot_lq": str(lq), "io_backend": {"type": "disk"}, "phase": "val"}
+    return {"name": "pairs", "type": "PairedRestorationDataset", "scale": 1, **shared, **more}
+
+
+def for_training(opt, gt_size, use_hflip=True, use_rot=True):
+    return {**opt, "phase": "train", "gt_size": gt_size, "use_hflip": use_hflip, "use_rot": use_rot}
+
+
+def refusal(opt):
+    """The one line with which the options are refused."""
+    with pytest.raises(UserError) as caught:
+        PairedRestorationDataset(opt)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def same_items(first, second):
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]) if torch.is_tensor(value) else value == second[key], key
+
+
+class TestValues:
+    def test_red_is_channel_0(self, tmp_path):
+        red = np.zeros((4, 5, 3), np.uint8)
+        red[..., 2] = 255  # OpenCV writes BGR
+        red[1, 3] = (51, 102, 0)
+        write(tmp_path / "gt" / "x.png", red)
+        write(tmp_path / "lq" / "x.png", red // 3)
+        item = PairedRestorationDataset(options(tmp_path / "gt", tmp_path / "lq"))[0]
+        assert item["gt"].shape == (3, 4, 5) and item["gt"].dtype == torch.float32
+        assert torch.equal(item["gt"][:, 0, 0], torch.tensor([1.0, 0, 0]))
+        torch.testing.assert_close(item["gt"][:, 1, 3], torch.tensor([0.0, 0.4, 0.2]))
+        torch.testing.assert_close(item["lq"][:, 1, 3], torch.tensor([0.0, 34 / 255, 17 / 255]))
+        assert item["gt_path"] == str(tmp_path / "gt" / "x.png")
+        assert item["lq_path"] == str(tmp_path / "lq" / "x.png")
+
+    def test_gray_alpha_and_16_bits_become_rgb(self, tmp_path):
+        write(tmp_path / "gt" / "x.png", np.full((3, 3), 51, np.uint8))
+        write(tmp_path / "lq" / "x.png", np.full((3, 3, 4), 257 * 102, np.uint16))
+        item = PairedRestorationDataset(options(tmp_path / "gt", tmp_path / "lq"))[0]
+        torch.testing.assert_close(item["gt"], torch.full((3, 3, 3), 0.2))
+        torch.testing.assert_close(item["lq"], torch.full((3, 3, 3), 0.4))
+
+    def test_luma(self, tmp_path):
+        write(tmp_path / "gt" / "x.png", np.full((2, 2, 3), (0, 0, 255), np.uint8))
+        write(tmp_path / "lq" / "x.png", np.full((2, 2, 3), 255, np.uint8))
+        item = PairedRestorationDataset(options(tmp_path / "gt", tmp_path / "lq", color="y"))[0]
+        torch.testing.assert_close(item["gt"], torch.full((1, 2, 2), (16 + 65.481) / 255))
+        torch.testing.assert_close(item["lq"], torch.full((1, 2, 2), 235 / 255))
+
+    def test_mean_and_std(self, tmp_path):
+        opt = make_folders(tmp_path)
+        plain = PairedRestorationDataset(opt)[1]
+        mean, std = [0.5, 0.25, 0.0], [0.5, 1.0, 2.0]
+        item = PairedRestorationDataset({**opt, "mean": mean, "std": std})[1]
+        wanted = (plain["lq"] - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+        torch.testing.assert_close(item["lq"], wanted)
+
+    @pytest.mark.parametrize("make", [make_folders, make_lmdbs])
+    def test_gives_what_basicsr_gives(self, tmp_path, make):
+        opt = make(tmp_path)
+        for phase in (opt, for_training(opt, gt_size=6)):
+            ours, theirs = [], []
+            for items, kind in ((ours, PairedRestorationDataset), (theirs, PairedImageDataset)):
+                random.seed(4)
+                dataset = kind(copy.deepcopy(phase))
+                if kind is PairedImageDataset:  # lists folders in the file system's order
+                    dataset.paths.sort(key=lambda paths: paths["gt_path"])
+                items += [dataset[i] for i in range(2)]
+                del dataset
+            for first, second in zip(ours, theirs, strict=True):
+                same_items(first, second)
+
+    def test_is_built_by_its_name(self, tmp_path):
+        opt = make_lmdbs(tmp_path)
+        before = copy.deepcopy(opt)
+        dataset = build_dataset(opt)
+        assert type(dataset) is PairedRestorationDataset and len(dataset) == 2
+        direct = PairedRestorationDataset(opt)
+        same_items(direct[1], dataset[1])
+        assert opt == before
+        assert direct[1]["lq_path"] == direct[1]["gt_path"] == "b"
+
+
+class TestTraining:
+    @pytest.mark.parametrize(("scale", "gt_size"), [(1, 7), (2, 8), (3, 6)])
+    def test_crops_flips_and_turns_both_alike(self, tmp_path, scale, gt_size):
+        """Each pixel of the degraded image holds its own place, each of the clean one that of its source."""
+        rows, columns = np.mgrid[:15, :11].astype(np.uint8)
+        lq = np.stack([rows, columns, rows * 0], axis=2)  # BGR: blue is the row, green the column
+        write(tmp_path / "lq" / "x.png", lq)
+        write(tmp_path / "gt" / "x.png", blown_up(lq, scale))
+        dataset = PairedRestorationDataset(
+            for_training(options(tmp_path / "gt", tmp_path / "lq", scale=scale), gt_size)
+        )
+        random.seed(0)
+        corners, orientations = set(), set()
+        for _ in range(120):
+            item = dataset[0]
+            assert item["gt"].shape == (3, gt_size, gt_size)
+            assert torch.equal(item["gt"], item["lq"].repeat_interleave(scale, 1).repeat_interleave(scale, 2))
+            places = (item["lq"] * 255).round().int()
+            row, column = places[2], places[1]
+            side = gt_size // scale
+            assert sorted(row.unique().tolist()) == list(range(row.min(), row.min() + side))
+            assert sorted(column.unique().tolist()) == list(range(column.min(), column.min() + side))
+            corners.add((row.min().item(), column.min().item()))
+            first, end = (row[0, 0], column[0, 0]), (row[0, -1], column[0, -1])
+            orientations.add(tuple((b - a).sign().item() for a, b in zip(first, end, strict=True)))
+        assert {r for r, _ in corners} == set(range(15 - side + 1))
+        assert {c for _, c in corners} == set(range(11 - side + 1))
+        assert orientations == {(0, 1), (0, -1), (1, 0), (-1, 0)}
+
+    @pytest.mark.parametrize(("hflip", "rot", "wanted"), [(False, False, {1}), (True, False, {1, -1})])
+    def test_rain_keeps_falling_without_turns(self, tmp_path, hflip, rot, wanted):
+        image = np.zeros((9, 9, 3), np.uint8)
+        image[...] = np.arange(9)[None, :, None] + 20 * np.arange(9)[:, None, None]
+        for side in ("gt", "lq"):
+            write(tmp_path / side / "x.png", image)
+        opt = for_training(options(tmp_path / "gt", tmp_path / "lq"), 4, hflip, rot)
+        dataset = PairedRestorationDataset(opt)
+        random.seed(1)
+        pictures = [(dataset[0]["gt"][0] * 255).round() for _ in range(20)]
+        assert {(p[0, 1] - p[0, 0]).item() for p in pictures} == wanted
+        assert {(p[1, 0] - p[0, 0]).item() for p in pictures} == {20}
+
+    def test_small_images_are_mirrored(self, tmp_path):
+        opt = make_folders(tmp_path, names=("x.png",), size=(5, 7))
+        item = PairedRestorationDataset(for_training(opt, 16, False, False))[0]
+        image = noise(5, 7)[..., ::-1].astype(np.float32).transpose(2, 0, 1) / 255
+        wanted = np.pad(image, ((0, 0), (0, 11), (0, 9)), "symmetric")
+        np.testing.assert_array_equal(item["gt"].numpy(), wanted)
+        np.testing.assert_array_equal(item["lq"].numpy(), wanted)
+
+    def test_mirrored_pairs_stay_in_register(self, tmp_path):
+        opt = make_folders(tmp_path, names=("x.png",), size=(3, 4), scale=2)
+        item = PairedRestorationDataset(for_training(opt, 32))[0]
+        assert item["gt"].shape == (3, 32, 32)
+        assert torch.equal(item["gt"], item["lq"].repeat_interleave(2, 1).repeat_interleave(2, 2))
+
+    def test_one_pixel_is_enlarged(self):
+        assert np.array_equal(enlarge(np.full((1, 1, 3), 0.3, np.float32), 5), np.full((5, 5, 3), 0.3, np.float32))
+
+    @pytest.mark.parametrize("make", [make_folders, make_lmdbs])
+    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+    def test_two_workers_vary_every_epoch_and_repeat_with_torchs_seed(self, tmp_path, make):
+        dataset = PairedRestorationDataset(for_training(make(tmp_path), gt_size=4))
+        dataset[0]  # opened here, then forked
+        seeded = partial(worker_init_fn, num_workers=2, rank=0, seed=0)
+        loader = DataLoader(dataset, batch_size=1, num_workers=2, worker_init_fn=seeded, multiprocessing_context="fork")
+        epochs = []
+        for seed in (5, None, 5):
+            if seed is not None:
+                torch.manual_seed(seed)
+            epochs.append(torch.cat([batch["gt"] for batch in loader]))
+        assert not torch.equal(epochs[0], epochs[1])
+        assert torch.equal(epochs[0], epochs[2])
+
+    @pytest.mark.slow
+    def test_spawned_workers(self, tmp_path):
+        dataset = PairedRestorationDataset(make_lmdbs(tmp_path))
+        before = [dataset[i] for i in range(2)]
+        loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+        for item, wanted in zip(loader, before, strict=True):
+            same_items(item, wanted)
+
+
+class TestPairs:
+    def test_sorted_and_only_images(self, tmp_path):
+        opt = make_folders(tmp_path, names=("c.png", "B.PNG", "a.jpg", "10.png", "9.png"))
+        for name in ("notes.txt", ".hidden.png", "Thumbs.db"):
+            (tmp_path / "gt" / name).write_bytes(b"no image")
+        dataset = PairedRestorationDataset(opt)
+        assert [Path(dataset[i]["gt_path"]).name for i in range(5)] == ["10.png", "9.png", "B.PNG", "a.jpg", "c.png"]
+        assert [Path(dataset[i]["lq_path"]).name for i in range(5)] == ["10.png", "9.png", "B.PNG", "a.jpg", "c.png"]
+
+    def test_template_and_other_extension(self, tmp_path):
+        opt = make_folders(tmp_path, lq_name=lambda name: name.replace(".png", "_rain.bmp"))
+        dataset = PairedRestorationDataset({**opt, "filename_tmpl": "{}_rain"})
+        assert [pair[1] for pair in dataset.pairs] == ["a_rain.bmp", "b_rain.bmp"]
+        assert torch.equal(dataset[1]["gt"], dataset[1]["lq"])
+
+    def test_same_stem_twice(self, tmp_path):
+        opt = make_folders(tmp_path, names=("a.png", "a.bmp"))
+        assert PairedRestorationDataset(opt).pairs == [("a.bmp", "a.bmp"), ("a.png", "a.png")]
+        (tmp_path / "lq" / "a.png").unlink()
+        assert "lacks the partners of 1 of 2 images" in refusal(opt)
+
+    def test_recursive(self, tmp_path):
+        opt = make_folders(tmp_path, names=("two/a.png", "one/a.png"))
+        assert "no image in it" in refusal(opt) and "2 in its sub-folders" in refusal(opt)
+        dataset = PairedRestorationDataset({**opt, "recursive": True, "filename_tmpl": "{}"})
+        assert [pair[1] for pair in dataset.pairs] == ["one/a.png", "two/a.png"]
+        assert torch.equal(dataset[1]["gt"], dataset[1]["lq"])
+
+    @pytest.mark.parametrize(("make", "known"), [(make_folders, "c.png"), (make_lmdbs, "c")])
+    def test_meta_info_file(self, tmp_path, make, known):
+        names = [f"{letter}{Path(known).suffix}" for letter in "abc"]
+        listing = tmp_path / "list.txt"
+        opt = {**make(tmp_path, names=names), "meta_info_file": str(listing)}
+        listing.write_text("c.png (12,10,3)\n\na.png (12,10,3)\n")
+        assert [Path(gt).stem for gt, _ in PairedRestorationDataset(opt).pairs] == ["a", "c"]
+        listing.write_text(f"cc{Path(known).suffix}\n")
+        assert re.search(
+            rf"list.txt' lists 1 images that dataroot_gt .* lacks, .*Did you mean '{known}'\?", refusal(opt)
+        )
+        listing.write_text("\n")
+        assert refusal(opt) == f"{listing}: lists no image"
+        listing.unlink()
+        assert refusal(opt) == f"meta_info_file: '{listing}' is no file"
+
+    def test_missing_partner(self, tmp_path):
+        opt = make_folders(tmp_path, names=("snow.png", "stone.png"))
+        (tmp_path / "lq" / "stone.png").rename(tmp_path / "lq" / "stnoe.png")
+        assert refusal(opt) == (
+            f"dataroot_lq '{tmp_path}/lq' lacks the partners of 1 of 2 images in dataroot_gt '{tmp_path}/gt', "
+            "the first is 'stone.png'. Did you mean 'stnoe.png'?"
+        )
+
+    def test_superfluous_partner(self, tmp_path):
+        opt = make_folders(tmp_path)
+        write(tmp_path / "lq" / "z.png", noise(4, 4))
+        assert refusal(opt) == (
+            f"dataroot_gt '{tmp_path}/gt' lacks the partners of 1 of 3 images in dataroot_lq '{tmp_path}/lq', "
+            "the first is that of 'z.png'"
+        )
+
+    def test_missing_key(self, tmp_path):
+        opt = make_lmdbs(tmp_path)
+        write_lmdb(tmp_path / "more.lmdb", [("a", noise(3, 3)), ("b", noise(3, 3)), ("see", noise(3, 3))])
+        message = refusal({**opt, "dataroot_gt": str(tmp_path / "more.lmdb")})
+        assert message.endswith("images in dataroot_gt '" + str(tmp_path / "more.lmdb") + "', the first is 'see'.")
+
+
+class TestImages:
+    def test_two_sizes(self, tmp_path):
+        opt = make_folders(tmp_path)
+        write(tmp_path / "lq" / "b.png", noise(12, 9))
+        dataset = PairedRestorationDataset(opt)
+        dataset[0]
+        with pytest.raises(UserError) as caught:
+            dataset[1]
+        assert str(caught.value) == (
+            f"{tmp_path}/gt/b.png is 12x10 (height x width), expected 12x9: 1 times 12x9 of {tmp_path}/lq/b.png"
+        )
+
+    def test_remainder_is_cut_off_in_validation_only(self, tmp_path):
+        lq = noise(5, 6)
+        write(tmp_path / "lq" / "x.png", lq)
+        write(tmp_path / "gt" / "x.png", np.pad(blown_up(lq, 3), ((0, 2), (0, 1), (0, 0))))
+        opt = options(tmp_path / "gt", tmp_path / "lq", scale=3)
+        item = PairedRestorationDataset(opt)[0]
+        assert torch.equal(item["gt"], item["lq"].repeat_interleave(3, 1).repeat_interleave(3, 2))
+        with pytest.raises(UserError, match=r"is 17x19 .*, expected 15x18: 3 times 5x6"):
+            PairedRestorationDataset(for_training(opt, 6))[0]
+        with pytest.raises(UserError, match=r"is 17x19 .*, expected 10x12: 2 times 5x6"):
+            PairedRestorationDataset({**opt, "scale": 2})[0]
+
+    @pytest.mark.parametrize("content", [b"", b"no image", noise(2, 2).tobytes()])
+    def test_undecodable_file(self, tmp_path, content):
+        opt = make_folders(tmp_path)
+        (tmp_path / "lq" / "a.png").write_bytes(content)
+        message = f"{tmp_path}/lq/a.png: cannot be decoded as an image ({len(content)} bytes)"
+        with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+            PairedRestorationDataset(opt)[0]
+
+    def test_vanished_file(self, tmp_path):
+        dataset = PairedRestorationDataset(make_folders(tmp_path))
+        (tmp_path / "gt" / "a.png").unlink()
+        with pytest.raises(UserError, match=r"gt/a.png: cannot be read \(No such file or directory\)"):
+            dataset[0]
+
+    def test_bad_values_in_an_lmdb(self, tmp_path):
+        opt = make_lmdbs(tmp_path)
+        with lmdb.open(opt["dataroot_lq"]) as environment, environment.begin(write=True) as transaction:
+            transaction.put(b"a", b"no image")
+            transaction.delete(b"b")
+        dataset = PairedRestorationDataset(opt)
+        with pytest.raises(UserError, match=r"lq.lmdb: image 'a': cannot be decoded as an image \(8 bytes\)$"):
+            dataset[0]
+        with pytest.raises(
+            UserError, match=r"lq.lmdb: image 'b' is not in the LMDB, though its meta_info.txt lists it"
+        ):
+            dataset[1]
+
+
+class TestLmdb:
+    def test_format_is_basicsrs(self, tmp_path):
+        write_lmdb(tmp_path / "x.lmdb", [("b", noise(4, 6)), ("a", noise(3, 5)[..., 0])], compression=3)
+        assert (tmp_path / "x.lmdb" / "meta_info.txt").read_text() == "a.png (3,5,1) 3\nb.png (4,6,3) 3\n"
+        assert sorted(path.name for path in tmp_path.rglob("*")) == ["data.mdb", "meta_info.txt", "x.lmdb"]
+        assert (tmp_path / "x.lmdb" / "data.mdb").stat().st_size <= 6 * 16384  # two meta pages, a leaf, the images
+        client = FileClient("lmdb", db_paths=str(tmp_path / "x.lmdb"), client_keys="default")
+        content = np.frombuffer(client.get("b"), np.uint8)
+        assert np.array_equal(cv2.imdecode(content, cv2.IMREAD_UNCHANGED), noise(4, 6))
+
+    def test_same_images_same_bytes(self, tmp_path):
+        for name in ("x.lmdb", "y.lmdb"):
+            write_lmdb(tmp_path / name, [(f"{i}", noise(20, 20, i)) for i in range(5)])
+        assert (tmp_path / "x.lmdb/data.mdb").read_bytes() == (tmp_path / "y.lmdb/data.mdb").read_bytes()
+        with pytest.raises(UserError, match="x.lmdb: is there already"):
+            write_lmdb(tmp_path / "x.lmdb", [])
+
+    def test_keys_with_dots_and_spaces(self, tmp_path):
+        opt = make_lmdbs(tmp_path, names=("img.v2", "no 3 (x)"))
+        dataset = PairedRestorationDataset(opt)
+        assert [dataset[i]["gt_path"] for i in range(2)] == ["img.v2", "no 3 (x)"]
+
+    def test_two_readers_of_one_file(self, tmp_path):
+        opt = make_lmdbs(tmp_path)
+        first, second = (PairedRestorationDataset(opt) for _ in range(2))
+        same_items(first[1], second[1])
+        mirrored = PairedRestorationDataset({**opt, "dataroot_lq": opt["dataroot_gt"]})
+        assert torch.equal(mirrored[0]["lq"], mirrored[0]["gt"])
+        del first
+        assert len(second[0]) == 4
+
+    def test_beside_basicsrs_reader(self, tmp_path):
+        opt = make_lmdbs(tmp_path)
+        client = FileClient("lmdb", db_paths=[opt["dataroot_gt"]], client_keys=["gt"])
+        dataset = PairedRestorationDataset(opt)
+        wanted = dataset[0]
+        del client
+        gc.collect()
+        same_items(dataset[0], wanted)
+
+    def test_closed_with_its_last_reader(self, tmp_path):
+        opt = make_lmdbs(tmp_path)
+        dataset = PairedRestorationDataset(opt)
+        dataset[0]
+        with pytest.raises(lmdb.Error, match="already open in this process"):
+            lmdb.open(opt["dataroot_gt"], readonly=True, lock=False)
+        del dataset
+        lmdb.open(opt["dataroot_gt"], readonly=True, lock=False).close()
+
+    def test_opened_by_somebody_else(self, tmp_path):
+        opt = make_lmdbs(tmp_path)
+        with lmdb.open(opt["dataroot_gt"], readonly=True, lock=False):
+            assert "gt.lmdb: cannot be opened as an LMDB" in refusal(opt) and "already open" in refusal(opt)
+
+    @pytest.mark.parametrize("make", [make_folders, make_lmdbs])
+    def test_pickled_after_use(self, tmp_path, make):
+        dataset = PairedRestorationDataset(make(tmp_path))
+        item = dataset[1]
+        for other in (pickle.loads(pickle.dumps(dataset)), copy.deepcopy(dataset)):
+            same_items(other[1], item)
+
+    def test_missing_parts(self, tmp_path):
+        opt = make_lmdbs(tmp_path)
+        root = tmp_path / "lq.lmdb"
+        assert "gt.lmdb'?" in refusal({**opt, "dataroot_gt": str(tmp_path / "gtt.lmdb")})
+        for file in ("meta_info.txt", "data.mdb"):
+            (root / file).rename(tmp_path / file)
+            assert refusal(opt) == f"dataroot_lq: '{root}' is no LMDB of BasicSR: it has no {file}"
+            (tmp_path / file).rename(root / file)
+        assert refusal({**opt, "dataroot_lq": str(tmp_path)}) == (
+            f"dataroot_lq: '{tmp_path}' must end in '.lmdb' because io_backend.type is 'lmdb'"
+        )
+        assert refusal({**opt, "io_backend": {"type": "disk"}}) == (
+            f"dataroot_gt: '{tmp_path}/gt.lmdb' is an LMDB, which needs io_backend.type 'lmdb', got 'disk'"
+        )
+
+    def test_damaged(self, tmp_path):
+        opt = make_lmdbs(tmp_path, size=(700, 700))
+        data = tmp_path / "lq.lmdb" / "data.mdb"
+        content = data.read_bytes()
+        data.write_bytes(b"x" * 10_000)
+        assert "lq.lmdb: cannot be opened as an LMDB" in refusal(opt)
+        data.write_bytes(content[:-2_000_000])
+        size = len(content)
+        assert refusal(opt).endswith(f"lq.lmdb: data.mdb is cut short: it has {size - 2_000_000} bytes of {size}")
+
+    def test_damaged_meta_info(self, tmp_path):
+        opt = make_lmdbs(tmp_path)
+        meta = tmp_path / "lq.lmdb" / "meta_info.txt"
+        meta.write_text("a.png (12,10,3) 9\nb.png (12,10,3) 9\na.png (12,10,3) 9\n")
+        assert refusal(opt) == f"{meta}: lists 'a' 2 times"
+        meta.write_text("")
+        assert refusal(opt) == f"{meta}: lists no image"
+        meta.write_bytes(b"\xff\xfe\x00")
+        assert refusal(opt).startswith(f"{meta}: cannot be read as text")
+
+    def test_a_file_of_that_name(self, tmp_path):
+        (tmp_path / "x.lmdb").write_bytes(b"")
+        with pytest.raises(UserError, match="dataroot_gt: '.*x.lmdb' is a file, a folder was expected"):
+            LmdbImages(tmp_path / "x.lmdb", "dataroot_gt")
+
+
+class TestOptions:
+    @pytest.mark.parametrize("key", ["dataroot_gt", "dataroot_lq", "io_backend", "phase", "scale"])
+    def test_needed(self, tmp_path, key):
+        opt = make_folders(tmp_path)
+        del opt[key]
+        assert refusal(opt) == f"{key} is missing in the options of PairedRestorationDataset 'pairs'"
+
+    @pytest.mark.parametrize("key", ["gt_size", "use_hflip", "use_rot"])
+    def test_needed_for_training(self, tmp_path, key):
+        opt = {**for_training(make_folders(tmp_path), 4), key: None}
+        assert refusal(opt) == f"{key} is missing in the options of PairedRestorationDataset 'pairs'"
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                {"io_backend": {"type": "lmbd"}},
+                "io_backend.type is 'lmbd', expected disk or lmdb. Did you mean 'lmdb'?",
+            ),
+            ({"io_backend": "disc"}, "io_backend.type is 'disc', expected disk or lmdb. Did you mean 'disk'?"),
+            ({"phase": "training"}, "phase is 'training', expected train, val or test"),
+            ({"filename_tmpl": "rain"}, "filename_tmpl is 'rain', expected one {} for the clean image's name"),
+            ({"color": "x"}, "color is 'x', expected y or nothing"),
+            ({"mean": [0, 0, 0]}, "mean is [0, 0, 0] and std is None, expected both or neither"),
+            ({"mean": [0], "std": [1]}, "mean is [0], expected 3 values"),
+            ({"mean": [0, 0, 0], "std": [1, 1]}, "std is [1, 1], expected 3 values that are not 0"),
+            ({"mean": [0, 0, 0], "std": [1, 0, 1]}, "std is [1, 0, 1], expected 3 values that are not 0"),
+            (
+                {"phase": "train", "gt_size": 9, "scale": 2, "use_hflip": True, "use_rot": True},
+                "gt_size is 9, expected a multiple of scale 2",
+            ),
+        ],
+    )
+    def test_wrong_values(self, tmp_path, change, message):
+        assert refusal({**make_folders(tmp_path), **change}) == message
+
+    def test_folders(self, tmp_path):
+        opt = make_folders(tmp_path)
+        message = refusal({**opt, "dataroot_gt": str(tmp_path / "gtt")})
+        assert message.startswith(f"dataroot_gt: '{tmp_path}/gtt' does not exist") and "Did you mean" in message
+        assert refusal({**opt, "dataroot_lq": str(tmp_path / "lq/a.png")}) == (
+            f"dataroot_lq: '{tmp_path}/lq/a.png' is a file, a folder was expected"
+        )
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "empty" / "a.txt").write_text("")
+        assert refusal({**opt, "dataroot_lq": str(tmp_path / "empty")}).startswith(
+            f"dataroot_lq: '{tmp_path}/empty' has no image in it (.bmp .jpeg"
+        )

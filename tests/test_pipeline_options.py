@@ -1,0 +1,110 @@
+"""The options that BasicSR's pipelines get are those its own parser makes, where that one works."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.basicsr_adapter.option_check import Request, read_request
+
+compat.apply()
+
+from basicsr.utils.options import parse_options  # noqa: E402
+
+from restormixer_arch.basicsr_adapter.pipeline_options import fit_to_machine, pipeline_options  # noqa: E402
+
+
+def upstream(monkeypatch, arguments, is_train):
+    monkeypatch.setattr("sys.argv", ["train.py", *arguments])
+    return parse_options("/root_path", is_train)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_the_options_for_training_are_upstream_s(pairs, train_options, write, monkeypatch, debug):
+    train_options["datasets"]["train"]["dataroot_gt"] = "~/x"
+    train_options["path"] = {"pretrain_network_g": "~/y.pth", "strict_load_g": True}
+    name = write(train_options)
+    request = Request(name, Path(name), train_options, is_train=True, auto_resume=True, debug=debug)
+    opt, args = pipeline_options(request, "/root_path")
+    expected, _ = upstream(monkeypatch, ["-opt", name, "--auto_resume", *["--debug"] * debug], True)
+    assert args.opt == name
+    for dataset in opt["datasets"].values():
+        assert not dataset.pop("persistent_workers")
+        dataset.pop("pin_memory", None)
+    assert opt["val"].pop("suffix") is None and opt["val"].pop("pbar") is False
+    assert opt == expected
+
+
+def test_the_options_for_testing_are_upstream_s(pairs, test_options, write, monkeypatch):
+    test_options["val"].update(suffix="s", pbar=False)
+    test_options["datasets"]["test_1"].update(pin_memory=False, persistent_workers=False)
+    name = write(test_options)
+    opt, _ = pipeline_options(Request(name, Path(name), test_options, is_train=False), "/root_path")
+    expected, _ = upstream(monkeypatch, ["-opt", name], False)
+    assert opt == expected
+
+
+def test_the_seed_is_taken_after_the_overrides(pairs, train_options, write):
+    request = read_request(write(train_options), is_train=True, force_yml=["manual_seed=7"])
+    opt, _ = pipeline_options(request, "/root_path")
+    drawn = random.random(), torch.rand(1).item()
+    random.seed(7)
+    torch.manual_seed(7)
+    assert opt["manual_seed"] == 7 and drawn == (random.random(), torch.rand(1).item())
+
+
+def test_a_seed_is_drawn_where_none_is_given_and_the_request_stays_as_it_was(pairs, train_options, write):
+    del train_options["manual_seed"]
+    request = read_request(write(train_options), is_train=True)
+    opt, _ = pipeline_options(request, "/root_path")
+    assert 1 <= opt["manual_seed"] <= 10000
+    assert request.options == train_options
+
+
+def test_results_may_go_elsewhere(pairs, train_options, write):
+    train_options["path"] = {"experiments_root": "/elsewhere", "results_root": "/unused"}
+    request = read_request(write(train_options), is_train=True)
+    assert pipeline_options(request, "/root_path")[0]["path"] == {
+        "experiments_root": "/elsewhere/tiny",
+        "log": "/elsewhere/tiny",
+        "models": "/elsewhere/tiny/models",
+        "training_states": "/elsewhere/tiny/training_states",
+        "visualization": "/elsewhere/tiny/visualization",
+    }
+    opt, _ = pipeline_options(replace(request, is_train=False), "/root_path")
+    assert opt["path"]["results_root"] == "/unused/tiny" and "experiments_root" not in opt["path"]
+
+
+def loader_options():
+    train = {"phase": "train", "prefetch_mode": "cuda", "pin_memory": True, "persistent_workers": True}
+    val = {"phase": "val", "pin_memory": True, "persistent_workers": True}
+    return {"num_gpu": 1, "datasets": {"train": train | {"num_worker_per_gpu": 1}, "val": val}, "val": {"pbar": True}}
+
+
+def test_what_needs_a_gpu_is_changed_with_a_warning_where_there_is_none(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    opt = loader_options()
+    fit_to_machine(opt)
+    train, val = opt["datasets"]["train"], opt["datasets"]["val"]
+    assert opt["num_gpu"] == 0 and train["prefetch_mode"] is None and not train["pin_memory"] and not val["pin_memory"]
+    assert train["persistent_workers"] and not val["persistent_workers"]
+    assert opt["val"] == {"pbar": False, "suffix": None}
+    assert capsys.readouterr().err.splitlines() == [
+        "basicsr: warning: num_gpu: 1 was asked for, but there is no CUDA device; running on the CPU",
+        "basicsr: warning: datasets.train.prefetch_mode: 'cuda' needs a CUDA device; loading without prefetching",
+    ]
+
+
+def test_with_a_gpu_everything_stays(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    opt = loader_options()
+    fit_to_machine(opt)
+    expected = loader_options()
+    expected["datasets"]["val"]["persistent_workers"] = False
+    expected["val"] = {"pbar": False, "suffix": None}
+    assert opt == expected and capsys.readouterr().err == ""

@@ -1,0 +1,23 @@
+"""The progress bar of a training: on a terminal only, with speed and loss."""
+
+from __future__ import annotations
+
+import re
+
+from restormixer_arch.basicsr_adapter.progress import Progress
+
+
+def test_the_bar_shows_speed_and_loss(capsys):
+    with Progress(10, shown=True) as progress:
+        progress.start(4)
+        progress.step(5, {"l_pix": 0.25, "l_percep": 0.5, "grad_norm": 9.0})
+        progress.step(10, {"l_pix": 0.125})
+    bar = capsys.readouterr().err
+    assert "4/10" in bar and "10/10" in bar and "loss 0.1250" in bar and re.search(r"it/s|s/it", bar)
+
+
+def test_there_is_no_bar_without_a_terminal(capsys):
+    with Progress(10) as progress:
+        progress.start(0)
+        progress.step(5, {"l_pix": 0.25})
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,259 @@
+"""The rain model against cases worked by hand."""
+
+import dataclasses
+import hashlib
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from restormixer_arch.data import rain
+from restormixer_arch.data.rain import RainParameters, add_rain, draw_rain, streak_opacity
+
+PLAIN = RainParameters(angle=10, length=20, width=1.5, density=8, intensity=0.5, layers=2, light=0.9, veil=0.1, seed=3)
+
+
+def gradient(height, width, channels=3):
+    ramp = np.linspace(0, 1, height * width * channels, dtype=np.float32)
+    return ramp.reshape(height, width, channels)
+
+
+def digest(array):
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def line(shape, centre, length, degrees, weight):
+    return rain._draw_lines(
+        shape, np.array([centre], float), np.array([length], float), np.radians([degrees]), np.array([weight], float)
+    )
+
+
+def axis_degrees(weights):
+    """Direction of the greatest second moment, from straight down (rows) towards the right (columns)."""
+    rows, columns = np.mgrid[: weights.shape[0], : weights.shape[1]]
+    r, c = rows - np.average(rows, weights=weights), columns - np.average(columns, weights=weights)
+    covariance = np.average(r * c, weights=weights)
+    spread = np.average(r * r, weights=weights) - np.average(c * c, weights=weights)
+    return math.degrees(math.atan2(2 * covariance, spread) / 2)
+
+
+@pytest.mark.parametrize("degrees", [-60, -20, 0, 35, 80])
+def test_one_streak_has_its_direction_length_place_and_weight(degrees):
+    drawn = line((101, 121), (50.25, 60.5), 40.0, degrees, weight=2.0)
+    # Full weight but for the two ends, over which it rises evenly from nothing: 1 - SOFT_END of the length.
+    assert drawn.sum() == pytest.approx(2 * 40 * (1 - rain.SOFT_END), rel=2e-3)
+    rows, columns = np.mgrid[:101, :121]
+    assert np.average(rows, weights=drawn) == pytest.approx(50.25, abs=0.01)
+    assert np.average(columns, weights=drawn) == pytest.approx(60.5, abs=0.01)
+    assert axis_degrees(drawn) == pytest.approx(degrees, abs=0.2)
+    # The trapezoid is two boxes folded, of lengths 1 - e and e: variances add up, and the pixels' tents add theirs.
+    along = math.cos(math.radians(degrees)) * (rows - 50.25) + math.sin(math.radians(degrees)) * (columns - 60.5)
+    e = rain.SOFT_END
+    expected = 40**2 * ((1 - e) ** 2 + e**2) / 12 + rain.TENT_VARIANCE
+    assert np.average(along**2, weights=drawn) == pytest.approx(expected, rel=0.01)
+
+
+def test_a_vertical_streak_by_hand():
+    """Four points along column 2, at rows 0.5, 1.5, 2.5 and 3.5, are shared by halves between their rows."""
+    drawn = line((5, 4), (2.0, 2.0), 4.0, 0, weight=1.0)
+    outer = (0.5 - 0.375) / rain.SOFT_END  # fading at rows 0.5 and 3.5
+    wanted = np.zeros((5, 4))
+    wanted[:, 2] = [outer / 2, (outer + 1) / 2, 1, (outer + 1) / 2, outer / 2]
+    np.testing.assert_allclose(drawn, wanted, rtol=1e-6)
+
+
+def test_a_streak_that_leaves_the_picture_is_cut_off():
+    whole, part = line((60, 60), (30, 30), 40, 25, 1.0), line((60, 60), (-5, 30), 40, 25, 1.0)
+    np.testing.assert_allclose(part[:25], whole[35:], atol=1e-6)
+    assert not line((60, 60), (-40, 30), 40, 25, 1.0).any()
+
+
+@pytest.mark.parametrize("angle", [-30.0, 0.0, 40.0])
+def test_the_direction_of_many_streaks(angle):
+    parameters = RainParameters(angle=angle, angle_spread=0.0, length=60, width=6, density=2, intensity=0.5, layers=1)
+    opacity = streak_opacity(256, 256, parameters)
+    down, right = np.gradient(opacity)
+    # Along a streak the opacity hardly changes: the smaller eigenvector of the structure tensor points there.
+    tensor = np.array([[(down * down).sum(), (down * right).sum()], [(down * right).sum(), (right * right).sum()]])
+    along = np.linalg.eigh(tensor)[1][:, 0]
+    assert math.degrees(math.atan(along[1] / along[0])) == pytest.approx(angle, abs=2)
+
+
+def test_mean_opacity_is_number_times_length_times_width_times_intensity():
+    parameters = RainParameters(angle=15, length=15, width=3, density=20, intensity=0.05, layers=1)
+    means = [streak_opacity(500, 500, dataclasses.replace(parameters, seed=seed)).mean() for seed in range(8)]
+    low, high = rain.DIAMETERS
+    diameter = low + math.exp(-low) - math.exp(-high)  # mean of an exponential of mean 1, cut to [low, high]
+    across = 3 * math.sqrt(math.pi / (4 * math.log(2)))  # integral of a Gaussian of height 1 and this width
+    one = 0.05 * across * 15 * (1 - rain.SOFT_END) * diameter  # speed enters opacity and length: its square, once
+    assert np.mean(means) == pytest.approx(20 / 10_000 * one, rel=0.03)
+
+
+def test_mean_opacity_grows_with_density_intensity_length_and_width():
+    for name, values in {
+        "density": (2, 5, 12),
+        "intensity": (0.2, 0.4, 0.8),
+        "length": (10, 20, 40),
+        "width": (0.8, 1.6, 3.2),
+    }.items():
+        means = [streak_opacity(256, 256, dataclasses.replace(PLAIN, **{name: value})).mean() for value in values]
+        assert means[0] < means[1] < means[2], name
+
+
+def test_farther_layers_are_added_behind_the_others():
+    one, two = (streak_opacity(128, 128, dataclasses.replace(PLAIN, layers=layers)) for layers in (1, 2))
+    assert (two >= one - 1e-6).all()
+    assert two.mean() > 1.2 * one.mean()
+
+
+def test_width_is_that_at_half_the_opacity(monkeypatch):
+    """One upright streak through the middle of a pixel: its profile is a Gaussian of the width given."""
+    monkeypatch.setattr(rain, "DIAMETERS", (1.0, 1.0))
+    drawn = []
+    original = rain._draw_lines
+
+    def one_line(shape, centres, lengths, angles, weights):
+        drawn.append(weights[0])
+        return original(shape, np.array([[30.0, 30.0]]), lengths[:1], angles[:1] * 0, weights[:1])
+
+    monkeypatch.setattr(rain, "_draw_lines", one_line)
+    parameters = RainParameters(angle=0, length=50, width=6, density=20, intensity=0.5, layers=1)
+    profile = streak_opacity(61, 61, parameters)[30]
+    assert profile[30] == pytest.approx(0.5, rel=0.02)
+    assert profile[27] == pytest.approx(0.25, rel=0.02) and profile[33] == pytest.approx(0.25, rel=0.02)
+
+
+def test_veil_by_hand():
+    image = np.full((4, 5, 3), 0.4, np.float32)
+    veiled = add_rain(image, dataclasses.replace(PLAIN, density=0, veil=0.25, light=0.8))
+    np.testing.assert_allclose(veiled, 0.75 * 0.4 + 0.25 * 0.8, rtol=1e-6)
+
+
+def test_streaks_and_veil_mix_scene_and_light():
+    image = gradient(64, 48)
+    opacity = streak_opacity(64, 48, PLAIN)[..., None]
+    streaks = image * (1 - opacity) + opacity * 0.9
+    np.testing.assert_allclose(add_rain(image, PLAIN), streaks * 0.9 + 0.1 * 0.9, atol=1e-6)
+    # What is as bright as the drops does not change.
+    np.testing.assert_allclose(add_rain(np.full((64, 48, 3), 0.9, np.float32), PLAIN), 0.9, atol=1e-6)
+
+
+@pytest.mark.parametrize("nothing", [{"intensity": 0}, {"density": 0}])
+def test_no_rain_is_the_identity(nothing):
+    image = gradient(33, 20)
+    result = add_rain(image, dataclasses.replace(PLAIN, veil=0, **nothing))
+    assert np.array_equal(result, image)
+    assert not np.shares_memory(result, image)
+
+
+def test_heaviness_0_is_the_identity():
+    image = gradient(33, 20)
+    assert np.array_equal(add_rain(image, draw_rain(np.random.default_rng(1), heaviness=0)), image)
+
+
+def test_same_seed_same_bytes():
+    image = gradient(120, 90)
+    before = image.copy()
+    first, second = (add_rain(image, draw_rain(np.random.default_rng(5))) for _ in range(2))
+    assert digest(first) == digest(second)
+    assert digest(first) != digest(add_rain(image, draw_rain(np.random.default_rng(6))))
+    assert np.array_equal(image, before)
+    other_places = [digest(add_rain(image, dataclasses.replace(PLAIN, seed=seed))) for seed in range(5)]
+    assert len(set(other_places)) == 5
+
+
+def test_draws():
+    first, second = draw_rain(np.random.default_rng(5)), draw_rain(np.random.default_rng(5))
+    assert first == second
+    generators = [np.random.default_rng(7) for _ in range(3)]
+    light, heavy, drawn = (draw_rain(rng, h) for rng, h in zip(generators, (0.2, 1.0, None), strict=True))
+    assert light.density == pytest.approx(0.2 * heavy.density) and light.veil == pytest.approx(0.2 * heavy.veil)
+    assert (light.angle, light.seed, light.length) == (heavy.angle, heavy.seed, heavy.length)
+    assert 0.25 * heavy.density <= drawn.density <= heavy.density
+    assert len({rng.integers(2**62) for rng in generators}) == 1  # all advanced alike
+
+
+def test_drawn_rain_is_as_strong_as_in_the_deraining_sets():
+    """Rain100L's input has 26.9 dB, Rain100H's 13.6 dB; most of what is drawn lies between."""
+    rng = np.random.default_rng(0)
+    image = np.full((128, 128, 3), 0.4, np.float32)
+    decibels = [-10 * np.log10(np.mean((add_rain(image, draw_rain(rng)) - image) ** 2)) for _ in range(60)]
+    assert 20 < np.mean(decibels) < 26
+    assert 13 < min(decibels) and max(decibels) < 36
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    channels=st.sampled_from([1, 3]),
+    seed=st.integers(0, 2**32 - 1),
+    value=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_kind_and_range_are_kept(height, width, channels, seed, value):
+    image = np.full((height, width, channels), value, np.float32)
+    parameters = draw_rain(np.random.default_rng(seed), heaviness=1.0)
+    result = add_rain(image, parameters)
+    assert result.dtype == np.float32 and result.shape == image.shape
+    low, high = min(value, parameters.light), max(value, parameters.light)
+    assert low - 1e-6 <= result.min() and result.max() <= min(high + 1e-6, 1)
+
+
+def test_gray_is_a_channel_of_colour():
+    image = gradient(40, 30, 1)
+    colour = add_rain(np.repeat(image, 3, axis=2), PLAIN)
+    assert np.array_equal(add_rain(image, PLAIN)[..., 0], colour[..., 1])
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (np.zeros((4, 4, 3), np.uint8), TypeError, "float32 array, got uint8"),
+        ([[0.0]], TypeError, "float32 array, got list"),
+        (np.zeros((4, 4), np.float32), ValueError, r"got \(4, 4\)"),
+        (np.zeros((3, 4, 4), np.float32), ValueError, r"got \(3, 4, 4\)"),
+        (np.zeros((0, 4, 3), np.float32), ValueError, r"got \(0, 4, 3\)"),
+        (np.full((2, 2, 1), 255, np.float32), ValueError, r"in \[0, 1\], got \[255, 255\]"),
+        (np.full((2, 2, 1), np.nan, np.float32), ValueError, r"got \[nan, nan\]"),
+    ],
+)
+def test_bad_images(image, error, message):
+    with pytest.raises(error, match=message):
+        add_rain(image, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("intensity", 1.5, r"intensity must be in \[0, 1\], got 1.5"),
+        ("light", -0.1, r"light must be in \[0, 1\], got -0.1"),
+        ("veil", math.nan, r"veil must be in \[0, 1\], got nan"),
+        ("length", 0, "length must be positive, got 0"),
+        ("width", -2, "width must be positive, got -2"),
+        ("density", -1, "density must not be negative, got -1"),
+        ("angle_spread", -3, "angle_spread must not be negative, got -3"),
+        ("seed", -4, "seed must not be negative, got -4"),
+        ("layers", 0, "layers must be at least 1, got 0"),
+    ],
+)
+def test_bad_parameters(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PLAIN, **{name: value})
+
+
+def test_bad_heaviness():
+    with pytest.raises(ValueError, match=r"heaviness must be in \[0, 1\], got 1.2"):
+        draw_rain(np.random.default_rng(0), 1.2)
+
+
+def test_is_fast():
+    """About 300 images/s of 256x256 on one core; the bound is loose, for machines that are busy."""
+    image, rng = gradient(256, 256), np.random.default_rng(0)
+    drawn = [draw_rain(rng) for _ in range(20)]
+    start = time.perf_counter()
+    for parameters in drawn:
+        add_rain(image, parameters)
+    assert 20 / (time.perf_counter() - start) > 25

@@ -1,0 +1,242 @@
+"""RestorMixerModel on the CPU: steps, optimiser groups, EMA, metrics of the input, loading of weights."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader, Dataset
+
+from restormixer_arch.basicsr_adapter import register
+from restormixer_arch.errors import UserError
+from restormixer_arch.models.restormixer_model import RestorMixerModel
+
+register.register()
+
+from basicsr.metrics import calculate_metric  # noqa: E402 - BasicSR can be imported only now
+
+NETWORK = {
+    "type": "RestorMixer",
+    "base_channels": 4,
+    "num_blocks": [1, 2, 2],
+    "encoder_heads": [2, 2],
+    "decoder_heads": [2, 2],
+    "d_state": 4,
+}
+
+
+def options(tmp_path, **train):
+    return {
+        "name": "unit",
+        "is_train": True,
+        "dist": False,
+        "num_gpu": 0,
+        "rank": 0,
+        "scale": 1,
+        "network_g": dict(NETWORK),
+        "path": {
+            "models": str(tmp_path),
+            "training_states": str(tmp_path),
+            "visualization": str(tmp_path / "pictures"),
+        },
+        "train": {
+            "total_iter": 10,
+            "ema_decay": 0.9,
+            "optim_g": {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.1},
+            "scheduler": {"type": "CosineAnnealingRestartLR", "periods": [10], "restart_weights": [1]},
+            "pixel_opt": {"type": "MultiScaleDualDomainLoss"},
+            **train,
+        },
+        "val": {"metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 0}}},
+    }
+
+
+def build(tmp_path, **train):
+    torch.manual_seed(0)
+    return RestorMixerModel(options(tmp_path, **train))
+
+
+def batch(scale=1):
+    rng = torch.Generator().manual_seed(1)
+    gt = torch.rand(2, 3, 16 * scale, 16 * scale, generator=rng)
+    return {"lq": torch.rand(2, 3, 16, 16, generator=rng), "gt": gt}
+
+
+def step(model, iteration=1):
+    model.feed_data(batch())
+    model.optimize_parameters(iteration)
+
+
+def test_two_steps_move_every_parameter(tmp_path):
+    model = build(tmp_path)
+    before = {name: p.clone() for name, p in model.net_g.named_parameters()}
+    step(model, 1)
+    step(model, 2)
+    log = model.get_current_log()
+    assert np.isfinite(log["l_pix"]) and log["grad_norm"] > 0
+    still = [name for name, p in model.net_g.named_parameters() if torch.equal(p, before[name])]
+    assert still == []
+
+
+def test_gradient_is_clipped(tmp_path):
+    model = build(tmp_path, grad_clip=0.01)
+    step(model)
+    norms = torch.stack([p.grad.norm() for p in model.net_g.parameters()])
+    assert norms.norm().item() == pytest.approx(0.01, rel=1e-3)
+    assert model.get_current_log()["grad_norm"] > 0.01
+    free = build(tmp_path, grad_clip=0)
+    step(free)
+    norms = torch.stack([p.grad.norm() for p in free.net_g.parameters()])
+    assert norms.norm().item() == pytest.approx(free.get_current_log()["grad_norm"], rel=1e-3)
+
+
+def test_default_clip_is_the_familys(tmp_path):
+    assert build(tmp_path).grad_clip == 0.01
+
+
+def test_weight_decay_spares_scans_biases_and_norms(tmp_path):
+    model = build(tmp_path)
+    decayed, spared = model.optimizer_g.param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    names = {id(p): name for name, p in model.net_g.named_parameters()}
+    decayed, spared = ({names[id(p)] for p in group["params"]} for group in (decayed, spared))
+    assert {name.rpartition(".")[2] for name in decayed} == {"weight", "x_proj", "dt_proj"}
+    assert {"A_log", "D_skip", "dt_bias", "bias", "skip_scale1"} <= {name.rpartition(".")[2] for name in spared}
+    assert len(decayed) + len(spared) == len(names)
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW"])
+def test_optimisers(tmp_path, kind):
+    opt = options(tmp_path, optim_g={"type": kind, "lr": 2e-4, "betas": [0.5, 0.9]})
+    kept = copy.deepcopy(opt["train"]["optim_g"])
+    model = RestorMixerModel(opt)
+    assert type(model.optimizer_g) is getattr(torch.optim, kind)
+    assert model.optimizer_g.param_groups[0]["lr"] == 2e-4
+    assert opt["train"]["optim_g"] == kept  # the shared options stay whole
+
+
+def test_unknown_optimiser(tmp_path):
+    with pytest.raises(UserError, match=r"'AdmW' is none of Adam, AdamW. Did you mean 'AdamW'\?"):
+        build(tmp_path, optim_g={"type": "AdmW", "lr": 1e-3})
+
+
+def test_ema_warms_up_and_takes_the_buffers_along(tmp_path):
+    model = build(tmp_path)
+    start = {name: v.clone() for name, v in model.net_g.state_dict().items()}
+    step(model, 1)
+    now, average = model.net_g.state_dict(), model.net_g_ema.state_dict()
+    decay = 2 / 11  # (1 + 1) / (10 + 1), below 0.9
+    for name in ("encoder.stem.0.conv.weight", "encoder.stem.0.norm.running_mean"):
+        assert not torch.equal(now[name], start[name])
+        torch.testing.assert_close(average[name], decay * start[name] + (1 - decay) * now[name])
+    assert average["encoder.stem.0.norm.num_batches_tracked"] == 1
+
+
+def test_another_loss_sees_the_full_resolution_only(tmp_path):
+    model = build(tmp_path, pixel_opt={"type": "L1Loss", "loss_weight": 1.0})
+    data = batch()
+    model.feed_data(data)
+    with torch.no_grad():
+        wanted = (model.net_g(data["lq"])[-1] - data["gt"]).abs().mean()
+    model.optimize_parameters(1)
+    assert model.get_current_log()["l_pix"] == pytest.approx(wanted.item(), rel=1e-5)
+
+
+class Pairs(Dataset):
+    opt = {"name": "pairs"}
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        rng = torch.Generator().manual_seed(index)
+        gt = torch.rand(3, 16, 16, generator=rng)
+        return {"lq": (gt + 0.1).clamp(0, 1), "gt": gt, "lq_path": f"{index}.png"}
+
+
+def test_validation_measures_input_and_result(tmp_path):
+    model = build(tmp_path)
+    model.best_metric_results = {}
+    # The identity: result and input must then have the same PSNR.
+    torch.nn.init.zeros_(model.net_g_ema.decoder.head_full.norm.weight)
+    loader = DataLoader(Pairs(), batch_size=1)
+    model.validation(loader, 7, None, save_img=True)
+    lq_psnr, psnr = model.gain()["pairs"]["psnr"]
+    metric = {"type": "calculate_psnr", "crop_border": 0}
+    values = []
+    for pair in (Pairs()[0], Pairs()[1]):
+        lq, gt = ((255 * pair[key]).round().byte().permute(1, 2, 0).numpy() for key in ("lq", "gt"))
+        values.append(calculate_metric({"img": lq, "img2": gt}, metric))
+    wanted = np.mean(values)
+    assert lq_psnr == pytest.approx(wanted, abs=1e-6)
+    assert psnr == pytest.approx(lq_psnr, abs=1e-6)
+    assert (tmp_path / "pictures" / "0" / "0_7.png").is_file()
+    # A second validation measures the network again, not the input.
+    torch.nn.init.ones_(model.net_g_ema.decoder.head_full.norm.bias)
+    model.validation(loader, 8, None, save_img=False)
+    assert model.gain()["pairs"]["psnr"][0] == lq_psnr
+    assert model.gain()["pairs"]["psnr"][1] < lq_psnr - 3
+
+
+def test_saved_weights_come_back(tmp_path):
+    model = build(tmp_path)
+    step(model)
+    model.save(0, 5)
+    x = torch.rand(1, 3, 8, 8)
+    model.net_g.eval()
+    for key, net in (("params", model.net_g), ("params_ema", model.net_g_ema)):
+        other = build(tmp_path)
+        other.load_network(other.net_g, tmp_path / "net_g_5.pth", True, key)
+        assert torch.equal(other.net_g.eval()(x), net(x))
+
+
+def test_safetensors_and_module_prefix(tmp_path):
+    model = build(tmp_path)
+    save_file({f"module.{k}": v for k, v in model.net_g.state_dict().items()}, tmp_path / "net.safetensors")
+    other = build(tmp_path)
+    torch.nn.init.zeros_(other.net_g.encoder.stem[0].conv.weight)
+    other.load_network(other.net_g, tmp_path / "net.safetensors")
+    assert torch.equal(other.net_g.encoder.stem[0].conv.weight, model.net_g.encoder.stem[0].conv.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("net.pth", b"not a checkpoint", r"net.pth: cannot be read as PyTorch weights"),
+        ("net.safetensors", b"not a checkpoint", r"net.safetensors: cannot be read as safetensors"),
+        ("nte_g.pth", b"", r"net_g.pth: no such file of weights. Did you mean 'nte_g.pth'\?"),
+    ],
+)
+def test_weights_that_cannot_be_read(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    asked = "net_g.pth" if "such" in message else name
+    model = build(tmp_path)
+    with pytest.raises(UserError, match=message):
+        model.load_network(model.net_g, tmp_path / asked)
+
+
+def test_weights_of_another_network(tmp_path):
+    torch.save({"params": {"conv.weight": torch.zeros(3)}}, tmp_path / "other.pth")
+    model = build(tmp_path)
+    with pytest.raises(UserError, match=r"other.pth: does not fit the network of network_g: Missing key"):
+        model.load_network(model.net_g, tmp_path / "other.pth")
+    torch.save({"iter": 3}, tmp_path / "state.pth")
+    with pytest.raises(UserError, match=r"state.pth: holds no network weights"):
+        model.load_network(model.net_g, tmp_path / "state.pth")
+
+
+def test_scale_must_be_the_networks(tmp_path):
+    opt = options(tmp_path)
+    opt["scale"] = 2
+    with pytest.raises(UserError, match=r"scale: must equal network_g.upscale \(1\), got 2"):
+        RestorMixerModel(opt)
+
+
+def test_empty_validation_set(tmp_path):
+    class Empty(Pairs):
+        def __len__(self):
+            return 0
+
+    with pytest.raises(UserError, match="pairs has no images"):
+        build(tmp_path).validation(DataLoader(Empty()), 1, None)

@@ -1,0 +1,68 @@
+"""Reading option files: numbers of YAML 1.2, no key twice, and the place of every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from restormixer_arch.basicsr_adapter.yaml_reader import apply_overrides, read_options
+from restormixer_arch.errors import UserError
+
+
+def read(folder: Path, text: str) -> dict:
+    Path(folder, "x.yml").write_text(text, encoding="utf-8")
+    return read_options(Path("x.yml"), "x.yml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 1e-3), ("1E5", 1e5), ("-2.5e+3", -2500.0), (".5e1", 5.0), ("1.0e-4", 1e-4), ("!!float 1e-3", 1e-3)]
+    + [("100", 100), ("1_000", 1000), ("1e", "1e"), ("e5", "e5"), ("v1e5", "v1e5"), ("'1e-3'", "1e-3")],
+)
+def test_numbers_of_yaml_1_2_are_numbers(folder, text, value):
+    read_value = read(folder, f"x: {text}")["x"]
+    assert read_value == value and type(read_value) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: [1, 2\nc: 3\n", r"^x\.yml:3:2: .*expected ',' or '\]'"),
+        ("train:\n  lr: 1\n  it: 2\n  lr: 3\n", r"^x\.yml:4:3: key 'lr' is given twice, first in line 2$"),
+        ("a: 1\n\tb: 2\n", r"^x\.yml:2:1: .*'\\t'"),
+        ("- a\n- b\n", r"^x\.yml: .*'key: value' were expected at the top, got list"),
+        ("", r"^x\.yml: .*got nothing"),
+        ("a: !!python/name:os.system x\n", r"^x\.yml:1:4: could not determine a constructor"),
+        ("a: \x07\n", r"^x\.yml: is not YAML"),
+    ],
+)
+def test_what_is_no_option_file_is_refused_with_its_place(folder, text, message):
+    with pytest.raises(UserError, match=message):
+        read(folder, text)
+
+
+def test_a_merged_key_may_be_overridden_and_an_alias_may_come_twice(folder):
+    options = read(folder, "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: {<<: *a, x: 4}\nd: *a\n")
+    assert options["b"] == {"x": 3, "y": 2} and options["c"] == {"x": 4, "y": 2} and options["d"] == options["a"]
+
+
+def test_overrides_have_yaml_types(folder):
+    options = {"train": {"optim_g": {"lr": 1}}, "name": "a"}
+    entries = ["train:optim_g:lr=1e-4", "train:total_iter=-1", "train:list=[1, 2]", "name=x=y", "train:none=~"]
+    apply_overrides(options, entries)
+    assert options["train"] == {"optim_g": {"lr": 1e-4}, "total_iter": -1, "list": [1, 2], "none": None}
+    assert options["name"] == "x=y"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("trian:lr=1", r"'trian:lr=1': the option file has no section 'trian'\. Did you mean 'train'\?"),
+        ("train:lr", r"'section:key=value' was expected, got 'train:lr'"),
+        ("train:lr=[1", r"'train:lr=\[1': .*expected"),
+    ],
+)
+def test_a_wrong_override_is_named(entry, message):
+    with pytest.raises(UserError, match=f"^--force_yml: .*{message}"):
+        apply_overrides({"train": {}}, [entry])
