@@ -16,7 +16,7 @@ PACKAGE_DIR = {
     "restormixer_arch.data": "data",
     "restormixer_arch.options": "options",
 }
-SUBPACKAGES = ["selective_scan", "basicsr_adapter", "benchmark", "cli"]
+SUBPACKAGES = ["selective_scan", "basicsr_adapter", "cli"]
 
 setup(
     name="restormixer",
