@@ -195,6 +195,14 @@ def test_ctrl_c_elsewhere_is_one_line(monkeypatch, capsys):
     assert run("wait") == 130 and capsys.readouterr().err == "basicsr: stopped\n"
 
 
+def test_a_reader_that_goes_away_is_no_traceback():
+    command = [sys.executable, "-m", "restormixer_arch.cli", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # as head does
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
 def test_the_message_of_a_worker_is_found_in_its_traceback():
     from torch._utils import ExceptionWrapper
 
