@@ -1,9 +1,12 @@
 """Build and install RestorMixer. Everything about the project that pip needs is in this file."""
 
+import os
 import re
+import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "restormixer_arch/__init__.py").read_text(), re.M).group(1)
@@ -16,7 +19,34 @@ PACKAGE_DIR = {
     "restormixer_arch.data": "data",
     "restormixer_arch.options": "options",
 }
-SUBPACKAGES = ["selective_scan", "basicsr_adapter", "cli"]
+
+# The scan's CPU kernel: plain C without Python or torch headers, so one library for every version of both, and no
+# torch at build time. Without a compiler the package installs all the same and scans in plain torch, unless this
+# environment variable makes the missing kernel an error.
+REQUIRE_KERNEL = os.environ.get("RESTORMIXER_REQUIRE_NATIVE") == "1"
+KERNEL = "restormixer_arch/selective_scan"
+KERNEL_FLAGS = ["/O2"] if sys.platform == "win32" else ["-O3", "-std=c11", "-fvisibility=hidden", "-pthread"]
+kernel = Extension(
+    "restormixer_arch.selective_scan._kernel",
+    sources=[
+        f"{KERNEL}/{name}.c" for name in ("kernel", "kernel_plain", "kernel_avx2", "kernel_avx512", "kernel_neon")
+    ],
+    depends=[path.as_posix() for path in sorted(Path(KERNEL).glob("kernel*.h"))],
+    extra_compile_args=KERNEL_FLAGS,
+    extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
+    py_limited_api=True,
+    optional=not REQUIRE_KERNEL,
+)
+
+
+class BuildLibrary(build_ext):
+    """Build the kernel as a library for ctypes: it has no PyInit function, which Windows would want exported."""
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        return ext.export_symbols
+
+
+SUBPACKAGES = ["selective_scan", "basicsr_adapter", "benchmark", "cli"]
 
 setup(
     name="restormixer",
@@ -28,6 +58,8 @@ setup(
     python_requires=">=3.10",
     packages=[*PACKAGE_DIR, *(f"restormixer_arch.{name}" for name in SUBPACKAGES)],
     package_dir=PACKAGE_DIR,
+    ext_modules=[kernel],
+    cmdclass={"build_ext": BuildLibrary},
     package_data={
         "restormixer_arch.data": ["samples/*.lmdb/*", "samples/*.md", "samples/pictures/*/*"],
         "restormixer_arch.options": ["*.yml"],
@@ -51,7 +83,7 @@ setup(
     ],
     extras_require={
         "cuda": ["mamba-ssm", "causal-conv1d"],
-        "compare": ["spandrel", "spandrel-extra-arches"],
+        "compare": ["spandrel", "spandrel-extra-arches", "mambapy", "thop"],
         "test": ["pytest", "pytest-timeout", "hypothesis", "safetensors", "scikit-image", "ruff"],
     },
     entry_points={

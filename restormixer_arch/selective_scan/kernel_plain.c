@@ -1,0 +1,4 @@
+/* The kernel in plain C, for every machine. */
+#include "kernel_tile.h"
+
+const struct scan_variant scan_plain = {"plain", forward_tile, backward_tile, merge_shares};

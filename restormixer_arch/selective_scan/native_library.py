@@ -1,0 +1,176 @@
+"""Finds, loads and calls the compiled kernel (``kernel.c``) through ctypes.
+
+The library knows nothing of Python or torch, so one file serves every version of both. It is built with the package
+if a C compiler is there. Environment: ``RESTORMIXER_REQUIRE_NATIVE=1`` makes a missing kernel an error,
+``RESTORMIXER_ISA=plain|avx2|avx512|neon`` forces an instruction set.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import struct
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from restormixer_arch.errors import UserError
+
+ABI = 1  # of struct scan_call in kernel.h
+LANES, CHUNK, MAX_STATES = 16, 64, 256  # of kernel.h too
+ORDERS = {"row": 0, "column": 1, "row_reverse": 2, "column_reverse": 3}
+CURE = "with a C compiler installed (gcc or clang), run `pip install --force-reinstall --no-deps .` in the project"
+NO_STREAM = (0, 0, 0, 0, 0, 0)
+STREAM_DTYPES = (torch.float32, torch.bfloat16)
+Stream = tuple[int, int, int, int, int, int]
+
+_CALL = struct.Struct("98q")
+_STATUS = {1: "out of memory", 2: "a malformed call"}
+
+
+def load(folder: Path) -> tuple[ctypes.CDLL | None, str, str]:
+    """The library in ``folder``, the instruction set in use, and why there is no library."""
+    found = [path for path in sorted(folder.glob("_kernel*")) if path.suffix in (".so", ".pyd", ".dylib")]
+    if not found:
+        return None, "", f"the native kernel was not built: {CURE}"
+    try:
+        library = ctypes.CDLL(str(found[0]))
+        if library.restormixer_scan_abi() != ABI:
+            return None, "", f"{found[0].name} belongs to another version of this package: {CURE}"
+    except (OSError, AttributeError) as error:
+        return None, "", f"{found[0].name} cannot be loaded ({error}): {CURE}"
+    library.restormixer_scan_isa.restype = ctypes.c_char_p
+    for function in (library.restormixer_scan_forward, library.restormixer_scan_backward):
+        function.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_char_p]
+    wanted = os.environ.get("RESTORMIXER_ISA", "")
+    isa = library.restormixer_scan_isa(wanted.encode())
+    if isa is None:
+        return None, "", f"RESTORMIXER_ISA must name an instruction set of this processor, got {wanted!r}"
+    return library, isa.decode(), ""
+
+
+def _torch_threads() -> int:
+    """Address of GOMP_parallel in the OpenMP runtime that torch itself runs on, 0 if it has none."""
+    suffix = {"linux": ".so", "darwin": ".dylib"}.get(sys.platform)
+    if suffix is None:
+        return 0
+    try:
+        # A handle's symbols are looked up in what it links to, so this finds torch's runtime and no other.
+        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu{suffix}"))
+        return ctypes.cast(torch_cpu.GOMP_parallel, ctypes.c_void_p).value or 0
+    except (OSError, AttributeError):
+        return 0
+
+
+_LIBRARY, INSTRUCTION_SET, REASON = load(Path(__file__).parent)
+_ISA = INSTRUCTION_SET.encode()
+_parallel = _torch_threads()
+if REASON and os.environ.get("RESTORMIXER_REQUIRE_NATIVE") == "1":
+    raise UserError(f"RESTORMIXER_REQUIRE_NATIVE=1, but {REASON}")
+
+
+def _forget_torch_threads() -> None:
+    """In a forked child torch's OpenMP threads are gone and its runtime would wait for them for ever."""
+    global _parallel
+    _parallel = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_torch_threads)
+
+
+def batch_sum(shares: Tensor) -> Tensor:
+    """(B, ...) -> (...): the kernel leaves gradients of parameters apart for each batch item."""
+    return shares[0] if shares.shape[0] == 1 else shares.sum(0)
+
+
+def no_second_gradient(*_: object) -> None:
+    raise NotImplementedError("the native scan has no second derivative: use backend='torch'")
+
+
+def forward_flops(tokens: int, a_shape: Sequence[int]) -> int:
+    """Of a scan with A (..., D, N): 7 operations a state (dt A, exp, decay h, dt u B, both sums), 6 a channel."""
+    return tokens * (7 * math.prod(a_shape) + 6 * math.prod(a_shape[:-1]))
+
+
+def backward_flops(tokens: int, a_shape: Sequence[int]) -> int:
+    """19 operations a state, of which 5 repeat the forward pass, and 15 a channel."""
+    return tokens * (19 * math.prod(a_shape) + 15 * math.prod(a_shape[:-1]))
+
+
+def check_dtypes(streams: dict[str, Tensor | None], dense: dict[str, Tensor | None]) -> None:
+    """Raises :class:`TypeError` unless streams are float32 or bfloat16 and dense arrays float32, all on the CPU."""
+    for name, tensor in (*streams.items(), *dense.items()):
+        allowed = STREAM_DTYPES if name in streams else (torch.float32,)
+        if tensor is not None and tensor.dtype not in allowed:
+            raise TypeError(f"{name} must be of dtype {' or '.join(map(str, allowed))}, got {tensor.dtype}")
+
+
+def check_grad(grad_y: Tensor, y: Tensor) -> None:
+    """Raises unless the gradient of the output fits the output."""
+    check_dtypes({"the output's gradient": grad_y}, {})
+    if grad_y.shape != y.shape:
+        raise ValueError(f"the output's gradient must have shape {tuple(y.shape)}, got {tuple(grad_y.shape)}")
+
+
+def require() -> None:
+    """Raises :class:`UserError` with the cure if the kernel is missing."""
+    if REASON:
+        raise UserError(f"backend 'native' is not usable: {REASON}")
+
+
+def chunks(length: int) -> int:
+    """Number of states saved for ``length`` steps."""
+    return -(-length // CHUNK)
+
+
+def stream(tensor: Tensor, batch: int, part: int, step: int, lane: int) -> Stream:
+    """A float32 or bfloat16 tensor with its strides over batch, part, step and lane, in elements."""
+    return tensor.data_ptr(), batch, part, step, lane, tensor.dtype is torch.bfloat16
+
+
+def address(tensor: Tensor | None) -> int:
+    """Of a dense float32 tensor; 0 if there is none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def call(
+    *,
+    backward: bool,
+    sizes: tuple[int, int, int, int, int, int],
+    flags: tuple[bool, bool, bool, bool],
+    orders: tuple[int, int, int, int],
+    dense: tuple[int, int, int, int, int],
+    streams: tuple[Stream, ...],
+    grad_streams: tuple[Stream, ...] = (NO_STREAM,) * 6,
+    grad_dense: tuple[int, int, int, int] = (0, 0, 0, 0),
+) -> None:
+    """One call of the kernel; the groups of arguments are those of ``struct scan_call``, in its order.
+
+    Args:
+        backward: the gradients instead of the outputs.
+        sizes: batch, parts, height, width, channels of a part, states.
+        flags: softplus, summed, constant B, constant C.
+        orders: of the directions, values of ``ORDERS``.
+        dense: addresses of A, D, bias, saved states, last state.
+        streams: u, delta, z, B, C, y.
+        grad_streams: gradients of y, u, delta, z, B, C.
+        grad_dense: addresses of the gradients of A, D, bias and last state.
+
+    Raises:
+        MemoryError, RuntimeError: the kernel's status.
+    """
+    require()
+    values = _CALL.pack(
+        *sizes, *flags, torch.get_num_threads(), _parallel, *orders, *dense,
+        *(value for one in streams for value in one), *(value for one in grad_streams for value in one),
+        *grad_dense, 0,
+    )  # fmt: skip
+    run = _LIBRARY.restormixer_scan_backward if backward else _LIBRARY.restormixer_scan_forward
+    status = run(values, 98, _ISA)
+    if status:
+        raise (MemoryError if status == 1 else RuntimeError)(f"native selective scan: {_STATUS[status]}")
