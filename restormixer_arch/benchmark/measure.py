@@ -1,0 +1,172 @@
+"""Time, memory and operations of one piece of work.
+
+``python -m restormixer_arch.benchmark.measure JOB`` runs one job, told in JSON, in a process of its own and prints the
+result as JSON. Times of several networks are taken in turn, round by round, so that a machine that slows down slows
+all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from restormixer_arch.benchmark.networks import COMPETITORS
+
+
+def forward_work(name: str, size: int, dtype: str = "float32") -> Callable[[], object]:
+    """One restoration of a (1, 3, size, size) picture."""
+    network = COMPETITORS[name].build().eval()
+    if hasattr(network, "fuse"):
+        network.fuse()
+    x = torch.rand(1, 3, size, size)
+    if dtype == "float32":
+        run = network
+    else:
+        kind = getattr(torch, dtype)
+
+        def run(x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=kind):
+                return network(x)
+
+    def work() -> object:
+        with torch.inference_mode():
+            return run(x)
+
+    return work
+
+
+def step_work(name: str, size: int, batch: int) -> Callable[[], object]:
+    """One training step, L1 loss and AdamW, on a (batch, 3, size, size) picture."""
+    network = COMPETITORS[name].build().train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    x, target = torch.rand(2, batch, 3, size, size).unbind(0)
+
+    def work() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        outputs = network(x)
+        outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+        loss = sum((o - nn.functional.interpolate(target, o.shape[-2:], mode="bilinear")).abs().mean() for o in outputs)
+        loss.backward()
+        optimizer.step()
+
+    return work
+
+
+def scan_work(backend: str, batch: int, channels: int, length: int, states: int) -> Callable[[], object]:
+    """One selective scan, forward and backward."""
+    tensors = {
+        "u": torch.randn(batch, channels, length),
+        "delta": torch.rand(batch, channels, length) * 0.1,
+        "A": -torch.rand(channels, states) - 0.5,
+        "B": torch.randn(batch, states, length),
+        "C": torch.randn(batch, states, length),
+    }
+    for tensor in tensors.values():
+        tensor.requires_grad_()
+    scan = _mambapy_scan if backend == "mambapy" else _own_scan(backend)
+
+    def work() -> None:
+        for tensor in tensors.values():
+            tensor.grad = None
+        scan(**tensors).sum().backward()
+
+    return work
+
+
+def _own_scan(backend: str) -> Callable[..., Tensor]:
+    from restormixer_arch.selective_scan import selective_scan
+
+    return lambda u, delta, A, B, C: selective_scan(u, delta, A, B[:, None], C[:, None], backend=backend)
+
+
+def _mambapy_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """The fastest scan in pure torch that PyPI has, as its own Mamba block calls it: tensors of (B, L, D, N)."""
+    from mambapy.pscan import pscan
+
+    u, delta, B, C = (t.transpose(1, 2) for t in (u, delta, B, C))  # (B, L, ...)
+    decays = torch.exp(delta[..., None] * A)
+    states = pscan(decays, (delta * u)[..., None] * B[:, :, None])
+    return (states @ C[..., None])[..., 0]
+
+
+def gemm_work(size: int) -> Callable[[], object]:
+    """One product of two square matrices."""
+    a, b = torch.rand(2, size, size).unbind(0)
+    return lambda: a @ b
+
+
+WORKS = {"forward": forward_work, "step": step_work, "scan": scan_work, "gemm": gemm_work}
+
+
+def times(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each piece of work, in turn, ``rounds`` times after two warm-ups."""
+    for work in works.values():
+        work()
+        work()
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            begin = time.perf_counter()
+            work()
+            taken[name].append(time.perf_counter() - begin)
+    return taken
+
+
+def operations(name: str, size: int) -> float:
+    """Floating-point operations of a forward pass, two for a multiply-add; scans and attention included."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    custom = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+    with FlopCounterMode(display=False, custom_mapping=custom) as counter:
+        forward_work(name, size)()
+    return float(counter.get_total_flops())
+
+
+def thop_figures(name: str, size: int) -> tuple[float, float] | None:
+    """(multiply-adds, parameters) as the counter ``thop`` prints them, or None where it is not installed."""
+    try:
+        import thop
+    except ImportError:
+        return None
+    macs, parameters = thop.profile(COMPETITORS[name].build().eval(), (torch.rand(1, 3, size, size),), verbose=False)
+    return float(macs), float(parameters)
+
+
+def peak_bytes() -> int | None:
+    """The most memory that this process has held, or None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Run one job: ``{"kind": "times" | "memory" | "operations", ...}``."""
+    torch.manual_seed(0)
+    torch.set_num_threads(job["threads"])
+    if job["kind"] == "times":
+        works = {label: WORKS[work](**arguments) for label, (work, arguments) in job["works"].items()}
+        return times(works, job["rounds"])
+    if job["kind"] == "memory":
+        work = WORKS[job["work"]](**job["arguments"])
+        work()
+        work()
+        return {"peak_bytes": peak_bytes()}
+    network = COMPETITORS[job["network"]].build()
+    return {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "operations": operations(job["network"], job["size"]),
+        "thop": thop_figures(job["network"], job["size"]),
+    }
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(run_job(json.loads(sys.argv[1]))) + "\n")

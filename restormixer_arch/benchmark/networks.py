@@ -1,0 +1,60 @@
+"""The networks that are compared, each built from the library that keeps it, with random weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+
+def restormixer() -> nn.Module:
+    from restormixer_arch.restormixer_arch import RestorMixer
+
+    return RestorMixer()
+
+
+def nafnet_32() -> nn.Module:
+    from spandrel.architectures.NAFNet import NAFNet
+
+    return NAFNet(width=32, enc_blk_nums=[2, 2, 4, 8], middle_blk_num=12, dec_blk_nums=[2, 2, 2, 2])
+
+
+def restormer() -> nn.Module:
+    from spandrel_extra_arches.architectures.Restormer import Restormer
+
+    return Restormer()
+
+
+def swinir_light() -> nn.Module:
+    from restormixer_arch.basicsr_adapter import compat
+
+    compat.apply()
+    from basicsr.archs.swinir_arch import SwinIR
+
+    return SwinIR(
+        img_size=64, window_size=8, depths=[6, 6, 6, 6], embed_dim=60, num_heads=[6, 6, 6, 6], mlp_ratio=2, upsampler=""
+    )
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """A network to compare with: how to build it, and the package that must be there."""
+
+    build: Callable[[], nn.Module]
+    package: str
+
+
+COMPETITORS = {
+    "RestorMixer": Competitor(restormixer, "torch"),
+    "NAFNet-32": Competitor(nafnet_32, "spandrel"),
+    "Restormer": Competitor(restormer, "spandrel_extra_arches"),
+    "SwinIR-light": Competitor(swinir_light, "basicsr"),
+}
+
+
+def missing(name: str) -> str | None:
+    """The package that ``name`` lacks, or None if it can be built."""
+    package = COMPETITORS[name].package
+    return None if importlib.util.find_spec(package) else package

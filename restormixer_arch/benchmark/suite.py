@@ -1,0 +1,122 @@
+"""The jobs of a benchmark, run one after the other, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from statistics import median
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from restormixer_arch import __version__
+from restormixer_arch.benchmark.networks import COMPETITORS, missing
+from restormixer_arch.errors import UserError
+
+OURS, RIVAL = "RestorMixer", "NAFNet-32"
+SCAN = {"batch": 4, "channels": 128, "length": 4096, "states": 16}
+STEP = {"batch": 4, "size": 128}
+PACKAGES = ("torch", "torchvision", "basicsr", "new-basicsr", "spandrel", "spandrel-extra-arches", "mambapy", "thop")
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the figures depend on."""
+    from restormixer_arch.selective_scan import native
+
+    versions = {"restormixer": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "scan_kernel": native.instruction_set() or f"none: {native.unusable_reason()}",
+        "system": platform.platform(),
+        "versions": versions,
+    }
+
+
+def run_suite(threads: int, rounds: int, quick: bool) -> dict[str, Any]:
+    """Run every job and return the results: ``{"machine", "times", "memory", "networks", "left_out"}``.
+
+    Raises:
+        UserError: a job failed; the message names it.
+    """
+    present = [name for name in COMPETITORS if not missing(name)]
+    left_out = {name: f"{missing(name)} is not installed" for name in COMPETITORS if missing(name)}
+    result = {"machine": machine(threads), "times": {}, "memory": {}, "networks": {}, "left_out": left_out}
+    jobs = list(_jobs(present, rounds, quick, left_out))
+    for table, label, job in tqdm(jobs, desc="bench", unit="job", disable=not sys.stderr.isatty()):
+        result[table][label] = _run({**job, "threads": threads}, label)
+    return result
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+    """Median and the middle half of the times, in seconds."""
+    ordered = sorted(seconds)
+    quarter = len(ordered) // 4
+    return {"median": median(ordered), "low": ordered[quarter], "high": ordered[-1 - quarter]}
+
+
+def _jobs(
+    present: list[str], rounds: int, quick: bool, left_out: dict[str, str]
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (table of the results, label, job)."""
+    pair = [name for name in (OURS, RIVAL) if name in present]
+    matrices = {"kind": "times", "rounds": 5 * rounds, "works": {"float32 2048": ("gemm", {"size": 2048})}}
+    yield "times", "matrix product", matrices
+    for size, names in ((256, present), (512, pair), (1024, pair)):
+        if quick and size > 256:
+            continue
+        works = {name: ("forward", {"name": name, "size": size}) for name in names}
+        if size == 256:
+            works[f"{OURS} bfloat16"] = ("forward", {"name": OURS, "size": size, "dtype": "bfloat16"})
+        yield "times", f"forward {size}", {"kind": "times", "rounds": rounds, "works": works}
+    works = {name: ("step", {"name": name, **STEP}) for name in pair}
+    yield "times", "training step", {"kind": "times", "rounds": rounds, "works": works}
+    backends = ["native", "torch"] if not quick else ["native"]
+    try:
+        version("mambapy")
+        backends.append("mambapy")
+    except PackageNotFoundError:
+        left_out["mambapy's scan"] = "mambapy is not installed"
+    works = {backend: ("scan", {"backend": backend, **SCAN}) for backend in backends}
+    yield "times", "scan, forward and backward", {"kind": "times", "rounds": rounds, "works": works}
+    for name in pair:
+        yield (
+            "memory",
+            f"{name}, training step",
+            {"kind": "memory", "work": "step", "arguments": {"name": name, **STEP}},
+        )
+        for size in (256,) if quick else (256, 1024):
+            arguments = {"name": name, "size": size}
+            yield "memory", f"{name}, forward {size}", {"kind": "memory", "work": "forward", "arguments": arguments}
+    for name in present:
+        yield "networks", name, {"kind": "operations", "network": name, "size": 256}
+
+
+def _run(job: dict[str, Any], label: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "restormixer_arch.benchmark.measure", json.dumps(job)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"bench: {label} failed with exit code {done.returncode}: {last}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

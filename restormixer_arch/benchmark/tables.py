@@ -1,0 +1,96 @@
+"""A benchmark's results as Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from restormixer_arch.benchmark.suite import OURS, RIVAL, summary
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The results as text that reads well in a terminal and in a document."""
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    parts = [
+        f"{machine['processor']}, {machine['threads']} threads, {machine['cpu_capability']}, "
+        f"scan kernel {machine['scan_kernel']}; {versions}.",
+        "",
+        *_table(["work", "network", "median", "middle half", "against the first"], _time_rows(result)),
+        "",
+        *_table(["network", "parameters", "GFLOP at 256x256", "thop's GMAC and parameters"], _network_rows(result)),
+        "",
+        *_table(["work", "peak memory of the process"], _memory_rows(result)),
+        "",
+        *_table(["figure", "value"], list(figures(result).items())),
+    ]
+    if result["left_out"]:
+        parts += ["", *(f"Left out: {name}: {reason}." for name, reason in result["left_out"].items())]
+    return "\n".join(parts)
+
+
+def figures(result: dict[str, Any]) -> dict[str, str]:
+    """The ratios that matter, each of times taken in the same run."""
+    times = {
+        (label, name): summary(seconds)["median"]
+        for label, group in result["times"].items()
+        for name, seconds in group.items()
+    }
+    found = {}
+
+    def ratio(title: str, above: tuple[str, str], below: tuple[str, str], factor: float = 1.0) -> None:
+        if above in times and below in times:
+            found[title] = f"{factor * times[above] / times[below]:.2f}"
+
+    ratio(f"forward 256, {OURS} / {RIVAL}", ("forward 256", OURS), ("forward 256", RIVAL))
+    for other in ("Restormer", "SwinIR-light"):
+        ratio(f"forward 256, {other} / {OURS}", ("forward 256", other), ("forward 256", OURS))
+    ratio(f"forward 256, {OURS}, float32 / bfloat16", ("forward 256", OURS), ("forward 256", f"{OURS} bfloat16"))
+    ratio(f"training step, {OURS} / {RIVAL}", ("training step", OURS), ("training step", RIVAL))
+    ratio(f"{OURS}, time per pixel, 1024 / 256", ("forward 1024", OURS), ("forward 256", OURS), 1 / 16)
+    for other in ("torch", "mambapy"):
+        scan = "scan, forward and backward"
+        ratio(f"{scan}, {other} / native", (scan, other), (scan, "native"))
+    matrix = times.get(("matrix product", "float32 2048"))
+    if matrix and ("forward 256", OURS) in times and OURS in result["networks"]:
+        reached = result["networks"][OURS]["operations"] / times["forward 256", OURS] / 1e9
+        peak = 2 * 2048**3 / matrix / 1e9
+        found[f"GFLOP/s of {OURS}'s forward 256 / of the matrix product"] = (
+            f"{reached:.0f} / {peak:.0f} = {reached / peak:.2f}"
+        )
+    return found
+
+
+def _time_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for label, group in result["times"].items():
+        first = summary(next(iter(group.values())))["median"]
+        for name, seconds in group.items():
+            s = summary(seconds)
+            middle = f"{_time(s['low'])} to {_time(s['high'])}"
+            rows.append((label, name, _time(s["median"]), middle, f"{s['median'] / first:.2f}"))
+    return rows
+
+
+def _network_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for name, found in result["networks"].items():
+        thop = found["thop"]
+        seen = f"{thop[0] / 1e9:.2f} G, {thop[1] / 1e6:.2f} M" if thop else "not installed"
+        rows.append((name, f"{found['parameters'] / 1e6:.3f} M", f"{found['operations'] / 1e9:.1f}", seen))
+    return rows
+
+
+def _memory_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (label, f"{found['peak_bytes'] / 2**30:.2f} GiB" if found["peak_bytes"] else "not told by this system")
+        for label, found in result["memory"].items()
+    ]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
+
+
+def _table(head: list[str], rows: list[tuple[str, ...]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]

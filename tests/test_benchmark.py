@@ -1,0 +1,128 @@
+"""The benchmark's arithmetic, on made-up times, and its counters, on real networks. No timing is asserted."""
+
+import json
+
+import pytest
+import torch
+
+from restormixer_arch import cli
+from restormixer_arch.benchmark import measure, suite
+from restormixer_arch.benchmark.networks import COMPETITORS
+from restormixer_arch.benchmark.tables import figures, markdown
+
+RESULT = {
+    "machine": {
+        "processor": "a processor",
+        "threads": 2,
+        "cpu_capability": "AVX2",
+        "scan_kernel": "avx2",
+        "versions": {"python": "3.11"},
+    },
+    "times": {
+        "matrix product": {"float32 2048": [0.1]},
+        "forward 256": {"RestorMixer": [0.9, 0.5, 0.4], "NAFNet-32": [0.25], "Restormer": [8.0]},
+        "forward 1024": {"RestorMixer": [9.6]},
+        "training step": {"RestorMixer": [3.0], "NAFNet-32": [2.0]},
+        "scan, forward and backward": {"native": [0.02], "mambapy": [1.0]},
+    },
+    "memory": {"RestorMixer, training step": {"peak_bytes": 3 * 2**30}},
+    "networks": {"RestorMixer": {"parameters": 3_195_406, "operations": 48.6e9, "thop": [24.9e9, 2.8e6]}},
+    "left_out": {"SwinIR-light": "basicsr is not installed"},
+}
+
+
+def test_summary_is_median_and_middle_half():
+    assert suite.summary([5.0, 1.0, 4.0, 2.0, 3.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
+    assert suite.summary([2.0]) == {"median": 2.0, "low": 2.0, "high": 2.0}
+
+
+def test_figures_are_ratios_of_medians():
+    assert figures(RESULT) == {
+        "forward 256, RestorMixer / NAFNet-32": "2.00",
+        "forward 256, Restormer / RestorMixer": "16.00",
+        "training step, RestorMixer / NAFNet-32": "1.50",
+        "RestorMixer, time per pixel, 1024 / 256": "1.20",
+        "scan, forward and backward, mambapy / native": "50.00",
+        # 48.6 GFLOP in half a second; 2 * 2048^3 in a tenth
+        "GFLOP/s of RestorMixer's forward 256 / of the matrix product": "97 / 172 = 0.57",
+    }
+
+
+def test_markdown_shows_times_memory_and_what_was_left_out():
+    text = markdown(RESULT)
+    assert "| forward 256 | RestorMixer | 500.0 ms | 400.0 ms to 900.0 ms | 1.00 |" in text
+    assert "| forward 256 | Restormer | 8.00 s | 8.00 s to 8.00 s | 16.00 |" in text
+    assert "| RestorMixer | 3.195 M | 48.6 | 24.90 G, 2.80 M |" in text
+    assert "| RestorMixer, training step | 3.00 GiB |" in text
+    assert "Left out: SwinIR-light: basicsr is not installed." in text
+
+
+def test_operations_are_those_of_the_whole_network():
+    """Convolutions, products, attention and scans at 256x256; thop sees neither of the last two."""
+    assert measure.operations("RestorMixer", 256) == pytest.approx(48.6e9, rel=0.005)
+
+
+def test_works_are_timed_in_turn():
+    calls = []
+    works = {name: lambda name=name: calls.append(name) for name in "ab"}
+    taken = measure.times(works, rounds=3)
+    assert "".join(calls) == "aabb" + "ababab"
+    assert [len(seconds) for seconds in taken.values()] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("job", "keys"),
+    [
+        ({"kind": "times", "rounds": 1, "works": {"x": ["gemm", {"size": 8}]}}, {"x"}),
+        (
+            {
+                "kind": "times",
+                "rounds": 1,
+                "works": {"x": ["scan", {"backend": "torch", "batch": 1, "channels": 2, "length": 5, "states": 3}]},
+            },
+            {"x"},
+        ),
+        ({"kind": "memory", "work": "gemm", "arguments": {"size": 8}}, {"peak_bytes"}),
+    ],
+)
+def test_jobs(job, keys, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # not for the tests that follow
+    assert measure.run_job({"threads": 1, **job}).keys() == keys
+
+
+def test_a_step_of_the_smallest_size():
+    measure.step_work("RestorMixer", size=16, batch=1)()
+
+
+def test_what_is_not_installed_is_left_out(monkeypatch):
+    ran = []
+    monkeypatch.setattr(suite, "missing", lambda name: None if name == "RestorMixer" else COMPETITORS[name].package)
+    monkeypatch.setattr(suite, "_run", lambda job, label: ran.append(label) or {})
+    result = suite.run_suite(threads=1, rounds=1, quick=True)
+    assert result["left_out"]["NAFNet-32"] == "spandrel is not installed"
+    assert list(result["networks"]) == ["RestorMixer"] and "training step" in ran
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds", "0"], "--rounds: got 0, expected at least 1"),
+        (["--threads", "-1"], "--threads: got -1, expected at least 1"),
+        (["--json", "no/such/folder.json"], "--json: 'no/such/folder.json' must be a new file in a folder that exists"),
+    ],
+)
+def test_mistakes(arguments, message, capsys):
+    assert cli.main(["bench", *arguments]) == 2
+    assert capsys.readouterr().err == f"basicsr: error: {message}\n"
+
+
+def test_the_command_prints_tables_and_writes_json(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(
+        suite, "run_suite", lambda threads, rounds, quick: {**RESULT, "asked": [threads, rounds, quick]}
+    )
+    file = tmp_path / "bench.json"
+    assert cli.main(["bench", "--rounds", "3", "--threads", "2", "--quick", "--json", str(file)]) == 0
+    assert "| training step | RestorMixer |" in capsys.readouterr().out
+    written = json.loads(file.read_text())
+    assert written["asked"] == [2, 3, True] and len(written["figures"]) == 6
+    assert cli.main(["bench", "--json", str(file)]) == 2  # never overwritten
