@@ -13,7 +13,7 @@
  * Threads. The tiles (batch item x part x range of channels) are independent, so threads take the next tile from a
  * counter. Results depend on how the channels were cut into ranges (the sums of dB and dC over channels), which depends
  * on the number of threads alone: the same number of threads gives the same bits. PyTorch's own OpenMP threads are used
- * where the caller passes the address of their GOMP_parallel: they spin for milliseconds after each of its operators, and
+ * where the caller passes the address of their GOMP_parallel: they spin for milliseconds after each operator, and
  * a second set of threads would fight with them for the cores (two cores, 64 x 64 x 128 after a matrix product: 0.65 ms
  * on PyTorch's threads, 0.7 to 1.5 ms on others, 1.09 ms on one). Without that address (after fork, where an OpenMP
  * runtime must not be used, on Windows, or in plain C programs) threads are started for the call and joined, 20
