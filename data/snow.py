@@ -97,7 +97,7 @@ def draw_snow(rng: np.random.Generator, strength: float | None = None) -> SnowPa
     return SnowParameters(
         angle=float(np.clip(rng.normal(0, 25), -70, 70)),
         size=size,
-        density=float(strong * rng.uniform(1.0, 2.4)),
+        density=float(strong * rng.uniform(1.2, 3.0)),
         opacity=float(rng.uniform(0.75, 1)),
         streak=float(size * rng.uniform(0.2, 2.0)),
         defocus=float(rng.uniform(0.5, 2.5)),
