@@ -1,5 +1,7 @@
 """``basicsr degrade``, the picture sheet and the speeds."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -109,3 +111,12 @@ def test_help(capsys):
     with pytest.raises(SystemExit):
         main(["degrade", "set", "--help"])
     assert "--labels" in capsys.readouterr().out
+
+
+def test_the_shipped_sheet_is_the_commands():
+    samples = Path(sheet.__file__).parent / "samples"
+    shipped = cv2.imread(str(samples / "degradations.jpg"))[..., ::-1]
+    photo = cv2.imread(str(samples / "pictures/clean/budgie-backgrounds__perched-osprey.png"))[..., ::-1]
+    drawn = sheet.make_sheet(np.ascontiguousarray(photo, np.float32) / 255)
+    assert (samples / "degradations.jpg").stat().st_size < 500_000
+    assert np.abs(shipped.astype(float) - drawn).mean() < 6  # JPEG takes away most of what the noisy pictures have

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from restormixer_arch.cli import main
+from restormixer_arch.data.degraded_dataset import DegradedDataset
 from restormixer_arch.models import labels
 from restormixer_arch.models.labels import LabelledLoader, LabelResults, report_by_label
 
@@ -146,6 +147,22 @@ def test_training_and_testing_by_label(clean, train_options, test_options, write
         # The weights, the images and so the figures are those of the validation after training.
         mean = float(next(line for line in tested.splitlines() if line.startswith("| psnr")).split("|")[-2])
         assert mean == pytest.approx(whole, abs=0.011)
+
+
+def test_training_hands_over_the_epoch(clean, train_options, write, monkeypatch):
+    """Four images twice an epoch in batches of four: five iterations need three epochs."""
+    seen = []
+    original = DegradedDataset.sample
+    monkeypatch.setattr(
+        DegradedDataset, "sample", lambda self, *key: (self.training and seen.append(key)) or original(self, *key)
+    )
+    crops = {"gt_size": 16, "use_hflip": True, "use_rot": False, "num_worker_per_gpu": 0, "batch_size_per_gpu": 4}
+    crops["dataset_enlarge_ratio"] = 2
+    train_options["datasets"] = {"train": degraded("fly", **crops)}
+    del train_options["val"]
+    assert main(["train", "-opt", write(train_options)]) == 0
+    assert len(seen) == 20 and {epoch for epoch, _ in seen} == {0, 1, 2}
+    assert {number for epoch, number in seen if epoch == 1} == set(range(8))
 
 
 @pytest.mark.parametrize(
