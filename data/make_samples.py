@@ -153,6 +153,7 @@ def attribution(table: Path) -> str:
         "Every photograph is in the public domain or under CC0 1.0. Crops are named after theirs; `_lq` and `rainy`",
         "hold the same with synthetic rain (`data/rain.py`). Made by `data/make_samples.py`, which reduces the",
         f"photographs to a shorter side of {SHORT_SIDE} pixels and rounds to 8 bits.",
+        "`degradations.jpg` is perched-osprey under all degradations, made by `basicsr degrade sheet`.",
         "",
         "| photograph | part | package | file in the package | author | licence | source |",
         "| --- | --- | --- | --- | --- | --- | --- |",

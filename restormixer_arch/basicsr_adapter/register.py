@@ -11,6 +11,7 @@ REGISTERING_MODULES = (
     "restormixer_arch.models.losses",
     "restormixer_arch.models.restormixer_model",
     "restormixer_arch.data.paired_dataset",
+    "restormixer_arch.data.degraded_dataset",
 )
 
 
