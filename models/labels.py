@@ -67,7 +67,8 @@ class LabelledLoader:
     """A validation's loader that notes the metrics of each image, after the model has measured it.
 
     BasicSR's validation adds each image's values to ``model.metric_results``. They are set to 0 before an image is
-    handed out and read when the next one is asked for; at the end the sums are put back.
+    handed out and read when the next one is asked for; at the end the sums are put back. Where the model says by
+    ``output_is_finite`` that an output is not, the image's values are NaN: BasicSR measures it as a black picture.
 
     Args:
         loader: yields batches of one image with ``lq_path`` and perhaps ``label``.
@@ -91,6 +92,7 @@ class LabelledLoader:
             self._model.metric_results = dict.fromkeys(sums, 0)
             yield item
             for metric, value in self._model.metric_results.items():
+                value = value if getattr(self._model, "output_is_finite", True) else math.nan
                 sums[metric] += value
                 self.results.add(label, metric, float(value))
         self._model.metric_results = sums

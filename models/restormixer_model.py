@@ -1,4 +1,4 @@
-"""RestorMixer under BasicSR's trainer: multi-scale loss, gradient clipping, EMA with buffers, input's own metrics."""
+"""RestorMixer under BasicSR's trainer: multi-scale loss, mixed precision, accumulation, clipping, EMA with buffers."""
 
 from __future__ import annotations
 
@@ -7,51 +7,77 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from basicsr.metrics import calculate_metric
-from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger, tensor2img
+from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
 from restormixer_arch.errors import UserError, did_you_mean
-from restormixer_arch.models.labels import LabelledLoader, LabelResults, report_by_label
+from restormixer_arch.models import guard, memory
 from restormixer_arch.models.losses import MultiScaleDualDomainLoss
+from restormixer_arch.models.measured_validation import MeasuredValidation
+from restormixer_arch.models.precision import Precision, checked_amp
+from restormixer_arch.models.progressive import ProgressivePatches
 from restormixer_arch.models.weights import read_weights
 
 DEFAULT_GRAD_CLIP = 0.01  # the value of the network's family (SFNet, IRNeXt, ConvIR)
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+COMPILE_BACKEND = "inductor"
 
 
 @MODEL_REGISTRY.register()
-class RestorMixerModel(SRModel):
+class RestorMixerModel(MeasuredValidation):
     """BasicSR's SRModel for networks that return their outputs at several scales while training.
 
     It works for any network of ARCH_REGISTRY. Options beyond SRModel's, all under ``train``:
 
     - ``grad_clip``: largest norm of the gradient, 0.01 by default, 0 for no clipping.
     - ``optim_g.type``: ``Adam`` or ``AdamW``. Parameters that the network's ``no_weight_decay()`` names get none.
-    - ``ema_decay``: reached by a warm-up, min(decay, (1 + i) / (10 + i)) at iteration i; buffers (BatchNorm
+    - ``ema_decay``: reached by a warm-up, min(decay, (1 + i) / (10 + i)) at step i; buffers (BatchNorm
       statistics) are averaged as the weights are.
     - ``pixel_opt.type: MultiScaleDualDomainLoss`` sees all outputs; another loss sees the one at full resolution.
+    - ``amp``: ``bf16``, ``fp16`` (CUDA only) or ``off``, see :mod:`.precision`.
+    - ``accumulate``: n. An iteration stays one batch of the loader, also for ``total_iter`` and the schedule; the
+      weights move after every n-th and after the last, along the mean gradient of the batches since the step before.
+    - ``checkpointing``: keep fewer activations and compute them twice, see :func:`.memory.set_checkpointing`.
+    - ``compile``: run the training's forward and backward pass through ``torch.compile``.
+    - ``progressive``: stages of growing patches, see :mod:`.progressive`.
+    - ``max_skipped``: a step whose loss or gradient is not finite is skipped; more than this many in a row (10 by
+      default) end the training.
 
     Overridden: init_training_settings, setup_optimizers, get_optimizer, optimize_parameters, model_ema,
-    nondist_validation, get_current_visuals, load_network, print_network.
+    load_network, print_network, and those of :class:`MeasuredValidation`.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        self.results: dict[str, dict[str, float]] = {}  # data set -> metric -> mean of the restored images
-        self.input_results: dict[str, dict[str, float]] = {}  # the same of the inputs themselves
-        self.label_results: dict[str, LabelResults] = {}  # data set -> its results told by label
-        self._input_sums: dict[str, float] | None = None  # while the inputs of a data set are measured
         super().__init__(opt)
         upscale = getattr(self.get_bare_model(self.net_g), "upscale", None)
         if upscale is not None and upscale != opt.get("scale", 1):
             raise UserError(f"scale: must equal network_g.upscale ({upscale}), got {opt.get('scale', 1)}")
 
     def init_training_settings(self) -> None:
-        self.grad_clip = self.opt["train"].get("grad_clip", DEFAULT_GRAD_CLIP)
+        options, network = self.opt["train"], self.get_bare_model(self.net_g)
+        self.grad_clip = options.get("grad_clip", DEFAULT_GRAD_CLIP)
+        self._advice = memory.training_advice(self.opt)
+        self.accumulate = options.get("accumulate", 1)
+        self._gathered = 0  # batches whose gradients wait for the next step
+        self._grad_norm: float | None = None
+        self.precision = Precision(checked_amp(options, self.device), self.device)
+        self.precision.prepare(network)
+        self.guard = guard.Guard(options.get("max_skipped", guard.DEFAULT_MAX_SKIPPED), get_root_logger())
+        self._statistics = guard.NormStatistics(network)
+        self.progressive = self._progressive(options.get("progressive"))
+        if options.get("checkpointing"):
+            count = memory.set_checkpointing(network)
+            get_root_logger().info(f"Gradient checkpointing of {count} blocks.")
+        if options.get("compile"):
+            network.compile(backend=COMPILE_BACKEND)  # in place, so the names of the weights stay
         super().init_training_settings()
+
+    def _progressive(self, table: dict[str, Any] | None) -> ProgressivePatches | None:
+        if not table:
+            return None
+        seed = f"{self.opt.get('manual_seed')} {self.opt.get('rank', 0)}"
+        return ProgressivePatches(**table, scale=self.opt.get("scale", 1), seed=seed)
 
     def setup_optimizers(self) -> None:
         options = dict(self.opt["train"]["optim_g"])
@@ -74,9 +100,40 @@ class RestorMixerModel(SRModel):
         return OPTIMIZERS[optim_type](params, lr, **kwargs)
 
     def optimize_parameters(self, current_iter: int) -> None:
-        self.optimizer_g.zero_grad(set_to_none=True)
-        outputs = self.net_g(self.lq)
-        self.output = outputs if isinstance(outputs, Tensor) else outputs[-1]
+        with memory.explained(f"at iteration {current_iter}", self._advice):
+            if self.progressive:
+                self.lq, self.gt = self.progressive.select(self.lq, self.gt, current_iter)
+            if self._gathered == 0:
+                self.optimizer_g.zero_grad(set_to_none=True)
+            losses = self._gather_gradients(current_iter)
+            due = current_iter % self.accumulate == 0 or current_iter == self.opt["train"]["total_iter"]
+            if due and self._gathered:
+                self._step(current_iter)
+        self.log_dict = self.reduce_loss_dict(losses)
+        if self._grad_norm is not None:
+            self.log_dict["grad_norm"] = self._grad_norm
+        if self.guard.total:
+            self.log_dict["skipped"] = self.guard.total
+
+    def _gather_gradients(self, current_iter: int) -> dict[str, Tensor]:
+        """Add the gradients of one batch to those that wait, unless its loss is not finite."""
+        self._statistics.keep()
+        with self.precision.autocast():
+            outputs = self.net_g(self.lq)
+        outputs = [outputs.float()] if isinstance(outputs, Tensor) else [output.float() for output in outputs]
+        self.output = outputs[-1]
+        losses = self._losses(outputs)
+        total = torch.stack(list(losses.values())).sum()
+        if self._everywhere(torch.isfinite(total)):
+            self.precision.backward(total)
+            self._gathered += 1
+        else:
+            self._statistics.restore()
+            network, pictures = self.get_bare_model(self.net_g), {"lq": self.lq, "gt": self.gt}
+            self.guard.skip(current_iter, guard.bad_forward(network, pictures, outputs, losses, self._paths))
+        return losses
+
+    def _losses(self, outputs: list[Tensor]) -> dict[str, Tensor]:
         losses = OrderedDict()
         if self.cri_pix:
             sees_all = isinstance(self.cri_pix, MultiScaleDualDomainLoss)
@@ -85,14 +142,57 @@ class RestorMixerModel(SRModel):
             for name, loss in zip(("l_percep", "l_style"), self.cri_perceptual(self.output, self.gt), strict=True):
                 if loss is not None:
                     losses[name] = loss
-        torch.stack(list(losses.values())).sum().backward()
-        # A limit of infinity only measures the norm.
-        norm = nn.utils.clip_grad_norm_(self.net_g.parameters(), self.grad_clip or float("inf"))
-        self.optimizer_g.step()
-        self.log_dict = self.reduce_loss_dict(losses)
-        self.log_dict["grad_norm"] = norm.item()
+        return losses
+
+    def _step(self, current_iter: int) -> None:
+        """Move the weights along the mean of the gathered gradients, unless it is not finite."""
+        self.precision.unscale(self.optimizer_g)
+        gradients = guard.gradients(self.net_g)
+        if self._gathered > 1:
+            torch._foreach_div_(gradients, self._gathered)
+        self._gathered = 0
+        norm = guard.norm_of(gradients)
+        self._grad_norm = norm.item()
+        if not torch.isfinite(norm):  # the same in every process, since gradients are averaged over them
+            self.precision.skip()
+            self.guard.skip(current_iter, guard.bad_gradient(self.get_bare_model(self.net_g), norm))
+            return
+        if self.grad_clip:
+            guard.clip(gradients, norm, self.grad_clip)
+        self.precision.step(self.optimizer_g)
+        self.guard.passed()
         if self.ema_decay > 0:
-            self.model_ema(decay=min(self.ema_decay, (1 + current_iter) / (10 + current_iter)))
+            steps = -(-current_iter // self.accumulate)
+            self.model_ema(decay=min(self.ema_decay, (1 + steps) / (10 + steps)))
+
+    def _everywhere(self, flag: Tensor) -> bool:
+        """True if the flag is true in all processes, which must agree on whether to run the backward pass."""
+        if self.opt["dist"]:
+            flag = flag.float()
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
+        return bool(flag)
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a checkpoint needs besides weights, optimiser and schedule, in plain values and tensors."""
+        waiting = {}
+        if self._gathered:
+            named = self.get_bare_model(self.net_g).named_parameters()
+            waiting = {name: p.grad.detach().cpu() for name, p in named if p.grad is not None}
+        return {
+            "scaler": self.precision.extra_state(),
+            "guard": self.guard.extra_state(),
+            "gathered": self._gathered,
+            "gradients": waiting,
+        }
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`extra_state` gave, also the gradients that were waiting for their step."""
+        self.precision.load_extra_state(state["scaler"])
+        self.guard.load_extra_state(state["guard"])
+        self._gathered = state["gathered"]
+        for name, parameter in self.get_bare_model(self.net_g).named_parameters():
+            if name in state["gradients"]:
+                parameter.grad = state["gradients"][name].to(parameter.device)
 
     @torch.no_grad()
     def model_ema(self, decay: float = 0.999) -> None:
@@ -102,45 +202,6 @@ class RestorMixerModel(SRModel):
                 average.lerp_(current[name].to(average.dtype), 1 - decay)
             else:
                 average.copy_(current[name])
-
-    def nondist_validation(self, dataloader: Any, current_iter: int, tb_logger: Any, save_img: bool) -> None:
-        name, metrics = dataloader.dataset.opt["name"], self.opt["val"].get("metrics") or {}
-        if len(dataloader) == 0:
-            raise UserError(f"datasets: {name} has no images to validate on")
-        measured = name in self.input_results
-        self._input_sums = None if measured else dict.fromkeys(metrics, 0.0)
-        try:
-            labelled = LabelledLoader(dataloader, self)
-            super().nondist_validation(labelled, current_iter, tb_logger, save_img)
-            if not measured:
-                self.input_results[name] = {m: s / len(dataloader) for m, s in self._input_sums.items()}
-        finally:
-            self._input_sums = None
-        if metrics:
-            self.results[name] = {metric: float(value) for metric, value in self.metric_results.items()}
-            self.label_results[name] = labelled.results
-            report_by_label(self, name, labelled.results, current_iter, tb_logger)
-
-    def get_current_visuals(self) -> dict[str, Tensor]:
-        visuals = super().get_current_visuals()
-        if self._input_sums is not None:
-            # The measure of what was gained: the input itself, enlarged where the task is super-resolution.
-            lq, size = visuals["lq"], visuals["result"].shape[-2:]
-            if lq.shape[-2:] != size:
-                lq = F.interpolate(lq, size=size, mode="bicubic", align_corners=False)
-            data = {"img": tensor2img([lq])}
-            if "gt" in visuals:
-                data["img2"] = tensor2img([visuals["gt"]])
-            for metric in self._input_sums:
-                self._input_sums[metric] += float(calculate_metric(data, self.opt["val"]["metrics"][metric]))
-        return visuals
-
-    def gain(self) -> dict[str, dict[str, tuple[float, float]]]:
-        """Data set -> metric -> (mean of the inputs, mean of the restored images) of the last validation."""
-        return {
-            name: {metric: (self.input_results[name][metric], value) for metric, value in metrics.items()}
-            for name, metrics in self.results.items()
-        }
 
     def load_network(
         self, net: nn.Module, load_path: str | Path, strict: bool = True, param_key: str | None = "params"

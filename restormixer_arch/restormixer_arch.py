@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from restormixer_arch.emvm import EMVM
 from restormixer_arch.fusion import FAM, SCM
@@ -62,11 +63,15 @@ class MTStage(nn.Module):
             unit["emvm"] = EMVM(channels, d_state=d_state, expand=expand, scan_merge=scan_merge)
             unit["mwsa"] = MWSA(channels, heads=heads, window_size=window_size * (index + 1), mlp_ratio=mlp_ratio)
             self.units.append(unit)
+        self.checkpointing = False  # see RestorMixer.set_checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C): the blocks work channels-last
         for unit in self.units:
-            x = unit["mwsa"](unit["emvm"](x))
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(_run_unit, unit, x, use_reentrant=False)
+            else:
+                x = _run_unit(unit, x)
         return x.permute(0, 3, 1, 2)
 
 
@@ -240,6 +245,17 @@ class RestorMixer(nn.Module):
             if parameter.ndim <= 1 or name.rpartition(".")[2] in scan_parameters
         }
 
+    def set_checkpointing(self, on: bool) -> int:
+        """Keep only the inputs of the M-T units for the backward pass, which then runs each unit a second time.
+
+        Returns:
+            How many units there are.
+        """
+        stages = [module for module in self.modules() if isinstance(module, MTStage)]
+        for stage in stages:
+            stage.checkpointing = on
+        return sum(len(stage.units) for stage in stages)
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As of ``nn.Module``; also takes the key names of the authors' released code."""
         keys = super().load_state_dict(from_released(state_dict), strict=strict, assign=assign)
@@ -274,6 +290,11 @@ class RestorMixer(nn.Module):
         if self.upscale == 1:
             return x
         return F.interpolate(x, scale_factor=float(self.upscale), mode="bicubic", align_corners=False)
+
+
+def _run_unit(unit: nn.ModuleDict, x: Tensor) -> Tensor:
+    """An M-T unit. (B, H, W, C) -> (B, H, W, C)"""
+    return unit["mwsa"](unit["emvm"](x))
 
 
 def _doubling(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:

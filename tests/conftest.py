@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,19 @@ PAIRS = {
 }
 METRICS = {"psnr": {"type": "calculate_psnr", "crop_border": 0}}
 COMMON = {"name": "tiny", "model_type": "SRModel", "scale": 1, "num_gpu": "auto", "manual_seed": 0}
+
+
+@pytest.fixture(autouse=True)
+def fresh_log() -> Iterator[None]:
+    """BasicSR's log is opened once a process, by the first who asks for it; here, once a test."""
+    yield
+    module = sys.modules.get("basicsr.utils.logger")
+    if module is not None and module.initialized_logger.pop("basicsr", None):
+        logger = logging.getLogger("basicsr")
+        for handler in logger.handlers[:]:
+            logger.removeHandler(handler)
+            handler.close()
+        logger.propagate = True
 
 
 @pytest.fixture

@@ -132,8 +132,20 @@ class SRTrain(TrainKeys):
     perceptual_opt: Typed | None = None
 
 
+class Progressive(Section):
+    iters: Annotated[list[Positive], Field(min_length=1)] = Field(description="iterations of each stage")
+    gt_sizes: Annotated[list[Positive], Field(min_length=1)] = Field(description="side of the patches of each stage")
+    batch_sizes: Annotated[list[Positive], Field(min_length=1)] = Field(description="images of a batch of each stage")
+
+
 class RestorMixerTrain(SRTrain):
-    grad_clip: Rate = 0.01
+    grad_clip: Rate = Field(default=0.01, description="largest norm of the gradient, 0 for no limit")
+    amp: Literal["off", "bf16", "fp16", False] = Field(default="off", description="16 bits in the forward pass")
+    accumulate: Positive = Field(default=1, description="batches of the loader for one step of the optimizer")
+    checkpointing: bool = Field(default=False, description="less memory: compute the activations of blocks twice")
+    compile: bool = Field(default=False, description="run the network through torch.compile while training")
+    max_skipped: Count = Field(default=10, description="steps in a row that may be skipped for NaN or infinity")
+    progressive: Progressive | None = Field(default=None, description="stages of growing patches")
 
 
 # The models whose every key is known. Another model's file may have further keys in these sections.

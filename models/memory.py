@@ -1,0 +1,104 @@
+"""Training with less memory: gradient checkpointing of any network, and what to lower where memory ran out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
+
+from restormixer_arch.errors import UserError
+
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+def set_checkpointing(network: nn.Module) -> int:
+    """Keep only the inputs of a network's blocks for the backward pass, which computes the rest a second time.
+
+    A network with a method ``set_checkpointing`` is asked to do it. In any other the outermost repeated blocks are
+    taken: members of an ``nn.ModuleList`` or ``nn.Sequential`` of which there are two or more of a class. Blocks with
+    BatchNorm are left out, since a second run would count a batch twice in the running statistics.
+
+    Returns:
+        How many blocks are checkpointed.
+
+    Raises:
+        UserError: the network has no such block.
+    """
+    if hasattr(network, "set_checkpointing"):
+        count = network.set_checkpointing(True)
+    else:
+        blocks = list(_repeated_blocks(network))
+        for block in blocks:
+            block.forward = partial(_checkpointed, block.forward)
+        count = len(blocks)
+    if not count:
+        raise UserError(f"train.checkpointing: {type(network).__name__} has no blocks to which it could be applied")
+    return count
+
+
+def _repeated_blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        repeated: set[type] = set()
+        if isinstance(child, nn.ModuleList | nn.Sequential):
+            counts = Counter(type(member) for member in child if any(True for _ in member.parameters()))
+            repeated = {kind for kind, count in counts.items() if count > 1 and kind.__module__[:9] != "torch.nn."}
+        inner = [member for member in child.children() if type(member) in repeated]
+        usable = [m for m in inner if not any(isinstance(part, _NormBase) for part in m.modules())]
+        if usable:
+            yield from usable
+        else:
+            yield from _repeated_blocks(child)
+
+
+def _checkpointed(forward: Any, *inputs: Any, **options: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*inputs, **options)
+    return checkpoint(forward, *inputs, use_reentrant=False, **options)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error of torch or Python is a lack of memory, on the CPU or a GPU."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)
+
+
+@contextmanager
+def explained(what: str, advice: str) -> Iterator[None]:
+    """Turn a lack of memory into one line.
+
+    Args:
+        what: what was being done.
+        advice: what to change.
+
+    Raises:
+        UserError: memory ran out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"out of memory {what}: {advice}") from error
+
+
+def training_advice(opt: dict[str, Any]) -> str:
+    """Name the keys that lower the memory of a training step, with their values, those that help most first."""
+    data, train = opt.get("datasets", {}).get("train", {}), opt["train"]
+    lower = [f"datasets.train.{key} (now {data[key]})" for key in ("batch_size_per_gpu", "gt_size") if key in data]
+    if train.get("progressive"):
+        lower.append("train.progressive.gt_sizes and batch_sizes")
+    unused = []
+    if not train.get("checkpointing"):
+        unused.append("train.checkpointing: true")
+    if train.get("amp") in (None, False, "off"):
+        unused.append("train.amp: bf16")
+    unused.append(f"train.accumulate (now {train.get('accumulate', 1)}) higher with a batch as much smaller")
+    return f"lower {' or '.join(lower) or 'the batch'}, or set {', '.join(unused)}"

@@ -1,0 +1,87 @@
+"""Mixed precision: the forward pass in 16 bits where that is safe, and what float16 needs besides.
+
+Under ``train.amp: bf16`` or ``fp16`` convolutions, linear layers and attention run in 16 bits. Weights, optimiser,
+LayerNorm, GroupNorm, the state of the selective scan, and all losses stay in float32; so do the statistics and the
+arithmetic of BatchNorm, which reads its input as it comes. Validation runs in float32 throughout.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from restormixer_arch.errors import UserError, did_you_mean
+
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """Autocast, and for float16 a loss scale that keeps small gradients from vanishing.
+
+    Args:
+        amp: ``off``, ``bf16`` or ``fp16``.
+        device: where the network is.
+
+    Raises:
+        UserError: an unknown name.
+    """
+
+    def __init__(self, amp: str, device: torch.device) -> None:
+        if amp not in AMP:
+            raise UserError(f"train.amp: {amp!r} is none of {', '.join(AMP)}.{did_you_mean(amp, AMP)}")
+        self.dtype = AMP[amp]
+        self.device_type = device.type
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context of the forward pass."""
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def prepare(self, network: nn.Module) -> None:
+        """Have LayerNorm and GroupNorm compute in float32, which autocast does by itself on CUDA only."""
+        if self.dtype is not None:
+            for module in network.modules():
+                if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+                    module.register_forward_pre_hook(_float32)
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Undo the loss scale in the gradients, in place."""
+        self.scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def skip(self) -> None:
+        """Lower the loss scale instead of a step, if it was what made the unscaled gradients overflow."""
+        self.scaler.update()
+
+    def extra_state(self) -> dict[str, Any]:
+        return self.scaler.state_dict()
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take up a saved loss scale; a state saved without one leaves it at its start."""
+        if state and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state)
+
+
+def checked_amp(options: dict[str, Any], device: torch.device) -> str:
+    """Return ``train.amp``, ``off`` by default.
+
+    Raises:
+        UserError: fp16 without a GPU.
+    """
+    amp = options.get("amp") or "off"  # YAML 1.1 reads a bare off as false
+    if amp == "fp16" and device.type != "cuda":
+        raise UserError(f"train.amp: 'fp16' needs a CUDA device, this is {device.type}; use 'bf16' or 'off'")
+    return amp
+
+
+def _float32(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].float(), *inputs[1:])

@@ -1,0 +1,79 @@
+"""Progressive patches, as in Restormer's recipe (arXiv 2111.09881): small patches in large batches first, then larger.
+
+The loader makes the largest patch and the largest batch all along; a stage takes the first images of a batch and one
+random crop of them. This works with any data set, and costs reading that is not used in the early stages.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+from itertools import accumulate
+
+from torch import Tensor
+
+from restormixer_arch.errors import UserError
+
+
+class ProgressivePatches:
+    """The stages of ``train.progressive``.
+
+    Args:
+        iters: iterations of each stage; the last stage lasts until the end, whatever its number.
+        gt_sizes: side of a stage's patches, in pixels of the ground truth, multiples of ``scale``.
+        batch_sizes: images of a stage's batches, per process.
+        scale: pixels of the ground truth for one of the input.
+        seed: the same seed and iteration give the same crop, also after resuming.
+
+    Raises:
+        UserError: lists of different lengths, or a patch that is no multiple of the scale.
+    """
+
+    def __init__(
+        self, *, iters: list[int], gt_sizes: list[int], batch_sizes: list[int], scale: int = 1, seed: str = "0"
+    ) -> None:
+        if not len(iters) == len(gt_sizes) == len(batch_sizes) or not iters:
+            lengths = f"{len(iters)}, {len(gt_sizes)} and {len(batch_sizes)}"
+            raise UserError(f"train.progressive: iters, gt_sizes and batch_sizes must be of one length, got {lengths}")
+        for size in gt_sizes:
+            if size % scale:
+                raise UserError(f"train.progressive.gt_sizes: {size} is no multiple of scale {scale}")
+        self.ends = list(accumulate(iters))
+        self.gt_sizes, self.batch_sizes = gt_sizes, batch_sizes
+        self.scale, self.seed = scale, seed
+
+    def stage(self, iteration: int) -> int:
+        """The stage of an iteration, which counts from 1."""
+        return min(bisect_left(self.ends, iteration), len(self.ends) - 1)
+
+    def starts(self) -> list[int]:
+        """The first iteration of each stage."""
+        return [1, *(end + 1 for end in self.ends[:-1])]
+
+    def select(self, lq: Tensor, gt: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
+        """The part of a batch that an iteration trains on.
+
+        Shape:
+            (B, C, H, W), (B, C, scale * H, scale * W) -> (b, C, h, w), (b, C, scale * h, scale * w)
+
+        Raises:
+            UserError: the loader's batch or patches are smaller than the stage's.
+        """
+        stage = self.stage(iteration)
+        batch, side = self.batch_sizes[stage], self.gt_sizes[stage] // self.scale
+        height, width = lq.shape[-2:]
+        if batch > lq.shape[0] or side > min(height, width):
+            raise UserError(
+                f"train.progressive: stage {stage + 1} needs {batch} patches of {side * self.scale}, but the loader "
+                f"gives {lq.shape[0]} of {min(height, width) * self.scale}; raise datasets.train.batch_size_per_gpu "
+                "or gt_size"
+            )
+        rng = random.Random(f"{self.seed} {iteration}")
+        top, left = rng.randint(0, height - side), rng.randint(0, width - side)
+        return _crop(lq[:batch], top, left, side), _crop(
+            gt[:batch], top * self.scale, left * self.scale, side * self.scale
+        )
+
+
+def _crop(images: Tensor, top: int, left: int, side: int) -> Tensor:
+    return images[..., top : top + side, left : left + side].contiguous()

@@ -1,0 +1,163 @@
+"""Losses, gradients and outputs that are not finite."""
+
+import logging
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+from training_cases import NETWORKS, SWINIR, batch, build, same, step, weights
+
+from restormixer_arch.basicsr_adapter import register
+from restormixer_arch.errors import UserError
+from restormixer_arch.models import guard
+
+register.register()
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def log(caplog, monkeypatch):
+    """The lines of BasicSR's log."""
+    from basicsr.utils import get_root_logger
+
+    monkeypatch.setattr(get_root_logger(), "propagate", True)
+    caplog.set_level(logging.WARNING, "basicsr")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def spoiled(key, seed=1):
+    data = batch(seed)
+    data[key][1, 0, 3, 3] = NAN
+    return data
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("key", ["lq", "gt"])
+def test_a_bad_batch_changes_nothing_and_is_named(tmp_path, log, network, key):
+    model = build(tmp_path, network, ema_decay=0.9)
+    step(model, 1)
+    before, average = weights(model), {k: v.clone() for k, v in model.net_g_ema.state_dict().items()}
+    moments = [s["step"].clone() for s in model.optimizer_g.state.values()]
+    step(model, 2, spoiled(key))
+    assert same(before, weights(model)) and same(average, model.net_g_ema.state_dict())
+    assert moments == [s["step"] for s in model.optimizer_g.state.values()]
+    assert log() == [
+        f"Iteration 2: the input {key} is not finite (images: rain/1_0.png, rain/1_1.png); "
+        "the step is skipped (1 in a row, 1 in all)"
+    ]
+    step(model, 3)
+    assert not same(before, weights(model)) and model.guard.consecutive == 0
+    assert model.get_current_log()["skipped"] == 1 and all(v.isfinite().all() for v in weights(model).values())
+
+
+def test_after_too_many_in_a_row_training_stops(tmp_path, log):
+    model = build(tmp_path, max_skipped=2)
+    step(model, 1, spoiled("lq"))
+    step(model, 2, spoiled("lq"))
+    step(model, 3)
+    step(model, 4, spoiled("gt"))
+    step(model, 5, spoiled("gt"))
+    with pytest.raises(
+        UserError,
+        match=r"stopped at iteration 6: the input gt is not finite \(images: rain/1_0.png, rain/1_1.png\), and 3 steps "
+        r"in a row had to be skipped \(train.max_skipped: 2\)",
+    ):
+        step(model, 6, spoiled("gt"))
+    assert model.guard.total == 5
+
+
+def test_ten_are_borne_by_default(tmp_path):
+    assert build(tmp_path).guard.limit == 10
+
+
+@pytest.mark.parametrize(("amp", "accumulate"), [("off", 1), ("bf16", 1), ("off", 2)])
+def test_a_gradient_that_is_not_finite_is_named(tmp_path, log, amp, accumulate):
+    model = build(tmp_path, amp=amp, accumulate=accumulate)
+    weight = dict(model.net_g.named_parameters())["decoder.head_half.weight"]
+    weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = {name: p.detach().clone() for name, p in model.net_g.named_parameters()}
+    for iteration in range(1, accumulate + 1):
+        step(model, iteration)
+    assert all(torch.equal(before[name], p) for name, p in model.net_g.named_parameters())
+    assert log() == [
+        f"Iteration {accumulate}: the gradient of decoder.head_half.weight is not finite; "
+        "the step is skipped (1 in a row, 1 in all)"
+    ]
+
+
+def test_a_bad_batch_is_left_out_of_the_mean(tmp_path):
+    model = build(tmp_path, SWINIR, accumulate=3, grad_clip=0)
+    step(model, 1, batch(1))
+    step(model, 2, spoiled("lq"))
+    step(model, 3, batch(3))
+    whole = build(tmp_path, SWINIR, grad_clip=0)
+    step(whole, 1, {key: torch.cat([batch(number)[key] for number in (1, 3)]) for key in ("lq", "gt")})
+    assert model.get_current_log()["grad_norm"] == pytest.approx(whole.get_current_log()["grad_norm"], rel=1e-4)
+
+
+def test_a_window_of_bad_batches_makes_no_step(tmp_path):
+    model = build(tmp_path, accumulate=2)
+    before = weights(model)
+    step(model, 1, spoiled("lq"))
+    step(model, 2, spoiled("lq"))
+    assert same(before, weights(model)) and "grad_norm" not in model.get_current_log()
+
+
+def test_the_first_cause_is_named():
+    network = torch.nn.Linear(2, 2)
+    good, bad = torch.zeros(1), torch.tensor([NAN])
+    call = guard.bad_forward
+    assert call(network, {"lq": good, "gt": bad}, [bad], {"l_pix": bad}, []) == "the input gt is not finite"
+    assert call(network, {"lq": good}, [good, bad], {"l_pix": bad}, []) == "output 1 of the network is not finite"
+    assert call(network, {"lq": good}, [good], {"l_pix": bad}, ["a"]) == "the loss l_pix is not finite (images: a)"
+    assert call(network, {"lq": good}, [good], {"l_pix": good}, []) == "the loss of another process is not finite"
+    with torch.no_grad():
+        network.bias[0] = NAN
+    assert call(network, {"lq": good}, [bad], {"l_pix": bad}, []) == "the parameter bias is not finite"
+    network.weight.grad, network.bias.grad = torch.zeros(2, 2), bad.expand(2)
+    assert guard.bad_gradient(network, bad) == "the gradient of bias is not finite"
+    network.bias.grad = None
+    assert guard.bad_gradient(network, torch.tensor(float("inf"))) == "the norm of the gradient is inf"
+
+
+def test_norm_and_clipping_by_hand():
+    tensors = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]
+    norm = guard.norm_of(tensors)
+    assert norm.item() == 5.0 and tensors[0].tolist() == [3.0, 0.0]
+    guard.clip(tensors, norm, 10.0)
+    assert [t.tolist() for t in tensors] == [[3.0, 0.0], [[4.0]]]
+    guard.clip(tensors, norm, 1.0)
+    assert tensors[0][0].item() == pytest.approx(0.6, rel=1e-6) and tensors[1].item() == pytest.approx(0.8, rel=1e-6)
+
+
+class Pairs(Dataset):
+    opt = {"name": "pairs"}
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        lq = torch.full((3, 16, 16), 0.25)
+        if index == 1:
+            lq[0, 0, 0] = NAN
+        return {"lq": lq, "gt": torch.full((3, 16, 16), 0.5), "lq_path": f"x/{index}.png"}
+
+
+def test_a_broken_output_in_validation_is_no_finite_psnr(tmp_path, log):
+    model = build(tmp_path, SWINIR)
+    model.validation(DataLoader(Pairs(), batch_size=1), 7, None, save_img=False)
+    assert torch.isnan(torch.tensor(model.results["pairs"]["psnr"]))
+    assert model.best_metric_results["pairs"]["psnr"]["iter"] == -1  # and no best one
+    assert log() == [
+        "Validation pairs: the output for 1 of 3 images is not finite (1.png); "
+        "they are written as black, and the metrics are NaN"
+    ]
+
+
+def test_counts_are_saved(tmp_path):
+    model = build(tmp_path)
+    step(model, 1, spoiled("lq"))
+    other = build(tmp_path)
+    other.load_extra_state(model.extra_state())
+    assert (other.guard.total, other.guard.consecutive) == (1, 1)

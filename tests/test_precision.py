@@ -1,0 +1,117 @@
+"""Mixed precision: what runs in 16 bits, what does not, and the loss scale of float16."""
+
+import pytest
+import torch
+from training_cases import NETWORKS, build, same, step, weights
+
+from restormixer_arch.basicsr_adapter import register
+from restormixer_arch.errors import UserError
+from restormixer_arch.models.precision import Precision, checked_amp
+
+register.register()
+
+CPU = torch.device("cpu")
+
+
+def seen_dtypes(model, kinds):
+    """The dtypes of the outputs of modules of some kinds during one step."""
+    seen = set()
+    for module in model.net_g.modules():
+        if isinstance(module, kinds):
+            module.register_forward_hook(lambda _, inputs, output: seen.add(output.dtype))
+    step(model)
+    return seen
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_bf16_keeps_norms_weights_and_loss_in_float32(tmp_path, network):
+    kinds = torch.nn.Linear
+    assert seen_dtypes(build(tmp_path, network, amp="bf16"), kinds) == {torch.bfloat16}
+    assert seen_dtypes(build(tmp_path, network, amp="off"), kinds) == {torch.float32}
+    model = build(tmp_path, network, amp="bf16")
+    assert seen_dtypes(model, torch.nn.LayerNorm) == {torch.float32}
+    assert {p.dtype for p in model.net_g.parameters()} == {torch.float32}
+    assert {p.grad.dtype for p in model.net_g.parameters()} == {torch.float32}
+    assert model.output.dtype == torch.float32
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_bf16_trains_as_float32_does_to_its_precision(tmp_path, network):
+    models = [build(tmp_path, network, amp=amp) for amp in ("off", "bf16")]
+    for model in models:
+        step(model)
+    exact, rounded = (model.get_current_log() for model in models)
+    assert rounded["l_pix"] == pytest.approx(exact["l_pix"], rel=0.02) and rounded["l_pix"] != exact["l_pix"]
+    assert rounded["grad_norm"] == pytest.approx(exact["grad_norm"], rel=0.1)
+
+
+def test_the_scan_keeps_its_state_in_float32(tmp_path, monkeypatch):
+    from restormixer_arch import emvm
+
+    scan, seen = emvm.selective_scan_2d, []
+
+    def recorded(x, delta, A, *rest):
+        seen.append((x.dtype, A.dtype))
+        return scan(x, delta, A, *rest)
+
+    monkeypatch.setattr(emvm, "selective_scan_2d", recorded)
+    step(build(tmp_path, amp="bf16"))
+    assert set(seen) == {(torch.bfloat16, torch.float32)}
+
+
+def test_validation_runs_in_float32(tmp_path):
+    model = build(tmp_path, amp="bf16")
+    model.feed_data({"lq": torch.rand(1, 3, 16, 16)})
+    model.test()
+    with torch.no_grad():
+        wanted = model.net_g.eval()(model.lq)
+    assert torch.equal(model.output, wanted)
+
+
+def test_fp16_needs_a_gpu(tmp_path):
+    with pytest.raises(UserError, match=r"train.amp: 'fp16' needs a CUDA device, this is cpu; use 'bf16' or 'off'"):
+        build(tmp_path, amp="fp16")
+    assert checked_amp({"amp": "fp16"}, torch.device("cuda")) == "fp16"
+    assert checked_amp({"amp": False}, CPU) == checked_amp({}, CPU) == "off"  # a bare off in YAML
+
+
+def test_an_unknown_precision():
+    with pytest.raises(UserError, match=r"train.amp: 'bf61' is none of off, bf16, fp16. Did you mean 'bf16'\?"):
+        Precision("bf61", CPU)
+
+
+def test_the_loss_scale_of_fp16_halves_at_an_overflow_and_is_saved(tmp_path):
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], 0.5)
+    precision = Precision("fp16", CPU)
+    assert precision.scaler.get_scale() == 65536.0
+    precision.backward((parameter * torch.tensor([1.0, 2.0])).sum())
+    assert parameter.grad.tolist() == [65536.0, 131072.0]
+    precision.unscale(optimizer)
+    assert parameter.grad.tolist() == [1.0, 2.0]
+    precision.step(optimizer)
+    assert parameter.tolist() == [0.5, 0.0]
+    parameter.grad = torch.full((2,), float("inf"))
+    precision.unscale(optimizer)
+    precision.skip()
+    assert precision.scaler.get_scale() == 32768.0 and parameter.tolist() == [0.5, 0.0]
+    other = Precision("fp16", CPU)
+    other.load_extra_state(precision.extra_state())
+    assert other.scaler.get_scale() == 32768.0
+    other.load_extra_state({})  # of a training without fp16
+    assert other.scaler.get_scale() == 32768.0
+
+
+def test_a_training_in_fp16_goes_on_from_its_loss_scale(tmp_path, monkeypatch):
+    """On the CPU, which computes in float16 if it must."""
+    from restormixer_arch.models import restormixer_model
+
+    monkeypatch.setattr(restormixer_model, "checked_amp", lambda options, device: "fp16")
+    model = build(tmp_path)
+    before = weights(model)
+    step(model)
+    assert not same(before, weights(model)) and model.get_current_log()["grad_norm"] < 1e3  # unscaled
+    model.precision.scaler.update(1024.0)
+    other = build(tmp_path)
+    other.load_extra_state(model.extra_state())
+    assert other.precision.scaler.get_scale() == 1024.0
