@@ -77,6 +77,7 @@ setup(
         "torchvision",
         "einops",
         "lmdb",
+        "matplotlib",
         "numpy",
         "opencv-python",
         "pydantic>=2",
@@ -87,7 +88,7 @@ setup(
     extras_require={
         "cuda": ["mamba-ssm", "causal-conv1d"],
         "compare": ["spandrel", "spandrel-extra-arches", "mambapy", "thop"],
-        "test": ["pytest", "pytest-timeout", "hypothesis", "safetensors", "scikit-image", "ruff"],
+        "test": ["pytest", "pytest-timeout", "hypothesis", "jsonschema", "safetensors", "scikit-image", "ruff"],
     },
     entry_points={
         "console_scripts": ["basicsr = restormixer_arch.cli:main"],

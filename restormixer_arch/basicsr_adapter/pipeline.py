@@ -20,6 +20,7 @@ from restormixer_arch.basicsr_adapter.option_names import check_names
 from restormixer_arch.basicsr_adapter.output import is_first_process
 from restormixer_arch.basicsr_adapter.pipeline_options import pipeline_options
 from restormixer_arch.basicsr_adapter.progress import Progress
+from restormixer_arch.basicsr_adapter.reports import Reports
 from restormixer_arch.basicsr_adapter.run_hooks import (
     Run,
     ending_prefetcher,
@@ -43,6 +44,7 @@ def run_training(request: Request, run: Run) -> None:
     with ExitStack() as stack:
         stack.enter_context(_logging(run))
         stack.enter_context(noticing_interrupts(run))
+        reports = stack.enter_context(Reports(run))
         run.progress = stack.enter_context(Progress(request.options["train"]["total_iter"], shown=shown))
         stack.enter_context(
             replaced(
@@ -51,7 +53,8 @@ def run_training(request: Request, run: Run) -> None:
                 build_dataset=named_build_dataset(train.build_dataset, run),
                 EnlargedSampler=epoch_aware(train.EnlargedSampler),
                 create_train_val_dataloader=exact_loader(train.create_train_val_dataloader, run),
-                build_model=watched_build(train.build_model, run),
+                build_model=reports.build(watched_build(train.build_model, run)),
+                MessageLogger=reports.begin(train.MessageLogger),
                 CPUPrefetcher=prefetch(train.CPUPrefetcher, run),
                 CUDAPrefetcher=prefetch(train.CUDAPrefetcher, run),
             )

@@ -1,4 +1,4 @@
-"""The bar that shows how training goes on: iterations per second, loss and time left."""
+"""The bar that shows how training goes on: loss, PSNR, learning rate, iterations per second and time left."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ class Progress:
 
     It appears with the first iteration, when the number of iterations already done is known. Log lines are written
     above it.
+
+    Attributes:
+        psnr: of the last validation, in dB, or None before the first.
+        learning_rate: of the iteration that comes, or None if nobody tells it.
     """
 
     def __init__(self, total: int, *, shown: bool | None = None) -> None:
         self.total = total
         self.shown = sys.stderr.isatty() if shown is None else shown
+        self.psnr: float | None = None
+        self.learning_rate: float | None = None
         self._bar: tqdm | None = None
         self._stack = ExitStack()
 
@@ -46,5 +52,10 @@ class Progress:
         if self._bar is None:
             return
         total = sum(value for name, value in losses.items() if name.startswith("l_"))
-        self._bar.set_postfix_str(f"loss {total:.4f}", refresh=False)
+        parts = [f"loss {total:.4f}"]
+        if self.psnr is not None:
+            parts.append(f"PSNR {self.psnr:.2f}")
+        if self.learning_rate is not None:
+            parts.append(f"lr {self.learning_rate:.1e}")
+        self._bar.set_postfix_str(", ".join(parts), refresh=False)
         self._bar.update(iteration - self._bar.n)

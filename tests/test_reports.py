@@ -1,0 +1,106 @@
+"""What a training leaves to look at, through the command line, with BasicSR's own model and with RestorMixerModel."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import cv2
+import pytest
+from training_cases import RESTORMIXER, SWINIR
+
+from restormixer_arch import cli
+from restormixer_arch.basicsr_adapter.curves import draw_curves
+
+FOLDER = Path("experiments/tiny")
+SR_KINDS = {
+    "SRModel": {},
+    "RestorMixerModel": {"network_g": RESTORMIXER},
+    "SwinIR": {"network_g": {**SWINIR, "window_size": 4}},
+}
+
+
+@pytest.fixture(params=SR_KINDS)
+def kind(request):
+    return request.param
+
+
+def table(name):
+    with (FOLDER / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")
+def test_losses_validations_and_curve(pairs, train_options, write, kind):
+    train_options.update(SR_KINDS[kind], model_type="SRModel" if kind == "SRModel" else "RestorMixerModel")
+    train_options["datasets"]["train"]["batch_size_per_gpu"] = 2
+    train_options["logger"]["print_freq"] = 2
+    train_options["val"]["val_freq"] = 2
+    assert cli.main(["train", "-opt", write(train_options)]) == 0
+    losses, validations = table("losses.csv"), table("validations.csv")
+    assert [row["iteration"] for row in losses] == ["2", "4", "5"]
+    assert all(float(row["l_pix"]) > 0 and float(row["lr"]) == 0.001 for row in losses)
+    assert [(row["iteration"], row["dataset"]) for row in validations] == [(n, "pairs_val") for n in ("2", "4", "5")]
+    assert all(math.isfinite(float(row["psnr"])) for row in validations)
+    # The images are half as bright as the truth: 10 lg(255^2 / mean square), by hand from the files
+    if kind != "SRModel":
+        assert float(losses[0]["grad_norm"]) > 0
+        values = []
+        for number in range(6):
+            lq, gt = (cv2.imread(f"pairs/{part}/{number}.png").astype(float) for part in ("lq", "gt"))
+            values.append(10 * math.log10(255**2 / ((lq - gt) ** 2).mean()))
+        for row in validations:
+            assert float(row["psnr_input"]) == pytest.approx(sum(values) / 6, abs=1e-6)
+    picture = cv2.imread(str(FOLDER / "learning_curve.png"))
+    assert picture.shape == (780, 960, 3) and (picture < 128).any()
+    # Resumed from iteration 4, of which the rows are kept; the fifth is done again.
+    arguments = ["--auto_resume", "--force_yml", "train:total_iter=6"]
+    assert cli.main(["train", "-opt", "x.yml", *arguments]) == 0
+    assert table("losses.csv")[:2] == losses[:2]
+    assert [row["iteration"] for row in table("losses.csv")] == ["2", "4", "6"]
+    assert [row["iteration"] for row in table("validations.csv")] == ["2", "4", "6"]
+
+
+def test_tensorboard_shows_pictures_and_options(pairs, train_options, write):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_options.update(network_g=RESTORMIXER, model_type="RestorMixerModel")
+    train_options["logger"]["use_tb_logger"] = True
+    train_options["val"]["val_freq"] = 5
+    assert cli.main(["train", "-opt", write(train_options)]) == 0
+    (folder,) = Path("tb_logger").iterdir()
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.Tags()
+    assert len(tags["images"]) == 4 and set(tags["images"]) < {f"pairs_val/{number}" for number in range(6)}
+    (picture,) = events.Images(tags["images"][0])
+    assert (picture.step, picture.width, picture.height) == (5, 60, 20)  # input, restored, truth
+    assert {"losses/l_pix", "grad_norm", "metrics/pairs_val/psnr"} <= set(tags["scalars"])
+    (text,) = events.Tensors("options/text_summary")
+    assert b"        type: RestorMixer\n" in text.tensor_proto.string_val[0]
+
+
+def test_an_interrupted_training_has_its_curve(pairs, train_options, write, monkeypatch):
+    from basicsr.models.sr_model import SRModel
+
+    def feed_data(self, data):
+        if Path("experiments/tiny/training_states/2.state").exists():
+            raise KeyboardInterrupt
+        original(self, data)
+
+    original = SRModel.feed_data
+    monkeypatch.setattr(SRModel, "feed_data", feed_data)
+    assert cli.main(["train", "-opt", write(train_options)]) == 130
+    assert (FOLDER / "learning_curve.png").is_file() and not (FOLDER / "validations.csv").exists()
+
+
+def test_curves_of_odd_tables(tmp_path):
+    losses = [{"iteration": n, "l_pix": math.nan if n == 3 else 1 / n, "grad_norm": 5.0} for n in range(1, 200)]
+    niqe = [{"iteration": 5, "dataset": "a", "niqe": 4.0}, {"iteration": 9, "dataset": "b", "niqe": math.nan}]
+    for rows in ([], niqe):
+        draw_curves(losses, rows, tmp_path / "x.png", "x")
+        assert cv2.imread(str(tmp_path / "x.png")).shape == (780, 960, 3)
+    draw_curves([], niqe, tmp_path / "x.png", "x")
+    with pytest.raises(OSError, match="none"):
+        draw_curves(losses, [], tmp_path / "none/x.png", "x")
