@@ -42,7 +42,7 @@ def test_is_small():
     files = [path for path in SAMPLES.rglob("*") if path.is_file()]
     assert 4_000_000 < sum(path.stat().st_size for path in files) <= 8_000_000
     names = {path.relative_to(SAMPLES).parts[0] for path in files}
-    assert names == {"ATTRIBUTION.md", "pictures", "degradations.jpg"} | {
+    assert names == {"ATTRIBUTION.md", "pictures", "degradations.jpg", "demo.jpg"} | {
         f"{part}_{side}.lmdb" for part in PARTS for side in ("gt", "lq")
     }
 
@@ -102,7 +102,7 @@ def test_pictures():
 
 def test_every_photograph_is_attributed():
     text = (SAMPLES / "ATTRIBUTION.md").read_text(encoding="utf-8")
-    rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in text.splitlines()[9:]}
+    rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in text.splitlines()[10:]}
     assert rows.keys() == set(make_samples.TRAINING + make_samples.VALIDATION)
     for name, (_, part, package, file, author, licence, *_) in rows.items():
         assert part.startswith("training" if name in make_samples.TRAINING else "validation")
