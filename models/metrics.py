@@ -119,7 +119,13 @@ def _ssim_gaussian(first: np.ndarray, second: np.ndarray, peak: float) -> float:
     return _ssim(first, second, peak, _gaussian, 1.0)
 
 
-def _ssim(first: np.ndarray, second: np.ndarray, peak: float, mean: Callable[[np.ndarray], np.ndarray], covariance_factor: float) -> float:
+def _ssim(
+    first: np.ndarray,
+    second: np.ndarray,
+    peak: float,
+    mean: Callable[[np.ndarray], np.ndarray],
+    covariance_factor: float,
+) -> float:
     """Return the mean of the SSIM map over windows that lie inside the image, averaged over channels."""
     c1, c2 = (K1 * peak) ** 2, (K2 * peak) ** 2
     mean_1, mean_2 = mean(first), mean(second)
