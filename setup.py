@@ -29,7 +29,7 @@ setup(
     packages=[*PACKAGE_DIR, *(f"restormixer_arch.{name}" for name in SUBPACKAGES)],
     package_dir=PACKAGE_DIR,
     package_data={
-        "restormixer_arch.data": ["samples/*.lmdb/*", "samples/*.md", "samples/pictures/*/*"],
+        "restormixer_arch.data": ["samples/*.lmdb/*", "samples/*.md", "samples/pictures/*/*", "DATASETS.md"],
         "restormixer_arch.options": ["*.yml"],
     },
     install_requires=[

@@ -104,7 +104,7 @@ def _entries(unit: Unit, recipe: Recipe) -> dict[str, list[Entry]]:
             )
         entries.setdefault(kind, []).extend(_cut(name, content, image, recipe))
     for scale in recipe.scales:
-        entries[f"x{scale}_lq"] = list(_cut(unit.name, None, _reduced(clean, scale), recipe, scale))
+        entries[f"x{scale}_lq"] = list(_cut(unit.name, None, reduced(clean, scale), recipe, scale))
     return entries
 
 
@@ -140,12 +140,12 @@ def _encoded(image: np.ndarray) -> bytes:
     return cv2.imencode(".png", image, PNG_OPTIONS)[1].tobytes()
 
 
-def _reduced(image: np.ndarray, scale: int) -> np.ndarray:
+def reduced(image: np.ndarray, scale: int) -> np.ndarray:
     """Return an image reduced as MATLAB's imresize does, with BasicSR's code; imported here, since torch is slow."""
     from restormixer_arch.basicsr_adapter import compat
 
     compat.apply()
     from basicsr.utils.matlab_functions import imresize
 
-    reduced = imresize(image.astype(np.float32) / 255, 1 / scale)
-    return np.clip(np.round(reduced * 255), 0, 255).astype(np.uint8)
+    smaller = imresize(image.astype(np.float32) / 255, 1 / scale)
+    return np.clip(np.round(smaller * 255), 0, 255).astype(np.uint8)

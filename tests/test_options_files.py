@@ -37,9 +37,8 @@ def read(path, monkeypatch):
 
 
 def test_there_are_option_files():
-    assert {"train_derain.yml", "test_derain.yml", "train_derain_demo.yml", "test_derain_demo.yml"} <= {
-        path.name for path in FILES
-    }
+    tasks = ("derain", "desnow", "deblur", "sr_x2", "sr_x3", "sr_x4", "mixed", "derain_demo", "sr_demo")
+    assert {f"{kind}_{task}.yml" for kind in ("train", "test") for task in tasks} <= {path.name for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
