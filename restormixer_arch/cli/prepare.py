@@ -63,7 +63,8 @@ def summary_lines(summary: Summary) -> list[str]:
         parts.append("there already")
     else:
         resumed = f", {summary.resumed} done before" if summary.resumed else ""
-        rate = sum(summary.images.values()) / max(summary.seconds, 1e-3)
+        now = 1 - summary.resumed / len(job.found.units)
+        rate = now * sum(summary.images.values()) / max(summary.seconds, 1e-3)
         parts.append(f"{summary.seconds:.1f} s, {rate:.0f} images/s{resumed}")
     lines = [f"{job.found.shown}: {'; '.join(parts)} -> {_places(job)}"]
     lines += [f"  skipped: {reason}" for reason in summary.skipped[:SHOWN]]
