@@ -12,11 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-CDD11_LABELS = (
-    *("low", "haze", "rain", "snow"),
-    *("low_haze", "low_rain", "low_snow", "haze_rain", "haze_snow"),
-    *("low_haze_rain", "low_haze_snow"),
-)
+from restormixer_arch.data.labels import CDD11
 
 
 def same(stem: str) -> str:
@@ -149,7 +145,7 @@ def _benchmark(name: str, *other_names: str) -> PublicSet:
 
 def _cdd11(part: str, crop: int) -> Part:
     tops = (f"CDD-11_{part}", f"CDD-11/CDD-11_{part}", f"CDD-11_{part}/CDD-11_{part}", f"CDD-11/{part}")
-    layouts = [Layout(f"{top}/clear", {label: f"{top}/{label}" for label in CDD11_LABELS}) for top in tops]
+    layouts = [Layout(f"{top}/clear", {label: f"{top}/{label}" for label in CDD11}) for top in tops]
     return Part(part, tuple(layouts), crop, 256, joined=part == "train")
 
 

@@ -160,6 +160,7 @@ def attribution(table: Path) -> str:
         "hold the same with synthetic rain (`data/rain.py`), `_x2_lq` the same at half the size. Made by",
         "`data/make_samples.py`, which reduces the photographs to a shorter side of "
         f"{SHORT_SIDE} pixels and rounds to 8 bits.",
+        "`degradations.jpg` is perched-osprey under all degradations, made by `basicsr degrade sheet`.",
         "",
         "| photograph | part | package | file in the package | author | licence | source |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from restormixer_arch.data.layouts import CDD11_LABELS
+from restormixer_arch.data.labels import CDD11
 
 
 def picture(seed: int, size: tuple[int, int] = (32, 40)) -> np.ndarray:
@@ -85,7 +85,7 @@ def mixed(root: Path) -> None:
         for number in range(1, count + 1):
             clean = picture(number, (36, 48))
             save(root / f"CDD-11_{part}/clear/{number:05d}.png", clean)
-            for strength, label in enumerate(CDD11_LABELS, start=2):
+            for strength, label in enumerate(CDD11, start=2):
                 save(root / f"CDD-11_{part}/{label}/{number:05d}.png", clean // strength)
 
 

@@ -14,6 +14,7 @@ import basicsr.train
 import basicsr.utils.logger
 import torch
 
+from restormixer_arch.basicsr_adapter.epoch_sampler import epoch_aware
 from restormixer_arch.basicsr_adapter.option_check import Request
 from restormixer_arch.basicsr_adapter.option_names import check_names
 from restormixer_arch.basicsr_adapter.output import is_first_process
@@ -48,6 +49,7 @@ def run_training(request: Request, run: Run) -> None:
                 train,
                 parse_options=_parse_options(request, run),
                 build_dataset=named_build_dataset(train.build_dataset, run),
+                EnlargedSampler=epoch_aware(train.EnlargedSampler),
                 create_train_val_dataloader=exact_loader(train.create_train_val_dataloader, run),
                 build_model=watched_build(train.build_model, run),
                 CPUPrefetcher=prefetch(train.CPUPrefetcher, run),

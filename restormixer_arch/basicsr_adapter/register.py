@@ -12,6 +12,7 @@ REGISTERING_MODULES = (
     "restormixer_arch.models.metrics",
     "restormixer_arch.models.restormixer_model",
     "restormixer_arch.data.paired_dataset",
+    "restormixer_arch.data.degraded_dataset",
 )
 
 

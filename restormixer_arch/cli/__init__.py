@@ -22,6 +22,7 @@ COMMANDS = {
     "train": ("restormixer_arch.cli.train", "train a network by an option file"),
     "test": ("restormixer_arch.cli.test", "restore and measure images by an option file"),
     "prepare": ("restormixer_arch.cli.prepare", "turn public data sets into what the option files expect"),
+    "degrade": ("restormixer_arch.cli.degrade", "degrade clean images: a picture sheet, a fixed set, or the speed"),
     "doctor": ("restormixer_arch.cli.doctor", "show what is installed, what is missing and how to mend it"),
 }
 
