@@ -35,6 +35,7 @@ class Run:
         iteration: training iterations done.
         progress: the bar of a training.
         interrupted: Ctrl-C was pressed.
+        images: name of a validated or tested data set -> its number of images.
     """
 
     shown: str
@@ -43,6 +44,7 @@ class Run:
     iteration: int = 0
     progress: Progress | None = None
     interrupted: bool = False
+    images: dict[str, int] = field(default_factory=dict)
     _validated: set[tuple[int, int]] = field(default_factory=set)
 
     @property
@@ -70,6 +72,7 @@ class Run:
             if not self.opt["is_train"] or done not in self._validated:
                 validate(dataloader, current_iter, tb_logger, save_img)
                 self._validated.add(done)
+                self.images[dataloader.dataset.opt["name"]] = len(dataloader.dataset)
 
         def resume_training(resume_state: dict[str, Any]) -> None:
             resume(resume_state)

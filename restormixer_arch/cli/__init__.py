@@ -22,6 +22,7 @@ from restormixer_arch.errors import UserError, did_you_mean
 COMMANDS = {
     "train": ("restormixer_arch.cli.train", "train a network by an option file"),
     "test": ("restormixer_arch.cli.test", "restore and measure images by an option file"),
+    "prepare": ("restormixer_arch.cli.prepare", "turn public data sets into what the option files expect"),
     "degrade": ("restormixer_arch.cli.degrade", "degrade clean images: a picture sheet, a fixed set, or the speed"),
     "bench": ("restormixer_arch.cli.bench", "measure speed and memory beside other networks on this CPU"),
     "doctor": ("restormixer_arch.cli.doctor", "show what is installed, what is missing and how to mend it"),
@@ -33,8 +34,12 @@ COMMANDS = {
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-if multiprocessing.current_process().name != "MainProcess":
-    # A spawned loader process imports the command's script first, and then unpickles BasicSR's data sets.
+if (
+    multiprocessing.current_process().name != "MainProcess"
+    and "PoolWorker" not in multiprocessing.current_process().name
+):
+    # A spawned loader process imports the command's script first, and then unpickles BasicSR's data sets. Those of
+    # 'basicsr prepare', pool workers, do without torch.
     from restormixer_arch.basicsr_adapter import compat
 
     compat.apply()
