@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from restormixer_arch.layers import Mlp
 from restormixer_arch.selective_scan import selective_scan_2d
 
+SCAN_MERGES = ("paper", "official")
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the time steps that delta starts at
 
 
@@ -107,7 +108,7 @@ class StridedScan(DirectionalScan):
     DIRECTIONS = ("column", "row_reverse", "column_reverse")
 
     def __init__(self, channels: int, *, d_state: int, expand: float, scan_merge: str) -> None:
-        if scan_merge not in ("paper", "official"):
+        if scan_merge not in SCAN_MERGES:
             raise ValueError(f"scan_merge must be 'paper' or 'official', got {scan_merge!r}")
         super().__init__(channels, directions=self.DIRECTIONS, d_state=d_state, expand=expand)
         self.scan_merge = scan_merge

@@ -22,6 +22,7 @@ from restormixer_arch.layers import ConvNorm, ConvNormAct, conv, pad_to_multiple
 from restormixer_arch.mwsa import MWSA
 from restormixer_arch.rdcnn import RDCNN
 from restormixer_arch.released_keys import from_released
+from restormixer_arch.weight_options import without_stamp
 
 SIZE_MULTIPLE = 8  # two halvings, and one more inside the EMVM block
 
@@ -203,6 +204,8 @@ class RestorMixer(nn.Module):
         self.in_channels = in_channels
         self.deep_supervision = deep_supervision
         self.upscale = upscale
+        self.window_size, self.scan_merge = window_size, scan_merge
+        self.encoder_heads, self.decoder_heads = tuple(encoder_heads), tuple(decoder_heads)
         mt_options = {
             "window_size": window_size,
             "mlp_ratio": mlp_ratio,
@@ -241,8 +244,9 @@ class RestorMixer(nn.Module):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As of ``nn.Module``; also takes the key names of the authors' released code."""
-        keys = super().load_state_dict(from_released(state_dict), strict=strict, assign=assign)
+        """As of ``nn.Module``; also takes the key names of the authors' released code, and passes over a stamp."""
+        state = from_released(without_stamp(state_dict))
+        keys = super().load_state_dict(state, strict=strict, assign=assign)
         if self.decoder.head_full.fused_weight is not None:
             self.fuse()  # anew, from the weights just loaded
         return keys
