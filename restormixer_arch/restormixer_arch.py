@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from restormixer_arch.emvm import EMVM
 from restormixer_arch.fusion import FAM, SCM
-from restormixer_arch.layers import ConvNorm, ConvNormAct, conv, pad_to_multiple
+from restormixer_arch.layers import ConvNorm, ConvNormAct, by_rows, conv, gelu, pad_to_multiple
 from restormixer_arch.mwsa import MWSA
 from restormixer_arch.rdcnn import RDCNN
 from restormixer_arch.released_keys import from_released
@@ -143,12 +143,18 @@ class Decoder(nn.Module):
         x = self.mt_quarter(quarter)
         if coarse:
             residuals.append(self.head_quarter(x))
-        x = self.mt_half(F.gelu(self.merge_half(torch.cat([self.up_half(x), half], dim=1))))
+        x = self.mt_half(by_rows(self._merged_half, self.up_half(x), half, dim=2))
         if coarse:
             residuals.append(self.head_half(x))
-        x = self.rdcnn(F.gelu(self.merge_full(torch.cat([self.up_full(x), full], dim=1))))
+        x = self.rdcnn(by_rows(self._merged_full, self.up_full(x), full, dim=2))
         residuals.append(self.head_full(x))
         return residuals
+
+    def _merged_half(self, up: Tensor, skip: Tensor) -> Tensor:
+        return gelu(self.merge_half(torch.cat([up, skip], dim=1)))
+
+    def _merged_full(self, up: Tensor, skip: Tensor) -> Tensor:
+        return gelu(self.merge_full(torch.cat([up, skip], dim=1)))
 
 
 class RestorMixer(nn.Module):

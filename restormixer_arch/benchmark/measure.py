@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from restormixer_arch.allocator import keep_freed_memory
 from restormixer_arch.benchmark.networks import COMPETITORS
 
 
@@ -150,6 +151,7 @@ def peak_bytes() -> int | None:
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """Run one job: ``{"kind": "times" | "memory" | "operations", ...}``."""
+    keep_freed_memory()  # as the command does, for all networks
     torch.manual_seed(0)
     torch.set_num_threads(job["threads"])
     if job["kind"] == "times":

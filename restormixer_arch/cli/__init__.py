@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from restormixer_arch import __version__
+from restormixer_arch.allocator import keep_freed_memory
 from restormixer_arch.basicsr_adapter.output import complain, say
 from restormixer_arch.errors import UserError, did_you_mean
 
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; ``sys.argv[1:]`` if None.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    keep_freed_memory()
     try:
         return _run(arguments)
     except UserError as error:
