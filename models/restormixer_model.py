@@ -130,6 +130,10 @@ class RestorMixerModel(SRModel):
                 self._input_sums[metric] += float(calculate_metric(data, self.opt["val"]["metrics"][metric]))
         return visuals
 
+    def validation_means(self) -> tuple[dict[str, dict[str, float]], ...]:
+        """The means over the images of a validation; where several processes share it, over those of all."""
+        return self.results, self.input_results
+
     def gain(self) -> dict[str, dict[str, tuple[float, float]]]:
         """Data set -> metric -> (mean of the inputs, mean of the restored images) of the last validation."""
         return {
