@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from basicsr.utils import check_resume
 
-from restormixer_arch.basicsr_adapter.checkpoints import digest, remove_unfinished, saved_states
+from restormixer_arch.basicsr_adapter.checkpoints import digest, prune, remove_unfinished, saved_states
 from restormixer_arch.basicsr_adapter.locations import missing
 from restormixer_arch.basicsr_adapter.output import note, warn
 from restormixer_arch.errors import UserError
@@ -58,16 +58,21 @@ def _choose(opt: dict[str, Any]) -> tuple[Path, dict[str, Path]] | None:
         candidates = saved_states(opt["path"]["training_states"])
     if opt["path"].get("resume_state"):
         candidates.append(Path(opt["path"]["resume_state"]))
-    if not candidates:
-        if opt["auto_resume"]:
-            note(f"nothing to resume in {os.path.relpath(opt['path']['training_states'])}, starting afresh")
-        return None
-    for path in candidates[:-1]:
+    if opt["auto_resume"] and not candidates:
+        note(f"nothing to resume in {os.path.relpath(opt['path']['training_states'])}, starting afresh")
+    for path in candidates:
         try:
-            return path, find_weights(opt, path, read_state(path))
+            state = read_state(path)
+            weights = find_weights(opt, path, state)
         except UserError as error:
+            if path is candidates[-1]:
+                raise
             warn(f"{error}; trying the one before")
-    return candidates[-1], find_weights(opt, candidates[-1], read_state(candidates[-1]))
+            continue
+        if opt["auto_resume"]:
+            prune(opt, state["iter"])  # the disk may be full
+        return path, weights
+    return None
 
 
 def read_state(path: Path) -> dict[str, Any]:
