@@ -174,6 +174,8 @@ def test_a_signal_to_one_process_stops_all_after_the_same_iteration(pairs, train
     assert codes == [143, 143], errors
     assert "SIGTERM: stopped after iteration 3 of 8; saved last: experiments/tiny/training_states/3.state" in errors[0]
     assert load("training_states/3.state")["position"]["consumed"] in (4, 12)
+    command = "basicsr train -opt x.yml --launcher pytorch --auto_resume"
+    assert errors[0].splitlines()[-1].endswith(f"; go on by the same launcher with: {command}")
     assert "stopped" not in errors[1]
 
 

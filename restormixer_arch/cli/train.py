@@ -87,4 +87,5 @@ def interruption(training: Run, arguments: list[str], cause: str = "") -> str:
         return f"{came}; nothing was saved yet"
     resume = arguments if "--auto_resume" in arguments else [*arguments, "--auto_resume"]
     command = shlex.join(["basicsr", "train", *resume])
-    return f"{came}; saved last: {os.path.relpath(states[0])}; go on with: {command}"
+    way = "go on by the same launcher with" if training.opt["dist"] else "go on with"
+    return f"{came}; saved last: {os.path.relpath(states[0])}; {way}: {command}"
