@@ -25,7 +25,9 @@ PACKAGE_DIR = {
 # environment variable makes the missing kernel an error.
 REQUIRE_KERNEL = os.environ.get("RESTORMIXER_REQUIRE_NATIVE") == "1"
 KERNEL = "restormixer_arch/selective_scan"
-KERNEL_FLAGS = ["/O2"] if sys.platform == "win32" else ["-O3", "-std=c11", "-fvisibility=hidden", "-pthread"]
+KERNEL_FLAGS = ["-O3", "-g0", "-std=c11", "-fvisibility=hidden", "-pthread"]
+if sys.platform == "win32":
+    KERNEL_FLAGS = ["/O2", "/std:c11"]
 kernel = Extension(
     "restormixer_arch.selective_scan._kernel",
     sources=[
@@ -60,8 +62,9 @@ setup(
     package_dir=PACKAGE_DIR,
     ext_modules=[kernel],
     cmdclass={"build_ext": BuildLibrary},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},  # the kernel knows nothing of Python
     package_data={
-        "restormixer_arch.data": ["samples/*.lmdb/*", "samples/*.md", "samples/pictures/*/*"],
+        "restormixer_arch.data": ["samples/*.lmdb/*", "samples/*.md", "samples/pictures/*/*", "DATASETS.md"],
         "restormixer_arch.options": ["*.yml"],
     },
     install_requires=[

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.data.image_io import FolderImages, without_suffix
 from restormixer_arch.data.lmdb_io import LmdbImages, read_names
+from restormixer_arch.data.shared_pairs import shared_pairs
 from restormixer_arch.errors import UserError, did_you_mean
 
 compat.apply()  # basicsr can be imported from here on
@@ -51,6 +52,7 @@ class PairedRestorationDataset(Dataset):
             filename_tmpl: name of the degraded image, ``{}`` standing for the clean one's without extension.
             meta_info_file: file that lists the clean images to use, one a line.
             recursive: read sub-folders too.
+            shared_gt: degraded images are named ``<label>/<name>``, and those of one name share a clean image.
             color: ``y`` for the luma of BT.601 (studio range) instead of RGB.
             mean, std: per channel, subtracted and divided by.
 
@@ -70,7 +72,10 @@ class PairedRestorationDataset(Dataset):
         self._gt, self._lq = (_images(self.opt, key) for key in ("dataroot_gt", "dataroot_lq"))
         template, listing = self.opt.get("filename_tmpl") or "{}", self.opt.get("meta_info_file")
         names = _listed(self._gt, Path(listing).expanduser()) if listing else self._gt.names
-        self.pairs = pair_names(self._gt, self._lq, names, template, may_be_part=bool(listing))
+        if self.opt.get("shared_gt"):
+            self.pairs = shared_pairs(self._gt, self._lq, names, may_be_part=bool(listing))
+        else:
+            self.pairs = pair_names(self._gt, self._lq, names, template, may_be_part=bool(listing))
 
     def __len__(self) -> int:
         return len(self.pairs)

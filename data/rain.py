@@ -28,6 +28,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from restormixer_arch.data.degradation import check_image, splat
+
 PIXELS_PER_DENSITY = 10_000  # the area that `density` counts streaks in
 DISTANCE_STEP = 1.6  # how much farther each layer is than the one before it
 DIAMETERS = (0.3, 2.5)  # smallest and largest drop, in mean diameters
@@ -123,7 +125,7 @@ def add_rain(image: np.ndarray, parameters: RainParameters) -> np.ndarray:
         TypeError: the image is not a float32 array.
         ValueError: its shape or range is another.
     """
-    _check_image(image)
+    check_image(image)
     opacity = streak_opacity(image.shape[0], image.shape[1], parameters)
     # Streaks and veil are lit alike, so that both are one mixture.
     through = ((1 - opacity) * np.float32(1 - parameters.veil))[..., None]
@@ -171,7 +173,6 @@ def _draw_lines(
         centres: (N, 2) rows and columns, where pixel (i, j) has its centre at (i, j).
         lengths, angles, weights: (N,); angles in radians, 0 along the rows' axis.
     """
-    height, width = shape
     points = max(int(np.ceil(lengths.max(initial=1))), 2)  # at most a pixel apart
     along = (np.arange(points) + 0.5) / points - 0.5  # (P,), in lengths
     fade = np.clip((0.5 - np.abs(along)) / SOFT_END, 0, 1)
@@ -179,24 +180,4 @@ def _draw_lines(
     rows = centres[:, :1] + np.cos(angles)[:, None] * steps
     columns = centres[:, 1:] + np.sin(angles)[:, None] * steps
     amounts = (weights * lengths / points)[:, None] * fade
-
-    inside = (rows > -1) & (rows < height) & (columns > -1) & (columns < width)
-    rows, columns, amounts = rows[inside] + 1, columns[inside] + 1, amounts[inside]  # a frame of one pixel around
-    top, left = rows.astype(np.intp), columns.astype(np.intp)
-    down, right = rows - top, columns - left
-    stride = width + 2
-    corner = top * stride + left
-    places = np.concatenate((corner, corner + 1, corner + stride, corner + stride + 1))
-    upper, lower = amounts * (1 - down), amounts * down
-    shares = np.concatenate((upper * (1 - right), upper * right, lower * (1 - right), lower * right))
-    sums = np.bincount(places, shares, minlength=(height + 2) * stride)
-    return sums.reshape(height + 2, stride)[1:-1, 1:-1].astype(np.float32)
-
-
-def _check_image(image: np.ndarray) -> None:
-    if not isinstance(image, np.ndarray) or image.dtype != np.float32:
-        raise TypeError(f"image must be a float32 array, got {getattr(image, 'dtype', type(image).__name__)}")
-    if image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
-        raise ValueError(f"image must be (H, W, 3) or (H, W, 1), got {image.shape}")
-    if not (image.min() >= 0 and image.max() <= 1):
-        raise ValueError(f"image must be in [0, 1], got [{image.min():g}, {image.max():g}]")
+    return splat(shape, rows.ravel(), columns.ravel(), amounts.ravel())

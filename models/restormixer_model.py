@@ -15,6 +15,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
 from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.models.labels import LabelledLoader, LabelResults, joined_results, report_by_label
 from restormixer_arch.models.losses import MultiScaleDualDomainLoss
 from restormixer_arch.models.weights import read_weights
 
@@ -41,6 +42,7 @@ class RestorMixerModel(SRModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         self.results: dict[str, dict[str, float]] = {}  # data set -> metric -> mean of the restored images
         self.input_results: dict[str, dict[str, float]] = {}  # the same of the inputs themselves
+        self.label_results: dict[str, LabelResults] = {}  # data set -> its results told by label
         self._input_sums: dict[str, float] | None = None  # while the inputs of a data set are measured
         super().__init__(opt)
         upscale = getattr(self.get_bare_model(self.net_g), "upscale", None)
@@ -108,13 +110,17 @@ class RestorMixerModel(SRModel):
         measured = name in self.input_results
         self._input_sums = None if measured else dict.fromkeys(metrics, 0.0)
         try:
-            super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+            labelled = LabelledLoader(dataloader, self)
+            super().nondist_validation(labelled, current_iter, tb_logger, save_img)
             if not measured:
                 self.input_results[name] = {m: s / len(dataloader) for m, s in self._input_sums.items()}
         finally:
             self._input_sums = None
         if metrics:
             self.results[name] = {metric: float(value) for metric, value in self.metric_results.items()}
+            self.label_results[name] = labelled.results
+            if not self.opt["dist"]:
+                report_by_label(self, name, labelled.results, current_iter, tb_logger)
 
     def get_current_visuals(self) -> dict[str, Tensor]:
         visuals = super().get_current_visuals()
@@ -133,6 +139,14 @@ class RestorMixerModel(SRModel):
     def validation_means(self) -> tuple[dict[str, dict[str, float]], ...]:
         """The means over the images of a validation; where several processes share it, over those of all."""
         return self.results, self.input_results
+
+    def validation_shared(self, name: str, current_iter: Any, tb_logger: Any) -> None:
+        """Join the results by label of all processes, which validated a share each and all call this."""
+        shares: list[LabelResults | None] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(shares, self.label_results.get(name))
+        self.label_results[name] = joined_results(shares)
+        if self.opt["rank"] == 0:
+            report_by_label(self, name, self.label_results[name], current_iter, tb_logger)
 
     def gain(self) -> dict[str, dict[str, tuple[float, float]]]:
         """Data set -> metric -> (mean of the inputs, mean of the restored images) of the last validation."""

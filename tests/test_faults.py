@@ -12,7 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import lmdb
+import numpy as np
 import pytest
 from training_cases import EXPERIMENT, architecture, load, same, several_batches, train
 
@@ -81,6 +83,16 @@ def test_an_image_damaged_in_the_middle_is_named(pairs, train_options, write, ca
 
 
 @pytest.mark.timeout(MINUTE)
+def test_threads_of_opencv_in_the_trainer_do_not_lock_its_loaders(pairs, train_options, write):
+    cv2.setNumThreads(2)
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.float32), (31, 31), 5)  # starts the threads
+    options = several_batches(train_options, total=2)
+    options["datasets"]["train"]["num_worker_per_gpu"] = 1
+    assert train(write(options)) == 0
+    assert cv2.getNumThreads() == 2
+
+
+@pytest.mark.timeout(MINUTE)
 def test_a_loader_process_that_raises_ends_the_training(pairs, train_options, write, monkeypatch):
     def getitem(self, index):
         raise ZeroDivisionError("in the data set")
@@ -99,7 +111,7 @@ def test_a_loader_process_that_is_killed_is_told(pairs, train_options, write, mo
     def getitem(self, index):
         if os.getpid() != parent and index.seed % 3 == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, index)
+        return original(self, index.index % len(self))
 
     from restormixer_arch.basicsr_adapter.sampler import SeededSamples
 

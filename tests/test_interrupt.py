@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 
 from restormixer_arch import cli
+from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.basicsr_adapter.stopping import Stopping
+
+compat.apply()  # the tests import basicsr
+
+
+@pytest.fixture(autouse=True)
+def sigint_is_heeded():
+    """A shell that starts the tests in the background has SIGINT ignored, here and in every child."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

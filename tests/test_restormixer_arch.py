@@ -184,6 +184,15 @@ def test_autocast_stays_close_and_trains():
         assert (low - net(x)).abs().mean() < 0.03
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # a first compilation takes minutes on a busy machine
+def test_compiled_network_is_the_same_function():
+    net = small().fuse()
+    x = torch.rand(1, 3, 16, 24)
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.compile(net)(x), net(x), rtol=1e-4, atol=1e-5)
+
+
 def test_released_keys_report_what_is_missing_and_unexpected():
     net, tensors = golden("paper")
     released = {key.removeprefix("param/"): value for key, value in tensors.items() if key.startswith("param/")}

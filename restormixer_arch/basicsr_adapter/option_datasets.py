@@ -75,19 +75,48 @@ class TrainPairedImages(TrainDatasetKeys, PairKeys):
 
 class RestorationPairs(PairedImages):
     recursive: bool = False
+    shared_gt: bool = False
 
 
 class TrainRestorationPairs(TrainPairedImages):
     recursive: bool = False
+    shared_gt: bool = False
+
+
+class DegradedKeys(BaseModel):
+    dataroot_gt: str = Field(description="folder or LMDB of the clean images")
+    io_backend: IoBackend = Field(description="'type: disk' for folders, 'type: lmdb' for LMDBs")
+    degradations: str | list[str] | dict[str, Any] = Field(
+        description="cdd11, a list of labels such as low_haze, or a table label -> {weight, strength}"
+    )
+    seed: Count = 0
+    recursive: bool = False
+
+
+class DegradedImages(DatasetKeys, DegradedKeys):
+    model_config = Section.model_config
+
+    gt_size: Positive | None = None
+    use_hflip: bool | None = None
+    use_rot: bool | None = None
+
+
+class TrainDegradedImages(TrainDatasetKeys, DegradedKeys):
+    model_config = Section.model_config
+
+    gt_size: Positive = Field(description="side of the square crops")
+    use_hflip: bool = Field(description="flip at random")
+    use_rot: bool = Field(description="turn by multiples of 90 degrees at random")
 
 
 # type -> (section to train on, section to validate or test on)
 DATASETS: dict[str, tuple[type[BaseModel], type[BaseModel]]] = {
     "PairedImageDataset": (TrainPairedImages, PairedImages),
     "PairedRestorationDataset": (TrainRestorationPairs, RestorationPairs),
+    "DegradedDataset": (TrainDegradedImages, DegradedImages),
     "SingleImageDataset": (OpenTrainDataset, SingleImages),
 }
-NEEDS_SCALE = {"PairedImageDataset", "PairedRestorationDataset"}
+NEEDS_SCALE = {"PairedImageDataset", "PairedRestorationDataset", "DegradedDataset"}
 WITHOUT_TRUTH = {"SingleImageDataset"}
 NO_REFERENCE_METRICS = {"calculate_niqe"}
 

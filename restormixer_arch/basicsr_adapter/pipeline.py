@@ -29,6 +29,7 @@ from restormixer_arch.basicsr_adapter.replacing import replaced
 from restormixer_arch.basicsr_adapter.run_hooks import Run, watched_build
 from restormixer_arch.basicsr_adapter.sampler import seeded_dataloader
 from restormixer_arch.basicsr_adapter.stopping import noticing_signals
+from restormixer_arch.basicsr_adapter.threads import opencv_alone
 
 
 def run_training(request: Request, run: Run) -> None:
@@ -43,6 +44,7 @@ def run_training(request: Request, run: Run) -> None:
     shown = None if is_first_process() else False
     with ExitStack() as stack:
         stack.enter_context(_logging(run))
+        stack.enter_context(opencv_alone())
         stack.enter_context(noticing_signals(run.stopping))
         run.progress = stack.enter_context(Progress(request.options["train"]["total_iter"], shown=shown))
         stack.enter_context(

@@ -39,6 +39,7 @@ class Run:
         sampler: of the training images, once it is made.
         val_loaders: of the validation images, once they are made.
         tb_logger: BasicSR's tensorboard logger, or None.
+        images: name of a validated or tested data set -> its number of images.
     """
 
     shown: str
@@ -50,6 +51,7 @@ class Run:
     sampler: ResumableSampler | None = None
     val_loaders: list[Any] = field(default_factory=list)
     tb_logger: Any = None
+    images: dict[str, int] = field(default_factory=dict)
     _saved: int = 0  # the iteration of the last checkpoint
     _owed: bool = False  # the validations that the killed run owed after its last checkpoint
     _validated: set[tuple[int, int]] = field(default_factory=set)
@@ -137,6 +139,7 @@ class Run:
     def _validate(
         self, validate: Callable[..., None], dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool
     ) -> None:
+        self.images[dataloader.dataset.opt["name"]] = len(dataloader.dataset)
         if not self.opt["is_train"]:
             validate(dataloader, current_iter, tb_logger, save_img)
             return

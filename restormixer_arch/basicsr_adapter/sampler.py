@@ -12,7 +12,7 @@ import random
 import signal
 from collections.abc import Callable, Iterator, Sized
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -22,18 +22,19 @@ from torch.utils.data import Dataset, Sampler
 from restormixer_arch.basicsr_adapter.randomness import mixed_seed, seeded
 
 
-class Draw(int):
-    """An index into a data set, with the seed for this drawing of the sample."""
+class EpochIndex(NamedTuple):
+    """What a data set with ``indexed_by_epoch = True`` is indexed by; ``index`` counts on where it is enlarged."""
 
+    epoch: int
+    index: int
+
+
+class Draw(NamedTuple):
+    """A sample to draw: the epoch, the index, which counts on where the data set is enlarged, and its own seed."""
+
+    epoch: int
+    index: int
     seed: int
-
-    def __new__(cls, index: int, seed: int) -> Draw:
-        draw = super().__new__(cls, index)
-        draw.seed = seed
-        return draw
-
-    def __reduce__(self) -> tuple[type[Draw], tuple[int, int]]:
-        return Draw, (int(self), self.seed)
 
 
 class ResumableSampler(Sampler):
@@ -71,7 +72,7 @@ class ResumableSampler(Sampler):
         order = torch.randperm(self.size, generator=generator).tolist()
         rounds = (self.size - first) // self.world_size
         for position in range(first + self.rank, first + rounds * self.world_size, self.world_size):
-            yield Draw(order[position] % self.images, mixed_seed(self.seed, epoch, position))
+            yield Draw(epoch, order[position], mixed_seed(self.seed, epoch, position))
 
     def set_epoch(self, epoch: int) -> None:
         """Go to an epoch: to its begin, unless it is the one that :meth:`resume` named."""
@@ -109,8 +110,11 @@ class SeededSamples(Dataset):
     def __getitem__(self, index: int) -> Any:
         if not isinstance(index, Draw):
             return self.dataset[index]
-        with seeded(index.seed):
-            return self.dataset[int(index)]
+        epoch, number, seed = index
+        with seeded(seed):
+            if getattr(self.dataset, "indexed_by_epoch", False):
+                return self.dataset[EpochIndex(epoch, number)]
+            return self.dataset[number % len(self.dataset)]
 
 
 def start_worker(worker_id: int, num_workers: int, rank: int, seed: int) -> None:
@@ -123,7 +127,8 @@ def start_worker(worker_id: int, num_workers: int, rank: int, seed: int) -> None
     own = torch.initial_seed()
     random.seed(own)
     np.random.seed(own % 2**32)
-    cv2.setNumThreads(1)  # there are loader processes to use the other cores
+    if torch.multiprocessing.get_start_method() != "fork":
+        cv2.setNumThreads(1)  # a forked process has the trainer's setting, and would wait for threads it lacks
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _spare_once)
 

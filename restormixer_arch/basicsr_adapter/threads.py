@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import cv2
 import torch
+
+
+@contextmanager
+def opencv_alone() -> Iterator[None]:
+    """Let OpenCV work without threads of its own, for loader processes use the other cores.
+
+    It must be so before they are forked: threads are not forked with them, and OpenCV would wait for its own forever.
+    """
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def cores() -> int:

@@ -16,7 +16,7 @@ def dist_validation(self: Any, dataloader: DataLoader, current_iter: Any, tb_log
 
     An image is saved by the process that restored it. Afterwards all processes hold the same means in
     ``self.metric_results``, and in what the model names in ``self.validation_means()``: dicts of data set -> metric ->
-    mean.
+    mean. A model with ``validation_shared(name, current_iter, tb_logger)`` joins there what else it has measured.
     """
     name, metrics = dataloader.dataset.opt["name"], self.opt["val"].get("metrics") or {}
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -38,6 +38,8 @@ def dist_validation(self: Any, dataloader: DataLoader, current_iter: Any, tb_log
     for metric, value in self.metric_results.items():
         self._update_best_metric_result(name, metric, value, current_iter)
     self._log_validation_metric_values(current_iter, name, tb_logger)
+    if hasattr(self, "validation_shared"):
+        self.validation_shared(name, current_iter, tb_logger)
 
 
 def _wait(*values: Any) -> None:

@@ -8,10 +8,10 @@
 
 #include <stdint.h>
 
-#define KERNEL_ABI 1     /* native.py refuses a library with another number */
-#define LANES 16         /* channels of a block */
-#define CHUNK 64         /* steps between two saved states */
-#define MAX_STATES 256   /* N, as in mamba-ssm */
+#define KERNEL_ABI 1   /* native.py refuses a library with another number */
+#define LANES 16       /* channels of a block */
+#define CHUNK 64       /* steps between two saved states */
+#define MAX_STATES 256 /* N, as in mamba-ssm */
 #define MAX_DIRECTIONS 4
 
 enum scan_status { SCAN_OK = 0, SCAN_NO_MEMORY = 1, SCAN_BAD_CALL = 2 };
@@ -23,7 +23,8 @@ struct stream {
 };
 
 /* Letters: P parts, D channels of a part, N states, L = height * width steps, M chunks of CHUNK steps, K blocks of
- * sixteen channels. A part is either a direction (summed: all read the same u, y is their sum) or a group of channels. */
+ * sixteen channels. A part is either a direction (summed: all read the same u, y is their sum) or a group of channels.
+ */
 struct scan_call {
     int64_t batch, parts, height, width, channels, states;
     int64_t softplus, summed, constant_b, constant_c; /* flags; a constant B or C is (P, D, N) */
@@ -35,9 +36,10 @@ struct scan_call {
     struct stream u, delta, z, b, c, y;               /* z may be absent */
     /* the backward pass alone */
     struct stream grad_y, grad_u, grad_delta, grad_z, grad_b, grad_c;
-    int64_t grad_a, grad_d, grad_bias; /* (batch, P, D, N), (batch, P, D), (batch, P, D): summed over batch by the caller */
-    int64_t grad_last_state;           /* (batch, P, D, N), an input, may be absent */
-    int64_t partial;                   /* filled by the kernel: (ranges, batch, P, L, 2, N) sums of grad_b and grad_c */
+    int64_t grad_a, grad_d,
+        grad_bias;           /* (batch, P, D, N), (batch, P, D), (batch, P, D): summed over batch by the caller */
+    int64_t grad_last_state; /* (batch, P, D, N), an input, may be absent */
+    int64_t partial;         /* filled by the kernel: (ranges, batch, P, L, 2, N) sums of grad_b and grad_c */
 };
 
 /* A tile is one batch item, one range of channel blocks and, unless directions are summed, one part. */

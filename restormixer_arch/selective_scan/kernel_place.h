@@ -14,7 +14,7 @@ struct place {
     struct tile tile;
     int64_t blocks, first_channel, channels; /* of the tile */
     int64_t part, chunk;
-    int count; /* steps of this chunk */
+    int count;                         /* steps of this chunk */
     int64_t at[CHUNK], next_at[CHUNK]; /* in the image: the steps of this chunk and of the one to come */
 };
 
@@ -76,7 +76,8 @@ static void look_ahead_states(const struct place *place, const struct stream *s,
     const struct ahead ahead = aim(s, place->tile.batch, place->part, 0);
     const int64_t bytes = place->call->states * (s->is_bf16 ? 2 : 4);
     for (int64_t t = block * CHUNK / place->blocks; t < (block + 1) * CHUNK / place->blocks && ahead.step; t++)
-        for (int64_t byte = 0; byte < bytes; byte += CACHE_LINE) PREFETCH(ahead.at + place->next_at[t] * ahead.step + byte);
+        for (int64_t byte = 0; byte < bytes; byte += CACHE_LINE)
+            PREFETCH(ahead.at + place->next_at[t] * ahead.step + byte);
 }
 
 /* (items, D, N), of which one item, -> [block][state][lane], times `scale`. An absent array gives 0. */
@@ -96,8 +97,7 @@ static void write_table(const struct place *place, int64_t address, int64_t stat
     float *to = mutable_floats(address) + (item * place->call->channels + place->first_channel) * states;
     if (!address) return;
     for (int64_t i = 0; i < place->channels; i++)
-        for (int64_t n = 0; n < states; n++)
-            to[i * states + n] = table[(i / LANES * states + n) * LANES + i % LANES];
+        for (int64_t n = 0; n < states; n++) to[i * states + n] = table[(i / LANES * states + n) * LANES + i % LANES];
 }
 
 /* The state before this chunk, as the forward pass saved it: [state][lane] of one block of the tile. */
@@ -105,15 +105,16 @@ static float *saved_state(const struct place *place, int64_t chunk, int64_t bloc
     const struct scan_call *call = place->call;
     const int64_t blocks = (call->channels + LANES - 1) / LANES;
     const int64_t item = (place->tile.batch * call->parts + place->part) * chunks_of(call) + chunk;
-    return mutable_floats(call->saved_states) + (item * blocks + place->tile.first_block + block) * call->states * LANES;
+    return mutable_floats(call->saved_states) +
+           (item * blocks + place->tile.first_block + block) * call->states * LANES;
 }
 
 /* What both passes read. */
 struct inputs {
-    float *a, *b, *c;             /* [block][state][lane]: A log2(e); B and C if constant */
-    float *d, *bias;              /* [block][lane] */
-    float *rows_b, *rows_c;       /* [step][state], unless constant */
-    float *u, *raw, *dt, *z;      /* [block][step][lane]; raw is delta + bias */
+    float *a, *b, *c;        /* [block][state][lane]: A log2(e); B and C if constant */
+    float *d, *bias;         /* [block][lane] */
+    float *rows_b, *rows_c;  /* [step][state], unless constant */
+    float *u, *raw, *dt, *z; /* [block][step][lane]; raw is delta + bias */
 };
 
 static float *take(float **scratch, int64_t count) {
@@ -160,7 +161,8 @@ static void read_inputs(const struct inputs *in, const struct place *place) {
     read_channels(place, &call->z, in->z);
 }
 
-/* dt of one block, and what kernel_scan.h needs to know of it; `last` is a stream to look ahead in beside the inputs. */
+/* dt of one block, and what kernel_scan.h needs to know of it; `last` is a stream to look ahead in beside the inputs.
+ */
 static struct chunk make_chunk(const struct inputs *in, const struct place *place, int64_t block,
                                const struct stream *last) {
     const struct scan_call *call = place->call;

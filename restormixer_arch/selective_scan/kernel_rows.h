@@ -114,7 +114,8 @@ static void write_rows(const struct stream *s, int64_t batch, int64_t part, cons
         const float *from = rows.data + t * rows.width;
         for (int64_t i = 0; i < dense; i += LANES, from += rows.block) {
             if (s->is_bf16)
-                for (int j = 0; j < LANES; j++) bf16[i + j] = bf16_of_float((add ? float_of_bf16(bf16[i + j]) : 0) + from[j]);
+                for (int j = 0; j < LANES; j++)
+                    bf16[i + j] = bf16_of_float((add ? float_of_bf16(bf16[i + j]) : 0) + from[j]);
             else
                 vec_store(f32 + i, add ? vec_add(vec_load(f32 + i), vec_load(from)) : vec_load(from));
         }
@@ -141,7 +142,8 @@ INLINE void look_ahead(const struct ahead *ahead, int64_t next) {
     for (int i = 0; i < AHEAD; i++) PREFETCH(ahead[i].at + next * ahead[i].step);
 }
 
-/* For streams whose rows lie elsewhere at each step; {any address, 0} for others, which the processor foresees itself. */
+/* For streams whose rows lie elsewhere at each step; {any address, 0} for others, which the processor foresees itself.
+ */
 static struct ahead aim(const struct stream *s, int64_t batch, int64_t part, int64_t lane) {
     struct ahead ahead = {(const char *)s, 0};
     if (s->address && s->lane == 1) {

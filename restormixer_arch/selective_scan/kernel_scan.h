@@ -5,14 +5,16 @@
  *
  *   h <- exp(dt A) h + dt u B,   y = C . h + D u,   dt = softplus(delta + bias)   (softplus is optional)
  *
- * is run with A kept as A log2(e), so that the exponential is one of base 2. The backward pass takes the chunks from the
- * last to the first, repeats each from its saved state, and walks it in reverse with g, the gradient of h:
+ * is run with A kept as A log2(e), so that the exponential is one of base 2. The backward pass takes the chunks from
+ * the last to the first, repeats each from its saved state, and walks it in reverse with g, the gradient of h:
  *
  *   g <- C dy + g', g' = exp(dt A) g is carried to the step before;   dC = h dy and dB = g dt u, summed over channels;
  *   du = D dy + dt (g . B);   ddt = u (g . B) + A . (g' h_before);   dA = dt g' h_before.
  */
 #ifndef RESTORMIXER_KERNEL_SCAN_H
 #define RESTORMIXER_KERNEL_SCAN_H
+
+#include <stddef.h>
 
 #include "kernel_rows.h"
 
@@ -56,7 +58,8 @@ INLINE vec silu(vec z) { return vec_mul(z, sigmoid(z)); }
 
 /* ------------------------------------------------------------------ the steps of one chunk and one block */
 
-/* Rows of one chunk: dt, u, y and the like are [step][lane]; b and c are [step][state], or [state][lane] if constant. */
+/* Rows of one chunk: dt, u, y and the like are [step][lane]; b and c are [step][state], or [state][lane] if constant.
+ */
 struct chunk {
     int count, states, constant_b, constant_c;
     const float *dt, *u, *b, *c, *a; /* a: A log2(e), [state][lane] */
@@ -75,13 +78,15 @@ INLINE void forward_steps(const struct chunk *k, const int states, const int in_
     const float *restrict a = k->a, *restrict b = k->b, *restrict c = k->c;
     vec state[FIXED_STATES];
     if (in_registers) {
-        UNROLL for (int n = 0; n < FIXED_STATES; n++) state[n] = vec_load(h + n * LANES);
+        UNROLL
+        for (int n = 0; n < FIXED_STATES; n++) state[n] = vec_load(h + n * LANES);
     }
     for (int t = 0; t < k->count; t++) {
         const vec dt = vec_load(k->dt + t * LANES), u = vec_load(k->u + t * LANES), dt_u = vec_mul(dt, u);
         vec sum[2] = {vec_mul(k->skip, u), vec_set(0.0f)};
         look_ahead(k->ahead, k->next[t]);
-        UNROLL for (int n = 0; n < states; n++) {
+        UNROLL
+        for (int n = 0; n < states; n++) {
             const vec decay = vec_exp2(vec_mul(dt, vec_load(a + n * LANES)));
             const vec before = in_registers ? state[n % FIXED_STATES] : vec_load(h + n * LANES);
             const vec after = vec_fma(decay, before, vec_mul(dt_u, coefficient(b, constant_b, states, t, n)));
@@ -94,7 +99,8 @@ INLINE void forward_steps(const struct chunk *k, const int states, const int in_
         vec_store(y + t * LANES, vec_add(sum[0], sum[1]));
     }
     if (in_registers) {
-        UNROLL for (int n = 0; n < FIXED_STATES; n++) vec_store(h + n * LANES, state[n]);
+        UNROLL
+        for (int n = 0; n < FIXED_STATES; n++) vec_store(h + n * LANES, state[n]);
     }
 }
 
@@ -105,7 +111,8 @@ INLINE void repeat_steps(const struct chunk *k, const int states, const int cons
         float *restrict after = h + (t + 1) * states * LANES, *restrict factor = decay + t * states * LANES;
         const float *restrict before = h + t * states * LANES;
         look_ahead(k->ahead, k->next[t]);
-        UNROLL for (int n = 0; n < states; n++) {
+        UNROLL
+        for (int n = 0; n < states; n++) {
             const vec e = vec_exp2(vec_mul(dt, vec_load(k->a + n * LANES)));
             const vec input = vec_mul(dt_u, coefficient(k->b, constant_b, states, t, n));
             vec_store(factor + n * LANES, e);
@@ -114,35 +121,43 @@ INLINE void repeat_steps(const struct chunk *k, const int states, const int cons
     }
 }
 
-/* What reverse_steps reads and sums up, beside the chunk. */
+/* What reverse_step reads and sums up, beside the chunk. */
 struct adjoint {
-    const float *h, *decay, *grad_y;   /* [step][state][lane] twice, [step][lane] */
-    float *grad_h, *grad_a;            /* [state][lane]: g carried from step to step; summed over steps */
-    float *grad_b, *grad_c;            /* added to; laid out as b and c */
-    float *grad_u, *grad_dt;           /* [step][lane] */
-    struct ahead ahead[AHEAD];         /* gradients of u, delta and z, and one stream more */
+    const float *h, *decay, *grad_y; /* [step][state][lane] twice, [step][lane] */
+    float *grad_h, *grad_a;          /* [state][lane]: g carried from step to step; summed over steps */
+    float *grad_b, *grad_c;          /* added to; laid out as b and c */
+    float *grad_u, *grad_dt;         /* [step][lane] */
+    struct ahead ahead[AHEAD];       /* gradients of u, delta and z, and one stream more */
 };
 
-INLINE void reverse_step(const struct chunk *k, const struct adjoint *j, const int states, const int general, int t) {
+/* One step; `carried` is the gradient of h where it is in registers, which is where states are FIXED_STATES. */
+INLINE void reverse_step(const struct chunk *k, const struct adjoint *j, vec *carried, const int states,
+                         const int in_registers, int t) {
     const float *restrict after = j->h + (t + 1) * states * LANES, *restrict before = j->h + t * states * LANES;
     const float *restrict decay = j->decay + t * states * LANES;
-    const int constant_b = general && k->constant_b, constant_c = general && k->constant_c;
+    const int constant_b = !in_registers && k->constant_b, constant_c = !in_registers && k->constant_c;
     const vec dt = vec_load(k->dt + t * LANES), u = vec_load(k->u + t * LANES), dt_u = vec_mul(dt, u);
     const vec dy = vec_load(j->grad_y + t * LANES), zero = vec_set(0.0f);
     look_ahead(j->ahead, k->next[t]);
     vec g_b = zero, a_wh = zero; /* g . B and A log2(e) . (g' h_before) */
     for (int base = 0; base < states; base += LANES) {
         vec half_b[4], half_c[4];
-        UNROLL for (int q = 0; q < 4; q++) {
+        UNROLL
+        for (int q = 0; q < 4; q++) {
             vec product_b[4], product_c[4];
-            UNROLL for (int i = 0; i < 4; i++) {
+            UNROLL
+            for (int i = 0; i < 4; i++) {
                 const int n = base + q + 4 * i;
                 product_b[i] = product_c[i] = zero;
-                if (general && n >= states) continue;
-                const vec g = vec_fma(coefficient(k->c, constant_c, states, t, n), dy, vec_load(j->grad_h + n * LANES));
+                if (n >= states) continue;
+                const vec later = in_registers ? carried[n % FIXED_STATES] : vec_load(j->grad_h + n * LANES);
+                const vec g = vec_fma(coefficient(k->c, constant_c, states, t, n), dy, later);
                 const vec w = vec_mul(g, vec_load(decay + n * LANES));
                 const vec wh = vec_mul(w, vec_load(before + n * LANES));
-                vec_store(j->grad_h + n * LANES, w);
+                if (in_registers)
+                    carried[n % FIXED_STATES] = w;
+                else
+                    vec_store(j->grad_h + n * LANES, w);
                 g_b = vec_fma(g, coefficient(k->b, constant_b, states, t, n), g_b);
                 a_wh = vec_fma(vec_load(k->a + n * LANES), wh, a_wh);
                 vec_store(j->grad_a + n * LANES, vec_fma(dt, wh, vec_load(j->grad_a + n * LANES)));
@@ -183,12 +198,15 @@ static void repeat_chunk(const struct chunk *k, float *h, float *decay) {
 }
 
 static void reverse_chunk(const struct chunk *k, const struct adjoint *j) {
-    const int fixed = k->states == FIXED_STATES && !k->constant_b && !k->constant_c;
-    for (int t = k->count - 1; t >= 0; t--) {
-        if (fixed)
-            reverse_step(k, j, FIXED_STATES, 0, t);
-        else
-            reverse_step(k, j, k->states, 1, t);
+    vec carried[FIXED_STATES];
+    if (k->states == FIXED_STATES && !k->constant_b && !k->constant_c) {
+        UNROLL
+        for (int n = 0; n < FIXED_STATES; n++) carried[n] = vec_load(j->grad_h + n * LANES);
+        for (int t = k->count - 1; t >= 0; t--) reverse_step(k, j, carried, FIXED_STATES, 1, t);
+        UNROLL
+        for (int n = 0; n < FIXED_STATES; n++) vec_store(j->grad_h + n * LANES, carried[n]);
+    } else {
+        for (int t = k->count - 1; t >= 0; t--) reverse_step(k, j, NULL, k->states, 0, t);
     }
 }
 

@@ -71,7 +71,8 @@ INLINE part part_if_negative(part x, part yes, part no) {
 }
 
 /* 2^v = 2^f * table[j] * 2^floor(n) with n = v rounded to 1/16, j = its fraction, |f| <= 1/32, where three terms of the
- * series of 2^f are exact to 2^-26. The slope at 0 is exact, as an error of it would act on a slow decay at every step. */
+ * series of 2^f are exact to 2^-26. The slope at 0 is exact, as an error of it would act on a slow decay at every step.
+ */
 static const float EXP2_TABLE[16] = {
     1.0f,           1.04427373409f, 1.09050774574f, 1.13878858089f, 1.18920719624f, 1.24185776711f,
     1.29683959484f, 1.3542555571f,  1.41421353817f, 1.47682619095f, 1.54221081734f, 1.61049032211f,
@@ -139,7 +140,8 @@ INLINE part part_power(part shifted) { /* 2^n from n + 1.5 * 2^23: 0 for n = -12
 
 #elif defined(__GNUC__) && !defined(SCAN_SCALAR)
 
-/* The vectors of GCC and clang, which they map to whatever the machine has. SCAN_SCALAR is for tests of what follows. */
+/* The vectors of GCC and clang, which they map to whatever the machine has. SCAN_SCALAR is for tests of what follows.
+ */
 #define PARTS 4
 typedef float part __attribute__((vector_size(16)));
 typedef uint32_t part_bits __attribute__((vector_size(16)));
@@ -219,21 +221,23 @@ typedef struct {
 } vec;
 
 #define PART_LANES (LANES / PARTS)
-#define FOR_PARTS UNROLL for (int i = 0; i < PARTS; i++)
-#define LIFT_1(name)                                                                                                   \
-    INLINE vec vec_##name(vec a) {                                                                                     \
-        FOR_PARTS a.at[i] = part_##name(a.at[i]);                                                                      \
-        return a;                                                                                                      \
+#define FOR_PARTS(i) \
+    UNROLL           \
+    for (int i = 0; i < PARTS; i++)
+#define LIFT_1(name)                                  \
+    INLINE vec vec_##name(vec a) {                    \
+        FOR_PARTS (i) a.at[i] = part_##name(a.at[i]); \
+        return a;                                     \
     }
-#define LIFT_2(name)                                                                                                   \
-    INLINE vec vec_##name(vec a, vec b) {                                                                              \
-        FOR_PARTS a.at[i] = part_##name(a.at[i], b.at[i]);                                                             \
-        return a;                                                                                                      \
+#define LIFT_2(name)                                           \
+    INLINE vec vec_##name(vec a, vec b) {                      \
+        FOR_PARTS (i) a.at[i] = part_##name(a.at[i], b.at[i]); \
+        return a;                                              \
     }
-#define LIFT_3(name)                                                                                                   \
-    INLINE vec vec_##name(vec a, vec b, vec c) {                                                                       \
-        FOR_PARTS a.at[i] = part_##name(a.at[i], b.at[i], c.at[i]);                                                    \
-        return a;                                                                                                      \
+#define LIFT_3(name)                                                    \
+    INLINE vec vec_##name(vec a, vec b, vec c) {                        \
+        FOR_PARTS (i) a.at[i] = part_##name(a.at[i], b.at[i], c.at[i]); \
+        return a;                                                       \
     }
 
 LIFT_1(abs)
@@ -248,15 +252,17 @@ LIFT_3(if_negative)
 
 INLINE vec vec_set(float x) {
     vec a;
-    FOR_PARTS a.at[i] = part_set(x);
+    FOR_PARTS (i) a.at[i] = part_set(x);
     return a;
 }
 INLINE vec vec_load(const float *p) {
     vec a;
-    FOR_PARTS a.at[i] = part_load(p + i * PART_LANES);
+    FOR_PARTS (i) a.at[i] = part_load(p + i * PART_LANES);
     return a;
 }
-INLINE void vec_store(float *p, vec a) { FOR_PARTS part_store(p + i * PART_LANES, a.at[i]); }
+INLINE void vec_store(float *p, vec a) {
+    FOR_PARTS (i) part_store(p + i * PART_LANES, a.at[i]);
+}
 
 /* Sums over the lanes of sixteen vectors at once, in two steps; lane n of the result is the sum of vector n:
  *   half[q] = vec_fold(v[q], v[q + 4], v[q + 8], v[q + 12]) for q = 0..3   (quarter k: four partial sums of v[q + 4k])
@@ -264,16 +270,20 @@ INLINE void vec_store(float *p, vec a) { FOR_PARTS part_store(p + i * PART_LANES
  */
 #if defined(SCAN_AVX512)
 INLINE vec vec_fold(vec a, vec b, vec c, vec d) {
-    __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a.at[0], b.at[0], 0x44), _mm512_shuffle_f32x4(a.at[0], b.at[0], 0xEE));
-    __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c.at[0], d.at[0], 0x44), _mm512_shuffle_f32x4(c.at[0], d.at[0], 0xEE));
+    __m512 ab =
+        _mm512_add_ps(_mm512_shuffle_f32x4(a.at[0], b.at[0], 0x44), _mm512_shuffle_f32x4(a.at[0], b.at[0], 0xEE));
+    __m512 cd =
+        _mm512_add_ps(_mm512_shuffle_f32x4(c.at[0], d.at[0], 0x44), _mm512_shuffle_f32x4(c.at[0], d.at[0], 0xEE));
     a.at[0] = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xDD));
     return a;
 }
 INLINE vec vec_sum(vec a, vec b, vec c, vec d) {
     __m512d a2 = _mm512_castps_pd(a.at[0]), b2 = _mm512_castps_pd(b.at[0]);
     __m512d c2 = _mm512_castps_pd(c.at[0]), d2 = _mm512_castps_pd(d.at[0]);
-    __m512 ab = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a2, b2)), _mm512_castpd_ps(_mm512_unpackhi_pd(a2, b2)));
-    __m512 cd = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(c2, d2)), _mm512_castpd_ps(_mm512_unpackhi_pd(c2, d2)));
+    __m512 ab =
+        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a2, b2)), _mm512_castpd_ps(_mm512_unpackhi_pd(a2, b2)));
+    __m512 cd =
+        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(c2, d2)), _mm512_castpd_ps(_mm512_unpackhi_pd(c2, d2)));
     a.at[0] = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x88), _mm512_shuffle_ps(ab, cd, 0xDD));
     return a;
 }
@@ -288,7 +298,7 @@ INLINE vec vec_fold(vec a, vec b, vec c, vec d) {
     return r;
 }
 INLINE vec vec_sum(vec a, vec b, vec c, vec d) {
-    FOR_PARTS a.at[i] = _mm256_hadd_ps(_mm256_hadd_ps(a.at[i], b.at[i]), _mm256_hadd_ps(c.at[i], d.at[i]));
+    FOR_PARTS (i) a.at[i] = _mm256_hadd_ps(_mm256_hadd_ps(a.at[i], b.at[i]), _mm256_hadd_ps(c.at[i], d.at[i]));
     return a;
 }
 #elif defined(SCAN_NEON)
@@ -302,7 +312,7 @@ INLINE vec vec_fold(vec a, vec b, vec c, vec d) {
     return r;
 }
 INLINE vec vec_sum(vec a, vec b, vec c, vec d) {
-    FOR_PARTS a.at[i] = vpaddq_f32(vpaddq_f32(a.at[i], b.at[i]), vpaddq_f32(c.at[i], d.at[i]));
+    FOR_PARTS (i) a.at[i] = vpaddq_f32(vpaddq_f32(a.at[i], b.at[i]), vpaddq_f32(c.at[i], d.at[i]));
     return a;
 }
 #else

@@ -13,7 +13,8 @@
 static void forward_block(const struct inputs *in, const struct place *place, int64_t block, float *h, float *y) {
     const struct scan_call *call = place->call;
     const struct chunk k = make_chunk(in, place, block, &call->y);
-    if (call->saved_states) memcpy(saved_state(place, place->chunk, block), h, sizeof(float) * (size_t)(k.states * LANES));
+    if (call->saved_states)
+        memcpy(saved_state(place, place->chunk, block), h, sizeof(float) * (size_t)(k.states * LANES));
     forward_chunk(&k, h, y);
     if (!call->z.address) return;
     for (int t = 0; t < k.count * LANES; t += LANES)
@@ -43,11 +44,11 @@ static void forward_tile(const struct scan_call *call, struct tile tile, float *
 /* ------------------------------------------------------------------ backward */
 
 struct outputs {
-    float *h, *decay;               /* [step][state][lane] of one chunk and block; h has one step more */
-    float *carried, *a, *b, *c;     /* [block][state][lane]: the gradient of h, sums for A and for constant B and C */
-    float *d, *bias;                /* [block][lane] */
-    float *rows_b, *rows_c;         /* [step][state] */
-    float *y, *u, *dt;              /* [block][step][lane]; y is an input */
+    float *h, *decay;           /* [step][state][lane] of one chunk and block; h has one step more */
+    float *carried, *a, *b, *c; /* [block][state][lane]: the gradient of h, sums for A and for constant B and C */
+    float *d, *bias;            /* [block][lane] */
+    float *rows_b, *rows_c;     /* [step][state] */
+    float *y, *u, *dt;          /* [block][step][lane]; y is an input */
 };
 
 static void take_outputs(struct outputs *out, const struct place *place, float **scratch) {
@@ -71,7 +72,8 @@ static void take_outputs(struct outputs *out, const struct place *place, float *
 static void clear_outputs(const struct outputs *out, const struct place *place) {
     const struct scan_call *call = place->call;
     const int64_t table = place->blocks * call->states * LANES;
-    read_table(place, call->grad_last_state, place->tile.batch * call->parts + place->part, call->states, 1.0f, out->carried);
+    read_table(place, call->grad_last_state, place->tile.batch * call->parts + place->part, call->states, 1.0f,
+               out->carried);
     memset(out->a, 0, sizeof(float) * (size_t)(3 * table));                 /* a, b, c */
     memset(out->d, 0, sizeof(float) * (size_t)(2 * place->blocks * LANES)); /* d, bias */
 }
@@ -83,15 +85,16 @@ static void through_gate(const struct chunk *k, const float *h, float *grad_y, f
         const vec one = vec_set(1.0f), slope = vec_mul(s, vec_fma(gate, vec_sub(one, s), one));
         vec y = vec_mul(k->skip, vec_load(k->u + t * LANES));
         for (int n = 0; n < k->states; n++)
-            y = vec_fma(vec_load(h + ((t + 1) * k->states + n) * LANES), coefficient(k->c, k->constant_c, k->states, t, n), y);
+            y = vec_fma(vec_load(h + ((t + 1) * k->states + n) * LANES),
+                        coefficient(k->c, k->constant_c, k->states, t, n), y);
         vec_store(grad_y + t * LANES, vec_mul(grad, vec_mul(gate, s)));
         vec_store(z + t * LANES, vec_mul(grad, vec_mul(y, slope)));
     }
 }
 
 /* Through softplus, and the sums over steps for D and the bias. */
-static void finish_block(const struct chunk *k, int softplus_used, const float *raw, const float *grad_y, float *grad_dt,
-                         float *grad_d, float *grad_bias) {
+static void finish_block(const struct chunk *k, int softplus_used, const float *raw, const float *grad_y,
+                         float *grad_dt, float *grad_d, float *grad_bias) {
     vec sum_d = vec_set(0.0f), sum_bias = vec_set(0.0f);
     for (int t = 0; t < k->count * LANES; t += LANES) {
         vec grad = vec_load(grad_dt + t);
@@ -104,7 +107,8 @@ static void finish_block(const struct chunk *k, int softplus_used, const float *
     vec_store(grad_bias, vec_add(vec_load(grad_bias), sum_bias));
 }
 
-static void backward_block(const struct inputs *in, const struct outputs *out, const struct place *place, int64_t block) {
+static void backward_block(const struct inputs *in, const struct outputs *out, const struct place *place,
+                           int64_t block) {
     const struct scan_call *call = place->call;
     const int64_t table = block * call->states * LANES, rows = block * ROWS;
     const struct chunk k = make_chunk(in, place, block, &call->grad_y);
@@ -139,9 +143,11 @@ static void write_coefficients(const struct outputs *out, const struct place *pl
     const int64_t states = call->states, batch = place->tile.batch, part = place->part;
     if (!call->partial) {
         if (!call->constant_b)
-            write_rows(&call->grad_b, batch, part, place->at, place->count, 0, states, state_rows(out->rows_b, states), 0);
+            write_rows(&call->grad_b, batch, part, place->at, place->count, 0, states, state_rows(out->rows_b, states),
+                       0);
         if (!call->constant_c)
-            write_rows(&call->grad_c, batch, part, place->at, place->count, 0, states, state_rows(out->rows_c, states), 0);
+            write_rows(&call->grad_c, batch, part, place->at, place->count, 0, states, state_rows(out->rows_c, states),
+                       0);
         return;
     }
     const int64_t item = (place->tile.range * call->batch + batch) * call->parts + part;
@@ -194,8 +200,7 @@ static void merge_shares(const struct scan_call *call, int64_t ranges, int64_t i
     for (int t = 0; t < count; t++) at[t] = first + t;
     for (int64_t range = 1; range < ranges; range++)
         for (int64_t i = 0; i < count * 2 * states; i++) sum[i] += sum[range * share + i];
-    if (!call->constant_b)
-        write_rows(&call->grad_b, batch, part, at, count, 0, states, state_rows(sum, 2 * states), 0);
+    if (!call->constant_b) write_rows(&call->grad_b, batch, part, at, count, 0, states, state_rows(sum, 2 * states), 0);
     if (!call->constant_c)
         write_rows(&call->grad_c, batch, part, at, count, 0, states, state_rows(sum + states, 2 * states), 0);
 }

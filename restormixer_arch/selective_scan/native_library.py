@@ -89,7 +89,7 @@ def batch_sum(shares: Tensor) -> Tensor:
 
 
 def no_second_gradient(*_: object) -> None:
-    raise NotImplementedError("the native scan has no second derivative: use backend='torch'")
+    raise NotImplementedError("the native scan has no second derivative: use backend='definition'")
 
 
 def forward_flops(tokens: int, a_shape: Sequence[int]) -> int:

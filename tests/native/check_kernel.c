@@ -82,7 +82,8 @@ static double loop(const struct shape *s, const struct array *in, double epsilon
                     const int place = place_of(s, p, t);
                     const int64_t iu = at(s, b, p, place, d, s->channels, s->summed), ip = (int64_t)p * s->channels + d;
                     const double u = moved(&in[0], iu, epsilon);
-                    const double raw = moved(&in[1], at(s, b, p, place, d, s->channels, 0), epsilon) + moved(&in[6], ip, epsilon);
+                    const double raw =
+                        moved(&in[1], at(s, b, p, place, d, s->channels, 0), epsilon) + moved(&in[6], ip, epsilon);
                     const double dt = raw > 20 ? raw : log1p(exp(raw));
                     double sum = moved(&in[5], ip, epsilon) * u;
                     for (int n = 0; n < N; n++) {
@@ -137,7 +138,8 @@ static struct scan_call make_call(const struct shape *s, const struct array *in,
     return call;
 }
 
-static void ask_for_gradients(struct scan_call *call, const struct shape *s, const struct array *in, const float *weight) {
+static void ask_for_gradients(struct scan_call *call, const struct shape *s, const struct array *in,
+                              const float *weight) {
     call->grad_y = channel_stream(s, weight, s->summed);
     call->grad_u = channel_stream(s, in[0].grad, s->summed);
     call->grad_delta = channel_stream(s, in[1].grad, 0);
@@ -189,7 +191,8 @@ static int check(const struct shape *s, const char *isa) {
     if (!wanted) return 2;
     call.saved_states = address(states);
     int status = restormixer_scan_forward((const int64_t *)&call, FIELDS, isa);
-    const double epsilon = 1e-5, up = loop(s, in, epsilon, weight, wanted), down = loop(s, in, -epsilon, weight, wanted);
+    const double epsilon = 1e-5, up = loop(s, in, epsilon, weight, wanted),
+                 down = loop(s, in, -epsilon, weight, wanted);
     loop(s, in, 0, weight, wanted);
     for (int64_t i = 0; i < size; i++) worst = fmax(worst, fabs(y[i] - wanted[i]));
     ask_for_gradients(&call, s, in, weight);

@@ -1,0 +1,96 @@
+"""What the degradations share: checks of images and parameters, the draw of a strength, points and smooth noise.
+
+A degradation is two functions. ``draw_<name>(rng, strength)`` draws parameters into a frozen dataclass and is the only
+place of chance; ``add_<name>(image, parameters)`` applies them purely: noise and places come from the ``seed`` among
+the parameters. Images are float32 RGB (H, W, 3), or gray (H, W, 1), in [0, 1], display-referred (sRGB). Strength 0 is
+the identity.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+WEAKEST = 0.25  # the least strength that is drawn where none is given
+
+
+def check_image(image: np.ndarray) -> None:
+    """Raise TypeError or ValueError unless it is a float32 image (H, W, 3) or (H, W, 1) in [0, 1]."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.float32:
+        raise TypeError(f"image must be a float32 array, got {getattr(image, 'dtype', type(image).__name__)}")
+    if image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
+        raise ValueError(f"image must be (H, W, 3) or (H, W, 1), got {image.shape}")
+    if not (image.min() >= 0 and image.max() <= 1):
+        raise ValueError(f"image must be in [0, 1], got [{image.min():g}, {image.max():g}]")
+
+
+def require_unit(parameters: Any, *names: str) -> None:
+    """Raise ValueError unless the attributes named are in [0, 1]."""
+    for name in names:
+        if not 0 <= getattr(parameters, name) <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {getattr(parameters, name)}")
+
+
+def require_not_negative(parameters: Any, *names: str) -> None:
+    """Raise ValueError unless the attributes named are finite numbers of at least 0."""
+    for name in names:
+        if not 0 <= getattr(parameters, name) < np.inf:
+            raise ValueError(f"{name} must not be negative, got {getattr(parameters, name)}")
+
+
+def require_positive(parameters: Any, *names: str) -> None:
+    """Raise ValueError unless the attributes named are finite numbers greater than 0."""
+    for name in names:
+        if not 0 < getattr(parameters, name) < np.inf:
+            raise ValueError(f"{name} must be positive, got {getattr(parameters, name)}")
+
+
+def draw_strength(rng: np.random.Generator, strength: float | None) -> float:
+    """Return ``strength``, or one drawn uniformly from [0.25, 1]; the generator is advanced alike in both cases.
+
+    Raises:
+        ValueError: ``strength`` is not in [0, 1].
+    """
+    drawn = float(rng.uniform(WEAKEST, 1))
+    if strength is None:
+        return drawn
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be in [0, 1], got {strength}")
+    return float(strength)
+
+
+def draw_seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**32))
+
+
+def splat(shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, amounts: np.ndarray) -> np.ndarray:
+    """Sum points into an image, each shared out among the four pixels around it by its distances from them.
+
+    Args:
+        shape: (H, W) of the result.
+        rows, columns: (N,) where pixel (i, j) has its centre at (i, j); points outside are left out.
+        amounts: (N,).
+
+    Returns:
+        float32 (H, W).
+    """
+    height, width = shape
+    inside = (rows > -1) & (rows < height) & (columns > -1) & (columns < width)
+    rows, columns, amounts = rows[inside] + 1, columns[inside] + 1, amounts[inside]  # a frame of one pixel around
+    top, left = rows.astype(np.intp), columns.astype(np.intp)
+    down, right = rows - top, columns - left
+    stride = width + 2
+    corner = top * stride + left
+    places = np.concatenate((corner, corner + 1, corner + stride, corner + stride + 1))
+    upper, lower = amounts * (1 - down), amounts * down
+    shares = np.concatenate((upper * (1 - right), upper * right, lower * (1 - right), lower * right))
+    sums = np.bincount(places, shares, minlength=(height + 2) * stride)
+    return sums.reshape(height + 2, stride)[1:-1, 1:-1].astype(np.float32)
+
+
+def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: int) -> np.ndarray:
+    """Return Gaussian noise of low frequency: ``cells`` x ``cells`` values, interpolated. Float32 (H, W)."""
+    coarse = rng.standard_normal((cells, cells), np.float32)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)

@@ -1,0 +1,188 @@
+"""Pairs made on the fly: clean images from a folder or an LMDB, degraded as a label says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.data.compose import add_composition, draw_composition
+from restormixer_arch.data.image_io import FolderImages, without_suffix
+from restormixer_arch.data.lmdb_io import LmdbImages
+from restormixer_arch.data.mixture import read_mixture
+from restormixer_arch.data.paired_dataset import enlarge
+from restormixer_arch.errors import UserError
+
+compat.apply()  # basicsr can be imported from here on
+
+from basicsr.utils.registry import DATASET_REGISTRY  # noqa: E402
+
+BACKENDS = ("disk", "lmdb")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A pair, float32 RGB (H, W, 3) in [0, 1], its label and the name of the clean image."""
+
+    gt: np.ndarray
+    lq: np.ndarray
+    label: str
+    name: str
+
+
+@DATASET_REGISTRY.register()
+class DegradedDataset(Dataset):
+    """Clean images, degraded on the fly.
+
+    A sample is determined by (``seed``, epoch, index), whatever the number of worker processes. ``basicsr train`` hands
+    the epoch over with each index; a training loop of one's own does so with
+    :class:`restormixer_arch.basicsr_adapter.epoch_sampler.EpochSampler`. A plain index belongs to epoch 0.
+
+    In training, an item is a random crop under a label drawn by weight. In validation and test there is an item for
+    each image and label, the same in every epoch, so that the labels are compared on the same images.
+    The image is cropped, mirrored and turned before it is degraded, so that rain keeps falling down. The degraded image
+    is rounded to 8 bits, as a file would be.
+
+    Args:
+        opt: options:
+            dataroot_gt: folder or LMDB of the clean images.
+            io_backend: ``{type: disk}`` or ``{type: lmdb}``.
+            degradations: ``cdd11``, a list of labels, or a table label -> {weight, strength}; see
+                :func:`restormixer_arch.data.mixture.read_mixture`.
+            phase: ``train``, ``val`` or ``test``; set by BasicSR.
+            scale: size of the clean image in degraded ones; set by BasicSR. Above 1 every label needs ``down``.
+            gt_size: side of the square crops, a multiple of ``scale``; in validation of the middle, or whole images.
+            use_hflip, use_rot: mirror, or turn by quarters, at random in training.
+            seed: of all chance, 0 by default.
+            recursive: read sub-folders too.
+
+    Item:
+        ``lq`` (3, h, w) and ``gt`` (3, scale * h, scale * w): float32 tensors, RGB, in [0, 1]; ``label``; ``gt_path``;
+        ``lq_path``, which is no file but names results: ``<label>/<image>_<label>.png``.
+
+    Raises:
+        UserError: an option is missing or wrong, or an image cannot be read.
+    """
+
+    indexed_by_epoch = True
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.opt = dict(opt)
+        _check_options(self.opt)
+        self.scale, self.training = self.opt["scale"], self.opt["phase"] == "train"
+        self.mixture = read_mixture(self.opt["degradations"], self.scale)
+        weights = np.array([ingredient.weight for ingredient in self.mixture])
+        self._probabilities = weights / weights.sum()
+        self._gt = _images(self.opt)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(ingredient.label for ingredient in self.mixture)
+
+    def __len__(self) -> int:
+        return len(self._gt.names) * (1 if self.training else len(self.mixture))
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Tensor | str]:
+        if isinstance(index, tuple):
+            epoch, number = index
+        elif 0 <= index < len(self):
+            epoch, number = 0, index
+        else:
+            raise IndexError(f"index must be in [0, {len(self)}), got {index}")
+        sample = self.sample(epoch, number)
+        stem = without_suffix(sample.name.rpartition("/")[2])
+        return {
+            "lq": _tensor(sample.lq),
+            "gt": _tensor(sample.gt),
+            "label": sample.label,
+            "lq_path": f"{sample.label}/{stem}_{sample.label}.png",
+            "gt_path": self._gt.locate(sample.name),
+        }
+
+    def sample(self, epoch: int, number: int) -> Sample:
+        """Return the pair of (``seed``, epoch, number); in validation every epoch is the same.
+
+        Args:
+            epoch: from 0.
+            number: from 0; beyond the number of images they are gone through again, with other draws.
+        """
+        names = self._gt.names
+        if self.training:
+            rng = np.random.default_rng([self.opt["seed"], epoch, number])
+            ingredient = self.mixture[rng.choice(len(self.mixture), p=self._probabilities)]
+            name = names[number % len(names)]
+            gt = self._varied(self._read(name), rng)
+        else:
+            rng = np.random.default_rng([self.opt["seed"], 0, number])
+            ingredient = self.mixture[number % len(self.mixture)]
+            name = names[number // len(self.mixture) % len(names)]
+            gt = self._middle(self._read(name), name)
+        composition = draw_composition(rng, ingredient.label, ingredient.draw_strength(rng), self.scale)
+        lq = np.round(add_composition(gt, composition) * 255) / np.float32(255)
+        return Sample(gt, lq, ingredient.label, name)
+
+    def _read(self, name: str) -> np.ndarray:
+        return self._gt.read(name)[..., ::-1]
+
+    def _varied(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return a random crop, mirrored and turned at random."""
+        size = self.opt["gt_size"]
+        image = enlarge(image, size)
+        top, left = (int(rng.integers(side - size + 1)) for side in image.shape[:2])
+        mirrored, turns = bool(rng.integers(2)), int(rng.integers(4))
+        crop = image[top : top + size, left : left + size]
+        if mirrored and self.opt["use_hflip"]:
+            crop = crop[:, ::-1]
+        if self.opt["use_rot"]:
+            crop = np.rot90(crop, turns)
+        return np.ascontiguousarray(crop)
+
+    def _middle(self, image: np.ndarray, name: str) -> np.ndarray:
+        """Return the middle of an image, or as much of the whole as is a multiple of the scale."""
+        height, width = (side - side % self.scale for side in image.shape[:2])
+        if min(height, width) == 0:
+            shape = f"{image.shape[0]}x{image.shape[1]}"
+            raise UserError(f"{self._gt.describe(name)}: is {shape}, expected at least scale {self.scale} on each side")
+        size = self.opt.get("gt_size")
+        if size is not None:
+            height, width = min(height, size), min(width, size)
+        top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+        return np.ascontiguousarray(image[top : top + height, left : left + width])
+
+
+def _tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _images(opt: Mapping[str, Any]) -> FolderImages | LmdbImages:
+    root = opt["dataroot_gt"]
+    if opt["io_backend"]["type"] == "lmdb":
+        return LmdbImages(root, "dataroot_gt")
+    return FolderImages(root, "dataroot_gt", bool(opt.get("recursive")))
+
+
+def _check_options(opt: dict[str, Any]) -> None:
+    needed = ["dataroot_gt", "io_backend", "degradations", "phase", "scale"]
+    if opt.get("phase") == "train":
+        needed += ["gt_size", "use_hflip", "use_rot"]
+    for key in needed:
+        if opt.get(key) is None:
+            raise UserError(f"{key} is missing in the options of DegradedDataset {opt.get('name', '')!r}")
+    backend = opt["io_backend"].get("type") if isinstance(opt["io_backend"], Mapping) else opt["io_backend"]
+    if backend not in BACKENDS:
+        raise UserError(f"io_backend.type is {backend!r}, expected {' or '.join(BACKENDS)}")
+    if opt["phase"] not in ("train", "val", "test"):
+        raise UserError(f"phase is {opt['phase']!r}, expected train, val or test")
+    size = opt.get("gt_size")
+    if size is not None and (size < 1 or size % opt["scale"]):
+        raise UserError(f"gt_size is {size}, expected a multiple of scale {opt['scale']}")
+    opt["seed"] = 0 if opt.get("seed") is None else opt["seed"]
+    if not isinstance(opt["seed"], int) or opt["seed"] < 0:
+        raise UserError(f"seed is {opt['seed']!r}, expected a whole number from 0")

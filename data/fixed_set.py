@@ -1,0 +1,85 @@
+"""Write a fixed validation or test set: clean images under every label, as folders or LMDBs of pairs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from restormixer_arch import __version__
+from restormixer_arch.data.degraded_dataset import DegradedDataset
+from restormixer_arch.data.image_io import without_suffix
+from restormixer_arch.data.lmdb_io import write_lmdb
+from restormixer_arch.errors import UserError
+
+RECORD = "made_with.json"
+
+
+def write_fixed_set(
+    gt: str,
+    out: Path,
+    degradations: str | Sequence[str] | dict[str, Any] = "cdd11",
+    *,
+    seed: int = 0,
+    scale: int = 1,
+    gt_size: int | None = None,
+    recursive: bool = False,
+    lmdb: bool = False,
+) -> tuple[int, tuple[str, ...]]:
+    """Write ``gt`` and ``lq`` (folders, or ``gt.lmdb`` and ``lq.lmdb``) with images ``<label>/<image>_<label>``.
+
+    PairedRestorationDataset reads them, folders with ``recursive: true``, and results are told by label. The pairs are
+    those of a DegradedDataset with the same options in validation. ``made_with.json`` records the options.
+
+    Args:
+        gt: folder or LMDB of the clean images.
+        out: folder to make; it is whole or not there at all.
+        degradations, seed, scale, gt_size, recursive: as in the options of DegradedDataset.
+        lmdb: write LMDBs; all images are held in memory on the way.
+
+    Returns:
+        the number of pairs, and the labels.
+
+    Raises:
+        UserError: ``out`` is there already, an option is wrong, an image cannot be read, or two have the same name.
+    """
+    if out.exists():
+        raise UserError(f"{out}: is there already; remove it first or choose another folder")
+    options = {"degradations": degradations, "seed": seed, "scale": scale, "gt_size": gt_size, "recursive": recursive}
+    backend = {"type": "lmdb" if Path(gt).suffix == ".lmdb" else "disk"}
+    dataset = DegradedDataset({**options, "dataroot_gt": gt, "io_backend": backend, "phase": "val", "name": "fixed"})
+    pairs: dict[str, list[tuple[str, np.ndarray]]] = {"gt": [], "lq": []}
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    seen: set[str] = set()
+    for number in range(len(dataset)):
+        sample = dataset.sample(0, number)
+        name = f"{sample.label}/{without_suffix(sample.name).replace('/', '_')}_{sample.label}"
+        if name in seen:
+            raise UserError(f"{gt}: more than one image would be named {name!r}")
+        seen.add(name)
+        for kind, image in (("gt", sample.gt), ("lq", sample.lq)):
+            stored = np.round(image[..., ::-1] * 255).astype(np.uint8)
+            if lmdb:
+                pairs[kind].append((name, stored))
+            else:
+                _write_png(partial / kind / f"{name}.png", stored)
+    for kind, images in pairs.items():
+        if lmdb:
+            write_lmdb(partial / f"{kind}.lmdb", images, compression=6)
+    record = {"restormixer": __version__, "dataroot_gt": str(gt), **options}
+    (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    partial.rename(out)
+    return len(dataset), dataset.labels
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), image):
+        raise UserError(f"{path}: cannot be written")

@@ -1,0 +1,126 @@
+"""Haze: light lost on its way from the scene, and daylight scattered into the way.
+
+``I = J t + A (1 - t)`` with the transmission ``t = exp(-beta d)`` at distance ``d`` (Koschmieder, "Theorie der
+horizontalen Sichtweite", 1924; Narasimhan and Nayar, "Vision and the Atmosphere", IJCV 2002). ``J`` is the scene, ``A``
+the airlight, nearly white, ``beta`` the scattering coefficient, here for the farthest distance as unit. The
+equation is applied to stored (sRGB) values, as the field's data sets do (RESIDE: Li et al., TIP 2019; CDD-11: Guo et
+al., "OneRestore", ECCV 2024).
+
+A photograph has no depth sensor, so the distances are synthetic and say nothing about the objects in the picture: a
+ground plane, whose inverse distance grows linearly from the horizon downwards, times smooth noise for what
+stands on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from restormixer_arch.data.degradation import (
+    check_image,
+    draw_seed,
+    draw_strength,
+    require_not_negative,
+    require_unit,
+    smooth_noise,
+)
+
+NEAREST = 0.01  # least distance, in units of the farthest
+
+
+@dataclass(frozen=True)
+class HazeParameters:
+    """Everything that determines the haze on an image.
+
+    Args:
+        beta: scattering coefficient; ``exp(-beta)`` is the transmission of the farthest distance.
+        airlight: of red, green and blue, in [0, 1]; a gray image takes their mean.
+        horizon: row of the horizon as a part of the height, below 1; negative above the picture.
+        near: distance at the lower edge in units of the farthest, in (0, 1]; 1 for the same distance everywhere.
+        relief: deviation of the logarithm of the distances around the plane.
+        seed: of the relief.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    beta: float
+    airlight: tuple[float, float, float] = (0.9, 0.9, 0.9)
+    horizon: float = 0.3
+    near: float = 0.1
+    relief: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_not_negative(self, "beta", "relief", "seed")
+        require_unit(self, "near")
+        if not self.near >= NEAREST:
+            raise ValueError(f"near must be at least {NEAREST}, got {self.near}")
+        if not self.horizon < 1:
+            raise ValueError(f"horizon must be less than 1, got {self.horizon}")
+        if len(self.airlight) != 3 or not all(0 <= value <= 1 for value in self.airlight):
+            raise ValueError(f"airlight must be three values in [0, 1], got {self.airlight}")
+
+
+def draw_haze(rng: np.random.Generator, strength: float | None = None) -> HazeParameters:
+    """Draw haze between a thin mist and fog that hides the distance.
+
+    Args:
+        rng: the only source of chance, advanced alike whatever ``strength`` is.
+        strength: from 0, clear air, to 1; None draws it from [0.25, 1].
+
+    Raises:
+        ValueError: ``strength`` is not in [0, 1].
+    """
+    strong = draw_strength(rng, strength)
+    light = rng.uniform(0.75, 0.97) + rng.uniform(-0.03, 0.03, 3)
+    return HazeParameters(
+        beta=float(strong * rng.uniform(1.4, 3.0)),
+        airlight=tuple(float(value) for value in light),
+        horizon=float(rng.uniform(-0.2, 0.5)),
+        near=float(rng.uniform(0.08, 0.35)),
+        relief=float(rng.uniform(0.05, 0.2)),
+        seed=draw_seed(rng),
+    )
+
+
+def add_haze(image: np.ndarray, parameters: HazeParameters) -> np.ndarray:
+    """Return the image in haze; with ``beta`` 0 it is unchanged.
+
+    Args:
+        image: (H, W, 3) RGB or (H, W, 1), float32 in [0, 1].
+        parameters: what :func:`draw_haze` drew.
+
+    Returns:
+        float32 (H, W, C) in [0, 1].
+
+    Raises:
+        TypeError: the image is not a float32 array.
+        ValueError: its shape or range is another.
+    """
+    check_image(image)
+    transmission = np.exp(-np.float32(parameters.beta) * depth_map(image.shape[0], image.shape[1], parameters))
+    airlight = np.asarray(parameters.airlight, np.float32)
+    if image.shape[2] == 1:
+        airlight = airlight.mean(keepdims=True)
+    return scatter(image, transmission, airlight)
+
+
+def scatter(image: np.ndarray, transmission: np.ndarray, airlight: np.ndarray) -> np.ndarray:
+    """Return ``image * t + airlight * (1 - t)``: image (H, W, C), transmission (H, W), airlight (C,)."""
+    through = transmission[..., None]
+    return np.clip(image * through + airlight * (1 - through), 0, 1)
+
+
+def depth_map(height: int, width: int, parameters: HazeParameters) -> np.ndarray:
+    """Return distances in units of the farthest: float32 (H, W) in [0.01, 1]."""
+    rows = (np.arange(height, dtype=np.float32) + np.float32(0.5)) / np.float32(height)
+    below = np.maximum(rows - np.float32(parameters.horizon), 0) / np.float32(1 - parameters.horizon)
+    plane = 1 / (1 + below * np.float32(1 / parameters.near - 1))  # 1 at the horizon, `near` at the lower edge
+    distance = np.broadcast_to(plane[:, None], (height, width))
+    if parameters.relief > 0:
+        rng = np.random.default_rng(parameters.seed)
+        coarse, fine = (smooth_noise(rng, height, width, cells) for cells in (4, 9))
+        distance = distance * np.exp(np.float32(parameters.relief) * (coarse + fine / 2))
+    return np.clip(distance, NEAREST, 1)

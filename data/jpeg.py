@@ -1,0 +1,59 @@
+"""JPEG compression (ITU-T T.81) with colour at half resolution (4:2:0), by OpenCV's libjpeg; it rounds to 8 bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from restormixer_arch.data.degradation import check_image, draw_strength
+
+BEST, WORST = 100, 10  # qualities at strength 0 and 1
+
+
+@dataclass(frozen=True)
+class JpegParameters:
+    """``quality`` from 1 to 100, None for no compression at all. Raises ValueError: another value."""
+
+    quality: int | None
+
+    def __post_init__(self) -> None:
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise ValueError(f"quality must be from 1 to 100, got {self.quality}")
+
+
+def draw_jpeg(rng: np.random.Generator, strength: float | None = None) -> JpegParameters:
+    """Draw a quality of ``100 - 90 * strength``, none at strength 0; None draws the strength from [0.25, 1].
+
+    Raises:
+        ValueError: ``strength`` is not in [0, 1].
+    """
+    strong = draw_strength(rng, strength)
+    return JpegParameters(quality=round(BEST - (BEST - WORST) * strong) if strong > 0 else None)
+
+
+def add_jpeg(image: np.ndarray, parameters: JpegParameters) -> np.ndarray:
+    """Return the image as a JPEG file gives it back; with ``quality`` None it is unchanged.
+
+    Args:
+        image: (H, W, 3) RGB or (H, W, 1), float32 in [0, 1].
+        parameters: what :func:`draw_jpeg` drew.
+
+    Returns:
+        float32 (H, W, C) in [0, 1], multiples of 1/255.
+
+    Raises:
+        TypeError: the image is not a float32 array.
+        ValueError: its shape or range is another.
+    """
+    check_image(image)
+    if parameters.quality is None:
+        return image.copy()
+    stored = np.round(image[..., ::-1] * 255).astype(np.uint8)  # OpenCV's colours are blue, green, red
+    flags = [cv2.IMWRITE_JPEG_QUALITY, parameters.quality]
+    if image.shape[2] == 3:
+        flags += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+    _, content = cv2.imencode(".jpg", stored, flags)
+    read = cv2.imdecode(content, cv2.IMREAD_COLOR if image.shape[2] == 3 else cv2.IMREAD_GRAYSCALE)
+    return read.reshape(image.shape)[..., ::-1].astype(np.float32) / 255

@@ -1,0 +1,97 @@
+"""Low light: less light on the scene, and the noise of a sensor that counts its few photons.
+
+In linear light (sRGB's transfer function, IEC 61966-2-1), a scene is reflectance times illumination (Land and McCann,
+"Lightness and Retinex Theory", 1971). Darkness is a lower illumination: ``2 ** -stops`` of it, uneven by a smooth
+factor. The sensor adds noise of variance ``photon * signal + read ** 2`` (Foi et al., "Practical Poissonian-Gaussian
+noise modeling and fitting for single-image raw-data", TIP 2008), Poissonian for the photons, Gaussian for reading
+them out. The picture is clipped and stored as sRGB again; no gain makes up for the dark.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from restormixer_arch.data.colour import to_linear, to_stored
+from restormixer_arch.data.degradation import check_image, draw_seed, draw_strength, require_not_negative, smooth_noise
+from restormixer_arch.data.noise import poisson_signal
+
+
+@dataclass(frozen=True)
+class LowLightParameters:
+    """Everything that determines the darkness of an image.
+
+    Args:
+        stops: how often the light is halved.
+        uneven: deviation of the illumination over the picture, in stops.
+        photon: what one photon adds to the signal, 0 for no photon noise; linear light, white is 1.
+        read: deviation of the read-out noise; linear light, white is 1.
+        seed: of illumination and noise.
+
+    Raises:
+        ValueError: a value is negative.
+    """
+
+    stops: float
+    uneven: float = 0.0
+    photon: float = 0.0
+    read: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_not_negative(self, "stops", "uneven", "photon", "read", "seed")
+
+
+def draw_low_light(rng: np.random.Generator, strength: float | None = None) -> LowLightParameters:
+    """Draw darkness between dusk and night.
+
+    Args:
+        rng: the only source of chance, advanced alike whatever ``strength`` is.
+        strength: from 0, the picture as it is, to 1; None draws it from [0.25, 1].
+
+    Raises:
+        ValueError: ``strength`` is not in [0, 1].
+    """
+    strong = draw_strength(rng, strength)
+    return LowLightParameters(
+        stops=float(strong * rng.uniform(3.0, 5.0)),
+        uneven=float(strong * rng.uniform(0, 0.6)),
+        photon=float(strong * 10 ** rng.uniform(-4.3, -3.1)),
+        read=float(strong * 10 ** rng.uniform(-4.0, -3.0)),
+        seed=draw_seed(rng),
+    )
+
+
+def add_low_light(image: np.ndarray, parameters: LowLightParameters) -> np.ndarray:
+    """Return the image in low light; with all parameters 0 it is unchanged.
+
+    Args:
+        image: (H, W, 3) RGB or (H, W, 1), float32 in [0, 1].
+        parameters: what :func:`draw_low_light` drew.
+
+    Returns:
+        float32 (H, W, C) in [0, 1].
+
+    Raises:
+        TypeError: the image is not a float32 array.
+        ValueError: its shape or range is another.
+    """
+    check_image(image)
+    if not (parameters.stops or parameters.uneven or parameters.photon or parameters.read):
+        return image.copy()
+    rng = np.random.default_rng(parameters.seed)
+    signal = to_linear(image) * illumination(rng, image.shape[0], image.shape[1], parameters)[..., None]
+    if parameters.photon > 0:
+        signal = poisson_signal(rng, signal, parameters.photon)
+    if parameters.read > 0:
+        signal = signal + np.float32(parameters.read) * rng.standard_normal(signal.shape, np.float32)
+    return np.clip(to_stored(np.clip(signal, 0, 1)), 0, 1)
+
+
+def illumination(rng: np.random.Generator, height: int, width: int, parameters: LowLightParameters) -> np.ndarray:
+    """Return the part of the light that is left: float32 (H, W) in (0, 1]."""
+    stops = np.full((height, width), parameters.stops, np.float32)
+    if parameters.uneven > 0:
+        stops += np.float32(parameters.uneven) * smooth_noise(rng, height, width, cells=4)
+    return np.exp2(-np.maximum(stops, 0))

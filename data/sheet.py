@@ -1,0 +1,147 @@
+"""A picture sheet of all degradations on one photograph, and their speed.
+
+    python -m restormixer_arch.data.sheet --photo FILE --out sheet.jpg
+    python -m restormixer_arch.data.sheet --speed
+
+``basicsr degrade sheet`` and ``basicsr degrade speed`` do the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from restormixer_arch.basicsr_adapter.output import complain, say
+from restormixer_arch.data.compose import DEGRADATIONS, add_composition, draw_composition
+from restormixer_arch.data.image_io import decode_image
+from restormixer_arch.data.labels import CDD11, CLEAN
+from restormixer_arch.errors import UserError
+
+LABELS = (CLEAN, *CDD11, "blur", "noise", "poisson", "jpeg", "down", "blur_noise_jpeg")
+COLUMNS = 6
+CELL = (240, 320)  # height and width of a picture
+CAPTION = 26  # height of the line below it
+STRENGTH = 0.7  # of single degradations; compositions are weaker, so that the scene can still be told
+SCALE = 4  # of "down", shown enlarged by repeating pixels
+QUALITY = 85  # of a sheet in JPEG
+
+
+def make_sheet(photo: np.ndarray, labels: Sequence[str] = LABELS, seed: int = 0) -> np.ndarray:
+    """Return a sheet, a picture for each label with its name below: uint8 RGB (H, W, 3).
+
+    Args:
+        photo: float32 RGB (H, W, 3) in [0, 1]; its middle is shown.
+        labels: what to show.
+        seed: of the parameters; each label draws its own.
+    """
+    clean = fill(photo, CELL)
+    rows = []
+    for start in range(0, len(labels), COLUMNS):
+        cells = [_cell(clean, label, seed) for label in labels[start : start + COLUMNS]]
+        cells += [np.full_like(cells[0], 255)] * (COLUMNS - len(cells) if start else 0)
+        rows.append(np.concatenate(cells, axis=1))
+    return np.concatenate(rows)
+
+
+def fill(photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the middle of a photograph, resized by area averaging until it covers ``size`` (height, width)."""
+    height, width = size
+    factor = max(height / photo.shape[0], width / photo.shape[1])
+    sides = max(round(photo.shape[1] * factor), width), max(round(photo.shape[0] * factor), height)
+    resized = cv2.resize(photo, sides, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
+    top, left = (resized.shape[0] - height) // 2, (resized.shape[1] - width) // 2
+    return np.clip(resized[top : top + height, left : left + width], 0, 1)
+
+
+def _cell(clean: np.ndarray, label: str, seed: int) -> np.ndarray:
+    rng = np.random.default_rng([seed, zlib.crc32(label.encode())])
+    strength = STRENGTH if "_" not in label else STRENGTH * 0.75
+    image = add_composition(clean, draw_composition(rng, label, strength, SCALE))
+    image = cv2.resize(image, CELL[::-1], interpolation=cv2.INTER_NEAREST)
+    caption = np.full((CAPTION, CELL[1], 3), 255, np.uint8)
+    cv2.putText(caption, label, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate((np.round(image * 255).astype(np.uint8), caption))
+
+
+def write_sheet(photo: Path, out: Path, seed: int = 0) -> None:
+    """Write the sheet of a photograph. Raises UserError: it cannot be read, or ``out`` not be written."""
+    try:
+        content = photo.read_bytes()
+    except OSError as error:
+        raise UserError(f"{photo}: cannot be read ({error.strerror})") from error
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise UserError(f"{out}: must end in .png or .jpg")
+    sheet = make_sheet(np.ascontiguousarray(decode_image(content, str(photo))[..., ::-1]), seed=seed)
+    flags = [] if out.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
+    _, encoded = cv2.imencode(out.suffix.lower(), sheet[..., ::-1], flags)
+    try:
+        out.write_bytes(encoded.tobytes())
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from error
+
+
+def speeds(size: int = 256, seconds: float = 1.0, labels: Sequence[str] | None = None) -> dict[str, float]:
+    """Return label -> images per second on one thread, drawing of parameters included.
+
+    Args:
+        size: of the square RGB images.
+        seconds: to measure each label for.
+        labels: every single degradation and the two triples of CDD-11 if None.
+    """
+    image = np.random.default_rng(0).uniform(0, 1, (size, size, 3)).astype(np.float32)
+    image = cv2.GaussianBlur(image, (0, 0), 3)
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        chosen = (*DEGRADATIONS, "low_haze_rain", "low_haze_snow") if labels is None else labels
+        return {label: _speed(image, label, seconds) for label in chosen}
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _speed(image: np.ndarray, label: str, seconds: float) -> float:
+    rng = np.random.default_rng(0)
+    add_composition(image, draw_composition(rng, label, scale=2))  # tables are made at the first call
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        add_composition(image, draw_composition(rng, label, scale=2))
+        done += 1
+    return done / (time.perf_counter() - start)
+
+
+def report_speeds(size: int, seconds: float) -> None:
+    """Print a line for each degradation."""
+    say(f"images/s of {size}x{size} RGB on one thread")
+    for label, speed in speeds(size, seconds).items():
+        say(f"  {label:<14} {speed:7.0f}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="A picture sheet of all degradations, or their speed.")
+    parser.add_argument("--photo", type=Path, help="photograph to degrade")
+    parser.add_argument("--out", type=Path, help="sheet to write, .png or .jpg")
+    parser.add_argument("--seed", type=int, default=0, help="of the parameters")
+    parser.add_argument("--speed", action="store_true", help="measure images/s instead")
+    options = parser.parse_args(arguments)
+    if options.speed:
+        report_speeds(256, 1.0)
+        return 0
+    if options.photo is None or options.out is None:
+        parser.error("--photo and --out, or --speed, are needed")
+    try:
+        write_sheet(options.photo, options.out, options.seed)
+    except UserError as error:
+        complain(f"error: {error}")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

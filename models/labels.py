@@ -1,0 +1,143 @@
+"""Results of a validation told by the images' labels, as all-in-one restoration reports them: a column for each.
+
+An image's label is its item's ``label``, or stands in its name: in a folder (``low_haze/0001.png``) or at the end or
+beginning of the stem (``0001_low_haze``), see :func:`restormixer_arch.data.labels.label_of`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from basicsr.utils import get_root_logger
+
+from restormixer_arch.data.labels import CDD11, label_of
+
+MEAN = "mean"
+OTHER = "other"  # of images whose name holds no label
+
+
+@dataclass
+class LabelResults:
+    """Values of single images: label -> metric -> a value for each image."""
+
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    def add(self, label: str, metric: str, value: float) -> None:
+        self.values.setdefault(label, {}).setdefault(metric, []).append(value)
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels met: CDD-11's in its own order, then the others by name."""
+        rank = {label: place for place, label in enumerate(CDD11)}
+        return sorted(self.values, key=lambda label: (rank.get(label, len(rank)), label))
+
+    def means(self) -> dict[str, dict[str, float]]:
+        """Return label -> metric -> mean over the images of that label."""
+        return {
+            label: {metric: math.fsum(values) / len(values) for metric, values in self.values[label].items()}
+            for label in self.labels
+        }
+
+    def means_of_labels(self) -> dict[str, float]:
+        """Return metric -> mean of the labels' means, each label counting alike."""
+        means = self.means()
+        metrics = dict.fromkeys(metric for of_label in means.values() for metric in of_label)
+        return {metric: math.fsum(of_label[metric] for of_label in means.values()) / len(means) for metric in metrics}
+
+    def markdown(self) -> str:
+        """Return a table with a row for each metric, a column for each label, and the mean of the labels."""
+        means, overall = self.means(), self.means_of_labels()
+        counts = [len(next(iter(self.values[label].values()))) for label in means]
+        lines = [
+            f"| metric | {' | '.join([*means, MEAN])} |",
+            f"| --- |{' ---: |' * (len(means) + 1)}",
+            f"| images | {' | '.join(map(str, [*counts, sum(counts)]))} |",
+        ]
+        for metric, mean in overall.items():
+            cells = [_shown(metric, of_label[metric]) for of_label in means.values()]
+            lines.append(f"| {metric} | {' | '.join([*cells, _shown(metric, mean)])} |")
+        return "\n".join(lines) + "\n"
+
+
+def joined_results(shares: Iterable[LabelResults | None]) -> LabelResults:
+    """Return the results of several shares of a data set as those of all its images."""
+    joined = LabelResults()
+    for share in shares:
+        for label, metrics in share.values.items() if share else ():
+            for metric, values in metrics.items():
+                for value in values:
+                    joined.add(label, metric, value)
+    return joined
+
+
+class LabelledLoader:
+    """A validation's loader that notes the metrics of each image, after the model has measured it.
+
+    BasicSR's validation adds each image's values to ``model.metric_results``. They are set to 0 before an image is
+    handed out and read when the next one is asked for; at the end the sums are put back.
+
+    Args:
+        loader: yields batches of one image with ``lq_path`` and perhaps ``label``.
+        model: the model that validates.
+    """
+
+    def __init__(self, loader: Any, model: Any) -> None:
+        self.loader, self.dataset, self._model = loader, loader.dataset, model
+        self.results = LabelResults()
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        sums = dict(getattr(self._model, "metric_results", {}))
+        if not sums:  # nothing is measured
+            yield from self.loader
+            return
+        for item in self.loader:
+            label = self._label(item)
+            self._model.metric_results = dict.fromkeys(sums, 0)
+            yield item
+            for metric, value in self._model.metric_results.items():
+                sums[metric] += value
+                self.results.add(label, metric, float(value))
+        self._model.metric_results = sums
+
+    def _label(self, item: dict[str, Any]) -> str:
+        if "label" in item:
+            return item["label"][0]
+        return label_of(_inner_name(item["lq_path"][0], self.dataset.opt.get("dataroot_lq"))) or OTHER
+
+
+def report_by_label(model: Any, dataset: str, results: LabelResults, current_iter: Any, tb_logger: Any) -> None:
+    """Log a table of the results, add scalars ``metrics/<data set>/<label>/<metric>``, and write the table as Markdown.
+
+    The file is ``<data set>_labels.md`` in the run's folder; each validation writes it anew. For a set with fewer than
+    two labels nothing is done.
+    """
+    if len(set(results.values) - {OTHER}) < 2:
+        return
+    table = results.markdown()
+    get_root_logger().info(f"Validation {dataset} by label, {len(results.values)} labels\n{table}")
+    if tb_logger:
+        for label, metrics in results.means().items():
+            for metric, value in metrics.items():
+                tb_logger.add_scalar(f"metrics/{dataset}/{label}/{metric}", value, current_iter)
+    title = f"# {dataset} by label\n\n"
+    when = f"After {current_iter} iterations.\n\n" if model.opt["is_train"] else ""
+    path = Path(model.opt["path"]["log"], f"{dataset}_labels.md")
+    path.write_text(title + when + table, encoding="utf-8")
+
+
+def _inner_name(path: str, root: str | None) -> str:
+    """Return a path relative to the data set's folder; the folders above it tell nothing of an image."""
+    if root is not None and Path(path).is_relative_to(root):
+        return Path(path).relative_to(root).as_posix()
+    return path
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{value:.2f}" if "psnr" in metric.lower() else f"{value:.4f}"

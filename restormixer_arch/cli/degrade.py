@@ -1,0 +1,94 @@
+"""``basicsr degrade``: a sheet of all degradations, a fixed set made with them, and their speed."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from restormixer_arch.basicsr_adapter.output import say
+from restormixer_arch.cli.parsing import Parser
+from restormixer_arch.errors import UserError, did_you_mean
+
+ACTIONS = {
+    "sheet": "draw all degradations of a photograph on a picture sheet",
+    "set": "write a fixed validation set: clean images under every label",
+    "speed": "measure images/s of each degradation",
+}
+
+
+def run(arguments: list[str]) -> int:
+    """Carry out one of the actions. Returns the exit code; leaves as argparse does where help is asked for."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, ACTIONS))
+        lines = [f"  {name:<{width}}  {purpose}" for name, purpose in ACTIONS.items()]
+        say("\n".join(["usage: basicsr degrade ACTION [options]", "", "actions:", *lines]))
+        raise SystemExit(0 if arguments else 2)
+    name, *rest = arguments
+    if name not in ACTIONS:
+        raise UserError(
+            f"basicsr degrade: unknown action {name!r}, expected {', '.join(ACTIONS)}.{did_you_mean(name, ACTIONS)}"
+        )
+    {"sheet": _sheet, "set": _set, "speed": _speed}[name](rest)
+    return 0
+
+
+def _sheet(arguments: list[str]) -> None:
+    parser = Parser("degrade sheet", "Draw all degradations of a photograph on a picture sheet.")
+    parser.add_argument("--photo", type=Path, required=True, metavar="FILE", help="photograph to degrade")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="sheet to write, .png or .jpg")
+    parser.add_argument("--seed", type=_whole, default=0, metavar="N", help="of the parameters (default 0)")
+    args = parser.parse_args(arguments)
+    from restormixer_arch.data.sheet import write_sheet
+
+    write_sheet(args.photo, args.out, args.seed)
+    say(f"{args.out}: {args.out.stat().st_size / 1000:.0f} kB")
+
+
+def _set(arguments: list[str]) -> None:
+    parser = Parser("degrade set", "Write a fixed validation set: clean images under every label.")
+    parser.add_argument("--gt", required=True, metavar="DIR", help="folder or LMDB of the clean images")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--labels", nargs="+", default=["cdd11"], metavar="LABEL", help="such as low_haze; default: CDD-11's eleven"
+    )
+    parser.add_argument("--seed", type=_whole, default=0, metavar="N", help="of all chance (default 0)")
+    parser.add_argument("--scale", type=_positive, default=1, metavar="N", help="of labels with 'down'")
+    parser.add_argument("--gt-size", type=_positive, metavar="N", help="cut out the middle, N by N pixels")
+    parser.add_argument("--recursive", action="store_true", help="read sub-folders too")
+    parser.add_argument("--lmdb", action="store_true", help="write LMDBs instead of folders")
+    args = parser.parse_args(arguments)
+    from restormixer_arch.data.fixed_set import write_fixed_set
+
+    count, labels = write_fixed_set(
+        args.gt,
+        args.out,
+        "cdd11" if args.labels == ["cdd11"] else args.labels,
+        seed=args.seed,
+        scale=args.scale,
+        gt_size=args.gt_size,
+        recursive=args.recursive,
+        lmdb=args.lmdb,
+    )
+    say(f"{args.out}: {count} pairs under {len(labels)} labels ({', '.join(labels)})")
+
+
+def _speed(arguments: list[str]) -> None:
+    parser = Parser("degrade speed", "Measure images/s of each degradation on one thread.")
+    parser.add_argument("--size", type=_positive, default=256, metavar="N", help="side of the images (default 256)")
+    parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="for each degradation (default 1)")
+    args = parser.parse_args(arguments)
+    from restormixer_arch.data.sheet import report_speeds
+
+    report_speeds(args.size, args.seconds)
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+    return int(text)

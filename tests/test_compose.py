@@ -1,0 +1,113 @@
+"""Compositions: labels, and the order in which degradations reach the light."""
+
+import numpy as np
+import pytest
+
+from restormixer_arch.data import compose
+from restormixer_arch.data.compose import DEGRADATIONS, add_composition, draw_composition
+from restormixer_arch.data.labels import CDD11, NAMES, all_labels, is_label, label_of, parse_label
+from restormixer_arch.errors import UserError
+
+
+def test_the_labels_of_cdd11():
+    assert len(CDD11) == 11 and all(is_label(label) for label in CDD11)
+    weather = [
+        label
+        for label in all_labels(["low", "haze", "rain", "snow"], 3)
+        if not {"rain", "snow"} <= set(label.split("_"))
+    ]
+    assert sorted(CDD11) == sorted(weather)
+    assert set(NAMES) == set(DEGRADATIONS)
+
+
+def test_labels_are_read():
+    assert parse_label("low_haze_rain") == ("low", "haze", "rain")
+    assert parse_label("clean") == ()
+    assert is_label("jpeg") and not is_label("") and not is_label("fog")
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("hase", r"'hase' is no label of degradations: 'hase' is none of low, haze.* Did you mean 'haze'\?"),
+        ("haze_low", r"'haze_low' is no label of degradations. Did you mean 'low_haze'\?"),
+        ("rain_rain", r"'rain_rain' is no label of degradations. Did you mean 'rain'\?"),
+        ("low_clean", "'clean' is none of"),
+        ("", "'' is no label"),
+    ],
+)
+def test_bad_labels(label, message):
+    with pytest.raises(UserError, match=message):
+        parse_label(label)
+    with pytest.raises(UserError, match=message):
+        draw_composition(np.random.default_rng(0), label)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("low_haze/0001.png", "low_haze"),
+        ("test/haze_rain/lq/7.png", "haze_rain"),
+        ("0001_low_haze_snow.png", "low_haze_snow"),
+        ("street_snow", "snow"),
+        ("haze-0012.png", "haze"),
+        ("rain/heavy_snow.png", "rain"),
+        ("clean/3.png", "clean"),
+        ("low\\9.png", "low"),
+        ("GOPR0384_11_00/000001.png", None),
+        ("rainbow.png", None),
+        ("norain-1.png", None),
+        ("snow.png", None),
+    ],
+)
+def test_label_of_a_name(name, label):
+    assert label_of(name) == label
+
+
+def test_the_order_of_application(monkeypatch):
+    """Whatever their place in the label: haze, rain, snow, blur, down, low, noise, poisson, jpeg."""
+    seen = []
+
+    def recorder(name):
+        return (lambda rng, strength: name, lambda image, parameters: seen.append(parameters) or image)
+
+    monkeypatch.setattr(compose, "DEGRADATIONS", {name: recorder(name) for name in DEGRADATIONS})
+    composition = draw_composition(np.random.default_rng(0), "low_haze_rain_snow_blur_down_noise_poisson_jpeg")
+    add_composition(np.zeros((4, 4, 3), np.float32), composition)
+    assert seen == ["haze", "rain", "snow", "blur", "down", "low", "noise", "poisson", "jpeg"]
+
+
+def test_a_composition_is_its_steps_one_after_the_other():
+    image = np.linspace(0, 1, 40 * 40 * 3, dtype=np.float32).reshape(40, 40, 3)
+    composition = draw_composition(np.random.default_rng(3), "low_haze_snow", 0.6)
+    assert [name for name, _ in composition.steps] == ["haze", "snow", "low"] and composition.label == "low_haze_snow"
+    wanted = image
+    for name, parameters in composition.steps:
+        wanted = DEGRADATIONS[name][1](wanted, parameters)
+    assert np.array_equal(add_composition(image, composition), wanted)
+    assert composition == draw_composition(np.random.default_rng(3), "low_haze_snow", 0.6)
+
+
+def test_haze_in_the_dark_is_dark():
+    """Low light dims the airlight, too, since it comes after the haze."""
+    image = np.zeros((40, 40, 3), np.float32)
+    rng = np.random.default_rng(1)
+    bright = add_composition(image, draw_composition(rng, "haze", 1.0)).mean()
+    dark = add_composition(image, draw_composition(rng, "low_haze", 1.0)).mean()
+    assert dark < bright / 3
+
+
+def test_clean_and_strength_0_change_nothing():
+    image = np.linspace(0, 1, 300, dtype=np.float32).reshape(10, 10, 3)
+    rng = np.random.default_rng(0)
+    for composition in (draw_composition(rng, "clean"), draw_composition(rng, "low_haze_rain_blur_noise_jpeg", 0.0)):
+        result = add_composition(image, composition)
+        assert np.array_equal(result, image) and not np.shares_memory(result, image)
+
+
+def test_down_divides_the_sides_by_the_scale():
+    image = np.full((12, 18, 3), 0.5, np.float32)
+    composition = draw_composition(np.random.default_rng(0), "down_noise", 0.2, scale=3)
+    assert add_composition(image, composition).shape == (4, 6, 3)
+    with pytest.raises(ValueError, match="scale must be at least 1, got 0"):
+        draw_composition(np.random.default_rng(0), "down", scale=0)

@@ -1,0 +1,122 @@
+"""``basicsr degrade``, the picture sheet and the speeds."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from restormixer_arch.cli import main
+from restormixer_arch.data import sheet
+from restormixer_arch.errors import UserError
+
+
+@pytest.fixture
+def photo(folder):
+    image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8), (0, 0), 3)
+    cv2.imwrite("photo.png", image)
+    return image[..., ::-1].astype(np.float32) / 255
+
+
+def test_a_sheet_has_a_picture_for_every_label(photo, capsys):
+    assert main(["degrade", "sheet", "--photo", "photo.png", "--out", "sheet.png", "--seed", "2"]) == 0
+    assert capsys.readouterr().out.startswith("sheet.png: ")
+    drawn = cv2.imread("sheet.png")[..., ::-1]
+    height, width = sheet.CELL
+    assert drawn.shape == (3 * (height + sheet.CAPTION), 6 * width, 3) and len(sheet.LABELS) == 18
+    clean = np.round(sheet.fill(photo, sheet.CELL) * 255)
+    np.testing.assert_array_equal(drawn[:height, :width], clean)
+    cells = [
+        drawn[row * (height + sheet.CAPTION) : row * (height + sheet.CAPTION) + height, column * width :][:, :width]
+        for row in range(3)
+        for column in range(6)
+    ]
+    assert all(np.abs(cell.astype(float) - clean).mean() > 0.1 for cell in cells[1:])
+    assert len({cell.tobytes() for cell in cells}) == 18
+    assert np.array_equal(drawn, sheet.make_sheet(photo, seed=2))
+
+
+def test_a_row_that_is_not_full_is_white(photo):
+    drawn = sheet.make_sheet(photo, ("clean", "rain", "low", "haze", "snow", "jpeg", "noise"))
+    assert (drawn[-sheet.CELL[0] - sheet.CAPTION :, sheet.CELL[1] :] == 255).all()
+
+
+def test_the_module_is_a_command_too(photo, capsys):
+    assert sheet.main(["--photo", "photo.png", "--out", "sheet.jpg"]) == 0
+    assert cv2.imread("sheet.jpg").shape[1] == 6 * sheet.CELL[1]
+    assert sheet.main(["--photo", "none.png", "--out", "sheet.jpg"]) == 2
+    assert "none.png: cannot be read (No such file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        sheet.main(["--photo", "photo.png"])
+    assert "--photo and --out, or --speed" in capsys.readouterr().err
+
+
+def test_sheets_that_cannot_be_made(photo, folder):
+    with pytest.raises(UserError, match=r"x\.gif: must end in \.png or \.jpg"):
+        sheet.write_sheet(folder / "photo.png", folder / "x.gif")
+    with pytest.raises(UserError, match=r"x\.png: cannot be written \(No such file"):
+        sheet.write_sheet(folder / "photo.png", folder / "none" / "x.png")
+    (folder / "text.png").write_text("text")
+    with pytest.raises(UserError, match=r"text\.png: cannot be decoded"):
+        sheet.write_sheet(folder / "text.png", folder / "x.png")
+
+
+def test_speeds(capsys):
+    assert main(["degrade", "speed", "--size", "32", "--seconds", "0.001"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "images/s of 32x32 RGB on one thread"
+    assert [line.split()[0] for line in lines[1:]] == [*sheet.DEGRADATIONS, "low_haze_rain", "low_haze_snow"]
+    assert all(float(line.split()[1]) > 0 for line in lines[1:])
+
+
+def test_fast_enough_for_training():
+    """About 30 to 500 images/s of 256x256 a core; the bound is loose, for machines that are busy."""
+    assert min(sheet.speeds(256, 0.05).values()) > 4
+
+
+def test_a_fixed_set(photo, folder, capsys):
+    (folder / "clean").mkdir()
+    cv2.imwrite("clean/a.png", np.full((30, 40, 3), 90, np.uint8))
+    arguments = ["degrade", "set", "--gt", "clean", "--out", "fixed", "--labels", "rain", "low_snow", "--gt-size", "16"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == "fixed: 2 pairs under 2 labels (rain, low_snow)\n"
+    assert cv2.imread("fixed/lq/low_snow/a_low_snow.png").shape == (16, 16, 3)
+    assert main(["degrade", "set", "--gt", "clean", "--out", "eleven", "--lmdb"]) == 0
+    assert "11 pairs under 11 labels" in capsys.readouterr().out
+    assert (folder / "eleven/lq.lmdb/data.mdb").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["shet"], "unknown action 'shet', expected sheet, set, speed. Did you mean 'sheet'?"),
+        (["set", "--gt", "nowhere", "--out", "x"], "dataroot_gt: 'nowhere'"),
+        (["set", "--gt", ".", "--out", "x", "--seed", "-1"], "expected a whole number from 0, got '-1'"),
+        (["set", "--gt", ".", "--out", "x", "--scale", "0"], "expected a positive whole number, got '0'"),
+        (["sheet", "--photo", "photo.png", "--uot", "x.png"], "required: --out"),
+        (["sheet", "--photo", "none.png", "--out", "x.png"], "none.png: cannot be read"),
+    ],
+)
+def test_mistakes(folder, capsys, arguments, message):
+    assert main(["degrade", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_help(capsys):
+    for arguments, code in ((["--help"], 0), ([], 2)):
+        with pytest.raises(SystemExit) as left:
+            main(["degrade", *arguments])
+        assert left.value.code == code and "write a fixed validation set" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["degrade", "set", "--help"])
+    assert "--labels" in capsys.readouterr().out
+
+
+def test_the_shipped_sheet_is_the_commands():
+    samples = Path(sheet.__file__).parent / "samples"
+    shipped = cv2.imread(str(samples / "degradations.jpg"))[..., ::-1]
+    photo = cv2.imread(str(samples / "pictures/clean/budgie-backgrounds__perched-osprey.png"))[..., ::-1]
+    drawn = sheet.make_sheet(np.ascontiguousarray(photo, np.float32) / 255)
+    assert (samples / "degradations.jpg").stat().st_size < 500_000
+    assert np.abs(shipped.astype(float) - drawn).mean() < 6  # JPEG takes away most of what the noisy pictures have

@@ -1,0 +1,195 @@
+"""Pairs made on the fly: the same (seed, epoch, index) is the same sample wherever it is made."""
+
+import pickle
+from collections import Counter
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from restormixer_arch.basicsr_adapter.epoch_sampler import EpochSampler
+from restormixer_arch.data import degraded_dataset
+from restormixer_arch.data.compose import add_composition, draw_composition
+from restormixer_arch.data.degraded_dataset import DegradedDataset
+from restormixer_arch.data.lmdb_io import write_lmdb
+from restormixer_arch.errors import UserError
+
+LABELS = ["low_haze", "rain", "noise", "snow"]
+
+
+@pytest.fixture
+def clean(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "clean"
+    folder.mkdir()
+    for number, (height, width) in enumerate([(40, 50), (36, 36), (20, 61)]):
+        image = cv2.GaussianBlur(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), (0, 0), 2)
+        cv2.imwrite(str(folder / f"{number}.png"), image)
+    return folder
+
+
+def options(root, **changes):
+    base = {"dataroot_gt": str(root), "io_backend": {"type": "disk"}, "degradations": LABELS, "phase": "train"}
+    return {**base, "scale": 1, "gt_size": 32, "use_hflip": True, "use_rot": True, "seed": 3, "name": "x", **changes}
+
+
+def same(one, two):
+    equal = [torch.equal(one[key], two[key]) for key in ("lq", "gt")]
+    return all(equal) and all(one[key] == two[key] for key in ("label", "lq_path", "gt_path"))
+
+
+def epochs(dataset, workers, persistent=False, count=2, ratio=2):
+    """All items of some epochs by (epoch, place), loaded as in training."""
+    sampler = EpochSampler(dataset, 1, 0, ratio)
+    loader = DataLoader(
+        dataset, sampler=sampler, batch_size=None, num_workers=workers, persistent_workers=persistent and workers > 0
+    )
+    items = []
+    for epoch in range(count):
+        sampler.set_epoch(epoch)
+        items.append(list(loader))
+    return items
+
+
+def test_the_number_of_workers_does_not_matter(clean):
+    dataset = DegradedDataset(options(clean))
+    expected = epochs(dataset, 0)
+    for workers, persistent in ((1, False), (2, False), (2, True)):
+        for ours, theirs in zip(expected, epochs(dataset, workers, persistent), strict=True):
+            assert len(ours) == 6 and all(same(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_epochs_seeds_and_repetitions_differ(clean):
+    dataset = DegradedDataset(options(clean))
+    items = [dataset[key] for key in ((0, 1), (1, 1), (0, 4), (0, 1))]  # 4 is image 1 again
+    items.append(DegradedDataset(options(clean, seed=4))[0, 1])
+    assert same(items[0], items[3]) and same(items[0], dataset[1])
+    assert {item["gt_path"] for item in items} == {str(clean / "1.png")}
+    assert len({item["lq"].numpy().tobytes() for item in items}) == 4
+
+
+def test_an_item_is_a_crop_degraded_as_its_label_says(clean):
+    dataset = DegradedDataset(options(clean, use_hflip=False, use_rot=False, gt_size=16))
+    for number in range(12):
+        item, sample = dataset[0, number], dataset.sample(0, number)
+        assert item["lq"].shape == item["gt"].shape == (3, 16, 16) and item["lq"].dtype == torch.float32
+        np.testing.assert_array_equal(item["gt"].numpy().transpose(1, 2, 0), sample.gt)
+        whole = cv2.imread(str(clean / sample.name))[..., ::-1].astype(np.float32) / 255
+        found = cv2.matchTemplate(whole, np.ascontiguousarray(sample.gt), cv2.TM_SQDIFF)
+        assert found.min() < 1e-4  # the crop is somewhere in the image
+        levels = item["lq"] * 255
+        torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
+        assert item["label"] in LABELS and 0 <= item["lq"].min() and item["lq"].max() <= 1
+        stem = sample.name[:-4]
+        assert item["lq_path"] == f"{item['label']}/{stem}_{item['label']}.png"
+
+
+def test_flips_and_turns_happen_before_the_degradation(tmp_path, monkeypatch):
+    """An image that is a ramp to the right shows how it was turned; rain must not be turned with it."""
+    cv2.imwrite(str(tmp_path / "r.png"), np.tile(np.arange(32, dtype=np.uint8) * 8, (32, 1))[..., None].repeat(3, 2))
+    degraded = []
+    monkeypatch.setattr(degraded_dataset, "add_composition", lambda image, steps: degraded.append(image) or image)
+    for hflip, rot, kinds in ((False, False, 1), (True, False, 2), (True, True, 4)):
+        dataset = DegradedDataset(options(tmp_path, use_hflip=hflip, use_rot=rot, degradations=["rain"]))
+        directions = set()
+        for number in range(40):
+            gt = dataset.sample(0, number).gt
+            assert np.array_equal(degraded[-1], gt)
+            directions.add((np.sign(gt[0, -1, 0] - gt[0, 0, 0]), np.sign(gt[-1, 0, 0] - gt[0, 0, 0])))
+        assert len(directions) == kinds
+
+
+def test_labels_come_as_often_as_they_weigh(clean):
+    table = {"noise": {"weight": 3, "strength": 0.1}, "clean": {"weight": 1}}
+    dataset = DegradedDataset(options(clean, degradations=table, gt_size=4))
+    drawn = Counter(dataset.sample(0, number).label for number in range(800))
+    assert drawn["noise"] / 800 == pytest.approx(0.75, abs=0.05)
+    assert dataset.labels == ("noise", "clean")
+
+
+def test_the_strength_is_that_of_the_table(clean):
+    dataset = DegradedDataset(options(clean, degradations={"noise": {"strength": 0.3}}, phase="val", gt_size=None))
+    deviations = [(dataset.sample(0, n).lq - dataset.sample(0, n).gt).std() for n in range(3)]
+    assert np.mean(deviations) == pytest.approx(15 / 255, rel=0.05)
+
+
+def test_validation_has_every_image_under_every_label(clean):
+    dataset = DegradedDataset(options(clean, phase="val", gt_size=None, use_hflip=None, use_rot=None))
+    assert len(dataset) == 12
+    items = [dataset[n] for n in range(12)]
+    assert [item["label"] for item in items] == LABELS * 3
+    assert [item["gt"].shape[1:] for item in items[::4]] == [(40, 50), (36, 36), (20, 61)]
+    assert len({item["lq_path"] for item in items}) == 12
+    assert all(same(dataset[5, n], items[n]) for n in range(12))  # every epoch is the same
+    small = DegradedDataset(options(clean, phase="test", gt_size=24))
+    assert small[0]["gt"].shape == (3, 24, 24) and small[8]["gt"].shape == (3, 20, 24)
+    torch.testing.assert_close(small[0]["gt"], items[0]["gt"][:, 8:32, 13:37])
+
+
+def test_super_resolution(clean):
+    dataset = DegradedDataset(options(clean, scale=4, degradations=["down", "blur_down_jpeg"], gt_size=16))
+    item = dataset[0]
+    assert item["lq"].shape == (3, 4, 4) and item["gt"].shape == (3, 16, 16)
+    whole = DegradedDataset(options(clean, scale=3, degradations=["down"], phase="val", gt_size=None))
+    assert whole[2]["lq"].shape == (3, 6, 20) and whole[2]["gt"].shape == (3, 18, 60)
+
+
+def test_an_lmdb_gives_the_same_as_the_folder(clean, tmp_path):
+    write_lmdb(tmp_path / "clean.lmdb", [(f"{n}", cv2.imread(str(clean / f"{n}.png"))) for n in range(3)])
+    folder = DegradedDataset(options(clean))
+    database = DegradedDataset(options(tmp_path / "clean.lmdb", io_backend={"type": "lmdb"}))
+    again = pickle.loads(pickle.dumps(database))
+    for number in range(3):
+        assert torch.equal(folder[number]["lq"], database[number]["lq"])
+        assert torch.equal(folder[number]["lq"], again[number]["lq"])
+    assert database[0]["gt_path"] == "0"
+
+
+def test_a_sample_by_hand(clean):
+    """The first image in validation: generator of (seed, 0, 0), one draw for the strength, then the label's own."""
+    dataset = DegradedDataset(options(clean, phase="val", gt_size=None))
+    rng = np.random.default_rng([3, 0, 0])
+    rng.uniform()
+    clean_image = cv2.imread(str(clean / "0.png"))[..., ::-1].astype(np.float32) / 255
+    wanted = add_composition(np.ascontiguousarray(clean_image), draw_composition(rng, "low_haze"))
+    np.testing.assert_allclose(dataset.sample(0, 0).lq, np.round(wanted * 255) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataroot_gt": None}, "dataroot_gt is missing in the options of DegradedDataset 'x'"),
+        ({"degradations": None}, "degradations is missing"),
+        ({"use_rot": None}, "use_rot is missing"),
+        ({"degradations": ["rian"]}, r"degradations: 'rian' .* Did you mean 'rain'\?"),
+        ({"io_backend": {"type": "zip"}}, "io_backend.type is 'zip', expected disk or lmdb"),
+        ({"io_backend": "disk."}, "io_backend.type is 'disk.'"),
+        ({"phase": "training"}, "phase is 'training'"),
+        ({"gt_size": 0}, "gt_size is 0, expected a multiple of scale 1"),
+        ({"gt_size": 10, "scale": 4, "degradations": ["down"]}, "gt_size is 10, expected a multiple of scale 4"),
+        ({"scale": 2}, "scale 2 needs 'down' in every label"),
+        ({"seed": -1}, "seed is -1, expected a whole number from 0"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"dataroot_gt": "nowhere"}, "dataroot_gt: 'nowhere'"),
+    ],
+)
+def test_mistakes(clean, changes, message):
+    with pytest.raises(UserError, match=message):
+        DegradedDataset(options(clean, **changes))
+
+
+def test_an_index_beyond_the_end(clean):
+    with pytest.raises(IndexError, match=r"index must be in \[0, 3\), got 3"):
+        DegradedDataset(options(clean))[3]
+
+
+def test_images_that_cannot_be_used(clean):
+    (clean / "1.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"1\.png: cannot be decoded as an image \(8 bytes\)"):
+        DegradedDataset(options(clean))[1]
+    cv2.imwrite(str(clean / "1.png"), np.zeros((3, 9, 3), np.uint8))
+    dataset = DegradedDataset(options(clean, scale=4, degradations=["down"], phase="val", gt_size=None))
+    with pytest.raises(UserError, match=r"1\.png: is 3x9, expected at least scale 4 on each side"):
+        dataset[1]

@@ -1,0 +1,59 @@
+"""A fixed set on disk is what the on-the-fly set gives in validation."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from restormixer_arch.data.degraded_dataset import DegradedDataset
+from restormixer_arch.data.fixed_set import write_fixed_set
+from restormixer_arch.data.paired_dataset import PairedRestorationDataset
+from restormixer_arch.errors import UserError
+
+
+@pytest.fixture
+def clean(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "clean"
+    (folder / "b").mkdir(parents=True)
+    for name in ("a.png", "b/c.png"):
+        cv2.imwrite(str(folder / name), cv2.GaussianBlur(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8), (0, 0), 2))
+    return folder
+
+
+@pytest.mark.parametrize("lmdb", [False, True])
+@pytest.mark.parametrize(("labels", "scale"), [(["low", "haze_snow"], 1), (["down", "down_jpeg"], 2)])
+def test_reads_back_as_made_on_the_fly(clean, tmp_path, lmdb, labels, scale):
+    out = tmp_path / "fixed"
+    count, written = write_fixed_set(str(clean), out, labels, seed=5, scale=scale, recursive=True, lmdb=lmdb)
+    assert count == 4 and written == tuple(labels)
+    end, backend = (".lmdb", "lmdb") if lmdb else ("", "disk")
+    shared = {"phase": "val", "scale": scale, "name": "v", "recursive": not lmdb}
+    roots = {"dataroot_gt": str(out / f"gt{end}"), "dataroot_lq": str(out / f"lq{end}")}
+    pairs = PairedRestorationDataset({**shared, **roots, "io_backend": {"type": backend}})
+    source = {"dataroot_gt": str(clean), "io_backend": {"type": "disk"}, "degradations": labels, "seed": 5}
+    made = DegradedDataset({**shared, **source, "recursive": True})
+    by_name = {item["lq_path"]: item for item in made}
+    assert len(pairs) == 4
+    for item in pairs:
+        label, _, name = item["lq_path"].replace(".png", "").split(f"lq{end}/")[-1].partition("/")
+        fresh = by_name[f"{label}/{name.replace('b_c_', 'c_')}.png"]
+        torch.testing.assert_close(item["lq"], fresh["lq"], atol=1e-6, rtol=0)
+        torch.testing.assert_close(item["gt"], fresh["gt"], atol=1e-6, rtol=0)
+    record = json.loads((out / "made_with.json").read_text())
+    assert record["degradations"] == labels and record["seed"] == 5 and record["scale"] == scale
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_mistakes(clean, tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="there: is there already"):
+        write_fixed_set(str(clean), tmp_path / "there", ["rain"])
+    with pytest.raises(UserError, match="'rian' is no label"):
+        write_fixed_set(str(clean), tmp_path / "new", ["rian"])
+    cv2.imwrite(str(clean / "b_c.png"), np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(UserError, match="more than one image would be named 'rain/b_c_rain'"):
+        write_fixed_set(str(clean), tmp_path / "new", ["rain"], recursive=True)
+    assert not (tmp_path / "new").exists()

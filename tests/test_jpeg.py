@@ -1,0 +1,47 @@
+"""JPEG through OpenCV."""
+
+import cv2
+import numpy as np
+import pytest
+
+from restormixer_arch.data.jpeg import JpegParameters, add_jpeg, draw_jpeg
+
+
+def smooth(channels=3):
+    image = np.random.default_rng(0).uniform(0, 1, (48, 40, channels)).astype(np.float32)
+    return cv2.GaussianBlur(image, (0, 0), 4).reshape(48, 40, channels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_best_quality_changes_little(channels):
+    image = smooth(channels)
+    result = add_jpeg(image, JpegParameters(quality=100))
+    assert np.abs(result - image).max() < (1.6 if channels == 1 else 5) / 255  # colour is at half resolution
+    np.testing.assert_allclose(result * 255, np.round(result * 255), atol=1e-4)
+
+
+def test_colours_stay_in_their_channels():
+    image = np.zeros((16, 16, 3), np.float32)
+    image[..., 0] = 0.8
+    np.testing.assert_allclose(add_jpeg(image, JpegParameters(95)).mean(axis=(0, 1)), [0.8, 0, 0], atol=0.02)
+
+
+def test_colour_is_stored_at_half_the_resolution():
+    """A checkerboard of red and green of the same luma: its colours run together, which 4:4:4 would keep."""
+    rows, columns = np.mgrid[:32, :32]
+    red = ((rows + columns) % 2).astype(np.float32)
+    image = np.stack((red * 0.587, (1 - red) * 0.299, np.zeros_like(red)), axis=2)
+    result = add_jpeg(image, JpegParameters(100))
+    assert result[..., 0].std() < 0.25 * image[..., 0].std()
+
+
+def test_lower_quality_is_worse():
+    image = smooth()
+    errors = [np.mean((add_jpeg(image, JpegParameters(quality)) - image) ** 2) for quality in (95, 50, 10)]
+    assert errors[0] < errors[1] < errors[2]
+
+
+def test_strengths():
+    rng = np.random.default_rng(0)
+    assert [draw_jpeg(rng, strength).quality for strength in (0.0, 0.1, 0.5, 1.0)] == [None, 91, 55, 10]
+    assert {10 <= draw_jpeg(rng).quality <= 78 for _ in range(50)} == {True}

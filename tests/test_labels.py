@@ -1,0 +1,182 @@
+"""Results told by label, from single values up to a run of the command line."""
+
+import logging
+import math
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from restormixer_arch.cli import main
+from restormixer_arch.data.degraded_dataset import DegradedDataset
+from restormixer_arch.models import labels
+from restormixer_arch.models.labels import LabelledLoader, LabelResults, report_by_label
+
+
+def results(**values):
+    collected = LabelResults()
+    for label, numbers in values.items():
+        for number in numbers:
+            collected.add(label, "psnr", number)
+            collected.add(label, "ssim", number / 100)
+    return collected
+
+
+def test_means_by_hand():
+    collected = results(rain=[20, 24, 28], haze=[10])
+    assert collected.means() == {"haze": {"psnr": 10, "ssim": 0.1}, "rain": {"psnr": 24, "ssim": pytest.approx(0.24)}}
+    # Each label counts alike, however many images it has.
+    assert collected.means_of_labels() == {"psnr": 17, "ssim": pytest.approx(0.17)}
+
+
+def test_labels_stand_in_the_order_of_cdd11():
+    assert results(noise=[1], low_haze=[1], blur=[1], rain=[1], low=[1]).labels == [
+        "low",
+        "rain",
+        "low_haze",
+        "blur",
+        "noise",
+    ]
+
+
+def test_the_table():
+    assert results(rain=[20, 24, 28], haze=[10]).markdown() == (
+        "| metric | haze | rain | mean |\n"
+        "| --- | ---: | ---: | ---: |\n"
+        "| images | 1 | 3 | 4 |\n"
+        "| psnr | 10.00 | 24.00 | 17.00 |\n"
+        "| ssim | 0.1000 | 0.2400 | 0.1700 |\n"
+    )
+
+
+def validate(items, values, root=None):
+    """What BasicSR's validation does with a loader: add each image's value, then divide by their number."""
+    model = SimpleNamespace(metric_results={"psnr": 0})
+    dataset = SimpleNamespace(opt={"dataroot_lq": root})
+    loader = type("Loader", (list,), {"dataset": dataset})(items)
+    labelled = LabelledLoader(loader, model)
+    assert len(labelled) == 3 and labelled.dataset is dataset
+    for _, value in zip(labelled, values, strict=True):
+        model.metric_results["psnr"] += value
+    return labelled.results.values, model.metric_results
+
+
+def test_each_image_is_noted_and_the_sum_is_put_back():
+    items = [{"label": [label], "lq_path": ["x.png"]} for label in ("rain", "low", "rain")]
+    values, sums = validate(items, [30.25, math.inf, 20.5])
+    assert values == {"rain": {"psnr": [30.25, 20.5]}, "low": {"psnr": [math.inf]}}
+    assert sums == {"psnr": math.inf}
+    _, sums = validate(items, [30.25, 1.5, 20.5])
+    assert sums == {"psnr": 30.25 + 1.5 + 20.5}
+
+
+def test_labels_from_names_below_the_root():
+    """A folder above the data set's, though named like a label, tells nothing of its images."""
+    items = [{"lq_path": [f"/data/rain/test/{name}"]} for name in ("low/1.png", "2_haze_snow.png", "3.png")]
+    values, _ = validate(items, [1.0, 2.0, 3.0], root="/data/rain/test")
+    assert values == {"low": {"psnr": [1.0]}, "haze_snow": {"psnr": [2.0]}, "other": {"psnr": [3.0]}}
+
+
+def test_without_metrics_the_loader_is_left_alone():
+    model = SimpleNamespace()
+    loader = type("Loader", (list,), {"dataset": SimpleNamespace(opt={})})([1, 2])
+    assert list(LabelledLoader(loader, model)) == [1, 2] and not hasattr(model, "metric_results")
+
+
+def test_scalars_and_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(labels, "get_root_logger", lambda: logging.getLogger("by label"))  # BasicSR's is for a run
+    scalars = {}
+    board = SimpleNamespace(add_scalar=lambda name, value, step: scalars.update({name: (value, step)}))
+    model = SimpleNamespace(opt={"is_train": True, "path": {"log": str(tmp_path)}})
+    report_by_label(model, "set", results(rain=[20, 24], haze=[10]), 7, board)
+    assert scalars["metrics/set/rain/psnr"] == (22, 7) and len(scalars) == 4
+    text = (tmp_path / "set_labels.md").read_text()
+    assert text.startswith("# set by label\n\nAfter 7 iterations.\n\n| metric | haze | rain | mean |\n")
+    for too_few in (LabelResults(), results(rain=[1]), results(rain=[1], other=[2])):
+        report_by_label(model, "none", too_few, 7, board)
+    assert not (tmp_path / "none_labels.md").exists() and len(scalars) == 4
+
+
+@pytest.fixture
+def clean(folder):
+    (folder / "clean").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        image = cv2.GaussianBlur(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8), (0, 0), 2)
+        cv2.imwrite(f"clean/{number}.png", image)
+    return folder
+
+
+def degraded(name, **changes):
+    return {
+        **{"name": name, "type": "DegradedDataset", "dataroot_gt": "clean", "io_backend": {"type": "disk"}},
+        **{"degradations": ["low", "haze_rain", "noise"], "seed": 1, **changes},
+    }
+
+
+def test_training_and_testing_by_label(clean, train_options, test_options, write):
+    """Through the command line: on the fly in training, a fixed set in folders in the test."""
+    crops = {"gt_size": 16, "use_hflip": True, "use_rot": False, "num_worker_per_gpu": 2, "batch_size_per_gpu": 2}
+    train_options["model_type"] = "RestorMixerModel"
+    train_options["datasets"] = {"train": degraded("fly", **crops), "val": degraded("fixed")}
+    assert main(["train", "-opt", write(train_options)]) == 0
+    table = (clean / "experiments/tiny/fixed_labels.md").read_text()
+    assert "After 5 iterations." in table and "| metric | low | haze_rain | noise | mean |" in table
+    assert "| images | 4 | 4 | 4 | 12 |" in table
+    (log,) = (clean / "experiments/tiny").glob("train_*.log")
+    assert "Validation fixed by label, 3 labels\n| metric | low |" in log.read_text()
+    whole = float(next(line for line in table.splitlines() if line.startswith("| psnr")).split("|")[-2])
+
+    assert (
+        main(
+            ["degrade", "set", "--gt", "clean", "--out", "set", "--labels", "low", "haze_rain", "noise", "--seed", "1"]
+        )
+        == 0
+    )
+    test_options["model_type"] = "RestorMixerModel"
+    pairs = {"type": "PairedRestorationDataset", "io_backend": {"type": "disk"}, "recursive": True}
+    test_options["datasets"] = {
+        "test_1": {**pairs, "name": "folders", "dataroot_gt": "set/gt", "dataroot_lq": "set/lq"},
+        "test_2": degraded("fly"),
+    }
+    assert main(["test", "-opt", write(test_options)]) == 0
+    for name in ("folders", "fly"):
+        tested = (clean / f"results/tiny/{name}_labels.md").read_text()
+        assert "After" not in tested
+        # The weights, the images and so the figures are those of the validation after training.
+        mean = float(next(line for line in tested.splitlines() if line.startswith("| psnr")).split("|")[-2])
+        assert mean == pytest.approx(whole, abs=0.011)
+
+
+def test_training_hands_over_the_epoch(clean, train_options, write, monkeypatch):
+    """Four images twice an epoch in batches of four: five iterations need three epochs."""
+    seen = []
+    original = DegradedDataset.sample
+    monkeypatch.setattr(
+        DegradedDataset, "sample", lambda self, *key: (self.training and seen.append(key)) or original(self, *key)
+    )
+    crops = {"gt_size": 16, "use_hflip": True, "use_rot": False, "num_worker_per_gpu": 0, "batch_size_per_gpu": 4}
+    crops["dataset_enlarge_ratio"] = 2
+    train_options["datasets"] = {"train": degraded("fly", **crops)}
+    del train_options["val"]
+    assert main(["train", "-opt", write(train_options)]) == 0
+    assert len(seen) == 20 and {epoch for epoch, _ in seen} == {0, 1, 2}
+    assert {number for epoch, number in seen if epoch == 1} == set(range(8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"degradations": ["rian"]}, "datasets.train: degradations: 'rian' is no label"),
+        ({"degradations": {"rain": {"weigth": 2}}}, "datasets.train: degradations.rain.weigth: unknown key"),
+        ({"degradations": 5}, "datasets.train.degradations: got 5, expected"),
+        ({"degradation": ["rain"]}, "datasets.train.degradation: unknown key. Did you mean 'degradations'?"),
+        ({"dataroot_gt": "claen"}, "datasets.train.dataroot_gt: 'claen'"),
+    ],
+)
+def test_mistakes_in_the_option_file(clean, train_options, write, capsys, changes, message):
+    crops = {"gt_size": 16, "use_hflip": True, "use_rot": False, "num_worker_per_gpu": 0, "batch_size_per_gpu": 2}
+    train_options["datasets"] = {"train": degraded("fly", **crops, **changes), "val": degraded("fixed")}
+    assert main(["train", "-opt", write(train_options)]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,41 @@
+"""Low light and the sRGB curve against the standard and Foi's variance."""
+
+import numpy as np
+import pytest
+
+from restormixer_arch.data.colour import to_linear, to_stored
+from restormixer_arch.data.low_light import LowLightParameters, add_low_light, illumination
+
+
+def test_srgb_by_the_standard():
+    """Values of IEC 61966-2-1: the line below 0.04045, and the power above."""
+    stored = np.array([0, 0.02, 0.04045, 0.5, 1], np.float32)
+    wanted = [0, 0.02 / 12.92, 0.04045 / 12.92, ((0.5 + 0.055) / 1.055) ** 2.4, 1]
+    np.testing.assert_allclose(to_linear(stored), wanted, rtol=1e-5)
+    assert to_linear(stored).dtype == to_stored(stored).dtype == np.float32
+    values = np.linspace(0, 1, 1001, dtype=np.float32)
+    np.testing.assert_allclose(to_stored(to_linear(values)), values, atol=2e-6)
+
+
+def test_a_stop_halves_the_light():
+    image = np.linspace(0, 1, 300, dtype=np.float32).reshape(10, 10, 3)
+    dark = add_low_light(image, LowLightParameters(stops=3))
+    np.testing.assert_allclose(to_linear(dark), to_linear(image) / 8, atol=1e-6)
+
+
+def test_the_noise_has_the_variance_promised():
+    """photon * signal + read^2 in linear light, at gray 0.5 four stops down."""
+    image = np.full((200, 200, 3), 0.5, np.float32)
+    signal = to_linear(np.float32(0.5)) / 16
+    for photon, read in ((1e-4, 0), (0, 1e-3), (2e-4, 1e-3)):
+        dark = to_linear(add_low_light(image, LowLightParameters(stops=4, photon=photon, read=read, seed=3)))
+        assert dark.mean() == pytest.approx(signal, rel=5e-3)
+        assert dark.var() == pytest.approx(photon * signal + read**2, rel=0.03)
+
+
+def test_uneven_light_is_smooth_and_never_brightens():
+    parameters = LowLightParameters(stops=1, uneven=1.0, seed=2)
+    light = illumination(np.random.default_rng(2), 90, 70, parameters)
+    assert light.shape == (90, 70) and 0 < light.min() and light.max() <= 1
+    assert np.std(np.log2(light)) > 0.3
+    assert np.abs(np.diff(np.log2(light), axis=0)).max() < 0.2

@@ -1,0 +1,53 @@
+"""The ``degradations`` option."""
+
+import numpy as np
+import pytest
+
+from restormixer_arch.data.labels import CDD11
+from restormixer_arch.data.mixture import Ingredient, read_mixture
+from restormixer_arch.errors import UserError
+
+
+def test_a_group_a_list_and_a_table():
+    assert [ingredient.label for ingredient in read_mixture("cdd11")] == list(CDD11)
+    assert read_mixture(["rain", "low_haze"]) == (Ingredient("rain"), Ingredient("low_haze"))
+    table = {"noise": {"strength": 0.5}, "rain": None, "clean": {"weight": 2, "strength": [0, 1]}}
+    assert read_mixture(table) == (
+        Ingredient("noise", 1.0, (0.5, 0.5)),
+        Ingredient("rain"),
+        Ingredient("clean", 2.0, (0.0, 1.0)),
+    )
+    assert read_mixture(["down", "blur_down"], scale=2)[1].label == "blur_down"
+
+
+def test_strengths_are_drawn_from_the_range():
+    rng = np.random.default_rng(0)
+    drawn = [Ingredient("rain", 1, (0.2, 0.6)).draw_strength(rng) for _ in range(500)]
+    assert 0.2 <= min(drawn) < 0.21 and 0.59 < max(drawn) <= 0.6
+    assert np.mean(drawn) == pytest.approx(0.4, abs=0.02)
+    assert Ingredient("rain").draw_strength(rng) is None
+
+
+@pytest.mark.parametrize(
+    ("option", "scale", "message"),
+    [
+        ("cd11", 1, r"'cd11' is no group, expected cdd11.* Did you mean 'cdd11'\?"),
+        ([], 1, r"expected a list or a table of labels, got \[\]"),
+        (3, 1, "expected a list or a table of labels, got 3"),
+        ([4], 1, "expected labels, got 4"),
+        (["rain", "snwo"], 1, r"degradations: 'snwo' is no label.* Did you mean 'snow'\?"),
+        (["rain", "rain"], 1, "'rain' is listed twice"),
+        ({"rain": 3}, 1, r"degradations\.rain: expected weight and strength, got 3"),
+        ({"rain": {"wieght": 1}}, 1, r"degradations\.rain\.wieght: unknown key.* Did you mean 'weight'\?"),
+        ({"rain": {"weight": 0}}, 1, r"degradations\.rain\.weight: expected a positive number, got 0"),
+        ({"rain": {"weight": True}}, 1, "positive number, got True"),
+        ({"rain": {"strength": 1.5}}, 1, r"degradations\.rain\.strength: expected a number or .* got 1.5"),
+        ({"rain": {"strength": [0.6, 0.2]}}, 1, r"got \[0.6, 0.2\]"),
+        ({"rain": {"strength": "x"}}, 1, "got 'x'"),
+        (["down"], 1, "scale 1 allows no 'down', got 'down'"),
+        (["down", "noise"], 2, "scale 2 needs 'down' in every label, got 'noise'"),
+    ],
+)
+def test_mistakes(option, scale, message):
+    with pytest.raises(UserError, match=message):
+        read_mixture(option, scale)

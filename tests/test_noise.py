@@ -1,0 +1,54 @@
+"""Noise has the variances promised."""
+
+import numpy as np
+import pytest
+
+from restormixer_arch.data.noise import (
+    GaussianNoiseParameters,
+    PoissonNoiseParameters,
+    add_gaussian_noise,
+    add_poisson_noise,
+    draw_gaussian_noise,
+    draw_poisson_noise,
+    poisson_signal,
+)
+
+
+def test_gaussian_deviation():
+    image = np.full((200, 200, 3), 0.5, np.float32)
+    noise = add_gaussian_noise(image, GaussianNoiseParameters(sigma=25 / 255, seed=1)) - image
+    assert noise.std() == pytest.approx(25 / 255, rel=0.01)
+    assert abs(noise.mean()) < 1e-3
+    channels = noise.reshape(-1, 3)
+    assert np.abs(np.corrcoef(channels.T)[0, 1]) < 0.02  # each channel has its own
+
+
+@pytest.mark.parametrize("value", [0.1, 0.5, 0.7])
+@pytest.mark.parametrize("photon", [1 / 20, 1 / 400])
+def test_poisson_variance_grows_with_the_signal(value, photon):
+    image = np.full((200, 200, 3), value, np.float32)
+    noisy = poisson_signal(np.random.default_rng(0), image, photon)
+    assert noisy.mean() == pytest.approx(value, rel=0.01)
+    assert noisy.var() == pytest.approx(photon * value, rel=0.03)
+    counts = noisy / photon
+    np.testing.assert_allclose(counts, np.round(counts), atol=1e-3)  # whole photons
+
+
+def test_poisson_noise_is_that_signal_clipped():
+    image = np.full((50, 50, 3), 0.9, np.float32)
+    noisy = add_poisson_noise(image, PoissonNoiseParameters(photon=1 / 20, seed=4))
+    wanted = np.clip(poisson_signal(np.random.default_rng(4), image, 1 / 20), 0, 1)
+    assert np.array_equal(noisy, wanted) and noisy.max() == 1
+
+
+def test_black_has_no_photons():
+    black = np.zeros((20, 20, 1), np.float32)
+    assert not add_poisson_noise(black, PoissonNoiseParameters(photon=0.05)).any()
+
+
+def test_strengths_are_those_of_the_benchmarks():
+    rng = np.random.default_rng(0)
+    assert draw_gaussian_noise(rng, 0.5).sigma == pytest.approx(25 / 255)
+    assert draw_gaussian_noise(rng, 0.3).sigma == pytest.approx(15 / 255)
+    assert draw_poisson_noise(rng, 1.0).photon == pytest.approx(1 / 20)
+    assert draw_poisson_noise(rng, 0.5).photon == pytest.approx(1 / 80)  # half the deviation
