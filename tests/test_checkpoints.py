@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_cases import EXPERIMENT, load, same, several_batches, train
+from whole_trainings import EXPERIMENT, load, same, several_batches, train
 
 from restormixer_arch.basicsr_adapter import compat
 

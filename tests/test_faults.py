@@ -16,7 +16,7 @@ import cv2
 import lmdb
 import numpy as np
 import pytest
-from training_cases import EXPERIMENT, architecture, load, same, several_batches, train
+from whole_trainings import EXPERIMENT, architecture, load, same, several_batches, train
 
 from restormixer_arch.basicsr_adapter import compat
 

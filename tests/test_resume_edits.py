@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from training_cases import load, same, several_batches, train
+from whole_trainings import load, same, several_batches, train
 
 MULTISTEP = {"type": "MultiStepLR", "milestones": [2, 6], "gamma": 0.5}
 
