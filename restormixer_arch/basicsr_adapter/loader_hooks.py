@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 
 from restormixer_arch.basicsr_adapter.run_hooks import Run
 from restormixer_arch.basicsr_adapter.sampler import ResumableSampler
-from restormixer_arch.basicsr_adapter.threads import set_threads
+from restormixer_arch.basicsr_adapter.threads import share_cores
 from restormixer_arch.data.lmdb_io import LmdbImages
 from restormixer_arch.errors import UserError
 
@@ -51,9 +50,7 @@ def exact_loader(original: Callable[..., Any], run: Run) -> Callable[..., Any]:
                 "lower batch_size_per_gpu or raise dataset_enlarge_ratio"
             )
         logger.info(f"Batches per epoch: {len(loader)}, an incomplete last one is dropped. Iterations: {total_iters}.")
-        if opt["num_gpu"] == 0:
-            processes = int(os.environ.get("LOCAL_WORLD_SIZE", opt["world_size"])) if opt["dist"] else 1
-            logger.info(set_threads(opt.get("num_threads"), processes, loader.num_workers))
+        share_cores(opt, loader.num_workers)
         run.sampler, run.val_loaders = sampler, val_loaders
         # Only the upper bound of the loop over epochs: the prefetcher ends the training.
         return loader, sampler, val_loaders, total_iters, total_iters

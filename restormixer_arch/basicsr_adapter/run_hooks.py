@@ -18,6 +18,7 @@ from restormixer_arch.basicsr_adapter.randomness import set_generator_states, un
 from restormixer_arch.basicsr_adapter.replacing import replaced
 from restormixer_arch.basicsr_adapter.sampler import ResumableSampler
 from restormixer_arch.basicsr_adapter.stopping import Stopped, Stopping
+from restormixer_arch.basicsr_adapter.threads import share_cores
 from restormixer_arch.errors import UserError
 
 
@@ -182,6 +183,8 @@ def watched_build(original: Callable[..., Any], run: Run) -> Callable[..., Any]:
         ours.handlers[:] = logging.getLogger("basicsr").handlers
         ours.setLevel(logging.getLogger("basicsr").level)
         ours.propagate = False
+        if not opt["is_train"]:
+            share_cores(opt, workers=0)
         model = original(opt)
         run.watch(model)
         return model

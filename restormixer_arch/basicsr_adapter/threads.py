@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import cv2
 import torch
@@ -39,7 +41,7 @@ def share(available: int, processes: int, workers: int) -> int:
 
 
 def set_threads(wanted: int | None, processes: int, workers: int) -> str:
-    """Set torch's threads for training on a CPU, and return a line for the log.
+    """Set torch's threads on a CPU, and return a line for the log.
 
     Args:
         wanted: ``num_threads`` of the option file.
@@ -56,3 +58,15 @@ def set_threads(wanted: int | None, processes: int, workers: int) -> str:
         torch.set_num_threads(share(cores(), processes, workers))
         reason = f"{cores()} cores for {processes} process{'es' * (processes > 1)} with {workers} loaders each"
     return f"Threads of torch: {torch.get_num_threads()} ({reason})."
+
+
+def share_cores(opt: dict[str, Any], workers: int) -> None:
+    """Set torch's threads of this process of a job on CPUs, and log it.
+
+    Args:
+        opt: the options of the run.
+        workers: loader processes that work while the network does.
+    """
+    if opt["num_gpu"] == 0:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", opt["world_size"])) if opt["dist"] else 1
+        logging.getLogger("basicsr").info(set_threads(opt.get("num_threads"), processes, workers))
