@@ -64,7 +64,7 @@ setup(
     cmdclass={"build_ext": BuildLibrary},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},  # the kernel knows nothing of Python
     package_data={
-        "restormixer_arch.data": ["samples/*.lmdb/*", "samples/*.md", "samples/pictures/*/*"],
+        "restormixer_arch.data": ["samples/*.lmdb/*", "samples/*.md", "samples/pictures/*/*", "DATASETS.md"],
         "restormixer_arch.options": ["*.yml"],
     },
     install_requires=[

@@ -67,16 +67,20 @@ class LmdbImages:
 
     def read(self, name: str) -> np.ndarray:
         """Return the image. Raises UserError: the key is absent, or its bytes cannot be decoded."""
+        content = self.content(name)
+        if content is None:
+            raise UserError(f"{self.describe(name)} is not in the LMDB, though its meta_info.txt lists it")
+        return decode_image(content, self.describe(name))
+
+    def content(self, name: str) -> bytes | None:
+        """Return the encoded image, None if the key is absent. Raises UserError: it cannot be read."""
         if self._environment is None:
             self._environment = _shared_environment(self.root)
         try:
             with self._environment.handle.begin() as transaction:
-                content = transaction.get(name.encode())
+                return transaction.get(name.encode())
         except lmdb.Error as error:
             raise UserError(f"{self.describe(name)}: cannot be read ({error})") from error
-        if content is None:
-            raise UserError(f"{self.describe(name)} is not in the LMDB, though its meta_info.txt lists it")
-        return decode_image(content, self.describe(name))
 
 
 def read_meta_info(path: Path) -> list[str]:

@@ -22,6 +22,7 @@ import numpy as np
 
 from restormixer_arch.data.image_io import checked_folder
 from restormixer_arch.data.lmdb_io import write_lmdb
+from restormixer_arch.data.prepare_images import reduced
 from restormixer_arch.data.rain import add_rain, draw_rain
 from restormixer_arch.errors import UserError
 
@@ -131,6 +132,11 @@ def write_pairs(out: Path, part: str, pairs: Sequence[Pair]) -> None:
     write_lmdb(out / f"{part}_lq.lmdb", [(pair.name, pair.rainy) for pair in pairs])
 
 
+def write_reduced(out: Path, part: str, pairs: Sequence[Pair]) -> None:
+    """Write ``<part>_x2_lq.lmdb``: the clean crops at half their size, for super-resolution."""
+    write_lmdb(out / f"{part}_x2_lq.lmdb", [(pair.name, reduced(pair.clean, 2)) for pair in pairs])
+
+
 def write_pictures(out: Path, pairs: Sequence[Pair]) -> None:
     """Write ``pictures/clean`` and ``pictures/rainy``."""
     for kind in ("clean", "rainy"):
@@ -151,9 +157,11 @@ def attribution(table: Path) -> str:
         "# Where the sample photographs come from",
         "",
         "Every photograph is in the public domain or under CC0 1.0. Crops are named after theirs; `_lq` and `rainy`",
-        "hold the same with synthetic rain (`data/rain.py`). Made by `data/make_samples.py`, which reduces the",
-        f"photographs to a shorter side of {SHORT_SIDE} pixels and rounds to 8 bits.",
-        "`degradations.jpg` is perched-osprey under all degradations, made by `basicsr degrade sheet`.",
+        "hold the same with synthetic rain (`data/rain.py`), `_x2_lq` the same at half the size. Made by",
+        "`data/make_samples.py`, which reduces the photographs to a shorter side of "
+        f"{SHORT_SIDE} pixels and rounds to 8 bits.",
+        "`degradations.jpg` is perched-osprey under all degradations, made by `basicsr degrade sheet`; `demo.jpg`",
+        "shows crops of roman-colosseum and european-honey-bee, rainy, restored by the demo, and clean.",
         "",
         "| photograph | part | package | file in the package | author | licence | source |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -172,7 +180,7 @@ def attribution(table: Path) -> str:
 
 
 def make_samples(photos: Path, out: Path) -> None:
-    """Write the four LMDBs, the pictures and ATTRIBUTION.md to ``out``."""
+    """Write the six LMDBs, the pictures and ATTRIBUTION.md to ``out``."""
     text = attribution(photos / "LICENCES.tsv")
     training = [p for name in TRAINING for p in make_crops(read_photograph(photos, name), name, size=128, count=5)]
     validation = [p for name in VALIDATION for p in make_crops(read_photograph(photos, name), name, size=192, count=2)]
@@ -180,6 +188,8 @@ def make_samples(photos: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_pairs(out, "rain_train", training)
     write_pairs(out, "rain_val", validation)
+    write_reduced(out, "sr_train", training)
+    write_reduced(out, "sr_val", validation)
     write_pictures(out, pictures)
     (out / "ATTRIBUTION.md").write_text(text, encoding="utf-8")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,12 @@ from typing import Any
 import cv2
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.data.image_io import FolderImages, without_suffix
 from restormixer_arch.data.lmdb_io import LmdbImages, read_names
+from restormixer_arch.data.shared_pairs import shared_pairs
 from restormixer_arch.errors import UserError, did_you_mean
 
 compat.apply()  # basicsr can be imported from here on
@@ -38,8 +38,6 @@ class PairedRestorationDataset(Dataset):
       sub-folders too. Files that are no images are ignored. A partner may have another image extension.
     - Names are compared when the data set is built, and sizes when a pair is read; a message names the image.
     - Training images smaller than ``gt_size`` are mirrored at their right and lower edges until they are that large.
-    - Every epoch has its own crops and flips also in worker processes, which BasicSR seeds alike at each epoch; they
-      follow torch's seed.
     - It can be sent to worker processes after use, and two of them can read the same LMDB.
     - ``meta_info_file`` also works with LMDBs. ``opt`` is read and never changed.
 
@@ -54,6 +52,7 @@ class PairedRestorationDataset(Dataset):
             filename_tmpl: name of the degraded image, ``{}`` standing for the clean one's without extension.
             meta_info_file: file that lists the clean images to use, one a line.
             recursive: read sub-folders too.
+            shared_gt: degraded images are named ``<label>/<name>``, and those of one name share a clean image.
             color: ``y`` for the luma of BT.601 (studio range) instead of RGB.
             mean, std: per channel, subtracted and divided by.
 
@@ -73,8 +72,10 @@ class PairedRestorationDataset(Dataset):
         self._gt, self._lq = (_images(self.opt, key) for key in ("dataroot_gt", "dataroot_lq"))
         template, listing = self.opt.get("filename_tmpl") or "{}", self.opt.get("meta_info_file")
         names = _listed(self._gt, Path(listing).expanduser()) if listing else self._gt.names
-        self.pairs = pair_names(self._gt, self._lq, names, template, may_be_part=bool(listing))
-        self._worker_seed: int | None = None
+        if self.opt.get("shared_gt"):
+            self.pairs = shared_pairs(self._gt, self._lq, names, may_be_part=bool(listing))
+        else:
+            self.pairs = pair_names(self._gt, self._lq, names, template, may_be_part=bool(listing))
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -109,10 +110,6 @@ class PairedRestorationDataset(Dataset):
 
     def _varied(self, gt: np.ndarray, lq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the pair cropped, mirrored and turned at random, both alike."""
-        worker = get_worker_info()
-        if worker is not None and worker.seed != self._worker_seed:
-            random.seed(worker.seed)
-            self._worker_seed = worker.seed
         size = self.opt["gt_size"]
         gt, lq = enlarge(gt, size), enlarge(lq, size // self.scale)
         gt, lq = paired_random_crop(gt, lq, size, self.scale)

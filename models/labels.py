@@ -7,7 +7,7 @@ beginning of the stem (``0001_low_haze``), see :func:`restormixer_arch.data.labe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,17 @@ class LabelResults:
             cells = [_shown(metric, of_label[metric]) for of_label in means.values()]
             lines.append(f"| {metric} | {' | '.join([*cells, _shown(metric, mean)])} |")
         return "\n".join(lines) + "\n"
+
+
+def joined_results(shares: Iterable[LabelResults | None]) -> LabelResults:
+    """Return the results of several shares of a data set as those of all its images."""
+    joined = LabelResults()
+    for share in shares:
+        for label, metrics in share.values.items() if share else ():
+            for metric, values in metrics.items():
+                for value in values:
+                    joined.add(label, metric, value)
+    return joined
 
 
 class LabelledLoader:

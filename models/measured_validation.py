@@ -14,7 +14,7 @@ from torch import Tensor
 
 from restormixer_arch.errors import UserError
 from restormixer_arch.models.guard import is_finite
-from restormixer_arch.models.labels import LabelledLoader, LabelResults, report_by_label
+from restormixer_arch.models.labels import LabelledLoader, LabelResults, joined_results, report_by_label
 from restormixer_arch.models.memory import explained
 
 PICTURES = 4  # of each data set that tensorboard gets
@@ -87,7 +87,8 @@ class MeasuredValidation(SRModel):
         if metrics:
             self.results[name] = {metric: float(value) for metric, value in self.metric_results.items()}
             self.label_results[name] = labelled.results
-            report_by_label(self, name, labelled.results, current_iter, tb_logger)
+            if not self.opt["dist"]:
+                report_by_label(self, name, labelled.results, current_iter, tb_logger)
 
     def _tell_broken(self, name: str, count: int) -> None:
         images = ", ".join(self._broken[:3]) + (", ..." if len(self._broken) > 3 else "")
@@ -128,6 +129,14 @@ class MeasuredValidation(SRModel):
     def validation_means(self) -> tuple[dict[str, dict[str, float]], ...]:
         """The means over the images of a validation; where several processes share it, over those of all."""
         return self.results, self.input_results
+
+    def validation_shared(self, name: str, current_iter: Any, tb_logger: Any) -> None:
+        """Join the results by label of all processes, which validated a share each and all call this."""
+        shares: list[LabelResults | None] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(shares, self.label_results.get(name))
+        self.label_results[name] = joined_results(shares)
+        if self.opt["rank"] == 0:
+            report_by_label(self, name, self.label_results[name], current_iter, tb_logger)
 
     def gain(self) -> dict[str, dict[str, tuple[float, float]]]:
         """Data set -> metric -> (mean of the inputs, mean of the restored images) of the last validation."""

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from restormixer_arch.layers import Mlp
+from restormixer_arch.layers import Mlp, by_rows, silu
 from restormixer_arch.selective_scan import selective_scan_2d
 
+SCAN_MERGES = ("paper", "official")
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the time steps that delta starts at
 
 
@@ -57,10 +58,16 @@ class DirectionalScan(nn.Module):
         self.out_proj = nn.Linear(inner, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = F.silu(self.gate_proj(x))
+        return by_rows(self._gated, x, self.merged_scans(by_rows(self._tokens, x, halo=1)))
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, D)"""
         tokens = self.in_proj(x).permute(0, 3, 1, 2)  # (B, D, H, W), channels last in memory
-        tokens = F.silu(self.conv(tokens)).permute(0, 2, 3, 1)  # (B, H, W, D)
-        return self.out_proj(self.norm(self.merged_scans(tokens)) * gate)
+        return silu(self.conv(tokens)).permute(0, 2, 3, 1)
+
+    def _gated(self, x: Tensor, scanned: Tensor) -> Tensor:
+        """(B, H, W, C) and (B, H, W, D) -> (B, H, W, C)"""
+        return self.out_proj(self.norm(scanned) * silu(self.gate_proj(x)))
 
     def merged_scans(self, tokens: Tensor) -> Tensor:
         """The sum of the scans over all directions. (B, H, W, D) -> (B, H, W, D)"""
@@ -107,7 +114,7 @@ class StridedScan(DirectionalScan):
     DIRECTIONS = ("column", "row_reverse", "column_reverse")
 
     def __init__(self, channels: int, *, d_state: int, expand: float, scan_merge: str) -> None:
-        if scan_merge not in ("paper", "official"):
+        if scan_merge not in SCAN_MERGES:
             raise ValueError(f"scan_merge must be 'paper' or 'official', got {scan_merge!r}")
         super().__init__(channels, directions=self.DIRECTIONS, d_state=d_state, expand=expand)
         self.scan_merge = scan_merge
@@ -153,4 +160,7 @@ class EMVM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
         x = x * self.skip_scale1 + self.scan1(y) + self.scan3(y)
+        return by_rows(self._mixed_channels, x)
+
+    def _mixed_channels(self, x: Tensor) -> Tensor:
         return x * self.skip_scale2 + self.mlp(self.norm2(x))

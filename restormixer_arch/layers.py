@@ -1,13 +1,60 @@
-"""Parts that more than one block uses: convolution with norm, MLP, padding to a multiple.
+"""Parts that more than one block uses: convolution with norm, MLP, padding to a multiple, work in strips.
 
 Shape letters: B batch, C channels, H x W size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+STRIP_ELEMENTS = 1 << 21  # 8 MB of float32: within a processor's last cache
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU, written over ``x`` where no gradient is wanted: a picture's features are too large to copy for nothing."""
+    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU, written over ``x`` where no gradient is wanted."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def by_rows(
+    function: Callable[..., Tensor], *features: Tensor, dim: int = 1, multiple: int = 1, halo: int = 0
+) -> Tensor:
+    """``function(*features)``, in strips of rows where no gradient is wanted, to keep its temporaries small.
+
+    Args:
+        function: of features of one height, keeps that height, and each row of its result needs only the rows of its
+            group of ``multiple`` and ``halo`` more above and below.
+        features: one or more, alike in all but the channels.
+        dim: where their height is: 1 for (B, H, W, C), 2 for (B, C, H, W).
+        multiple: rows that belong together.
+        halo: rows on each side that the result of a row also depends on.
+
+    Shape:
+        that of ``function``
+    """
+    height = features[0].shape[dim]
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or features[0].numel() <= STRIP_ELEMENTS:
+        return function(*features)
+    rows = max(1, STRIP_ELEMENTS // (features[0].numel() // height) // multiple) * multiple
+    result = None
+    for top in range(0, height, rows):
+        first, bottom = max(0, top - halo), min(height, top + rows)
+        seen = min(height, bottom + halo) - first
+        strip = function(*(feature.narrow(dim, first, seen) for feature in features))
+        if result is None:
+            shape = (*strip.shape[:dim], height, *strip.shape[dim + 1 :])
+            layout = torch.contiguous_format if dim == 1 else torch.channels_last
+            result = torch.empty(shape, dtype=strip.dtype, device=strip.device, memory_format=layout)
+        result.narrow(dim, top, bottom - top).copy_(strip.narrow(dim, top - first, bottom - top))
+    return result
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -60,7 +107,7 @@ class ConvNormAct(ConvNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(super().forward(x))
+        return gelu(super().forward(x))
 
 
 class Mlp(nn.Module):
@@ -76,7 +123,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

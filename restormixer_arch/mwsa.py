@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from restormixer_arch.layers import Mlp
+from restormixer_arch.layers import Mlp, by_rows
 
 
 class WindowAttention(nn.Module):
@@ -69,6 +69,9 @@ class MWSA(nn.Module):
         self.mlp = Mlp(channels, int(channels * mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
+        return by_rows(self._attend, x, multiple=self.window_size)
+
+    def _attend(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
         windows = self._to_windows(x)
         windows = windows + self.attention(self.norm1(windows))

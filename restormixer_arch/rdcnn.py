@@ -5,10 +5,9 @@ Shape letters: B batch, C channels, H x W size.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from restormixer_arch.layers import ConvNorm, ConvNormAct, conv
+from restormixer_arch.layers import ConvNorm, ConvNormAct, by_rows, conv, gelu
 
 
 class RDCNN(nn.Module):
@@ -32,4 +31,7 @@ class RDCNN(nn.Module):
             nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(x + self.pointwise(self.depthwise(self.conv(x))))
+        return by_rows(self._block, x, dim=2, halo=2)
+
+    def _block(self, x: Tensor) -> Tensor:
+        return gelu(x + self.pointwise(self.depthwise(self.conv(x))))

@@ -19,10 +19,11 @@ from torch.utils.checkpoint import checkpoint
 
 from restormixer_arch.emvm import EMVM
 from restormixer_arch.fusion import FAM, SCM
-from restormixer_arch.layers import ConvNorm, ConvNormAct, conv, pad_to_multiple
+from restormixer_arch.layers import ConvNorm, ConvNormAct, by_rows, conv, gelu, pad_to_multiple
 from restormixer_arch.mwsa import MWSA
 from restormixer_arch.rdcnn import RDCNN
 from restormixer_arch.released_keys import from_released
+from restormixer_arch.weight_options import without_stamp
 
 SIZE_MULTIPLE = 8  # two halvings, and one more inside the EMVM block
 
@@ -147,12 +148,18 @@ class Decoder(nn.Module):
         x = self.mt_quarter(quarter)
         if coarse:
             residuals.append(self.head_quarter(x))
-        x = self.mt_half(F.gelu(self.merge_half(torch.cat([self.up_half(x), half], dim=1))))
+        x = self.mt_half(by_rows(self._merged_half, self.up_half(x), half, dim=2))
         if coarse:
             residuals.append(self.head_half(x))
-        x = self.rdcnn(F.gelu(self.merge_full(torch.cat([self.up_full(x), full], dim=1))))
+        x = self.rdcnn(by_rows(self._merged_full, self.up_full(x), full, dim=2))
         residuals.append(self.head_full(x))
         return residuals
+
+    def _merged_half(self, up: Tensor, skip: Tensor) -> Tensor:
+        return gelu(self.merge_half(torch.cat([up, skip], dim=1)))
+
+    def _merged_full(self, up: Tensor, skip: Tensor) -> Tensor:
+        return gelu(self.merge_full(torch.cat([up, skip], dim=1)))
 
 
 class RestorMixer(nn.Module):
@@ -208,6 +215,8 @@ class RestorMixer(nn.Module):
         self.in_channels = in_channels
         self.deep_supervision = deep_supervision
         self.upscale = upscale
+        self.window_size, self.scan_merge = window_size, scan_merge
+        self.encoder_heads, self.decoder_heads = tuple(encoder_heads), tuple(decoder_heads)
         mt_options = {
             "window_size": window_size,
             "mlp_ratio": mlp_ratio,
@@ -257,8 +266,9 @@ class RestorMixer(nn.Module):
         return sum(len(stage.units) for stage in stages)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As of ``nn.Module``; also takes the key names of the authors' released code."""
-        keys = super().load_state_dict(from_released(state_dict), strict=strict, assign=assign)
+        """As of ``nn.Module``; also takes the key names of the authors' released code, and passes over a stamp."""
+        state = from_released(without_stamp(state_dict))
+        keys = super().load_state_dict(state, strict=strict, assign=assign)
         if self.decoder.head_full.fused_weight is not None:
             self.fuse()  # anew, from the weights just loaded
         return keys

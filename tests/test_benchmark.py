@@ -61,9 +61,9 @@ def test_markdown_shows_times_memory_and_what_was_left_out():
 def test_operations_are_those_of_the_whole_network():
     """At 256x256, in GFLOP: 22.5 of convolutions, 22.1 of products, 4.0 of attention, and 2.6 of the scans.
 
-    Only the kernel's scans are operators with a count; those of the torch path are not seen.
+    Only the kernel's scans are operators with a count; of the torch path's, the matrix products are seen.
     """
-    scans = 2.6 if native.unusable_reason() is None else 0.0
+    scans = 2.6 if native.unusable_reason() is None else 0.67
     assert measure.operations("RestorMixer", 256) == pytest.approx((22.5 + 22.1 + 4.0 + scans) * 1e9, rel=0.005)
 
 

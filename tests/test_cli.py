@@ -221,9 +221,14 @@ def test_the_gain_of_a_model_that_measures_it(folder):
     from restormixer_arch.cli import results
 
     gain = {"rain": {"psnr": (24.104, 29.314), "ssim": (0.7804, 0.9101)}}
-    path = {"models": str(folder / "m"), "visualization": str(folder / "v")}
+    path = {"models": str(folder / "m"), "visualization": str(folder / "v"), "results_root": str(folder)}
     opt = {"path": path, "val": {"save_img": False}, "datasets": {"a": {"name": "rain"}, "b": {"name": "none"}}}
-    done = SimpleNamespace(model=SimpleNamespace(gain=lambda: gain), opt=opt)
+    done = SimpleNamespace(model=SimpleNamespace(gain=lambda: gain), opt=opt, images={"rain": 10})
     text = "rain: PSNR 24.10 -> 29.31 dB (+5.21), SSIM 0.780 -> 0.910"
     assert results.training_lines(done) == [f"{text}; weights: m"]
     assert results.test_lines(done) == [text, "none: no metrics"]
+    row = "| rain | 10 | 24.10 -> 29.31 | 0.7804 -> 0.9101 |"
+    assert (folder / "results.md").read_text().splitlines()[2:] == [row]
+    gain["snow"] = {"psnr": (20.0, 30.0), "ssim": (0.5, 0.9)}
+    average = "PSNR 22.05 -> 29.66 dB (+7.61), SSIM 0.640 -> 0.905"
+    assert results.test_lines(done)[-1] == f"average of 2 sets: {average}; table: results.md"

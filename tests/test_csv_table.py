@@ -30,3 +30,10 @@ def test_a_file_that_is_no_table_of_ours_is_begun_anew(tmp_path):
     path.write_text("half a li")
     Table(path, 5).add({"iteration": 6, "psnr": 27.0})
     assert path.read_text().split() == ["iteration,psnr", "6,27.0"]
+
+
+def test_a_row_takes_the_place_of_its_like(tmp_path):
+    table = Table(tmp_path / "v.csv", 0)
+    for iteration, dataset, psnr in ((2, "a", 20.0), (2, "b", 21.0), (2, "a", 22.5)):
+        table.add({"iteration": iteration, "dataset": dataset, "psnr": psnr})
+    assert (tmp_path / "v.csv").read_text().split() == ["iteration,dataset,psnr", "2,b,21.0", "2,a,22.5"]

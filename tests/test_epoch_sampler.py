@@ -3,7 +3,8 @@
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from restormixer_arch.basicsr_adapter.epoch_sampler import EnlargedSampler, EpochIndex, EpochSampler, epoch_aware
+from restormixer_arch.basicsr_adapter.epoch_sampler import EnlargedSampler, EpochSampler
+from restormixer_arch.basicsr_adapter.sampler import EpochIndex, ResumableSampler, SeededSamples
 
 
 class Echo(Dataset):
@@ -43,8 +44,12 @@ def test_workers_hear_of_the_epoch(workers, persistent):
         assert epochs.tolist() == [epoch] * 5 and sorted(numbers.tolist()) == list(range(5))
 
 
-def test_other_data_sets_keep_their_sampler():
-    make = epoch_aware(EnlargedSampler)
-    assert type(make(Echo(), 1, 0)) is EpochSampler
-    assert type(make([0] * 5, 1, 0)) is EnlargedSampler
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_training_s_own_sampler_tells_the_epoch_too(workers):
+    sampler = ResumableSampler(Echo(), 1, 0, 3, seed=0)
+    loader = DataLoader(SeededSamples(Echo()), batch_size=15, sampler=sampler, num_workers=workers)
+    for epoch in (0, 4):
+        sampler.set_epoch(epoch)
+        ((epochs, numbers),) = list(loader)
+        assert epochs.tolist() == [epoch] * 15 and sorted(numbers.tolist()) == list(range(15))
     assert EpochIndex(2, 3) == (2, 3)

@@ -253,3 +253,13 @@ def test_the_network_needs_torch_only():
         "assert net(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 8, 8)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("upscale", [1, 2])
+def test_a_large_picture_is_restored_in_strips_as_if_at_once(monkeypatch, upscale):
+    net = small(num_blocks=(2, 4, 4), upscale=upscale).eval()
+    x = torch.rand(1, 3, 100, 132)
+    whole = net(x)  # with gradients: nothing is done in strips
+    monkeypatch.setattr("restormixer_arch.layers.STRIP_ELEMENTS", 1500)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), whole, rtol=1e-4, atol=1e-5)

@@ -16,7 +16,8 @@ compat.apply()
 
 import basicsr.train  # noqa: E402
 
-from restormixer_arch.basicsr_adapter.resume import load_resume_state, saved_states  # noqa: E402
+from restormixer_arch.basicsr_adapter.checkpoints import digest, saved_states  # noqa: E402
+from restormixer_arch.basicsr_adapter.resume import load_resume_state  # noqa: E402
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def experiment(folder):
     for iteration in (9, 10):
         state = {"epoch": 1, "iter": iteration, "optimizers": [], "schedulers": [{"milestones": Counter([3])}]}
         torch.save(state, f"{path['training_states']}/{iteration}.state")
-        Path(path["models"], f"net_g_{iteration}.pth").touch()
+        torch.save({"params": {}}, f"{path['models']}/net_g_{iteration}.pth")
     return {"path": path, "auto_resume": True, "network_g": {}}
 
 
@@ -67,9 +68,44 @@ def test_another_experiment_s_state_brings_its_own_weights(experiment, folder):
     assert os.path.isdir(other["models"])
 
 
+def test_the_weights_beside_a_state_are_meant_and_not_those_of_the_same_iteration_here(experiment, folder):
+    other = {key: str(folder / "experiments/y" / key) for key in ("models", "training_states", "visualization")}
+    os.makedirs(other["models"])
+    Path(other["models"], "net_g_9.pth").write_bytes(b"of another run")
+    other["resume_state"] = f"{experiment['path']['training_states']}/9.state"
+    opt = {"path": other, "auto_resume": False, "network_g": {}}
+    assert load_resume_state(opt)["iter"] == 9
+    assert opt["path"]["pretrain_network_g"] == f"{experiment['path']['models']}/net_g_9.pth"
+
+
 def test_missing_weights_are_named(experiment):
-    Path(experiment["path"]["models"], "net_g_10.pth").unlink()
-    with pytest.raises(
-        UserError, match=r"10\.state: the weights saved with it are needed, .*net_g_10\.pth does not exi"
-    ):
-        load_resume_state(experiment)
+    path = experiment["path"] | {"resume_state": f"{experiment['path']['training_states']}/10.state"}
+    Path(path["models"], "net_g_10.pth").unlink()
+    with pytest.raises(UserError, match=r"10\.state: the weights saved with it are needed, .*net_g_10\.pth does not"):
+        load_resume_state(experiment | {"path": path, "auto_resume": False})
+
+
+def test_a_state_whose_weights_are_damaged_gives_way_to_the_one_before(experiment, capsys):
+    weights = Path(experiment["path"]["models"], "net_g_10.pth")
+    weights.write_bytes(weights.read_bytes()[:50])
+    assert load_resume_state(experiment)["iter"] == 9
+    assert "net_g_10.pth: cannot be read as weights" in capsys.readouterr().err
+
+
+def test_weights_that_were_not_saved_with_the_state_are_refused(experiment, capsys):
+    weights, state = (Path(experiment["path"][key]) for key in ("models", "training_states"))
+    content = torch.load(state / "10.state", weights_only=True)
+    content["weights"] = {"net_g_10.pth": digest(weights / "net_g_10.pth")}
+    torch.save(content, state / "10.state")
+    assert load_resume_state(experiment)["iter"] == 10
+    torch.save({"params": {"x": torch.ones(1)}}, weights / "net_g_10.pth")
+    assert load_resume_state(experiment)["iter"] == 9
+    assert "net_g_10.pth: is damaged, or not the one that was saved with 10.state" in capsys.readouterr().err
+
+
+def test_what_a_killed_run_left_half_written_is_removed(experiment):
+    models = Path(experiment["path"]["models"])
+    for name in ("net_g_11.pth.tmp", "notes.tmp"):
+        (models / name).touch()
+    load_resume_state(experiment)
+    assert sorted(path.name for path in models.iterdir()) == ["net_g_10.pth", "net_g_9.pth", "notes.tmp"]

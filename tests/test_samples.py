@@ -40,11 +40,26 @@ def photograph_of(name):
 
 def test_is_small():
     files = [path for path in SAMPLES.rglob("*") if path.is_file()]
-    assert 4_000_000 < sum(path.stat().st_size for path in files) <= 8_000_000
+    assert 4_000_000 < sum(path.stat().st_size for path in files) <= 8_500_000
     names = {path.relative_to(SAMPLES).parts[0] for path in files}
-    assert names == {"ATTRIBUTION.md", "pictures", "degradations.jpg"} | {
-        f"{part}_{side}.lmdb" for part in PARTS for side in ("gt", "lq")
-    }
+    rainy = {f"{part}_{side}.lmdb" for part in PARTS for side in ("gt", "lq")}
+    assert (
+        names
+        == {"ATTRIBUTION.md", "pictures", "degradations.jpg", "demo.jpg", "sr_train_x2_lq.lmdb", "sr_val_x2_lq.lmdb"}
+        | rainy
+    )
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_reduced_crops_belong_to_the_clean_ones(part):
+    clean, small = (
+        LmdbImages(SAMPLES / name, "x") for name in (f"{part}_gt.lmdb", f"{part.replace('rain_', 'sr_')}_x2_lq.lmdb")
+    )
+    assert clean.names == small.names
+    for name in clean.names[:3]:
+        image, half = clean.read(name), small.read(name)
+        assert np.array_equal(half, make_samples.reduced(np.uint8(np.round(image * 255)), 2) / np.float32(255))
+        assert decibels(cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), half) > 25
 
 
 def test_no_photograph_is_in_two_parts():
@@ -102,7 +117,7 @@ def test_pictures():
 
 def test_every_photograph_is_attributed():
     text = (SAMPLES / "ATTRIBUTION.md").read_text(encoding="utf-8")
-    rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in text.splitlines()[9:]}
+    rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in text.splitlines()[10:]}
     assert rows.keys() == set(make_samples.TRAINING + make_samples.VALIDATION)
     for name, (_, part, package, file, author, licence, *_) in rows.items():
         assert part.startswith("training" if name in make_samples.TRAINING else "validation")
@@ -142,7 +157,7 @@ class TestScript:
             random.seed()  # of no influence
             assert make_samples.main(["--photos", str(photos), "--out", str(tmp_path / out)]) == 0
         files = [path.relative_to(tmp_path / "x") for path in (tmp_path / "x").rglob("*") if path.is_file()]
-        assert len(files) == 4 * 2 + 4 + 1
+        assert len(files) == 6 * 2 + 4 + 1
         for file in files:
             assert (tmp_path / "x" / file).read_bytes() == (tmp_path / "y" / file).read_bytes(), file
         assert 'pack 1.0 (Debian x) | path | "Somebody" | CC0-1.0' in (tmp_path / "x/ATTRIBUTION.md").read_text()

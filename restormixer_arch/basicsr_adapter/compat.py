@@ -1,9 +1,10 @@
 """Let BasicSR run on today's Python, torch, torchvision and SciPy, and on a machine without a GPU.
 
 BasicSR's last release is of 2022. :func:`apply` imports it, mending by name what breaks: some names must be there
-before the import (:mod:`.compat_import`), the others are replaced after it (:mod:`.compat_runtime`). Each patch says
-what breaks, in which versions, and why the mend is right; where upstream is healthy it does nothing. Patches that
-last for one run of a pipeline are in :mod:`.run_hooks`.
+before the import (:mod:`.compat_import`), the others are replaced after it (:mod:`.compat_runtime`, and for the
+trainer :mod:`.compat_training`). Each patch says what breaks, in which versions, and why the mend is right; where
+upstream is healthy it does nothing. Patches that last for one run of a pipeline are in :mod:`.run_hooks` and
+:mod:`.loader_hooks`.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ def apply() -> None:
                 stack.enter_context(patch.mend())
             states[patch.name] = "applied" if applied else "not needed"
         importlib.import_module("basicsr")
-    from restormixer_arch.basicsr_adapter import compat_runtime  # imports basicsr
+    from restormixer_arch.basicsr_adapter import compat_runtime, compat_training  # they import basicsr
 
-    for patch in compat_runtime.PATCHES:
+    for patch in (*compat_runtime.PATCHES, *compat_training.PATCHES):
         applied = patch.needed()
         if applied:
             patch.mend()
@@ -62,9 +63,10 @@ def report() -> list[tuple[Patch, str]]:
     """Return every patch with ``applied`` or ``not needed``; empty before :func:`apply`."""
     if not _states:
         return []
-    from restormixer_arch.basicsr_adapter import compat_runtime
+    from restormixer_arch.basicsr_adapter import compat_runtime, compat_training
 
-    return [(patch, _states[patch.name]) for patch in (*compat_import.PATCHES, *compat_runtime.PATCHES)]
+    patches = (*compat_import.PATCHES, *compat_runtime.PATCHES, *compat_training.PATCHES)
+    return [(patch, _states[patch.name]) for patch in patches]
 
 
 def installed_as() -> list[tuple[str, str]]:

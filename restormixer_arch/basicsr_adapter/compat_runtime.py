@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,38 +11,15 @@ from typing import Any
 import basicsr.archs
 import basicsr.data.prefetch_dataloader
 import basicsr.losses
-import basicsr.train
 import basicsr.utils.img_util
 import basicsr.utils.misc
 import cv2
 import numpy as np
-import torch
-from basicsr.models.base_model import BaseModel
 from basicsr.utils import FileClient, get_time_str
 
 from restormixer_arch.basicsr_adapter.output import note
-from restormixer_arch.basicsr_adapter.patch import Patch
-from restormixer_arch.basicsr_adapter.resume import load_resume_state
+from restormixer_arch.basicsr_adapter.patch import Patch, always, replace_everywhere
 from restormixer_arch.errors import UserError
-
-
-def replace_everywhere(name: str, original: Callable[..., Any], replacement: Callable[..., Any]) -> None:
-    """Replace a function in every module of BasicSR that imported it by name."""
-    for module_name, module in list(sys.modules.items()):
-        if module_name.split(".")[0] == "basicsr" and getattr(module, name, None) is original:
-            setattr(module, name, replacement)
-
-
-def always() -> bool:
-    return True
-
-
-def no_cuda() -> bool:
-    return not torch.cuda.is_available()
-
-
-def resume() -> None:
-    basicsr.train.load_resume_state = load_resume_state
 
 
 class NamedBytes(bytes):
@@ -110,18 +86,6 @@ def prefetch_errors() -> None:
     generator.run, generator.__next__ = run, take
 
 
-def cpu_ddp() -> None:
-    original = BaseModel.model_to_device
-
-    def model_to_device(self: BaseModel, net: torch.nn.Module) -> torch.nn.Module:
-        if not self.opt["dist"]:
-            return original(self, net)
-        unused = self.opt.get("find_unused_parameters", False)
-        return torch.nn.parallel.DistributedDataParallel(net.to(self.device), find_unused_parameters=unused)
-
-    BaseModel.model_to_device = model_to_device
-
-
 def refused_values() -> None:
     for module, name in ((basicsr.archs, "build_network"), (basicsr.losses, "build_loss")):
         replace_everywhere(name, getattr(module, name), _refusing(getattr(module, name)))
@@ -159,14 +123,6 @@ def archive() -> None:
 
 PATCHES = (
     Patch(
-        name="resume_on_cpu",
-        breaks="resuming asks for a CUDA device; --auto_resume looks in the working directory only",
-        versions="all",
-        why="load_state_dict copies to the parameters' device, so the state may be read to the CPU anywhere",
-        needed=always,
-        mend=resume,
-    ),
-    Patch(
         name="named_images",
         breaks="an unreadable image ends in \"'NoneType' object has no attribute 'astype'\" without its path",
         versions="all",
@@ -181,14 +137,6 @@ PATCHES = (
         why="the error is handed to the training loop, which then ends with it",
         needed=always,
         mend=prefetch_errors,
-    ),
-    Patch(
-        name="cpu_ddp",
-        breaks="DistributedDataParallel is given a CUDA device",
-        versions="all, on machines without CUDA",
-        why="without device_ids it works on the device that the network is on",
-        needed=no_cuda,
-        mend=cpu_ddp,
     ),
     Patch(
         name="refused_values",

@@ -27,11 +27,16 @@ class Table:
             self._rewrite()
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a row; a column that is new gets its place at the right."""
-        self.rows.append(row)
+        """Append a row; a column that is new gets its place at the right.
+
+        It takes the place of one of the same iteration and data set: a validation that was owed to a checkpoint.
+        """
+        kept = [old for old in self.rows if any(old.get(name) != row.get(name) for name in (KEY, "dataset"))]
+        replaced = len(kept) < len(self.rows)
+        self.rows = [*kept, row]
         new = [name for name in row if name not in self.columns]
         self.columns += new
-        if new or not self.path.exists():
+        if new or replaced or not self.path.exists():
             self._rewrite()
         else:
             with self.path.open("a", newline="", encoding="utf-8") as file:

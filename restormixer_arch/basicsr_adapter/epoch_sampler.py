@@ -1,4 +1,4 @@
-"""A sampler that tells the data set the epoch with each index.
+"""A sampler for training loops of one's own, which tells the data set the epoch with each index.
 
 BasicSR calls ``sampler.set_epoch()`` in the main process; a data set in a worker process does not hear of it, least of
 all where workers persist. So the epoch travels with the index itself, through the loader's own queues.
@@ -6,8 +6,7 @@ all where workers persist. So the epoch travels with the index itself, through t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
 
 import torch
 
@@ -17,12 +16,7 @@ compat.apply()  # basicsr can be imported from here on
 
 from basicsr.data.data_sampler import EnlargedSampler  # noqa: E402
 
-
-class EpochIndex(NamedTuple):
-    """What such a data set is indexed by; ``index`` counts on beyond the images where a data set is enlarged."""
-
-    epoch: int
-    index: int
+from restormixer_arch.basicsr_adapter.sampler import EpochIndex  # noqa: E402
 
 
 class EpochSampler(EnlargedSampler):
@@ -37,13 +31,3 @@ class EpochSampler(EnlargedSampler):
         generator.manual_seed(self.epoch)
         order = torch.randperm(self.total_size, generator=generator).tolist()
         return iter([EpochIndex(self.epoch, index) for index in order[self.rank : self.total_size : self.num_replicas]])
-
-
-def epoch_aware(original: type) -> Callable[..., Any]:
-    """Return a maker of samplers: EpochSampler for data sets with ``indexed_by_epoch = True``, ``original`` else."""
-
-    def make(dataset: Any, num_replicas: int, rank: int, ratio: float = 1) -> Any:
-        kind = EpochSampler if getattr(dataset, "indexed_by_epoch", False) else original
-        return kind(dataset, num_replicas, rank, ratio)
-
-    return make

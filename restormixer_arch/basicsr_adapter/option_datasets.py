@@ -75,10 +75,12 @@ class TrainPairedImages(TrainDatasetKeys, PairKeys):
 
 class RestorationPairs(PairedImages):
     recursive: bool = False
+    shared_gt: bool = False
 
 
 class TrainRestorationPairs(TrainPairedImages):
     recursive: bool = False
+    shared_gt: bool = False
 
 
 class DegradedKeys(BaseModel):

@@ -52,11 +52,13 @@ class Logger(Section):
     save_checkpoint_freq: Positive = Field(description="iterations between two checkpoints")
     use_tb_logger: bool = Field(description="write tensorboard scalars")
     wandb: Wandb | None = None
+    keep_last: Positive | None = Field(default=None, description="checkpoints to keep, the newest ones; all if unset")
 
 
 class DistParams(OpenSection):
     backend: str | None = None
     port: Count | None = None
+    timeout_minutes: Positive | None = None
 
 
 # --- train -----------------------------------------------------------------------------------------------------
@@ -214,6 +216,8 @@ class FileKeys(BaseModel):
     num_gpu: Count | Literal["auto"] = Field(description="0 for the CPU, a count of GPUs, or auto")
     scale: Positive = 1
     manual_seed: Count | None = None
+    device: Literal["cpu", "cuda", "mps"] | None = None
+    num_threads: Positive | None = None
     datasets: dict[str, dict[str, Any]] = Field(description="the data, one section per set")
     network_g: Typed = Field(description="type and arguments of the network")
     path: dict[str, Any] = Field(description="weights to start from; 'path: {}' if there are none")

@@ -1,10 +1,12 @@
-"""What a mend of BasicSR says about itself."""
+"""What a mend of BasicSR says about itself, and what several of them use."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -26,3 +28,14 @@ class Patch:
     why: str
     needed: Callable[[], bool]
     mend: Callable[[], AbstractContextManager[None] | None]
+
+
+def replace_everywhere(name: str, original: Callable[..., Any], replacement: Callable[..., Any]) -> None:
+    """Replace a function in every module of BasicSR that imported it by name."""
+    for module_name, module in list(sys.modules.items()):
+        if module_name.split(".")[0] == "basicsr" and getattr(module, name, None) is original:
+            setattr(module, name, replacement)
+
+
+def always() -> bool:
+    return True

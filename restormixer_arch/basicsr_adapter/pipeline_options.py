@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 from basicsr.utils import set_random_seed
-from basicsr.utils.dist_util import get_dist_info, init_dist
+from basicsr.utils.dist_util import get_dist_info
 
+from restormixer_arch.basicsr_adapter import distributed
 from restormixer_arch.basicsr_adapter.option_check import Request
 from restormixer_arch.basicsr_adapter.output import note, warn
+from restormixer_arch.errors import UserError
 
 
 def pipeline_options(request: Request, root_path: str) -> tuple[dict[str, Any], Namespace]:
@@ -32,14 +34,17 @@ def pipeline_options(request: Request, root_path: str) -> tuple[dict[str, Any], 
     opt = deepcopy(request.options)
     opt["dist"] = request.launcher != "none"
     if opt["dist"]:
-        start_distributed(request.launcher, opt.get("dist_params") or {})
+        distributed.start(
+            request.launcher, opt.get("dist_params") or {}, opt["num_gpu"], opt.get("device"), is_train=request.is_train
+        )
     opt["rank"], opt["world_size"] = get_dist_info()
     if opt.get("manual_seed") is None:
-        opt["manual_seed"] = random.randint(1, 10000)
+        opt["manual_seed"] = distributed.same_for_all(random.randint(1, 10000))
     set_random_seed(opt["manual_seed"] + opt["rank"])
     opt["auto_resume"], opt["is_train"] = request.auto_resume, request.is_train
     if request.debug and not opt["name"].startswith("debug"):
         opt["name"] = f"debug_{opt['name']}"
+    choose_device(opt)
     if opt["num_gpu"] == "auto":
         opt["num_gpu"] = torch.cuda.device_count()
     for phase, dataset in opt["datasets"].items():
@@ -75,6 +80,27 @@ def set_folders(opt: dict[str, Any], root_path: str) -> None:
         paths["training_states"] = os.path.join(folder, "training_states")
 
 
+def choose_device(opt: dict[str, Any]) -> None:
+    """Follow the option ``device`` where it is set; BasicSR itself knows CUDA and the CPU, by ``num_gpu``.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    device = opt.get("device")
+    if device is None:
+        return
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[device]:
+        usable = ", ".join(name for name, there in available.items() if there)
+        raise UserError(f"device: {device!r} is not available here; expected one of: {usable}")
+    if device == "mps" and opt["dist"]:
+        raise UserError("device: 'mps' cannot be used with --launcher, since no backend of torch joins MPS devices")
+    if device == "cuda":
+        opt["num_gpu"] = opt["num_gpu"] or 1
+    else:
+        opt["num_gpu"] = 0
+
+
 def fit_to_machine(opt: dict[str, Any]) -> None:
     """Change what cannot work here: GPUs that are not there, and loader settings that need them or workers."""
     if not torch.cuda.is_available():
@@ -86,7 +112,11 @@ def fit_to_machine(opt: dict[str, Any]) -> None:
                 warn(f"datasets.{phase}.prefetch_mode: 'cuda' needs a CUDA device; loading without prefetching")
                 dataset["prefetch_mode"] = None
             dataset["pin_memory"] = False  # memory is pinned for the copy to a GPU; torch warns without one
-    for dataset in opt["datasets"].values():
+    for phase, dataset in opt["datasets"].items():
+        if dataset.get("prefetch_mode") == "cpu" and not dataset.get("num_worker_per_gpu"):
+            if dataset["phase"] == "train":  # its thread would draw from the random generators of the training
+                warn(f"datasets.{phase}.prefetch_mode: 'cpu' needs num_worker_per_gpu of 1 or more; not prefetching")
+                dataset["prefetch_mode"] = None
         # BasicSR loads validation images in the main process, and torch refuses persistent workers where none are.
         if dataset["phase"] != "train" or not dataset.get("num_worker_per_gpu"):
             dataset["persistent_workers"] = False
@@ -94,14 +124,3 @@ def fit_to_machine(opt: dict[str, Any]) -> None:
         opt["val"].setdefault("suffix", None)  # looked up where test images are saved
         if not sys.stderr.isatty():
             opt["val"]["pbar"] = False
-
-
-def start_distributed(launcher: str, dist_params: dict[str, Any]) -> None:
-    """Join the process group: as BasicSR does with CUDA, over gloo without."""
-    if torch.cuda.is_available():
-        init_dist(launcher, **(dist_params if launcher == "slurm" else {}))
-        return
-    if launcher == "slurm":
-        os.environ["RANK"] = os.environ["SLURM_PROCID"]
-        os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
-    torch.distributed.init_process_group(backend="gloo")

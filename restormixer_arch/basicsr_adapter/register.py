@@ -9,6 +9,7 @@ from restormixer_arch.basicsr_adapter import compat
 # These carry BasicSR's decorators themselves. The network's module knows nothing of BasicSR.
 REGISTERING_MODULES = (
     "restormixer_arch.models.losses",
+    "restormixer_arch.models.metrics",
     "restormixer_arch.models.restormixer_model",
     "restormixer_arch.data.paired_dataset",
     "restormixer_arch.data.degraded_dataset",

@@ -1,27 +1,29 @@
-"""What is replaced in BasicSR's pipelines for the time of one run, so that it can be watched and ends where it should.
+"""One run of BasicSR's pipelines as it is watched, and the model that is kept for it.
 
-- ``create_train_val_dataloader``: BasicSR counts the epochs as if the last incomplete batch were used, but the loader
-  drops it, so training ended before ``total_iter``; a batch larger than the data set trained nothing at all.
-- ``CPUPrefetcher``, ``CUDAPrefetcher``: they stop giving batches once ``total_iter`` iterations are done. BasicSR
-  leaves its inner loop only after counting further, so that the last validation carried a number too high.
-- ``build_model``: the model is kept, and its steps and validations are counted.
+The names of the pipelines that are replaced for the time of a run: here ``build_model``, whose model's steps,
+validations and resumption are followed, and in :mod:`.loader_hooks` those around the data.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
-import torch
-
+from restormixer_arch.basicsr_adapter.output import note, warn
 from restormixer_arch.basicsr_adapter.progress import Progress
+from restormixer_arch.basicsr_adapter.randomness import set_generator_states, undisturbed
+from restormixer_arch.basicsr_adapter.replacing import replaced
+from restormixer_arch.basicsr_adapter.sampler import ResumableSampler
+from restormixer_arch.basicsr_adapter.stopping import Stopped, Stopping
+from restormixer_arch.basicsr_adapter.threads import share_cores
 from restormixer_arch.errors import UserError
+
+
+class _Left(Exception):
+    """A validation was left because the training is to stop."""
 
 
 @dataclass
@@ -34,7 +36,11 @@ class Run:
         model: the model, once it is built.
         iteration: training iterations done.
         progress: the bar of a training.
-        interrupted: Ctrl-C was pressed.
+        stopping: whether a signal has asked to stop.
+        sampler: of the training images, once it is made.
+        val_loaders: of the validation images, once they are made.
+        tb_logger: BasicSR's tensorboard logger, or None.
+        images: name of a validated or tested data set -> its number of images.
     """
 
     shown: str
@@ -42,7 +48,13 @@ class Run:
     model: Any = None
     iteration: int = 0
     progress: Progress | None = None
-    interrupted: bool = False
+    stopping: Stopping = field(default_factory=Stopping)
+    sampler: ResumableSampler | None = None
+    val_loaders: list[Any] = field(default_factory=list)
+    tb_logger: Any = None
+    images: dict[str, int] = field(default_factory=dict)
+    _saved: int = 0  # the iteration of the last checkpoint
+    _owed: bool = False  # the validations that the killed run owed after its last checkpoint
     _validated: set[tuple[int, int]] = field(default_factory=set)
 
     @property
@@ -50,12 +62,14 @@ class Run:
         return self.opt["train"]["total_iter"]
 
     def watch(self, model: Any) -> None:
-        """Count the steps of any model of BasicSR through the methods that the training loop calls."""
+        """Follow any model of BasicSR through the methods that the pipelines call."""
         self.model = model
-        optimize, validate, resume = model.optimize_parameters, model.validation, model.resume_training
+        model.run_state = self.state
+        optimize, validate = model.optimize_parameters, model.validation
+        resume, save_state = model.resume_training, model.save_training_state
 
         def optimize_parameters(current_iter: int) -> None:
-            if self.interrupted:  # it was lost in a destructor, such as that of the loader's iterator
+            if self.stopping.insisted:  # it was lost in a destructor, such as that of the loader's iterator
                 raise KeyboardInterrupt
             if self.progress:
                 self.progress.start(self.iteration)
@@ -65,51 +79,101 @@ class Run:
                 self.progress.step(current_iter, getattr(model, "log_dict", {}))
 
         def validation(dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False) -> None:
-            # BasicSR validates at the end even where it has just done so after the last iteration.
-            done = (id(dataloader), self.iteration)
-            if not self.opt["is_train"] or done not in self._validated:
-                validate(dataloader, current_iter, tb_logger, save_img)
-                self._validated.add(done)
+            self._validate(validate, dataloader, current_iter, tb_logger, save_img)
 
         def resume_training(resume_state: dict[str, Any]) -> None:
             resume(resume_state)
-            self.iteration = resume_state["iter"]
+            self.resume(resume_state)
+
+        def save_training_state(epoch: int, current_iter: int | str) -> None:
+            save_state(epoch, current_iter)
+            if current_iter == self.iteration:
+                self._saved = self.iteration
 
         model.optimize_parameters = optimize_parameters
         model.validation = validation
         model.resume_training = resume_training
+        model.save_training_state = save_training_state
 
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of the run: where it is in its data, and whether this place is validated."""
+        done = all((id(loader), self.iteration) in self._validated for loader in self.val_loaders)
+        position = self.sampler.position() if self.sampler else None
+        return {"position": position, "manual_seed": self.opt["manual_seed"], "validated": done}
 
-@contextmanager
-def noticing_interrupts(run: Run) -> Iterator[None]:
-    """Remember Ctrl-C in ``run`` besides raising KeyboardInterrupt, which Python drops within a destructor."""
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go to the place that a checkpoint holds, in the data and in the random numbers."""
+        self.iteration = self._saved = state["iter"]
+        if self.iteration > self.total:
+            raise UserError(
+                f"{self.shown}: train.total_iter: is {self.total}, but the training to resume has done "
+                f"{self.iteration} iterations; raise it"
+            )
+        if state.get("position") and self.sampler and not self.sampler.resume(state["position"]):
+            warn("the data set has another size than before: its epoch begins anew")
+        if state.get("manual_seed", self.opt["manual_seed"]) != self.opt["manual_seed"]:
+            note(f"manual_seed was {state['manual_seed']}: from here on, {self.opt['manual_seed']} shuffles and varies")
+        generators, rank = state.get("generators", []), self.opt["rank"]
+        if rank < len(generators):
+            set_generator_states(generators[rank])
+        freq = (self.opt.get("val") or {}).get("val_freq")
+        self._owed = bool(freq) and self.iteration % freq == 0 and not state.get("validated", True)
 
-    def notice(number: int, frame: FrameType | None) -> None:
-        run.interrupted = True
-        signal.default_int_handler(number, frame)
+    def between_iterations(self) -> None:
+        """Do what is due before the next batch is loaded.
 
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield  # signals belong to somebody else, or are ignored, as under nohup
-        return
-    signal.signal(signal.SIGINT, notice)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        Raises:
+            Stopped: a signal has come; the checkpoint is saved.
+        """
+        self.stopping.running = True
+        if self._owed:
+            self._owed = False
+            for loader in self.val_loaders:
+                self.model.validation(loader, self.iteration, self.tb_logger, self.opt["val"]["save_img"])
+        number = self.stopping.agreed()
+        if not number or self.iteration >= self.total:
+            return
+        if self._saved != self.iteration:
+            self.model.save(self.sampler.epoch, self.iteration)
+        raise Stopped(number)
 
+    def _validate(
+        self, validate: Callable[..., None], dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool
+    ) -> None:
+        self.images[dataloader.dataset.opt["name"]] = len(dataloader.dataset)
+        if not self.opt["is_train"]:
+            validate(dataloader, current_iter, tb_logger, save_img)
+            return
+        # BasicSR validates at the end even where it has just done so after the last iteration. A training that is
+        # asked to stop leaves its validation to the one that goes on.
+        done = (id(dataloader), self.iteration)
+        if done in self._validated or (self.stopping.agreed() and self.iteration < self.total):
+            return
+        stack = ExitStack()
+        if not self.opt["dist"] and self.iteration < self.total:  # in a job, the processes could not agree here
+            stack.enter_context(replaced(self.model, feed_data=self._leaving(self.model.feed_data)))
+        try:
+            with stack, undisturbed():
+                validate(dataloader, current_iter, tb_logger, save_img)
+        except _Left:
+            return
+        self._validated.add(done)
+        self._keep_best(dataloader.dataset.opt["name"], current_iter)
 
-@contextmanager
-def replaced(module: Any, **names: Any) -> Iterator[None]:
-    """Set attributes of a module and put the old ones back at the end."""
-    before = {name: getattr(module, name) for name in names}
-    for name, value in names.items():
-        setattr(module, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(module, name, value)
+    def _leaving(self, feed_data: Callable[[Any], None]) -> Callable[[Any], None]:
+        def feed(data: Any) -> None:
+            if self.stopping.signal:
+                raise _Left
+            feed_data(data)
+
+        return feed
+
+    def _keep_best(self, dataset: str, current_iter: int) -> None:
+        """Save the weights under the name of each metric that has never been better."""
+        for metric, record in getattr(self.model, "best_metric_results", {}).get(dataset, {}).items():
+            record["val"] = float(record["val"])
+            if record["iter"] == current_iter:
+                self.model.save(-1, f"best_{dataset}_{metric}")
 
 
 def watched_build(original: Callable[..., Any], run: Run) -> Callable[..., Any]:
@@ -119,51 +183,10 @@ def watched_build(original: Callable[..., Any], run: Run) -> Callable[..., Any]:
         ours.handlers[:] = logging.getLogger("basicsr").handlers
         ours.setLevel(logging.getLogger("basicsr").level)
         ours.propagate = False
+        if not opt["is_train"]:
+            share_cores(opt, workers=0)
         model = original(opt)
         run.watch(model)
         return model
 
     return build_model
-
-
-def named_build_dataset(original: Callable[..., Any], run: Run) -> Callable[..., Any]:
-    def build_dataset(dataset_opt: dict[str, Any]) -> Any:
-        phase = next(key for key, value in run.opt["datasets"].items() if value is dataset_opt)
-        try:
-            dataset = original(dataset_opt)
-        except (AssertionError, ValueError, OSError) as error:  # how data sets refuse their folders; UserError, too
-            raise UserError(f"{run.shown}: datasets.{phase}: {error}") from error
-        if len(dataset) == 0:
-            raise UserError(f"{run.shown}: datasets.{phase}: has no image ({dataset_opt.get('dataroot_lq')!r})")
-        return dataset
-
-    return build_dataset
-
-
-def exact_loader(original: Callable[..., Any], run: Run) -> Callable[..., Any]:
-    def create_train_val_dataloader(opt: dict[str, Any], logger: logging.Logger) -> tuple[Any, ...]:
-        loader, sampler, val_loaders, _, total_iters = original(opt, logger)
-        if len(loader) == 0:
-            raise UserError(
-                f"{run.shown}: datasets.train: {len(sampler)} images do not fill a batch of {loader.batch_size}; "
-                "lower batch_size_per_gpu or raise dataset_enlarge_ratio"
-            )
-        logger.info(f"Batches per epoch: {len(loader)}, an incomplete last one is dropped. Iterations: {total_iters}.")
-        # Only the upper bound of the loop over epochs: the prefetcher ends the training.
-        return loader, sampler, val_loaders, total_iters, total_iters
-
-    return create_train_val_dataloader
-
-
-def ending_prefetcher(original: type, run: Run) -> type:
-    class EndingPrefetcher(original):  # type: ignore[misc, valid-type]
-        """BasicSR's prefetcher up to the last iteration of the run."""
-
-        def next(self) -> dict[str, torch.Tensor] | None:
-            return super().next() if run.iteration < run.total else None
-
-        def reset(self) -> None:
-            if run.iteration < run.total:
-                super().reset()
-
-    return EndingPrefetcher

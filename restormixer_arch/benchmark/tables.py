@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from restormixer_arch.benchmark.suite import OURS, RIVAL, summary
+from restormixer_arch.benchmark.suite import OURS, OWN_MALLOC, RIVAL, summary
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -41,9 +41,10 @@ def figures(result: dict[str, Any]) -> dict[str, str]:
         if above in times and below in times:
             found[title] = f"{factor * times[above] / times[below]:.2f}"
 
-    ratio(f"forward 256, {OURS} / {RIVAL}", ("forward 256", OURS), ("forward 256", RIVAL))
-    for other in ("Restormer", "SwinIR-light"):
-        ratio(f"forward 256, {other} / {OURS}", ("forward 256", other), ("forward 256", OURS))
+    for forward in ("forward 256", OWN_MALLOC):
+        ratio(f"{forward}, {OURS} / {RIVAL}", (forward, OURS), (forward, RIVAL))
+        for other in ("Restormer", "SwinIR-light"):
+            ratio(f"{forward}, {other} / {OURS}", (forward, other), (forward, OURS))
     ratio(f"forward 256, {OURS}, float32 / bfloat16", ("forward 256", OURS), ("forward 256", f"{OURS} bfloat16"))
     ratio(f"training step, {OURS} / {RIVAL}", ("training step", OURS), ("training step", RIVAL))
     ratio(f"{OURS}, time per pixel, 1024 / 256", ("forward 1024", OURS), ("forward 256", OURS), 1 / 16)

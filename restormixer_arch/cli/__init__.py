@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from restormixer_arch import __version__
+from restormixer_arch.allocator import keep_freed_memory
 from restormixer_arch.basicsr_adapter.output import complain, say
 from restormixer_arch.errors import UserError, did_you_mean
 
@@ -22,6 +23,7 @@ from restormixer_arch.errors import UserError, did_you_mean
 COMMANDS = {
     "train": ("restormixer_arch.cli.train", "train a network by an option file"),
     "test": ("restormixer_arch.cli.test", "restore and measure images by an option file"),
+    "prepare": ("restormixer_arch.cli.prepare", "turn public data sets into what the option files expect"),
     "degrade": ("restormixer_arch.cli.degrade", "degrade clean images: a picture sheet, a fixed set, or the speed"),
     "bench": ("restormixer_arch.cli.bench", "measure speed and memory beside other networks on this CPU"),
     "doctor": ("restormixer_arch.cli.doctor", "show what is installed, what is missing and how to mend it"),
@@ -33,8 +35,12 @@ COMMANDS = {
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-if multiprocessing.current_process().name != "MainProcess":
-    # A spawned loader process imports the command's script first, and then unpickles BasicSR's data sets.
+if (
+    multiprocessing.current_process().name != "MainProcess"
+    and "PoolWorker" not in multiprocessing.current_process().name
+):
+    # A spawned loader process imports the command's script first, and then unpickles BasicSR's data sets. Those of
+    # 'basicsr prepare', pool workers, do without torch.
     from restormixer_arch.basicsr_adapter import compat
 
     compat.apply()
@@ -47,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; ``sys.argv[1:]`` if None.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    keep_freed_memory()
     try:
         return _run(arguments)
     except UserError as error:

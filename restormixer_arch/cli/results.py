@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from restormixer_arch.basicsr_adapter.output import is_first_process
 from restormixer_arch.basicsr_adapter.run_hooks import Run
+from restormixer_arch.data.tables import Row, with_average, write_tables
 
 
 def measured(model: Any) -> dict[str, str]:
@@ -15,17 +18,16 @@ def measured(model: Any) -> dict[str, str]:
     A model with ``gain()`` (data set -> metric -> (value of the input, value of the restored)) shows what was
     gained; of any other model of BasicSR the best value of each metric is shown.
     """
+    return {name: _words(metrics) for name, metrics in values(model).items()}
+
+
+def values(model: Any) -> dict[str, dict[str, tuple[float | None, float]]]:
+    """Return data set -> metric -> (mean of the inputs, None where they were not measured; mean of the restored)."""
     gain = getattr(model, "gain", None)
     if gain is not None:
-        return {
-            name: ", ".join(_gained(metric, *values) for metric, values in metrics.items())
-            for name, metrics in gain().items()
-        }
+        return gain()
     best = getattr(model, "best_metric_results", {})
-    return {
-        name: ", ".join(f"{_title(metric)} {_value(metric, record['val'])}" for metric, record in metrics.items())
-        for name, metrics in best.items()
-    }
+    return {name: {m: (None, record["val"]) for m, record in metrics.items()} for name, metrics in best.items()}
 
 
 def training_lines(run: Run) -> list[str]:
@@ -38,7 +40,11 @@ def training_lines(run: Run) -> list[str]:
 
 
 def test_lines(run: Run) -> list[str]:
-    """One line per tested data set, with the place of the restored images where they were saved."""
+    """One line per tested data set, with the place of the restored images where they were saved.
+
+    The results also go to ``results.md``, ``.csv`` and ``.json`` in the run's folder; a last line gives the average
+    of several data sets and that place.
+    """
     images = Path(run.opt["path"]["visualization"])
     texts = measured(run.model)
     lines = []
@@ -47,7 +53,20 @@ def test_lines(run: Run) -> list[str]:
         if run.opt["val"]["save_img"]:
             parts.append(f"images: {os.path.relpath(images / dataset['name'])}")
         lines.append(f"{dataset['name']}: {'; '.join(parts)}")
+    rows = [Row(name, run.images.get(name, 0), metrics) for name, metrics in values(run.model).items() if metrics]
+    if rows and is_first_process():
+        table = write_tables(Path(run.opt["path"]["results_root"]), rows)
+        *_, average = with_average(rows)
+        if len(rows) > 1:
+            lines.append(f"average of {len(rows)} sets: {_words(average.values)}; table: {os.path.relpath(table)}")
     return lines
+
+
+def _words(metrics: Mapping[str, tuple[float | None, float]]) -> str:
+    return ", ".join(
+        f"{_title(metric)} {_value(metric, after)}" if before is None else _gained(metric, before, after)
+        for metric, (before, after) in metrics.items()
+    )
 
 
 def _gained(metric: str, before: float, after: float) -> str:

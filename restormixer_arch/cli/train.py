@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from typing import TYPE_CHECKING
 
 from restormixer_arch.basicsr_adapter.option_check import read_request
 from restormixer_arch.basicsr_adapter.output import complain, say
 from restormixer_arch.cli.parsing import option_file_parser
+from restormixer_arch.errors import UserError
 
 if TYPE_CHECKING:
     from restormixer_arch.basicsr_adapter.run_hooks import Run
 
+LOST_LOADER = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (.*?)\.?(?: It is possible .*)?$", re.M)
+
 
 def run(arguments: list[str]) -> int:
-    """Train; the option file is checked before torch and basicsr are imported. Returns the exit code."""
+    """Train; the option file is checked before torch and basicsr are imported.
+
+    Returns:
+        The exit code: 0, or 128 and the number of the signal that has ended the training.
+    """
     args = option_file_parser("train", "Train a network by an option file.").parse_args(arguments)
     request = read_request(
         args.opt,
@@ -28,8 +36,10 @@ def run(arguments: list[str]) -> int:
     from restormixer_arch.basicsr_adapter import plugins
 
     plugins.load()
+    from restormixer_arch.basicsr_adapter.distributed import lost_peer
     from restormixer_arch.basicsr_adapter.pipeline import run_training
     from restormixer_arch.basicsr_adapter.run_hooks import Run
+    from restormixer_arch.basicsr_adapter.stopping import Stopped
     from restormixer_arch.cli.results import training_lines
 
     training = Run(request.shown)
@@ -38,21 +48,44 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         complain(interruption(training, arguments))
         return 130
+    except Stopped as stopped:
+        say_once(training, interruption(training, arguments, f"{stopped}: "))
+        return 128 + stopped.signal
+    except RuntimeError as error:
+        if training.opt.get("dist") and lost_peer(error):
+            raise UserError(f"{place(training)}: another process of the job has ended, see its message") from error
+        lost = LOST_LOADER.search(str(error))
+        if lost is None:
+            raise
+        cure = "if the memory ran out, lower datasets.train.num_worker_per_gpu or batch_size_per_gpu"
+        raise UserError(f"a loader process {lost[1]}; {cure}; {interruption(training, arguments)}") from error
     for line in training_lines(training):
         say(line)
     return 0
 
 
-def interruption(training: Run, arguments: list[str]) -> str:
+def say_once(training: Run, line: str) -> None:
+    """Write a line from the first process of a job only."""
+    if training.opt.get("rank", 0) == 0:
+        complain(line)
+
+
+def place(training: Run) -> str:
+    """Name a process of a job."""
+    return f"process {training.opt['rank']} of {training.opt['world_size']}"
+
+
+def interruption(training: Run, arguments: list[str], cause: str = "") -> str:
     """Say in one line how far the training came, what was saved last, and how to go on."""
-    from restormixer_arch.basicsr_adapter.resume import saved_states
+    from restormixer_arch.basicsr_adapter.checkpoints import saved_states
 
     if not training.opt:
-        return "stopped before the training began"
-    came = f"stopped after iteration {training.iteration} of {training.total}"
+        return f"{cause}stopped before the training began"
+    came = f"{cause}stopped after iteration {training.iteration} of {training.total}"
     states = saved_states(training.opt["path"]["training_states"])
     if not states:
         return f"{came}; nothing was saved yet"
     resume = arguments if "--auto_resume" in arguments else [*arguments, "--auto_resume"]
     command = shlex.join(["basicsr", "train", *resume])
-    return f"{came}; saved last: {os.path.relpath(states[0])}; go on with: {command}"
+    way = "go on by the same launcher with" if training.opt["dist"] else "go on with"
+    return f"{came}; saved last: {os.path.relpath(states[0])}; {way}: {command}"

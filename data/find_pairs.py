@@ -1,0 +1,234 @@
+"""Find the images of the public data sets under a folder, and pair them by the rules of :mod:`.layouts`."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from restormixer_arch.data.image_io import IMAGE_SUFFIXES
+from restormixer_arch.data.layouts import Layout, Part, PublicSet
+from restormixer_arch.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A clean image and the degraded ones that belong to it.
+
+    Args:
+        name: of the clean image in what is written.
+        gt: the clean image.
+        degraded: (kind, name, path) of each degraded image; the kind is that of its LMDB or folder, such as ``lq``.
+    """
+
+    name: str
+    gt: Path
+    degraded: tuple[tuple[str, str, Path], ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.gt, *(path for _, _, path in self.degraded))
+
+
+@dataclass
+class Found:
+    """What is there of a part of a set.
+
+    Args:
+        public, part: which.
+        units: sorted by name.
+        folders: the clean and degraded folders they come from.
+        ignored: files in them that are no images.
+    """
+
+    public: PublicSet
+    part: Part
+    units: list[Unit]
+    folders: list[Path] = field(default_factory=list)
+    ignored: list[Path] = field(default_factory=list)
+
+    @property
+    def shown(self) -> str:
+        return f"{self.public.name} {self.part.name}"
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a clean and a degraded image; clean images alone where the degraded ones are to be made."""
+        return sum(max(len(unit.degraded), 1) for unit in self.units)
+
+
+@dataclass
+class _Images:
+    """Images of a folder by name without extension, and what else is in it."""
+
+    by_stem: dict[str, Path]
+    ignored: list[Path]
+
+
+def find_part(root: Path, public: PublicSet, part: Part) -> Found | None:
+    """Return what is there of a part, or None.
+
+    Raises:
+        UserError: a folder's partner is not there, or an image's partner, or two images have one name.
+    """
+    found = Found(public, part, [])
+    for layout in part.layouts:
+        for gt, labelled, prefix in _folders(root, layout):
+            images = {folder: _images(folder) for folder in (gt, *labelled.values())}
+            found.units += _units(layout, part, gt, labelled, prefix, images)
+            found.folders += images
+            found.ignored += [path for content in images.values() for path in content.ignored]
+        if found.units and not part.gathered:
+            break
+    if not found.units:
+        _check_half(root, part)
+        return None
+    found.units.sort(key=lambda unit: unit.name)
+    found.folders, found.ignored = list(dict.fromkeys(found.folders)), list(dict.fromkeys(found.ignored))
+    _check_names(found)
+    return found
+
+
+def expected_layouts(public: PublicSet) -> str:
+    """Say in which folders a set's parts are looked for, those of the most usual layouts."""
+    texts = []
+    for part in public.parts:
+        layout = part.layouts[0]
+        lq = next(iter(layout.labelled.values()), None)
+        texts.append(f"{lq} and {layout.gt}" if lq else layout.gt)
+    return ", ".join(texts)
+
+
+def _folders(root: Path, layout: Layout) -> Iterator[tuple[Path, dict[str, Path], str]]:
+    """Yield (clean folder, label -> degraded folder, prefix of names) for all that are there of a layout."""
+    if not layout.labelled:
+        for gt, prefix in _matching(root, layout.gt):
+            if _images(gt).by_stem:
+                yield gt, {}, prefix
+        return
+    gts = {prefix: gt for gt, prefix in _matching(root, layout.gt)}
+    labelled: dict[str, dict[str, Path]] = {}
+    for label, pattern in layout.labelled.items():
+        for folder, prefix in _matching(root, pattern):
+            labelled.setdefault(prefix, {})[label] = folder
+    for prefix, folders in labelled.items():
+        if prefix in gts:
+            yield gts[prefix], folders, prefix
+    alone = labelled.keys() ^ gts.keys()
+    if alone and labelled.keys() & gts.keys():  # one sequence of several
+        prefix = sorted(alone)[0]
+        folder = gts.get(prefix) or next(iter(labelled[prefix].values()))
+        raise UserError(f"{folder}: its partner folder is not there ({layout.gt} and {_first(layout)} go together)")
+
+
+def _first(layout: Layout) -> str:
+    return next(iter(layout.labelled.values()))
+
+
+def _check_half(root: Path, part: Part) -> None:
+    """Raise UserError where one folder of a layout is there and its partner is not."""
+    for layout in part.layouts:
+        if not layout.labelled:
+            continue
+        lq = [folder for pattern in layout.labelled.values() for folder, _ in _matching(root, pattern)]
+        gt = [folder for folder, _ in _matching(root, layout.gt)]
+        there, wanted = (lq, layout.gt) if lq else (gt, _first(layout))
+        # A folder of clean images alone tells nothing where it is the set's own, or shared by several parts.
+        if bool(lq) == bool(gt) or (gt and (layout.gt_is_larger or "/" not in layout.gt)):
+            continue
+        near = [folder.name for folder in there[0].parent.iterdir() if folder.is_dir()]
+        hint = did_you_mean(wanted.rpartition("/")[2], near)
+        raise UserError(f"{there[0]}: is there, but its partner folder {wanted!r} is not in {str(root)!r}.{hint}")
+
+
+def _matching(root: Path, pattern: str) -> list[tuple[Path, str]]:
+    """Return (folder, what its stars stand for and a ``_``); capitals do not matter, and root may be the set itself."""
+    found, names = [(root, "")], pattern.split("/")
+    if names[0].lower() == root.name.lower() and names[0].lower() not in _subfolders(root):
+        names = names[1:]
+    for name in names:
+        deeper = []
+        for folder, prefix in found:
+            inside = _subfolders(folder)
+            if name == "*":
+                deeper += [(path, f"{prefix}{path.name}_") for path in inside.values()]
+            elif name.lower() in inside:
+                deeper.append((inside[name.lower()], prefix))
+        found = deeper
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _subfolders(folder: Path) -> dict[str, Path]:
+    return {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."}
+
+
+@functools.lru_cache(maxsize=256)
+def _images(folder: Path) -> _Images:
+    by_stem: dict[str, Path] = {}
+    ignored = []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            continue
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            ignored.append(path)
+        elif path.stem in by_stem:
+            raise UserError(f"{path}: has the same name as {by_stem[path.stem].name} but for the extension")
+        else:
+            by_stem[path.stem] = path
+    return _Images(by_stem, ignored)
+
+
+def forget_folders() -> None:
+    """Read folders anew: they may have changed since they were looked at."""
+    _subfolders.cache_clear()
+    _images.cache_clear()
+
+
+def _units(
+    layout: Layout, part: Part, gt: Path, labelled: dict[str, Path], prefix: str, images: dict[Path, _Images]
+) -> list[Unit]:
+    clean = images[gt].by_stem
+    if not labelled:
+        return [Unit(_name(prefix + stem), path) for stem, path in clean.items()]
+    if set(labelled) != set(layout.labelled):
+        absent = sorted(set(layout.labelled) - set(labelled))
+        raise UserError(f"{gt.parent}: lacks the folders {', '.join(absent)} beside {gt.name!r}")
+    groups: dict[str, list[tuple[str, str, Path]]] = {}
+    shared = len(labelled) > 1
+    used = set()
+    for label, folder in labelled.items():
+        degraded = images[folder].by_stem
+        if not degraded:
+            raise UserError(f"{folder}: has no image in it ({' '.join(IMAGE_SUFFIXES)})")
+        wanted = {layout.rule(stem): stem for stem in degraded}
+        for stem, path in degraded.items():
+            partner = layout.rule(stem)
+            if partner not in clean:
+                hint = did_you_mean(partner, list(clean)[:1000])
+                raise UserError(f"{path}: has no clean partner {partner!r} in {gt}.{hint}")
+            used.add(partner)
+            kind = f"{label}_lq" if label and not part.joined else "lq"
+            name = _name(prefix + stem)
+            group = f"{partner}" if shared else stem
+            groups.setdefault(group, []).append((kind, f"{label}/{name}" if label and part.joined else name, path))
+        alone = sorted(clean.keys() - wanted.keys())
+        if alone and not layout.gt_is_larger and gt not in folder.parents:
+            raise UserError(f"{clean[alone[0]]}: has no degraded partner in {folder} ({len(alone)} such images)")
+    by_group = {group: clean[group if shared else layout.rule(group)] for group in groups}
+    return [Unit(_name(prefix + group), by_group[group], tuple(members)) for group, members in groups.items()]
+
+
+def _name(stem: str) -> str:
+    """Return a name that BasicSR's readers take: they end it at its first dot."""
+    return stem.replace(".", "_")
+
+
+def _check_names(found: Found) -> None:
+    names = Counter((kind, name) for unit in found.units for kind, name, _ in unit.degraded)
+    names.update(("gt", unit.name) for unit in found.units)
+    (kind, name), times = names.most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{found.folders[0]}: {times} images of {found.shown} are named {name!r} ({kind})")

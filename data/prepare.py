@@ -1,0 +1,231 @@
+"""Turn parts of public data sets into LMDBs or folders of pairs: in parallel, resumable, and checked afterwards.
+
+A part grows in ``<part>.partial`` beside its place and is renamed when it is whole. What is there already and was made
+from the same files with the same settings is left as it is.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from restormixer_arch.data.find_pairs import Found, Unit
+from restormixer_arch.data.prepare_images import Prepared, Recipe, prepare_units, start_worker
+from restormixer_arch.data.prepare_journal import Journal, recipe_of, settings_of
+from restormixer_arch.data.prepare_store import STORES, difference, open_reader, place, remove
+from restormixer_arch.errors import UserError
+
+CHUNK = 16  # units that a worker takes, and that are written, at once
+AHEAD = 3  # chunks in work for each worker: more would pile up in memory where the disk is slow
+SHOWN = 5  # faults of one kind that are listed
+
+
+@dataclass(frozen=True)
+class Job:
+    """A part, how it is to be prepared, and where to.
+
+    Args:
+        found: the part's images.
+        recipe: what is done to them.
+        form: ``lmdb`` or ``folder``.
+        folder: of the set; the part's LMDBs or folders are made in it.
+    """
+
+    found: Found
+    recipe: Recipe
+    form: str
+    folder: Path
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of images that are made, the clean ones first."""
+        kinds = dict.fromkeys(kind for unit in self.found.units for kind, _, _ in unit.degraded)
+        return ["gt", *kinds, *(f"x{scale}_lq" for scale in self.recipe.scales)]
+
+    @property
+    def places(self) -> dict[str, Path]:
+        """Kind -> LMDB or folder."""
+        return {kind: place(self.folder, self.found.part.name, kind, self.form) for kind in self.kinds}
+
+    @property
+    def record(self) -> Path:
+        return self.folder / f"{self.found.part.name}.jsonl"
+
+    @property
+    def partial(self) -> Path:
+        return self.folder / f"{self.found.part.name}.partial"
+
+
+@dataclass
+class Summary:
+    """What became of a part: images and bytes by kind, smallest and largest clean image, what was left out."""
+
+    job: Job
+    images: dict[str, int] = field(default_factory=dict)
+    content: dict[str, int] = field(default_factory=dict)
+    sizes: tuple[list[int], list[int]] | None = None
+    skipped: list[str] = field(default_factory=list)
+    resumed: int = 0
+    seconds: float = 0.0
+    was_there: bool = False
+
+
+def prepare_part(job: Job, workers: int, skip_bad: bool = False) -> Summary:
+    """Prepare a part.
+
+    Args:
+        job: the part.
+        workers: processes beside this one; with fewer than two all is done in this one.
+        skip_bad: leave out pairs that cannot be read or differ in size, instead of stopping at the first.
+
+    Raises:
+        UserError: a pair is bad, or the place is taken by something else.
+    """
+    began = time.monotonic()
+    settings = settings_of(job.recipe, job.form)
+    journal = Journal(job.partial / "journal.jsonl", settings)
+    if journal.finished and journal.found_settings == settings:
+        _move(job, journal)  # it was stopped while the last step was under way
+    if _is_there(job, settings):
+        summary = _summary(job, Journal(job.record, settings))
+        summary.was_there = True
+        return summary
+    if journal.finished or not journal.fits(job.found.units):
+        remove(job.partial)
+        journal.clear()
+    job.partial.mkdir(parents=True, exist_ok=True)
+    journal.start()
+    left = [unit for unit in job.found.units if unit.name not in journal.records]
+    _write(job, journal, left, workers, skip_bad)
+    if not journal.made():
+        journal.close()
+        raise UserError(f"{job.found.folders[0]}: none of {len(left)} pairs could be used: {journal.skipped()[0]}")
+    journal.finish()
+    _move(job, journal)
+    summary = _summary(job, journal)
+    summary.resumed, summary.seconds = len(job.found.units) - len(left), time.monotonic() - began
+    return summary
+
+
+def check_part(job: Job, workers: int) -> tuple[int, list[str]]:
+    """Compare what was prepared with its sources. Returns the number of images and what is wrong, a line each.
+
+    Images are prepared anew, with the settings recorded beside them where they are, and compared by content.
+
+    Raises:
+        UserError: an LMDB is not there, or none of BasicSR's format.
+    """
+    record = Journal(job.record, {})
+    recipe = recipe_of(record.found_settings) if record.found_settings else job.recipe
+    known = Job(job.found, recipe, job.form, job.folder)
+    readers = {kind: open_reader(path, job.form) for kind, path in known.places.items()}
+    left = {kind: set(reader.names) for kind, reader in readers.items()}
+    skipped = set(record.skipped())
+    count, faults = 0, []
+    for outcomes in _outcomes(known.found.units, recipe, workers, f"check {job.found.shown}"):
+        for outcome in outcomes:
+            if outcome.fault:
+                faults += [outcome.fault] * (outcome.fault not in skipped)
+            for kind, entries in outcome.entries.items():
+                for entry in entries:
+                    count += 1
+                    listed = entry.key in left[kind]
+                    left[kind].discard(entry.key)
+                    wrong = difference(readers[kind], entry) or ("" if listed else "is not listed")
+                    if wrong:
+                        faults.append(f"{known.places[kind]}: image {entry.key!r} {wrong} (of {outcome.unit.gt})")
+    for kind, names in left.items():
+        if names:
+            text = f"{len(names)} images have no source, the first is {min(names)!r}"
+            faults.append(f"{known.places[kind]}: {text}")
+    return count, faults
+
+
+def _is_there(job: Job, settings: dict[str, object]) -> bool:
+    """Whether the part is there, whole and of the same files. Raises UserError: something else is in its place."""
+    there = [path for path in job.places.values() if path.exists()]
+    if not there:
+        return False
+    record = Journal(job.record, settings)
+    if len(there) == len(job.places) and record.fits(job.found.units, whole=True):
+        return True
+    why = "is there already and was not made by this command"
+    if record.found_settings is not None:
+        why = "was prepared from files that have changed since"
+        changed = [key for key, value in settings.items() if record.found_settings.get(key) != value]
+        if changed:
+            old, new = ({key: known.get(key) for key in changed} for known in (record.found_settings, settings))
+            why = f"was prepared with other settings ({old}, now {new})"
+    raise UserError(f"{there[0]}: {why}; remove it or choose another --out to prepare it anew")
+
+
+def _write(job: Job, journal: Journal, left: Sequence[Unit], workers: int, skip_bad: bool) -> None:
+    stores = {kind: STORES[job.form](job.partial / kind) for kind in job.kinds}
+    try:
+        for outcomes in _outcomes(left, job.recipe, workers, f"prepare {job.found.shown}"):
+            bad = [outcome for outcome in outcomes if outcome.fault]
+            if bad and not skip_bad:
+                raise UserError(bad[0].fault)
+            for kind, store in stores.items():
+                store.put([entry for outcome in outcomes for entry in outcome.entries.get(kind, ())])
+            journal.add(outcomes)
+    except BaseException:
+        journal.close()
+        for store in stores.values():
+            store.abandon()
+        raise
+    for kind, store in stores.items():
+        store.close(journal.lines(kind))
+
+
+def _move(job: Job, journal: Journal) -> None:
+    """Put what is whole into its place; may be repeated after a stop."""
+    for kind, path in job.places.items():
+        if (job.partial / kind).exists():
+            (job.partial / kind).rename(path)
+    journal.path.rename(job.record)
+    remove(job.partial)
+
+
+def _outcomes(units: Sequence[Unit], recipe: Recipe, workers: int, title: str) -> Iterator[list[Prepared]]:
+    """Yield the prepared units in their order, some at once, while a bar on a terminal shows how far it is."""
+    chunks = [units[first : first + CHUNK] for first in range(0, len(units), CHUNK)]
+    shown = sys.stderr.isatty()
+    with tqdm(total=len(units), desc=title, unit="pair", disable=not shown, dynamic_ncols=True) as bar:
+        if workers < 2 or len(chunks) < 2:
+            results = (prepare_units(chunk, recipe) for chunk in chunks)
+            for outcomes in results:
+                yield outcomes
+                bar.update(len(outcomes))
+            return
+        # Forking is not safe beside threads, which torch and OpenCV start.
+        with multiprocessing.get_context("spawn").Pool(min(workers, len(chunks)), start_worker) as pool:
+            waiting: deque = deque()
+            for chunk in chunks:
+                waiting.append(pool.apply_async(prepare_units, (chunk, recipe)))
+                if len(waiting) >= AHEAD * workers:
+                    outcomes = waiting.popleft().get()
+                    yield outcomes
+                    bar.update(len(outcomes))
+            while waiting:
+                outcomes = waiting.popleft().get()
+                yield outcomes
+                bar.update(len(outcomes))
+
+
+def _summary(job: Job, journal: Journal) -> Summary:
+    made = journal.made()
+    summary = Summary(job, skipped=journal.skipped())
+    for kind in job.kinds:
+        summary.images[kind] = sum(len(record["images"].get(kind, ())) for record in made)
+        summary.content[kind] = sum(record["bytes"].get(kind, 0) for record in made)
+    if made:
+        summary.sizes = (min(record["sizes"][0] for record in made), max(record["sizes"][1] for record in made))
+    return summary

@@ -1,0 +1,151 @@
+"""What is done to the images of one unit: decoded, compared, reduced, cut, and encoded where they cannot stay as is."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from restormixer_arch.data.find_pairs import Unit
+from restormixer_arch.errors import UserError
+
+PNG_LEVEL = 1
+# Of what is cut or made. For photographs Huffman coding alone is smaller than level 1's search for repeats, and faster.
+PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY)
+KEPT = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg"}  # stored as they are where nothing is cut
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How images are prepared.
+
+    Args:
+        crop: side of sub-images in clean pixels, 0 for whole images.
+        step: pixels between the corners of two sub-images.
+        scales: bicubic reductions that are made of the clean image.
+        multiple: clean images are cut to multiples of it, so that every scale divides them.
+    """
+
+    crop: int = 0
+    step: int = 0
+    scales: tuple[int, ...] = ()
+    multiple: int = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An encoded image: its key, extension, size (height, width) and content."""
+
+    key: str
+    suffix: str
+    size: tuple[int, int]
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The outcome for a unit: its entries by kind (``gt``, ``lq``, ``x2_lq``, ...), or why there are none."""
+
+    unit: Unit
+    entries: dict[str, list[Entry]]
+    fault: str = ""
+
+
+def start_worker() -> None:
+    """Leave Ctrl-C to the main process, and the cores to the other workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+
+
+def prepare_units(units: Sequence[Unit], recipe: Recipe) -> list[Prepared]:
+    """Prepare several units; a fault is returned and not raised."""
+    return [prepare_unit(unit, recipe) for unit in units]
+
+
+def prepare_unit(unit: Unit, recipe: Recipe) -> Prepared:
+    try:
+        return Prepared(unit, _entries(unit, recipe))
+    except UserError as error:
+        return Prepared(unit, {}, str(error))
+
+
+def windows(height: int, width: int, crop: int, step: int) -> list[tuple[int, int, int, int]]:
+    """Return (top, left, height, width) of overlapping sub-images that cover an image; the last are at its edge."""
+    if not crop:
+        return [(0, 0, height, width)]
+    rows, columns = (_starts(side, crop, step) for side in (height, width))
+    return [(top, left, min(crop, height), min(crop, width)) for top, left in product(rows, columns)]
+
+
+def _starts(side: int, crop: int, step: int) -> list[int]:
+    last = max(side - crop, 0)
+    return [*range(0, last, step), last]
+
+
+def _entries(unit: Unit, recipe: Recipe) -> dict[str, list[Entry]]:
+    content, clean = _read(unit.gt)
+    height, width = (side - side % recipe.multiple for side in clean.shape[:2])
+    if min(height, width) == 0:
+        raise UserError(f"{unit.gt}: is {clean.shape[0]}x{clean.shape[1]}, smaller than {recipe.multiple}")
+    whole = (height, width) == clean.shape[:2]
+    clean = clean[:height, :width]
+    entries = {"gt": list(_cut(unit.name, content if whole else None, clean, recipe))}
+    for kind, name, path in unit.degraded:
+        content, image = _read(path)
+        if image.shape != clean.shape:
+            raise UserError(
+                f"{path}: is {image.shape[0]}x{image.shape[1]} (height x width), but its clean partner {unit.gt} is "
+                f"{clean.shape[0]}x{clean.shape[1]}"
+            )
+        entries.setdefault(kind, []).extend(_cut(name, content, image, recipe))
+    for scale in recipe.scales:
+        entries[f"x{scale}_lq"] = list(_cut(unit.name, None, reduced(clean, scale), recipe, scale))
+    return entries
+
+
+def _cut(name: str, content: bytes | None, image: np.ndarray, recipe: Recipe, scale: int = 1) -> Iterator[Entry]:
+    """Yield the sub-images, or the whole image; ``content`` is what the image was read from, if it is still that."""
+    parts = windows(*image.shape[:2], recipe.crop // scale, recipe.step // scale)
+    if len(parts) == 1:
+        suffix = next((end for start, end in KEPT.items() if content and content.startswith(start)), None)
+        kept = content if suffix else _encoded(image)
+        yield Entry(name, suffix or ".png", image.shape[:2], kept)
+        return
+    for number, (top, left, height, width) in enumerate(parts, start=1):
+        part = image[top : top + height, left : left + width]
+        yield Entry(f"{name}_s{number:03d}", ".png", (height, width), _encoded(part))
+
+
+def _read(path: Path) -> tuple[bytes, np.ndarray]:
+    """Return the file and its image, BGR uint8 (H, W, 3), as training will decode it."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    except cv2.error:
+        image = None
+    if image is None:
+        raise UserError(f"{path}: cannot be decoded as an image ({len(content)} bytes)")
+    return content, image
+
+
+def _encoded(image: np.ndarray) -> bytes:
+    return cv2.imencode(".png", image, PNG_OPTIONS)[1].tobytes()
+
+
+def reduced(image: np.ndarray, scale: int) -> np.ndarray:
+    """Return an image reduced as MATLAB's imresize does, with BasicSR's code; imported here, since torch is slow."""
+    from restormixer_arch.basicsr_adapter import compat
+
+    compat.apply()
+    from basicsr.utils.matlab_functions import imresize
+
+    smaller = imresize(image.astype(np.float32) / 255, 1 / scale)
+    return np.clip(np.round(smaller * 255), 0, 255).astype(np.uint8)

@@ -1,0 +1,131 @@
+"""The record of a preparation: what was made from which files, a line of JSON each, so that it can be resumed.
+
+The first line holds the settings; each further one a unit that is on disk. It ends up as ``<part>.jsonl`` beside the
+LMDBs and tells later what they were made from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from restormixer_arch.data.find_pairs import Unit
+from restormixer_arch.data.prepare_images import Prepared, Recipe
+from restormixer_arch.data.prepare_store import meta_line
+
+VERSION = 1
+
+
+class Journal:
+    """A file of records by unit name.
+
+    Args:
+        path: the file; if it is there, it is read, up to a line that was cut short.
+        settings: the first line's content.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings = path, settings
+        self.records: dict[str, dict[str, Any]] = {}
+        self.found_settings, self.finished = None, False
+        for record in _records(path) if path.is_file() else ():
+            if self.found_settings is None:
+                self.found_settings = record
+            elif "finished" in record:
+                self.finished = True
+            else:
+                self.records[record["unit"]] = record
+        self._file = None
+
+    def fits(self, units: Iterable[Unit], whole: bool = False) -> bool:
+        """Whether it has these settings and only records of these units, whose files are still the same.
+
+        Args:
+            units: those that are to be prepared.
+            whole: all of them must be in it.
+        """
+        by_name = {unit.name: unit for unit in units}
+        if self.found_settings != self.settings or not self.records.keys() <= by_name.keys():
+            return False
+        if whole and self.records.keys() != by_name.keys():
+            return False
+        return all(
+            "skipped" in record or record["files"] == signature(by_name[name]) for name, record in self.records.items()
+        )
+
+    def clear(self) -> None:
+        """Forget what was read."""
+        self.records, self.finished = {}, False
+
+    def start(self) -> None:
+        """Write what is known and be ready for more; skipped units are tried again."""
+        self.records = {name: record for name, record in self.records.items() if "skipped" not in record}
+        partial = self.path.with_suffix(".new")
+        lines = [json.dumps(record) for record in (self.settings, *self.records.values())]
+        partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        partial.replace(self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def add(self, outcomes: Iterable[Prepared]) -> None:
+        """Record units whose images are on disk, or that were skipped."""
+        for outcome in outcomes:
+            record: dict[str, Any] = {"unit": outcome.unit.name, "files": signature(outcome.unit)}
+            if outcome.fault:
+                record["skipped"] = outcome.fault
+            else:
+                record["images"] = {k: [meta_line(entry) for entry in made] for k, made in outcome.entries.items()}
+                record["bytes"] = {k: sum(len(e.content) for e in made) for k, made in outcome.entries.items()}
+                sizes = [entry.size for entry in outcome.entries["gt"]]
+                record["sizes"] = [list(min(sizes)), list(max(sizes))]
+            self.records[outcome.unit.name] = record
+            self._write(record)
+
+    def finish(self) -> None:
+        """Record that all is on disk, and close."""
+        self._write({"finished": True})
+        self.close()
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+    def lines(self, kind: str) -> list[str]:
+        """Return the lines of ``meta_info.txt`` for a kind of images."""
+        return [line for record in self.made() for line in record["images"].get(kind, ())]
+
+    def made(self) -> list[dict[str, Any]]:
+        return [record for record in self.records.values() if "images" in record]
+
+    def skipped(self) -> list[str]:
+        return [record["skipped"] for record in self.records.values() if "skipped" in record]
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+
+def settings_of(recipe: Recipe, form: str) -> dict[str, Any]:
+    """Return what the first line holds."""
+    return {"version": VERSION, "format": form, **asdict(recipe), "scales": list(recipe.scales)}
+
+
+def recipe_of(settings: dict[str, Any]) -> Recipe:
+    """The reverse of :func:`settings_of`."""
+    return Recipe(settings["crop"], settings["step"], tuple(settings["scales"]), settings["multiple"])
+
+
+def signature(unit: Unit) -> dict[str, list[int]]:
+    """Return file -> size and time of change, which tell whether it is still the same, wherever the set lies."""
+    found = {f"{path.parent.name}/{path.name}": path.stat() for path in unit.files}
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in found.items()}
+
+
+def _records(path: Path) -> Iterable[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return

@@ -1,0 +1,136 @@
+"""Where prepared images go: LMDBs in BasicSR's format, or folders. Written beside their place, then renamed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import lmdb
+import numpy as np
+
+from restormixer_arch.data.image_io import IMAGE_SUFFIXES
+from restormixer_arch.data.lmdb_io import LmdbImages
+from restormixer_arch.data.prepare_images import PNG_LEVEL, Entry
+from restormixer_arch.errors import UserError
+
+SLACK = 2**26  # bytes that an LMDB may grow to beyond twice what is written at once
+
+
+class LmdbStore:
+    """An LMDB that grows; a batch is on disk when :meth:`put` returns.
+
+    Args:
+        path: the folder, which need not end in ``.lmdb`` while it grows.
+    """
+
+    suffix = ".lmdb"
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self.path, self._lines = path, {}
+        self._environment = lmdb.open(str(path), map_size=SLACK, lock=False)
+
+    def put(self, entries: Iterable[Entry]) -> None:
+        """Write entries in one transaction, over those of the same keys."""
+        entries = list(entries)
+        info, page = self._environment.info(), self._environment.stat()["psize"]
+        needed = info["last_pgno"] * page + 2 * sum(len(entry.content) for entry in entries) + SLACK // 2
+        if needed > info["map_size"]:
+            self._environment.set_mapsize(max(2 * info["map_size"], needed))
+        with self._environment.begin(write=True) as transaction:
+            for entry in entries:
+                transaction.put(entry.key.encode(), entry.content)
+
+    def close(self, lines: Iterable[str]) -> None:
+        """Write ``meta_info.txt``, a line for each image, and close."""
+        self._environment.close()
+        (self.path / "meta_info.txt").write_text("".join(f"{line}\n" for line in sorted(lines)), encoding="utf-8")
+
+    def abandon(self) -> None:
+        """Close and keep what was written."""
+        self._environment.close()
+
+
+class FolderStore:
+    """A folder of images."""
+
+    suffix = ""
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+
+    def put(self, entries: Iterable[Entry]) -> None:
+        """Write entries as files, each under another name first."""
+        for entry in entries:
+            target = self.path / f"{entry.key}{entry.suffix}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}")
+            partial.write_bytes(entry.content)
+            partial.replace(target)
+
+    def close(self, lines: Iterable[str]) -> None:
+        """Nothing is left to do: a folder has no list of its images."""
+
+    def abandon(self) -> None:
+        """Nothing is open."""
+
+
+class FolderReader:
+    """The images of a folder and its sub-folders by name without extension, as :class:`LmdbImages` has them."""
+
+    def __init__(self, path: Path) -> None:
+        files = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != ".")
+        self._files = {file.relative_to(path).with_suffix("").as_posix(): file for file in files}
+        self.names = sorted(self._files)
+
+    def content(self, name: str) -> bytes | None:
+        """Return the encoded image, None if it is not there."""
+        file = self._files.get(name)
+        return file.read_bytes() if file else None
+
+
+STORES = {"lmdb": LmdbStore, "folder": FolderStore}
+Store = LmdbStore | FolderStore
+
+
+def meta_line(entry: Entry) -> str:
+    """Return an image's line in ``meta_info.txt``: name, (height,width,channels), compression level."""
+    height, width = entry.size
+    return f"{entry.key}{entry.suffix} ({height},{width},3) {PNG_LEVEL}"
+
+
+def place(out: Path, name: str, kind: str, form: str) -> Path:
+    """Return the LMDB or folder of a kind of images of a part, ``out / <part>_<kind>[.lmdb]``."""
+    return out / f"{name}_{kind}{STORES[form].suffix}"
+
+
+def open_reader(path: Path, form: str) -> LmdbImages | FolderReader:
+    """Return what reads a prepared LMDB or folder. Raises UserError: it is not there, or no LMDB of BasicSR."""
+    if not path.is_dir():
+        raise UserError(f"{path}: is not there; nothing was prepared, or with another --out, --format or --scale")
+    return LmdbImages(path, str(path.parent)) if form == "lmdb" else FolderReader(path)
+
+
+def difference(reader: LmdbImages | FolderReader, entry: Entry) -> str:
+    """Say how a stored image differs from what its source gives, "" if it does not."""
+    stored = reader.content(entry.key)
+    if stored is None:
+        return "is missing"
+    if stored == entry.content or np.array_equal(_decoded(stored), _decoded(entry.content)):
+        return ""
+    return "differs from its source"
+
+
+def remove(path: Path) -> None:
+    """Remove a folder and all in it, if it is there."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _decoded(content: bytes) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        return None

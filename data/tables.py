@@ -1,0 +1,102 @@
+"""Tables of results: a row for each data set and one for their average, as Markdown, CSV and JSON.
+
+A set's value is the mean over its images. The average is the mean over the sets, each counting once however many
+images it has, as deraining papers average. Two identical images have an infinite PSNR; the means over them are
+infinite too, and stand as ``inf`` in all three files.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+AVERAGE = "average"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A data set (or the average): number of images, and metric -> (value of the input or None, of the restored)."""
+
+    name: str
+    images: int
+    values: Mapping[str, tuple[float | None, float]]
+
+
+def with_average(rows: list[Row]) -> list[Row]:
+    """Return the rows and, below two or more, their average over the metrics that all of them have."""
+    if len(rows) < 2:
+        return rows
+    metrics = [metric for metric in rows[0].values if all(metric in row.values for row in rows)]
+    values = {}
+    for metric in metrics:
+        before, after = zip(*(row.values[metric] for row in rows), strict=True)
+        values[metric] = (None if None in before else fmean(before), fmean(after))
+    return [*rows, Row(AVERAGE, sum(row.images for row in rows), values)]
+
+
+def markdown(rows: list[Row]) -> str:
+    """Return a Markdown table; a cell is ``input -> restored`` where the input was measured."""
+    metrics = _metrics(rows)
+    lines = [f"| set | images | {' | '.join(metrics)} |", f"| --- | --: |{' --: |' * len(metrics)}"]
+    for row in rows:
+        cells = [_cell(metric, row.values.get(metric)) for metric in metrics]
+        lines.append(f"| {row.name} | {row.images} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def comma_separated(rows: list[Row]) -> str:
+    """Return a CSV table in full precision, with a column ``<metric>_input`` where the input was measured."""
+    columns = ["set", "images"]
+    for metric in _metrics(rows):
+        measured = any(row.values.get(metric, (None,))[0] is not None for row in rows)
+        columns += [metric, *([f"{metric}_input"] * measured)]
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    table.writeheader()
+    for row in rows:
+        cells = {metric: after for metric, (_, after) in row.values.items()}
+        cells |= {f"{metric}_input": before for metric, (before, _) in row.values.items() if before is not None}
+        table.writerow({"set": row.name, "images": row.images, **cells})
+    return text.getvalue()
+
+
+def json_text(rows: list[Row]) -> str:
+    """Return set -> {images, metric: {restored[, input]}} in JSON; an infinite value is the text ``inf``."""
+    content = {}
+    for row in rows:
+        values = {}
+        for metric, (before, after) in row.values.items():
+            values[metric] = {"restored": _finite(after)} | ({} if before is None else {"input": _finite(before)})
+        content[row.name] = {"images": row.images, **values}
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def write_tables(folder: Path, rows: list[Row]) -> Path:
+    """Write ``results.md``, ``results.csv`` and ``results.json``, each under another name first; return the first."""
+    rows = with_average(rows)
+    for suffix, text in (("csv", comma_separated(rows)), ("json", json_text(rows)), ("md", markdown(rows))):
+        partial = folder / f".results.{suffix}"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(folder / f"results.{suffix}")
+    return folder / "results.md"
+
+
+def _metrics(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(metric for row in rows for metric in row.values))
+
+
+def _cell(metric: str, values: tuple[float | None, float] | None) -> str:
+    if values is None:
+        return ""
+    digits = 2 if "psnr" in metric.lower() else 4
+    return " -> ".join(f"{value:.{digits}f}" for value in values if value is not None)
+
+
+def _finite(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)

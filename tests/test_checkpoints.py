@@ -1,0 +1,158 @@
+"""Checkpoints are whole or not there, and what they hold loads without unpickling code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from whole_trainings import EXPERIMENT, load, same, several_batches, train
+
+from restormixer_arch.basicsr_adapter import compat
+
+compat.apply()
+
+from basicsr.models.sr_model import SRModel  # noqa: E402
+
+from restormixer_arch.basicsr_adapter import checkpoints  # noqa: E402
+from restormixer_arch.basicsr_adapter.training_state import plain  # noqa: E402
+
+
+def names(folder):
+    return sorted(path.name for path in (EXPERIMENT / folder).iterdir())
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "x.pth"
+    assert checkpoints.write({"x": 1}, path) == checkpoints.digest(path)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.write({"x": 2}, path)
+    assert torch.load(path) == {"x": 1} and os.listdir(tmp_path) == ["x.pth"]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".state"])
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_goes_on(
+    pairs, train_options, write, monkeypatch, capsys, suffix
+):
+    file = write(several_batches(train_options, total=5))
+    assert train(file) == 0
+    expected = load("models/net_g_latest.pth")
+    sync, full = checkpoints.os.fsync, []
+
+    def fsync(descriptor):
+        name = os.readlink(f"/proc/self/fd/{descriptor}") if os.path.isdir("/proc/self/fd") else ""
+        if name.endswith(f"4{suffix}.tmp"):
+            full.append(name)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.os, "fsync", fsync)
+        assert train(file) == 2 and full
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        rf"basicsr: error: \S*4{re.escape(suffix)}: the checkpoint cannot be saved \(No space left on device\); "
+        r"\S*training_states/2\.state and its weights are whole",
+        last,
+    ), last
+    assert not any(EXPERIMENT.rglob("*.tmp"))
+    assert train(file, "--auto_resume") == 0
+    assert same(load("models/net_g_latest.pth"), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk")
+def test_a_really_full_disk(pairs, train_options, write):
+    disk = pairs / "experiments"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        command = [sys.executable, "-m", "restormixer_arch.cli", "train", "-opt"]
+        command.append(write(several_batches(train_options, total=90)))
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert ended.returncode == 2, ended.stderr
+        found = re.search(
+            r"error: \S+: the checkpoint cannot be saved \(No space left on device\); (\S+/(\d+)\.state) and",
+            ended.stderr,
+        )
+        assert found, ended.stderr
+        command += ["--auto_resume", "--force_yml", "logger:keep_last=2"]
+        resumed = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert resumed.returncode == 0, resumed.stderr
+        assert f"Resuming training from epoch: {(int(found[2]) - 1) // 3}, iter: {found[2]}." in resumed.stderr
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_without_an_earlier_checkpoint_the_message_says_so(tmp_path):
+    opt = {"path": {"training_states": str(tmp_path)}}
+    with pytest.raises(checkpoints.UserError, match=r"\(No such file or directory\); there is no earlier one"):
+        checkpoints.write_or_refuse({}, tmp_path / "absent/x.pth", opt)
+
+
+def test_the_newest_are_kept_and_the_best(pairs, train_options, write):
+    options = several_batches(train_options)
+    options["logger"].update(save_checkpoint_freq=1, keep_last=2)
+    options["val"]["val_freq"] = 4
+    assert train(write(options)) == 0
+    assert names("training_states") == ["7.state", "8.state"]
+    best = "net_g_best_pairs_val_psnr.pth"
+    assert names("models") == ["net_g_7.pth", "net_g_8.pth", best, "net_g_latest.pth"]
+    record = load("training_states/8.state")
+    assert record["validated"] is False and record["best"]["pairs_val"]["psnr"]["iter"] == 4
+    assert type(record["best"]["pairs_val"]["psnr"]["val"]) is float
+    assert load(f"models/{best}").keys() == {"params", "params_ema"}
+
+
+def test_checkpoints_of_a_later_iteration_are_left_alone(tmp_path):
+    for folder in ("models", "training_states"):
+        (tmp_path / folder).mkdir()
+    for number in (1, 2, 3, 9):
+        (tmp_path / f"training_states/{number}.state").touch()
+        for network in ("g", "d"):
+            (tmp_path / f"models/net_{network}_{number}.pth").touch()
+    path = {key: str(tmp_path / key) for key in ("models", "training_states")}
+    checkpoints.prune({"path": path, "logger": {}}, 3)
+    assert len(os.listdir(path["models"])) == 8
+    checkpoints.prune({"path": path, "logger": {"keep_last": 1}}, 3)
+    assert sorted(os.listdir(path["training_states"])) == ["3.state", "9.state"]
+    assert sorted(os.listdir(path["models"])) == ["net_d_3.pth", "net_d_9.pth", "net_g_3.pth", "net_g_9.pth"]
+
+
+def test_a_model_s_own_state_comes_back(pairs, train_options, write, monkeypatch):
+    seen = []
+    monkeypatch.setattr(SRModel, "extra_state", lambda self: {"scale": np.float64(7), "n": 3}, raising=False)
+    monkeypatch.setattr(SRModel, "load_extra_state", lambda self, state: seen.append(state), raising=False)
+    file = write(several_batches(train_options, total=2))
+    assert train(file) == 0 and not seen
+    assert train(file, "--auto_resume") == 0
+    assert seen == [{"scale": 7.0, "n": 3}]
+
+
+def test_a_state_is_made_of_tensors_and_plain_values():
+    state = {"a": [np.int64(2), (1, None)], "b": Counter({3: 1}), "c": np.arange(2.0), "d": torch.ones(1)}
+    found = plain(state)
+    assert found["a"] == [2, (1, None)] and type(found["a"][0]) is int
+    assert found["b"] == {3: 1} and type(found["b"]) is dict
+    assert found["c"].tolist() == [0.0, 1.0] and found["d"] is state["d"]
+    with pytest.raises(TypeError, match=r"state\['x'\]\[0\] is of Path|state\['x'\]\[0\] is of PosixPath"):
+        plain({"x": [Path("y")]})
+
+
+def test_weights_lose_the_names_of_their_wrappers():
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
+    net._modules["_orig_mod"] = net._modules.pop("0")
+    assert list(checkpoints._weights(net))[:2] == ["weight", "bias"]

@@ -1,0 +1,260 @@
+"""Jobs of two real processes over gloo: the same numbers as one process, and an end when one of them ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from whole_trainings import EXPERIMENT, architecture, load, same, several_batches, train
+
+from restormixer_arch import cli
+from restormixer_arch.basicsr_adapter import compat, distributed
+from restormixer_arch.basicsr_adapter.threads import opencv_alone
+from restormixer_arch.errors import UserError
+
+compat.apply()
+
+from basicsr.models.sr_model import SRModel  # noqa: E402
+
+forked = pytest.mark.skipif(sys.platform != "linux", reason="the processes of a job are forked from the test's")
+
+
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def run_rank(rank, world_size, port, arguments, prepare):
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"rank{rank}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # not the captured ones
+    if prepare:
+        prepare(rank)
+    code = cli.main([*arguments, "--launcher", "pytorch"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def job(*arguments, prepare=None):
+    """Run the command in two processes; return their exit codes and what each wrote to stderr."""
+    port, fork = free_port(), multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=run_rank, args=(rank, 2, port, arguments, prepare)) for rank in range(2)]
+    with opencv_alone():  # its threads would be missing in the forked processes
+        for rank in ranks:
+            rank.start()
+    try:
+        for rank in ranks:
+            rank.join(60)
+        assert not any(rank.is_alive() for rank in ranks), "a process of the job hangs"
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [rank.exitcode for rank in ranks], [Path(f"rank{rank}.err").read_text() for rank in range(2)]
+
+
+def acting(iteration, action):
+    """Let ``action(rank)`` be called within an iteration, in each process of a job."""
+
+    def prepare(rank):
+        original = SRModel.optimize_parameters
+
+        def optimize_parameters(self, current_iter):
+            if current_iter == iteration:
+                action(rank)
+            original(self, current_iter)
+
+        SRModel.optimize_parameters = optimize_parameters
+
+    return prepare
+
+
+@forked
+def test_two_processes_are_as_one_with_the_whole_batch(pairs, train_options, write):
+    options = several_batches(train_options, total=6)
+    options["val"].update(val_freq=3, save_img=True)
+    options["datasets"]["train"].update(dataset_enlarge_ratio=2, num_worker_per_gpu=1)
+    codes, errors = job("train", "-opt", write(options))
+    assert codes == [0, 0], errors
+    assert Path("rank0.out").read_text().startswith("pairs_val: PSNR ") and Path("rank1.out").read_text() == ""
+    options["name"] = "one"
+    options["datasets"]["train"]["batch_size_per_gpu"] = 4
+    assert train(write(options)) == 0
+    one = Path("experiments/one")
+    ours, theirs = load("models/net_g_latest.pth"), load("models/net_g_latest.pth", one)
+    for key in ("params", "params_ema"):
+        for name, value in theirs[key].items():
+            torch.testing.assert_close(ours[key][name], value, rtol=1e-5, atol=1e-7)
+    ours, theirs = load("training_states/6.state"), load("training_states/6.state", one)
+    assert len(ours["generators"]) == 2 and ours["position"] == theirs["position"]
+    assert ours["position"] == {"epoch": 1, "consumed": 12, "size": 12, "images": 6}
+    best = [state["best"]["pairs_val"]["psnr"] for state in (ours, theirs)]
+    assert best[0]["iter"] == best[1]["iter"] == 3 and best[0]["val"] == pytest.approx(best[1]["val"], abs=1e-6)
+    images = [sorted(path.name for path in root.glob("visualization/*/*_3.png")) for root in (EXPERIMENT, one)]
+    assert images[0] == images[1] and len(images[0]) == 6
+
+
+@forked
+@pytest.mark.parametrize("network", ["EDSR", "RestorMixer"])
+def test_a_shared_validation_has_the_numbers_of_one_process(pairs, train_options, test_options, write, capsys, network):
+    Path("pairs/gt/6.png").write_bytes(Path("pairs/gt/5.png").read_bytes())  # seven images for two processes
+    Path("pairs/lq/6.png").write_bytes(Path("pairs/lq/0.png").read_bytes())
+    file = write(architecture(several_batches(train_options, total=2), network))
+    assert train(file) == 0
+    for key in ("model_type", "network_g"):
+        test_options[key] = train_options[key]
+    if network == "RestorMixer":  # its results by label
+        for number, label in enumerate(("rain", "haze", "rain", "snow", "haze", "low", "snow")):
+            for kind in ("gt", "lq"):
+                Path(f"pairs/{kind}/{number}.png").rename(f"pairs/{kind}/{number}_{label}.png")
+    test_options["val"]["metrics"]["ssim"] = {"type": "calculate_ssim", "crop_border": 0}
+    file = write(test_options)
+    capsys.readouterr()
+    assert cli.main(["test", "-opt", file]) == 0
+    alone = capsys.readouterr()
+    tables = [path.read_text() for path in Path("results/tiny").glob("*_labels.md")]
+    assert len(tables) == (network == "RestorMixer")
+    codes, errors = job("test", "-opt", file)
+    assert codes == [0, 0], errors
+    assert Path("rank0.out").read_text() == alone.out and "PSNR" in alone.out and "SSIM" in alone.out
+    assert len(list(Path("results/tiny/visualization/pairs_test").iterdir())) == 7
+    assert [path.read_text() for path in Path("results/tiny").glob("*_labels.md")] == tables
+    logged = [line for line in alone.err.splitlines() if line.startswith("\t # ")]
+    assert logged == [line for line in errors[0].splitlines() if line.startswith("\t # ")] and len(logged) == 2
+
+
+@forked
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")
+def test_a_job_goes_on_bit_by_bit(pairs, train_options, write):
+    file = write(architecture(several_batches(train_options, total=4), "SwinIR"))
+    file = write(train_options | {"name": "at_once"})
+    assert job("train", "-opt", file)[0] == [0, 0]
+    file = write(train_options)
+    codes, errors = job("train", "-opt", file, prepare=acting(3, lambda rank: os._exit(9)))
+    assert codes == [9, 9], errors
+    assert job("train", "-opt", file, "--auto_resume")[0] == [0, 0]
+    for name in ("models/net_g_latest.pth", "training_states/4.state"):
+        found, expected = load(name), load(name, Path("experiments/at_once"))
+        assert [key for key in expected if not same(found[key], expected[key])] == []
+
+
+@forked
+def test_a_process_that_fails_ends_the_job_with_its_message(pairs, train_options, write):
+    def fail(rank):
+        if rank == 1:
+            raise UserError("pairs/lq/3.png: cannot be decoded as an image")
+
+    codes, errors = job("train", "-opt", write(several_batches(train_options)), prepare=acting(3, fail))
+    assert codes == [2, 2]
+    assert errors[1].splitlines()[-1] == "basicsr: error: pairs/lq/3.png: cannot be decoded as an image"
+    assert errors[0].splitlines()[-1] == (
+        "basicsr: error: process 0 of 2: another process of the job has ended, see its message"
+    )
+
+
+@forked
+def test_a_process_that_is_killed_ends_the_job(pairs, train_options, write):
+    def die(rank):
+        if rank == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    codes, errors = job("train", "-opt", write(several_batches(train_options)), prepare=acting(3, die))
+    assert codes == [-signal.SIGKILL, 2]
+    assert errors[1].splitlines()[-1].startswith("basicsr: error: process 1 of 2: another process of the job has ended")
+
+
+@forked
+def test_a_signal_to_one_process_stops_all_after_the_same_iteration(pairs, train_options, write):
+    def terminate(rank):
+        if rank == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    codes, errors = job("train", "-opt", write(several_batches(train_options)), prepare=acting(3, terminate))
+    assert codes == [143, 143], errors
+    assert "SIGTERM: stopped after iteration 3 of 8; saved last: experiments/tiny/training_states/3.state" in errors[0]
+    assert load("training_states/3.state")["position"]["consumed"] in (4, 12)
+    command = "basicsr train -opt x.yml --launcher pytorch --auto_resume"
+    assert errors[0].splitlines()[-1].endswith(f"; go on by the same launcher with: {command}")
+    assert "stopped" not in errors[1]
+
+
+# --- joining ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "on_gpu", "taken"),
+    [(None, False, "gloo"), ("gloo", False, "gloo"), ("gloo", True, "gloo"), ("nccl", False, "gloo")],
+)
+def test_the_backend_is_one_that_works_here(wanted, on_gpu, taken, capsys):
+    assert distributed.choose_backend(wanted, on_gpu) == taken
+    noted = "note: dist_params.backend: 'nccl' works between GPUs, and there are none in use; taking 'gloo'"
+    assert (noted in capsys.readouterr().err) is (wanted == "nccl")
+
+
+def test_nccl_is_taken_on_gpus(monkeypatch):
+    monkeypatch.setattr(distributed.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(distributed.distributed, "is_backend_available", lambda name: True)
+    assert distributed.choose_backend(None, True) == distributed.choose_backend("nccl", True) == "nccl"
+
+
+def test_an_unknown_backend_is_refused(monkeypatch):
+    with pytest.raises(UserError, match=r"dist_params\.backend: 'glo' is none of .*Did you mean 'gloo'\?"):
+        distributed.choose_backend("glo", False)
+    monkeypatch.setattr(distributed.distributed, "is_backend_available", lambda name: False)
+    with pytest.raises(UserError, match="this build of torch has no 'mpi'"):
+        distributed.choose_backend("mpi", False)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="process 3 of this machine has no GPU of its own, there are 2; start fewer"):
+        distributed._own_gpu("nccl")
+    assert distributed._own_gpu("gloo") == 0
+
+
+def test_what_the_launcher_should_have_set_is_named(monkeypatch):
+    for name in distributed.LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match=r"WORLD_SIZE, LOCAL_RANK, .* not set .*torchrun --nproc_per_node=N \$\(which"):
+        distributed.start("pytorch", {}, 0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("node7", "node7"), ("a[03-05,9],b1", "a03"), ("x1,x2", "x1"), ("r[2,4]-ib", "r2-ib"), ("gpu-[08]", "gpu-08")],
+)
+def test_the_first_node_of_a_slurm_list(nodes, first):
+    assert distributed.first_node(nodes) == first
+
+
+def test_slurm_s_environment_is_torch_s(monkeypatch):
+    for name in (*distributed.LAUNCHED, "SLURM_STEP_NODELIST", "SLURM_NODELIST"):
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    with pytest.raises(UserError, match="--launcher slurm: SLURM_PROCID, .* not set in the environment; start with sr"):
+        distributed.set_slurm_environment(None)
+    given = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_NODELIST": "n[1-2]"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    distributed.set_slurm_environment(None)
+    assert [os.environ[name] for name in distributed.LAUNCHED] == ["5", "8", "1", "n1", "29500"]
+    distributed.set_slurm_environment(4000)
+    assert os.environ["MASTER_PORT"] == "4000"
+
+
+def test_only_a_lost_connection_is_another_process_s_end():
+    assert distributed.lost_peer(RuntimeError("[gloo/x.cc:1] Connection closed by peer [127.0.0.1]:3"))
+    assert not distributed.lost_peer(RuntimeError("shapes do not match"))
+    assert not distributed.lost_peer(ValueError("Connection closed by peer"))

@@ -1,0 +1,170 @@
+"""What goes wrong on a lab's machine: the right result or one clear line, and never a hang."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
+from whole_trainings import EXPERIMENT, architecture, load, same, several_batches, train
+
+from restormixer_arch.basicsr_adapter import compat
+
+compat.apply()
+
+from basicsr.data.paired_image_dataset import PairedImageDataset  # noqa: E402
+
+MINUTE = 60
+
+
+def as_lmdb(options, size=None):
+    """Put the pairs into LMDBs; cut the degraded ones down to ``size`` bytes."""
+    for kind in ("gt", "lq"):
+        root = Path(f"pairs/{kind}.lmdb")
+        images = sorted(Path("pairs", kind).glob("*.png"))
+        with lmdb.open(str(root), map_size=2**22) as environment, environment.begin(write=True) as transaction:
+            for image in images:
+                transaction.put(image.stem.encode(), image.read_bytes() + bytes(20000))
+        (root / "meta_info.txt").write_text("".join(f"{image.name} (20,20,3) 1\n" for image in images))
+    if size:
+        os.truncate("pairs/lq.lmdb/data.mdb", size)
+    for dataset in options["datasets"].values():
+        dataset["io_backend"] = {"type": "lmdb"}
+        dataset.update(dataroot_gt="pairs/gt.lmdb", dataroot_lq="pairs/lq.lmdb")
+    return options
+
+
+@pytest.mark.timeout(MINUTE)
+@pytest.mark.parametrize("kind", ["PairedImageDataset", "PairedRestorationDataset"])
+@pytest.mark.parametrize("size", [4096, 16384])
+def test_an_lmdb_that_was_cut_short_is_named(pairs, train_options, write, capsys, kind, size, monkeypatch):
+    monkeypatch.setattr("restormixer_arch.data.lmdb_io.UNWRITTEN", 0)
+    options = as_lmdb(several_batches(train_options), size)
+    for dataset in options["datasets"].values():
+        dataset["type"] = kind
+    assert train(write(options)) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"basicsr: error: .*pairs/lq\.lmdb: (data\.mdb is cut short|cannot be opened as an LMDB)", last), (
+        last
+    )
+
+
+@pytest.mark.timeout(MINUTE)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_whole_lmdb_trains(pairs, train_options, write, workers):
+    options = as_lmdb(several_batches(train_options, total=2))
+    del options["val"], options["datasets"]["val"]  # BasicSR cannot open the same LMDB twice
+    options["datasets"]["train"]["num_worker_per_gpu"] = workers
+    assert train(write(options)) == 0
+
+
+@pytest.mark.timeout(MINUTE)
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("prefetch", [None, "cpu"])
+def test_an_image_damaged_in_the_middle_is_named(pairs, train_options, write, capsys, workers, prefetch):
+    options = several_batches(train_options)
+    options["datasets"]["train"].update(num_worker_per_gpu=workers, prefetch_mode=prefetch)
+    image = Path("pairs/lq/3.png")
+    image.write_bytes(image.read_bytes()[:40])
+    del options["val"], options["datasets"]["val"]
+    assert train(write(options)) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "basicsr: error: pairs/lq/3.png: cannot be decoded as an image (40 bytes)"
+
+
+@pytest.mark.timeout(MINUTE)
+def test_threads_of_opencv_in_the_trainer_do_not_lock_its_loaders(pairs, train_options, write):
+    cv2.setNumThreads(2)
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.float32), (31, 31), 5)  # starts the threads
+    options = several_batches(train_options, total=2)
+    options["datasets"]["train"]["num_worker_per_gpu"] = 1
+    assert train(write(options)) == 0
+    assert cv2.getNumThreads() == 2
+
+
+@pytest.mark.timeout(MINUTE)
+def test_a_loader_process_that_raises_ends_the_training(pairs, train_options, write, monkeypatch):
+    def getitem(self, index):
+        raise ZeroDivisionError("in the data set")
+
+    monkeypatch.setattr(PairedImageDataset, "__getitem__", getitem)
+    options = several_batches(train_options)
+    options["datasets"]["train"]["num_worker_per_gpu"] = 2
+    with pytest.raises(ZeroDivisionError, match="in the data set"):
+        train(write(options))
+
+
+@pytest.mark.timeout(MINUTE)
+def test_a_loader_process_that_is_killed_is_told(pairs, train_options, write, monkeypatch, capsys):
+    original, parent = PairedImageDataset.__getitem__, os.getpid()
+
+    def getitem(self, index):
+        if os.getpid() != parent and index.seed % 3 == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, index.index % len(self))
+
+    from restormixer_arch.basicsr_adapter.sampler import SeededSamples
+
+    monkeypatch.setattr(SeededSamples, "__getitem__", lambda self, index: getitem(self.dataset, index))
+    options = several_batches(train_options)
+    options["datasets"]["train"]["num_worker_per_gpu"] = 2
+    assert train(write(options)) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(
+        r"basicsr: error: a loader process (is killed by signal: Killed|exited unexpectedly); if the memory ran out, "
+        r"lower datasets\.train\.num_worker_per_gpu or batch_size_per_gpu; stopped after iteration \d of 8; ",
+        last,
+    ), last
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(10 * MINUTE)
+@pytest.mark.parametrize(("network", "workers"), [("EDSR", 0), ("RestorMixer", 1)])
+def test_killed_at_random_moments(pairs, train_options, write, network, workers):
+    """20 trainings in all are killed, each followed by one that goes on; the end is that of a training at a stretch."""
+    options = architecture(several_batches(train_options, total=60), network)
+    options["datasets"]["train"]["num_worker_per_gpu"] = workers
+    options["logger"].update(save_checkpoint_freq=3, print_freq=100, keep_last=3)
+    options["val"]["val_freq"] = 6
+    file = write(options)
+    assert train(file) == 0
+    expected = [load(name) for name in ("models/net_g_latest.pth", "training_states/60.state")]
+    shutil.rmtree(EXPERIMENT)
+    code = (
+        "import sys; from restormixer_arch import cli; import basicsr_slow; "
+        "sys.exit(cli.main(['train', '-opt', sys.argv[1], '--auto_resume']))"
+    )
+    Path("basicsr_slow.py").write_text(
+        "import time\nfrom restormixer_arch.basicsr_adapter import compat\ncompat.apply()\n"
+        "from basicsr.models.sr_model import SRModel\noriginal = SRModel.feed_data\n"
+        "def feed_data(self, data):\n    time.sleep(0.05)\n    original(self, data)\n"
+        "SRModel.feed_data = feed_data\nprint('ready', flush=True)\n"
+    )
+    generator, kills, done = random.Random(network), 0, 0
+    while kills < 10:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, file], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(generator.uniform(0.1, 1.2))
+        process.kill()
+        process.wait(MINUTE)
+        process.stdout.close()
+        kills += 1
+        states = [int(path.stem) for path in EXPERIMENT.glob("training_states/*.state")]
+        assert max(states, default=0) >= done  # no checkpoint is ever lost
+        done = max(states, default=0)
+    assert train(file, "--auto_resume") == 0
+    assert same(load("models/net_g_latest.pth"), expected[0])
+    found = load("training_states/60.state")
+    assert [key for key in found if not same(found[key], expected[1][key])] == []

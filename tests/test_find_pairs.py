@@ -1,0 +1,104 @@
+"""Where sets are found, and the mistakes in them that the table of layouts does not foresee."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from miniatures import MINIATURES, pairs, picture, save
+
+from restormixer_arch import cli
+from restormixer_arch.data.find_pairs import Unit, find_part, forget_folders
+from restormixer_arch.data.layouts import SETS, TASKS, before_last_underscore, no_in_front
+from restormixer_arch.data.prepare_images import Recipe, prepare_unit
+from restormixer_arch.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    forget_folders()
+
+
+def found(root: Path, name: str, part: str):
+    public = SETS[name]
+    return find_part(root, public, next(p for p in public.parts if p.name == part))
+
+
+def test_the_table_covers_every_task():
+    assert TASKS == ("derain", "desnow", "deblur", "sr", "mixed")
+    assert len(SETS) == 19 and all(public.parts for public in SETS.values())
+    text = (Path(__file__).parent.parent / "data/DATASETS.md").read_text()
+    for public in SETS.values():
+        assert re.search(rf"\b{re.escape(public.name)}\b", text), public.name
+        for part in public.parts:
+            assert part.layouts and 0 <= part.step <= max(part.crop, 256)
+
+
+def test_rules():
+    assert before_last_underscore("901_14") == "901"
+    assert no_in_front("rain-001") == "norain-001"
+
+
+def test_the_root_may_be_the_set_itself_and_capitals_do_not_matter(tmp_path):
+    pairs(tmp_path, "csd/train/GT", "csd/train/snow", [("1.tif", "1.tif")])
+    for root in (tmp_path, tmp_path / "csd"):
+        (unit,) = found(root, "CSD", "train").units
+        assert unit == Unit("1", tmp_path / "csd/train/GT/1.tif", (("lq", "1", tmp_path / "csd/train/snow/1.tif"),))
+
+
+def test_the_first_layout_that_is_there_is_taken(tmp_path):
+    pairs(tmp_path, "Rain13K/target", "Rain13K/input", [("a.png", "a.png")])
+    pairs(tmp_path, "train/Rain13K/target", "train/Rain13K/input", [("b.png", "b.png")])
+    assert [unit.name for unit in found(tmp_path, "Rain13K", "train").units] == ["b"]
+
+
+def test_both_halves_of_hide_and_of_df2k_are_gathered(tmp_path):
+    MINIATURES["deblur"](tmp_path)
+    MINIATURES["sr"](tmp_path)
+    assert [unit.name for unit in found(tmp_path, "HIDE", "test").units] == ["1fromGOPR0950", "2fromGOPR0950"]
+    assert [unit.name for unit in found(tmp_path, "DF2K", "train").units] == ["000001", "000002", "0001", "0002"]
+
+
+def test_dots_in_names_become_underscores(tmp_path):
+    pairs(tmp_path, "Rain13K/target", "Rain13K/input", [("im.1.png", "im.1.png")])
+    assert found(tmp_path, "Rain13K", "train").units[0].name == "im_1"
+
+
+def test_nothing_is_found_where_nothing_is(tmp_path):
+    assert found(tmp_path, "Rain13K", "train") is None
+    (tmp_path / "Set5").mkdir()
+    assert found(tmp_path, "Set5", "test") is None
+
+
+def test_two_names_that_become_one(tmp_path):
+    pairs(tmp_path, "Rain13K/target", "Rain13K/input", [("a.b.png",) * 2, ("a_b.png",) * 2])
+    with pytest.raises(UserError, match=r"Rain13K/target: 2 images of Rain13K train are named 'a_b'"):
+        found(tmp_path, "Rain13K", "train")
+
+
+def test_an_empty_folder_beside_the_clean_images(tmp_path):
+    pairs(tmp_path, "Rain13K/target", "Rain13K/input", [("a.png",) * 2])
+    (tmp_path / "Rain13K/input/a.png").unlink()
+    with pytest.raises(UserError, match=r"Rain13K/input: has no image in it \(\.bmp"):
+        found(tmp_path, "Rain13K", "train")
+
+
+def test_an_image_too_small_to_be_reduced(tmp_path):
+    save(tmp_path / "a.png", picture(0, (11, 40)))
+    outcome = prepare_unit(Unit("a", tmp_path / "a.png"), Recipe(scales=(2,), multiple=12))
+    assert outcome.fault == f"{tmp_path}/a.png: is 11x40, smaller than 12" and not outcome.entries
+
+
+def test_an_image_that_vanished(tmp_path):
+    outcome = prepare_unit(Unit("a", tmp_path / "a.png"), Recipe())
+    assert outcome.fault == f"{tmp_path}/a.png: cannot be read (No such file or directory)"
+
+
+def test_only_the_first_of_many_bad_pairs_are_listed(folder, capsys):
+    pairs(folder / "root", "Rain13K/target", "Rain13K/input", [(f"{n}.png",) * 2 for n in range(9)])
+    for number in range(7):
+        (folder / f"root/Rain13K/input/{number}.png").write_bytes(b"")
+    assert cli.main(["prepare", "derain", "--root", "root", "--skip-bad"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 5 + 1 and lines[-1] == "  and 2 more, listed in datasets/Rain13K/train.jsonl"

@@ -1,0 +1,85 @@
+"""Edits of the option file between a training and the one that goes on: followed or refused, never ignored."""
+
+from __future__ import annotations
+
+import pytest
+from whole_trainings import load, same, several_batches, train
+
+MULTISTEP = {"type": "MultiStepLR", "milestones": [2, 6], "gamma": 0.5}
+
+
+def edited(options, key, value):
+    section = options["train"]
+    *path, last = key.split(".")
+    for name in path:
+        section = section[name]
+    section[last] = value
+    return options
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("optim_g.lr", 0.01, "train.optim_*.lr: 0.001 -> 0.01"),
+        ("scheduler.eta_min", 1e-5, "train.scheduler.eta_min: 1e-06 -> 1e-05"),
+        ("scheduler.periods", [50], "train.scheduler.periods: [100] -> [50]"),
+        ("scheduler", MULTISTEP, "train.scheduler.milestones: None -> {2: 1, 6: 1}"),
+        ("warmup_iter", 7, "train.warmup_iter: 3 -> 7"),
+    ],
+)
+def test_an_edit_of_the_schedule_is_followed(pairs, train_options, write, capsys, key, value, told):
+    assert train(write(several_batches(train_options, total=4))) == 0
+    edited(train_options, key, value)["train"]["total_iter"] = 8
+    assert train(write(train_options), "--auto_resume") == 0
+    assert f"Resuming: the option file has changed, and is followed: {told}" in capsys.readouterr().err
+    resumed = load("training_states/8.state")
+    assert train(write(train_options | {"name": "tiny"})) == 0  # with the edit from the first iteration on
+    expected = load("training_states/8.state")
+    assert same(resumed["schedulers"], expected["schedulers"])
+    for mine, other in zip(resumed["optimizers"], expected["optimizers"], strict=True):
+        assert same(mine["param_groups"], other["param_groups"])
+
+
+def test_an_edit_of_the_optimizer_is_followed(pairs, train_options, write, capsys):
+    assert train(write(several_batches(train_options, total=4))) == 0
+    edited(train_options, "optim_g.weight_decay", 0.125)
+    assert train(write(train_options), "--auto_resume", "--force_yml", "train:total_iter=6") == 0
+    assert "is followed: train.optim_*.weight_decay: 0 -> 0.125" in capsys.readouterr().err.replace("0.0 ->", "0 ->")
+    assert load("training_states/6.state")["optimizers"][0]["param_groups"][0]["weight_decay"] == 0.125
+
+
+def test_without_an_edit_nothing_is_told(pairs, train_options, write, capsys):
+    file = write(several_batches(train_options, total=4))
+    assert train(file) == 0
+    assert train(file, "--auto_resume", "--force_yml", "train:total_iter=5") == 0
+    assert "has changed" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optim_g.amsgrad", True, "train.optim_*.amsgrad: was False, and cannot be True when resuming"),
+        (
+            "optim_g.type",
+            "AdamW",
+            "train.optim_*.type: the training to resume was made by Adam, AdamW cannot go on from that",
+        ),
+    ],
+)
+def test_what_cannot_be_followed_is_refused(pairs, train_options, write, capsys, key, value, message):
+    several_batches(train_options, total=4).update(model_type="RestorMixerModel")
+    assert train(write(train_options)) == 0
+    assert train(write(edited(train_options, key, value)), "--auto_resume") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"basicsr: error: {message}"
+
+
+def test_a_state_of_basicsr_itself_is_enough(pairs, train_options, write):
+    import torch
+
+    file = write(several_batches(train_options, total=4))
+    assert train(file) == 0
+    state = load("training_states/4.state")
+    kept = {key: state[key] for key in ("epoch", "iter", "optimizers", "schedulers")}
+    torch.save(kept, "experiments/tiny/training_states/4.state")
+    assert train(file, "--auto_resume", "--force_yml", "train:total_iter=6") == 0
+    assert load("training_states/6.state")["schedulers"][0]["last_epoch"] == 5

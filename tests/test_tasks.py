@@ -1,0 +1,84 @@
+"""Each task from its sets as distributed to a table of results, through the command line: prepare, train, test."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from miniatures import MINIATURES
+
+from restormixer_arch import cli
+
+ROOT = Path(__file__).parent.parent
+TASKS = ("derain", "desnow", "deblur", "sr_x2", "sr_x3", "sr_x4", "mixed")
+TINY = {"base_channels": 8, "num_blocks": [1, 2, 2]}
+
+
+def in_form(options: dict, form: str) -> dict:
+    """The options for LMDBs or, as their comment says, for folders."""
+    for dataset in options["datasets"].values():
+        if form == "folder":
+            dataset["io_backend"] = {"type": "disk"}
+            for key in ("dataroot_gt", "dataroot_lq"):
+                dataset[key] = dataset[key].removesuffix(".lmdb")
+            if dataset.get("shared_gt"):
+                dataset["recursive"] = True
+    return options
+
+
+def shrunken(kind: str, task: str, form: str) -> str:
+    """Write the task's option file for two steps of a tiny network; all else stays as it is."""
+    options = in_form(yaml.safe_load((ROOT / f"options/{kind}_{task}.yml").read_text()), form)
+    options["network_g"] |= TINY
+    options["num_gpu"] = 0
+    if kind == "train":
+        options["train"] |= {"total_iter": 2, "warmup_iter": -1}
+        options["train"]["scheduler"]["periods"] = [2]
+        options["datasets"]["train"] |= {"gt_size": 24, "batch_size_per_gpu": 2, "num_worker_per_gpu": 0}
+        for phase in [phase for phase in options["datasets"] if phase.startswith("val_") and phase != "val_01"]:
+            del options["datasets"][phase]
+        options["val"]["val_freq"] = 2
+        options["logger"] |= {"print_freq": 1, "use_tb_logger": False}
+    Path(f"{kind}.yml").write_text(yaml.safe_dump(options, sort_keys=False))
+    return f"{kind}.yml"
+
+
+@pytest.mark.parametrize("form", ["lmdb", "folder"])
+@pytest.mark.parametrize("task", TASKS)
+def test_prepare_train_test(folder, capsys, task, form):
+    name = task.partition("_")[0]
+    MINIATURES[name](folder / "root")
+    crop = ["--crop", "48", "--step", "24"] if name == "sr" else ["--crop", "24"] if name in ("deblur", "mixed") else []
+    assert cli.main(["prepare", name, "--root", "root", "--format", form, "--workers", "0", *crop]) == 0
+    assert cli.main(["train", "-opt", shrunken("train", task, form)]) == 0
+    capsys.readouterr()
+    assert cli.main(["test", "-opt", shrunken("test", task, form)]) == 0
+    out = capsys.readouterr().out
+    folder = Path(f"results/restormixer_{task}")
+    rows = json.loads((folder / "results.json").read_text())
+    sets = [d["name"] for d in yaml.safe_load(Path("test.yml").read_text())["datasets"].values()]
+    assert list(rows) == (sets if len(sets) == 1 else [*sets, "average"])
+    metrics = list(yaml.safe_load(Path("test.yml").read_text())["val"]["metrics"])
+    for row in rows.values():
+        assert row["images"] > 0 and list(row)[1:] == metrics
+        assert 5 < row[metrics[0]]["restored"] < 60 and 0 < row[metrics[1]]["restored"] <= 1
+    with (folder / "results.csv").open(newline="") as file:
+        assert [row["set"] for row in csv.DictReader(file)] == list(rows)
+    for line in (folder / "results.md").read_text().splitlines()[2:]:
+        assert line.count("->") == len(metrics)
+    if len(sets) > 1:
+        assert f"average of {len(sets)} sets: " in out and f"table: {folder}/results.md" in out
+
+
+def test_what_was_not_prepared_is_named(folder, capsys):
+    MINIATURES["derain"](folder / "root")
+    assert cli.main(["prepare", "derain", "--root", "root", "--sets", "Rain13K", "Rain100L"]) == 0
+    shutil.rmtree("datasets/Rain13K/train_lq.lmdb")
+    capsys.readouterr()
+    assert cli.main(["train", "-opt", str(ROOT / "options/train_derain.yml")]) == 2
+    error = capsys.readouterr().err
+    assert "datasets.train.dataroot_lq: 'datasets/Rain13K/train_lq.lmdb' does not exist." in error

@@ -1,0 +1,80 @@
+"""Training on a CPU shares its cores sensibly, and other devices than CUDA's are taken by their names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from restormixer_arch.basicsr_adapter import compat, threads
+from restormixer_arch.errors import UserError
+
+compat.apply()
+
+from basicsr.models.base_model import BaseModel  # noqa: E402
+
+from restormixer_arch.basicsr_adapter.pipeline_options import choose_device, fit_to_machine  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers", "expected"),
+    [(8, 1, 0, 8), (8, 1, 2, 6), (8, 1, 16, 4), (2, 1, 1, 1), (2, 1, 4, 1), (8, 2, 1, 3), (1, 4, 4, 1), (7, 1, 6, 4)],
+)
+def test_loaders_get_at_most_half_of_the_cores(cores, processes, workers, expected):
+    assert threads.share(cores, processes, workers) == expected
+
+
+@pytest.fixture
+def set_to(monkeypatch):
+    """The numbers of threads that were set, without setting them."""
+    seen = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: seen[-1] if seen else 5)
+    monkeypatch.setattr(threads, "cores", lambda: 8)
+    return seen
+
+
+def test_the_line_in_the_log_tells_why(set_to, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads.set_threads(None, 2, 1) == "Threads of torch: 3 (8 cores for 2 processes with 1 loaders each)."
+    assert threads.set_threads(7, 2, 1) == "Threads of torch: 7 (num_threads of the option file)."
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert threads.set_threads(6, 1, 1) == "Threads of torch: 6 (num_threads of the option file)."
+    assert set_to == [3, 7, 6]
+
+
+def test_the_user_s_own_number_is_left(set_to, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert threads.set_threads(None, 1, 1) == "Threads of torch: 5 (OMP_NUM_THREADS is 5)."
+    assert threads.set_threads(None, 2, 1).endswith("(OMP_NUM_THREADS is 5, which torchrun sets if nobody else does).")
+    assert set_to == []
+
+
+def test_mps_is_taken_by_its_name(monkeypatch, capsys):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    opt = {"device": "mps", "num_gpu": "auto", "dist": False, "is_train": True, "datasets": {}}
+    choose_device(opt)
+    fit_to_machine(opt)
+    assert opt["num_gpu"] == 0 and capsys.readouterr().err == ""
+    assert BaseModel(opt).device == torch.device("mps")
+    with pytest.raises(UserError, match="device: 'mps' cannot be used with --launcher"):
+        choose_device(opt | {"dist": True})
+
+
+def test_a_device_that_is_not_here_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("mps", "cuda"):
+        with pytest.raises(UserError, match=f"device: '{device}' is not available here; expected one of: cpu$"):
+            choose_device({"device": device, "num_gpu": 0, "dist": False})
+
+
+def test_a_gpu_is_taken_or_left_by_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    opt = {"device": "cuda", "num_gpu": 0, "dist": False}
+    choose_device(opt)
+    assert opt["num_gpu"] == 1
+    opt["device"] = "cpu"
+    choose_device(opt)
+    assert opt["num_gpu"] == 0
+    choose_device(unset := {"num_gpu": 3})
+    assert unset == {"num_gpu": 3}

@@ -1,0 +1,67 @@
+"""Which network a state dict belongs to: told by shapes, and by the stamp where shapes do not tell."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from test_restormixer_arch import GOLDEN, SMALL
+
+from restormixer_arch import RestorMixer
+from restormixer_arch.weight_options import is_restormixer, options_from_weights, stamped, without_stamp
+
+OPTIONS = {
+    "base_channels": st.sampled_from([2, 4, 6, 12]),
+    "num_blocks": st.tuples(st.integers(0, 2), st.sampled_from([0, 2, 4]), st.sampled_from([0, 2, 4])),
+    "window_size": st.sampled_from([4, 8]),
+    "encoder_heads": st.sampled_from([(1, 2), (2, 4)]),
+    "decoder_heads": st.sampled_from([(1, 1), (2, 2)]),
+    "mlp_ratio": st.floats(0.5, 4.0),
+    "expand": st.sampled_from([1.0, 1.3, 2.0]),
+    "d_state": st.sampled_from([4, 16]),
+    "upscale": st.integers(1, 4),
+    "scan_merge": st.sampled_from(["paper", "official"]),
+}
+
+
+@settings(max_examples=25, deadline=None)
+@given(channels=st.sampled_from([1, 3]), options=st.fixed_dictionaries(OPTIONS))
+def test_a_stamped_file_builds_the_network_it_was_saved_from(channels, options):
+    torch.manual_seed(0)
+    network = RestorMixer(channels, channels, **options).eval()
+    state = stamped(network.state_dict(), network)
+    rebuilt = RestorMixer(**options_from_weights(state)).eval()
+    rebuilt.load_state_dict(state)
+    x = torch.rand(1, channels, 16, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(rebuilt(x), network(x), rtol=0, atol=0)
+
+
+def test_without_a_stamp_the_shapes_tell_all_but_heads_windows_and_merge():
+    network = RestorMixer(**{**SMALL, "window_size": 4}, scan_merge="official", upscale=2)
+    options = options_from_weights(network.state_dict())
+    assert options.keys().isdisjoint({"window_size", "encoder_heads", "decoder_heads", "scan_merge"})
+    assert (options["base_channels"], options["num_blocks"], options["upscale"]) == (4, (1, 2, 2), 2)
+    assert options["d_state"] == 4
+
+
+def test_a_released_checkpoint_is_told_too():
+    tensors = load_file(GOLDEN / "restormixer_base8_paper.safetensors")
+    released = {key.removeprefix("param/"): value for key, value in tensors.items() if key.startswith("param/")}
+    assert is_restormixer(released)
+    options = options_from_weights(released)
+    assert (options["base_channels"], options["num_blocks"], options["d_state"]) == (8, (2, 4, 2), 16)
+    RestorMixer(**options).load_state_dict(released)
+
+
+def test_a_stamp_survives_a_file_and_is_taken_off_again(tmp_path):
+    network = RestorMixer(**SMALL)
+    save_file(stamped(network.state_dict(), network), tmp_path / "net.safetensors")
+    state = load_file(tmp_path / "net.safetensors")
+    assert options_from_weights(state)["encoder_heads"] == (2, 2)
+    assert without_stamp(state).keys() == network.state_dict().keys()
+
+
+def test_weights_of_another_network_are_refused():
+    with pytest.raises(ValueError, match="not the weights of a RestorMixer"):
+        options_from_weights(torch.nn.Conv2d(3, 3, 3).state_dict())
