@@ -65,7 +65,7 @@ setup(
     options={"bdist_wheel": {"py_limited_api": "cp310"}},  # the kernel knows nothing of Python
     package_data={
         "restormixer_arch.data": ["samples/*.lmdb/*", "samples/*.md", "samples/pictures/*/*", "DATASETS.md"],
-        "restormixer_arch.options": ["*.yml"],
+        "restormixer_arch.options": ["*.yml", "schema.json"],
     },
     install_requires=[
         # BasicSR's released sdist cannot be built from Python 3.13 on (its setup.py reads exec()'s locals).

@@ -15,6 +15,7 @@ from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.models import guard, memory
 from restormixer_arch.models.losses import MultiScaleDualDomainLoss
 from restormixer_arch.models.measured_validation import MeasuredValidation
+from restormixer_arch.models.mixing import mixed
 from restormixer_arch.models.precision import Precision, checked_amp
 from restormixer_arch.models.progressive import ProgressivePatches
 from restormixer_arch.models.weights import read_weights
@@ -41,6 +42,7 @@ class RestorMixerModel(MeasuredValidation):
     - ``checkpointing``: keep fewer activations and compute them twice, see :func:`.memory.set_checkpointing`.
     - ``compile``: run the training's forward and backward pass through ``torch.compile``.
     - ``progressive``: stages of growing patches, see :mod:`.progressive`.
+    - ``mixup``: blend the pairs of a batch, see :mod:`.mixing`; the value is the alpha of its Beta distribution.
     - ``max_skipped``: a step whose loss or gradient is not finite is skipped; more than this many in a row (10 by
       default) end the training.
 
@@ -65,7 +67,9 @@ class RestorMixerModel(MeasuredValidation):
         self.precision.prepare(network)
         self.guard = guard.Guard(options.get("max_skipped", guard.DEFAULT_MAX_SKIPPED), get_root_logger())
         self._statistics = guard.NormStatistics(network)
+        self._seed = f"{self.opt.get('manual_seed')} {self.opt.get('rank', 0)}"
         self.progressive = self._progressive(options.get("progressive"))
+        self.mixup = options.get("mixup")
         if options.get("checkpointing"):
             count = memory.set_checkpointing(network)
             get_root_logger().info(f"Gradient checkpointing of {count} blocks.")
@@ -76,8 +80,7 @@ class RestorMixerModel(MeasuredValidation):
     def _progressive(self, table: dict[str, Any] | None) -> ProgressivePatches | None:
         if not table:
             return None
-        seed = f"{self.opt.get('manual_seed')} {self.opt.get('rank', 0)}"
-        return ProgressivePatches(**table, scale=self.opt.get("scale", 1), seed=seed)
+        return ProgressivePatches(**table, scale=self.opt.get("scale", 1), seed=self._seed)
 
     def setup_optimizers(self) -> None:
         options = dict(self.opt["train"]["optim_g"])
@@ -103,6 +106,8 @@ class RestorMixerModel(MeasuredValidation):
         with memory.explained(f"at iteration {current_iter}", self._advice):
             if self.progressive:
                 self.lq, self.gt = self.progressive.select(self.lq, self.gt, current_iter)
+            if self.mixup:
+                self.lq, self.gt = mixed(self.lq, self.gt, self.mixup, f"{self._seed} {current_iter}")
             if self._gathered == 0:
                 self.optimizer_g.zero_grad(set_to_none=True)
             losses = self._gather_gradients(current_iter)

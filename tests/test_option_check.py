@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from restormixer_arch.basicsr_adapter import locations
+from restormixer_arch.basicsr_adapter import locations, option_checks
 from restormixer_arch.basicsr_adapter.option_check import check_options, read_request
 from restormixer_arch.basicsr_adapter.option_faults import OptionErrors
 from restormixer_arch.errors import UserError
@@ -238,3 +238,31 @@ def test_the_real_package_has_option_files():
     assert locations.in_package("options/__init__.py").is_file()
     assert locations.in_package("data/../options") is None
     assert locations.in_package("elsewhere/x.yml") is None
+
+
+def test_a_crop_is_a_multiple_of_the_scale(train_options):
+    train_options["scale"] = 3
+    with pytest.raises(OptionErrors, match=r"datasets\.train\.gt_size: got 16, expected a multiple of scale 3"):
+        check_options(train_options, "x.yml", True, paths=False)
+
+
+@pytest.mark.parametrize(
+    ("size", "blocks", "advice"),
+    [
+        (32, [4, 4, 4], "of 32 pixels 8 are left at 1/4, where the largest window has 16"),  # twice as wide
+        (64, [4, 4, 4], None),
+        (16, [2, 8, 0], "of 16 pixels 8 are left at 1/2, where the largest window has 32"),
+    ],
+)
+def test_windows_that_see_padding_are_told(train_options, size, blocks, advice):
+    train_options["network_g"] = {"type": "RestorMixer", "num_blocks": blocks}
+    train_options["datasets"]["train"]["gt_size"] = size
+    text = option_checks.padded_windows(train_options)
+    assert text is None if advice is None else advice in text
+
+
+def test_a_misspelt_key_that_a_plugin_might_own_is_told_with_the_missing_one(train_options):
+    train_options["model_type"] = "MyModel"
+    train_options["train"]["total_iters"] = train_options["train"].pop("total_iter")
+    with pytest.raises(OptionErrors, match=r"train\.total_iter: required key .*Is 'total_iters' meant for it\?"):
+        check_options(train_options, "x.yml", True, paths=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import basicsr.archs
 import basicsr.data.prefetch_dataloader
+import basicsr.data.transforms
 import basicsr.losses
 import basicsr.utils.img_util
 import basicsr.utils.misc
@@ -86,6 +87,22 @@ def prefetch_errors() -> None:
     generator.run, generator.__next__ = run, take
 
 
+def small_images() -> None:
+    original = basicsr.data.transforms.paired_random_crop
+
+    @functools.wraps(original)
+    def paired_random_crop(
+        img_gts: Any, img_lqs: Any, gt_patch_size: int, scale: int, gt_path: str | None = None
+    ) -> Any:
+        try:
+            return original(img_gts, img_lqs, gt_patch_size, scale, gt_path)
+        except ValueError as error:
+            reason = str(error).partition(". Please")[0]
+            raise UserError(f"{gt_path}: {reason}; lower datasets.train.gt_size or leave the image out") from error
+
+    replace_everywhere("paired_random_crop", original, paired_random_crop)
+
+
 def refused_values() -> None:
     for module, name in ((basicsr.archs, "build_network"), (basicsr.losses, "build_loss")):
         replace_everywhere(name, getattr(module, name), _refusing(getattr(module, name)))
@@ -137,6 +154,14 @@ PATCHES = (
         why="the error is handed to the training loop, which then ends with it",
         needed=always,
         mend=prefetch_errors,
+    ),
+    Patch(
+        name="small_images",
+        breaks="an image smaller than gt_size ends the training in a traceback, and the advice is to delete it",
+        versions="all",
+        why="the crop is the option file's, so the line names its key and the image",
+        needed=always,
+        mend=small_images,
     ),
     Patch(
         name="refused_values",

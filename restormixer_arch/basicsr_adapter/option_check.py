@@ -9,7 +9,7 @@ from typing import Any
 from restormixer_arch.basicsr_adapter import locations, option_checks, option_schema
 from restormixer_arch.basicsr_adapter.option_datasets import dataset_section
 from restormixer_arch.basicsr_adapter.option_faults import Fault, OptionErrors, section_faults, unknown_name
-from restormixer_arch.basicsr_adapter.output import note
+from restormixer_arch.basicsr_adapter.output import note, warn
 from restormixer_arch.basicsr_adapter.yaml_reader import apply_overrides, read_options
 
 
@@ -58,6 +58,9 @@ def read_request(
     if taken:
         note(f"taken from the installed package {Path(__file__).parents[1]}: {', '.join(taken)}")
     check_options(options, option_file, is_train)
+    advice = option_checks.padded_windows(options) if is_train else None
+    if advice:
+        warn(f"{option_file}: {advice}")
     return Request(option_file, path, options, is_train, launcher, auto_resume, debug)
 
 
@@ -88,6 +91,7 @@ def check_options(options: dict[str, Any], shown: str, is_train: bool, *, paths:
     faults = [*_schema_faults(options, is_train), *option_checks.phases(options, is_train)]
     if is_train:
         faults += option_checks.schedule(options)
+        faults += option_checks.crops(options)
     faults += option_checks.scale(options)
     faults += option_checks.databases(options)
     faults += option_checks.metrics_without_truth(options)

@@ -93,6 +93,33 @@ def scale(options: dict[str, Any]) -> Iterator[Fault]:
         yield Fault(("scale",), "required key is missing (1 where images keep their size)")
 
 
+def crops(options: dict[str, Any]) -> Iterator[Fault]:
+    """A crop of the ground truth is that of the input times ``scale``."""
+    size, factor = _section(_section(options, "datasets"), "train").get("gt_size"), options.get("scale", 1)
+    if isinstance(size, int) and isinstance(factor, int) and factor >= 1 and size % factor:
+        yield Fault(("datasets", "train", "gt_size"), f"got {size}, expected a multiple of scale {factor}")
+
+
+def padded_windows(options: dict[str, Any]) -> str | None:
+    """Advice where RestorMixer's largest windows are twice as wide as what is left of a crop, or wider.
+
+    Args:
+        options: a file without faults.
+    """
+    size, network = options["datasets"]["train"].get("gt_size"), options["network_g"]
+    blocks = network.get("num_blocks", (4, 4, 4))
+    if network["type"] != "RestorMixer" or not size or not _numbers(blocks) or len(blocks) != 3:
+        return None
+    for halvings, count in ((1, blocks[1]), (2, blocks[2])):
+        side, largest = size // options.get("scale", 1) // 2**halvings, network.get("window_size", 8) * (count // 2)
+        if largest >= 2 * side:
+            return (
+                f"datasets.train.gt_size: of {size} pixels {side} are left at 1/{2**halvings}, where the "
+                f"largest window has {largest}: most of it is padding; raise gt_size or lower network_g.window_size"
+            )
+    return None
+
+
 def metrics_without_truth(options: dict[str, Any]) -> Iterator[Fault]:
     """BasicSR measures every validated set with the same metrics, and most need a ground truth."""
     metrics = _section(_section(options, "val"), "metrics")
@@ -111,4 +138,4 @@ def _section(options: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(number, int | float) for number in value)
+    return isinstance(value, list | tuple) and all(isinstance(number, int | float) for number in value)

@@ -87,9 +87,19 @@ def section_faults(section: type[BaseModel], options: Any, at: tuple[str, ...] =
         faults.append(Fault(at + path, f"got {value!r}, expected {', or '.join(dict.fromkeys(texts))}"))
     for path in missing:
         if path not in corrected:  # else the misspelt key was reported already
-            hint = _model_at(section, path[:-1]).model_fields[path[-1]].description
-            faults.append(Fault(at + path, "required key is missing" + (f" ({hint})" if hint else "")))
+            model = _model_at(section, path[:-1])
+            hint = model.model_fields[path[-1]].description
+            text = "required key is missing" + (f" ({hint})" if hint else "")
+            close = closest(path[-1], _further_keys(model, options, path[:-1]))
+            faults.append(Fault(at + path, text + (f". Is '{close}' meant for it?" if close else "")))
     return faults
+
+
+def _further_keys(model: type[BaseModel], options: Any, path: tuple[str, ...]) -> list[str]:
+    """The keys of an open section that its model does not name."""
+    for key in path:
+        options = options.get(key) if isinstance(options, dict) else None
+    return [str(key) for key in options or () if key not in model.model_fields] if isinstance(options, dict) else []
 
 
 def unknown_name(value: Any, kind: str, known: Iterable[str]) -> str:

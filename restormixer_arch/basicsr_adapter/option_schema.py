@@ -147,6 +147,7 @@ class RestorMixerTrain(SRTrain):
     checkpointing: bool = Field(default=False, description="less memory: compute the activations of blocks twice")
     compile: bool = Field(default=False, description="run the network through torch.compile while training")
     max_skipped: Count = Field(default=10, description="steps in a row that may be skipped for NaN or infinity")
+    mixup: Annotated[float, Field(gt=0)] | None = Field(default=None, description="blend pairs, by Beta(mixup, mixup)")
     progressive: Progressive | None = Field(default=None, description="stages of growing patches")
 
 

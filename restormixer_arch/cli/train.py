@@ -24,7 +24,11 @@ def run(arguments: list[str]) -> int:
     Returns:
         The exit code: 0, or 128 and the number of the signal that has ended the training.
     """
-    args = option_file_parser("train", "Train a network by an option file.").parse_args(arguments)
+    parser = option_file_parser("train", "Train a network by an option file.")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check options, data and memory, and say how long the whole will take"
+    )
+    args = parser.parse_args(arguments)
     request = read_request(
         args.opt,
         is_train=True,
@@ -36,6 +40,12 @@ def run(arguments: list[str]) -> int:
     from restormixer_arch.basicsr_adapter import plugins
 
     plugins.load()
+    if args.dry_run:
+        from restormixer_arch.cli.dry_run import dry_run
+
+        for line in dry_run(request):
+            say(line)
+        return 0
     from restormixer_arch.basicsr_adapter.distributed import lost_peer
     from restormixer_arch.basicsr_adapter.pipeline import run_training
     from restormixer_arch.basicsr_adapter.run_hooks import Run

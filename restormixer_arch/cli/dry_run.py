@@ -1,0 +1,110 @@
+"""``basicsr train --dry-run``: a few real iterations in a folder that is removed, and what the whole will take."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from copy import deepcopy
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from restormixer_arch.basicsr_adapter.option_check import Request
+from restormixer_arch.basicsr_adapter.pipeline import run_training
+from restormixer_arch.basicsr_adapter.run_hooks import Run
+from restormixer_arch.benchmark.measure import peak_bytes
+from restormixer_arch.errors import UserError
+
+STEPS = 3  # iterations of each stage of patches; the first, which warms up, is not counted
+
+
+class TimedRun(Run):
+    """A run that notes when each iteration begins, its loading included."""
+
+    def __init__(self, shown: str) -> None:
+        super().__init__(shown)
+        self.begins: list[float] = []
+
+    def between_iterations(self) -> None:
+        self.begins.append(time.perf_counter())
+        super().between_iterations()
+
+
+def dry_run(request: Request) -> list[str]:
+    """Build the data, the network and the optimiser, train a few iterations, restore one image of each validation set.
+
+    Returns:
+        Lines that tell memory and time.
+
+    Raises:
+        UserError: with a launcher, or whatever mistake the training itself would meet.
+    """
+    if request.launcher != "none":
+        raise UserError(f"--dry-run: runs in one process, got --launcher {request.launcher}")
+    train = request.options["train"]
+    iterations = (train.get("progressive") or {}).get("iters") or [train["total_iter"]]
+    with tempfile.TemporaryDirectory(prefix="basicsr_dry_run_") as folder:
+        options = shortened(request.options, folder, len(iterations))
+        run = TimedRun(request.shown)
+        run_training(replace(request, options=options, auto_resume=False), run)
+        seconds = [end - begin for begin, end in zip(run.begins, run.begins[1:], strict=False)]
+        stages = [min(seconds[STEPS * stage + 1 : STEPS * (stage + 1)]) for stage in range(len(iterations))]
+        restoring = {loader.dataset.opt["name"]: _restoring_seconds(run, loader) for loader in run.val_loaders}
+        memory = torch.cuda.max_memory_allocated() if run.opt["num_gpu"] else peak_bytes()
+    return report(request.options, stages, restoring, memory)
+
+
+def shortened(options: dict[str, Any], folder: str, stages: int) -> dict[str, Any]:
+    """The options of a training of ``STEPS`` iterations a stage that writes to ``folder`` only."""
+    options = deepcopy(options)
+    options["path"] = {**options["path"], "experiments_root": folder, "resume_state": None}
+    options["logger"] = {**options["logger"], "use_tb_logger": False, "wandb": None}
+    options["val"] = None
+    options["train"]["total_iter"] = STEPS * stages
+    if options["train"].get("progressive"):
+        options["train"]["progressive"]["iters"] = [STEPS] * stages
+    return options
+
+
+def report(
+    options: dict[str, Any], stages: list[float], restoring: dict[str, tuple[float, int]], memory: int | None
+) -> list[str]:
+    """What was measured, and what follows for the whole training.
+
+    Args:
+        options: of the whole training.
+        stages: seconds of an iteration, for each stage of patches.
+        restoring: validation set -> (seconds of its first image, number of images).
+        memory: peak in bytes, if the system tells it.
+    """
+    train, total = options["train"], options["train"]["total_iter"]
+    lasting = list((train.get("progressive") or {}).get("iters") or [total])
+    lasting[-1] = max(0, total - sum(lasting[:-1]))  # the last stage goes on to the end
+    training = sum(count * each for count, each in zip(lasting, stages, strict=True))
+    lines = [f"options, data and {STEPS * len(stages)} iterations are in order; nothing was kept"]
+    if memory:
+        lines.append(f"memory: {memory / 2**30:.2f} GiB at most")
+    each = ", then ".join(f"{seconds:.3f} s" for seconds in stages)
+    lines.append(f"training: {total} iterations of {each}: {_duration(training)}")
+    freq = (options.get("val") or {}).get("val_freq")
+    times = -(-total // freq) if freq else 0
+    for name, (seconds, images) in restoring.items() if times else ():
+        taken = times * images * seconds
+        training += taken
+        lines.append(f"validation: {times} times {images} images of {name}, {seconds:.3f} s each: {_duration(taken)}")
+    lines.append(f"in all: about {_duration(training)}")
+    return lines
+
+
+def _restoring_seconds(run: Run, loader: Any) -> tuple[float, int]:
+    item = next(iter(loader))
+    begin = time.perf_counter()
+    run.model.feed_data(item)
+    run.model.test()
+    return time.perf_counter() - begin, len(loader)
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

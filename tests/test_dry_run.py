@@ -1,0 +1,71 @@
+"""``basicsr train --dry-run``: it finds what a training would stumble over, keeps nothing, and tells the time."""
+
+import re
+from pathlib import Path
+
+import pytest
+from training_cases import RESTORMIXER
+
+from restormixer_arch import cli
+from restormixer_arch.cli.dry_run import report
+
+
+@pytest.mark.parametrize("model", ["SRModel", "RestorMixerModel"])
+def test_a_dry_run_trains_and_keeps_nothing(pairs, train_options, write, capsys, model):
+    train_options.update(model_type=model)
+    train_options["val"]["val_freq"] = 2
+    before = sorted(Path().rglob("*"))
+    file = write(train_options)
+    assert cli.main(["train", "-opt", file, "--dry-run"]) == 0
+    assert sorted(Path().rglob("*")) == sorted([*before, Path(file)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "options, data and 3 iterations are in order; nothing was kept"
+    assert re.fullmatch(r"memory: \d+\.\d\d GiB at most", lines[1])
+    assert re.fullmatch(r"training: 5 iterations of 0\.\d{3} s: 0:00:0\d", lines[2])
+    assert re.fullmatch(r"validation: 3 times 6 images of pairs_val, 0\.\d{3} s each: 0:00:0\d", lines[3])
+    assert lines[4].startswith("in all: about 0:00:0") and len(lines) == 5
+
+
+def test_every_stage_of_patches_is_run(pairs, train_options, write, capsys):
+    train_options.update(model_type="RestorMixerModel", network_g=RESTORMIXER)
+    train_options["train"]["progressive"] = {"iters": [2, 2], "gt_sizes": [8, 16], "batch_sizes": [4, 2]}
+    assert cli.main(["train", "-opt", write(train_options), "--dry-run"]) == 0
+    assert re.search(r"^training: 5 iterations of 0\.\d{3} s, then 0\.\d{3} s: ", capsys.readouterr().out, re.M)
+
+
+def test_a_resumed_training_is_not_touched(pairs, train_options, write, capsys):
+    assert cli.main(["train", "-opt", write(train_options)]) == 0
+    state = Path("experiments/tiny/training_states/4.state")
+    before = state.read_bytes()
+    train_options["path"]["resume_state"] = str(state)
+    assert cli.main(["train", "-opt", write(train_options), "--dry-run", "--auto_resume"]) == 0
+    assert state.read_bytes() == before and len(list(Path("experiments").iterdir())) == 1
+
+
+def test_crops_larger_than_the_images_are_found(pairs, train_options, write, capsys):
+    train_options["datasets"]["train"]["gt_size"] = 64
+    assert cli.main(["train", "-opt", write(train_options), "--dry-run"]) == 2
+    assert re.fullmatch(
+        r"basicsr: error: pairs/gt/\d\.png: LQ \(20, 20\) is smaller than patch size \(64, 64\); "
+        r"lower datasets\.train\.gt_size or leave the image out",
+        capsys.readouterr().err.splitlines()[-1],
+    )
+
+
+def test_a_launcher_is_refused(pairs, train_options, write, capsys):
+    assert cli.main(["train", "-opt", write(train_options), "--dry-run", "--launcher", "pytorch"]) == 2
+    assert capsys.readouterr().err == "basicsr: error: --dry-run: runs in one process, got --launcher pytorch\n"
+
+
+def test_the_whole_is_reckoned_from_its_parts():
+    options = {
+        "train": {"total_iter": 1000, "progressive": {"iters": [600, 100]}},
+        "val": {"val_freq": 300},
+    }
+    assert report(options, [0.1, 0.5], {"a": (2.0, 10)}, 3 << 29) == [
+        "options, data and 6 iterations are in order; nothing was kept",
+        "memory: 1.50 GiB at most",
+        "training: 1000 iterations of 0.100 s, then 0.500 s: 0:04:20",  # 600 * 0.1 + 400 * 0.5
+        "validation: 4 times 10 images of a, 2.000 s each: 0:01:20",
+        "in all: about 0:05:40",
+    ]

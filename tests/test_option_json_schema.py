@@ -1,0 +1,83 @@
+"""The JSON Schema for editors says what the command line's check says."""
+
+import copy
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from restormixer_arch import options
+from restormixer_arch.basicsr_adapter.option_check import check_options
+from restormixer_arch.basicsr_adapter.option_json_schema import json_schema
+from restormixer_arch.errors import UserError
+
+FOLDER = Path(options.__file__).parent
+FILES = sorted(FOLDER.glob("*.yml"))
+
+
+@pytest.fixture(scope="module")
+def validator():
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def load(path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def test_the_published_file_is_current():
+    assert json.loads((FOLDER / "schema.json").read_text(encoding="utf-8")) == json_schema()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_option_file_fits(validator, path):
+    assert [error.message for error in validator.iter_errors(load(path))] == []
+
+
+def change(options, key, value):
+    options, *path, last = copy.deepcopy(options), *key.split(".")
+    section = options
+    for name in path:
+        section = section[name]
+    if value is None:
+        del section[last]
+    else:
+        section[last] = value
+    return options
+
+
+MISTAKES = [
+    ("batchsize", 4),
+    ("name", 3),
+    ("datasets.train.gtsize", 64),
+    ("datasets.train.gt_size", None),
+    ("datasets.train.io_backend.type", "disc"),
+    ("datasets.training", {"name": "x", "type": "PairedImageDataset"}),
+    ("network_g.type", None),
+    ("train.ema_dekay", 0.9),
+    ("train.total_iter", 0),
+    ("train.amp", "fp8"),
+    ("train.optim_g.learning_rate", 1e-3),
+    ("train.scheduler.period", [10]),
+    ("train.scheduler.type", "Cosine"),
+    ("val.val_freq", "1e3"),
+    ("path.pretrained", "x"),
+    ("logger.print_freq", 0),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), MISTAKES, ids=[key for key, _ in MISTAKES])
+def test_mistakes_are_told_by_both(validator, key, value):
+    wrong = change(load(FOLDER / "train_derain_demo.yml"), key, value)
+    assert not validator.is_valid(wrong)
+    with pytest.raises(UserError, match=key.rpartition(".")[2]):
+        check_options(wrong, "x.yml", True, paths=False)
+
+
+def test_a_model_of_a_plugin_may_have_keys_of_its_own(validator):
+    options = load(FOLDER / "train_derain_demo.yml")
+    assert validator.is_valid(change(change(options, "model_type", "MyModel"), "train.my_loss", {"weight": 1}))
+    assert not validator.is_valid(change(change(options, "model_type", "MyModel"), "train.total_iter", None))
