@@ -82,8 +82,8 @@ def read_picture(path: str | Path) -> Picture:
             if deep:
                 pixels, alpha = pictures16.read(path, gray=gray, orientation=orientation)
             else:
-                upright, metadata = _in_rgb(upright, metadata)
-                pixels, alpha = split_alpha(np.asarray(upright))
+                upright, metadata = in_rgb(upright, metadata)
+                pixels, alpha = split_alpha(np.array(upright))
     return Picture(pixels, alpha, "JPEG" if image.format == "MPO" else image.format, metadata)
 
 
@@ -142,7 +142,7 @@ def _check(image: Image.Image, path: str | Path) -> None:
         raise UserError(f"{path}: has samples of kind {image.mode!r}, expected 8- or 16-bit gray or RGB")
 
 
-def _in_rgb(image: Image.Image, metadata: dict[str, Any]) -> tuple[Image.Image, dict[str, Any]]:
+def in_rgb(image: Image.Image, metadata: dict[str, Any]) -> tuple[Image.Image, dict[str, Any]]:
     """The picture as L, LA, RGB or RGBA."""
     if image.mode == "CMYK":
         return _from_cmyk(image, metadata)

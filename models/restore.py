@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from restormixer_arch.errors import UserError
+from restormixer_arch.memory import parse_bytes
 from restormixer_arch.models.tile_memory import TileMemory, measure
 from restormixer_arch.models.tiling import ALIGNMENT, DEFAULT_OVERLAP, tiled
 
@@ -65,7 +67,9 @@ def restored(
     scale = getattr(network, "upscale", 1)
     try:
         result = tiled(restore_tile, picture, tile, overlap=overlap, blend=blend, scale=scale, on_tile=on_tile)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):  # the latter: a CPU
+            raise
         raise UserError(f"tile: the device's memory does not do for {tile} pixels; give a smaller one") from error
     if not torch.isfinite(result).all():
         raise UserError(f"precision: the result in {precision} has infinite values or none at all; try fp32")
@@ -166,6 +170,20 @@ class Restorer:
             self_ensemble=self.self_ensemble,
             on_tile=on_tile,
         )
+
+
+def restorer_of_options(network: nn.Module, val: dict[str, Any]) -> Restorer | None:
+    """What ``val`` of an option file asks for, or None where pictures are to be restored whole."""
+    if not val.get("tile") and not val.get("max_memory"):
+        return None
+    overlap, memory = val.get("tile_overlap"), val.get("max_memory")
+    return Restorer(
+        network,
+        tile=val.get("tile"),
+        overlap=DEFAULT_OVERLAP if overlap is None else overlap,
+        blend=val.get("tile_blend") or "hann",
+        max_memory=parse_bytes(memory) if memory else None,
+    )
 
 
 def pick_device(name: str) -> torch.device:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.models.labels import LabelledLoader, LabelResults, report_by_label
 from restormixer_arch.models.losses import MultiScaleDualDomainLoss
+from restormixer_arch.models.restore import restorer_of_options
 from restormixer_arch.models.weights import read_weights
 
 DEFAULT_GRAD_CLIP = 0.01  # the value of the network's family (SFNet, IRNeXt, ConvIR)
@@ -35,8 +36,12 @@ class RestorMixerModel(SRModel):
       statistics) are averaged as the weights are.
     - ``pixel_opt.type: MultiScaleDualDomainLoss`` sees all outputs; another loss sees the one at full resolution.
 
-    Overridden: init_training_settings, setup_optimizers, get_optimizer, optimize_parameters, model_ema,
-    nondist_validation, get_current_visuals, load_network, print_network.
+    Under ``val``, ``tile``, ``tile_overlap`` and ``tile_blend`` restore validated and tested pictures tile by tile, and
+    ``max_memory`` (such as ``3G``) chooses the tiles' size; the whole picture is then never on the device, see
+    :mod:`restormixer_arch.models.tiling`.
+
+    Overridden: init_training_settings, setup_optimizers, get_optimizer, optimize_parameters, model_ema, feed_data,
+    test, nondist_validation, get_current_visuals, load_network, print_network.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -48,6 +53,9 @@ class RestorMixerModel(SRModel):
         upscale = getattr(self.get_bare_model(self.net_g), "upscale", None)
         if upscale is not None and upscale != opt.get("scale", 1):
             raise UserError(f"scale: must equal network_g.upscale ({upscale}), got {opt.get('scale', 1)}")
+        self._validating = False
+        tested = getattr(self, "net_g_ema", self.net_g)
+        self.restorer = restorer_of_options(self.get_bare_model(tested), opt.get("val") or {})
 
     def init_training_settings(self) -> None:
         self.grad_clip = self.opt["train"].get("grad_clip", DEFAULT_GRAD_CLIP)
@@ -103,19 +111,37 @@ class RestorMixerModel(SRModel):
             else:
                 average.copy_(current[name])
 
+    def feed_data(self, data: dict[str, Any]) -> None:
+        if self._validating and self.restorer:  # the tiles go to the device one by one
+            self.lq = data["lq"]
+            if "gt" in data:
+                self.gt = data["gt"]
+        else:
+            super().feed_data(data)
+
+    def test(self) -> None:
+        if self.restorer is None:
+            super().test()
+            return
+        training = self.net_g.training
+        self.restorer.network.eval()
+        self.output = self.restorer(self.lq)
+        self.net_g.train(training)
+
     def nondist_validation(self, dataloader: Any, current_iter: int, tb_logger: Any, save_img: bool) -> None:
         name, metrics = dataloader.dataset.opt["name"], self.opt["val"].get("metrics") or {}
         if len(dataloader) == 0:
             raise UserError(f"datasets: {name} has no images to validate on")
         measured = name in self.input_results
         self._input_sums = None if measured else dict.fromkeys(metrics, 0.0)
+        self._validating = True
         try:
             labelled = LabelledLoader(dataloader, self)
             super().nondist_validation(labelled, current_iter, tb_logger, save_img)
             if not measured:
                 self.input_results[name] = {m: s / len(dataloader) for m, s in self._input_sums.items()}
         finally:
-            self._input_sums = None
+            self._input_sums, self._validating = None, False
         if metrics:
             self.results[name] = {metric: float(value) for metric, value in self.metric_results.items()}
             self.label_results[name] = labelled.results

@@ -8,15 +8,14 @@ one thread), the line told 80 % to 130 % of what 512 to 1024 pixels a side took,
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from restormixer_arch.allocator import peak_bytes, reset_peak
 from restormixer_arch.errors import UserError
+from restormixer_arch.memory import in_words, peak_bytes, reset_peak
 from restormixer_arch.models.tiling import ALIGNMENT
 
 SMALL, MEDIUM = 128, 384  # sides of the measured tiles in pixels
@@ -24,7 +23,6 @@ SAFETY = 1.25
 CPU_BUDGET = 3 * 10**9  # bytes of the whole process, where the user names no budget
 GPU_SHARE = 0.8  # of a GPU's free memory, likewise
 UNMEASURED_TILE = 512  # pixels, where the system does not tell a peak
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True)
@@ -120,20 +118,3 @@ def _on_gpu(restore_tile: Callable[[Tensor], Tensor], channels: int, device: tor
         torch.cuda.synchronize(device)
         needed.append(torch.cuda.max_memory_allocated(device) - held)
     return held, needed
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of ``3G``, ``800M``, ``1.5GB`` or ``3000000000``; the units are powers of 1000.
-
-    Raises:
-        ValueError: it is none of these, or 0.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
-    size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
-    if size == 0:
-        raise ValueError(f"expected an amount of memory such as 3G or 800M, got {text!r}")
-    return size
-
-
-def in_words(size: float) -> str:
-    return f"{size / 1e9:.2f} GB"

@@ -103,10 +103,12 @@ def _schema_faults(options: dict[str, Any], is_train: bool) -> list[Fault]:
     known = isinstance(model_type, str) and model_type in schema.TRAIN_SECTIONS
     if is_train:
         whole = schema.TrainFile if known else schema.OpenTrainFile
-        val = schema.TrainVal if known else schema.OpenTrainVal
     else:
         whole = schema.TestFile if known else schema.OpenTestFile
-        val = schema.TestVal if known else schema.OpenTestVal
+    vals = (schema.TrainVal, schema.TestVal) if known else (schema.OpenTrainVal, schema.OpenTestVal)
+    if known:
+        vals = schema.VAL_SECTIONS.get(model_type, vals)
+    val = vals[0 if is_train else 1]
     sections = {"path": schema.Paths if known else schema.OpenPaths, "val": val}
     if is_train:
         sections["train"] = schema.TRAIN_SECTIONS[model_type] if known else schema.OpenTrain

@@ -9,11 +9,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from restormixer_arch.memory import parse_bytes
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _memory(text: str) -> str:
+    try:
+        parse_bytes(text)
+    except ValueError as error:
+        raise PydanticCustomError("memory", "an amount of memory such as 3G or 800M") from error
+    return text
 
 
 class Section(BaseModel):
@@ -170,6 +181,27 @@ class TestVal(ValKeys):
 
 class OpenTestVal(TestVal):
     model_config = OpenSection.model_config
+
+
+class TileKeys(BaseModel):
+    """Tiles of validated and tested pictures; without ``tile`` and ``max_memory`` each is restored whole."""
+
+    tile: Annotated[int, Field(ge=64)] | None = None
+    tile_overlap: Count | None = None
+    tile_blend: Literal["hann", "linear"] | None = None
+    max_memory: Annotated[str, AfterValidator(_memory)] | None = None
+
+
+class TiledTrainVal(TrainVal, TileKeys):
+    model_config = Section.model_config
+
+
+class TiledTestVal(TestVal, TileKeys):
+    model_config = Section.model_config
+
+
+# The models that know more keys of 'val' than BasicSR's, in training and in testing.
+VAL_SECTIONS: dict[str, tuple[type[BaseModel], type[BaseModel]]] = {"RestorMixerModel": (TiledTrainVal, TiledTestVal)}
 
 
 # --- path ------------------------------------------------------------------------------------------------------
