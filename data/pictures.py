@@ -33,7 +33,8 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from restormixer_arch.data import pictures16
 from restormixer_arch.errors import UserError
 
-FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "WEBP", "PPM")  # MPO: a JPEG with a preview or a second eye's view
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM")
+MPO = "MPO"  # a JPEG with a preview or a second eye's view behind it, of which the first picture is taken
 LOSSY = {"quality": 95, "subsampling": "4:4:4"}
 ORIENTATION = 0x0112  # the EXIF tag
 DAMAGES = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, TypeError)
@@ -72,7 +73,7 @@ def read_picture(path: str | Path) -> Picture:
         if Path(path).stat().st_size == 0:
             raise UserError(f"{path}: is empty")
         pictures16.refuse_other_samples(path)
-        with Image.open(path) as image:
+        with Image.open(path, formats=(*FORMATS, "GIF")) as image:  # GIF only to be refused by its name
             _check(image, path)
             deep, gray = pictures16.is_16_bit(image), pictures16.is_gray(image)
             orientation = 1 if image.format == "TIFF" else image.getexif().get(ORIENTATION, 1)
@@ -84,7 +85,7 @@ def read_picture(path: str | Path) -> Picture:
             else:
                 upright, metadata = in_rgb(upright, metadata)
                 pixels, alpha = split_alpha(np.array(upright))
-    return Picture(pixels, alpha, "JPEG" if image.format == "MPO" else image.format, metadata)
+    return Picture(pixels, alpha, "JPEG" if image.format == MPO else image.format, metadata)
 
 
 def write_picture(picture: Picture, path: str | Path) -> None:
@@ -131,10 +132,10 @@ def _refusing(path: str | Path) -> Iterator[None]:
 
 
 def _check(image: Image.Image, path: str | Path) -> None:
-    if image.format not in FORMATS:
+    if image.format not in (*FORMATS, MPO):
         raise UserError(f"{path}: {image.format} pictures are not restored, expected one of {', '.join(FORMATS)}")
     frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":
+    if frames > 1 and image.format != MPO:
         raise UserError(f"{path}: holds {frames} pictures, one was expected; write each to a file of its own")
     if image.format == "PPM" and any(isinstance(white, int) and white > 255 for white in image.tile[0].args):
         raise UserError(f"{path}: has 16-bit samples, which of its kind are not read; expected PNG or TIFF")
@@ -170,11 +171,9 @@ def _metadata(upright: Image.Image, image: Image.Image) -> dict[str, Any]:
     """What Pillow's ``save`` is to be given, from an upright copy and the picture as it was opened."""
     info, kind = upright.info, image.format
     kept = {name: info[name] for name in ("icc_profile", "dpi") if info.get(name)}
-    if kind in ("JPEG", "MPO", "PNG", "WEBP"):
-        exif = upright.getexif()
-        if exif:
-            kept["exif"] = exif.tobytes()
-    if kind in ("JPEG", "MPO", "WEBP"):
+    if kind in ("JPEG", MPO, "PNG", "WEBP"):
+        kept |= {"exif": info["exif"]} if info.get("exif") else {}  # the file's own bytes, where it was upright
+    if kind in ("JPEG", MPO, "WEBP"):
         kept |= {name: info[name] for name in ("xmp", "comment") if info.get(name)}
         kept |= LOSSY if kind != "WEBP" else {"quality": LOSSY["quality"]}
     if kind == "PNG":

@@ -1,4 +1,7 @@
-"""Video files frame by frame through OpenCV. Only the pictures are carried over: sound and subtitles are not."""
+"""Video files frame by frame through OpenCV. Only the pictures are carried over: sound and subtitles are not.
+
+OpenCV's writer drops the last row or column of an odd size.
+"""
 
 from __future__ import annotations
 

@@ -6,14 +6,13 @@ from pathlib import Path
 
 from torch import nn
 
+import restormixer_arch
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.models.weights import read_weights
 from restormixer_arch.restormixer_arch import RestorMixer
 from restormixer_arch.weight_options import is_restormixer, options_from_weights
 
-SHIPPED = Path(__file__).parent.parent / "restormixer_arch" / "weights"  # in a clone
-if not (SHIPPED.parent / "emvm.py").exists():  # installed, models/ lies inside restormixer_arch/
-    SHIPPED = Path(__file__).parent.parent / "weights"
+SHIPPED = Path(restormixer_arch.__path__[0]) / "weights"
 PREFIX = "restormixer_s_"
 DEFAULT_TASK = "derain"
 

@@ -79,17 +79,18 @@ def restored(
 def _restored_tile(network: nn.Module, part: Tensor, precision: str, self_ensemble: bool) -> Tensor:
     white = PEAKS.get(part.dtype, 1)
     part = part.to(next(network.parameters()).device).float() / white
-    batch, channels = part.shape[:2]
-    wanted = getattr(network, "in_channels", 3)
-    if channels == 1 and wanted == 3:
-        part = part.expand(-1, 3, -1, -1)
-    elif wanted == 1:
-        part = part.reshape(batch * channels, 1, *part.shape[-2:])
+    channels, wanted = part.shape[1], getattr(network, "in_channels", 3)
+    apply = _ensemble if self_ensemble else _once
     with torch.no_grad(), torch.autocast(part.device.type, PRECISIONS[precision], enabled=precision != "fp32"):
-        result = _ensemble(network, part) if self_ensemble else network(part).float()
-    if channels == 1 and wanted == 3:
-        return result.mean(1, keepdim=True)
-    return result.reshape(batch, channels, *result.shape[-2:])
+        if channels == 1 and wanted == 3:
+            return apply(network, part.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
+        if wanted == 1:
+            return torch.cat([apply(network, plane) for plane in part.split(1, dim=1)], dim=1)
+        return apply(network, part)
+
+
+def _once(network: nn.Module, x: Tensor) -> Tensor:
+    return network(x).float()
 
 
 def _ensemble(network: nn.Module, x: Tensor) -> Tensor:
@@ -159,17 +160,22 @@ class Restorer:
         return self.memory.tile(height, width, holding, self.overlap)
 
     def __call__(self, picture: Tensor, on_tile: Progress = lambda done, total: None) -> Tensor:
-        """:func:`restored` with these settings. Shape: (B, C, H, W) -> (B, C, s * H, s * W)"""
-        return restored(
-            self.network,
-            picture,
-            tile=self.tile_for(picture),
-            overlap=self.overlap,
-            blend=self.blend,
-            precision=self.precision,
-            self_ensemble=self.self_ensemble,
-            on_tile=on_tile,
-        )
+        """:func:`restored` with these settings, one picture after the other.
+
+        Shape:
+            (B, C, H, W) -> (B, C, s * H, s * W)
+        """
+        settings = {
+            "tile": self.tile_for(picture),
+            "overlap": self.overlap,
+            "blend": self.blend,
+            "precision": self.precision,
+            "self_ensemble": self.self_ensemble,
+            "on_tile": on_tile,
+        }
+        if len(picture) == 1:
+            return restored(self.network, picture, **settings)
+        return torch.cat([restored(self.network, one, **settings) for one in picture.split(1)])
 
 
 def restorer_of_options(network: nn.Module, val: dict[str, Any]) -> Restorer | None:

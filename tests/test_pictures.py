@@ -87,6 +87,22 @@ def test_upright_is_what_pillow_does():
         np.testing.assert_array_equal(upright(RGB), np.asarray(ImageOps.exif_transpose(image)))
 
 
+def test_the_first_picture_of_a_phones_jpeg_is_taken(tmp_path):
+    Image.fromarray(SMOOTH).save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.fromarray(RGB)])
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert opened.format == "MPO" and opened.n_frames == 2
+    picture, target = round_trip(tmp_path / "a.jpg", tmp_path)
+    assert picture.pixels.shape == SMOOTH.shape
+    with Image.open(target) as again:
+        assert again.format == "JPEG"
+
+
+def test_upright_files_keep_their_exif_byte_for_byte(tmp_path):
+    content = exif().tobytes() + b"a maker's note behind it"
+    Image.fromarray(RGB).save(tmp_path / "a.jpg", exif=content)
+    assert read_picture(tmp_path / "a.jpg").metadata["exif"] == content
+
+
 def test_texts_of_png_and_comment_and_xmp_of_jpeg_are_kept(tmp_path):
     texts = PngInfo()
     texts.add_text("Title", "Mühle")

@@ -57,7 +57,14 @@ def test_gray_and_colour_meet_networks_of_other_channels():
     assert network.seen[0].shape == (1, 3, 40, 56)
     network = Plain(lambda x: x / 2, in_channels=1)
     torch.testing.assert_close(restored(network, PICTURE, tile=128), PICTURE / 2)
-    assert network.seen[0].shape == (3, 1, 40, 56)
+    assert [x.shape for x in network.seen] == [(1, 1, 40, 56)] * 3
+
+
+def test_a_batch_is_restored_one_by_one():
+    network = Plain(lambda x: x / 2)
+    batch = torch.cat([PICTURE, 1 - PICTURE])
+    torch.testing.assert_close(Restorer(network, tile=128)(batch), batch / 2)
+    assert [len(x) for x in network.seen] == [1, 1]
 
 
 @pytest.mark.parametrize("scale", [1, 2])

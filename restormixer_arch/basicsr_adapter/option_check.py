@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from restormixer_arch.basicsr_adapter import locations, option_checks, option_schema
+from restormixer_arch.basicsr_adapter import locations, option_checks, option_schema, option_val
 from restormixer_arch.basicsr_adapter.option_datasets import dataset_section
 from restormixer_arch.basicsr_adapter.option_faults import Fault, OptionErrors, section_faults, unknown_name
 from restormixer_arch.basicsr_adapter.output import note
@@ -105,10 +105,7 @@ def _schema_faults(options: dict[str, Any], is_train: bool) -> list[Fault]:
         whole = schema.TrainFile if known else schema.OpenTrainFile
     else:
         whole = schema.TestFile if known else schema.OpenTestFile
-    vals = (schema.TrainVal, schema.TestVal) if known else (schema.OpenTrainVal, schema.OpenTestVal)
-    if known:
-        vals = schema.VAL_SECTIONS.get(model_type, vals)
-    val = vals[0 if is_train else 1]
+    val = option_val.section(model_type if known else None, is_train)
     sections = {"path": schema.Paths if known else schema.OpenPaths, "val": val}
     if is_train:
         sections["train"] = schema.TRAIN_SECTIONS[model_type] if known else schema.OpenTrain

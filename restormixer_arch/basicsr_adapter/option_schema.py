@@ -9,22 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
-
-from restormixer_arch.memory import parse_bytes
+from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-def _memory(text: str) -> str:
-    try:
-        parse_bytes(text)
-    except ValueError as error:
-        raise PydanticCustomError("memory", "an amount of memory such as 3G or 800M") from error
-    return text
 
 
 class Section(BaseModel):
@@ -43,10 +32,6 @@ class Typed(OpenSection):
     """A section that names a registered class; the other keys are the class's arguments."""
 
     type: str = Field(description="the registered name of the class to build")
-
-
-class Metric(Typed):
-    better: Literal["higher", "lower"] = "higher"
 
 
 class IoBackend(OpenSection):
@@ -153,55 +138,6 @@ TRAIN_SECTIONS: dict[str, type[BaseModel]] = {
     "SwinIRModel": SRTrain,
     "RestorMixerModel": RestorMixerTrain,
 }
-
-
-# --- val -------------------------------------------------------------------------------------------------------
-
-
-class ValKeys(BaseModel):
-    save_img: bool = Field(description="write the restored images to disk")
-    val_freq: Positive | None = None
-    suffix: str | None = None
-    pbar: bool = False
-    metrics: dict[str, Metric] | None = None
-
-
-class TrainVal(ValKeys):
-    model_config = Section.model_config
-    val_freq: Positive = Field(description="iterations between two validations")
-
-
-class OpenTrainVal(TrainVal):
-    model_config = OpenSection.model_config
-
-
-class TestVal(ValKeys):
-    model_config = Section.model_config
-
-
-class OpenTestVal(TestVal):
-    model_config = OpenSection.model_config
-
-
-class TileKeys(BaseModel):
-    """Tiles of validated and tested pictures; without ``tile`` and ``max_memory`` each is restored whole."""
-
-    tile: Annotated[int, Field(ge=64)] | None = None
-    tile_overlap: Count | None = None
-    tile_blend: Literal["hann", "linear"] | None = None
-    max_memory: Annotated[str, AfterValidator(_memory)] | None = None
-
-
-class TiledTrainVal(TrainVal, TileKeys):
-    model_config = Section.model_config
-
-
-class TiledTestVal(TestVal, TileKeys):
-    model_config = Section.model_config
-
-
-# The models that know more keys of 'val' than BasicSR's, in training and in testing.
-VAL_SECTIONS: dict[str, tuple[type[BaseModel], type[BaseModel]]] = {"RestorMixerModel": (TiledTrainVal, TiledTestVal)}
 
 
 # --- path ------------------------------------------------------------------------------------------------------

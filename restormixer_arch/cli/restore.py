@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from restormixer_arch.basicsr_adapter.output import complain, is_first_process, note, say
-from restormixer_arch.cli.parsing import Parser
+from restormixer_arch.cli.parsing import Parser, positive_number, whole_number
 from restormixer_arch.errors import UserError
 from restormixer_arch.memory import parse_bytes
 
@@ -34,8 +34,12 @@ def parser() -> Parser:
     parser.add_argument("--self-ensemble", action="store_true", help="average over 8 flips and turns, 8 times slower")
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="default fp32")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default auto)")
-    parser.add_argument("--tile", type=_positive, metavar="N", help="side of the tiles; default: what memory allows")
-    parser.add_argument("--overlap", type=_whole, metavar="N", help="least overlap of tiles, in pixels (default 64)")
+    parser.add_argument(
+        "--tile", type=positive_number, metavar="N", help="side of the tiles; default: what memory allows"
+    )
+    parser.add_argument(
+        "--overlap", type=whole_number, metavar="N", help="least overlap of tiles, in pixels (default 64)"
+    )
     parser.add_argument("--blend", choices=["hann", "linear"], default="hann", help="of tiles (default hann)")
     parser.add_argument(
         "--max-memory",
@@ -109,18 +113,6 @@ def _done(job: Job, restorer: Restorer, overwrite: bool, bar: tqdm) -> bool:
         with tqdm.external_write_mode():
             note(remark)
     return True
-
-
-def _whole(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
-    return int(text)
 
 
 def _memory(text: str) -> int:
