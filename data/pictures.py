@@ -100,10 +100,8 @@ def write_picture(picture: Picture, path: str | Path) -> None:
 
 
 def to_pillow(picture: Picture) -> Image.Image:
-    """8 bits for each sample, but for gray of 16 bits; modes L, LA, RGB, RGBA, I;16."""
+    """Mode L, LA, RGB or RGBA, or I;16 of gray in 16 bits; Pillow has no 16-bit colours."""
     planes = picture.planes
-    if planes.dtype == np.uint16 and planes.shape[2] > 1:
-        planes = (planes / 257).round().astype(np.uint8)
     return Image.fromarray(planes[..., 0] if planes.shape[2] == 1 else planes)
 
 
