@@ -1,8 +1,8 @@
 """How large a tile may be, measured before the run: what a network needs, by the pixel, on this machine.
 
 A small and a medium tile are restored and the memory they needed is fitted by a line. On the CPU that is the growth of
-the process's peak, on a GPU what torch's allocator gave out at most. Measured against larger tiles on a CPU (glibc,
-one thread), the line told 80 % to 130 % of what 512 to 1024 pixels a side took, hence :data:`SAFETY`.
+the process's peak, on a GPU what torch's allocator gave out at most. With two RestorMixers on a CPU (glibc, one
+thread) the line told 96 % to 124 % of what tiles of 768 and 1024 pixels took; :data:`SAFETY` is for the rest.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.memory import in_words, peak_bytes, reset_peak
 from restormixer_arch.models.tiling import ALIGNMENT
 
-SMALL, MEDIUM = 128, 384  # sides of the measured tiles in pixels
-LARGEST = 2048  # side of a tile in pixels: 28 times the medium one's area; its overlaps cost 6 % of the time
+SMALL, MEDIUM = 128, 512  # sides of the measured tiles in pixels
+LARGEST = 2048  # side of a tile in pixels: 16 times the medium one's area; its overlaps cost 6 % of the time
 SAFETY = 1.25
 CPU_BUDGET = 3 * 10**9  # bytes of the whole process, where the user names no budget
 GPU_SHARE = 0.8  # of a GPU's free memory, likewise

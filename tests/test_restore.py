@@ -148,6 +148,10 @@ def test_memory_is_measured_once_and_decides():
     restorer = Restorer(network, max_memory=10**11)
     assert restorer.memory is restorer.memory
     assert restorer.tile_for(torch.zeros(1, 3, 700, 500, dtype=torch.uint8)) == 700
+    small = Restorer(network)
+    assert small.tile_for(PICTURE) == 128 and small.tile_for(torch.zeros(1, 3, 512, 9)) == 512
+    assert "memory" not in vars(small)  # not measured
+    assert small.tile_for(torch.zeros(1, 3, 513, 9)) == 513 and "memory" in vars(small)
     with pytest.raises(UserError, match="max-memory: 0.00 GB do not do for 56 x 40 pixels"):
         Restorer(network, max_memory=1000)(PICTURE)
 

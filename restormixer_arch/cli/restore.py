@@ -31,7 +31,11 @@ def parser() -> Parser:
     source.add_argument("--task", metavar="NAME", help="installed weights, such as derain (the default)")
     parser.add_argument("--overwrite", action="store_true", help="restore anew what is there already")
     parser.add_argument("--compare", action="store_true", help="also write before and after side by side")
-    parser.add_argument("--self-ensemble", action="store_true", help="average over 8 flips and turns, 8 times slower")
+    parser.add_argument(
+        "--self-ensemble",
+        action="store_true",
+        help="average over 8 flips and turns, 8 times slower; not for rain, which falls",
+    )
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="default fp32")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     parser.add_argument(
