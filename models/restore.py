@@ -63,7 +63,10 @@ def restored(
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
 
     def restore_tile(part: Tensor) -> Tensor:
-        return _restored_tile(network, part, precision, self_ensemble)
+        result = _restored_tile(network, part, precision, self_ensemble)
+        if not torch.isfinite(result).all():
+            raise UserError(f"precision: the result in {precision} has infinite values or none at all; try fp32")
+        return result
 
     scale = getattr(network, "upscale", 1)
     try:
@@ -72,8 +75,6 @@ def restored(
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):  # the latter: a CPU
             raise
         raise UserError(f"tile: the device's memory does not do for {tile} pixels; give a smaller one") from error
-    if not torch.isfinite(result).all():
-        raise UserError(f"precision: the result in {precision} has infinite values or none at all; try fp32")
     return result.clamp_(0, 1)
 
 
