@@ -16,6 +16,7 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.models.guard import is_finite
 from restormixer_arch.models.labels import LabelledLoader, LabelResults, joined_results, report_by_label
 from restormixer_arch.models.memory import explained
+from restormixer_arch.models.restore import Restorer
 
 PICTURES = 4  # of each data set that tensorboard gets
 PICTURE_SIDE = 384  # pixels at most; a larger picture shows its middle
@@ -43,10 +44,17 @@ class MeasuredValidation(SRModel):
         self._broken: list[str] = []  # images of this validation whose output is not finite
         self._show: tuple[Any, str, int] | None = None  # logger, data set and iteration while pictures are shown
         self._shown = 0
+        self._validating = False
+        self.restorer: Restorer | None = None  # restores tile by tile, if the options ask for it
         super().__init__(opt)
 
     def feed_data(self, data: dict[str, Any]) -> None:
-        super().feed_data(data)
+        if self._validating and self.restorer:  # the tiles go to the device one by one
+            self.lq = data["lq"]
+            if "gt" in data:
+                self.gt = data["gt"]
+        else:
+            super().feed_data(data)
         self._paths = [str(path) for path in data.get("lq_path", [])]
 
     @torch.no_grad()
@@ -56,10 +64,10 @@ class MeasuredValidation(SRModel):
         training = network.training
         network.eval()
         height, width = self.lq.shape[-2:]
-        advice = "use smaller images in the validation set, or cut them into tiles"
+        advice = "set val.tile or val.max_memory"
         try:
             with explained(f"restoring an image of {height} x {width}", advice):
-                self.output = network.forward(self.lq)
+                self.output = self.restorer(self.lq) if self.restorer else network.forward(self.lq)
         finally:
             network.train(training)
         self.output_is_finite = is_finite(self.output)
@@ -74,7 +82,7 @@ class MeasuredValidation(SRModel):
         self._input_sums = None if measured else dict.fromkeys(metrics, 0.0)
         tb_logger = tb_logger or self.tb_logger
         self._show = (tb_logger, name, current_iter) if tb_logger and self.is_train else None
-        self._shown, self._broken = 0, []
+        self._shown, self._broken, self._validating = 0, [], True
         try:
             labelled = LabelledLoader(dataloader, self)
             super().nondist_validation(labelled, current_iter, tb_logger, save_img)
@@ -82,6 +90,7 @@ class MeasuredValidation(SRModel):
                 self.input_results[name] = {m: s / len(dataloader) for m, s in self._input_sums.items()}
         finally:
             self._input_sums = self._show = None
+            self._validating = False
         if self._broken:
             self._tell_broken(name, len(dataloader))
         if metrics:
