@@ -6,6 +6,7 @@ from collections import Counter
 import cv2
 import numpy as np
 import pytest
+from miniatures import picture, save
 
 from restormixer_arch.cli.prepare import run
 from restormixer_arch.data import photos
@@ -13,7 +14,6 @@ from restormixer_arch.data.fixed_set import check_fixed_set, recorded_options
 from restormixer_arch.data.labels import CDD11
 from restormixer_arch.data.lmdb_io import LmdbImages
 from restormixer_arch.errors import UserError
-from tests.miniatures import picture, save
 
 SHIPPABLE = ("budgie-backgrounds", "scikit-image", "scipy", "palapeli-data", "gnome-backgrounds")
 
