@@ -65,7 +65,13 @@ setup(
     options={"bdist_wheel": {"py_limited_api": "cp310"}},  # the kernel knows nothing of Python
     package_data={
         "restormixer_arch": ["weights/*.safetensors"],
-        "restormixer_arch.data": ["samples/*.lmdb/*", "samples/*.md", "samples/pictures/*/*", "DATASETS.md"],
+        "restormixer_arch.data": [
+            "samples/*.lmdb/*",
+            "samples/*.md",
+            "samples/pictures/*/*",
+            "DATASETS.md",
+            "photos.tsv",
+        ],
         "restormixer_arch.options": ["*.yml", "schema.json"],
     },
     install_requires=[
