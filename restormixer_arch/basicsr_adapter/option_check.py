@@ -92,6 +92,7 @@ def check_options(options: dict[str, Any], shown: str, is_train: bool, *, paths:
     if is_train:
         faults += option_checks.schedule(options)
         faults += option_checks.crops(options)
+        faults += option_checks.logging(options)
     faults += option_checks.scale(options)
     faults += option_checks.databases(options)
     faults += option_checks.metrics_without_truth(options)
