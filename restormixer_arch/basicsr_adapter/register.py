@@ -21,10 +21,12 @@ def register() -> None:
     compat.apply()
     from basicsr.utils.registry import ARCH_REGISTRY
 
+    from restormixer_arch.ablation import RestorMixerAblation
     from restormixer_arch.restormixer_arch import RestorMixer
 
-    if RestorMixer.__name__ not in ARCH_REGISTRY:
-        ARCH_REGISTRY.register(RestorMixer)
+    for network in (RestorMixer, RestorMixerAblation):
+        if network.__name__ not in ARCH_REGISTRY:
+            ARCH_REGISTRY.register(network)
     for module in REGISTERING_MODULES:
         importlib.import_module(module)
 

@@ -1,0 +1,93 @@
+"""RestorMixer with parts left out or as they were elsewhere, to measure what each is worth.
+
+What the network's own arguments change (windows, merge of the scans, deep supervision, blocks) needs nothing here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from restormixer_arch.emvm import EMVM, StridedScan
+from restormixer_arch.layers import ConvNorm
+from restormixer_arch.restormixer_arch import RestorMixer
+
+PER_DIRECTION = ("x_proj", "dt_proj", "dt_bias", "A_log", "D_skip")
+SCANS = (0, 1, 2, 4)  # of an EMVM block: none, S1 alone, and with one or three of S3
+LAST_NORMS = ("zero", "one", "none")
+
+
+class RestorMixerAblation(RestorMixer):
+    """A :class:`~restormixer_arch.restormixer_arch.RestorMixer` with other scans or another last norm.
+
+    Args:
+        scans: directions of an EMVM block. 4 as it is; 2: S1 by rows, and of S3 the one by columns; 1: S1 alone, no
+            S3; 0: a block without scans, whose depthwise convolutions and gates stay in S1.
+        last_norm: of the last convolution. ``zero``: BatchNorm whose scale starts at 0, as it is; ``one``: at 1, as
+            in the released code; ``none``: no BatchNorm, the convolution starts at 0.
+        options: those of RestorMixer.
+
+    Shape:
+        those of RestorMixer
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(self, *, scans: int = 4, last_norm: str = "zero", **options: Any) -> None:
+        super().__init__(**options)
+        if scans not in SCANS:
+            raise ValueError(f"scans must be one of {SCANS}, got {scans!r}")
+        if last_norm not in LAST_NORMS:
+            raise ValueError(f"last_norm must be one of {LAST_NORMS}, got {last_norm!r}")
+        if scans < 4:
+            for module in self.modules():
+                if isinstance(module, EMVM):
+                    _leave_out_scans(module, scans)
+        if last_norm == "one":
+            nn.init.ones_(self.decoder.head_full.norm.weight)
+        elif last_norm == "none":
+            self.decoder.head_full = _PlainConv(self.decoder.head_full.conv)
+
+
+class _PlainConv(ConvNorm):
+    """The convolution of a :class:`ConvNorm` alone, at first 0. Shape: that of ``conv``"""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__(conv)
+        self.norm = nn.Identity()
+        nn.init.zeros_(conv.weight)
+
+    def fuse(self) -> None:
+        """There is nothing to fold in."""
+
+
+class _NoScan(nn.Module):
+    """Stands for S3. (B, H, W, C) -> a 0 that is added to (B, H, W, C)"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(())
+
+
+def _unscanned(tokens: Tensor) -> Tensor:
+    """Stands for S1's scan. (B, H, W, D) -> (B, H, W, D)"""
+    return tokens
+
+
+def _leave_out_scans(block: EMVM, scans: int) -> None:
+    if scans == 2:
+        _keep_first(block.scan3)
+    else:
+        block.scan3 = _NoScan()
+    if scans == 0:
+        block.scan1.merged_scans = _unscanned
+        for name in PER_DIRECTION:
+            delattr(block.scan1, name)
+
+
+def _keep_first(scan: StridedScan) -> None:
+    scan.directions = scan.directions[:1]
+    for name in PER_DIRECTION:
+        setattr(scan, name, nn.Parameter(getattr(scan, name).detach()[:1].clone(memory_format=torch.contiguous_format)))
