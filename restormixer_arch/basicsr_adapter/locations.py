@@ -1,8 +1,8 @@
 """Where files are: in the working directory first, then in the installed package.
 
-BasicSR resolves every relative path of an option file against the working directory. The option files and the
-sample data that ship with this project are installed inside the package, so ``options/x.yml`` and ``data/y`` are
-looked up there when the working directory has no such file.
+BasicSR resolves every relative path of an option file against the working directory. The option files, the sample
+data and the weights that ship with this project are installed inside the package, so ``options/x.yml``, ``data/y`` and
+``restormixer_arch/weights/z`` are looked up there when the working directory has no such file.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from pathlib import Path, PurePath
 
 from restormixer_arch.errors import UserError, did_you_mean
 
-PACKAGED = {"options": "restormixer_arch.options", "data": "restormixer_arch.data"}
+PACKAGED = {
+    "options": "restormixer_arch.options",
+    "data": "restormixer_arch.data",
+    "restormixer_arch": "restormixer_arch",
+}
 
 
 def package_folders(top: str) -> list[Path]:
-    """Return the installed folders behind ``options`` or ``data`` without importing them."""
+    """Return the installed folders behind a key of :data:`PACKAGED` without importing them."""
     spec = find_spec(PACKAGED[top])
     return [Path(folder) for folder in spec.submodule_search_locations] if spec else []
 
