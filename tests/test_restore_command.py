@@ -173,8 +173,8 @@ def test_installed_weights_of_a_task(place, monkeypatch, capsys):
 
 def test_switches_reach_the_network(place, monkeypatch):
     seen = []
-    original = command._restorer
-    monkeypatch.setattr(command, "_restorer", lambda args: seen.append(original(args)) or seen[0])
+    original = command.restorer_of
+    monkeypatch.setattr(command, "restorer_of", lambda args: seen.append(original(args)) or seen[0])
     switches = ["--precision", "bf16", "--self-ensemble", "--blend", "linear", "--overlap", "32", "--max-memory", "2G"]
     assert run("in/a.png", "-o", "out", "--weights", "w.safetensors", "--device", "cpu", *switches) == 0
     [made] = seen
