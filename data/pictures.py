@@ -112,7 +112,9 @@ def write_picture(picture: Picture, path: str | Path) -> None:
         if picture.pixels.dtype == np.uint16 and picture.format in pictures16.WRITERS:
             pictures16.WRITERS[picture.format](picture.planes, path, picture.metadata)
         else:
-            to_pillow(picture).save(path, format=picture.format, **picture.metadata)
+            content = BytesIO()  # Pillow takes a file cut short by a full disk for a whole one
+            to_pillow(picture).save(content, format=picture.format, **picture.metadata)
+            Path(path).write_bytes(content.getvalue())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
 
