@@ -98,7 +98,17 @@ setup(
     extras_require={
         "cuda": ["mamba-ssm", "causal-conv1d"],
         "compare": ["spandrel", "spandrel-extra-arches", "mambapy", "thop"],
-        "test": ["pytest", "pytest-timeout", "hypothesis", "jsonschema", "scikit-image", "spandrel", "ruff"],
+        "demo": ["gradio>=6"],
+        "test": [
+            "pytest",
+            "pytest-timeout",
+            "hypothesis",
+            "jsonschema",
+            "scikit-image",
+            "selenium",
+            "spandrel",
+            "ruff",
+        ],
     },
     entry_points={
         "console_scripts": ["basicsr = restormixer_arch.cli:main"],

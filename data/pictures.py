@@ -88,13 +88,33 @@ def read_picture(path: str | Path) -> Picture:
     return Picture(pixels, alpha, "JPEG" if image.format == MPO else image.format, metadata)
 
 
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Width and height in pixels by the file's header; nothing is decoded. Raises UserError: it cannot be read."""
+    with _refusing(path), Image.open(path, formats=(*FORMATS, "GIF")) as image:
+        return image.size
+
+
+def as_png(picture: Picture) -> Picture:
+    """The same picture, to be written as PNG with what PNG can hold of its metadata."""
+    from PIL.PngImagePlugin import PngInfo
+
+    kept = {name: value for name, value in picture.metadata.items() if name in ("icc_profile", "dpi", "exif")}
+    texts = picture.metadata.get("pnginfo") or PngInfo()
+    for name, key in (("xmp", "XML:com.adobe.xmp"), ("comment", "Comment")):
+        if name in picture.metadata:
+            texts.add_itxt(key, picture.metadata[name].decode("utf-8", "replace"))
+    return Picture(picture.pixels, picture.alpha, "PNG", {**kept, "pnginfo": texts})
+
+
 def write_picture(picture: Picture, path: str | Path) -> None:
     """Write a picture in its own format, whatever the extension says. Raises UserError: it cannot be written."""
     try:
         if picture.pixels.dtype == np.uint16 and picture.format in pictures16.WRITERS:
             pictures16.WRITERS[picture.format](picture.planes, path, picture.metadata)
         else:
-            to_pillow(picture).save(path, format=picture.format, **picture.metadata)
+            content = BytesIO()  # Pillow takes a file cut short by a full disk for a whole one
+            to_pillow(picture).save(content, format=picture.format, **picture.metadata)
+            Path(path).write_bytes(content.getvalue())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
 

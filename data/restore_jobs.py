@@ -54,8 +54,8 @@ def find_jobs(inputs: Sequence[str], out: Path, *, compare: bool = False) -> lis
         compare: also write ``<name>_compare.<suffix>``.
 
     Raises:
-        UserError: an input is not there, is no picture or video, or holds none; two outputs would have the same
-            name; or an output would replace an input.
+        UserError: an input is not there or cannot be read, is no picture or video, or holds none; two outputs would
+            have the same name; or an output would replace an input.
     """
     jobs: dict[Path, Job] = {}  # by source, which may be named twice
     for text in inputs:
@@ -63,12 +63,13 @@ def find_jobs(inputs: Sequence[str], out: Path, *, compare: bool = False) -> lis
         for source, name in found:
             target = out / name
             pair = target.with_name(f"{target.stem}_compare{target.suffix}") if compare else None
-            jobs.setdefault(source.resolve(), Job(source, target, pair))
+            jobs.setdefault(source.parent.resolve() / source.name, Job(source, target, pair))  # links have own names
+    sources = {source.resolve() for source in jobs}
     writers: dict[Path, Path] = {}
     for job in jobs.values():
         for output in job.outputs:
             place = output.resolve()
-            if place in jobs:
+            if place in sources:
                 raise UserError(f"-o: {output} is an input itself and would be replaced; give another folder")
             if place in writers:
                 raise UserError(
@@ -101,10 +102,14 @@ def _named_files(text: str, out: Path) -> list[tuple[Path, Path]]:
 
 
 def _files_below(folder: Path, out: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:  # rglob would leave its pictures out without a word
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+    paths = [Path(place, name) for place, _, names in os.walk(folder, onerror=refuse) for name in names]
     results = None if out.resolve() == folder.resolve() else out.resolve()
     return [
         path
-        for path in sorted(folder.rglob("*"))
+        for path in sorted(paths)
         if path.suffix.lower() in SUFFIXES
         and not path.name.startswith(".")
         and path.is_file()

@@ -87,7 +87,20 @@ def transform_video(
     finally:
         for writer in writers.values():
             writer.release()
+    for path in targets:
+        _check_whole(path, number)
     return number
+
+
+def _check_whole(path: Path, number: int) -> None:
+    """OpenCV's writers say nothing of a full disk. Raises UserError: the file does not hold ``number`` frames."""
+    capture = cv2.VideoCapture(str(path))
+    held = 0
+    while capture.grab():
+        held += 1
+    capture.release()
+    if held < number:
+        raise UserError(f"{path}: cannot be written (it holds {held} of {number} frames; is the disk full?)")
 
 
 def _writer(path: Path, rate: float, width: int, height: int) -> cv2.VideoWriter:

@@ -17,6 +17,11 @@ PREFIX = "restormixer_s_"
 DEFAULT_TASK = "derain"
 
 
+def shipped_tasks() -> list[str]:
+    """The tasks that there are installed weights for, in alphabetical order."""
+    return sorted(file.stem.removeprefix(PREFIX) for file in SHIPPED.glob(f"{PREFIX}*.safetensors"))
+
+
 def shipped_weights(task: str) -> Path:
     """The installed weights of a task.
 
@@ -26,7 +31,7 @@ def shipped_weights(task: str) -> Path:
     path = SHIPPED / f"{PREFIX}{task}.safetensors"
     if path.is_file():
         return path
-    tasks = sorted(file.stem.removeprefix(PREFIX) for file in SHIPPED.glob(f"{PREFIX}*.safetensors"))
+    tasks = shipped_tasks()
     there = f"installed are: {', '.join(tasks)}" if tasks else "this installation has no weights at all"
     raise UserError(f"--task: no weights for {task!r}; {there}.{did_you_mean(task, tasks)} Name a file by --weights")
 

@@ -11,7 +11,7 @@ import tifffile
 from PIL import ExifTags, Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from restormixer_arch.data.pictures import Picture, read_picture, write_picture
+from restormixer_arch.data.pictures import Picture, as_png, picture_size, read_picture, write_picture
 from restormixer_arch.data.pictures16 import UPRIGHT
 from restormixer_arch.errors import UserError
 
@@ -277,3 +277,26 @@ def test_missing_and_unwritable(tmp_path):
 def test_one_pixel(tmp_path):
     Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "a.png")
     assert read_picture(tmp_path / "a.png").pixels.tolist() == [[[1, 2, 3]]]
+
+
+def test_any_picture_as_png(folder):
+    kept = {"icc_profile": PROFILE, "exif": exif(), "dpi": (300, 300), "comment": b"words", "xmp": b"<x:xmpmeta/>"}
+    Image.new("RGB", (4, 3), "red").save("a.jpg", **kept)
+    assert picture_size("a.jpg") == (4, 3)
+    write_picture(as_png(read_picture("a.jpg")), "a.png")
+    with Image.open("a.png") as image:
+        assert image.format == "PNG" and image.info["icc_profile"] == PROFILE
+        assert image.getexif()[ExifTags.Base.Artist] == "Ada" and image.info["dpi"] == pytest.approx(
+            (300, 300), abs=0.1
+        )
+        assert image.text == {"Comment": "words", "XML:com.adobe.xmp": "<x:xmpmeta/>"}
+    np.testing.assert_array_equal(read_picture("a.png").pixels, read_picture("a.jpg").pixels)
+
+
+def test_the_size_of_a_picture_is_read_without_decoding_it(folder):
+    Image.new("RGB", (500, 300)).save("a.png")
+    (folder / "a.png").write_bytes((folder / "a.png").read_bytes()[:60])  # the header alone
+    assert picture_size("a.png") == (500, 300)
+    (folder / "a.png").write_bytes(b"no")
+    with pytest.raises(UserError, match="a.png: is no picture that can be read"):
+        picture_size("a.png")

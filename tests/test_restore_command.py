@@ -173,8 +173,8 @@ def test_installed_weights_of_a_task(place, monkeypatch, capsys):
 
 def test_switches_reach_the_network(place, monkeypatch):
     seen = []
-    original = command._restorer
-    monkeypatch.setattr(command, "_restorer", lambda args: seen.append(original(args)) or seen[0])
+    original = command.restorer_of
+    monkeypatch.setattr(command, "restorer_of", lambda args: seen.append(original(args)) or seen[0])
     switches = ["--precision", "bf16", "--self-ensemble", "--blend", "linear", "--overlap", "32", "--max-memory", "2G"]
     assert run("in/a.png", "-o", "out", "--weights", "w.safetensors", "--device", "cpu", *switches) == 0
     [made] = seen
@@ -216,3 +216,38 @@ def test_a_real_ctrl_c(place):
     assert process.returncode == 130
     assert err == "basicsr: stopped after 0 of 2 files; the same command goes on with the rest\n"
     assert list((place / "out").iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of a file's size")
+def test_a_file_that_is_cut_short_is_no_result(place, capsys):
+    import resource
+
+    noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
+    Image.fromarray(noise).save("in/a.jpg", quality=95)
+    writer = cv2.VideoWriter("in/film.avi", cv2.VideoWriter_fourcc(*"MJPG"), 10, (128, 96))
+    for _ in range(4):
+        writer.write(noise)
+    writer.release()
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, before[1]))
+    try:
+        assert run("in", "-o", "out", "--weights", "w.safetensors") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    out, err = capsys.readouterr()
+    assert out == "out: 2 restored, 2 failed\n"
+    assert "error: out/a.jpg: cannot be written (File too large)\n" in err
+    assert "error: out/film.avi: cannot be written (it holds " in err
+    assert sorted(path.name for path in place.rglob("out/**/*.*")) == ["a.png", "b.png"]
+
+
+def test_a_link_has_a_result_of_its_own(place, capsys):
+    (place / "in/link.png").symlink_to("a.png")
+    assert run("in", "in/a.png", "-o", "out", "--weights", "w.safetensors") == 0
+    assert capsys.readouterr().out == "out: 3 restored\n"
+    np.testing.assert_array_equal(pixels("out/a.png"), pixels("out/link.png"))
+    (place / "again").mkdir()
+    (place / "again/a.png").symlink_to(place / "out/a.png")
+    assert run("again/a.png", "-o", "out", "--weights", "w.safetensors", "--overwrite") == 2
+    assert "-o: out/a.png is an input itself and would be replaced" in capsys.readouterr().err

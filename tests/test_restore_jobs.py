@@ -116,3 +116,16 @@ def test_files_appear_when_they_are_whole(folder):
         assert part.suffix == ".png" and part.name.startswith(".")
         part.write_text("new")
     assert target.read_text() == "new" and list(folder.iterdir()) == [target]
+
+
+def test_a_folder_that_cannot_be_read_is_told(files, monkeypatch):
+    original = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"a/b: cannot be read \(Permission denied\)"):
+        find_jobs(["a"], Path("out"))

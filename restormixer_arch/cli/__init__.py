@@ -24,6 +24,7 @@ COMMANDS = {
     "train": ("restormixer_arch.cli.train", "train a network by an option file"),
     "test": ("restormixer_arch.cli.test", "restore and measure images by an option file"),
     "restore": ("restormixer_arch.cli.restore", "restore pictures and videos of one's own"),
+    "demo": ("restormixer_arch.cli.demo", "restore pictures on a web page of this computer"),
     "prepare": ("restormixer_arch.cli.prepare", "turn public data sets into what the option files expect"),
     "degrade": ("restormixer_arch.cli.degrade", "degrade clean images: a picture sheet, a fixed set, or the speed"),
     "bench": ("restormixer_arch.cli.bench", "measure speed and memory beside other networks on this CPU"),

@@ -26,11 +26,17 @@ def parser() -> Parser:
     parser = Parser("restore", DESCRIPTION)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, or pattern in quotes")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write into")
+    add_settings(parser)
+    parser.add_argument("--overwrite", action="store_true", help="restore anew what is there already")
+    parser.add_argument("--compare", action="store_true", help="also write before and after side by side")
+    return parser
+
+
+def add_settings(parser: Parser) -> None:
+    """Add the arguments that :func:`restorer_of` reads."""
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--weights", metavar="FILE", help="weights, .pth or .safetensors")
     source.add_argument("--task", metavar="NAME", help="installed weights, such as derain (the default)")
-    parser.add_argument("--overwrite", action="store_true", help="restore anew what is there already")
-    parser.add_argument("--compare", action="store_true", help="also write before and after side by side")
     parser.add_argument(
         "--self-ensemble",
         action="store_true",
@@ -51,7 +57,6 @@ def parser() -> Parser:
         metavar="SIZE",
         help="such as 3G: of the whole process on a CPU (default 3G), of the GPU (default 80%% of what is free)",
     )
-    return parser
 
 
 def run(arguments: list[str]) -> int:
@@ -63,7 +68,7 @@ def run(arguments: list[str]) -> int:
     todo = [job for job in jobs if args.overwrite or not all(output.exists() for output in job.outputs)]
     restored, failed = 0, 0
     if todo:
-        restorer = _restorer(args)
+        restorer = restorer_of(args)
         make_folder(args.output)
         try:
             with tqdm(todo, desc="restore", unit="file", disable=None, dynamic_ncols=True) as bar:
@@ -81,14 +86,19 @@ def run(arguments: list[str]) -> int:
     return 2 if failed else 0
 
 
-def _restorer(args: argparse.Namespace) -> Restorer:
+def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> Restorer:
+    """The network of ``weights``, or else of ``--weights`` or ``--task``, with the settings of the command line.
+
+    Raises:
+        UserError: device, weights or settings do not do.
+    """
     from restormixer_arch.models.load import DEFAULT_TASK, load_network, shipped_weights
     from restormixer_arch.models.restore import Restorer, pick_device
     from restormixer_arch.models.tiling import DEFAULT_OVERLAP
 
     device = pick_device(args.device)
     return Restorer(
-        load_network(args.weights or shipped_weights(args.task or DEFAULT_TASK)).to(device),
+        load_network(weights or args.weights or shipped_weights(args.task or DEFAULT_TASK)).to(device),
         tile=args.tile,
         overlap=DEFAULT_OVERLAP if args.overlap is None else args.overlap,
         blend=args.blend,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from restormixer_arch.data.pictures import Picture, read_picture, split_alpha, write_picture
-from restormixer_arch.data.restore_jobs import Job, make_folder, whole
+from restormixer_arch.data.restore_jobs import PART, Job, make_folder, whole
 from restormixer_arch.data.video import VideoFrames, transform_video
 from restormixer_arch.errors import UserError
 from restormixer_arch.models.restore import Restorer
@@ -33,6 +34,8 @@ def restore_file(job: Job, restorer: Restorer, *, overwrite: bool, show: Show) -
             places = dict(zip(wanted, parts, strict=True))
             work = _restore_video if job.is_video else _restore_picture
             return work(job, places, restorer, show)
+    except UserError as error:
+        raise UserError(str(error).replace(f"{os.sep}{PART}", os.sep)) from error
     except OSError as error:  # of the file system: disk full, no permission
         raise UserError(f"{job.target}: cannot be written ({error.strerror or error})") from error
 

@@ -1,0 +1,106 @@
+"""``basicsr demo``: a web page on this computer where a picture is dropped, restored, compared and downloaded."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from restormixer_arch.basicsr_adapter.output import say, warn
+from restormixer_arch.cli.parsing import Parser
+from restormixer_arch.cli.restore import add_settings, restorer_of
+from restormixer_arch.errors import UserError
+
+if TYPE_CHECKING:
+    from restormixer_arch.models.restore import Restorer
+
+DESCRIPTION = """Show a web page on which a picture is dropped, restored, compared with the original and downloaded as
+PNG. Only this computer can open it, unless --host says otherwise; nothing is sent anywhere. Ctrl-C ends it."""
+HERE = ("127.0.0.1", "localhost", "::1")
+
+
+def parser() -> Parser:
+    parser = Parser("demo", DESCRIPTION)
+    parser.add_argument("--port", type=_port, default=7860, metavar="N", help="of the page's address (default 7860)")
+    parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address to listen on (default 127.0.0.1)")
+    add_settings(parser)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Serve the page until Ctrl-C, which the caller handles as for every command, or until SIGTERM (exit code 143).
+
+    Raises:
+        UserError: gradio is missing, there are no weights, or the port cannot be listened on.
+    """
+    args = parser().parse_args(arguments)
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("basicsr demo: needs gradio, which is not installed; pip install 'restormixer[demo]'")
+    choices = _choices(args)
+    _check_address(args.host, args.port)
+
+    @lru_cache(maxsize=1)  # one network is held at a time
+    def restorer_for(task: str) -> Restorer:
+        return restorer_of(args, choices[task])
+
+    restorer_for(next(iter(choices)))  # a mistake in the arguments or the weights is told now
+    _serve(args, list(choices), restorer_for)
+    return 0
+
+
+def _choices(args: argparse.Namespace) -> dict[str, str | Path]:
+    """What can be picked on the page and its weights, the first of them at first."""
+    from restormixer_arch.models.load import DEFAULT_TASK, shipped_tasks, shipped_weights
+
+    if args.weights:
+        return {Path(args.weights).stem: args.weights}
+    first = args.task or DEFAULT_TASK
+    return {task: shipped_weights(task) for task in dict.fromkeys([first, *shipped_tasks()])}
+
+
+def _check_address(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise UserError(f"--port: {host}:{port} cannot be listened on ({error.strerror}); try another") from error
+
+
+def _serve(args: argparse.Namespace, tasks: list[str], restorer_for: Callable[[str], Restorer]) -> None:
+    with tempfile.TemporaryDirectory(prefix="restormixer-demo-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # what is uploaded, and what the page shows
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        from restormixer_arch.cli.demo_page import Page
+
+        page = Page(tasks, restorer_for, Path(folder))
+        before = signal.signal(signal.SIGTERM, _leave)
+        try:
+            page.open(args.host, args.port)
+            if args.host not in HERE:
+                warn(f"--host: whoever reaches {args.host} over the network can use this page")
+            shown = f"[{args.host}]" if ":" in args.host else args.host
+            say(f"http://{shown}:{args.port} shows the page; Ctrl-C ends it")
+            while True:
+                time.sleep(3600)
+        finally:
+            page.close()
+            signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, got {text!r}")
+    return int(text)

@@ -1,0 +1,177 @@
+"""The page of ``basicsr demo``. The only module that imports gradio."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+from gradio_client.utils import is_http_url_like
+from PIL import Image
+
+from restormixer_arch.data.image_io import IMAGE_SUFFIXES
+from restormixer_arch.data.pictures import (
+    FORMATS,
+    Picture,
+    as_png,
+    picture_size,
+    read_picture,
+    to_pillow,
+    write_picture,
+)
+from restormixer_arch.errors import UserError
+from restormixer_arch.models.restore import Restorer
+from restormixer_arch.models.restore_image import restore_picture
+
+MAX_BYTES = 100 * 2**20
+MAX_PIXELS = 50 * 10**6
+PREVIEW = 1600  # pixels: the longer side of what the slider shows
+WAITING = 8  # pictures in the queue
+KEPT = 3600  # seconds that pictures stay in the temporary folder while the server runs
+INTRODUCTION = f"""# RestorMixer
+Drop a picture, restore it, compare, download. Pictures stay on the computer that runs this page.
+Up to {MAX_BYTES // 2**20} MB and {MAX_PIXELS // 10**6} megapixels: {", ".join(FORMATS)}."""
+CSS = ".gradio-container { max-width: 1100px !important; margin: auto }"
+FONTS = ["system-ui", "sans-serif"]
+
+
+class Page:
+    """A page and its server.
+
+    Args:
+        tasks: what can be picked; the first is at first.
+        restorer_for: a task -> its restorer.
+        folder: for everything that is written, gradio's temporary folder; the caller removes it.
+    """
+
+    def __init__(self, tasks: list[str], restorer_for: Callable[[str], Restorer], folder: Path) -> None:
+        self._restorer_for, self._folder = restorer_for, folder
+        self._closing, self._working = False, threading.Lock()
+        with gr.Blocks(title="RestorMixer", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as self._blocks:
+            gr.Markdown(INTRODUCTION)
+            with gr.Row():
+                with gr.Column(scale=1, min_width=280):
+                    upload = gr.File(label="Picture", file_types=list(IMAGE_SUFFIXES), height=170)
+                    task = gr.Dropdown(tasks, value=tasks[0], label="Task", interactive=len(tasks) > 1)
+                    start = gr.Button("Restore", variant="primary", interactive=False)
+                    download = gr.DownloadButton("Download", interactive=False)
+                with gr.Column(scale=3, min_width=300):
+                    slider = gr.ImageSlider(label="Before | after", type="filepath", buttons=["fullscreen"])
+                    remark = gr.Markdown()
+            _refuse_addresses(upload)
+            results = [slider, download, remark]
+            upload.change(self._changed, upload, [start, *results], show_progress="hidden", queue=False)
+            start.click(self._restored, [upload, task], results, show_progress_on=slider, api_name="restore")
+
+    def open(self, host: str, port: int) -> None:
+        """Serve the page from a thread."""
+        self._blocks.queue(max_size=WAITING, default_concurrency_limit=1)
+        self._blocks.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            inline=False,
+            ssr_mode=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            max_file_size=MAX_BYTES,
+            footer_links=[],
+            theme=gr.themes.Default(font=FONTS, font_mono=["monospace"]),
+            css=CSS,
+        )
+
+    def close(self) -> None:
+        """Stop the server, and a restoration after its tile: torch aborts a process that leaves in the middle."""
+        self._closing = True
+        if self._blocks.is_running:
+            logging.getLogger("uvicorn.error").disabled = True  # it tells each connection that is cut off
+            self._blocks.server.force_exit = True  # not to wait for browsers that keep their connections
+        self._blocks.close(verbose=False)
+        with self._working:
+            pass
+
+    def _changed(self, upload: str | None) -> tuple[dict, None, dict, str]:
+        return gr.update(interactive=upload is not None), None, gr.update(value=None, interactive=False), ""
+
+    def _restored(
+        self,
+        upload: str | None,
+        task: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008, gradio's way
+    ) -> tuple[tuple[str, str], dict, str]:
+        """The two pictures of the slider, the file to download, and a line on both."""
+        if upload is None:
+            raise gr.Error("No picture was given.", print_exception=False)
+        name, began = Path(upload).name, time.monotonic()
+        try:
+            with self._working:
+                picture, result = self._pair(Path(upload), task, progress)
+                place = Path(tempfile.mkdtemp(dir=self._folder))
+                target = place / f"{Path(upload).stem}_restored.png"
+                write_picture(result, target)
+                pair = [write_preview(one, result, place / f"{n}.png") for n, one in enumerate((picture, result))]
+        except UserError as error:
+            message = str(error).replace(upload, name)
+            raise gr.Error(message, title="Not restored", duration=None, print_exception=False) from error
+        height, width = result.pixels.shape[:2]
+        remark = f"{width} x {height} pixels in {time.monotonic() - began:.1f} s"
+        return (str(pair[0]), str(pair[1])), gr.update(value=str(target), interactive=True), remark
+
+    def _pair(self, upload: Path, task: str, progress: gr.Progress) -> tuple[Picture, Picture]:
+        """The picture before and after."""
+
+        def on_tile(done: int, total: int) -> None:
+            if self._closing:
+                raise UserError("the server was stopped")
+            progress((done, total), desc="restoring", unit="tiles")
+
+        check_picture(upload)
+        picture = read_picture(upload)
+        restorer = self._restorer_for(task)
+        progress(0, desc="restoring")
+        return picture, as_png(restore_picture(restorer, picture, on_tile))
+
+
+def _refuse_addresses(upload: gr.File) -> None:
+    """Let a file be nothing but what was sent: gradio would fetch an address that is given in its place.
+
+    For this component alone, and not by a class of its own, for which gradio would write a file beside this one.
+    """
+    move = upload.async_move_resource_to_block_cache
+
+    async def move_unless_address(place: str | Path | None) -> str | None:
+        if is_http_url_like(str(place).lower()):
+            raise gr.Error("Addresses are not fetched; send a file.", print_exception=False)
+        return await move(place)
+
+    upload.async_move_resource_to_block_cache = move_unless_address
+
+
+def check_picture(path: Path) -> None:
+    """Raise UserError for a picture too large to be decoded, by its file's size and header."""
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise UserError(f"{path}: has {size / 2**20:.0f} MB, at most {MAX_BYTES // 2**20} MB are taken")
+    width, height = picture_size(path)
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{path}: has {width} x {height} pixels, at most {MAX_PIXELS // 10**6} megapixels are taken")
+
+
+def write_preview(picture: Picture, result: Picture, path: Path) -> Path:
+    """Write what the slider shows of a picture: 8 bits, of the size of ``result`` or :data:`PREVIEW`."""
+    pixels = picture.pixels if picture.pixels.dtype == np.uint8 else (picture.pixels >> 8).astype(np.uint8)
+    alpha = picture.alpha if picture.alpha is None or picture.alpha.dtype == np.uint8 else picture.alpha >> 8
+    image = to_pillow(Picture(pixels, None if alpha is None else alpha.astype(np.uint8)))
+    height, width = result.pixels.shape[:2]
+    shrink = min(1, PREVIEW / max(height, width))
+    size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+    image = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+    image.save(path, icc_profile=picture.metadata.get("icc_profile"))
+    return path
