@@ -48,7 +48,7 @@ class BuildLibrary(build_ext):
         return ext.export_symbols
 
 
-SUBPACKAGES = ["selective_scan", "basicsr_adapter", "benchmark", "cli"]
+SUBPACKAGES = ["selective_scan", "basicsr_adapter", "benchmark", "cli", "compare"]
 
 setup(
     name="restormixer",
