@@ -29,6 +29,13 @@ def check_names(options: dict[str, Any], shown: str, is_train: bool) -> None:
     Raises:
         OptionErrors: with every fault found.
     """
+    faults = name_faults(options, is_train)
+    if faults:
+        raise OptionErrors(shown, faults)
+
+
+def name_faults(options: dict[str, Any], is_train: bool) -> list[Fault]:
+    """Return what :func:`check_names` raises."""
     faults = [*_registered(options["model_type"], "model", MODEL_REGISTRY, ("model_type",))]
     for phase, dataset in options["datasets"].items():
         faults += _registered(dataset["type"], "data set", DATASET_REGISTRY, ("datasets", phase, "type"))
@@ -43,8 +50,7 @@ def check_names(options: dict[str, Any], shown: str, is_train: bool) -> None:
     for name, section in ((options.get("val") or {}).get("metrics") or {}).items():
         at = ("val", "metrics", name)
         faults += _built(section, "metric", METRIC_REGISTRY, at, given=METRIC_DATA, other=METRIC_KEYS)
-    if faults:
-        raise OptionErrors(shown, faults)
+    return faults
 
 
 def network_faults(section: dict[str, Any], at: tuple[str, ...]) -> list[Fault]:

@@ -54,23 +54,34 @@ def provide(name: Any) -> str | None:
 def networks() -> dict[str, tuple[type[nn.Module], Any]]:
     """Return the name of each network -> (its class, spandrel's description of the architecture)."""
     found = {}
-    for architecture in architectures():
-        module = importlib.import_module(type(architecture).__module__)
-        for name in module.__all__:
+    for support in supports():
+        module = importlib.import_module(type(support.architecture).__module__)
+        for name in getattr(module, "__all__", ()):
             kind = getattr(module, name)
             if isinstance(kind, type) and issubclass(kind, nn.Module):
-                found[name] = (kind, architecture)
+                found[name] = (kind, support.architecture)
     return found
 
 
-def architectures() -> list[Any]:
-    """Return spandrel's architectures, and those of ``spandrel_extra_arches`` where that is installed."""
+def supports() -> list[Any]:
+    """Return what spandrel knows about each of its architectures, and those of ``spandrel_extra_arches`` where that is installed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
         registries = [importlib.import_module("spandrel").MAIN_REGISTRY]
         if find_spec("spandrel_extra_arches") is not None:
             registries.append(importlib.import_module("spandrel_extra_arches").EXTRA_REGISTRY)
-    return list({support.architecture.id: support.architecture for one in registries for support in one}.values())
+    return list({support.architecture.id: support for registry in registries for support in registry}.values())
+
+
+def model_loader() -> Any | None:
+    """Return spandrel's loader, which tells networks by their weights, or None where spandrel is not installed."""
+    if find_spec("spandrel") is None:
+        return None
+    from spandrel import ArchRegistry, ModelLoader
+
+    registry = ArchRegistry()
+    registry.add(*supports())
+    return ModelLoader(registry=registry)
 
 
 def adapted(name: str, kind: type[nn.Module], architecture: Any) -> type[nn.Module]:
@@ -92,6 +103,8 @@ def adapted(name: str, kind: type[nn.Module], architecture: Any) -> type[nn.Modu
         Shape:
             (B, C, H, W) -> (B, C, scale * H, scale * W)
         """
+
+        pads_itself = True
 
         def forward(self, x: Tensor) -> Tensor:
             if not hasattr(self, "size_requirements"):

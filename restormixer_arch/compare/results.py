@@ -41,7 +41,7 @@ class Latency(Part):
 
 
 class Training(Part):
-    """How a competitor was trained: iterations, pictures of a batch, seconds of it all, validations left out."""
+    """How a competitor was trained: iterations, pictures of a batch, and seconds of the whole process."""
 
     iterations: int
     batch_size: int
@@ -89,9 +89,10 @@ class Picture(Part):
 
     Attributes:
         name: of the picture, unique in its data set.
-        input, truth: the degraded and the true picture, as PNG; ``truth`` is None where there is none.
+        input: the degraded picture as PNG, in super-resolution enlarged by bicubic interpolation to the truth's size.
+        truth: the true picture as PNG, None where there is none.
         restored: competitor -> its picture, as PNG.
-        input_values: metric -> value of the input; empty where the input has another size than the truth.
+        input_values: metric -> value of ``input``.
         values: metric -> competitor -> value.
     """
 
@@ -131,10 +132,9 @@ class DataSet(Part):
         """The mean of a metric over the pictures."""
         return fmean(picture.values[metric][competitor] for picture in self.pictures)
 
-    def input_mean(self, metric: str) -> float | None:
-        """The mean of a metric over the inputs, None where one was not measured."""
-        values = [picture.input_values.get(metric) for picture in self.pictures]
-        return None if None in values else fmean(values)
+    def input_mean(self, metric: str) -> float:
+        """The mean of a metric over the inputs."""
+        return fmean(picture.input_values[metric] for picture in self.pictures)
 
 
 class Comparison(Part):

@@ -1,0 +1,41 @@
+"""Paired differences between competitors, and their confidence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+import numpy as np
+from scipy import stats
+
+from restormixer_arch.compare.results import Difference
+
+LEVEL = 0.95
+
+
+def paired_difference(values: Sequence[float], first: Sequence[float]) -> Difference:
+    """Compare two competitors on the same pictures.
+
+    The interval is Student's t for the mean of the differences. It takes the pictures for a random sample; several
+    crops of one photograph are not independent, and make it too narrow. With one picture, and where a value is not
+    finite, there is none.
+
+    Args:
+        values: of a competitor, picture by picture.
+        first: of the first competitor, on the same pictures.
+
+    Raises:
+        ValueError: they are not as many, or none.
+    """
+    if len(values) != len(first) or not values:
+        raise ValueError(f"as many values were expected, at least one, got {len(values)} and {len(first)}")
+    differences = [a - b for a, b in zip(values, first, strict=True)]
+    mean = fmean(differences)
+    if len(differences) < 2 or not all(map(math.isfinite, differences)):
+        return Difference(mean=mean, low=None, high=None)
+    error = float(stats.sem(differences))
+    if error == 0:  # the same difference everywhere
+        return Difference(mean=mean, low=mean, high=mean)
+    low, high = stats.t.interval(LEVEL, len(differences) - 1, loc=np.mean(differences), scale=error)
+    return Difference(mean=mean, low=float(low), high=float(high))
