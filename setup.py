@@ -64,7 +64,14 @@ setup(
     cmdclass={"build_ext": BuildLibrary},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},  # the kernel knows nothing of Python
     package_data={
-        "restormixer_arch.data": ["samples/*.lmdb/*", "samples/*.md", "samples/pictures/*/*", "DATASETS.md"],
+        "restormixer_arch": ["weights/*.safetensors"],
+        "restormixer_arch.data": [
+            "samples/*.lmdb/*",
+            "samples/*.md",
+            "samples/pictures/*/*",
+            "DATASETS.md",
+            "photos.tsv",
+        ],
         "restormixer_arch.options": ["*.yml", "schema.json"],
     },
     install_requires=[
@@ -79,16 +86,19 @@ setup(
         "lmdb",
         "matplotlib",
         "numpy",
-        "opencv-python",
+        "opencv-python>=4.13",  # the first that writes PNG with colour profile and EXIF
+        "pillow",
         "pydantic>=2",
         "pyyaml",
+        "safetensors",
         "tensorboard",
+        "tifffile",
         "tqdm",
     ],
     extras_require={
         "cuda": ["mamba-ssm", "causal-conv1d"],
         "compare": ["spandrel", "spandrel-extra-arches", "mambapy", "thop"],
-        "test": ["pytest", "pytest-timeout", "hypothesis", "jsonschema", "safetensors", "scikit-image", "ruff"],
+        "test": ["pytest", "pytest-timeout", "hypothesis", "jsonschema", "scikit-image", "ruff"],
     },
     entry_points={
         "console_scripts": ["basicsr = restormixer_arch.cli:main"],

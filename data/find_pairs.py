@@ -77,7 +77,7 @@ def find_part(root: Path, public: PublicSet, part: Part) -> Found | None:
     for layout in part.layouts:
         for gt, labelled, prefix in _folders(root, layout):
             images = {folder: _images(folder) for folder in (gt, *labelled.values())}
-            found.units += _units(layout, part, gt, labelled, prefix, images)
+            found.units += _units(layout, gt, labelled, prefix, images)
             found.folders += images
             found.ignored += [path for content in images.values() for path in content.ignored]
         if found.units and not part.gathered:
@@ -187,9 +187,7 @@ def forget_folders() -> None:
     _images.cache_clear()
 
 
-def _units(
-    layout: Layout, part: Part, gt: Path, labelled: dict[str, Path], prefix: str, images: dict[Path, _Images]
-) -> list[Unit]:
+def _units(layout: Layout, gt: Path, labelled: dict[str, Path], prefix: str, images: dict[Path, _Images]) -> list[Unit]:
     clean = images[gt].by_stem
     if not labelled:
         return [Unit(_name(prefix + stem), path) for stem, path in clean.items()]
@@ -210,10 +208,9 @@ def _units(
                 hint = did_you_mean(partner, list(clean)[:1000])
                 raise UserError(f"{path}: has no clean partner {partner!r} in {gt}.{hint}")
             used.add(partner)
-            kind = f"{label}_lq" if label and not part.joined else "lq"
             name = _name(prefix + stem)
             group = f"{partner}" if shared else stem
-            groups.setdefault(group, []).append((kind, f"{label}/{name}" if label and part.joined else name, path))
+            groups.setdefault(group, []).append(("lq", f"{label}/{name}" if label else name, path))
         alone = sorted(clean.keys() - wanted.keys())
         if alone and not layout.gt_is_larger and gt not in folder.parents:
             raise UserError(f"{clean[alone[0]]}: has no degraded partner in {folder} ({len(alone)} such images)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ from restormixer_arch import __version__
 from restormixer_arch.data.degraded_dataset import DegradedDataset
 from restormixer_arch.data.image_io import without_suffix
 from restormixer_arch.data.lmdb_io import write_lmdb
+from restormixer_arch.data.prepare_images import Entry
+from restormixer_arch.data.prepare_store import difference, open_reader
 from restormixer_arch.errors import UserError
 
 RECORD = "made_with.json"
+OPTIONS = ("degradations", "seed", "scale", "gt_size", "recursive")
 
 
 def write_fixed_set(
@@ -51,25 +54,17 @@ def write_fixed_set(
     if out.exists():
         raise UserError(f"{out}: is there already; remove it first or choose another folder")
     options = {"degradations": degradations, "seed": seed, "scale": scale, "gt_size": gt_size, "recursive": recursive}
-    backend = {"type": "lmdb" if Path(gt).suffix == ".lmdb" else "disk"}
-    dataset = DegradedDataset({**options, "dataroot_gt": gt, "io_backend": backend, "phase": "val", "name": "fixed"})
+    dataset = _dataset(gt, options)
     pairs: dict[str, list[tuple[str, np.ndarray]]] = {"gt": [], "lq": []}
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    seen: set[str] = set()
-    for number in range(len(dataset)):
-        sample = dataset.sample(0, number)
-        name = f"{sample.label}/{without_suffix(sample.name).replace('/', '_')}_{sample.label}"
-        if name in seen:
-            raise UserError(f"{gt}: more than one image would be named {name!r}")
-        seen.add(name)
-        for kind, image in (("gt", sample.gt), ("lq", sample.lq)):
-            stored = np.round(image[..., ::-1] * 255).astype(np.uint8)
+    for name, images in _pairs(dataset, gt):
+        for kind, image in images.items():
             if lmdb:
-                pairs[kind].append((name, stored))
+                pairs[kind].append((name, image))
             else:
-                _write_png(partial / kind / f"{name}.png", stored)
+                _write_png(partial / kind / f"{name}.png", image)
     for kind, images in pairs.items():
         if lmdb:
             write_lmdb(partial / f"{kind}.lmdb", images, compression=6)
@@ -77,6 +72,61 @@ def write_fixed_set(
     (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     partial.rename(out)
     return len(dataset), dataset.labels
+
+
+def recorded_options(out: Path) -> dict[str, Any]:
+    """Return the options that a fixed set was made with. Raises UserError: ``out`` is no fixed set."""
+    try:
+        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        return {key: record[key] for key in OPTIONS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{out}: is no fixed set of pairs: {RECORD} cannot be read ({error})") from error
+
+
+def check_fixed_set(gt: str, out: Path, lmdb: bool) -> tuple[int, list[str]]:
+    """Make the pairs anew with the recorded options and compare. Returns the number of images and the faults.
+
+    Raises:
+        UserError: ``out`` is no fixed set, or the clean images cannot be read.
+    """
+    form, suffix = ("lmdb", ".lmdb") if lmdb else ("folder", "")
+    readers = {kind: open_reader(out / f"{kind}{suffix}", form) for kind in ("gt", "lq")}
+    left = {kind: set(reader.names) for kind, reader in readers.items()}
+    count, faults = 0, []
+    for name, images in _pairs(_dataset(gt, recorded_options(out)), gt):
+        for kind, image in images.items():
+            count += 1
+            left[kind].discard(name)
+            content = cv2.imencode(".png", image)[1].tobytes()
+            wrong = difference(readers[kind], Entry(name, ".png", image.shape[:2], content))
+            if wrong:
+                faults.append(f"{out / kind}{suffix}: image {name!r} {wrong}")
+    for kind, names in left.items():
+        if names:
+            text = f"{len(names)} images have no source, the first is {min(names)!r}"
+            faults.append(f"{out / kind}{suffix}: {text}")
+    return count, faults
+
+
+def _dataset(gt: str, options: dict[str, Any]) -> DegradedDataset:
+    backend = {"type": "lmdb" if Path(gt).suffix == ".lmdb" else "disk"}
+    return DegradedDataset({**options, "dataroot_gt": gt, "io_backend": backend, "phase": "val", "name": "fixed"})
+
+
+def _pairs(dataset: DegradedDataset, gt: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yield the name and the two images, BGR uint8, of each pair. Raises UserError: two have the same name."""
+    seen: set[str] = set()
+    for number in range(len(dataset)):
+        sample = dataset.sample(0, number)
+        name = f"{sample.label}/{without_suffix(sample.name).replace('/', '_')}_{sample.label}"
+        if name in seen:
+            raise UserError(f"{gt}: more than one image would be named {name!r}")
+        seen.add(name)
+        yield name, {"gt": _stored(sample.gt), "lq": _stored(sample.lq)}
+
+
+def _stored(image: np.ndarray) -> np.ndarray:
+    return np.round(image[..., ::-1] * 255).astype(np.uint8)
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:

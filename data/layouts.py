@@ -56,7 +56,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a set, which becomes ``<part>_gt`` and ``<part>_lq``.
+    """A part of a set, which becomes ``<part>_gt`` and ``<part>_lq``; labels become folders in the latter.
 
     Args:
         name: such as train or test.
@@ -64,7 +64,6 @@ class Part:
         crop: side of the sub-images that are cut for training, 0 for none.
         step: pixels between the corners of two sub-images.
         gathered: take all layouts that are there instead of the first.
-        joined: labels become folders of one ``<part>_lq`` instead of a ``<part>_<label>_lq`` each.
     """
 
     name: str
@@ -72,7 +71,6 @@ class Part:
     crop: int = 0
     step: int = 0
     gathered: bool = False
-    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,12 +104,13 @@ def _rain100(name: str) -> PublicSet:
     return _rain_test(name, original, older)
 
 
-_SNOW100K_TEST = "media/jdway/GameSSD/overlapping/test"
+_SNOW100K_TEST = "media/jdway/GameSSD/overlapping/test"  # the path within the authors' archive
 
 
 def _snow100k_test(size: str) -> Part:
     tops = ("Snow100K/test", "Snow100K-testset", f"Snow100K-testset/{_SNOW100K_TEST}", f"Snow100K/{_SNOW100K_TEST}")
-    tops += (_SNOW100K_TEST, "Snow100K/Snow100K-testset", "Snow100K")
+    tops += (_SNOW100K_TEST, "Snow100K-testset/jdway/GameSSD/overlapping/test", "Snow100K-testset/test")
+    tops += ("Snow100K/Snow100K-testset", "Snow100K")
     return Part(f"test_{size}", _pairs("synthetic", "gt", *(f"{top}/Snow100K-{size}" for top in tops)))
 
 
@@ -146,7 +145,7 @@ def _benchmark(name: str, *other_names: str) -> PublicSet:
 def _cdd11(part: str, crop: int) -> Part:
     tops = (f"CDD-11_{part}", f"CDD-11/CDD-11_{part}", f"CDD-11_{part}/CDD-11_{part}", f"CDD-11/{part}")
     layouts = [Layout(f"{top}/clear", {label: f"{top}/{label}" for label in CDD11}) for top in tops]
-    return Part(part, tuple(layouts), crop, 256, joined=part == "train")
+    return Part(part, tuple(layouts), crop, 256)
 
 
 _DF2K = (

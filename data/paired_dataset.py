@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import cv2
@@ -59,6 +59,7 @@ class PairedRestorationDataset(Dataset):
     Item:
         ``lq`` (C, h, w) and ``gt`` (C, scale * h, scale * w): float32 tensors, RGB, in [0, 1] before mean and std;
         ``lq_path`` and ``gt_path``: file paths, or keys of the LMDBs.
+        With ``shared_gt`` the name in ``lq_path`` ends in the label, ``low/00001_low``: results are named after it.
 
     Raises:
         UserError: an option is missing or wrong, pairs do not match, an image cannot be read or has a wrong size.
@@ -91,7 +92,15 @@ class PairedRestorationDataset(Dataset):
         gt, lq = img2tensor([gt, lq], bgr2rgb=True, float32=True)
         if self.opt.get("mean") is not None:
             gt, lq = (normalize(image, self.opt["mean"], self.opt["std"]) for image in (gt, lq))
-        return {"lq": lq, "gt": gt, "lq_path": self._lq.locate(lq_name), "gt_path": self._gt.locate(gt_name)}
+        return {"lq": lq, "gt": gt, "lq_path": self._result_path(lq_name), "gt_path": self._gt.locate(gt_name)}
+
+    def _result_path(self, name: str) -> str:
+        """Return where a degraded image is; results are named after the last part, which must tell labels apart."""
+        place = PurePath(self._lq.locate(name))
+        if not self.opt.get("shared_gt"):
+            return str(place)
+        suffix = place.name[len(without_suffix(place.name)) :]
+        return str(place.with_name(f"{without_suffix(place.name)}_{place.parent.name}{suffix}"))
 
     def _matching(self, gt: np.ndarray, lq: np.ndarray, gt_name: str, lq_name: str) -> np.ndarray:
         """Return the clean image in the size that belongs to the degraded one.

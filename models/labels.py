@@ -48,8 +48,12 @@ class LabelResults:
         metrics = dict.fromkeys(metric for of_label in means.values() for metric in of_label)
         return {metric: math.fsum(of_label[metric] for of_label in means.values()) / len(means) for metric in metrics}
 
-    def markdown(self) -> str:
-        """Return a table with a row for each metric, a column for each label, and the mean of the labels."""
+    def markdown(self, inputs: LabelResults | None = None) -> str:
+        """Return a table with a row for each metric, a column for each label, and the mean of the labels.
+
+        Args:
+            inputs: results of the inputs themselves, which get a row ``<metric>_input`` above that of the restored.
+        """
         means, overall = self.means(), self.means_of_labels()
         counts = [len(next(iter(self.values[label].values()))) for label in means]
         lines = [
@@ -57,9 +61,11 @@ class LabelResults:
             f"| --- |{' ---: |' * (len(means) + 1)}",
             f"| images | {' | '.join(map(str, [*counts, sum(counts)]))} |",
         ]
+        before = inputs.means() if inputs else {}
         for metric, mean in overall.items():
-            cells = [_shown(metric, of_label[metric]) for of_label in means.values()]
-            lines.append(f"| {metric} | {' | '.join([*cells, _shown(metric, mean)])} |")
+            if before:
+                lines.append(_line(f"{metric}_input", metric, before, inputs.means_of_labels()[metric]))
+            lines.append(_line(metric, metric, means, mean))
         return "\n".join(lines) + "\n"
 
 
@@ -78,7 +84,8 @@ class LabelledLoader:
     """A validation's loader that notes the metrics of each image, after the model has measured it.
 
     BasicSR's validation adds each image's values to ``model.metric_results``. They are set to 0 before an image is
-    handed out and read when the next one is asked for; at the end the sums are put back. Where the model says by
+    handed out and read when the next one is asked for; at the end the sums are put back. Of the inputs themselves the
+    model's ``input_values``, metric -> value, are noted where they are measured. Where the model says by
     ``output_is_finite`` that an output is not, the image's values are NaN: BasicSR measures it as a black picture.
 
     Args:
@@ -88,7 +95,7 @@ class LabelledLoader:
 
     def __init__(self, loader: Any, model: Any) -> None:
         self.loader, self.dataset, self._model = loader, loader.dataset, model
-        self.results = LabelResults()
+        self.results, self.inputs = LabelResults(), LabelResults()
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -106,6 +113,8 @@ class LabelledLoader:
                 value = value if getattr(self._model, "output_is_finite", True) else math.nan
                 sums[metric] += value
                 self.results.add(label, metric, float(value))
+            for metric, value in getattr(self._model, "input_values", {}).items():
+                self.inputs.add(label, metric, value)
         self._model.metric_results = sums
 
     def _label(self, item: dict[str, Any]) -> str:
@@ -114,15 +123,23 @@ class LabelledLoader:
         return label_of(_inner_name(item["lq_path"][0], self.dataset.opt.get("dataroot_lq"))) or OTHER
 
 
-def report_by_label(model: Any, dataset: str, results: LabelResults, current_iter: Any, tb_logger: Any) -> None:
-    """Log a table of the results, add scalars ``metrics/<data set>/<label>/<metric>``, and write the table as Markdown.
+def report_by_label(
+    model: Any,
+    dataset: str,
+    results: LabelResults,
+    current_iter: Any,
+    tb_logger: Any,
+    inputs: LabelResults | None = None,
+) -> None:
+    """Log a table of the results and, where given, of the inputs; write it as Markdown; add scalars of the results.
 
+    The scalars are ``metrics/<data set>/<label>/<metric>``.
     The file is ``<data set>_labels.md`` in the run's folder; each validation writes it anew. For a set with fewer than
     two labels nothing is done.
     """
     if len(set(results.values) - {OTHER}) < 2:
         return
-    table = results.markdown()
+    table = results.markdown(inputs)
     get_root_logger().info(f"Validation {dataset} by label, {len(results.values)} labels\n{table}")
     if tb_logger:
         for label, metrics in results.means().items():
@@ -139,6 +156,11 @@ def _inner_name(path: str, root: str | None) -> str:
     if root is not None and Path(path).is_relative_to(root):
         return Path(path).relative_to(root).as_posix()
     return path
+
+
+def _line(title: str, metric: str, means: dict[str, dict[str, float]], mean: float) -> str:
+    cells = [_shown(metric, value) for value in (*(of_label[metric] for of_label in means.values()), mean)]
+    return f"| {title} | {' | '.join(cells)} |"
 
 
 def _shown(metric: str, value: float) -> str:

@@ -16,6 +16,7 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.models.guard import is_finite
 from restormixer_arch.models.labels import LabelledLoader, LabelResults, joined_results, report_by_label
 from restormixer_arch.models.memory import explained
+from restormixer_arch.models.restore import Restorer
 
 PICTURES = 4  # of each data set that tensorboard gets
 PICTURE_SIDE = 384  # pixels at most; a larger picture shows its middle
@@ -36,6 +37,8 @@ class MeasuredValidation(SRModel):
         self.results: dict[str, dict[str, float]] = {}  # data set -> metric -> mean of the restored images
         self.input_results: dict[str, dict[str, float]] = {}  # the same of the inputs themselves
         self.label_results: dict[str, LabelResults] = {}  # data set -> its results told by label
+        self.label_inputs: dict[str, LabelResults] = {}  # the same of the inputs themselves
+        self.input_values: dict[str, float] = {}  # metrics of the image at hand's input, where they are measured
         self.output_is_finite = True
         self.tb_logger: Any = None  # where pictures go if validation itself is given no logger
         self._input_sums: dict[str, float] | None = None  # while the inputs of a data set are measured
@@ -43,10 +46,17 @@ class MeasuredValidation(SRModel):
         self._broken: list[str] = []  # images of this validation whose output is not finite
         self._show: tuple[Any, str, int] | None = None  # logger, data set and iteration while pictures are shown
         self._shown = 0
+        self._validating = False
+        self.restorer: Restorer | None = None  # restores tile by tile, if the options ask for it
         super().__init__(opt)
 
     def feed_data(self, data: dict[str, Any]) -> None:
-        super().feed_data(data)
+        if self._validating and self.restorer:  # the tiles go to the device one by one
+            self.lq = data["lq"]
+            if "gt" in data:
+                self.gt = data["gt"]
+        else:
+            super().feed_data(data)
         self._paths = [str(path) for path in data.get("lq_path", [])]
 
     @torch.no_grad()
@@ -56,10 +66,10 @@ class MeasuredValidation(SRModel):
         training = network.training
         network.eval()
         height, width = self.lq.shape[-2:]
-        advice = "use smaller images in the validation set, or cut them into tiles"
+        advice = "set val.tile or val.max_memory"
         try:
             with explained(f"restoring an image of {height} x {width}", advice):
-                self.output = network.forward(self.lq)
+                self.output = self.restorer(self.lq) if self.restorer else network.forward(self.lq)
         finally:
             network.train(training)
         self.output_is_finite = is_finite(self.output)
@@ -74,21 +84,24 @@ class MeasuredValidation(SRModel):
         self._input_sums = None if measured else dict.fromkeys(metrics, 0.0)
         tb_logger = tb_logger or self.tb_logger
         self._show = (tb_logger, name, current_iter) if tb_logger and self.is_train else None
-        self._shown, self._broken = 0, []
+        self._shown, self._broken, self._validating = 0, [], True
         try:
             labelled = LabelledLoader(dataloader, self)
             super().nondist_validation(labelled, current_iter, tb_logger, save_img)
             if not measured:
                 self.input_results[name] = {m: s / len(dataloader) for m, s in self._input_sums.items()}
+                self.label_inputs[name] = labelled.inputs
         finally:
             self._input_sums = self._show = None
+            self._validating = False
+            self.input_values = {}
         if self._broken:
             self._tell_broken(name, len(dataloader))
         if metrics:
             self.results[name] = {metric: float(value) for metric, value in self.metric_results.items()}
             self.label_results[name] = labelled.results
             if not self.opt["dist"]:
-                report_by_label(self, name, labelled.results, current_iter, tb_logger)
+                report_by_label(self, name, labelled.results, current_iter, tb_logger, self.label_inputs.get(name))
 
     def _tell_broken(self, name: str, count: int) -> None:
         images = ", ".join(self._broken[:3]) + (", ..." if len(self._broken) > 3 else "")
@@ -110,7 +123,9 @@ class MeasuredValidation(SRModel):
             if "gt" in visuals:
                 data["img2"] = tensor2img([visuals["gt"]])
             for metric in self._input_sums:
-                self._input_sums[metric] += float(calculate_metric(data, self.opt["val"]["metrics"][metric]))
+                value = float(calculate_metric(data, self.opt["val"]["metrics"][metric]))
+                self._input_sums[metric] += value
+                self.input_values[metric] = value
         if self._show is not None and self._shown < PICTURES:
             self._shown += 1
             self._add_picture([lq, visuals["result"], *([visuals["gt"]] if "gt" in visuals else [])])
@@ -132,11 +147,13 @@ class MeasuredValidation(SRModel):
 
     def validation_shared(self, name: str, current_iter: Any, tb_logger: Any) -> None:
         """Join the results by label of all processes, which validated a share each and all call this."""
-        shares: list[LabelResults | None] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(shares, self.label_results.get(name))
-        self.label_results[name] = joined_results(shares)
+        shares: list[Any] = [None] * torch.distributed.get_world_size()
+        mine = (self.label_results.get(name), self.label_inputs.get(name))
+        torch.distributed.all_gather_object(shares, mine)
+        results, inputs = (joined_results(part) for part in zip(*shares, strict=True))
+        self.label_results[name] = results
         if self.opt["rank"] == 0:
-            report_by_label(self, name, self.label_results[name], current_iter, tb_logger)
+            report_by_label(self, name, results, current_iter, tb_logger, inputs)
 
     def gain(self) -> dict[str, dict[str, tuple[float, float]]]:
         """Data set -> metric -> (mean of the inputs, mean of the restored images) of the last validation."""

@@ -18,6 +18,7 @@ from restormixer_arch.models.measured_validation import MeasuredValidation
 from restormixer_arch.models.mixing import mixed
 from restormixer_arch.models.precision import Precision, checked_amp
 from restormixer_arch.models.progressive import ProgressivePatches
+from restormixer_arch.models.restore import restorer_of_options
 from restormixer_arch.models.weights import read_weights
 
 DEFAULT_GRAD_CLIP = 0.01  # the value of the network's family (SFNet, IRNeXt, ConvIR)
@@ -46,6 +47,10 @@ class RestorMixerModel(MeasuredValidation):
     - ``max_skipped``: a step whose loss or gradient is not finite is skipped; more than this many in a row (10 by
       default) end the training.
 
+    Under ``val``, ``tile``, ``tile_overlap`` and ``tile_blend`` restore validated and tested pictures tile by tile, and
+    ``max_memory`` (such as ``3G``) chooses the tiles' size; the whole picture is then never on the device, see
+    :mod:`restormixer_arch.models.tiling`.
+
     Overridden: init_training_settings, setup_optimizers, get_optimizer, optimize_parameters, model_ema,
     load_network, print_network, and those of :class:`MeasuredValidation`.
     """
@@ -55,6 +60,8 @@ class RestorMixerModel(MeasuredValidation):
         upscale = getattr(self.get_bare_model(self.net_g), "upscale", None)
         if upscale is not None and upscale != opt.get("scale", 1):
             raise UserError(f"scale: must equal network_g.upscale ({upscale}), got {opt.get('scale', 1)}")
+        tested = getattr(self, "net_g_ema", self.net_g)
+        self.restorer = restorer_of_options(self.get_bare_model(tested), opt.get("val") or {})
 
     def init_training_settings(self) -> None:
         options, network = self.opt["train"], self.get_bare_model(self.net_g)

@@ -1,23 +1,24 @@
 """RestorMixer for BasicSR: the network of arXiv 2504.10967 with CPU and CUDA selective scans.
 
-Importing this package is cheap: torch is loaded when ``RestorMixer`` is first asked for, so that the
+Importing this package is cheap: torch is loaded when one of its names is first asked for, so that the
 command line can check an option file before anything heavy is imported.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from restormixer_arch.models.restore_image import restore
     from restormixer_arch.restormixer_arch import RestorMixer
 
 __version__ = "0.1.0"
-__all__ = ["RestorMixer", "__version__"]
+__all__ = ["RestorMixer", "__version__", "restore"]
+LAZY = {"RestorMixer": "restormixer_arch.restormixer_arch", "restore": "restormixer_arch.models.restore_image"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "RestorMixer":
-        from restormixer_arch.restormixer_arch import RestorMixer
-
-        return RestorMixer
+    if name in LAZY:
+        return getattr(importlib.import_module(LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,3 +26,16 @@ def keep_freed_memory() -> bool:
         mallopt(option, value) == 1
         for option, value in ((M_MMAP_THRESHOLD, LARGEST_KEPT), (M_TRIM_THRESHOLD, 2**31 - 1))
     )
+
+
+def release_freed_memory() -> bool:
+    """Give the memory that freed objects left back to the system, so that what is then held is in use; glibc only.
+
+    Returns:
+        Whether the C library knows how.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is None:
+        return False
+    trim(0)
+    return True

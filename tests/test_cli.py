@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -232,3 +233,16 @@ def test_the_gain_of_a_model_that_measures_it(folder):
     gain["snow"] = {"psnr": (20.0, 30.0), "ssim": (0.5, 0.9)}
     average = "PSNR 22.05 -> 29.66 dB (+7.61), SSIM 0.640 -> 0.905"
     assert results.test_lines(done)[-1] == f"average of 2 sets: {average}; table: results.md"
+
+
+def test_no_gain_is_told_of_an_infinite_value():
+    from restormixer_arch.cli import results
+
+    for before, after, text in (
+        (math.inf, math.inf, "PSNR inf -> inf dB"),
+        (30.0, math.inf, "PSNR 30.00 -> inf dB"),
+        (30.0, math.nan, "PSNR 30.00 -> nan dB"),
+        (30.0, 31.5, "PSNR 30.00 -> 31.50 dB (+1.50)"),
+    ):
+        model = SimpleNamespace(gain=lambda before=before, after=after: {"set": {"psnr": (before, after)}})
+        assert results.measured(model) == {"set": text}

@@ -47,6 +47,13 @@ def test_the_root_may_be_the_set_itself_and_capitals_do_not_matter(tmp_path):
         assert unit == Unit("1", tmp_path / "csd/train/GT/1.tif", (("lq", "1", tmp_path / "csd/train/snow/1.tif"),))
 
 
+@pytest.mark.parametrize("top", ["media/jdway/GameSSD/overlapping/test", "jdway/GameSSD/overlapping/test", "test", ""])
+def test_snow100k_is_found_below_the_paths_of_its_archive(tmp_path, top):
+    folder = f"Snow100K-testset/{top}/Snow100K-L"
+    pairs(tmp_path, f"{folder}/gt", f"{folder}/synthetic", [("a.jpg", "a.jpg")])
+    assert [unit.name for unit in found(tmp_path, "Snow100K", "test_L").units] == ["a"]
+
+
 def test_the_first_layout_that_is_there_is_taken(tmp_path):
     pairs(tmp_path, "Rain13K/target", "Rain13K/input", [("a.png", "a.png")])
     pairs(tmp_path, "train/Rain13K/target", "train/Rain13K/input", [("b.png", "b.png")])

@@ -50,6 +50,16 @@ def test_the_table():
     )
 
 
+def test_the_table_with_the_inputs():
+    table = results(rain=[20, 24, 28], haze=[10]).markdown(results(rain=[10, 12, 14], haze=[5]))
+    assert table.splitlines()[3:] == [
+        "| psnr_input | 5.00 | 12.00 | 8.50 |",
+        "| psnr | 10.00 | 24.00 | 17.00 |",
+        "| ssim_input | 0.0500 | 0.1200 | 0.0850 |",
+        "| ssim | 0.1000 | 0.2400 | 0.1700 |",
+    ]
+
+
 def validate(items, values, root=None):
     """What BasicSR's validation does with a loader: add each image's value, then divide by their number."""
     model = SimpleNamespace(metric_results={"psnr": 0})
@@ -126,7 +136,7 @@ def test_training_and_testing_by_label(clean, train_options, test_options, write
     assert "| images | 4 | 4 | 4 | 12 |" in table
     (log,) = (clean / "experiments/tiny").glob("train_*.log")
     assert "Validation fixed by label, 3 labels\n| metric | low |" in log.read_text()
-    whole = float(next(line for line in table.splitlines() if line.startswith("| psnr")).split("|")[-2])
+    whole = float(next(line for line in table.splitlines() if line.startswith("| psnr |")).split("|")[-2])
 
     assert (
         main(
@@ -145,7 +155,7 @@ def test_training_and_testing_by_label(clean, train_options, test_options, write
         tested = (clean / f"results/tiny/{name}_labels.md").read_text()
         assert "After" not in tested
         # The weights, the images and so the figures are those of the validation after training.
-        mean = float(next(line for line in tested.splitlines() if line.startswith("| psnr")).split("|")[-2])
+        mean = float(next(line for line in tested.splitlines() if line.startswith("| psnr |")).split("|")[-2])
         assert mean == pytest.approx(whole, abs=0.011)
 
 

@@ -112,7 +112,7 @@ def test_out_of_memory_names_the_keys_to_lower(tmp_path, error, monkeypatch):
         "much smaller"
     )
     model.feed_data({"lq": torch.rand(1, 3, 24, 32)})
-    with pytest.raises(UserError, match="out of memory restoring an image of 24 x 32: use smaller images in the valid"):
+    with pytest.raises(UserError, match="out of memory restoring an image of 24 x 32: set val.tile or val.max_memory"):
         model.test()
 
 

@@ -89,6 +89,29 @@ def test_one_mistake_one_line(pairs, train_options, write, path, value, text):
     assert faults(write(train_options)) == [f"x.yml: {path}: {text.replace('{cwd}', str(Path.cwd()))}"]
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("tile", 32, "got 32, expected at least 64"),
+        ("tile", "auto", "got 'auto', expected a whole number"),
+        ("tile_overlap", -1, "got -1, expected at least 0"),
+        ("tile_blend", "han", "got 'han', expected 'hann' or 'linear'"),
+        ("max_memory", "lots", "got 'lots', expected an amount of memory such as 3G or 800M"),
+        ("til", 512, "unknown key. Did you mean 'tile'?"),
+    ],
+)
+def test_tiles_are_for_the_model_that_knows_them(pairs, train_options, test_options, write, key, value, text):
+    good = {"tile": 512, "tile_overlap": 64, "tile_blend": "hann", "max_memory": "3G"}
+    for options, is_train in ((train_options, True), (test_options, False)):
+        options["path"] = {}
+        options["val"].update(good)
+        assert faults(write(options), is_train) == [f"x.yml: val.{name}: unknown key." for name in good]
+        options["model_type"] = "RestorMixerModel"
+        read_request(write(options), is_train=is_train)
+        options["val"][key] = value
+        assert faults(write(options), is_train) == [f"x.yml: val.{key}: {text}"]
+
+
 def test_a_file_can_be_checked_where_its_data_is_not(folder, train_options):
     with pytest.raises(OptionErrors, match="'pairs/gt' does not exist"):
         check_options(train_options, "x.yml", True)

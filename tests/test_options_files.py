@@ -38,6 +38,7 @@ def read(path, monkeypatch):
 
 def test_there_are_option_files():
     tasks = ("derain", "desnow", "deblur", "sr_x2", "sr_x3", "sr_x4", "mixed", "derain_demo", "sr_demo", "mixed_demo")
+    tasks += ("derain_s", "mixed_s")
     assert {f"{kind}_{task}.yml" for kind in ("train", "test") for task in tasks} <= {path.name for path in FILES}
 
 

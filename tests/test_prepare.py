@@ -40,7 +40,7 @@ EXPECTED = {
     "deblur": {"GoPro/train": (4, ["lq"], 4), "GoPro/test": (2, ["lq"], 2), "HIDE/test": (2, ["lq"], 2)},
     "mixed": {
         "CDD-11/train": (3, ["lq"], 33),
-        "CDD-11/test": (1, ["low_lq", "haze_snow_lq", "low_haze_rain_lq"], 1),
+        "CDD-11/test": (1, ["lq"], 11),
     },
 }
 
@@ -350,7 +350,7 @@ def test_a_degradation_that_is_missing(root, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["dreain"], "unknown task 'dreain'. Did you mean 'derain'? Tasks: derain, desnow, deblur, sr, mixed"),
+        (["dreain"], "unknown task 'dreain'. Did you mean 'derain'? Tasks: derain, desnow, deblur, sr, mixed, photos"),
         (
             ["derain", "--sets", "Rain13k"],
             "--sets: 'Rain13k' is no set of derain. Did you mean 'Rain13K'? Sets: Rain13K",

@@ -240,3 +240,72 @@ def test_empty_validation_set(tmp_path):
 
     with pytest.raises(UserError, match="pairs has no images"):
         build(tmp_path).validation(DataLoader(Empty()), 1, None)
+
+
+# --- tiles -----------------------------------------------------------------------------------------------------------
+
+
+class LargePicture(Dataset):
+    opt = {"name": "large"}
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        picture = torch.rand(3, 200, 230, generator=torch.Generator().manual_seed(2))
+        return {"lq": picture, "gt": picture, "lq_path": "large.png"}
+
+
+def validated(tmp_path, **val):
+    """(model, sizes of what its network was given) after a validation with these keys of ``val``."""
+    opt = options(tmp_path)
+    opt["val"] = {**opt["val"], **val}
+    torch.manual_seed(0)
+    model = RestorMixerModel(opt)
+    for net in (model.net_g, model.net_g_ema):
+        torch.nn.init.constant_(net.decoder.head_full.norm.weight, 0.5)
+    sizes, forward = [], model.net_g_ema.forward
+
+    def noted(x):
+        sizes.append(tuple(x.shape[-2:]))
+        return forward(x)
+
+    model.net_g_ema.forward = noted
+    model.nondist_validation(DataLoader(LargePicture()), 1, None, save_img=False)
+    return model, sizes
+
+
+def test_validation_in_tiles(tmp_path):
+    whole, sizes = validated(tmp_path)
+    assert sizes == [(200, 230)] and whole.restorer is None
+    tiled, sizes = validated(tmp_path, tile=192, tile_overlap=64)
+    assert sizes == [(192, 192), (192, 102), (72, 192), (72, 102)] or max(map(max, sizes)) <= 192 < 200
+    psnr = whole.results["large"]["psnr"]
+    assert tiled.results["large"]["psnr"] == pytest.approx(psnr, abs=0.1) and psnr < 50
+    assert tiled.net_g.training
+    step(tiled)  # and training goes on as before
+    assert np.isfinite(tiled.get_current_log()["l_pix"])
+
+
+def test_validation_within_a_budget(tmp_path):
+    model, sizes = validated(tmp_path, max_memory="100G")
+    assert sizes[-1] == (200, 230) and (128, 128) in sizes  # measured first
+    with pytest.raises(UserError, match="max-memory: 0.00 GB do not do for 230 x 200 pixels"):
+        validated(tmp_path, max_memory="1M")
+
+
+def test_tiles_stay_on_the_cpu_until_they_are_restored(tmp_path):
+    """A validated picture is not moved as a whole; the device here is torch's meta, which would lose it."""
+    model, _ = validated(tmp_path, tile=192)
+    model.device = torch.device("meta")
+    model._validating = True
+    model.feed_data(next(iter(DataLoader(LargePicture()))))
+    assert model.lq.device.type == model.gt.device.type == "cpu"
+    model._validating = False
+    model.feed_data(next(iter(DataLoader(LargePicture()))))
+    assert model.lq.device.type == "meta"
+
+
+def test_a_tile_too_small_is_refused_at_the_start(tmp_path):
+    with pytest.raises(UserError, match="tile: 100 is too small for an overlap of 64, at least 128 was expected"):
+        validated(tmp_path, tile=100)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import yaml
 from miniatures import MINIATURES
 
 from restormixer_arch import cli
+from restormixer_arch.data.labels import CDD11
 
 ROOT = Path(__file__).parent.parent
 TASKS = ("derain", "desnow", "deblur", "sr_x2", "sr_x3", "sr_x4", "mixed")
@@ -39,8 +43,6 @@ def shrunken(kind: str, task: str, form: str) -> str:
         options["train"] |= {"total_iter": 2, "warmup_iter": -1}
         options["train"]["scheduler"]["periods"] = [2]
         options["datasets"]["train"] |= {"gt_size": 24, "batch_size_per_gpu": 2, "num_worker_per_gpu": 0}
-        for phase in [phase for phase in options["datasets"] if phase.startswith("val_") and phase != "val_01"]:
-            del options["datasets"][phase]
         options["val"]["val_freq"] = 2
         options["logger"] |= {"print_freq": 1, "use_tb_logger": False}
     Path(f"{kind}.yml").write_text(yaml.safe_dump(options, sort_keys=False))
@@ -72,6 +74,29 @@ def test_prepare_train_test(folder, capsys, task, form):
         assert line.count("->") == len(metrics)
     if len(sets) > 1:
         assert f"average of {len(sets)} sets: " in out and f"table: {folder}/results.md" in out
+
+
+@pytest.mark.parametrize("form", ["lmdb", "folder"])
+def test_cdd11_is_told_by_label_in_validation_and_test(folder, form):
+    """The miniature's degraded images are the clean ones divided by 2 to 12: the inputs' PSNR falls with the label."""
+    MINIATURES["mixed"](folder / "root")
+    assert cli.main(["prepare", "mixed", "--root", "root", "--format", form, "--workers", "0", "--crop", "24"]) == 0
+    assert cli.main(["train", "-opt", shrunken("train", "mixed", form)]) == 0
+    option_file = Path(shrunken("test", "mixed", form))
+    option_file.write_text(option_file.read_text().replace("save_img: false", "save_img: true"))
+    assert cli.main(["test", "-opt", str(option_file)]) == 0
+    clean = cv2.imread("root/CDD-11_test/clear/00001.png").astype(float)
+    expected = [20 * math.log10(255 / math.sqrt(np.mean((clean - clean // divisor) ** 2))) for divisor in range(2, 13)]
+    for run in ("experiments", "results"):
+        lines = Path(f"{run}/restormixer_mixed/CDD-11_labels.md").read_text().splitlines()
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+        rows = {title: values for title, *values in cells}
+        assert rows["metric"] == [*CDD11, "mean"] and rows["images"] == ["1"] * 11 + ["11"]
+        assert [float(value) for value in rows["psnr_input"][:-1]] == pytest.approx(expected, abs=0.006)
+        assert float(rows["psnr_input"][-1]) == pytest.approx(np.mean(expected), abs=0.006)
+        assert list(rows)[-4:] == ["psnr_input", "psnr", "ssim_input", "ssim"]
+    images = {path.name for path in Path("results/restormixer_mixed/visualization/CDD-11").iterdir()}
+    assert images == {f"00001_{label}_restormixer_mixed.png" for label in CDD11}
 
 
 def test_what_was_not_prepared_is_named(folder, capsys):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from restormixer_arch.basicsr_adapter import locations, option_checks, option_schema
+from restormixer_arch.basicsr_adapter import locations, option_checks, option_schema, option_val
 from restormixer_arch.basicsr_adapter.option_datasets import dataset_section
 from restormixer_arch.basicsr_adapter.option_faults import Fault, OptionErrors, section_faults, unknown_name
 from restormixer_arch.basicsr_adapter.output import note, warn
@@ -117,10 +117,9 @@ def _schema_faults(options: dict[str, Any], is_train: bool) -> list[Fault]:
     known = isinstance(model_type, str) and model_type in schema.TRAIN_SECTIONS
     if is_train:
         whole = schema.TrainFile if known else schema.OpenTrainFile
-        val = schema.TrainVal if known else schema.OpenTrainVal
     else:
         whole = schema.TestFile if known else schema.OpenTestFile
-        val = schema.TestVal if known else schema.OpenTestVal
+    val = option_val.section(model_type if known else None, is_train)
     sections = {"path": schema.Paths if known else schema.OpenPaths, "val": val}
     if is_train:
         sections["train"] = schema.TRAIN_SECTIONS[model_type] if known else schema.OpenTrain

@@ -15,14 +15,15 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from restormixer_arch.basicsr_adapter import option_datasets, option_schema
+from restormixer_arch.basicsr_adapter import option_datasets, option_schema, option_val
 
 
 def json_schema() -> dict[str, Any]:
     """Return one schema for files of training, which have a section ``train``, and of testing."""
     schema = option_schema
     files = (schema.TrainFile, schema.OpenTrainFile, schema.TestFile, schema.OpenTestFile)
-    sections = (schema.OpenTrain, schema.TrainVal, schema.OpenTrainVal, schema.TestVal, schema.OpenTestVal)
+    sections = [schema.OpenTrain]
+    sections += [option_val.section(name, use) for name in (None, *schema.TRAIN_SECTIONS) for use in (True, False)]
     data = [model for pair in option_datasets.DATASETS.values() for model in pair]
     data += [option_datasets.OpenTrainDataset, option_datasets.OpenDataset]
     models = [*files, *sections, *data, *schema.TRAIN_SECTIONS.values(), *schema.SCHEDULERS.values()]
@@ -48,7 +49,7 @@ def _training() -> dict[str, Any]:
             **_ref(schema.TrainFile),
             "properties": {
                 "train": {**_ref(section), "properties": {"scheduler": _by("type", _refs(schema.SCHEDULERS), False)}},
-                "val": _or_null(schema.TrainVal),
+                "val": _or_null(option_val.section(name, True)),
                 "path": _ref(schema.Paths),
             },
         }
@@ -58,7 +59,7 @@ def _training() -> dict[str, Any]:
         **_ref(schema.OpenTrainFile),
         "properties": {
             "train": _ref(schema.OpenTrain),
-            "val": _or_null(schema.OpenTrainVal),
+            "val": _or_null(option_val.section(None, True)),
             "path": _ref(schema.OpenPaths),
         },
     }
@@ -68,12 +69,15 @@ def _training() -> dict[str, Any]:
 def _testing() -> dict[str, Any]:
     schema = option_schema
     known = {
-        name: {**_ref(schema.TestFile), "properties": {"val": _ref(schema.TestVal), "path": _ref(schema.Paths)}}
+        name: {
+            **_ref(schema.TestFile),
+            "properties": {"val": _ref(option_val.section(name, False)), "path": _ref(schema.Paths)},
+        }
         for name in schema.TRAIN_SECTIONS
     }
     other = {
         **_ref(schema.OpenTestFile),
-        "properties": {"val": _ref(schema.OpenTestVal), "path": _ref(schema.OpenPaths)},
+        "properties": {"val": _ref(option_val.section(None, False)), "path": _ref(schema.OpenPaths)},
     }
     return {**_by("model_type", known, other), "properties": {"datasets": _datasets({"^(val|test)": 1})}}
 

@@ -34,10 +34,6 @@ class Typed(OpenSection):
     type: str = Field(description="the registered name of the class to build")
 
 
-class Metric(Typed):
-    better: Literal["higher", "lower"] = "higher"
-
-
 class IoBackend(OpenSection):
     type: Literal["disk", "lmdb", "memcached"] = Field(description="disk, lmdb or memcached")
 
@@ -157,34 +153,6 @@ TRAIN_SECTIONS: dict[str, type[BaseModel]] = {
     "SwinIRModel": SRTrain,
     "RestorMixerModel": RestorMixerTrain,
 }
-
-
-# --- val -------------------------------------------------------------------------------------------------------
-
-
-class ValKeys(BaseModel):
-    save_img: bool = Field(description="write the restored images to disk")
-    val_freq: Positive | None = None
-    suffix: str | None = None
-    pbar: bool = False
-    metrics: dict[str, Metric] | None = None
-
-
-class TrainVal(ValKeys):
-    model_config = Section.model_config
-    val_freq: Positive = Field(description="iterations between two validations")
-
-
-class OpenTrainVal(TrainVal):
-    model_config = OpenSection.model_config
-
-
-class TestVal(ValKeys):
-    model_config = Section.model_config
-
-
-class OpenTestVal(TestVal):
-    model_config = OpenSection.model_config
 
 
 # --- path ------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from restormixer_arch.allocator import keep_freed_memory
 from restormixer_arch.benchmark.networks import COMPETITORS
+from restormixer_arch.memory import peak_bytes
 
 
 def forward_work(name: str, size: int, dtype: str = "float32") -> Callable[[], object]:
@@ -146,16 +147,6 @@ def thop_figures(network: nn.Module, size: int) -> tuple[float, float] | None:
         return None
     macs, parameters = thop.profile(network.eval(), (torch.rand(1, 3, size, size),), verbose=False)
     return float(macs), float(parameters)
-
-
-def peak_bytes() -> int | None:
-    """The most memory that this process has held, or None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:

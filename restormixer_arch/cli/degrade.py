@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from restormixer_arch.basicsr_adapter.output import say
-from restormixer_arch.cli.parsing import Parser
+from restormixer_arch.cli.parsing import Parser, positive_number, whole_number
 from restormixer_arch.errors import UserError, did_you_mean
 
 ACTIONS = {
@@ -36,7 +35,7 @@ def _sheet(arguments: list[str]) -> None:
     parser = Parser("degrade sheet", "Draw all degradations of a photograph on a picture sheet.")
     parser.add_argument("--photo", type=Path, required=True, metavar="FILE", help="photograph to degrade")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="sheet to write, .png or .jpg")
-    parser.add_argument("--seed", type=_whole, default=0, metavar="N", help="of the parameters (default 0)")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of the parameters (default 0)")
     args = parser.parse_args(arguments)
     from restormixer_arch.data.sheet import write_sheet
 
@@ -51,9 +50,9 @@ def _set(arguments: list[str]) -> None:
     parser.add_argument(
         "--labels", nargs="+", default=["cdd11"], metavar="LABEL", help="such as low_haze; default: CDD-11's eleven"
     )
-    parser.add_argument("--seed", type=_whole, default=0, metavar="N", help="of all chance (default 0)")
-    parser.add_argument("--scale", type=_positive, default=1, metavar="N", help="of labels with 'down'")
-    parser.add_argument("--gt-size", type=_positive, metavar="N", help="cut out the middle, N by N pixels")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of all chance (default 0)")
+    parser.add_argument("--scale", type=positive_number, default=1, metavar="N", help="of labels with 'down'")
+    parser.add_argument("--gt-size", type=positive_number, metavar="N", help="cut out the middle, N by N pixels")
     parser.add_argument("--recursive", action="store_true", help="read sub-folders too")
     parser.add_argument("--lmdb", action="store_true", help="write LMDBs instead of folders")
     args = parser.parse_args(arguments)
@@ -74,21 +73,11 @@ def _set(arguments: list[str]) -> None:
 
 def _speed(arguments: list[str]) -> None:
     parser = Parser("degrade speed", "Measure images/s of each degradation on one thread.")
-    parser.add_argument("--size", type=_positive, default=256, metavar="N", help="side of the images (default 256)")
+    parser.add_argument(
+        "--size", type=positive_number, default=256, metavar="N", help="side of the images (default 256)"
+    )
     parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="for each degradation (default 1)")
     args = parser.parse_args(arguments)
     from restormixer_arch.data.sheet import report_speeds
 
     report_speeds(args.size, args.seconds)
-
-
-def _whole(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
-    return int(text)

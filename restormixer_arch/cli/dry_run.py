@@ -14,8 +14,8 @@ import torch
 from restormixer_arch.basicsr_adapter.option_check import Request
 from restormixer_arch.basicsr_adapter.pipeline import run_training
 from restormixer_arch.basicsr_adapter.run_hooks import Run
-from restormixer_arch.benchmark.measure import peak_bytes
 from restormixer_arch.errors import UserError
+from restormixer_arch.memory import peak_bytes
 
 STEPS = 3  # iterations of each stage of patches; the first, which warms up, is not counted
 

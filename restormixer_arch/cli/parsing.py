@@ -41,3 +41,17 @@ def option_file_parser(command: str, description: str) -> Parser:
         help="override values of the file, such as train:ema_decay=0.99 (values as in YAML)",
     )
     return parser
+
+
+def whole_number(text: str) -> int:
+    """An argument's type: 0, 1, 2 ..."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
+    return int(text)
+
+
+def positive_number(text: str) -> int:
+    """An argument's type: 1, 2, 3 ..."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+    return int(text)

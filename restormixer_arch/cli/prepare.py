@@ -12,6 +12,7 @@ from restormixer_arch.cli.parsing import Parser
 from restormixer_arch.data.find_pairs import Found, expected_layouts, find_part, forget_folders
 from restormixer_arch.data.image_io import checked_folder
 from restormixer_arch.data.layouts import SETS, TASKS, PublicSet
+from restormixer_arch.data.photos import PHOTOS, find_photos, fixed_pairs
 from restormixer_arch.data.prepare import SHOWN, Job, Summary, check_part, prepare_part
 from restormixer_arch.data.prepare_images import Recipe
 from restormixer_arch.errors import UserError, did_you_mean
@@ -21,6 +22,7 @@ DESCRIPTION = (
     "sub-images, and write LMDBs in BasicSR's format. Nothing is downloaded."
 )
 SCALES = (2, 3, 4)
+ALL_TASKS = (*TASKS, PHOTOS.task)
 
 
 def run(arguments: list[str]) -> int:
@@ -29,14 +31,14 @@ def run(arguments: list[str]) -> int:
     chosen = _chosen(args)
     root = checked_folder(args.root, "--root")
     forget_folders()
-    jobs = list(_jobs(args, chosen, root))
+    jobs = _photo_jobs(args, root) if args.task == PHOTOS.task else list(_jobs(args, chosen, root))
     if args.dry_run:
         for job in jobs:
             for line in _found_lines(job):
                 say(line)
         return 0
     if args.check:
-        return _check(jobs, args.workers)
+        return _check(args, jobs)
     for job in jobs:
         try:
             summary = prepare_part(job, args.workers, args.skip_bad)
@@ -44,6 +46,9 @@ def run(arguments: list[str]) -> int:
             complain(f"stopped; what is done of {job.found.shown} is kept, the same command goes on from there")
             return 130
         for line in summary_lines(summary):
+            say(line)
+    if args.task == PHOTOS.task:
+        for line in _fixed_lines(args):
             say(line)
     return 0
 
@@ -75,7 +80,7 @@ def summary_lines(summary: Summary) -> list[str]:
 
 def _parser() -> Parser:
     parser = Parser("prepare", DESCRIPTION)
-    parser.add_argument("task", metavar="TASK", help=", ".join(TASKS))
+    parser.add_argument("task", metavar="TASK", help=", ".join(ALL_TASKS))
     parser.add_argument("--root", required=True, metavar="DIR", help="folder that the downloaded sets are in")
     parser.add_argument("--out", default="datasets", metavar="DIR", help="folder to write to (default: datasets)")
     parser.add_argument("--sets", nargs="+", metavar="NAME", help="only these sets")
@@ -99,9 +104,10 @@ def _cores() -> int:
 
 def _chosen(args: Namespace) -> list[PublicSet]:
     """Return the sets to look for. Raises UserError: an unknown task or set, or sizes that make no sense."""
-    if args.task not in TASKS:
-        raise UserError(f"unknown task {args.task!r}.{did_you_mean(args.task, TASKS)} Tasks: {', '.join(TASKS)}")
-    of_task = {name: public for name, public in SETS.items() if public.task == args.task}
+    if args.task not in ALL_TASKS:
+        hint = did_you_mean(args.task, ALL_TASKS)
+        raise UserError(f"unknown task {args.task!r}.{hint} Tasks: {', '.join(ALL_TASKS)}")
+    of_task = {name: public for name, public in (*SETS.items(), (PHOTOS.name, PHOTOS)) if public.task == args.task}
     for name in args.sets or ():
         if name not in of_task:
             hint = did_you_mean(name, of_task)
@@ -142,15 +148,50 @@ def _job(args: Namespace, public: PublicSet, found: Found) -> Job:
     return Job(found, recipe, args.format, Path(args.out).expanduser() / public.name)
 
 
-def _check(jobs: list[Job], workers: int) -> int:
+def _photo_jobs(args: Namespace, root: Path) -> list[Job]:
+    found, others = find_photos(root)
+    if others:
+        note(f"{root}: {len(others)} images that are not in the split are left out, first {others[0].name}")
+    return [_job(args, PHOTOS, part) for part in found]
+
+
+def _fixed_lines(args: Namespace) -> Iterator[str]:
+    """Write the fixed pairs of the photographs, or find them there, and say so."""
+    from restormixer_arch.data.fixed_set import recorded_options, write_fixed_set  # imports torch
+
+    for fixed in fixed_pairs(Path(args.out).expanduser() / PHOTOS.name, args.format):
+        options = {"degradations": list(fixed.labels), "seed": fixed.seed, "gt_size": fixed.size}
+        shown = f"{PHOTOS.name} {fixed.out.name}: {', '.join(fixed.labels)}; {fixed.size}x{fixed.size}"
+        if not fixed.out.exists():
+            count, _ = write_fixed_set(str(fixed.gt), fixed.out, **options, lmdb=args.format == "lmdb")
+            yield f"{shown}; {count} pairs -> {fixed.out}"
+        elif options.items() <= recorded_options(fixed.out).items():
+            yield f"{shown}; there already -> {fixed.out}"
+        else:
+            raise UserError(f"{fixed.out}: was made with other settings; remove it or choose another --out")
+
+
+def _check(args: Namespace, jobs: list[Job]) -> int:
     bad = 0
     for job in jobs:
-        count, faults = check_part(job, workers)
-        say(f"{job.found.shown}: {count} images compared, {len(faults)} faults in {_places(job)}")
-        for fault in faults[:SHOWN]:
-            complain(f"error: {fault}")
-        bad += len(faults)
+        count, faults = check_part(job, args.workers)
+        bad += _said(f"{job.found.shown}: {count} images compared, {len(faults)} faults in {_places(job)}", faults)
+    if args.task == PHOTOS.task:
+        from restormixer_arch.data.fixed_set import check_fixed_set  # imports torch
+
+        for fixed in fixed_pairs(Path(args.out).expanduser() / PHOTOS.name, args.format):
+            count, faults = check_fixed_set(str(fixed.gt), fixed.out, args.format == "lmdb")
+            shown = f"{PHOTOS.name} {fixed.out.name}"
+            bad += _said(f"{shown}: {count} images compared, {len(faults)} faults in {fixed.out}", faults)
     return 2 if bad else 0
+
+
+def _said(line: str, faults: list[str]) -> int:
+    """Say what was checked and its first faults. Returns their number."""
+    say(line)
+    for fault in faults[:SHOWN]:
+        complain(f"error: {fault}")
+    return len(faults)
 
 
 def _found_lines(job: Job) -> Iterator[str]:
@@ -166,7 +207,7 @@ def _found_lines(job: Job) -> Iterator[str]:
 def _places(job: Job) -> str:
     paths = list(job.places.values())
     stem, end = f"{job.folder / job.found.part.name}_", paths[0].suffix
-    return f"{stem}{{{','.join(job.kinds)}}}{end}"
+    return f"{stem}{{{','.join(job.kinds)}}}{end}" if len(job.kinds) > 1 else str(paths[0])
 
 
 def _size(content: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,7 +71,8 @@ def _words(metrics: Mapping[str, tuple[float | None, float]]) -> str:
 
 
 def _gained(metric: str, before: float, after: float) -> str:
-    gained = f" ({after - before:+.2f})" if _in_decibels(metric) else ""
+    # Two identical pictures have an infinite PSNR, of which no gain can be told.
+    gained = f" ({after - before:+.2f})" if _in_decibels(metric) and math.isfinite(after - before) else ""
     return f"{_title(metric)} {_value(metric, before, unit=False)} -> {_value(metric, after)}{gained}"
 
 

@@ -1,0 +1,140 @@
+r"""Restore a picture tile by tile, so that only one tile is ever on the device.
+
+Tiles overlap and are blended with weights that fall to the tile's inner edges. Their grid is a product of columns and
+rows, and so are the weights: each axis has its own, which add up to 1 in every pixel.
+
+Tiles begin at multiples of 64 pixels, where the windows of RestorMixer's attention begin (up to 16 x 16 at a quarter
+of the resolution): a tile's windows are then those of the whole picture. Its scans see the whole picture, so that
+a tiled result is never quite the same.
+
+How much overlap is enough was measured with the network of ``options/train_derain_demo.yml`` after its training, on
+photographs with this package's rain. "Between" is PSNR between tiled and whole result, "truth" the change of the PSNR
+against the truth by tiling:
+
+============================  ========  ===========  ==========
+picture, side of the tiles    overlap   between      truth
+============================  ========  ===========  ==========
+sample 384 x 256, 256         0         45.9 dB      -0.02 dB
+(roman-colosseum)             16        54.5 dB      +0.04 dB
+\                             64        55.7 dB      +0.04 dB
+\                             128       57.3 dB      +0.03 dB
+sample 384 x 256, 256         0         49.0 dB      -0.11 dB
+(perched-osprey)              64        63.3 dB      +0.01 dB
+photograph 1200 x 800, 512    0         45.3 dB      +0.04 dB
+(casa-mila)                   64        51.5 dB      +0.06 dB
+\                             128       52.6 dB      +0.03 dB
+photograph 1280 x 800, 512    0         39.6 dB      -0.13 dB
+(Garden)                      64        41.4 dB      -0.09 dB
+\                             128       42.0 dB      -0.03 dB
+photograph 1200 x 800, 256    64        48.4 dB      +0.25 dB
+============================  ========  ===========  ==========
+
+Without an overlap single pixels at the seams are off by up to 0.6, with 64 pixels by 0.03 to 0.12, which is the scans'
+missing context and no longer a seam. Hann and linear weights differ by 0.1 dB of "between" at most. Small tiles can
+be better than the whole, as in the last line: that network was trained on crops of 64 pixels.
+
+Shape letters: B batch, C channels, H x W size in pixels, s the network's enlargement.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 64  # pixels: every tile begins at a multiple
+DEFAULT_OVERLAP = 64  # pixels
+
+
+def _hann(position: Tensor) -> Tensor:
+    return torch.sin(position * (math.pi / 2)).square()
+
+
+RAMPS: dict[str, Callable[[Tensor], Tensor]] = {"hann": _hann, "linear": lambda position: position}
+
+
+def tiled(
+    restore_tile: Callable[[Tensor], Tensor],
+    picture: Tensor,
+    tile: int,
+    *,
+    overlap: int = DEFAULT_OVERLAP,
+    blend: str = "hann",
+    scale: int = 1,
+    on_tile: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
+    """Apply ``restore_tile`` to overlapping tiles of a picture and blend what it returns.
+
+    Args:
+        restore_tile: (B, C, h, w) of ``picture`` -> float32 (B, C', scale * h, scale * w), on any device.
+        picture: any type; it stays where it is.
+        tile: largest side of a tile in pixels of ``picture``, at least 64 more than ``overlap``. A picture that fits
+            is passed whole.
+        overlap: least number of pixels that neighbours share.
+        blend: ``hann`` (a squared sine) or ``linear``: how weights rise over the overlap.
+        scale: s, the enlargement of ``restore_tile``.
+        on_tile: called after each tile with how many are done and how many there are.
+
+    Returns:
+        float32 on the CPU.
+
+    Shape:
+        (B, C, H, W) -> (B, C', s * H, s * W)
+
+    Raises:
+        ValueError: ``tile`` is too small for ``overlap``, or ``blend`` is unknown.
+    """
+    if overlap < 0 or tile < overlap + ALIGNMENT:
+        raise ValueError(f"tile must be at least overlap + {ALIGNMENT} = {overlap + ALIGNMENT}, got {tile}")
+    if blend not in RAMPS:
+        raise ValueError(f"blend must be one of {', '.join(RAMPS)}, got {blend!r}")
+    height, width = picture.shape[-2:]
+    rows, columns = axis_tiles(height, tile, overlap), axis_tiles(width, tile, overlap)
+    row_weights, column_weights = (
+        axis_weights([(first * scale, last * scale) for first, last in spans], overlap * scale, blend)
+        for spans in (rows, columns)
+    )
+    result = None
+    grid = list(itertools.product(range(len(rows)), range(len(columns))))
+    for done, (i, j) in enumerate(grid, start=1):
+        (top, bottom), (left, right) = rows[i], columns[j]
+        restored = restore_tile(picture[..., top:bottom, left:right]).float().cpu()
+        if len(grid) == 1:
+            result = restored
+        else:
+            if result is None:
+                result = torch.zeros(*restored.shape[:2], height * scale, width * scale)
+            place = result[..., top * scale : bottom * scale, left * scale : right * scale]
+            place.add_(restored.mul_(row_weights[i][:, None]).mul_(column_weights[j]))
+        on_tile(done, len(grid))
+    return result
+
+
+def axis_tiles(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+    """(first, last + 1) of the tiles along one side, alike to 64 pixels: as few as ``tile`` allows, then as small."""
+    if length <= tile:
+        return [(0, length)]
+    longest_step = (tile - overlap) // ALIGNMENT * ALIGNMENT
+    count = math.ceil((length - overlap) / longest_step)
+    step = math.ceil((length - overlap) / count / ALIGNMENT) * ALIGNMENT
+    return [(first, min(first + step + overlap, length)) for first in range(0, length - overlap, step)]
+
+
+def axis_weights(spans: list[tuple[int, int]], overlap: int, blend: str) -> list[Tensor]:
+    """The weights of each span's pixels, float32, so that those of all spans add up to 1 in each pixel."""
+    ramp = RAMPS[blend]((torch.arange(overlap, dtype=torch.float64) + 0.5) / max(overlap, 1))
+    weights = []
+    for number, (first, last) in enumerate(spans):
+        weight = torch.ones(last - first, dtype=torch.float64)
+        if number > 0:
+            weight[:overlap] *= ramp
+        if number < len(spans) - 1:
+            weight[len(weight) - overlap :] *= ramp.flip(0)
+        weights.append(weight)
+    total = torch.zeros(spans[-1][1], dtype=torch.float64)
+    for (first, last), weight in zip(spans, weights, strict=True):
+        total[first:last] += weight
+    return [(weight / total[first:last]).float() for (first, last), weight in zip(spans, weights, strict=True)]

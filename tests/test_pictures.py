@@ -1,0 +1,279 @@
+"""Picture files: what is kept from reading to writing, and what is refused."""
+
+import struct
+import zlib
+from io import BytesIO
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import ExifTags, Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
+
+from restormixer_arch.data.pictures import Picture, read_picture, write_picture
+from restormixer_arch.data.pictures16 import UPRIGHT
+from restormixer_arch.errors import UserError
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (6, 9, 3), np.uint8)
+DEEP = RNG.integers(0, 65536, (6, 9, 4), np.uint16)
+SMOOTH = cv2.resize(RGB, (90, 60), interpolation=cv2.INTER_CUBIC)  # survives JPEG
+
+
+def exif(orientation=1):
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = orientation
+    tags[ExifTags.Base.Artist] = "Ada"
+    return tags
+
+
+def round_trip(path, tmp_path):
+    target = tmp_path / f"written_{path.name}"
+    picture = read_picture(path)
+    write_picture(picture, target)
+    return picture, target
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm"])
+def test_8_bit_colours_come_back_exactly(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(RGB).save(path)
+    picture, target = round_trip(path, tmp_path)
+    assert picture.pixels.dtype == np.uint8 and picture.alpha is None
+    np.testing.assert_array_equal(picture.pixels, RGB)
+    with Image.open(target) as again:
+        assert again.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(again), RGB)
+
+
+@pytest.mark.parametrize(("suffix", "loss"), [("jpg", 2.0), ("webp", 3.0)])
+def test_lossy_formats_stay_near(tmp_path, suffix, loss):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(SMOOTH).save(path, quality=95, subsampling=0)
+    picture, target = round_trip(path, tmp_path)
+    with Image.open(target) as again:
+        error = np.abs(np.asarray(again).astype(int) - picture.pixels).mean()
+        assert again.format == {"jpg": "JPEG", "webp": "WEBP"}[suffix]
+    assert 0 < error < loss
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_once_and_metadata_is_kept(tmp_path, suffix, orientation):
+    path = tmp_path / f"a.{suffix}"
+    lossless = {"lossless": True} if suffix == "webp" else {"quality": 100, "subsampling": 0}
+    Image.fromarray(SMOOTH).save(path, exif=exif(orientation), icc_profile=PROFILE, dpi=(300, 300), **lossless)
+    picture, target = round_trip(path, tmp_path)
+    wanted = UPRIGHT[orientation](SMOOTH)
+    assert picture.pixels.shape == wanted.shape
+    assert np.abs(picture.pixels.astype(int) - wanted).mean() < 1.5
+    with Image.open(target) as again:
+        assert again.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        assert again.getexif()[ExifTags.Base.Artist] == "Ada"
+        assert again.info["icc_profile"] == PROFILE
+        if suffix != "webp":
+            assert again.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        assert again.size == wanted.shape[1::-1]
+
+
+def test_upright_is_what_pillow_does():
+    from PIL import ImageOps
+
+    for orientation, upright in UPRIGHT.items():
+        image = Image.fromarray(RGB)
+        image.getexif()[ExifTags.Base.Orientation] = orientation
+        np.testing.assert_array_equal(upright(RGB), np.asarray(ImageOps.exif_transpose(image)))
+
+
+def test_the_first_picture_of_a_phones_jpeg_is_taken(tmp_path):
+    Image.fromarray(SMOOTH).save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.fromarray(RGB)])
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert opened.format == "MPO" and opened.n_frames == 2
+    picture, target = round_trip(tmp_path / "a.jpg", tmp_path)
+    assert picture.pixels.shape == SMOOTH.shape
+    with Image.open(target) as again:
+        assert again.format == "JPEG"
+
+
+def test_upright_files_keep_their_exif_byte_for_byte(tmp_path):
+    content = exif().tobytes() + b"a maker's note behind it"
+    Image.fromarray(RGB).save(tmp_path / "a.jpg", exif=content)
+    assert read_picture(tmp_path / "a.jpg").metadata["exif"] == content
+
+
+def test_texts_of_png_and_comment_and_xmp_of_jpeg_are_kept(tmp_path):
+    texts = PngInfo()
+    texts.add_text("Title", "Mühle")
+    texts.add_itxt("Description", "grün", "de")
+    Image.fromarray(RGB).save(tmp_path / "a.png", pnginfo=texts)
+    _, target = round_trip(tmp_path / "a.png", tmp_path)
+    with Image.open(target) as again:
+        assert again.text == {"Title": "Mühle", "Description": "grün"}
+    Image.fromarray(RGB).save(tmp_path / "a.jpg", comment=b"hello", xmp=b"<x:xmpmeta/>")
+    _, target = round_trip(tmp_path / "a.jpg", tmp_path)
+    with Image.open(target) as again:
+        assert again.info["comment"] == b"hello" and again.info["xmp"] == b"<x:xmpmeta/>"
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "1"])
+def test_gray_and_alpha_stay(tmp_path, mode):
+    image = Image.fromarray(np.dstack([RGB, RGB[..., 0]])).convert(mode)
+    image.save(tmp_path / "a.png")
+    picture, target = round_trip(tmp_path / "a.png", tmp_path)
+    assert picture.pixels.shape[2] == (3 if mode.startswith("RGB") else 1)
+    assert (picture.alpha is not None) == mode.endswith("A")
+    with Image.open(target) as again:
+        assert again.mode == {"1": "L"}.get(mode, mode)
+        np.testing.assert_array_equal(np.asarray(again), np.asarray(image.convert(again.mode)))
+
+
+def test_palette_with_transparency_becomes_rgba(tmp_path):
+    image = Image.fromarray(RGB).quantize(8)
+    image.save(tmp_path / "a.png", transparency=bytes([0, 128]))
+    with Image.open(tmp_path / "a.png") as opened:
+        assert opened.mode == "P"
+        wanted = np.asarray(opened.convert("RGBA"))
+    assert set(np.unique(wanted[..., 3])) == {0, 128, 255}
+    _, target = round_trip(tmp_path / "a.png", tmp_path)
+    with Image.open(target) as again:
+        assert again.mode == "RGBA"
+        np.testing.assert_array_equal(np.asarray(again), wanted)
+
+
+def test_cmyk_becomes_srgb(tmp_path):
+    cmyk = Image.fromarray(SMOOTH).convert("CMYK")
+    cmyk.save(tmp_path / "a.jpg", quality=100, subsampling=0)
+    picture, target = round_trip(tmp_path / "a.jpg", tmp_path)
+    assert np.abs(picture.pixels.astype(int) - SMOOTH).mean() < 3
+    cmyk.save(tmp_path / "b.jpg", quality=100, icc_profile=b"not a profile")
+    assert "icc_profile" not in read_picture(tmp_path / "b.jpg").metadata
+    with Image.open(target) as again:
+        assert again.mode == "RGB"
+
+
+# --- 16 bits ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_come_back_exactly(tmp_path, suffix, channels):
+    planes = DEEP[..., :channels]
+    path = tmp_path / f"a.{suffix}"
+    assert cv2.imwrite(str(path), planes if channels == 1 else planes[..., [2, 1, 0, 3][:channels]])
+    picture, target = round_trip(path, tmp_path)
+    assert picture.pixels.dtype == np.uint16
+    np.testing.assert_array_equal(picture.pixels, planes[..., :3])
+    if channels == 4:
+        np.testing.assert_array_equal(picture.alpha, planes[..., 3])
+    again = cv2.imread(str(target), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(again, cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
+
+
+def test_16_bit_profiles_and_exif_are_kept(tmp_path):
+    bgr = np.ascontiguousarray(DEEP[..., 2::-1])
+    kinds, values = [cv2.IMAGE_METADATA_EXIF, cv2.IMAGE_METADATA_ICCP], [exif(6).tobytes()[6:], PROFILE]
+    done, content = cv2.imencodeWithMetadata(".png", bgr, kinds, [np.frombuffer(v, np.uint8) for v in values])
+    assert done
+    (tmp_path / "a.png").write_bytes(content.tobytes())
+    picture, target = round_trip(tmp_path / "a.png", tmp_path)
+    np.testing.assert_array_equal(picture.pixels, np.rot90(DEEP[..., :3], -1))
+    with Image.open(target) as again:
+        assert again.info["icc_profile"] == PROFILE
+        assert again.getexif()[ExifTags.Base.Artist] == "Ada"
+        assert again.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    np.testing.assert_array_equal(read_picture(target).pixels, picture.pixels)
+    tifffile.imwrite(tmp_path / "a.tif", DEEP[..., :3], photometric="rgb", iccprofile=PROFILE, resolution=(300, 300))
+    picture, target = round_trip(tmp_path / "a.tif", tmp_path)
+    with Image.open(target) as again:
+        assert again.info["icc_profile"] == PROFILE and again.info["dpi"] == (300, 300)
+    np.testing.assert_array_equal(tifffile.imread(target), DEEP[..., :3])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_tiff(tmp_path, dtype, orientation):
+    planes = DEEP[..., :3].astype(dtype)
+    tag = (274, "H", 1, orientation, True)
+    tifffile.imwrite(tmp_path / "a.tif", planes, photometric="rgb", extratags=[tag], metadata=None)
+    picture, target = round_trip(tmp_path / "a.tif", tmp_path)
+    np.testing.assert_array_equal(picture.pixels, UPRIGHT[orientation](planes))
+    np.testing.assert_array_equal(read_picture(target).pixels, picture.pixels)
+
+
+def png(header, data):
+    """A PNG of the fields of its header and its rows, each with a filter's number before it."""
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", *header)), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
+    coded = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(coded)
+
+
+def test_gray_with_alpha_of_16_bits_is_written_with_three_equal_colours(tmp_path):
+    planes = DEEP[..., :2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in planes)
+    (tmp_path / "a.png").write_bytes(png((9, 6, 16, 4, 0, 0, 0), rows))
+    picture, target = round_trip(tmp_path / "a.png", tmp_path)
+    np.testing.assert_array_equal(picture.planes, planes)
+    again = cv2.imread(str(target), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(again, planes[..., [0, 0, 0, 1]])
+
+
+# --- refused ---------------------------------------------------------------------------------------------------------
+
+
+BOMB = png((60000, 60000, 8, 2, 0, 0, 0), b"0")  # under a hundred bytes
+
+
+def encoded(kind, **options):
+    buffer = BytesIO()
+    Image.fromarray(SMOOTH).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+FRAMES = [Image.fromarray(SMOOTH // n) for n in (2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.png", b"", "is empty"),
+        ("text.jpg", b"no picture at all", r"is no picture that can be read \(JPEG, "),
+        ("cut.png", encoded("PNG")[:300], "cannot be read as a picture"),
+        ("cut.jpg", encoded("JPEG")[:900], r"cannot be read as a picture \(.*truncated"),
+        ("bomb.png", BOMB, r"cannot be read as a picture \(Image size \(3600000000 pixels\) exceeds"),
+        ("deep.ppm", b"P6 1 1 65535 " + bytes(6), "has 16-bit samples, which of its kind are not read"),
+        ("deep.pgm", b"P5 1 1 65535 " + bytes(2), "has samples of kind 'I', expected 8- or 16-bit gray or RGB"),
+        ("still.gif", encoded("GIF"), "GIF pictures are not restored, expected one of JPEG, "),
+        ("moving.png", encoded("PNG", save_all=True, append_images=FRAMES), "holds 3 pictures, one was expected"),
+        ("moving.webp", encoded("WEBP", save_all=True, append_images=FRAMES), "holds 3 pictures"),
+        ("pages.tif", encoded("TIFF", save_all=True, append_images=FRAMES), "holds 3 pictures"),
+    ],
+)
+def test_refused(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: {message}"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (6, 9, 3)])
+@pytest.mark.parametrize("dtype", ["float32", "uint32", "int16"])
+def test_other_samples_are_refused(tmp_path, shape, dtype):
+    tifffile.imwrite(tmp_path / "a.tif", np.ones(shape, dtype), photometric="rgb" if len(shape) == 3 else "minisblack")
+    with pytest.raises(UserError, match=f"a.tif: has samples of type {dtype}, expected 8- or 16-bit integers"):
+        read_picture(tmp_path / "a.tif")
+
+
+def test_missing_and_unwritable(tmp_path):
+    with pytest.raises(UserError, match=r"none\.png: cannot be read as a picture \(No such file"):
+        read_picture(tmp_path / "none.png")
+    with pytest.raises(UserError, match=r"x\.png: cannot be written \(No such file"):
+        write_picture(Picture(RGB), tmp_path / "folder/x.png")
+    with pytest.raises(UserError, match=r"x\.tif: cannot be written \(No such file"):
+        write_picture(Picture(DEEP[..., :3], format="TIFF"), tmp_path / "folder/x.tif")
+
+
+def test_one_pixel(tmp_path):
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png").pixels.tolist() == [[[1, 2, 3]]]

@@ -1,0 +1,218 @@
+"""``basicsr restore`` on files of many kinds."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+from test_video import write_video
+from tiny_network import save_tiny
+
+from restormixer_arch import cli
+from restormixer_arch.cli import restore as command
+from restormixer_arch.data.video import VideoFrames
+from restormixer_arch.models import load
+from restormixer_arch.models.restore_image import restore
+
+RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+
+
+@pytest.fixture
+def place(folder):
+    """A working directory with two pictures, one in a sub-folder, and weights."""
+    (folder / "in/sub").mkdir(parents=True)
+    Image.fromarray(RGB).save(folder / "in/a.png")
+    Image.fromarray(RGB[:, ::-1]).save(folder / "in/sub/b.png")
+    save_tiny(folder / "w.safetensors")
+    return folder
+
+
+def run(*arguments):
+    return cli.main(["restore", *arguments, "--tile", "192"])
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_a_folder(place, capsys):
+    assert run("in", "-o", "out", "--weights", "w.safetensors") == 0
+    out, err = capsys.readouterr()
+    assert out == "out: 2 restored\n" and err == ""
+    np.testing.assert_array_equal(pixels("out/a.png"), restore(RGB, "w.safetensors"))
+    assert not np.array_equal(pixels("out/a.png"), RGB)
+    assert pixels("out/sub/b.png").shape == RGB.shape
+    assert sorted(path.name for path in place.rglob("out/**/*")) == ["a.png", "b.png", "sub"]
+
+
+def test_what_is_there_is_kept_unless_asked(place, capsys):
+    (place / "out").mkdir()
+    (place / "out/a.png").write_bytes(b"mine")
+    options = ("in", "-o", "out", "--weights", "w.safetensors")
+    assert run(*options) == 0 and capsys.readouterr().out == "out: 1 restored, 1 already there\n"
+    assert run(*options) == 0 and capsys.readouterr().out == "out: 2 already there\n"
+    assert (place / "out/a.png").read_bytes() == b"mine"
+    assert run(*options, "--compare") == 0 and capsys.readouterr().out == "out: 2 restored\n"
+    assert (place / "out/a.png").read_bytes() == b"mine"  # only its pair was missing
+    assert run(*options, "--overwrite") == 0 and capsys.readouterr().out == "out: 2 restored\n"
+    np.testing.assert_array_equal(pixels("out/a.png"), restore(RGB, "w.safetensors"))
+
+
+def test_compare_and_enlargement(place):
+    save_tiny(place / "x2.safetensors", upscale=2)
+    Image.fromarray(np.dstack([RGB, RGB[..., 0]])).save("in/a.png")
+    assert run("in/a.png", "-o", "out", "--weights", "x2.safetensors", "--compare") == 0
+    single, pair = pixels("out/a.png"), pixels("out/a_compare.png")
+    assert single.shape == (40, 60, 4)
+    np.testing.assert_array_equal(pair[:, 60:], single)
+    before = cv2.resize(np.dstack([RGB, RGB[..., 0]]), (60, 40), interpolation=cv2.INTER_CUBIC)
+    np.testing.assert_array_equal(pair[:, :60], before)
+
+
+def test_kinds_of_pictures_stay(place):
+    Image.fromarray(RGB[..., 0]).save("in/gray.jpg")
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = 6
+    Image.fromarray(RGB).save("in/turned.jpg", exif=tags)
+    cv2.imwrite("in/deep.tif", RGB.astype(np.uint16) * 257)
+    Image.new("RGB", (1, 1), "red").save("in/dot.png")
+    assert run("in", "-o", "out", "--weights", "w.safetensors") == 0
+    assert pixels("out/gray.jpg").ndim == 2 and pixels("out/turned.jpg").shape == (30, 20, 3)
+    assert pixels("out/dot.png").shape == (1, 1, 3)
+    deep = cv2.imread("out/deep.tif", cv2.IMREAD_UNCHANGED)
+    assert deep.dtype == np.uint16
+    wanted = restore(RGB[..., ::-1].astype(np.uint16) * 257, "w.safetensors")[..., ::-1]
+    np.testing.assert_array_equal(deep, wanted)
+
+
+def test_a_video(place, capsys):
+    write_video(place / "film.mp4", count=3)
+    assert run("film.mp4", "-o", "out", "--weights", "w.safetensors", "--compare") == 0
+    assert capsys.readouterr().out == "out: 1 restored\n"
+    shapes = [[frame.shape for frame in VideoFrames(f"out/{name}.mp4")] for name in ("film", "film_compare")]
+    assert shapes == [[(48, 64, 3)] * 3, [(48, 128, 3)] * 3]
+
+
+def test_a_video_that_breaks_off_is_told(place, capsys, monkeypatch):
+    write_video(place / "film.avi", count=3)
+    original = VideoFrames.__init__
+
+    def claim(self, path):
+        original(self, path)
+        self.count = 5
+
+    monkeypatch.setattr(VideoFrames, "__init__", claim)
+    assert run("film.avi", "-o", "out", "--weights", "w.safetensors") == 0
+    assert capsys.readouterr().err == "basicsr: note: film.avi: only 3 of its 5 frames could be decoded\n"
+
+
+def test_one_bad_file_is_told_and_the_rest_goes_on(place, capsys):
+    (place / "in/a0.png").write_bytes(b"")
+    (place / "in/film.mp4").write_bytes(b"")
+    assert run("in", "-o", "out", "--weights", "w.safetensors") == 2
+    out, err = capsys.readouterr()
+    assert out == "out: 2 restored, 2 failed\n"
+    assert "basicsr: error: in/a0.png: is empty\n" in err
+    assert "basicsr: error: in/film.mp4: cannot be read as a video\n" in err
+    assert sorted(path.name for path in place.rglob("out/**/*.*")) == ["a.png", "b.png"]
+
+
+def test_memory_that_does_not_do_is_told_for_the_picture(place, capsys):
+    assert cli.main(["restore", "in/a.png", "-o", "out", "--weights", "w.safetensors", "--max-memory", "9K"]) == 2
+    assert "error: in/a.png: max-memory: 0.00 GB do not do for 30 x 20 pixels" in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_written_are_told(place, capsys):
+    (place / "out").mkdir()
+    (place / "out/sub").write_bytes(b"in the way")
+    assert run("in", "-o", "out", "--weights", "w.safetensors") == 2
+    out, err = capsys.readouterr()
+    assert out == "out: 1 restored, 1 failed\n" and "-o: 'out/sub' cannot be made" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["in"], "basicsr restore: the following arguments are required: -o/--output."),
+        (["in", "-o", "in"], "-o: in/a.png is an input itself and would be replaced; give another folder"),
+        (["nothing", "-o", "out"], "nothing: does not exist"),
+        (["in", "-o", "out", "--weights", "x.pth"], "x.pth: no such file of weights."),
+        (["in", "-o", "out", "--task", "derian"], "--task: no weights for 'derian'; this installation has no"),
+        (["in", "-o", "out", "--device", "gpu"], "--device: 'gpu' cannot be used here"),
+        (["in", "-o", "out", "--overlap", "200", "--weights", "w.safetensors"], "tile: 192 is too small for an ov"),
+        (["in", "-o", "out", "--overlap", "-1"], "basicsr restore: argument --overlap: expected "),
+        (["in", "-o", "out", "--tile", "0"], "basicsr restore: argument --tile: expected a positive whole number"),
+        (["in", "-o", "out", "--max-memory", "lots"], "basicsr restore: argument --max-memory: expected an amount"),
+        (["in", "-o", "out", "--weights", "x", "--task", "y"], "basicsr restore: argument --task: not allowed with"),
+        (["in", "-o", "out", "--self-ensembel"], "basicsr restore: unrecognized arguments: --self-ensembel. Did you"),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_is_made(place, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr(load, "SHIPPED", place / "none")
+    assert run(*arguments) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"basicsr: error: {message}")
+    assert not (place / "out").exists()
+
+
+def test_installed_weights_of_a_task(place, monkeypatch, capsys):
+    monkeypatch.setattr(load, "SHIPPED", place / "installed")
+    (place / "installed").mkdir()
+    save_tiny(place / "installed/restormixer_s_derain.safetensors")
+    assert run("in", "-o", "out") == 0
+    np.testing.assert_array_equal(pixels("out/a.png"), restore(RGB, "w.safetensors"))
+    assert run("in", "-o", "more", "--task", "desnow") == 2
+    assert "no weights for 'desnow'; installed are: derain." in capsys.readouterr().err
+
+
+def test_switches_reach_the_network(place, monkeypatch):
+    seen = []
+    original = command._restorer
+    monkeypatch.setattr(command, "_restorer", lambda args: seen.append(original(args)) or seen[0])
+    switches = ["--precision", "bf16", "--self-ensemble", "--blend", "linear", "--overlap", "32", "--max-memory", "2G"]
+    assert run("in/a.png", "-o", "out", "--weights", "w.safetensors", "--device", "cpu", *switches) == 0
+    [made] = seen
+    found = (made.precision, made.self_ensemble, made.blend, made.overlap, made.max_memory, made.tile)
+    assert found == ("bf16", True, "linear", 32, 2 * 10**9, 192)
+
+
+def test_ctrl_c_leaves_only_whole_files(place, capsys, monkeypatch):
+    from restormixer_arch.cli import restore_file
+
+    original = restore_file.write_picture
+
+    def write(picture, path):
+        original(picture, path)
+        if "b.png" in path.name:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(restore_file, "write_picture", write)
+    assert run("in", "-o", "out", "--weights", "w.safetensors") == 130
+    err = capsys.readouterr().err
+    assert err == "basicsr: stopped after 1 of 2 files; the same command goes on with the rest\n"
+    assert [path.name for path in place.rglob("out/**/*.*")] == ["a.png"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_a_real_ctrl_c(place):
+    Image.fromarray(np.tile(RGB, (100, 100, 1))).save("in/a.png")
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "import sys; from restormixer_arch.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["restore", "in", "-o", "out", "--weights", "w.safetensors", "--tile", "192"]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (place / "out").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "basicsr: stopped after 0 of 2 files; the same command goes on with the rest\n"
+    assert list((place / "out").iterdir()) == []

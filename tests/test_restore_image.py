@@ -1,0 +1,145 @@
+"""``restormixer_arch.restore`` on arrays, tensors and PIL images."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_network import save_tiny, tiny_network
+
+import restormixer_arch
+from restormixer_arch.errors import UserError
+from restormixer_arch.models import load
+from restormixer_arch.models.restore import Restorer
+from restormixer_arch.models.restore_image import restore, side_by_side
+
+RGBA = np.random.default_rng(0).integers(0, 256, (24, 40, 4), np.uint8)
+RGB = RGBA[..., :3]
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return save_tiny(tmp_path / "x.safetensors")
+
+
+@pytest.fixture
+def wanted():
+    """What the network makes of RGB, float32 (H, W, 3)."""
+    x = torch.from_numpy(RGB / 255).float().permute(2, 0, 1)[None]
+    with torch.no_grad():
+        return tiny_network()(x).clamp(0, 1)[0].permute(1, 2, 0).numpy()
+
+
+def test_it_is_at_the_front_door():
+    assert restormixer_arch.restore is restore
+
+
+def test_arrays(weights, wanted):
+    result = restore(RGB, weights)
+    assert result.dtype == np.uint8
+    np.testing.assert_array_equal(result, np.rint(wanted * 255))
+    deep = restore(RGB.astype(np.uint16) * 257, weights)
+    assert deep.dtype == np.uint16
+    np.testing.assert_allclose(deep, wanted * 65535, atol=1)
+    for dtype in (np.float32, np.float64):
+        result = restore((RGB / 255).astype(dtype), weights=str(weights))
+        assert result.dtype == dtype
+        np.testing.assert_allclose(result, wanted, atol=1e-6)
+
+
+def test_alpha_and_gray_of_arrays(weights):
+    result = restore(RGBA, weights)
+    np.testing.assert_array_equal(result[..., 3], RGBA[..., 3])
+    np.testing.assert_array_equal(result[..., :3], restore(RGB, weights))
+    gray = restore(RGB[..., 0], weights)
+    assert gray.shape == (24, 40)
+    np.testing.assert_array_equal(restore(RGB[..., :1], weights)[..., 0], gray)
+    np.testing.assert_array_equal(restore(RGB[..., :2], weights)[..., 1], RGB[..., 1])
+
+
+def test_tensors(weights, wanted):
+    x = torch.from_numpy(np.ascontiguousarray(RGB.transpose(2, 0, 1)))
+    whole = np.rint(wanted.transpose(2, 0, 1) * 255)
+    np.testing.assert_array_equal(restore(x, weights).numpy(), whole)
+    batch = restore(torch.stack([x, x.flip(-1)]).float() / 255, weights)
+    assert batch.shape == (2, 3, 24, 40) and batch.dtype == torch.float32
+    np.testing.assert_allclose(batch[0].numpy() * 255, wanted.transpose(2, 0, 1) * 255, atol=1e-4)
+    assert restore(x.double()[:1] / 255, weights).dtype == torch.float64
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "CMYK", "I;16"])
+def test_pillow(weights, mode):
+    if mode == "I;16":
+        image = Image.fromarray(RGB[..., 0].astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(RGBA).convert("RGB").convert(mode)
+    image.info["icc_profile"] = b"profile"
+    result = restore(image, weights)
+    assert result.mode == {"P": "RGB", "CMYK": "RGB", "1": "L"}.get(mode, mode) and result.size == (40, 24)
+    if mode == "RGB":
+        np.testing.assert_array_equal(np.asarray(result), restore(RGB, weights))
+        assert result.info == {"icc_profile": b"profile"}
+    if mode == "I;16":
+        np.testing.assert_array_equal(np.asarray(result), restore(np.asarray(image), weights))
+
+
+def test_enlarging_takes_the_alpha_along(tmp_path):
+    flat = np.dstack([RGB, np.full((24, 40), 77, np.uint8)])
+    result = restore(flat, save_tiny(tmp_path / "x2.safetensors", upscale=2))
+    assert result.shape == (48, 80, 4) and set(np.unique(result[..., 3])) == {77}
+
+
+def test_options_are_passed_on(weights, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Restorer, "__post_init__", lambda self: seen.append(self))
+    restore(RGB, weights, tile=192, precision="bf16", self_ensemble=True, max_memory="2G", device="cpu")
+    [made] = seen
+    assert (made.tile, made.precision, made.self_ensemble, made.max_memory) == (192, "bf16", True, 2 * 10**9)
+
+
+def test_the_network_is_kept_until_its_file_changes(weights, monkeypatch):
+    import os
+
+    from restormixer_arch.models import restore_image
+
+    loads = []
+    original = restore_image.load_network
+    monkeypatch.setattr(restore_image, "load_network", lambda path: loads.append(path) or original(path))
+    for _ in range(2):
+        restore(RGB, weights, tile=256)
+    assert len(loads) == 1
+    os.utime(weights, (1, 1))
+    restore(RGB, weights, tile=256)
+    assert len(loads) == 2
+
+
+def test_installed_weights_are_the_default(tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "SHIPPED", tmp_path)
+    with pytest.raises(UserError, match="no weights for 'derain'"):
+        restore(RGB)
+    save_tiny(tmp_path / "restormixer_s_derain.safetensors")
+    assert restore(RGB).shape == RGB.shape
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "message"),
+    [
+        ("a.png", TypeError, "must be a numpy array, a torch tensor or a PIL image, got str"),
+        (np.zeros((2, 3, 4, 3), np.uint8), ValueError, r"shape \(H, W\) or \(H, W, 1 to 4\), got \(2, 3, 4, 3\)"),
+        (np.zeros((0, 3, 3), np.uint8), ValueError, r"got \(0, 3, 3\)"),
+        (np.zeros((8, 8, 3), np.int32), ValueError, "must be uint8, uint16 or floating point, got int32"),
+        (np.full((8, 8, 3), 255.0), ValueError, r"within \[0, 1\], got 255 to 255"),
+        (np.full((8, 8, 3), np.nan), ValueError, r"within \[0, 1\], got nan to nan"),
+        (torch.zeros(8, 8, 3), ValueError, r"shape \(C, H, W\) or .* got \(8, 8, 3\)"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), ValueError, "floating point, got torch.int64"),
+        (torch.full((3, 8, 8), -0.5), ValueError, r"within \[0, 1\], got -0.5 to -0.5"),
+        (Image.new("F", (8, 8)), ValueError, "must be of mode 1, L, .*, got F"),
+    ],
+)
+def test_other_things_are_refused(weights, image, kind, message):
+    with pytest.raises(kind, match=message):
+        restore(image, weights)
+
+
+def test_side_by_side():
+    before, after = np.zeros((2, 3, 1), np.uint8), np.full((4, 6, 1), 9, np.uint8)
+    np.testing.assert_array_equal(side_by_side(before, after)[..., 0], [[0] * 6 + [9] * 6] * 4)

@@ -1,0 +1,118 @@
+"""Which files are read and written by ``basicsr restore``."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from restormixer_arch.data.restore_jobs import Job, find_jobs, make_folder, whole
+from restormixer_arch.errors import UserError
+
+
+@pytest.fixture
+def files(folder):
+    for name in (
+        "photo.jpg",
+        "photo.png",
+        "a/1.png",
+        "a/b/1.PNG",
+        "a/.hidden.png",
+        "a/text.txt",
+        "c/1.png",
+        "film.mp4",
+    ):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return folder
+
+
+def pairs(*inputs, out="out", **options):
+    jobs = find_jobs(inputs, Path(out), **options)
+    return [(job.source.as_posix(), job.target.as_posix()) for job in jobs]
+
+
+def test_files_folders_and_patterns(files):
+    assert pairs("photo.jpg", "photo.png", "a") == [
+        ("photo.jpg", "out/photo.jpg"),
+        ("photo.png", "out/photo.png"),
+        ("a/1.png", "out/1.png"),
+        ("a/b/1.PNG", "out/b/1.PNG"),
+    ]
+    assert pairs("photo.*") == [("photo.jpg", "out/photo.jpg"), ("photo.png", "out/photo.png")]
+    assert pairs("a/**/*.PNG") == [("a/b/1.PNG", "out/1.PNG")]
+    assert pairs("a", "a/1.png") == pairs("a")  # named twice, restored once
+    [job] = find_jobs(["film.mp4"], Path("out"))
+    assert job.is_video and not Job(Path("a.png"), Path("b.png")).is_video
+
+
+def test_pairs_of_before_and_after(files):
+    [job] = find_jobs(["photo.jpg"], Path("out"), compare=True)
+    assert job.outputs == [Path("out/photo.jpg"), Path("out/photo_compare.jpg")]
+
+
+def test_results_inside_an_input_folder_are_not_read_again(files):
+    before = pairs("a", out="a/out")
+    (files / "a/out").mkdir()
+    (files / "a/out/1.png").write_bytes(b"x")
+    assert pairs("a", out="a/out") == before == [("a/1.png", "a/out/1.png"), ("a/b/1.PNG", "a/out/b/1.PNG")]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "out", "message"),
+    [
+        (["a/1.png", "c/1.png"], "out", "c/1.png: would be written to out/1.png, and so would a/1.png; restore them"),
+        (["a", "c"], "out", "c/1.png: would be written to out/1.png, and so would a/1.png"),
+        (["photo.jpg"], ".", "-o: photo.jpg is an input itself and would be replaced; give another folder"),
+        (["a"], "a", "-o: a/1.png is an input itself and would be replaced"),
+        (["a", "c/1.png"], "c", "-o: c/1.png is an input itself"),
+        (["foto.jpg"], "out", "foto.jpg: does not exist. Did you mean 'photo.jpg'?"),
+        (["*.bmp"], "out", "*.bmp: matches no picture or video (.bmp "),
+        (["a/text.txt"], "out", "a/text.txt: is no picture or video by its name, expected one of .bmp "),
+    ],
+)
+def test_refused(files, inputs, out, message):
+    with pytest.raises(UserError) as caught:
+        find_jobs(inputs, Path(out))
+    assert str(caught.value).startswith(message)
+
+
+def test_a_pair_does_not_replace_another_result(files):
+    (files / "photo_compare.jpg").write_bytes(b"x")
+    with pytest.raises(UserError, match="would be written to out/photo_compare.jpg, and so would photo.jpg"):
+        find_jobs(["photo.jpg", "photo_compare.jpg"], Path("out"), compare=True)
+
+
+def test_an_empty_folder(files):
+    (files / "none").mkdir()
+    with pytest.raises(UserError, match=r"none: no picture or video in this folder \(\.bmp "):
+        find_jobs(["none"], Path("out"))
+
+
+def test_folders_that_cannot_be_made(files):
+    with pytest.raises(UserError, match=r"-o: 'photo.jpg/out' cannot be made \(Not a directory\)"):
+        make_folder(Path("photo.jpg/out"))
+    with pytest.raises(UserError, match=r"-o: 'photo.jpg' cannot be made \(File exists\)"):
+        make_folder(Path("photo.jpg"))
+
+
+def test_a_folder_that_is_read_only(files, monkeypatch):
+    (files / "out").mkdir(mode=0o555)
+    if os.geteuid() == 0:  # who may write everywhere
+        monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    with pytest.raises(UserError, match=r"-o: 'out' cannot be written into \(permission denied\)"):
+        make_folder(Path("out"))
+
+
+def test_files_appear_when_they_are_whole(folder):
+    target = folder / "a.png"
+    target.write_text("old")
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), whole([target]) as [part]:
+            part.write_text("half")
+            raise error
+        assert target.read_text() == "old" and list(folder.iterdir()) == [target]
+    with whole([target]) as [part]:
+        assert part.suffix == ".png" and part.name.startswith(".")
+        part.write_text("new")
+    assert target.read_text() == "new" and list(folder.iterdir()) == [target]

@@ -1,0 +1,109 @@
+"""The size of tiles for a budget of memory."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from restormixer_arch.errors import UserError
+from restormixer_arch.memory import parse_bytes
+from restormixer_arch.models import tile_memory
+from restormixer_arch.models.tile_memory import TileMemory, measure
+
+CPU = torch.device("cpu")
+
+
+def test_tile_worked_by_hand():
+    known = TileMemory(budget=10**9, held=10**8, fixed=10**7, per_pixel=1000)
+    # (1e9 - 1e8 - 2e8) / 1.25 - 1e7 = 5.5e8 bytes for 550,000 pixels, 741 a side, 704 in steps of 64
+    assert known.tile(4000, 6000, 2 * 10**8, 64) == 704
+    assert known.tile(550, 1000, 2 * 10**8, 64) == 1000  # it fits whole
+    assert known.tile(1, 1, 0, 64) == 128
+    elsewhere = TileMemory(budget=10**9, held=10**8, fixed=10**7, per_pixel=1000, on_host=False)
+    assert elsewhere.tile(4000, 6000, 2 * 10**8, 64) == 832  # 710,000 pixels
+    plenty = TileMemory(budget=10**12, per_pixel=1000)
+    assert plenty.tile(4000, 6000, 2 * 10**8, 64) == 2048 and plenty.tile(2048, 2048, 10**7, 64) == 2048
+
+
+def test_too_little_memory_is_told_with_what_is_needed():
+    known = TileMemory(budget=10**9, held=9 * 10**8, fixed=10**7, per_pixel=10_000)
+    # 0.9 + 0.2 + 1.25 * (0.01 + 1e4 * 128 ** 2 / 1e9) GB
+    with pytest.raises(
+        UserError, match="max-memory: 1.00 GB do not do for 300 x 200 pixels: the smallest tile needs 1.32 GB in all"
+    ):
+        known.tile(200, 300, 2 * 10**8, 64)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak can be reset on Linux only")
+def test_measured_on_the_cpu():
+    def restore_tile(part):
+        return part.new_ones(500 * part.shape[-1] * part.shape[-2]).sum()  # 2000 bytes a pixel
+
+    freed = [bytes(50_000) for _ in range(10_000)]
+    last = bytes(50_000)  # keeps the heap from shrinking by itself
+    del freed
+    found = measure(restore_tile, 3, CPU, 4 * 10**9)
+    assert len(last) == 50_000
+    assert found.per_pixel == pytest.approx(2000, rel=0.1)
+    assert found.budget == 4 * 10**9 and found.held > 10**8 and found.fixed < 10**7 and found.on_host
+    assert measure(restore_tile, 3, CPU).budget == 3 * 10**9
+
+
+def test_unmeasured(monkeypatch):
+    monkeypatch.setattr(tile_memory, "peak_bytes", lambda: None)
+    assert measure(lambda part: part, 3, CPU).tile(4000, 6000, 10**9, 64) == 512
+    assert measure(lambda part: part, 3, torch.device("meta")).budget is None
+
+
+def test_measured_on_a_gpu(monkeypatch):
+    """By torch's own counters; they are played here, for no GPU is at hand."""
+    peaks = iter([10**8, 10**8 + 10**6 * (512**2 - 128**2) // 1000])
+    played = {
+        "empty_cache": lambda: None,
+        "memory_allocated": lambda device: 4 * 10**7,
+        "reset_peak_memory_stats": lambda device: None,
+        "synchronize": lambda device: None,
+        "max_memory_allocated": lambda device: next(peaks),
+        "mem_get_info": lambda device: (8 * 10**9, 16 * 10**9),
+    }
+    for name, function in played.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    found = measure(lambda part: part, 3, torch.device("cuda"))
+    assert found == TileMemory(int(0.8 * (8 * 10**9 + 4 * 10**7)), 4 * 10**7, found.fixed, 1000.0, on_host=False)
+    assert found.fixed == pytest.approx(10**8 - 4 * 10**7 - 1000 * 128**2)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("3G", 3 * 10**9), ("800M", 8 * 10**8), ("1.5gb", 15 * 10**8), ("7", 7), ("2 k", 2000)]
+)
+def test_amounts(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "3X", "-1G", "0", "G", "1e9", "3 Gigs"])
+def test_no_amounts(text):
+    with pytest.raises(ValueError, match=f"expected an amount of memory such as 3G or 800M, got '{text}'"):
+        parse_bytes(text)
+
+
+PEAKS = """
+from restormixer_arch.memory import peak_bytes, reset_peak
+able, before = reset_peak(), peak_bytes()
+block = bytearray(200_000_000)
+high = peak_bytes()
+del block
+kept = peak_bytes()
+reset_peak()
+print(able, *(value - before for value in (high, kept, peak_bytes())))
+"""
+
+
+def test_the_peak_can_be_taken_anew():
+    done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True, timeout=60)
+    able, *growth = done.stdout.split()
+    if able == "False":
+        pytest.skip("only Linux can")
+    high, kept, anew = map(int, growth)
+    assert high == pytest.approx(200_000_000, rel=0.01) == kept  # the kernel counts in batches
+    assert abs(anew) < 10_000_000

@@ -1,0 +1,105 @@
+"""The tiler: where tiles lie, that their weights add up, and that what is local comes back as from the whole."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from restormixer_arch.models.tiling import RAMPS, axis_tiles, axis_weights, tiled
+
+lengths = st.integers(1, 3000)
+overlaps = st.sampled_from([0, 1, 16, 64, 100, 128])
+
+
+@given(lengths, overlaps, st.integers(64, 1000))
+def test_tiles_cover_an_axis_with_at_least_the_overlap(length, overlap, more):
+    tile = overlap + more
+    spans = axis_tiles(length, tile, overlap)
+    assert spans[0][0] == 0 and spans[-1][1] == length
+    assert all(first % 64 == 0 and 0 < last - first <= tile for first, last in spans)
+    for (_, last), (first, _) in zip(spans, spans[1:], strict=False):
+        assert last - first >= overlap
+    longest_step = more // 64 * 64
+    assert len(spans) == (1 if length <= tile else -(-(length - overlap) // longest_step))
+
+
+def test_tiles_worked_by_hand():
+    assert axis_tiles(512, 512, 64) == [(0, 512)]
+    # 1000 pixels: steps of at most 448 need ceil(936 / 448) = 3 tiles, for which steps of 320 do: 936 / 3 = 312.
+    assert axis_tiles(1000, 512, 64) == [(0, 384), (320, 704), (640, 1000)]
+
+
+@given(lengths, overlaps, st.integers(64, 500), st.sampled_from(sorted(RAMPS)))
+def test_weights_add_up_to_one(length, overlap, more, blend):
+    spans = axis_tiles(length, overlap + more, overlap)
+    total = torch.zeros(length)
+    for (first, last), weight in zip(spans, axis_weights(spans, overlap, blend), strict=True):
+        assert weight.min() > 0
+        total[first:last] += weight
+    torch.testing.assert_close(total, torch.ones(length))
+
+
+def test_weights_worked_by_hand():
+    first, second = axis_weights([(0, 6), (2, 8)], 4, "linear")
+    np.testing.assert_allclose(first, [1, 1, 7 / 8, 5 / 8, 3 / 8, 1 / 8], atol=1e-7)
+    np.testing.assert_allclose(second, [1 / 8, 3 / 8, 5 / 8, 7 / 8, 1, 1], atol=1e-7)
+    first, _ = axis_weights([(0, 3), (1, 4)], 2, "hann")
+    np.testing.assert_allclose(first, [1, np.cos(np.pi / 8) ** 2, np.sin(np.pi / 8) ** 2], atol=1e-7)
+
+
+@pytest.mark.parametrize("blend", sorted(RAMPS))
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (64, 300), (257, 130), (200, 191)])
+def test_what_each_pixel_tells_alone_is_as_from_the_whole(size, scale, blend):
+    picture = torch.rand(2, 3, *size)
+    enlarge = nn.Upsample(scale_factor=scale, mode="nearest")
+    calls = []
+    result = tiled(
+        lambda part: enlarge(part * 2 - 0.5),
+        picture,
+        128,
+        overlap=48,
+        blend=blend,
+        scale=scale,
+        on_tile=lambda done, total: calls.append((done, total)),
+    )
+    torch.testing.assert_close(result, enlarge(picture * 2 - 0.5))
+    assert [done for done, _ in calls] == list(range(1, calls[0][1] + 1))
+
+
+def test_a_filter_shows_no_seam():
+    """Away from the tiles' ends a blur is the blur of the whole; at the ends its weight is nearly 0."""
+    blur = nn.Conv2d(1, 1, 9, padding=4, bias=False)
+    nn.init.constant_(blur.weight, 1 / 81)
+    picture = torch.rand(1, 1, 300, 300)
+    with torch.no_grad():
+        whole = blur(picture)
+        near = (tiled(blur, picture, 192, overlap=64) - whole).abs().max()
+        seams = (tiled(blur, picture, 192, overlap=0) - whole).abs().max()
+    assert near < 0.01 < 0.2 < seams
+
+
+def test_only_tiles_are_passed():
+    seen = []
+
+    def restore(part):
+        seen.append(tuple(part.shape[-2:]))
+        return part.float()
+
+    tiled(restore, torch.zeros(1, 3, 500, 700, dtype=torch.uint8), 256)
+    assert len(seen) == 12 and max(max(size) for size in seen) <= 256
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tile": 127}, "tile must be at least overlap \\+ 64 = 128, got 127"),
+        ({"tile": 500, "overlap": -1}, "= 63, got 500"),
+        ({"tile": 128, "blend": "han"}, "blend must be one of hann, linear, got 'han'"),
+    ],
+)
+def test_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        tiled(lambda part: part, torch.zeros(1, 3, 8, 8), **options)
