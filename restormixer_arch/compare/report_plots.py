@@ -1,0 +1,89 @@
+"""The plots of ``report.html``, made with plotly: a metric against latency and against parameters."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from restormixer_arch.compare.report_table import show_metric, show_parameters, show_time, with_unit
+from restormixer_arch.compare.results import Comparison, Competitor, DataSet
+
+# Okabe and Ito, "Color Universal Design" (2008): told apart by colour-blind eyes; without its black and yellow.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+NEUTRAL = "#808080"
+ROOM = 0.3  # at both ends of an axis, in parts of its length, for names
+CONFIG = {"displayModeBar": False, "responsive": True}
+
+
+def library() -> str:
+    """Return the source of plotly.js, which the plots need once in a page."""
+    return get_plotlyjs()
+
+
+def plots(comparison: Comparison, dataset: DataSet) -> list[str]:
+    """Return the HTML of both plots of a data set, without plotly.js; the metric is the first one."""
+    return [
+        _plot(comparison, dataset, "latency", lambda c: c.latency.median, show_time, 1e3, "ms"),
+        _plot(comparison, dataset, "parameters", lambda c: c.parameters, show_parameters, 1e-6, "million"),
+    ]
+
+
+def _plot(
+    comparison: Comparison,
+    dataset: DataSet,
+    cost: str,
+    value: Callable[[Competitor], float],
+    show: Callable[[float], str],
+    factor: float,
+    unit: str,
+) -> str:
+    name, metric = next(iter(comparison.metrics.items()))
+    shown = [c for c in comparison.competitors if math.isfinite(dataset.mean(name, c.name))]
+    figure = go.Figure()
+    for competitor in shown:
+        mean, colour = dataset.mean(name, competitor.name), _colour(comparison, competitor)
+        label = html.escape(competitor.name)  # plotly takes text for HTML
+        told = f"{html.escape(name)} {show_metric(metric, mean)}<br>{cost} {show(value(competitor))}"
+        trace = go.Scatter(x=[value(competitor) * factor], y=[mean], mode="markers+text", name=label, text=[label])
+        trace.update(textposition="top center", cliponaxis=False, showlegend=False)
+        trace.update(marker={"size": 14, "color": colour}, hovertemplate=f"<b>{label}</b><br>{told}<extra></extra>")
+        if cost == "latency":
+            middle, low, high = (factor * getattr(competitor.latency, key) for key in ("median", "low", "high"))
+            trace.update(error_x={"array": [high - middle], "arrayminus": [middle - low], "color": colour})
+        figure.add_trace(trace)
+    grid = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False, "automargin": True}
+    title = f"{cost} in {unit}s" if unit == "million" else f"{cost} in {unit}"
+    figure.update_layout(
+        template="none",
+        height=360,
+        margin={"l": 56, "r": 16, "t": 12, "b": 48},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "size": 13, "color": NEUTRAL},
+        xaxis={"title": {"text": f"{title}, less is better"}, **grid, **_axis([value(c) * factor for c in shown])},
+        yaxis={"title": {"text": html.escape(f"{with_unit(name, metric)}, {metric.better} is better")}, **grid},
+    )
+    values = [dataset.mean(name, competitor.name) for competitor in shown]
+    figure.update_yaxes(range=_padded(values))
+    return figure.to_html(full_html=False, include_plotlyjs=False, config=CONFIG)
+
+
+def _axis(values: list[float]) -> dict[str, object]:
+    """A logarithmic axis with few numbers on it, so wide that names fit."""
+    return {"type": "log", "dtick": "D2", "range": _padded([math.log10(value) for value in values])}
+
+
+def _padded(values: list[float]) -> list[float] | None:
+    if not values:
+        return None
+    low, high = min(values), max(values)
+    room = ROOM * (high - low) or max(abs(high) * ROOM, 0.1)
+    return [low - room, high + room]
+
+
+def _colour(comparison: Comparison, competitor: Competitor) -> str:
+    return COLOURS[comparison.competitors.index(competitor) % len(COLOURS)]
