@@ -65,6 +65,7 @@ setup(
     options={"bdist_wheel": {"py_limited_api": "cp310"}},  # the kernel knows nothing of Python
     package_data={
         "restormixer_arch": ["weights/*.safetensors"],
+        "restormixer_arch.compare": ["templates/*"],
         "restormixer_arch.data": [
             "samples/*.lmdb/*",
             "samples/*.md",
@@ -97,8 +98,8 @@ setup(
     ],
     extras_require={
         "cuda": ["mamba-ssm", "causal-conv1d"],
-        "compare": ["spandrel", "spandrel-extra-arches", "mambapy", "thop"],
-        "test": ["pytest", "pytest-timeout", "hypothesis", "jsonschema", "scikit-image", "ruff"],
+        "compare": ["spandrel", "spandrel-extra-arches", "mambapy", "thop", "jinja2", "plotly"],
+        "test": ["pytest", "pytest-timeout", "hypothesis", "jsonschema", "scikit-image", "selenium", "ruff"],
     },
     entry_points={
         "console_scripts": ["basicsr = restormixer_arch.cli:main"],

@@ -111,6 +111,7 @@ def extremes(comparison: Comparison, dataset: DataSet) -> tuple[list[Picture], l
     What counts is its lead by the first metric over the best of the others, or over the input where it is alone.
     With few pictures each is in one of both lists.
     """
+
     def key(picture: Picture) -> float:
         lead = lead_of(comparison, picture)[0]
         return 0.0 if math.isnan(lead) else lead
@@ -153,19 +154,21 @@ def read(comparison: Comparison, picture: Picture, folder: Path) -> Shown:
     size, scale = _size(images[0])
     errors = [None] * len(images) if truth is None else [_error(image, truth) for image in images]
     brightest = None if truth is None else max(1 / 255, float(np.percentile(errors[1:], PERCENTILE)))
-    maps = [None if error is None else _encoded(_coloured(error, brightest), size) for error in errors]
+    maps = [None if error is None else _encoded(_coloured(_resized(error, size), brightest)) for error in errors]
     rows = [list(_values(comparison, picture, name)) for name in (None, *names)]
-    sources = [_encoded(image, size) for image in images]
+    sources = [_encoded(_resized(image, size)) for image in images]
     tiles = [Tile(*parts) for parts in zip((INPUT, *names), sources, maps, rows, strict=True)]
     if truth is not None:
-        tiles.append(Tile(TRUTH, _encoded(truth, size), None, []))
-    corner = _where_they_differ(images[1:])
+        tiles.append(Tile(TRUTH, _encoded(_resized(truth, size)), None, []))
+    corner = _where_they_differ(images[1:] if len(names) > 1 else images)
     return Shown(picture.name, _lead_in_words(comparison, picture), size, scale, brightest, corner, tiles)
 
 
 def error_colours(count: int = 9) -> list[str]:
     """Return colours of the error maps, from no error to the brightest one, as CSS."""
-    return ["#%02x%02x%02x" % tuple(c) for c in colormaps[ERROR_COLOURS](np.linspace(0, 1, count), bytes=True)[:, :3]]
+    return [
+        "#" + colour[:3].tobytes().hex() for colour in colormaps[ERROR_COLOURS](np.linspace(0, 1, count), bytes=True)
+    ]
 
 
 def _read(path: Path) -> np.ndarray:
@@ -189,8 +192,8 @@ def _coloured(error: np.ndarray, brightest: float) -> np.ndarray:
 
 
 def _where_they_differ(images: list[np.ndarray]) -> tuple[float, float]:
-    """Return the corner of the part, as large as the zoom box, in which the competitors' pictures differ most."""
-    spread = np.ptp(np.stack(images).mean(axis=3), axis=0)  # (H, W)
+    """Return the corner of the part, as large as the zoom box, in which pictures differ most."""
+    spread = np.ptp([image.sum(axis=2, dtype=np.int32) for image in images], axis=0).astype(np.int64)  # (H, W)
     height, width = (max(1, round(side / ZOOM)) for side in spread.shape)
     total = np.pad(spread.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     boxes = total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]
@@ -204,13 +207,17 @@ def _size(image: np.ndarray) -> tuple[tuple[int, int], float]:
     return (max(1, round(width * scale)), max(1, round(height * scale))), scale
 
 
-def _encoded(image: np.ndarray, size: tuple[int, int]) -> str:
+def _resized(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return (H, W, 3) or (H, W) with that (width, height): means of the pixels."""
+    picture = Image.fromarray(array)
+    return array if picture.size == size else np.asarray(picture.resize(size, Image.Resampling.BOX))
+
+
+def _encoded(image: np.ndarray) -> str:
     """Return a data URI of lossless WebP."""
-    picture, text = Image.fromarray(image), io.BytesIO()
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.BOX)
-    picture.save(text, "WEBP", lossless=True)
-    return "data:image/webp;base64," + base64.b64encode(text.getvalue()).decode("ascii")
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "WEBP", lossless=True)
+    return "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode("ascii")
 
 
 def _values(comparison: Comparison, picture: Picture, name: str | None) -> Iterator[tuple[str, str]]:
@@ -224,7 +231,10 @@ def _lead_in_words(comparison: Comparison, picture: Picture) -> str:
     name, metric = next(iter(comparison.metrics.items()))
     first, (lead, rival, value) = comparison.competitors[0].name, lead_of(comparison, picture)
     values = f"{name} {show_metric(metric, picture.values[name][first])} against {show_metric(metric, value)}"
-    return f"{first} {'ahead of' if lead > 0 else 'behind' if lead < 0 else 'level with'} {rival}: {values}"
+    relation = (
+        "ahead of" if lead > 0 else "behind" if lead < 0 else "level with" if lead == 0 else "not comparable with"
+    )
+    return f"{first} {relation} {rival}: {values}"
 
 
 def _pixels(image: np.ndarray) -> str:

@@ -16,7 +16,7 @@ from restormixer_arch.compare.results import Comparison, Competitor, DataSet
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 NEUTRAL = "#808080"
 ROOM = 0.3  # at both ends of an axis, in parts of its length, for names
-CONFIG = {"displayModeBar": False, "responsive": True}
+CONFIG = {"displayModeBar": False}
 
 
 def library() -> str:
@@ -27,8 +27,8 @@ def library() -> str:
 def plots(comparison: Comparison, dataset: DataSet) -> list[str]:
     """Return the HTML of both plots of a data set, without plotly.js; the metric is the first one."""
     return [
-        _plot(comparison, dataset, "latency", lambda c: c.latency.median, show_time, 1e3, "ms"),
-        _plot(comparison, dataset, "parameters", lambda c: c.parameters, show_parameters, 1e-6, "million"),
+        _plot(comparison, dataset, "latency", lambda c: c.latency.median, show_time, 1e3, "latency in ms"),
+        _plot(comparison, dataset, "parameters", lambda c: c.parameters, show_parameters, 1e-6, "parameters in millions"),
     ]
 
 
@@ -39,15 +39,15 @@ def _plot(
     value: Callable[[Competitor], float],
     show: Callable[[float], str],
     factor: float,
-    unit: str,
+    title: str,
 ) -> str:
     name, metric = next(iter(comparison.metrics.items()))
     shown = [c for c in comparison.competitors if math.isfinite(dataset.mean(name, c.name))]
     figure = go.Figure()
     for competitor in shown:
         mean, colour = dataset.mean(name, competitor.name), _colour(comparison, competitor)
-        label = html.escape(competitor.name)  # plotly takes text for HTML
-        told = f"{html.escape(name)} {show_metric(metric, mean)}<br>{cost} {show(value(competitor))}"
+        label = _text(competitor.name)
+        told = f"{_text(name)} {show_metric(metric, mean)}<br>{cost} {show(value(competitor))}"
         trace = go.Scatter(x=[value(competitor) * factor], y=[mean], mode="markers+text", name=label, text=[label])
         trace.update(textposition="top center", cliponaxis=False, showlegend=False)
         trace.update(marker={"size": 14, "color": colour}, hovertemplate=f"<b>{label}</b><br>{told}<extra></extra>")
@@ -56,7 +56,6 @@ def _plot(
             trace.update(error_x={"array": [high - middle], "arrayminus": [middle - low], "color": colour})
         figure.add_trace(trace)
     grid = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False, "automargin": True}
-    title = f"{cost} in {unit}s" if unit == "million" else f"{cost} in {unit}"
     figure.update_layout(
         template="none",
         height=360,
@@ -65,7 +64,7 @@ def _plot(
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13, "color": NEUTRAL},
         xaxis={"title": {"text": f"{title}, less is better"}, **grid, **_axis([value(c) * factor for c in shown])},
-        yaxis={"title": {"text": html.escape(f"{with_unit(name, metric)}, {metric.better} is better")}, **grid},
+        yaxis={"title": {"text": _text(f"{with_unit(name, metric)}, {metric.better} is better")}, **grid},
     )
     values = [dataset.mean(name, competitor.name) for competitor in shown]
     figure.update_yaxes(range=_padded(values))
@@ -73,8 +72,14 @@ def _plot(
 
 
 def _axis(values: list[float]) -> dict[str, object]:
-    """A logarithmic axis with few numbers on it, so wide that names fit."""
-    return {"type": "log", "dtick": "D2", "range": _padded([math.log10(value) for value in values])}
+    """A logarithmic axis with round numbers, so wide that names fit."""
+    ends = _padded([math.log10(value) for value in values])
+    if ends is None:
+        return {"type": "log"}
+    powers = range(math.floor(ends[0]), math.ceil(ends[1]))
+    digits = (1, 2, 5) if ends[1] - ends[0] > 1 else (1, 1.5, 2, 3, 5, 7)
+    ticks = [digit * 10.0**power for power in powers for digit in digits]
+    return {"type": "log", "range": ends, "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _padded(values: list[float]) -> list[float] | None:
@@ -87,3 +92,8 @@ def _padded(values: list[float]) -> list[float] | None:
 
 def _colour(comparison: Comparison, competitor: Competitor) -> str:
     return COLOURS[comparison.competitors.index(competitor) % len(COLOURS)]
+
+
+def _text(text: str) -> str:
+    """Return text for plotly, which takes its texts for HTML with few entities."""
+    return html.escape(text, quote=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric
 
@@ -108,10 +109,8 @@ def _quality_cells(comparison: Comparison, dataset: DataSet, name: str) -> list[
         show_difference(metric, difference[competitor.name]) if competitor.name in difference else ""
         for competitor in comparison.competitors
     ]
-    show = lambda value: show_metric(metric, value)  # noqa: E731
-    cells = _cells(values, show, metric.better, notes)
     mean = dataset.input_mean(name)
-    return [Cell(show(mean), mean), *cells]
+    return [Cell(show_metric(metric, mean), mean), *_cells(values, partial(show_metric, metric), metric.better, notes)]
 
 
 def _costs(comparison: Comparison) -> Iterator[Column]:
@@ -155,9 +154,7 @@ def _cells(
     known = [value for value in values if value is not None and not math.isnan(value)]
     best = show((max if better == "higher" else min)(known)) if better and len(known) > 1 else None
     texts = ["" if value is None else show(value) for value in values]
-    return [
-        Cell(text, value, text == best, note) for text, value, note in zip(texts, values, notes, strict=True)
-    ]
+    return [Cell(text, value, text == best, note) for text, value, note in zip(texts, values, notes, strict=True)]
 
 
 def _quartiles(competitor: Competitor) -> str:

@@ -1,5 +1,4 @@
 "use strict";
-document.documentElement.classList.add("scripted");
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
@@ -137,11 +136,13 @@ function makePicture(article) {
   magnify(zoom.value);
 }
 
-// Plots take the colours of the page, light or dark.
+// Plots take the colours of the page, light or dark, and the width of their cards.
+const plots = document.querySelectorAll(".plotly-graph-div");
 function colourPlots() {
   const ink = getComputedStyle(document.body).color;
-  for (const plot of document.querySelectorAll(".plotly-graph-div")) Plotly.relayout(plot, { "font.color": ink });
+  for (const plot of plots) Plotly.relayout(plot, { "font.color": ink });
 }
+const width = new ResizeObserver((entries) => entries.forEach((entry) => Plotly.Plots.resize(entry.target)));
 
 for (const table of document.querySelectorAll("table")) { makeSortable(table); addTips(table); }
 // A picture far below is made when it comes near, so that a page with many opens at once.
@@ -154,3 +155,4 @@ const near = new IntersectionObserver((entries) => {
 for (const article of document.querySelectorAll(".picture")) near.observe(article);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", colourPlots);
 colourPlots();
+for (const plot of plots) width.observe(plot);
