@@ -37,9 +37,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     Raises:
         UserError: a picture cannot be read, the folder cannot be written to, or a library is not installed.
     """
-    for package in NEEDED:
-        if find_spec(package) is None:
-            raise UserError(f"{FILE} needs {package}, which is not installed. Run: {INSTALL}")
+    require_libraries()
     partial, place = folder / f".{FILE}", folder / FILE
     text = render(comparison, folder)
     try:
@@ -47,6 +45,17 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         return partial.replace(place)
     except OSError as error:
         raise UserError(f"{place}: cannot be written: {error.strerror}") from error
+
+
+def require_libraries() -> None:
+    """Check that a report can be made, before anything is measured.
+
+    Raises:
+        UserError: jinja2 or plotly is not installed.
+    """
+    for package in NEEDED:
+        if find_spec(package) is None:
+            raise UserError(f"{FILE} needs {package}, which is not installed. Run: {INSTALL}")
 
 
 def render(comparison: Comparison, folder: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -12,6 +13,28 @@ from plotly.offline import get_plotlyjs
 from restormixer_arch.compare.report_table import show_metric, show_parameters, show_time, with_unit
 from restormixer_arch.compare.results import Comparison, Competitor, DataSet
 
+
+@dataclass(frozen=True)
+class Cost:
+    """An axis of a plot.
+
+    Attributes:
+        name: of what it shows.
+        title: the same with its unit.
+        value: of a competitor.
+        show: makes text of a value.
+        factor: of the unit.
+    """
+
+    name: str
+    title: str
+    value: Callable[[Competitor], float]
+    show: Callable[[float], str]
+    factor: float
+
+
+LATENCY = Cost("latency", "latency in ms, less is better", lambda c: c.latency.median, show_time, 1e3)
+PARAMETERS = Cost("parameters", "parameters in millions, less is better", lambda c: c.parameters, show_parameters, 1e-6)
 # Okabe and Ito, "Color Universal Design" (2008): told apart by colour-blind eyes; without its black and yellow.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 NEUTRAL = "#808080"
@@ -26,36 +49,27 @@ def library() -> str:
 
 def plots(comparison: Comparison, dataset: DataSet) -> list[str]:
     """Return the HTML of both plots of a data set, without plotly.js; the metric is the first one."""
-    return [
-        _plot(comparison, dataset, "latency", lambda c: c.latency.median, show_time, 1e3, "latency in ms"),
-        _plot(comparison, dataset, "parameters", lambda c: c.parameters, show_parameters, 1e-6, "parameters in millions"),
-    ]
+    return [_plot(comparison, dataset, cost) for cost in (LATENCY, PARAMETERS)]
 
 
-def _plot(
-    comparison: Comparison,
-    dataset: DataSet,
-    cost: str,
-    value: Callable[[Competitor], float],
-    show: Callable[[float], str],
-    factor: float,
-    title: str,
-) -> str:
+def _plot(comparison: Comparison, dataset: DataSet, cost: Cost) -> str:
     name, metric = next(iter(comparison.metrics.items()))
-    shown = [c for c in comparison.competitors if math.isfinite(dataset.mean(name, c.name))]
+    means = {c.name: dataset.mean(name, c.name) for c in comparison.competitors}
+    shown = [c for c in comparison.competitors if math.isfinite(means[c.name]) and cost.value(c) > 0]
     figure = go.Figure()
     for competitor in shown:
-        mean, colour = dataset.mean(name, competitor.name), _colour(comparison, competitor)
-        label = _text(competitor.name)
-        told = f"{_text(name)} {show_metric(metric, mean)}<br>{cost} {show(value(competitor))}"
-        trace = go.Scatter(x=[value(competitor) * factor], y=[mean], mode="markers+text", name=label, text=[label])
+        mean, middle = means[competitor.name], cost.value(competitor)
+        label, colour = _text(competitor.name), _colour(comparison, competitor)
+        told = f"{_text(name)} {show_metric(metric, mean)}<br>{cost.name} {cost.show(middle)}"
+        trace = go.Scatter(x=[middle * cost.factor], y=[mean], mode="markers+text", name=label, text=[label])
         trace.update(textposition="top center", cliponaxis=False, showlegend=False)
-        trace.update(marker={"size": 14, "color": colour}, hovertemplate=f"<b>{label}</b><br>{told}<extra></extra>")
-        if cost == "latency":
-            middle, low, high = (factor * getattr(competitor.latency, key) for key in ("median", "low", "high"))
-            trace.update(error_x={"array": [high - middle], "arrayminus": [middle - low], "color": colour})
+        trace.update(marker={"size": 14, "color": colour}, hoverinfo="text", hovertext=[f"<b>{label}</b><br>{told}"])
+        if cost is LATENCY:
+            high, low = competitor.latency.high - middle, middle - competitor.latency.low
+            trace.update(error_x={"array": [high * cost.factor], "arrayminus": [low * cost.factor], "color": colour})
         figure.add_trace(trace)
     grid = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False, "automargin": True}
+    y_title = _text(f"{with_unit(name, metric)}, {metric.better} is better")
     figure.update_layout(
         template="none",
         height=360,
@@ -63,11 +77,9 @@ def _plot(
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13, "color": NEUTRAL},
-        xaxis={"title": {"text": f"{title}, less is better"}, **grid, **_axis([value(c) * factor for c in shown])},
-        yaxis={"title": {"text": _text(f"{with_unit(name, metric)}, {metric.better} is better")}, **grid},
+        xaxis={"title": {"text": cost.title}, **grid, **_axis([cost.value(c) * cost.factor for c in shown])},
+        yaxis={"title": {"text": y_title}, **grid, "range": _padded([means[c.name] for c in shown])},
     )
-    values = [dataset.mean(name, competitor.name) for competitor in shown]
-    figure.update_yaxes(range=_padded(values))
     return figure.to_html(full_html=False, include_plotlyjs=False, config=CONFIG)
 
 

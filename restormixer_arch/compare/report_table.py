@@ -141,10 +141,9 @@ def _costs(comparison: Comparison) -> Iterator[Column]:
         tip = f"The most memory of a process that does nothing but load the network and restore one {size} picture."
         yield column("Peak memory", tip, lambda c: c.peak_bytes, lambda count: f"{count / 2**20:.0f} MiB")
     if any(c.training for c in everybody):
-        tip = "Steps of training in this comparison; empty where the weights came from elsewhere."
-        yield column("Iterations", tip, lambda c: c.training and c.training.iterations, str, None, _batch)
-        tip = "Time of that training, from the start of its process to its end."
-        yield column("Training", tip, lambda c: c.training and c.training.seconds, _minutes, None)
+        tip = "Time of its training in this comparison, from the start of the process to its end; empty where the "
+        tip += "weights came from elsewhere. Below it in small print: steps, and crops of one step."
+        yield column("Training", tip, lambda c: c.training and c.training.seconds, _minutes, None, _steps)
 
 
 def _cells(
@@ -161,8 +160,8 @@ def _quartiles(competitor: Competitor) -> str:
     return f"{show_time(competitor.latency.low)} to {show_time(competitor.latency.high)}"
 
 
-def _batch(competitor: Competitor) -> str:
-    return f"of {competitor.training.batch_size} crops" if competitor.training else ""
+def _steps(competitor: Competitor) -> str:
+    return f"{competitor.training.iterations} × {competitor.training.batch_size}" if competitor.training else ""
 
 
 def _giga(count: float) -> str:
