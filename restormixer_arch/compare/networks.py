@@ -138,7 +138,9 @@ def _from_weights(path: str) -> Built:
         return Built(network, "RestorMixer", options)
     loader = spandrel_networks.model_loader()
     if loader is None:
-        raise UserError(f"{path}: no RestorMixer; to tell other networks spandrel is needed: {spandrel_networks.INSTALL}")
+        raise UserError(
+            f"{path}: no RestorMixer; to tell other networks spandrel is needed: {spandrel_networks.INSTALL}"
+        )
     from spandrel import ImageModelDescriptor, UnsupportedModelError
 
     try:
