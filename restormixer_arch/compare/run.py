@@ -17,8 +17,8 @@ from restormixer_arch.benchmark.processes import in_process
 from restormixer_arch.benchmark.suite import machine
 from restormixer_arch.compare.networks import Entry, build, entry_of_run
 from restormixer_arch.compare.options import is_trained, testing_options
-from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Metric, Picture, Training
-from restormixer_arch.compare.statistics import paired_difference
+from restormixer_arch.compare.results import Comparison, Competitor, Metric, Training
+from restormixer_arch.compare.statistics import joined
 from restormixer_arch.compare.training import JOBS, train_all, weights_of
 from restormixer_arch.errors import UserError
 
@@ -113,33 +113,6 @@ def measure(
         competitors=competitors,
         datasets=joined(inputs, {name: found["pictures"] for name, found in restored.items()}),
     )
-
-
-def joined(inputs: dict[str, list[Any]], restored: dict[str, dict[str, list[Any]]]) -> list[DataSet]:
-    """Put the pictures of all competitors side by side, and compare them with the first one.
-
-    Args:
-        inputs: data set -> for each picture its name, values and paths.
-        restored: competitor -> the same of what it has restored.
-    """
-    first, *others = restored
-    sets = []
-    for where, rows in inputs.items():
-        pictures = []
-        for index, row in enumerate(rows):
-            own = {name: found[where][index] for name, found in restored.items()}
-            values = {m: {name: found["values"][m] for name, found in own.items()} for m in row["values"]}
-            places = {name: found["restored"] for name, found in own.items()}
-            paths = {"input": row["input"], "truth": row["truth"]}
-            pictures.append(
-                Picture(name=row["name"], **paths, restored=places, input_values=row["values"], values=values)
-            )
-        difference = {}
-        for metric in rows[0]["values"]:
-            columns = {name: [picture.values[metric][name] for picture in pictures] for name in restored}
-            difference[metric] = {name: paired_difference(columns[name], columns[first]) for name in others}
-        sets.append(DataSet(name=where, pictures=pictures, difference=difference))
-    return sets
 
 
 def restoring_device(options: dict[str, Any]) -> str:
