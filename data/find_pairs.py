@@ -54,9 +54,10 @@ class Found:
         return f"{self.public.name} {self.part.name}"
 
     @property
-    def pairs(self) -> int:
-        """Pairs of a clean and a degraded image; clean images alone where the degraded ones are to be made."""
-        return sum(max(len(unit.degraded), 1) for unit in self.units)
+    def counted(self) -> str:
+        """How many pairs there are, or clean images where there are only these."""
+        pairs = sum(len(unit.degraded) for unit in self.units)
+        return f"{pairs} pairs" if pairs else f"{len(self.units)} images"
 
 
 @dataclass

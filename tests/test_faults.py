@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import re
@@ -80,6 +81,7 @@ def test_an_image_damaged_in_the_middle_is_named(pairs, train_options, write, ca
     assert train(write(options)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "basicsr: error: pairs/lq/3.png: cannot be decoded as an image (40 bytes)"
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.timeout(MINUTE)

@@ -269,6 +269,19 @@ def test_a_crop_is_a_multiple_of_the_scale(train_options):
         check_options(train_options, "x.yml", True, paths=False)
 
 
+def test_wandb_needs_its_package_and_tensorboard(train_options, monkeypatch):
+    train_options["logger"].update(wandb={"project": "rain"}, use_tb_logger=False)
+    monkeypatch.setattr(option_checks.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(OptionErrors) as error:
+        check_options(train_options, "x.yml", True, paths=False)
+    assert str(error.value).splitlines() == [
+        "x.yml: logger.use_tb_logger: must be true for logger.wandb, which follows tensorboard's files",
+        "x.yml: logger.wandb: needs the package wandb: pip install wandb",
+    ]
+    train_options["logger"].update(wandb={"project": None})
+    check_options(train_options, "x.yml", True, paths=False)
+
+
 @pytest.mark.parametrize(
     ("size", "blocks", "advice"),
     [

@@ -53,7 +53,7 @@ def test_prepares_parts_and_fixed_pairs(small, tmp_path, capsys, form):
     out = tmp_path / "out"
     assert prepare(small, out, "--format", form) == 0
     said = capsys.readouterr().out
-    assert "photos train: 147 pairs" in said and "photos test_mixed: haze, noise; 256x256; 32 pairs" in said
+    assert "photos train: 147 images" in said and "photos test_mixed: haze, noise; 256x256; 32 pairs" in said
     assert prepare(small, out, "--format", form) == 0
     assert capsys.readouterr().out.count("there already") == 7
     assert prepare(small, out, "--format", form, "--check") == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -52,6 +53,8 @@ def start(
         if torch.multiprocessing.get_start_method(allow_none=True) is None:
             torch.multiprocessing.set_start_method("spawn")  # a process with CUDA must not be forked
     timeout = timedelta(minutes=dist_params.get("timeout_minutes") or DEFAULT_TIMEOUT)
+    # Of the depthwise convolutions' weights, whose axis of length 1 may have any stride: nothing is slower for it.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     distributed.init_process_group(backend=backend, timeout=timeout)
 
 

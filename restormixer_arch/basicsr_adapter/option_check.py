@@ -103,6 +103,7 @@ def option_faults(options: dict[str, Any], is_train: bool, *, paths: bool = True
     if is_train:
         faults += option_checks.schedule(options)
         faults += option_checks.crops(options)
+        faults += option_checks.logging(options)
     faults += option_checks.scale(options)
     faults += option_checks.databases(options)
     faults += option_checks.metrics_without_truth(options)

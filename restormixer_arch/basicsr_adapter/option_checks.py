@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,17 @@ def crops(options: dict[str, Any]) -> Iterator[Fault]:
     size, factor = _section(_section(options, "datasets"), "train").get("gt_size"), options.get("scale", 1)
     if isinstance(size, int) and isinstance(factor, int) and factor >= 1 and size % factor:
         yield Fault(("datasets", "train", "gt_size"), f"got {size}, expected a multiple of scale {factor}")
+
+
+def logging(options: dict[str, Any]) -> Iterator[Fault]:
+    """BasicSR starts wandb where it has a project, by what is written for tensorboard."""
+    logger = _section(options, "logger")
+    if not _section(logger, "wandb").get("project"):
+        return
+    if logger.get("use_tb_logger") is not True:
+        yield Fault(("logger", "use_tb_logger"), "must be true for logger.wandb, which follows tensorboard's files")
+    if importlib.util.find_spec("wandb") is None:
+        yield Fault(("logger", "wandb"), "needs the package wandb: pip install wandb")
 
 
 def padded_windows(options: dict[str, Any]) -> str | None:

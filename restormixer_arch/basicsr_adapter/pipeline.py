@@ -47,6 +47,7 @@ def run_training(request: Request, run: Run) -> None:
         stack.enter_context(_logging(run))
         stack.enter_context(opencv_alone())
         stack.enter_context(noticing_signals(run.stopping))
+        stack.callback(run.end_loaders)
         reports = stack.enter_context(Reports(run))
         run.progress = stack.enter_context(Progress(request.options["train"]["total_iter"], shown=shown))
         stack.enter_context(

@@ -39,6 +39,7 @@ class Run:
         stopping: whether a signal has asked to stop.
         sampler: of the training images, once it is made.
         val_loaders: of the validation images, once they are made.
+        prefetcher: what takes the training batches from their loader, once it is made.
         tb_logger: BasicSR's tensorboard logger, or None.
         images: name of a validated or tested data set -> its number of images.
     """
@@ -51,6 +52,7 @@ class Run:
     stopping: Stopping = field(default_factory=Stopping)
     sampler: ResumableSampler | None = None
     val_loaders: list[Any] = field(default_factory=list)
+    prefetcher: Any = None
     tb_logger: Any = None
     images: dict[str, int] = field(default_factory=dict)
     _saved: int = 0  # the iteration of the last checkpoint
@@ -94,6 +96,11 @@ class Run:
         model.validation = validation
         model.resume_training = resume_training
         model.save_training_state = save_training_state
+
+    def end_loaders(self) -> None:
+        """End the processes that load training images, also after an error."""
+        if self.prefetcher:
+            self.prefetcher.end()
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds of the run: where it is in its data, and whether this place is validated."""

@@ -64,7 +64,7 @@ def networks() -> dict[str, tuple[type[nn.Module], Any]]:
 
 
 def supports() -> list[Any]:
-    """Return what spandrel knows about each of its architectures, and those of ``spandrel_extra_arches`` where that is installed."""
+    """Return what spandrel and, where it is installed, ``spandrel_extra_arches`` know about their architectures."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
         registries = [importlib.import_module("spandrel").MAIN_REGISTRY]

@@ -15,7 +15,7 @@ from restormixer_arch.errors import UserError
 if TYPE_CHECKING:
     from restormixer_arch.basicsr_adapter.run_hooks import Run
 
-LOST_LOADER = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (.*?)\.?(?: It is possible .*)?$", re.M)
+LOST_LOADER = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (.*?)\.?\s*(?:It is possible .*)?$", re.M)
 
 
 def run(arguments: list[str]) -> int:

@@ -29,35 +29,70 @@ def run_job(job: dict[str, Any]) -> Any:
     return JOBS[job["kind"]](**job["arguments"])
 
 
-def pictures(options: dict[str, Any], folder: str, entry: dict[str, Any] | None, device: str) -> dict[str, Any]:
-    """Restore and measure all pictures by one network, or take them as they are.
+def inputs(options: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Measure all pictures as they are; see :func:`.pictures.measured` for arguments and result."""
+    from restormixer_arch.compare.pictures import measured
+
+    return measured(deepcopy(options), Path(folder), None, None, torch.device("cpu"))
+
+
+def restored(entry: dict[str, Any], size: int, options: dict[str, Any], folder: str, device: str) -> dict[str, Any]:
+    """Take the peak memory of one network, then restore and measure all pictures by it.
 
     Args:
+        entry: of the competitor.
+        size: side of the square picture for the memory.
         options: for ``basicsr test``, as :func:`.options.testing_options` makes them.
         folder: that pictures are written below.
-        entry: of the competitor, or None for the inputs and the truth themselves.
-        device: to restore on.
+        device: to restore on; the memory is that of the CPU.
 
     Returns:
+        ``peak_bytes``: the most that the process held until it had restored one square picture, twice; ``pictures``:
         data set -> list of what :func:`.pictures.measured` tells of each picture.
     """
+    from restormixer_arch.benchmark.measure import peak_bytes
+
+    work = _restoring(entry, size)
+    work()
+    work()
+    peak = peak_bytes()
     from restormixer_arch.compare.networks import Entry, build
     from restormixer_arch.compare.pictures import measured
 
-    network = build(Entry(**entry)).network.to(device) if entry else None
-    name = entry["name"] if entry else None
-    return measured(deepcopy(options), Path(folder), name, network, torch.device(device))
+    network, where = build(Entry(**entry)).network.to(device), torch.device(device)
+    return {
+        "peak_bytes": peak,
+        "pictures": measured(deepcopy(options), Path(folder), entry["name"], network, where),
+    }
 
 
-def cost(entry: dict[str, Any], size: int) -> dict[str, Any]:
-    """Count parameters and operations of a network, by torch and by thop."""
+def costs(entries: list[dict[str, Any]], size: int, rounds: int) -> dict[str, dict[str, Any]]:
+    """Count parameters and operations of all networks, by torch and by thop, and time them.
+
+    They are timed in turn, round by round, so that a machine that slows down slows all of them.
+
+    Returns:
+        competitor -> the attributes of :class:`.results.Competitor` that were found.
+    """
+    from restormixer_arch.benchmark.measure import times
+    from restormixer_arch.benchmark.suite import summary
+
+    found = {entry["name"]: _counts(entry, size) for entry in entries}
+    taken = times({entry["name"]: _restoring(entry, size) for entry in entries}, rounds)
+    for name, seconds in taken.items():
+        found[name]["latency"] = {**summary(seconds), "runs": len(seconds)}
+    return found
+
+
+def _counts(entry: dict[str, Any], size: int) -> dict[str, Any]:
     from restormixer_arch.benchmark import measure
     from restormixer_arch.compare.networks import Entry, build
 
     built = build(Entry(**entry))
     parameters = sum(p.numel() for p in built.network.parameters())
-    thop = measure.thop_figures(deepcopy(built.network), size)
     flops = measure.operations(_restoring(entry, size))
+    measure.restoring(built.network, size)()  # before thop leaves marks in the state that a network may look at
+    thop = measure.thop_figures(built.network, size)
     return {
         "arch": built.arch,
         "arguments": built.arguments,
@@ -66,25 +101,6 @@ def cost(entry: dict[str, Any], size: int) -> dict[str, Any]:
         "thop_macs": thop[0] if thop else None,
         "thop_parameters": thop[1] if thop else None,
     }
-
-
-def memory(entry: dict[str, Any], size: int) -> int | None:
-    """Load a network, restore twice, and return the most bytes that the process has held."""
-    from restormixer_arch.benchmark.measure import peak_bytes
-
-    work = _restoring(entry, size)
-    work()
-    work()
-    return peak_bytes()
-
-
-def latency(entries: list[dict[str, Any]], size: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Time all networks in turn, round by round, so that a machine that slows down slows all of them."""
-    from restormixer_arch.benchmark.measure import times
-    from restormixer_arch.benchmark.suite import summary
-
-    taken = times({entry["name"]: _restoring(entry, size) for entry in entries}, rounds)
-    return {name: {**summary(seconds), "runs": len(seconds)} for name, seconds in taken.items()}
 
 
 def step_seconds(file: str, steps: int) -> list[float]:
@@ -115,7 +131,7 @@ def _restoring(entry: dict[str, Any], size: int) -> Callable[[], object]:
     return restoring(network, size)
 
 
-JOBS = {"pictures": pictures, "cost": cost, "memory": memory, "latency": latency, "step_seconds": step_seconds}
+JOBS = {"inputs": inputs, "restored": restored, "costs": costs, "step_seconds": step_seconds}
 
 
 def main() -> int:

@@ -138,7 +138,9 @@ def _from_weights(path: str) -> Built:
         return Built(network, "RestorMixer", options)
     loader = spandrel_networks.model_loader()
     if loader is None:
-        raise UserError(f"{path}: no RestorMixer; to tell other networks spandrel is needed: {spandrel_networks.INSTALL}")
+        raise UserError(
+            f"{path}: no RestorMixer; to tell other networks spandrel is needed: {spandrel_networks.INSTALL}"
+        )
     from spandrel import ImageModelDescriptor, UnsupportedModelError
 
     try:
@@ -151,10 +153,11 @@ def _from_weights(path: str) -> Built:
 
 
 def _window(network: nn.Module) -> int:
-    """The multiple that a network of windows needs which does not pad by itself, as BasicSR's SwinIR."""
-    own = isinstance(network, RestorMixer | Called) or hasattr(network, "pads_itself")
-    window = 1 if own else getattr(network, "window_size", 1)
-    return window if isinstance(window, int) else 1
+    """The multiple that a network of windows needs which does not pad by itself; BasicSR's SwinIR tells it in parts."""
+    if isinstance(network, RestorMixer | Called) or hasattr(network, "pads_itself"):
+        return 1
+    windows = (getattr(module, "window_size", None) for module in network.modules())
+    return max((window for window in windows if isinstance(window, int)), default=1)
 
 
 class Called(nn.Module):

@@ -20,6 +20,7 @@ from restormixer_arch.compare.schema import TRAIN_KEYS, CompareFile, CompareTrai
 
 ANY_TOTAL = 1000  # stands for the iterations while they are not known
 MODEL = "RestorMixerModel"  # trains any network of ARCH_REGISTRY
+DEFAULTS = {"scale": 1, "manual_seed": 0}
 SHARED = ("scale", "num_gpu", "manual_seed", "device", "num_threads")
 LOGGER = {"print_freq": 100, "use_tb_logger": False, "keep_last": 1}
 CHECKPOINTS = 20  # of a training, where 'logger' does not tell
@@ -34,6 +35,7 @@ def read_compare_file(option_file: str, force_yml: list[str] | None = None) -> d
     """
     options = read_options(locations.locate_option_file(option_file), option_file)
     apply_overrides(options, force_yml or [])
+    options = {**DEFAULTS, **options}
     taken = take_packaged_paths(options)
     faults = section_faults(CompareFile, options)
     if not faults:
@@ -42,8 +44,7 @@ def read_compare_file(option_file: str, force_yml: list[str] | None = None) -> d
     if taken:
         note(f"taken from the installed package {Path(__file__).parents[1]}: {', '.join(taken)}")
     checked = CompareFile.model_validate(options)
-    defaults = {"manual_seed": checked.manual_seed, "scale": checked.scale}
-    return {**options, **defaults, "measure": checked.measure.model_dump(), "path": checked.path.model_dump()}
+    return {**options, "measure": checked.measure.model_dump(), "path": checked.path.model_dump()}
 
 
 def is_trained(options: dict[str, Any], name: str) -> bool:
@@ -167,7 +168,9 @@ def _competitor_faults(options: dict[str, Any], name: str, competitor: dict[str,
     if any(mark in name for mark in "/\\") or name.startswith("."):
         faults.append(Fault(at, "the name of a competitor names files, expected one without / and \\ or a first ."))
     if "run" in given and given & {"network_g", "weights", "param_key"}:
-        faults.append(Fault((*at, "run"), "stands for network_g, weights and param_key; expected the one or the others"))
+        faults.append(
+            Fault((*at, "run"), "stands for network_g, weights and param_key; expected the one or the others")
+        )
     elif not given & {"network_g", "weights", "run"}:
         faults.append(Fault(at, "expected network_g, weights, both, or run"))
     elif not given & {"weights", "run"} and options.get("train") is None:

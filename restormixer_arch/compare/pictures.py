@@ -35,8 +35,8 @@ def measured(
         device: that the network is on.
 
     Returns:
-        data set -> for each picture its ``name``, ``values`` by metric, and the path of what was written relative to
-        ``folder``: ``restored``, or ``input`` and ``truth``.
+        data set -> for each picture, sorted by name: ``name``, ``values`` by metric, and the path of what was written
+        relative to ``folder``: ``restored``, or ``input`` and ``truth``.
 
     Raises:
         UserError: a data set cannot be read, or a picture cannot be measured.
@@ -61,7 +61,7 @@ def measured(
             whole = bool(torch.isfinite(restored).all())
             row["values"] = {m: _value(m, metrics[m], image, truth, picture) if whole else np.nan for m in metrics}
             rows.append(row)
-        results[where] = rows
+        results[where] = sorted(rows, key=lambda row: row["name"])  # a folder may be read in any order
     return results
 
 

@@ -15,10 +15,10 @@ from restormixer_arch.basicsr_adapter.output import note
 from restormixer_arch.basicsr_adapter.threads import cores
 from restormixer_arch.benchmark.processes import in_process
 from restormixer_arch.benchmark.suite import machine
-from restormixer_arch.compare.networks import Entry, entry_of_run
+from restormixer_arch.compare.networks import Entry, build, entry_of_run
 from restormixer_arch.compare.options import is_trained, testing_options
-from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Latency, Metric, Picture, Training
-from restormixer_arch.compare.statistics import paired_difference
+from restormixer_arch.compare.results import Comparison, Competitor, Metric, Training
+from restormixer_arch.compare.statistics import joined
 from restormixer_arch.compare.training import JOBS, train_all, weights_of
 from restormixer_arch.errors import UserError
 
@@ -39,7 +39,9 @@ def compare(options: dict[str, Any], *, resume: bool) -> tuple[Comparison, Path]
     """
     folder = Path(options["path"]["results_root"] or "results").expanduser() / options["name"]
     threads = options.get("num_threads") or int(os.environ.get("OMP_NUM_THREADS", cores()))
-    earlier = [_earlier(options, name) for name in options["competitors"]]  # before anything is trained
+    earlier = [_earlier(options, name) for name in options["competitors"]]
+    for entry in filter(None, earlier):
+        build(entry)  # weights that do not fit are told before anything is trained
     if folder.exists() and not resume:
         _put_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,28 +82,25 @@ def measure(
     options: dict[str, Any], entries: list[Entry], trained: dict[str, Training], folder: Path, threads: int
 ) -> Comparison:
     """Restore all pictures by all competitors, and measure their costs, each job in a process of its own."""
-    section, testing = options["measure"], testing_options(options)
-    size, whole, device = section["size"], [entry.as_job() for entry in entries], restoring_device(options)
-    jobs = [(("inputs", ""), "pictures", {"entry": None})]
-    for entry in whole:
-        jobs += [((kind, entry["name"]), kind, {"entry": entry}) for kind in ("pictures", "cost", "memory")]
-    jobs.append((("latency", ""), "latency", {"entries": whole, "rounds": section["rounds"]}))
-    done: dict[tuple[str, str], Any] = {}
-    for key, kind, arguments in tqdm(jobs, desc="compare", unit="job", disable=not sys.stderr.isatty()):
-        if kind == "pictures":
-            arguments = {**arguments, "options": testing, "folder": str(folder), "device": device}
-        else:
-            arguments = {**arguments, "size": size}
-        label = f"compare: {' of '.join(filter(None, key))}"
-        done[key] = in_process(JOBS, {"kind": kind, "threads": threads, "arguments": arguments}, label)
+    size, rounds = options["measure"]["size"], options["measure"]["rounds"]
+    whole = {entry.name: entry.as_job() for entry in entries}
+    pictures = {"options": testing_options(options), "folder": str(folder)}
+    restoring = {"size": size, **pictures, "device": restoring_device(options)}
+    jobs = [("inputs", "the inputs", pictures)]
+    jobs += [("restored", name, {"entry": entry, **restoring}) for name, entry in whole.items()]
+    jobs.append(("costs", "costs", {"entries": list(whole.values()), "size": size, "rounds": rounds}))
+    inputs, *restored, costs = (
+        in_process(JOBS, {"kind": kind, "threads": threads, "arguments": arguments}, f"compare: {label}")
+        for kind, label, arguments in tqdm(jobs, desc="measuring", unit="job", disable=not sys.stderr.isatty())
+    )
+    restored = dict(zip(whole, restored, strict=True))
     competitors = [
         Competitor(
             name=entry.name,
             weights=entry.weights,
             training=trained.get(entry.name),
-            **done["cost", entry.name],
-            latency=Latency(**done["latency", ""][entry.name]),
-            peak_bytes=done["memory", entry.name],
+            **costs[entry.name],
+            peak_bytes=restored[entry.name]["peak_bytes"],
         )
         for entry in entries
     ]
@@ -112,35 +111,8 @@ def measure(
         budget=budget_in_words(options) if trained else None,
         metrics={name: _metric(section) for name, section in options["val"]["metrics"].items()},
         competitors=competitors,
-        datasets=joined(done["inputs", ""], {entry.name: done["pictures", entry.name] for entry in entries}),
+        datasets=joined(inputs, {name: found["pictures"] for name, found in restored.items()}),
     )
-
-
-def joined(inputs: dict[str, list[Any]], restored: dict[str, dict[str, list[Any]]]) -> list[DataSet]:
-    """Put the pictures of all competitors side by side, and compare them with the first one.
-
-    Args:
-        inputs: data set -> for each picture its name, values and paths.
-        restored: competitor -> the same of what it has restored.
-    """
-    first, *others = restored
-    sets = []
-    for where, rows in inputs.items():
-        pictures = []
-        for index, row in enumerate(rows):
-            own = {name: found[where][index] for name, found in restored.items()}
-            values = {m: {name: found["values"][m] for name, found in own.items()} for m in row["values"]}
-            places = {name: found["restored"] for name, found in own.items()}
-            paths = {"input": row["input"], "truth": row["truth"]}
-            pictures.append(
-                Picture(name=row["name"], **paths, restored=places, input_values=row["values"], values=values)
-            )
-        difference = {}
-        for metric in rows[0]["values"]:
-            columns = {name: [picture.values[metric][name] for picture in pictures] for name in restored}
-            difference[metric] = {name: paired_difference(columns[name], columns[first]) for name in others}
-        sets.append(DataSet(name=where, pictures=pictures, difference=difference))
-    return sets
 
 
 def restoring_device(options: dict[str, Any]) -> str:

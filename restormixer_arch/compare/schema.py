@@ -9,13 +9,13 @@ from pydantic import BaseModel, Field, create_model
 from restormixer_arch.basicsr_adapter.option_schema import (
     Count,
     Logger,
-    Metric,
     Positive,
     Rate,
     RestorMixerTrain,
     Section,
     Typed,
 )
+from restormixer_arch.basicsr_adapter.option_val import Metric
 
 
 class Budget(Section):

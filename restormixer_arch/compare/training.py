@@ -31,17 +31,18 @@ from restormixer_arch.errors import UserError
 FOLDER = "training"
 STEPS, ROUNDS = 10, 2  # steps of each competitor that are measured at once, and how often
 JOBS = "restormixer_arch.compare.jobs"
+FOLLOWER = "restormixer_arch.compare.follower"
 
 
 class Ended(Exception):
-    """A training was ended by a signal, after it has saved its checkpoint.
+    """The comparison was ended by a signal; a training that was under way has saved its checkpoint.
 
     Attributes:
         code: the exit code that says so.
     """
 
     def __init__(self, code: int) -> None:
-        super().__init__(f"a training has ended with exit code {code}")
+        super().__init__(f"ended with exit code {code}")
         self.code = code
 
 
@@ -126,38 +127,49 @@ def _train(options: dict[str, Any], name: str, total: int, file: Path, place: Pa
     if state["done"]:
         note(f"{name} is trained already: {total} iterations")
     else:
-        note(f"training {name}: {total} iterations, see {place / name}")
+        log = place / f"{name}.log"
+        note(f"training {name}: {total} iterations; log: {log}")
         begin = time.monotonic()
-        code = run_and_wait([sys.executable, "-m", "restormixer_arch.cli", "train", "-opt", str(file), "--auto_resume"])
+        code = run_and_wait([sys.executable, "-m", FOLLOWER, "-opt", str(file), "--auto_resume"], log)
         state = {"seconds": state["seconds"] + time.monotonic() - begin, "done": code == 0}
         _write(record, json.dumps(state) + "\n")
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             raise Ended(code)
         if code:
-            raise UserError(f"{file}: the training of competitors.{name} failed with exit code {code}, see above")
+            last = (log.read_text(encoding="utf-8").strip().splitlines() or ["no message"])[-1]
+            raise UserError(f"the training of competitors.{name} failed with exit code {code}, see {log}: {last}")
     batch = options["datasets"]["train"]["batch_size_per_gpu"]
     return Training(iterations=total, batch_size=batch, seconds=state["seconds"])
 
 
-def run_and_wait(command: list[str]) -> int:
+def run_and_wait(command: list[str], log: Path) -> int:
     """Run a command that ends by itself on Ctrl-C, which the terminal sends to both; SIGTERM is handed on.
+
+    Args:
+        command: its stdin is open as long as this process lives.
+        log: what it says is written at the end of this file.
 
     Returns:
         Its exit code; that of a shell where a signal has ended it.
     """
-    process = subprocess.Popen(command, stdout=sys.stderr)
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         process.send_signal(number)
 
+    def leave(number: int, frame: FrameType | None) -> None:
+        note("the training ends with a checkpoint after this iteration; Ctrl-C again leaves at once")
+
+    with log.open("a", encoding="utf-8") as file:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT)
     before: dict[int, Callable[..., Any] | int | None] = {}
-    for number, handler in ((signal.SIGTERM, hand_on), (signal.SIGINT, lambda number, frame: None)):
+    for number, handler in ((signal.SIGTERM, hand_on), (signal.SIGINT, leave)):
         before[number] = signal.signal(number, handler)
     try:
         code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        process.stdin.close()
     return 128 - code if code < 0 else code
 
 
