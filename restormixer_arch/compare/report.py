@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from restormixer_arch.basicsr_adapter.output import complain, say
-from restormixer_arch.compare import results
+from restormixer_arch.compare import results, tables
 from restormixer_arch.compare.results import Comparison
 from restormixer_arch.errors import UserError
 
@@ -75,7 +75,7 @@ def render(comparison: Comparison, folder: Path) -> str:
     return page.render(
         comparison=comparison,
         columns=report_table.columns(comparison),
-        names=[report_table.INPUT, *(competitor.name for competitor in comparison.competitors)],
+        names=[tables.INPUT, *(competitor.name for competitor in comparison.competitors)],
         plots={dataset.name: report_plots.plots(comparison, dataset) for dataset in comparison.datasets},
         plotly=report_plots.library(),
         galleries=report_pictures.galleries(comparison, folder),

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric
+from restormixer_arch.compare.tables import TWO_DIGITS
 
-INPUT = "input"
-TWO_DIGITS = ("psnr", "niqe")  # the others, such as SSIM, lie in [0, 1] and are shown with four
 UNITS = {"psnr": "dB"}
 
 
