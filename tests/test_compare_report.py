@@ -213,9 +213,11 @@ def test_plots_hold_means_latencies_and_parameters():
     latency, parameters = report_plots.plots(made, made.datasets[0])
     x = [json.loads(found) for found in re.findall(r'"x":(\[[^\]]*\])', latency)]
     y = [json.loads(found) for found in re.findall(r'"y":(\[[^\]]*\])', latency)]
-    assert (x, y) == ([[100.0], [50.0], [1500.0]], [[31.0], [30.0], [31.5]])
-    assert re.findall(r'"x":\[([^\]]*)\]', parameters) == ["1.5", "0.25", "12.0"]
-    assert re.findall(r'"arrayminus":\[([\d.]+)', latency)[0].startswith("10")  # 100 ms, lower quartile 90 ms
+    assert (x, y) == ([[50.0], [100.0], [1500.0]], [[30.0], [31.0], [31.5]])
+    assert re.findall(r'"x":\[([^\]]*)\]', parameters) == ["0.25", "1.5", "12.0"]
+    assert re.findall(r'"arrayminus":\[([\d.]+)', latency)[1].startswith("10")  # 100 ms, lower quartile 90 ms
+    assert re.findall(r'"textposition":"(\w+) center"', latency) == ["top", "bottom", "top"]
+    assert '"type":"log"' in latency and "50 100 200 500 1000" in " ".join(re.findall(r'"(\d+)"', latency))
 
 
 def test_plot_leaves_out_what_is_not_finite():
@@ -223,6 +225,13 @@ def test_plot_leaves_out_what_is_not_finite():
     assert re.findall(r'"y":\[([^\]]*)\]', report_plots.plots(made, made.datasets[0])[0]) == ["30.0"]
     made, _ = compared(PSNR, [(math.nan, math.nan, math.inf)])
     assert '"y":[' not in report_plots.plots(made, made.datasets[0])[0]
+
+
+def test_plot_of_values_close_together_is_linear():
+    made = hand_made()
+    close = [c.model_copy(update={"parameters": 500_000 + 1000 * i}) for i, c in enumerate(made.competitors)]
+    latency, parameters = report_plots.plots(made.model_copy(update={"competitors": close}), made.datasets[0])
+    assert '"type":"log"' in latency and '"type":"log"' not in parameters
 
 
 def test_command_makes_the_same_report_from_results(tmp_path, capsys):

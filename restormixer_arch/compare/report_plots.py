@@ -39,6 +39,8 @@ PARAMETERS = Cost("parameters", "parameters in millions, less is better", lambda
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 NEUTRAL = "#808080"
 ROOM = 0.3  # at both ends of an axis, in parts of its length, for names
+LOGARITHMIC = 3  # is an axis from this ratio of its values on
+NAME = 20  # characters of a name in a plot; the whole of it is told when pointed at
 CONFIG = {"displayModeBar": False}
 
 
@@ -57,12 +59,14 @@ def _plot(comparison: Comparison, dataset: DataSet, cost: Cost) -> str:
     means = {c.name: dataset.mean(name, c.name) for c in comparison.competitors}
     shown = [c for c in comparison.competitors if math.isfinite(means[c.name]) and cost.value(c) > 0]
     figure = go.Figure()
-    for competitor in shown:
+    for index, competitor in enumerate(sorted(shown, key=cost.value)):
         mean, middle = means[competitor.name], cost.value(competitor)
         label, colour = _text(competitor.name), _colour(comparison, competitor)
         told = f"{_text(name)} {show_metric(metric, mean)}<br>{cost.name} {cost.show(middle)}"
-        trace = go.Scatter(x=[middle * cost.factor], y=[mean], mode="markers+text", name=label, text=[label])
-        trace.update(textposition="top center", cliponaxis=False, showlegend=False)
+        trace = go.Scatter(x=[middle * cost.factor], y=[mean], mode="markers+text", name=label)
+        side = "bottom" if index % 2 else "top"  # neighbours' names keep apart
+        trace.update(text=[_text(_short(competitor.name))], textposition=f"{side} center")
+        trace.update(cliponaxis=False, showlegend=False)
         trace.update(marker={"size": 14, "color": colour}, hoverinfo="text", hovertext=[f"<b>{label}</b><br>{told}"])
         if cost is LATENCY:
             high, low = competitor.latency.high - middle, middle - competitor.latency.low
@@ -84,14 +88,13 @@ def _plot(comparison: Comparison, dataset: DataSet, cost: Cost) -> str:
 
 
 def _axis(values: list[float]) -> dict[str, object]:
-    """A logarithmic axis with round numbers, so wide that names fit."""
-    ends = _padded([math.log10(value) for value in values])
-    if ends is None:
-        return {"type": "log"}
-    powers = range(math.floor(ends[0]), math.ceil(ends[1]))
-    digits = (1, 2, 5) if ends[1] - ends[0] > 1 else (1, 1.5, 2, 3, 5, 7)
-    ticks = [digit * 10.0**power for power in powers for digit in digits]
-    return {"type": "log", "range": ends, "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+    """An axis so wide that names fit: logarithmic with round numbers, where values differ much."""
+    if not values or max(values) < LOGARITHMIC * min(values):
+        return {"range": _padded(values)}
+    low, high = _padded([math.log10(value) for value in values])
+    digits = (1, 2, 5) if high - low > 1 else (1, 1.5, 2, 3, 5, 7)
+    ticks = [digit * 10.0**power for power in range(math.floor(low), math.ceil(high)) for digit in digits]
+    return {"type": "log", "range": [low, high], "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _padded(values: list[float]) -> list[float] | None:
@@ -109,3 +112,7 @@ def _colour(comparison: Comparison, competitor: Competitor) -> str:
 def _text(text: str) -> str:
     """Return text for plotly, which takes its texts for HTML with few entities."""
     return html.escape(text, quote=False)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= NAME else name[: NAME - 1] + "…"
