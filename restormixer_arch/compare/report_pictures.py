@@ -129,9 +129,9 @@ def lead_of(comparison: Comparison, picture: Picture) -> tuple[float, str, float
     sign = 1 if metric.better == "higher" else -1
     first, *others = comparison.competitors
     rivals = {other.name: picture.values[name][other.name] for other in others} or {INPUT: picture.input_values[name]}
-    finite = {rival: value for rival, value in rivals.items() if not math.isnan(value)} or rivals
-    rival = max(finite, key=lambda rival: sign * finite[rival])
-    own, value = picture.values[name][first.name], finite[rival]
+    known = {rival: value for rival, value in rivals.items() if not math.isnan(value)} or rivals
+    rival = max(known, key=lambda rival: sign * known[rival])
+    own, value = picture.values[name][first.name], known[rival]
     return (0.0 if own == value else sign * (own - value)), rival, value  # as equal, if both are infinite
 
 

@@ -59,12 +59,12 @@ def _plot(comparison: Comparison, dataset: DataSet, cost: Cost) -> str:
     means = {c.name: dataset.mean(name, c.name) for c in comparison.competitors}
     shown = [c for c in comparison.competitors if math.isfinite(means[c.name]) and cost.value(c) > 0]
     figure = go.Figure()
-    for index, competitor in enumerate(sorted(shown, key=cost.value)):
+    for index, competitor in enumerate(sorted(shown, key=lambda competitor: means[competitor.name])):
         mean, middle = means[competitor.name], cost.value(competitor)
         label, colour = _text(competitor.name), _colour(comparison, competitor)
         told = f"{_text(name)} {show_metric(metric, mean)}<br>{cost.name} {cost.show(middle)}"
         trace = go.Scatter(x=[middle * cost.factor], y=[mean], mode="markers+text", name=label)
-        side = "bottom" if index % 2 else "top"  # neighbours' names keep apart
+        side = "bottom" if index % 2 else "top"  # names at nearly the same height keep apart
         trace.update(text=[_text(_short(competitor.name))], textposition=f"{side} center")
         trace.update(cliponaxis=False, showlegend=False)
         trace.update(marker={"size": 14, "color": colour}, hoverinfo="text", hovertext=[f"<b>{label}</b><br>{told}"])
