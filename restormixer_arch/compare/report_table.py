@@ -128,10 +128,12 @@ def _costs(comparison: Comparison) -> Iterator[Column]:
         return Column(title, tip, better, [Cell(), *cells])
 
     yield column("Parameters", "Numbers that the network has learned.", lambda c: c.parameters, show_parameters)
-    tip = f"Thousand millions of multiply-adds in one pass of a {size} picture, scans and attention included."
+    tip = f"Thousand millions of multiply-adds in one pass of a {size} picture: scans and attention included, "
+    tip += "BatchNorm folded."
     yield column("GMAC", tip, lambda c: c.macs, _giga)
     if any(c.thop_macs is not None for c in everybody):
-        tip = "The same as the counter thop prints it, which sees only some kinds of layers. No measure of cost."
+        tip = "The same as the counter thop prints it, which sees only some kinds of layers, and BatchNorm as a layer "
+        tip += "of its own. Here for comparison with tables that were made with it."
         yield column("thop's GMAC", tip, lambda c: c.thop_macs, _giga, None)
     tip = f"Time of restoring one {size} picture: median of {runs} runs, in turn with the other competitors. "
     tip += "Below it in small print: the middle half of the runs."
@@ -140,8 +142,8 @@ def _costs(comparison: Comparison) -> Iterator[Column]:
         tip = f"The most memory of a process that does nothing but load the network and restore one {size} picture."
         yield column("Peak memory", tip, lambda c: c.peak_bytes, lambda count: f"{count / 2**20:.0f} MiB")
     if any(c.training for c in everybody):
-        tip = "Time of its training in this comparison, from the start of the process to its end; empty where the "
-        tip += "weights came from elsewhere. Below it in small print: steps, and crops of one step."
+        tip = "Time of its training in this comparison, that of starting the process included; empty where the "
+        tip += "weights came from elsewhere. Below it in small print: steps × crops of one step."
         yield column("Training", tip, lambda c: c.training and c.training.seconds, _minutes, None, _steps)
 
 
