@@ -91,6 +91,7 @@ setup(
         "pydantic>=2",
         "pyyaml",
         "safetensors",
+        "scipy",
         "tensorboard",
         "tifffile",
         "tqdm",
