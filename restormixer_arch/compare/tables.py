@@ -141,7 +141,7 @@ def _notes(comparison: Comparison) -> str:
     lines = [
         f"GMAC, latency (median of {runs} runs in turn) and peak memory of the process are those of one {size} picture "
         f"on {machine['processor']}, {threads}, torch {machine['versions']['torch']}. GMAC counts "
-        "scans and attention; thop sees only some kinds of layers."
+        "scans and attention, with BatchNorm folded; thop sees only some kinds of layers, unfolded."
     ]
     if lower:
         lines.append(f"Lower is better: {', '.join(lower)}.")
