@@ -92,6 +92,7 @@ setup(
         "pydantic>=2",
         "pyyaml",
         "safetensors",
+        "scipy",
         "tensorboard",
         "tifffile",
         "tqdm",

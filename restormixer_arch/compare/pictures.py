@@ -109,7 +109,7 @@ def _value(name: str, metric: dict[str, Any], image: np.ndarray, truth: np.ndarr
     data = {"img": image} if truth is None else {"img": image, "img2": truth}
     try:
         return float(calculate_metric(data, metric))
-    except (ValueError, np.linalg.LinAlgError) as error:  # UserError, too
+    except (ValueError, RuntimeError, np.linalg.LinAlgError) as error:  # UserError is a ValueError
         raise UserError(f"val.metrics.{name}: cannot measure {picture!r} {image.shape[:2]}: {error}") from error
 
 

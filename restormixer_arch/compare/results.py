@@ -41,7 +41,10 @@ class Latency(Part):
 
 
 class Training(Part):
-    """How a competitor was trained: iterations, pictures of a batch, and seconds of the whole process."""
+    """How a competitor was trained: iterations, pictures of a batch, and seconds of the whole process.
+
+    Of a training that went on after a stop the seconds of all its parts are added, but for one that was killed.
+    """
 
     iterations: int
     batch_size: int

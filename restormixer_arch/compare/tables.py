@@ -136,11 +136,12 @@ def _heading(comparison: Comparison) -> str:
 def _notes(comparison: Comparison) -> str:
     machine, runs = comparison.machine, comparison.competitors[0].latency.runs
     size = f"{comparison.size}x{comparison.size}"
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     lower = [name for name, metric in comparison.metrics.items() if metric.better == "lower"]
     lines = [
         f"GMAC, latency (median of {runs} runs in turn) and peak memory of the process are those of one {size} picture "
-        f"on {machine['processor']}, {machine['threads']} threads, torch {machine['versions']['torch']}. GMAC counts "
-        "scans and attention; thop sees only some kinds of layers."
+        f"on {machine['processor']}, {threads}, torch {machine['versions']['torch']}. GMAC counts "
+        "scans and attention, with BatchNorm folded; thop sees only some kinds of layers, unfolded."
     ]
     if lower:
         lines.append(f"Lower is better: {', '.join(lower)}.")

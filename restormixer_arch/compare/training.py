@@ -97,8 +97,10 @@ def measured_steps(options: dict[str, Any], names: list[str], place: Path, threa
             file = place / f".{name}.step.yml"
             _write(file, yaml.safe_dump(training_options(options, name, ANY_TOTAL, str(place)), sort_keys=False))
             job = {"kind": "step_seconds", "threads": threads, "arguments": {"file": str(file), "steps": STEPS}}
-            taken[name] += in_process(JOBS, job, f"measuring the training steps of competitors.{name}")
-            file.unlink()
+            try:
+                taken[name] += in_process(JOBS, job, f"measuring the training steps of competitors.{name}")
+            finally:
+                file.unlink()
     return {name: median(seconds) for name, seconds in taken.items()}
 
 
