@@ -63,15 +63,18 @@ def every(page, selector):
     return page.find_elements(By.CSS_SELECTOR, selector)
 
 
-def first_picture(page):
-    """The first picture, once it has come near and is made."""
-    article = one(page, ".picture")
+def made(page, article):
+    """Bring a picture near and wait until its viewer is made."""
     page.execute_script("arguments[0].scrollIntoView({behavior: 'instant'})", article)
     until(lambda: one(article, ".over").get_attribute("src"))
     return article
 
 
-def until(condition, seconds=10):
+def first_picture(page):
+    return made(page, one(page, ".picture"))
+
+
+def until(condition, seconds=20):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -224,8 +227,7 @@ def test_page_is_as_wide_as_the_window(page, device):
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
     page.refresh()
     for article in every(page, ".picture"):
-        page.execute_script("arguments[0].scrollIntoView({behavior: 'instant'})", article)
-    until(lambda: all(image.get_attribute("src") for image in every(page, ".over")))
+        made(page, article)
     window, content = page.execute_script("return [innerWidth, document.documentElement.scrollWidth]")
     assert content <= window == device["width"]
     for plot in every(page, ".plot"):
