@@ -48,7 +48,7 @@ class BuildLibrary(build_ext):
         return ext.export_symbols
 
 
-SUBPACKAGES = ["selective_scan", "basicsr_adapter", "benchmark", "cli"]
+SUBPACKAGES = ["selective_scan", "basicsr_adapter", "benchmark", "cli", "compare"]
 
 setup(
     name="restormixer",
@@ -65,6 +65,7 @@ setup(
     options={"bdist_wheel": {"py_limited_api": "cp310"}},  # the kernel knows nothing of Python
     package_data={
         "restormixer_arch": ["weights/*.safetensors"],
+        "restormixer_arch.compare": ["templates/*"],
         "restormixer_arch.data": [
             "samples/*.lmdb/*",
             "samples/*.md",
@@ -91,19 +92,22 @@ setup(
         "pydantic>=2",
         "pyyaml",
         "safetensors",
+        "scipy",
         "tensorboard",
         "tifffile",
         "tqdm",
     ],
     extras_require={
         "cuda": ["mamba-ssm", "causal-conv1d"],
-        "compare": ["spandrel", "spandrel-extra-arches", "mambapy", "thop"],
+        "compare": ["spandrel", "spandrel-extra-arches", "mambapy", "thop", "jinja2", "plotly"],
         "demo": ["gradio>=6"],
         "test": [
             "pytest",
             "pytest-timeout",
             "hypothesis",
+            "jinja2",
             "jsonschema",
+            "plotly",
             "scikit-image",
             "selenium",
             "spandrel",

@@ -11,6 +11,7 @@ import yaml
 from restormixer_arch import options
 from restormixer_arch.basicsr_adapter.option_check import check_options
 from restormixer_arch.basicsr_adapter.option_json_schema import json_schema
+from restormixer_arch.compare.options import read_compare_file
 from restormixer_arch.errors import UserError
 
 FOLDER = Path(options.__file__).parent
@@ -75,6 +76,27 @@ def test_mistakes_are_told_by_both(validator, key, value):
     assert not validator.is_valid(wrong)
     with pytest.raises(UserError, match=key.rpartition(".")[2]):
         check_options(wrong, "x.yml", True, paths=False)
+
+
+COMPARE_MISTAKES = [
+    ("competitor", {}),
+    ("competitors.EDSR.network_g.type", None),
+    ("competitors.EDSR.weight", "x.pth"),
+    ("datasets.val.io_backend.type", "disc"),
+    ("train.total_iter", 10),
+    ("train.budget.hours", 1),
+    ("val.metrics.psnr.type", None),
+    ("measure.size", 0),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), COMPARE_MISTAKES, ids=[key for key, _ in COMPARE_MISTAKES])
+def test_mistakes_of_compare_files_are_told_by_both(validator, key, value, folder):
+    wrong = change(load(FOLDER / "compare_derain_demo.yml"), key, value)
+    assert not validator.is_valid(wrong)
+    Path("x.yml").write_text(yaml.safe_dump(wrong), encoding="utf-8")
+    with pytest.raises(UserError, match=key.rpartition(".")[2]):
+        read_compare_file("x.yml")
 
 
 def test_a_model_of_a_plugin_may_have_keys_of_its_own(validator):

@@ -1,6 +1,7 @@
 """Every option file is valid and builds its network, its losses and, for training, its optimiser and schedule."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from restormixer_arch.basicsr_adapter import option_checks, register
 from restormixer_arch.basicsr_adapter.option_check import check_options
 from restormixer_arch.basicsr_adapter.yaml_reader import read_options
+from restormixer_arch.compare import options as compare_options
 
 register.register()
 
@@ -18,7 +20,8 @@ from basicsr.losses import build_loss  # noqa: E402
 from restormixer_arch.basicsr_adapter import option_names  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted((ROOT / "options").rglob("*.yml"))
+COMPARISONS = sorted((ROOT / "options").rglob("compare_*.yml"))
+FILES = sorted(set((ROOT / "options").rglob("*.yml")) - set(COMPARISONS))
 # Enough to build the same network in a moment; every other key of the file stays as it is.
 SHRUNKEN = {"base_channels": 8, "num_blocks": [1, 2, 2]}
 
@@ -57,13 +60,41 @@ def test_is_valid_and_builds(path, monkeypatch):
             assert loss.isfinite() and loss > 0
 
 
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # BasicSR's SwinIR
+@pytest.mark.parametrize("path", COMPARISONS, ids=name)
+def test_comparison_is_valid_and_its_networks_are_of_one_size(path, monkeypatch):
+    pytest.importorskip("spandrel_extra_arches")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(option_checks, "missing_paths", lambda options: ())
+    options = compare_options.read_compare_file(str(path))
+    assert compare_options.name_faults_of(options, ".") == []
+    sizes = {}
+    for competitor, section in options["competitors"].items():
+        network = build_network(copy.deepcopy(section["network_g"]))
+        sizes[competitor] = sum(p.numel() for p in network.parameters())
+    assert len(sizes) >= 5 and all(500_000 <= size <= 650_000 for size in sizes.values()), sizes
+    for told, size in re.findall(r"^  (\S+):  # ([\d,]+)", path.read_text(encoding="utf-8"), re.M):
+        assert sizes[told] == int(size.replace(",", ""))
+
+
+def test_the_equal_budget_trains_as_restormixer_s_is_trained(monkeypatch):
+    files = [
+        read_options(ROOT / "options" / f"{file}.yml", file) for file in ("compare_equal_budget", "train_derain_s")
+    ]
+    compared, alone = files
+    assert compared["competitors"]["RestorMixer-S"]["network_g"] == alone["network_g"]
+    assert compared["datasets"]["train"] == alone["datasets"]["train"]
+    for key in ("grad_clip", "optim_g", "pixel_opt", "warmup_iter"):
+        assert compared["train"][key] == alone["train"][key]
+
+
 @pytest.mark.parametrize("path", [p for p in FILES if p.name.startswith("train_")], ids=name)
 def test_schedule_ends_with_the_training(path, monkeypatch):
     train = read(path, monkeypatch)["train"]
     assert sum(train["scheduler"]["periods"]) == train["total_iter"]
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if "demo" in p.name], ids=name)
+@pytest.mark.parametrize("path", [p for p in [*FILES, *COMPARISONS] if "demo" in p.name], ids=name)
 def test_demo_data_is_shipped(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     options = read_options(path, str(path))

@@ -88,6 +88,17 @@ def check_options(options: dict[str, Any], shown: str, is_train: bool, *, paths:
     Raises:
         OptionErrors: with every fault found.
     """
+    raise_faults(option_faults(options, is_train, paths=paths), options, shown)
+
+
+def raise_faults(faults: list[Fault], options: dict[str, Any], shown: str) -> None:
+    """Raise OptionErrors with the faults, if there are any, in the order of the file."""
+    if faults:
+        raise OptionErrors(shown, sorted(faults, key=lambda fault: _position(options, fault.path)))
+
+
+def option_faults(options: dict[str, Any], is_train: bool, *, paths: bool = True) -> list[Fault]:
+    """Return what :func:`check_options` raises."""
     faults = [*_schema_faults(options, is_train), *option_checks.phases(options, is_train)]
     if is_train:
         faults += option_checks.schedule(options)
@@ -98,8 +109,7 @@ def check_options(options: dict[str, Any], shown: str, is_train: bool, *, paths:
     faults += option_checks.metrics_without_truth(options)
     if paths:
         faults += option_checks.missing_paths(options)
-    if faults:
-        raise OptionErrors(shown, sorted(faults, key=lambda fault: _position(options, fault.path)))
+    return faults
 
 
 def _schema_faults(options: dict[str, Any], is_train: bool) -> list[Fault]:

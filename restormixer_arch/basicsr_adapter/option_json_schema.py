@@ -16,10 +16,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from restormixer_arch.basicsr_adapter import option_datasets, option_schema, option_val
+from restormixer_arch.compare.schema import CompareFile, CompareTrain
 
 
 def json_schema() -> dict[str, Any]:
-    """Return one schema for files of training, which have a section ``train``, and of testing."""
+    """Return one schema for all files: comparing ones have ``competitors``, training ones a section ``train``."""
     schema = option_schema
     files = (schema.TrainFile, schema.OpenTrainFile, schema.TestFile, schema.OpenTestFile)
     sections = [schema.OpenTrain]
@@ -27,17 +28,17 @@ def json_schema() -> dict[str, Any]:
     data = [model for pair in option_datasets.DATASETS.values() for model in pair]
     data += [option_datasets.OpenTrainDataset, option_datasets.OpenDataset]
     models = [*files, *sections, *data, *schema.TRAIN_SECTIONS.values(), *schema.SCHEDULERS.values()]
-    models += [schema.Paths, schema.OpenPaths]
+    models += [schema.Paths, schema.OpenPaths, CompareFile, CompareTrain]
     _, definitions = models_json_schema(
         [(model, "validation") for model in dict.fromkeys(models)], ref_template="#/$defs/{model}"
     )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Option file of basicsr train and basicsr test",
+        "title": "Option file of basicsr train, basicsr test and basicsr compare",
         "type": "object",
-        "if": {"required": ["train"]},
-        "then": _training(),
-        "else": _testing(),
+        "if": {"required": ["competitors"]},
+        "then": _comparing(),
+        "else": {"if": {"required": ["train"]}, "then": _training(), "else": _testing()},
         "$defs": definitions["$defs"],
     }
 
@@ -80,6 +81,11 @@ def _testing() -> dict[str, Any]:
         "properties": {"val": _ref(option_val.section(None, False)), "path": _ref(schema.OpenPaths)},
     }
     return {**_by("model_type", known, other), "properties": {"datasets": _datasets({"^(val|test)": 1})}}
+
+
+def _comparing() -> dict[str, Any]:
+    datasets = _datasets({"^train$": 0, "^(val|test)": 1})
+    return {**_ref(CompareFile), "properties": {"train": _or_null(CompareTrain), "datasets": datasets}}
 
 
 def _datasets(phases: dict[str, int]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
+from restormixer_arch.basicsr_adapter import spandrel_networks
 from restormixer_arch.basicsr_adapter.locations import closest
 from restormixer_arch.basicsr_adapter.option_faults import Fault, OptionErrors, unknown_name
 
@@ -28,12 +29,19 @@ def check_names(options: dict[str, Any], shown: str, is_train: bool) -> None:
     Raises:
         OptionErrors: with every fault found.
     """
+    faults = name_faults(options, is_train)
+    if faults:
+        raise OptionErrors(shown, faults)
+
+
+def name_faults(options: dict[str, Any], is_train: bool) -> list[Fault]:
+    """Return what :func:`check_names` raises."""
     faults = [*_registered(options["model_type"], "model", MODEL_REGISTRY, ("model_type",))]
     for phase, dataset in options["datasets"].items():
         faults += _registered(dataset["type"], "data set", DATASET_REGISTRY, ("datasets", phase, "type"))
     for key, section in options.items():
         if key.startswith("network_") and isinstance(section, dict):
-            faults += _built(section, "architecture", ARCH_REGISTRY, (key,))
+            faults += network_faults(section, (key,))
     if is_train:
         for key, section in options["train"].items():
             if key.endswith("_opt") and isinstance(section, dict):
@@ -42,8 +50,13 @@ def check_names(options: dict[str, Any], shown: str, is_train: bool) -> None:
     for name, section in ((options.get("val") or {}).get("metrics") or {}).items():
         at = ("val", "metrics", name)
         faults += _built(section, "metric", METRIC_REGISTRY, at, given=METRIC_DATA, other=METRIC_KEYS)
-    if faults:
-        raise OptionErrors(shown, faults)
+    return faults
+
+
+def network_faults(section: dict[str, Any], at: tuple[str, ...]) -> list[Fault]:
+    """Check a section that builds a network; one of spandrel's is registered if it is asked for."""
+    fault = spandrel_networks.provide(section.get("type"))
+    return [Fault((*at, "type"), fault)] if fault else list(_built(section, "architecture", ARCH_REGISTRY, at))
 
 
 def argument_faults(

@@ -1,7 +1,7 @@
 """Time, memory and operations of one piece of work.
 
-``python -m restormixer_arch.benchmark.measure JOB`` runs one job, told in JSON, in a process of its own and prints the
-result as JSON. Times of several networks are taken in turn, round by round, so that a machine that slows down slows
+``python -m restormixer_arch.benchmark.measure`` runs one job, told in JSON on stdin, in a process of its own and prints
+the result as JSON. Times of several networks are taken in turn, round by round, so that a machine that slows down slows
 all of them.
 """
 
@@ -23,10 +23,15 @@ from restormixer_arch.memory import peak_bytes
 
 
 def forward_work(name: str, size: int, dtype: str = "float32") -> Callable[[], object]:
-    """One restoration of a (1, 3, size, size) picture."""
+    """One restoration of a (1, 3, size, size) picture by a network of the benchmark."""
     network = COMPETITORS[name].build().eval()
     if hasattr(network, "fuse"):
         network.fuse()
+    return restoring(network, size, dtype)
+
+
+def restoring(network: nn.Module, size: int, dtype: str = "float32") -> Callable[[], object]:
+    """One restoration of a (1, 3, size, size) picture by any network, as it is."""
     x = torch.rand(1, 3, size, size)
     if dtype == "float32":
         run = network
@@ -121,24 +126,26 @@ def times(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, list
     return taken
 
 
-def operations(name: str, size: int) -> float:
+def operations(work: Callable[[], object]) -> float:
     """Floating-point operations of a forward pass, two for a multiply-add; scans and attention included."""
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     custom = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
-    work = forward_work(name, size)
     work()  # the kernel's operator, which brings its count, is registered at its first use
     with FlopCounterMode(display=False, custom_mapping=custom) as counter:
         work()
     return float(counter.get_total_flops())
 
 
-def thop_figures(name: str, size: int) -> tuple[float, float] | None:
-    """(multiply-adds, parameters) as the counter ``thop`` prints them, or None where it is not installed."""
+def thop_figures(network: nn.Module, size: int) -> tuple[float, float] | None:
+    """(multiply-adds, parameters) as the counter ``thop`` prints them, or None where it is not installed.
+
+    thop leaves its marks on the network, which is of no further use.
+    """
     try:
         import thop
     except ImportError:
         return None
-    macs, parameters = thop.profile(COMPETITORS[name].build().eval(), (torch.rand(1, 3, size, size),), verbose=False)
+    macs, parameters = thop.profile(network.eval(), (torch.rand(1, 3, size, size),), verbose=False)
     return float(macs), float(parameters)
 
 
@@ -159,10 +166,10 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     network = COMPETITORS[job["network"]].build()
     return {
         "parameters": sum(p.numel() for p in network.parameters()),
-        "operations": operations(job["network"], job["size"]),
-        "thop": thop_figures(job["network"], job["size"]),
+        "operations": operations(forward_work(job["network"], job["size"])),
+        "thop": thop_figures(network, job["size"]),
     }
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(run_job(json.loads(sys.argv[1]))) + "\n")
+    sys.stdout.write(json.dumps(run_job(json.load(sys.stdin))) + "\n")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +15,7 @@ from tqdm import tqdm
 
 from restormixer_arch import __version__
 from restormixer_arch.benchmark.networks import COMPETITORS, missing
-from restormixer_arch.errors import UserError
+from restormixer_arch.benchmark.processes import in_process
 
 OURS, RIVAL = "RestorMixer", "NAFNet-32"
 SCAN = {"batch": 4, "channels": 128, "length": 4096, "states": 16}
@@ -110,12 +108,7 @@ def _jobs(
 
 
 def _run(job: dict[str, Any], label: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "restormixer_arch.benchmark.measure", json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"bench: {label} failed with exit code {done.returncode}: {last}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return in_process("restormixer_arch.benchmark.measure", job, f"bench: {label}")
 
 
 def _processor() -> str:

@@ -23,6 +23,7 @@ from restormixer_arch.errors import UserError, did_you_mean
 COMMANDS = {
     "train": ("restormixer_arch.cli.train", "train a network by an option file"),
     "test": ("restormixer_arch.cli.test", "restore and measure images by an option file"),
+    "compare": ("restormixer_arch.cli.compare", "train, restore and measure several networks side by side"),
     "restore": ("restormixer_arch.cli.restore", "restore pictures and videos of one's own"),
     "demo": ("restormixer_arch.cli.demo", "restore pictures on a web page of this computer"),
     "prepare": ("restormixer_arch.cli.prepare", "turn public data sets into what the option files expect"),

@@ -26,13 +26,19 @@ class Parser(argparse.ArgumentParser):
 def option_file_parser(command: str, description: str) -> Parser:
     """Return a parser of the arguments that BasicSR's own train and test scripts take."""
     parser = Parser(command, description)
-    parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="option file (YAML)")
+    add_option_file(parser, "go on from the newest saved state")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher")
-    parser.add_argument("--auto_resume", action="store_true", help="go on from the newest saved state")
     parser.add_argument("--debug", action="store_true", help="log every iteration, validate and save every 8")
     parser.add_argument(
         "--local-rank", "--local_rank", type=int, default=0, metavar="N", help="set by torch's launcher; not used"
     )
+    return parser
+
+
+def add_option_file(parser: Parser, resuming: str) -> None:
+    """Add the option file, ``--force_yml`` for its values, and ``--auto_resume``, which ``resuming`` explains."""
+    parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="option file (YAML)")
+    parser.add_argument("--auto_resume", action="store_true", help=resuming)
     parser.add_argument(
         "--force_yml",
         nargs="+",
@@ -40,7 +46,6 @@ def option_file_parser(command: str, description: str) -> Parser:
         metavar="KEY=VALUE",
         help="override values of the file, such as train:ema_decay=0.99 (values as in YAML)",
     )
-    return parser
 
 
 def whole_number(text: str) -> int:

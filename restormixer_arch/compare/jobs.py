@@ -1,0 +1,148 @@
+"""The measurements of a comparison, each in a process of its own.
+
+``python -m restormixer_arch.compare.jobs`` reads one job as JSON on stdin and prints its result as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from restormixer_arch.allocator import keep_freed_memory
+from restormixer_arch.basicsr_adapter import plugins
+from restormixer_arch.basicsr_adapter.output import complain
+from restormixer_arch.errors import UserError
+
+
+def run_job(job: dict[str, Any]) -> Any:
+    """Run one job: its ``kind`` names the function, ``arguments`` are handed to it."""
+    keep_freed_memory()  # as the command does, for every network
+    plugins.load()
+    torch.manual_seed(0)
+    torch.set_num_threads(job["threads"])
+    return JOBS[job["kind"]](**job["arguments"])
+
+
+def inputs(options: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Measure all pictures as they are; see :func:`.pictures.measured` for arguments and result."""
+    from restormixer_arch.compare.pictures import measured
+
+    return measured(deepcopy(options), Path(folder), None, None, torch.device("cpu"))
+
+
+def restored(entry: dict[str, Any], size: int, options: dict[str, Any], folder: str, device: str) -> dict[str, Any]:
+    """Take the peak memory of one network, then restore and measure all pictures by it.
+
+    Args:
+        entry: of the competitor.
+        size: side of the square picture for the memory.
+        options: for ``basicsr test``, as :func:`.options.testing_options` makes them.
+        folder: that pictures are written below.
+        device: to restore on; the memory is that of the CPU.
+
+    Returns:
+        ``peak_bytes``: the most that the process held until it had restored one square picture, twice; ``pictures``:
+        data set -> list of what :func:`.pictures.measured` tells of each picture.
+    """
+    from restormixer_arch.benchmark.measure import peak_bytes
+
+    work = _restoring(entry, size)
+    work()
+    work()
+    peak = peak_bytes()
+    from restormixer_arch.compare.networks import Entry, build
+    from restormixer_arch.compare.pictures import measured
+
+    network, where = build(Entry(**entry)).network.to(device), torch.device(device)
+    return {
+        "peak_bytes": peak,
+        "pictures": measured(deepcopy(options), Path(folder), entry["name"], network, where),
+    }
+
+
+def costs(entries: list[dict[str, Any]], size: int, rounds: int) -> dict[str, dict[str, Any]]:
+    """Count parameters and operations of all networks, by torch and by thop, and time them.
+
+    They are timed in turn, round by round, so that a machine that slows down slows all of them.
+
+    Returns:
+        competitor -> the attributes of :class:`.results.Competitor` that were found.
+    """
+    from restormixer_arch.benchmark.measure import times
+    from restormixer_arch.benchmark.suite import summary
+
+    found = {entry["name"]: _counts(entry, size) for entry in entries}
+    taken = times({entry["name"]: _restoring(entry, size) for entry in entries}, rounds)
+    for name, seconds in taken.items():
+        found[name]["latency"] = {**summary(seconds), "runs": len(seconds)}
+    return found
+
+
+def _counts(entry: dict[str, Any], size: int) -> dict[str, Any]:
+    from restormixer_arch.benchmark import measure
+    from restormixer_arch.compare.networks import Entry, build
+
+    built = build(Entry(**entry))
+    parameters = sum(p.numel() for p in built.network.parameters())
+    flops = measure.operations(_restoring(entry, size))
+    measure.restoring(built.network, size)()  # before thop leaves marks in the state that a network may look at
+    thop = measure.thop_figures(built.network, size)
+    return {
+        "arch": built.arch,
+        "arguments": built.arguments,
+        "parameters": parameters,
+        "flops": flops,
+        "thop_macs": thop[0] if thop else None,
+        "thop_parameters": thop[1] if thop else None,
+    }
+
+
+def step_seconds(file: str, steps: int) -> list[float]:
+    """Begin a training in a folder that is removed, and return the seconds of each of its steps but the first two."""
+    import tempfile
+    from dataclasses import replace
+
+    from restormixer_arch.basicsr_adapter.option_check import read_request
+    from restormixer_arch.basicsr_adapter.pipeline import run_training
+    from restormixer_arch.cli.dry_run import TimedRun, shortened
+
+    request, run = read_request(file, is_train=True), TimedRun(file)
+    with tempfile.TemporaryDirectory(prefix="basicsr_compare_") as folder:
+        options = shortened(request.options, folder, 1)
+        options["train"]["total_iter"] = steps + 2
+        run_training(replace(request, options=options), run)
+    return [end - begin for begin, end in zip(run.begins, run.begins[1:], strict=False)][2:]
+
+
+def _restoring(entry: dict[str, Any], size: int) -> Callable[[], object]:
+    """The pass that is measured: with BatchNorm folded where the network can do that, as one would deploy it."""
+    from restormixer_arch.benchmark.measure import restoring
+    from restormixer_arch.compare.networks import Entry, build
+
+    network = build(Entry(**entry)).network
+    if hasattr(network, "fuse"):
+        network.fuse()
+    return restoring(network, size)
+
+
+JOBS = {"inputs": inputs, "restored": restored, "costs": costs, "step_seconds": step_seconds}
+
+
+def main() -> int:
+    try:
+        result = run_job(json.load(sys.stdin))
+    except UserError as error:
+        complain(str(error).splitlines()[0])
+        return 2
+    sys.stdout.write("\n" + json.dumps(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

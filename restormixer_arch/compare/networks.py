@@ -1,0 +1,195 @@
+"""The networks of a comparison: what stands for each in the option file, and how it is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from restormixer_arch.basicsr_adapter import spandrel_networks
+from restormixer_arch.basicsr_adapter.yaml_reader import read_options
+from restormixer_arch.errors import UserError
+from restormixer_arch.models.weights import read_weights
+from restormixer_arch.restormixer_arch import RestorMixer
+from restormixer_arch.weight_options import is_restormixer, options_from_weights
+
+ITERATION = re.compile(r"net_g_(\d+)\.pth")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A competitor as it is measured.
+
+    Attributes:
+        name: of the option file.
+        network: the section ``network_g``, or None: the weights tell it.
+        weights: file of weights, or None: the values that the network starts with.
+        param_key: entry of that file, or None: the averaged weights if it has them.
+        multiple_of: pictures are padded to a multiple of this, or None: of what the network asks for.
+    """
+
+    name: str
+    network: dict[str, Any] | None = None
+    weights: str | None = None
+    param_key: str | None = None
+    multiple_of: int | None = None
+
+    def as_job(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Built:
+    """A network that is ready to restore (B, C, H, W), and what it is."""
+
+    network: nn.Module
+    arch: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def entry_of_run(name: str, run: str, checkpoint: str | None, multiple_of: int | None) -> Entry:
+    """Find network and weights of a previous training.
+
+    Args:
+        name: of the competitor.
+        run: folder of the training, with its option file and ``models``.
+        checkpoint: ``best`` takes the best weights by the first metric on the first validated set of its option file;
+            ``newest`` or None those saved last.
+        multiple_of: as of :class:`Entry`.
+
+    Raises:
+        UserError: the folder has no option file, no network or no such weights.
+    """
+    folder = Path(run).expanduser()
+    files = sorted(folder.glob("*.yml"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        raise UserError(f"{run}: has no option file (*.yml), expected the folder of a training")
+    options = read_options(files[-1], str(files[-1]))
+    network = options.get("network_g")
+    if not isinstance(network, dict) or "type" not in network:
+        raise UserError(f"{files[-1]}: has no section network_g with a type")
+    models = folder / "models"
+    weights = models / _best(options, files[-1]) if checkpoint == "best" else _newest(models)
+    if weights is None or not weights.is_file():
+        there = ", ".join(path.name for path in sorted(models.glob("net_g_*.pth"))) or "none"
+        wanted = weights.name if weights else "net_g_latest.pth"
+        raise UserError(f"{models}: has no {wanted}; weights there: {there}")
+    return Entry(name, network, str(weights), None, multiple_of)
+
+
+def _newest(models: Path) -> Path | None:
+    numbered = [(int(match[1]), path) for path in models.glob("*.pth") if (match := ITERATION.fullmatch(path.name))]
+    latest = models / "net_g_latest.pth"
+    return latest if latest.is_file() else max(numbered, default=(0, None))[1]
+
+
+def _best(options: dict[str, Any], file: Path) -> str:
+    sets = [data for phase, data in (options.get("datasets") or {}).items() if str(phase).startswith("val")]
+    metrics = list((options.get("val") or {}).get("metrics") or ())
+    if not sets or not metrics:
+        raise UserError(f"{file}: validates nothing, so that no weights are best; expected checkpoint: newest")
+    return f"net_g_best_{sets[0]['name']}_{metrics[0]}.pth"
+
+
+def build(entry: Entry) -> Built:
+    """Build a competitor in evaluation mode, with its weights.
+
+    Raises:
+        UserError: the weights cannot be read, do not fit the network, or tell no network.
+    """
+    built = _from_section(entry) if entry.network else _from_weights(entry.weights)
+    multiple = entry.multiple_of or _window(built.network)
+    if multiple > 1:
+        built.network = Padded(built.network, multiple)
+    built.network.eval()
+    return built
+
+
+def _from_section(entry: Entry) -> Built:
+    from basicsr.archs import build_network
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    section = deepcopy(entry.network)
+    kind = section["type"]
+    fault = spandrel_networks.provide(kind)
+    if fault or (kind not in ARCH_REGISTRY and f"{kind}_basicsr" not in ARCH_REGISTRY):
+        raise UserError(f"competitors.{entry.name}: {fault or f'{kind!r} is no known architecture'}")
+    network = build_network(section)
+    if entry.weights:
+        try:
+            network.load_state_dict(read_weights(entry.weights, entry.param_key))
+        except RuntimeError as error:  # what torch raises for missing, unexpected and misshapen tensors
+            reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+            raise UserError(f"{entry.weights}: does not fit competitors.{entry.name}: {reasons[:400]}") from error
+    return Built(network, kind, {key: value for key, value in entry.network.items() if key != "type"})
+
+
+def _from_weights(path: str) -> Built:
+    state = read_weights(path)
+    if is_restormixer(state):
+        options = options_from_weights(state)
+        network = RestorMixer(**options)
+        network.load_state_dict(state)
+        return Built(network, "RestorMixer", options)
+    loader = spandrel_networks.model_loader()
+    if loader is None:
+        raise UserError(
+            f"{path}: no RestorMixer; to tell other networks spandrel is needed: {spandrel_networks.INSTALL}"
+        )
+    from spandrel import ImageModelDescriptor, UnsupportedModelError
+
+    try:
+        descriptor = loader.load_from_file(path)
+    except (UnsupportedModelError, ValueError) as error:
+        raise UserError(f"{path}: spandrel cannot tell its network; name it by network_g") from error
+    if not isinstance(descriptor, ImageModelDescriptor):
+        raise UserError(f"{path}: {descriptor.architecture.name} restores no pictures without a mask")
+    return Built(Called(descriptor.model, descriptor), f"{descriptor.architecture.name} (spandrel)")
+
+
+def _window(network: nn.Module) -> int:
+    """The multiple that a network of windows needs which does not pad by itself; BasicSR's SwinIR tells it in parts."""
+    if isinstance(network, RestorMixer | Called) or hasattr(network, "pads_itself"):
+        return 1
+    windows = (getattr(module, "window_size", None) for module in network.modules())
+    return max((window for window in windows if isinstance(window, int)), default=1)
+
+
+class Called(nn.Module):
+    """A network as spandrel calls it, with its padding, further inputs and range.
+
+    Shape:
+        (1, C, H, W) in [0, 1] -> (1, C, scale * H, scale * W) in [0, 1]
+    """
+
+    def __init__(self, network: nn.Module, call: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(x)
+
+
+class Padded(nn.Module):
+    """A network whose pictures are mirrored at the right and lower edges to a multiple, and cut again.
+
+    Shape:
+        (B, C, H, W) -> (B, C, scale * H, scale * W)
+    """
+
+    def __init__(self, network: nn.Module, multiple: int) -> None:
+        super().__init__()
+        self.network = network
+        self.multiple = multiple
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        out = self.network(spandrel_networks.padded(x, -width % self.multiple, -height % self.multiple))
+        scale = out.shape[-1] // (width + -width % self.multiple)
+        return out[..., : height * scale, : width * scale]

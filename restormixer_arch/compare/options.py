@@ -1,0 +1,207 @@
+"""Read and check an option file of ``basicsr compare``, and make of it those that ``basicsr train`` takes.
+
+What a competitor is trained and measured with is looked at as the option file of ``basicsr train`` and ``basicsr test``
+that it amounts to, so that the same checks say the same, under the keys of the compare file. Neither torch nor basicsr
+is imported by :func:`read_compare_file`.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from restormixer_arch.basicsr_adapter import locations
+from restormixer_arch.basicsr_adapter.option_check import option_faults, raise_faults, take_packaged_paths
+from restormixer_arch.basicsr_adapter.option_faults import Fault, section_faults
+from restormixer_arch.basicsr_adapter.output import note
+from restormixer_arch.basicsr_adapter.yaml_reader import apply_overrides, read_options
+from restormixer_arch.compare.schema import TRAIN_KEYS, CompareFile, CompareTrain
+
+ANY_TOTAL = 1000  # stands for the iterations while they are not known
+MODEL = "RestorMixerModel"  # trains any network of ARCH_REGISTRY
+DEFAULTS = {"scale": 1, "manual_seed": 0}
+SHARED = ("scale", "num_gpu", "manual_seed", "device", "num_threads")
+LOGGER = {"print_freq": 100, "use_tb_logger": False, "keep_last": 1}
+CHECKPOINTS = 20  # of a training, where 'logger' does not tell
+
+
+def read_compare_file(option_file: str, force_yml: list[str] | None = None) -> dict[str, Any]:
+    """Find, read and check a compare file as far as that goes without torch; the defaults are filled in.
+
+    Raises:
+        UserError: it cannot be found or read.
+        OptionErrors: it has faults; all of them are listed.
+    """
+    options = read_options(locations.locate_option_file(option_file), option_file)
+    apply_overrides(options, force_yml or [])
+    options = {**DEFAULTS, **options}
+    taken = take_packaged_paths(options)
+    faults = section_faults(CompareFile, options)
+    if not faults:
+        faults = [*_own_faults(options), *_shared_faults(options)]
+    raise_faults(list(dict.fromkeys(faults)), options, option_file)
+    if taken:
+        note(f"taken from the installed package {Path(__file__).parents[1]}: {', '.join(taken)}")
+    checked = CompareFile.model_validate(options)
+    return {**options, "measure": checked.measure.model_dump(), "path": checked.path.model_dump()}
+
+
+def is_trained(options: dict[str, Any], name: str) -> bool:
+    """Whether a competitor is trained here: it has neither weights nor a run of its own."""
+    competitor = options["competitors"][name]
+    return bool(options.get("train")) and not competitor.get("weights") and not competitor.get("run")
+
+
+def merged_train(options: dict[str, Any], name: str) -> dict[str, Any]:
+    """The section ``train`` of one competitor: the common one, with its own keys in their place."""
+    train = deepcopy(options["train"])
+    for key, value in (options["competitors"][name].get("train") or {}).items():
+        both = isinstance(value, dict) and isinstance(train.get(key), dict)
+        train[key] = {**train[key], **value} if both else value
+    return train
+
+
+def training_options(options: dict[str, Any], name: str, total_iter: int, folder: str) -> dict[str, Any]:
+    """Return the content of the option file by which ``basicsr train`` trains one competitor.
+
+    Args:
+        options: a checked compare file.
+        name: of the competitor.
+        total_iter: iterations that the budget gives it.
+        folder: that its experiment is made in.
+    """
+    train = merged_train(options, name)
+    schedule = {"type": "CosineAnnealingRestartLR", "periods": [total_iter], "restart_weights": [1]}
+    schedule["eta_min"] = train.get("eta_min", 0.0)
+    logger = {**LOGGER, "save_checkpoint_freq": max(1, total_iter // CHECKPOINTS)}
+    return deepcopy(
+        {
+            "name": name,
+            "model_type": MODEL,
+            **{key: options[key] for key in SHARED if options.get(key) is not None},
+            "datasets": {phase: data for phase, data in options["datasets"].items() if phase == "train"},
+            "network_g": options["competitors"][name]["network_g"],
+            "path": {"experiments_root": folder},
+            "train": {
+                **{key: value for key, value in train.items() if key in TRAIN_KEYS},
+                "total_iter": total_iter,
+                "scheduler": schedule,
+            },
+            "logger": options.get("logger") or logger,
+        }
+    )
+
+
+def testing_options(options: dict[str, Any], network: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the content of the option file by which ``basicsr test`` would measure a network on the data sets."""
+    sets = {phase: dataset for phase, dataset in options["datasets"].items() if phase != "train"}
+    return deepcopy(
+        {
+            "name": options["name"],
+            "model_type": MODEL,
+            **{key: options[key] for key in SHARED if options.get(key) is not None},
+            "datasets": sets,
+            "network_g": network or {"type": "RestorMixer"},
+            "path": {},
+            "val": {"save_img": True, **options["val"]},
+        }
+    )
+
+
+def in_compare_file(options: dict[str, Any], name: str, path: tuple[str, ...]) -> tuple[str, ...]:
+    """Where a key of a competitor's own option file stands in the compare file."""
+    own = ("competitors", name)
+    if path[:1] == ("network_g",):
+        return (*own, *path)
+    if path[:1] == ("train",) and _holds(options["competitors"][name].get("train"), path[1:]):
+        return (*own, *path)
+    return path
+
+
+def _holds(section: Any, path: tuple[str, ...]) -> bool:
+    for key in path:
+        if not isinstance(section, dict) or key not in section:
+            return False
+        section = section[key]
+    return bool(path)
+
+
+def _shared_faults(options: dict[str, Any]) -> list[Fault]:
+    """What the checks of ``basicsr test`` and ``basicsr train`` find, under the keys of the compare file."""
+    faults = option_faults(testing_options(options), is_train=False)
+    for name in options["competitors"]:
+        if not is_trained(options, name):
+            continue
+        found = section_faults(CompareTrain, merged_train(options, name), ("train",))
+        if options["competitors"][name].get("network_g"):
+            found += option_faults(training_options(options, name, ANY_TOTAL, "."), is_train=True)
+        faults += [Fault(in_compare_file(options, name, fault.path), fault.text) for fault in found]
+    return faults
+
+
+def _own_faults(options: dict[str, Any]) -> list[Fault]:
+    faults = []
+    for name, competitor in options["competitors"].items():
+        faults += _competitor_faults(options, str(name), competitor)
+    budget = (options.get("train") or {}).get("budget")
+    if isinstance(budget, dict) and budget.keys() <= {"iterations", "minutes"} and len(budget) != 1:
+        faults.append(Fault(("train", "budget"), f"got {budget!r}, expected one of 'iterations' and 'minutes'"))
+    if options.get("train") is not None and not any(is_trained(options, name) for name in options["competitors"]):
+        faults.append(Fault(("train",), "every competitor has weights already: there is nothing to train"))
+    names: dict[str, str] = {}
+    for phase, dataset in options["datasets"].items():
+        name = str(dataset.get("name"))
+        if "/" in name or "\\" in name:
+            faults.append(Fault(("datasets", phase, "name"), f"got {name!r}, expected a name without / and \\"))
+        if phase != "train" and names.setdefault(name, phase) != phase:
+            text = f"{name!r} is the name of datasets.{names[name]} already; results are told by it"
+            faults.append(Fault(("datasets", phase, "name"), text))
+    if not any(str(phase).split("_")[0] in ("val", "test") for phase in options["datasets"]):
+        faults.append(Fault(("datasets",), "no data set to measure on, expected 'test', 'test_<n>' or 'val'"))
+    return faults
+
+
+def _competitor_faults(options: dict[str, Any], name: str, competitor: dict[str, Any]) -> list[Fault]:
+    at, faults = ("competitors", name), []
+    given = {key for key, value in competitor.items() if value is not None}
+    if any(mark in name for mark in "/\\") or name.startswith("."):
+        faults.append(Fault(at, "the name of a competitor names files, expected one without / and \\ or a first ."))
+    if "run" in given and given & {"network_g", "weights", "param_key"}:
+        faults.append(
+            Fault((*at, "run"), "stands for network_g, weights and param_key; expected the one or the others")
+        )
+    elif not given & {"network_g", "weights", "run"}:
+        faults.append(Fault(at, "expected network_g, weights, both, or run"))
+    elif not given & {"weights", "run"} and options.get("train") is None:
+        faults.append(Fault((*at, "weights"), "required key is missing, since the file has no section 'train'"))
+    if "checkpoint" in given and "run" not in given:
+        faults.append(Fault((*at, "checkpoint"), "chooses among the weights of a run, and 'run' is not given"))
+    if "param_key" in given and not {"weights", "network_g"} <= given:
+        faults.append(Fault((*at, "param_key"), "is for 'weights' of a 'network_g'"))
+    if "train" in given and not is_trained(options, name):
+        faults.append(Fault((*at, "train"), "is not trained here: it has weights, or the file has no section 'train'"))
+    for key in ("weights", "run"):
+        value = competitor.get(key)
+        if value and not Path(value).expanduser().exists():
+            faults.append(Fault((*at, key), f"{value!r} {locations.missing(value)}"))
+    return faults
+
+
+def name_faults_of(options: dict[str, Any], folder: str) -> list[Fault]:
+    """Check the types and arguments of networks, data sets, losses, metrics and the optimizer.
+
+    BasicSR and the plug-ins must be imported by now.
+    """
+    from restormixer_arch.basicsr_adapter.option_names import name_faults, network_faults
+
+    faults = name_faults(testing_options(options), is_train=False)
+    for name, competitor in options["competitors"].items():
+        if is_trained(options, name):
+            found = name_faults(training_options(options, name, ANY_TOTAL, folder), is_train=True)
+        elif competitor.get("network_g"):
+            found = network_faults(competitor["network_g"], ("network_g",))
+        else:
+            continue
+        faults += [Fault(in_compare_file(options, name, fault.path), fault.text) for fault in found]
+    return list(dict.fromkeys(faults))

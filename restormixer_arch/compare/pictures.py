@@ -1,0 +1,121 @@
+"""Restore the pictures of the data sets, measure them and write them down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from basicsr.data import build_dataset
+from basicsr.metrics import calculate_metric
+from basicsr.utils import tensor2img
+from torch import Tensor, nn
+
+from restormixer_arch.basicsr_adapter.loader_hooks import named_build_dataset
+from restormixer_arch.basicsr_adapter.run_hooks import Run
+from restormixer_arch.errors import UserError
+
+INPUT, TRUTH, RESTORED = "input", "truth", "restored"
+
+
+def measured(
+    options: dict[str, Any], folder: Path, name: str | None, network: nn.Module | None, device: torch.device
+) -> dict[str, list[dict[str, Any]]]:
+    """Restore, measure and write every picture.
+
+    Args:
+        options: for ``basicsr test``.
+        folder: pictures go to ``restored/<data set>/<name>/``, or to ``input/<data set>/`` and ``truth/<data set>/``.
+        name: of the competitor; None for the inputs themselves.
+        network: restores (1, C, H, W); None for the inputs themselves, which are enlarged where ``scale`` is above 1.
+        device: that the network is on.
+
+    Returns:
+        data set -> for each picture, sorted by name: ``name``, ``values`` by metric, and the path of what was written
+        relative to ``folder``: ``restored``, or ``input`` and ``truth``.
+
+    Raises:
+        UserError: a data set cannot be read, or a picture cannot be measured.
+    """
+    metrics, scale, results = options["val"]["metrics"], options.get("scale", 1), {}
+    for phase, dataset in _datasets(options):
+        where, rows = options["datasets"][phase]["name"], []
+        for picture, item in _items(dataset):
+            lq, gt = item["lq"][None], item.get("gt")
+            restored = _enlarged(lq, scale) if network is None else _restored(network, lq.to(device))
+            image = _image(restored.nan_to_num(0.0), options, phase)
+            truth = None if gt is None else _image(gt[None], options, phase)
+            if truth is not None and truth.shape != image.shape:
+                who = f"competitors.{name}" if name else f"datasets.{phase}"
+                raise UserError(f"{who}: restores {picture!r} to {image.shape}, the truth is {truth.shape}: see scale")
+            row: dict[str, Any] = {"name": picture}
+            if network is None:
+                row["input"] = _write(folder, f"{INPUT}/{where}/{picture}.png", image)
+                row["truth"] = None if truth is None else _write(folder, f"{TRUTH}/{where}/{picture}.png", truth)
+            else:
+                row["restored"] = _write(folder, f"{RESTORED}/{where}/{name}/{picture}.png", image)
+            whole = bool(torch.isfinite(restored).all())
+            row["values"] = {m: _value(m, metrics[m], image, truth, picture) if whole else np.nan for m in metrics}
+            rows.append(row)
+        results[where] = sorted(rows, key=lambda row: row["name"])  # a folder may be read in any order
+    return results
+
+
+def _datasets(options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    run = Run(options["name"], opt=options)  # names the section in which a data set was refused
+    for phase, section in options["datasets"].items():
+        section.update(phase="val", scale=options.get("scale", 1))
+        for key in ("dataroot_gt", "dataroot_lq"):
+            if section.get(key):
+                section[key] = str(Path(section[key]).expanduser())
+        yield phase, named_build_dataset(build_dataset, run)(section)
+
+
+def _items(dataset: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each picture under a name that no other of the data set has."""
+    seen: dict[str, int] = {}
+    for index in range(len(dataset)):
+        item = dataset[index]
+        stem = Path(item["lq_path"]).stem
+        seen[stem] = seen.get(stem, 0) + 1
+        yield (stem if seen[stem] == 1 else f"{stem}~{seen[stem]}"), item
+
+
+def _enlarged(lq: Tensor, scale: int) -> Tensor:
+    return lq if scale == 1 else F.interpolate(lq, scale_factor=scale, mode="bicubic", align_corners=False)
+
+
+def _restored(network: nn.Module, lq: Tensor) -> Tensor:
+    with torch.inference_mode():
+        output = network(lq)
+    if not isinstance(output, Tensor):
+        output = output[-1]  # of outputs at several scales, the full one comes last in BasicSR's family
+    return output.float().cpu()
+
+
+def _image(picture: Tensor, options: dict[str, Any], phase: str) -> np.ndarray:
+    """Return uint8 BGR (H, W, C), or (H, W) of gray ones, as BasicSR's models write and measure them."""
+    section = options["datasets"][phase]
+    if section.get("mean") is not None:
+        raise UserError(f"datasets.{phase}.mean: pictures are compared in [0, 1], without mean and std")
+    return tensor2img([picture])
+
+
+def _value(name: str, metric: dict[str, Any], image: np.ndarray, truth: np.ndarray | None, picture: str) -> float:
+    data = {"img": image} if truth is None else {"img": image, "img2": truth}
+    try:
+        return float(calculate_metric(data, metric))
+    except (ValueError, RuntimeError, np.linalg.LinAlgError) as error:  # UserError is a ValueError
+        raise UserError(f"val.metrics.{name}: cannot measure {picture!r} {image.shape[:2]}: {error}") from error
+
+
+def _write(folder: Path, relative: str, image: np.ndarray) -> str:
+    place = folder / relative
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(place), image):
+        raise UserError(f"{place}: cannot be written")
+    return relative

@@ -1,0 +1,121 @@
+"""``report.html``: a comparison to look at, in one file that needs no network.
+
+``python -m restormixer_arch.compare.report FOLDER`` makes it once more from the ``results.json`` of a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from restormixer_arch.basicsr_adapter.output import complain, say
+from restormixer_arch.compare import results, tables
+from restormixer_arch.compare.results import Comparison
+from restormixer_arch.errors import UserError
+
+FILE = "report.html"
+NEEDED = ("jinja2", "plotly")
+INSTALL = "pip install jinja2 plotly"
+
+
+def write_report(comparison: Comparison, folder: Path) -> Path:
+    """Write ``report.html`` under another name first.
+
+    Args:
+        comparison: what was measured.
+        folder: that its pictures lie in, and that the report goes to.
+
+    Returns:
+        The place of the report.
+
+    Raises:
+        UserError: a picture cannot be read, the folder cannot be written to, or a library is not installed.
+    """
+    require_libraries()
+    partial, place = folder / f".{FILE}", folder / FILE
+    text = render(comparison, folder)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        return partial.replace(place)
+    except OSError as error:
+        raise UserError(f"{place}: cannot be written: {error.strerror}") from error
+
+
+def require_libraries() -> None:
+    """Check that a report can be made, before anything is measured.
+
+    Raises:
+        UserError: jinja2 or plotly is not installed.
+    """
+    for package in NEEDED:
+        if find_spec(package) is None:
+            raise UserError(f"{FILE} needs {package}, which is not installed. Run: {INSTALL}")
+
+
+def render(comparison: Comparison, folder: Path) -> str:
+    """Return the page as text; jinja2 and plotly must be installed."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from restormixer_arch.compare import report_pictures, report_plots, report_table
+
+    environment = Environment(
+        loader=PackageLoader("restormixer_arch.compare"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2")
+    return page.render(
+        comparison=comparison,
+        columns=report_table.columns(comparison),
+        names=[tables.INPUT, *(competitor.name for competitor in comparison.competitors)],
+        plots={dataset.name: report_plots.plots(comparison, dataset) for dataset in comparison.datasets},
+        plotly=report_plots.library(),
+        galleries=report_pictures.galleries(comparison, folder),
+        zoom=report_pictures.ZOOM,
+        error_colours=report_pictures.error_colours(),
+        facts=list(facts(comparison.machine)),
+    )
+
+
+def facts(machine: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what is known of the machine as (name, text); the versions as one."""
+    for name, value in machine.items():
+        text = ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else str(value)
+        yield name.replace("_", " "), text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the report of a folder once more; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m restormixer_arch.compare.report", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of basicsr compare, with a results.json")
+    folder = parser.parse_args(arguments).folder
+    try:
+        say(str(write_report(_comparison(folder), folder)))
+    except UserError as error:
+        complain(str(error))
+        return 2
+    return 0
+
+
+def _comparison(folder: Path) -> Comparison:
+    place = folder / results.FILE
+    try:
+        return results.read(folder)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{place}: {where}: {first['msg']}, expected results of basicsr compare") from error
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

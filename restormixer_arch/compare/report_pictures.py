@@ -1,0 +1,242 @@
+"""The pictures of ``report.html``: which ones are shown, their error maps, and how they are put into the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image
+
+from restormixer_arch.compare.report_table import show_metric
+from restormixer_arch.compare.results import Comparison, DataSet, Picture
+from restormixer_arch.compare.tables import INPUT
+from restormixer_arch.errors import UserError
+
+TRUTH = "truth"
+EACH = 6  # worst pictures of a data set, and as many best ones
+SIDE = 800  # the longest side of a picture in the page, in pixels
+CHARACTERS = 24_000_000  # that all pictures of a page may take, unless one alone takes more
+ERROR_COLOURS, LEVELS = "inferno", 64
+ZOOM = 3.0
+PERCENTILE = 99.5  # of the errors has the brightest colour
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture in the page: the input, what a competitor made of it, or the truth.
+
+    Attributes:
+        name: whose it is.
+        source, error: data URIs of the picture and of its error map, None without a truth and for the truth.
+        values: (metric, value) as text.
+    """
+
+    name: str
+    source: str
+    error: str | None
+    values: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture of a data set with all its tiles.
+
+    Attributes:
+        name: of the picture.
+        lead: how far the first competitor is ahead, in words.
+        size: (width, height) of the tiles in pixels.
+        scale: of the tiles to the original, at most 1.
+        brightest: the error, of a range of 1, that has the brightest colour; None without a truth.
+        corner: upper left corner of the part to look at first, in parts of width and height.
+        tiles: input, competitors, truth.
+    """
+
+    name: str
+    lead: str
+    size: tuple[int, int]
+    scale: float
+    brightest: float | None
+    corner: tuple[float, float]
+    tiles: list[Tile]
+
+    @property
+    def characters(self) -> int:
+        return sum(len(tile.source) + len(tile.error or "") for tile in self.tiles)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Those pictures of a data set that are shown: worst ones first, and best ones first."""
+
+    dataset: DataSet
+    worst: list[Shown]
+    best: list[Shown]
+
+
+def galleries(comparison: Comparison, folder: Path) -> list[Gallery]:
+    """Choose and read the pictures; the worst and the best of each data set in turn, while there is room.
+
+    Raises:
+        UserError: a picture cannot be read.
+    """
+    made = [Gallery(dataset, [], []) for dataset in comparison.datasets]
+    queue = zip_longest(*(_in_turn(gallery, *extremes(comparison, gallery.dataset)) for gallery in made))
+    characters = 0
+    for place, picture in filter(None, chain.from_iterable(queue)):
+        shown = read(comparison, picture, folder)
+        characters += shown.characters
+        if CHARACTERS < characters != shown.characters:  # the first one is shown in any case
+            break
+        place.append(shown)
+    return made
+
+
+def _in_turn(gallery: Gallery, worst: list[Picture], best: list[Picture]) -> Iterator[tuple[list[Shown], Picture]]:
+    """Yield the list that a picture goes to, and the picture."""
+    for bad, good in zip_longest(worst, best):
+        yield gallery.worst, bad
+        if good is not None:
+            yield gallery.best, good
+
+
+def extremes(comparison: Comparison, dataset: DataSet) -> tuple[list[Picture], list[Picture]]:
+    """Return the pictures where the first competitor is furthest behind, and those where it is furthest ahead.
+
+    What counts is its lead by the first metric over the best of the others, or over the input where it is alone.
+    With few pictures each is in one of both lists.
+    """
+
+    def key(picture: Picture) -> float:
+        lead = lead_of(comparison, picture)[0]
+        return 0.0 if math.isnan(lead) else lead
+
+    ordered = sorted(dataset.pictures, key=key)
+    worst = min(EACH, (len(ordered) + 1) // 2)
+    best = min(EACH, len(ordered) // 2)
+    return ordered[:worst], ordered[::-1][:best]
+
+
+def lead_of(comparison: Comparison, picture: Picture) -> tuple[float, str, float]:
+    """Return by how much the first competitor is better than the best of the others, that one's name and value."""
+    name, metric = next(iter(comparison.metrics.items()))
+    sign = 1 if metric.better == "higher" else -1
+    first, *others = comparison.competitors
+    rivals = {other.name: picture.values[name][other.name] for other in others} or {INPUT: picture.input_values[name]}
+    known = {rival: value for rival, value in rivals.items() if not math.isnan(value)} or rivals
+    rival = max(known, key=lambda rival: sign * known[rival])
+    own, value = picture.values[name][first.name], known[rival]
+    return (0.0 if own == value else sign * (own - value)), rival, value  # as equal, if both are infinite
+
+
+def read(comparison: Comparison, picture: Picture, folder: Path) -> Shown:
+    """Read the pictures of all competitors and make their error maps.
+
+    Raises:
+        UserError: one cannot be read, or has another size than the others.
+    """
+    names = [competitor.name for competitor in comparison.competitors]
+    truth = None if picture.truth is None else _read(folder / picture.truth)
+    images = []
+    for place in (picture.input, *(picture.restored[name] for name in names)):
+        images.append(_read(folder / place))
+        expected = images[0] if truth is None else truth
+        if images[-1].shape != expected.shape:
+            raise UserError(
+                f"{folder / place}: has {_pixels(images[-1])}, "
+                f"expected {_pixels(expected)} as the other pictures of {picture.name!r}"
+            )
+    size, scale = _size(images[0])
+    errors = [None] * len(images) if truth is None else [_error(image, truth) for image in images]
+    brightest = None if truth is None else max(1 / 255, float(np.percentile(errors[1:], PERCENTILE)))
+    maps = [None if error is None else _encoded(_coloured(_resized(error, size), brightest)) for error in errors]
+    rows = [list(_values(comparison, picture, name)) for name in (None, *names)]
+    sources = [_encoded(_resized(image, size)) for image in images]
+    tiles = [Tile(*parts) for parts in zip((INPUT, *names), sources, maps, rows, strict=True)]
+    if truth is not None:
+        tiles.append(Tile(TRUTH, _encoded(_resized(truth, size)), None, []))
+    corner = _where_they_differ(images[1:] if len(names) > 1 else images)
+    return Shown(picture.name, _lead_in_words(comparison, picture), size, scale, brightest, corner, tiles)
+
+
+def error_colours(count: int = 9) -> list[str]:
+    """Return colours of the error maps, from no error to the brightest one, as CSS."""
+    return [
+        "#" + colour[:3].tobytes().hex() for colour in colormaps[ERROR_COLOURS](np.linspace(0, 1, count), bytes=True)
+    ]
+
+
+def _read(path: Path) -> np.ndarray:
+    """Return uint8 RGB (H, W, 3)."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise UserError(f"{path}: this picture of the comparison cannot be read: {error}") from error
+
+
+def _error(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return the mean of |image - truth| over the channels, (H, W), of a range of 1."""
+    return np.abs(image.astype(np.float32) - truth.astype(np.float32)).mean(axis=2) / 255
+
+
+def _coloured(error: np.ndarray, brightest: float) -> np.ndarray:
+    """Return uint8 RGB (H, W, 3); few colours, which take little room."""
+    levels = np.clip(error / brightest * (LEVELS - 1), 0, LEVELS - 1).round() / (LEVELS - 1)
+    return colormaps[ERROR_COLOURS](levels, bytes=True)[..., :3]
+
+
+def _where_they_differ(images: list[np.ndarray]) -> tuple[float, float]:
+    """Return the corner of the part, as large as the zoom box, in which pictures differ most."""
+    spread = np.ptp([image.sum(axis=2, dtype=np.int32) for image in images], axis=0).astype(np.int64)  # (H, W)
+    height, width = (max(1, round(side / ZOOM)) for side in spread.shape)
+    total = np.pad(spread.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    boxes = total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]
+    top, left = np.unravel_index(boxes.argmax(), boxes.shape)
+    return float(left / spread.shape[1]), float(top / spread.shape[0])
+
+
+def _size(image: np.ndarray) -> tuple[tuple[int, int], float]:
+    height, width = image.shape[:2]
+    scale = min(1.0, SIDE / max(width, height))
+    return (max(1, round(width * scale)), max(1, round(height * scale))), scale
+
+
+def _resized(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return (H, W, 3) or (H, W) with that (width, height): means of the pixels."""
+    picture = Image.fromarray(array)
+    return array if picture.size == size else np.asarray(picture.resize(size, Image.Resampling.BOX))
+
+
+def _encoded(image: np.ndarray) -> str:
+    """Return a data URI of lossless WebP."""
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "WEBP", lossless=True, method=2)  # higher ones take four times as long for 2%
+    return "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode("ascii")
+
+
+def _values(comparison: Comparison, picture: Picture, name: str | None) -> Iterator[tuple[str, str]]:
+    """Yield each metric and its value as text, of a competitor or, without a name, of the input."""
+    for metric, measure in comparison.metrics.items():
+        value = picture.input_values[metric] if name is None else picture.values[metric][name]
+        yield metric, show_metric(measure, value)
+
+
+def _lead_in_words(comparison: Comparison, picture: Picture) -> str:
+    name, metric = next(iter(comparison.metrics.items()))
+    first, (lead, rival, value) = comparison.competitors[0].name, lead_of(comparison, picture)
+    values = f"{name} {show_metric(metric, picture.values[name][first])} against {show_metric(metric, value)}"
+    relation = (
+        "ahead of" if lead > 0 else "behind" if lead < 0 else "level with" if lead == 0 else "not comparable with"
+    )
+    return f"{first} {relation} {rival}: {values}"
+
+
+def _pixels(image: np.ndarray) -> str:
+    return f"{image.shape[1]} x {image.shape[0]} pixels"

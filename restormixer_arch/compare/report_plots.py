@@ -1,0 +1,118 @@
+"""The plots of ``report.html``, made with plotly: a metric against latency and against parameters."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from restormixer_arch.compare.report_table import show_metric, show_parameters, show_time, with_unit
+from restormixer_arch.compare.results import Comparison, Competitor, DataSet
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An axis of a plot.
+
+    Attributes:
+        name: of what it shows.
+        title: the same with its unit.
+        value: of a competitor.
+        show: makes text of a value.
+        factor: of the unit.
+    """
+
+    name: str
+    title: str
+    value: Callable[[Competitor], float]
+    show: Callable[[float], str]
+    factor: float
+
+
+LATENCY = Cost("latency", "latency in ms, less is better", lambda c: c.latency.median, show_time, 1e3)
+PARAMETERS = Cost("parameters", "parameters in millions, less is better", lambda c: c.parameters, show_parameters, 1e-6)
+# Okabe and Ito, "Color Universal Design" (2008): told apart by colour-blind eyes; without its black and yellow.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+NEUTRAL = "#808080"
+ROOM = 0.3  # at both ends of an axis, in parts of its length, for names
+LOGARITHMIC = 3  # is an axis from this ratio of its values on
+NAME = 20  # characters of a name in a plot; the whole of it is told when pointed at
+CONFIG = {"displayModeBar": False}
+
+
+def library() -> str:
+    """Return the source of plotly.js, which the plots need once in a page."""
+    return get_plotlyjs()
+
+
+def plots(comparison: Comparison, dataset: DataSet) -> list[str]:
+    """Return the HTML of both plots of a data set, without plotly.js; the metric is the first one."""
+    return [_plot(comparison, dataset, cost) for cost in (LATENCY, PARAMETERS)]
+
+
+def _plot(comparison: Comparison, dataset: DataSet, cost: Cost) -> str:
+    name, metric = next(iter(comparison.metrics.items()))
+    means = {c.name: dataset.mean(name, c.name) for c in comparison.competitors}
+    shown = [c for c in comparison.competitors if math.isfinite(means[c.name]) and cost.value(c) > 0]
+    figure = go.Figure()
+    for index, competitor in enumerate(sorted(shown, key=lambda competitor: means[competitor.name])):
+        mean, middle = means[competitor.name], cost.value(competitor)
+        label, colour = _text(competitor.name), _colour(comparison, competitor)
+        told = f"{_text(name)} {show_metric(metric, mean)}<br>{cost.name} {cost.show(middle)}"
+        trace = go.Scatter(x=[middle * cost.factor], y=[mean], mode="markers+text", name=label)
+        side = "bottom" if index % 2 else "top"  # names at nearly the same height keep apart
+        trace.update(text=[_text(_short(competitor.name))], textposition=f"{side} center")
+        trace.update(cliponaxis=False, showlegend=False)
+        trace.update(marker={"size": 14, "color": colour}, hoverinfo="text", hovertext=[f"<b>{label}</b><br>{told}"])
+        if cost is LATENCY:
+            high, low = competitor.latency.high - middle, middle - competitor.latency.low
+            trace.update(error_x={"array": [high * cost.factor], "arrayminus": [low * cost.factor], "color": colour})
+        figure.add_trace(trace)
+    grid = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False, "automargin": True}
+    y_title = _text(f"{with_unit(name, metric)}, {metric.better} is better")
+    figure.update_layout(
+        template="none",
+        height=360,
+        margin={"l": 56, "r": 16, "t": 12, "b": 48},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "size": 13, "color": NEUTRAL},
+        xaxis={"title": {"text": cost.title}, **grid, **_axis([cost.value(c) * cost.factor for c in shown])},
+        yaxis={"title": {"text": y_title}, **grid, "range": _padded([means[c.name] for c in shown])},
+    )
+    return figure.to_html(full_html=False, include_plotlyjs=False, config=CONFIG)
+
+
+def _axis(values: list[float]) -> dict[str, object]:
+    """An axis so wide that names fit: logarithmic with round numbers, where values differ much."""
+    if not values or max(values) < LOGARITHMIC * min(values):
+        return {"range": _padded(values)}
+    low, high = _padded([math.log10(value) for value in values])
+    digits = (1, 2, 5) if high - low > 1 else (1, 1.5, 2, 3, 5, 7)
+    ticks = [digit * 10.0**power for power in range(math.floor(low), math.ceil(high)) for digit in digits]
+    return {"type": "log", "range": [low, high], "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+
+
+def _padded(values: list[float]) -> list[float] | None:
+    if not values:
+        return None
+    low, high = min(values), max(values)
+    room = ROOM * (high - low) or max(abs(high) * ROOM, 0.1)
+    return [low - room, high + room]
+
+
+def _colour(comparison: Comparison, competitor: Competitor) -> str:
+    return COLOURS[comparison.competitors.index(competitor) % len(COLOURS)]
+
+
+def _text(text: str) -> str:
+    """Return text for plotly, which takes its texts for HTML with few entities."""
+    return html.escape(text, quote=False)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= NAME else name[: NAME - 1] + "…"

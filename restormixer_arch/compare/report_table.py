@@ -1,0 +1,177 @@
+"""The table of ``report.html``: columns that explain themselves, and cells that hold both text and value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric
+from restormixer_arch.compare.tables import TWO_DIGITS
+
+UNITS = {"psnr": "dB"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value of the table.
+
+    Attributes:
+        text: as it is shown.
+        value: to sort by, None where there is none.
+        best: whether it is shown like the best of its column.
+        note: what stands below it in small print.
+    """
+
+    text: str = ""
+    value: float | None = None
+    best: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table.
+
+    Attributes:
+        title: its head.
+        tip: explains it in a sentence or two.
+        better: which way is better, None where neither is.
+        cells: one of the inputs, and one of each competitor.
+    """
+
+    title: str
+    tip: str
+    better: str | None
+    cells: list[Cell]
+
+
+def columns(comparison: Comparison) -> list[Column]:
+    """Return the columns: each metric of each data set, then the costs."""
+    return [*_quality(comparison), *_costs(comparison)]
+
+
+def show_metric(metric: Metric, value: float) -> str:
+    """Return a value of a metric as text."""
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    digits = 2 if any(name in metric.type for name in TWO_DIGITS) else 4
+    return "not a number" if math.isnan(value) else _minus(f"{value:.{digits}f}")
+
+
+def show_difference(metric: Metric, difference: Difference) -> str:
+    """Return a paired difference as ``+0.12 (+0.05 to +0.19)``, the interval where there is one."""
+    mean, low, high = difference.mean, difference.low, difference.high
+    if low is None or high is None:
+        return show_signed(metric, mean)
+    return f"{show_signed(metric, mean)} ({show_signed(metric, low)} to {show_signed(metric, high)})"
+
+
+def show_signed(metric: Metric, value: float) -> str:
+    """Return a value of a metric as text, with a plus where it is positive."""
+    return ("+" if value > 0 else "") + show_metric(metric, value)
+
+
+def with_unit(name: str, metric: Metric) -> str:
+    """Return the name of a metric, with its unit where it has one."""
+    units = [unit for part, unit in UNITS.items() if part in metric.type]
+    return f"{name} ({units[0]})" if units else name
+
+
+def show_parameters(count: float) -> str:
+    return f"{count / 1e6:.3f} M"
+
+
+def show_time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
+
+
+def _quality(comparison: Comparison) -> Iterator[Column]:
+    first = comparison.competitors[0].name
+    for dataset in comparison.datasets:
+        for name, metric in comparison.metrics.items():
+            several = len(comparison.datasets) > 1
+            tip = (
+                f"Mean of {name} over the {len(dataset.pictures)} pictures of {dataset.name}; "
+                f"{metric.better} is better. Below it in small print: the difference to {first} on the same pictures, "
+                "its mean and 95% interval (Student's t over the pictures)."
+            )
+            title = f"{dataset.name} {with_unit(name, metric)}" if several else with_unit(name, metric)
+            yield Column(title, tip, metric.better, _quality_cells(comparison, dataset, name))
+
+
+def _quality_cells(comparison: Comparison, dataset: DataSet, name: str) -> list[Cell]:
+    metric, difference = comparison.metrics[name], dataset.difference.get(name, {})
+    values = [dataset.mean(name, competitor.name) for competitor in comparison.competitors]
+    notes = [
+        show_difference(metric, difference[competitor.name]) if competitor.name in difference else ""
+        for competitor in comparison.competitors
+    ]
+    mean = dataset.input_mean(name)
+    return [Cell(show_metric(metric, mean), mean), *_cells(values, partial(show_metric, metric), metric.better, notes)]
+
+
+def _costs(comparison: Comparison) -> Iterator[Column]:
+    everybody, size = comparison.competitors, f"{comparison.size} × {comparison.size}"
+    runs = everybody[0].latency.runs
+
+    def column(
+        title: str,
+        tip: str,
+        value: Callable[[Competitor], float | None],
+        show: Callable[[float], str],
+        better: str | None = "lower",
+        note: Callable[[Competitor], str] = lambda competitor: "",
+    ) -> Column:
+        cells = _cells([value(c) for c in everybody], show, better, [note(c) for c in everybody])
+        return Column(title, tip, better, [Cell(), *cells])
+
+    yield column("Parameters", "Numbers that the network has learned.", lambda c: c.parameters, show_parameters)
+    tip = f"Thousand millions of multiply-adds in one pass of a {size} picture: scans and attention included, "
+    tip += "BatchNorm folded."
+    yield column("GMAC", tip, lambda c: c.macs, _giga)
+    if any(c.thop_macs is not None for c in everybody):
+        tip = "The same as the counter thop prints it, which sees only some kinds of layers, and BatchNorm as a layer "
+        tip += "of its own. Here for comparison with tables that were made with it."
+        yield column("thop's GMAC", tip, lambda c: c.thop_macs, _giga, None)
+    tip = f"Time of restoring one {size} picture: median of {runs} runs, in turn with the other competitors. "
+    tip += "Below it in small print: the middle half of the runs."
+    yield column("Latency", tip, lambda c: c.latency.median, show_time, note=_quartiles)
+    if any(c.peak_bytes is not None for c in everybody):
+        tip = f"The most memory of a process that does nothing but load the network and restore one {size} picture."
+        yield column("Peak memory", tip, lambda c: c.peak_bytes, lambda count: f"{count / 2**20:.0f} MiB")
+    if any(c.training for c in everybody):
+        tip = "Time of its training in this comparison, that of starting the process included; empty where the "
+        tip += "weights came from elsewhere. Below it in small print: steps × crops of one step."
+        yield column("Training", tip, lambda c: c.training and c.training.seconds, _minutes, None, _steps)
+
+
+def _cells(
+    values: list[float | None], show: Callable[[float], str], better: str | None, notes: list[str]
+) -> list[Cell]:
+    """Make cells; all that look like the best one are marked, where there are several to choose from."""
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    best = show((max if better == "higher" else min)(known)) if better and len(known) > 1 else None
+    texts = ["" if value is None else show(value) for value in values]
+    return [Cell(text, value, text == best, note) for text, value, note in zip(texts, values, notes, strict=True)]
+
+
+def _quartiles(competitor: Competitor) -> str:
+    return f"{show_time(competitor.latency.low)} to {show_time(competitor.latency.high)}"
+
+
+def _steps(competitor: Competitor) -> str:
+    return f"{competitor.training.iterations} × {competitor.training.batch_size}" if competitor.training else ""
+
+
+def _giga(count: float) -> str:
+    return f"{count / 1e9:.2f}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")

@@ -1,0 +1,137 @@
+"""A whole comparison: train, restore, measure, and put the results together."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from restormixer_arch.basicsr_adapter.output import note
+from restormixer_arch.basicsr_adapter.threads import cores
+from restormixer_arch.benchmark.processes import in_process
+from restormixer_arch.benchmark.suite import machine
+from restormixer_arch.compare.networks import Entry, build, entry_of_run
+from restormixer_arch.compare.options import is_trained, testing_options
+from restormixer_arch.compare.results import Comparison, Competitor, Metric, Training
+from restormixer_arch.compare.statistics import joined
+from restormixer_arch.compare.training import JOBS, train_all, weights_of
+from restormixer_arch.errors import UserError
+
+
+def compare(options: dict[str, Any], *, resume: bool) -> tuple[Comparison, Path]:
+    """Compare by a checked file; BasicSR and the plug-ins are imported.
+
+    Args:
+        options: as :func:`.options.read_compare_file` returns them.
+        resume: go on in the folder of an earlier run, else that one is put aside.
+
+    Returns:
+        The results, and the folder that the pictures are in.
+
+    Raises:
+        UserError: weights, data or a training make a part of it impossible.
+        Ended: a signal has ended a training.
+    """
+    folder = Path(options["path"]["results_root"] or "results").expanduser() / options["name"]
+    threads = options.get("num_threads") or int(os.environ.get("OMP_NUM_THREADS", cores()))
+    earlier = [_earlier(options, name) for name in options["competitors"]]
+    for entry in filter(None, earlier):
+        build(entry)  # weights that do not fit are told before anything is trained
+    if folder.exists() and not resume:
+        _put_aside(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = train_all(options, folder, threads) if options.get("train") else {}
+    names = options["competitors"]
+    entries = [entry or _trained(options, name, folder) for name, entry in zip(names, earlier, strict=True)]
+    return measure(options, entries, trained, folder, threads), folder
+
+
+def _earlier(options: dict[str, Any], name: str) -> Entry | None:
+    """Return a competitor whose weights are there already, else None."""
+    if is_trained(options, name):
+        return None
+    given = options["competitors"][name]
+    multiple = given.get("multiple_of")
+    try:
+        if given.get("run"):
+            return entry_of_run(name, given["run"], given.get("checkpoint"), multiple)
+    except UserError as error:
+        raise UserError(f"competitors.{name}.run: {error}") from error
+    weights = str(Path(given["weights"]).expanduser())
+    return Entry(name, given.get("network_g"), weights, given.get("param_key"), multiple)
+
+
+def _trained(options: dict[str, Any], name: str, folder: Path) -> Entry:
+    given = options["competitors"][name]
+    return Entry(name, given["network_g"], str(weights_of(name, folder)), None, given.get("multiple_of"))
+
+
+def _put_aside(folder: Path) -> None:
+    """Rename the folder of an earlier run, as BasicSR does for its own."""
+    aside = folder.with_name(f"{folder.name}_archived_{time.strftime('%Y%m%d_%H%M%S')}")
+    folder.rename(aside)
+    note(f"{folder} is there already and becomes {aside}; --auto_resume would go on in it")
+
+
+def measure(
+    options: dict[str, Any], entries: list[Entry], trained: dict[str, Training], folder: Path, threads: int
+) -> Comparison:
+    """Restore all pictures by all competitors, and measure their costs, each job in a process of its own."""
+    size, rounds = options["measure"]["size"], options["measure"]["rounds"]
+    whole = {entry.name: entry.as_job() for entry in entries}
+    pictures = {"options": testing_options(options), "folder": str(folder)}
+    restoring = {"size": size, **pictures, "device": restoring_device(options)}
+    jobs = [("inputs", "the inputs", pictures)]
+    jobs += [("restored", name, {"entry": entry, **restoring}) for name, entry in whole.items()]
+    jobs.append(("costs", "costs", {"entries": list(whole.values()), "size": size, "rounds": rounds}))
+    inputs, *restored, costs = (
+        in_process(JOBS, {"kind": kind, "threads": threads, "arguments": arguments}, f"compare: {label}")
+        for kind, label, arguments in tqdm(jobs, desc="measuring", unit="job", disable=not sys.stderr.isatty())
+    )
+    restored = dict(zip(whole, restored, strict=True))
+    competitors = [
+        Competitor(
+            name=entry.name,
+            weights=entry.weights,
+            training=trained.get(entry.name),
+            **costs[entry.name],
+            peak_bytes=restored[entry.name]["peak_bytes"],
+        )
+        for entry in entries
+    ]
+    return Comparison(
+        name=options["name"],
+        machine=machine(threads),
+        size=size,
+        budget=budget_in_words(options) if trained else None,
+        metrics={name: _metric(section) for name, section in options["val"]["metrics"].items()},
+        competitors=competitors,
+        datasets=joined(inputs, {name: found["pictures"] for name, found in restored.items()}),
+    )
+
+
+def restoring_device(options: dict[str, Any]) -> str:
+    """The device that pictures are restored on; costs are always measured on the CPU."""
+    if options.get("device"):
+        return options["device"]
+    return "cuda" if options["num_gpu"] and torch.cuda.is_available() else "cpu"
+
+
+def budget_in_words(options: dict[str, Any]) -> str:
+    budget = options["train"]["budget"]
+    return f"{budget['iterations']} iterations" if "iterations" in budget else f"{budget['minutes']:g} minutes"
+
+
+def _metric(section: dict[str, Any]) -> Metric:
+    arguments = {key: value for key, value in section.items() if key not in ("type", "better")}
+    return Metric(type=section["type"], arguments=arguments, better=better(section))
+
+
+def better(section: dict[str, Any]) -> str:
+    """Which way a metric is better, where its section does not say so: lower for NIQE, higher for the others."""
+    return section.get("better") or ("lower" if section["type"] == "calculate_niqe" else "higher")

@@ -1,0 +1,87 @@
+"""What an option file of ``basicsr compare`` may hold."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, create_model
+
+from restormixer_arch.basicsr_adapter.option_schema import (
+    Count,
+    Logger,
+    Positive,
+    Rate,
+    RestorMixerTrain,
+    Section,
+    Typed,
+)
+from restormixer_arch.basicsr_adapter.option_val import Metric
+
+
+class Budget(Section):
+    """What every competitor may use; one of the two."""
+
+    iterations: Positive | None = Field(default=None, description="the same iterations for all")
+    minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="the same wall-clock for all"
+    )
+
+
+# Those of the option files of 'basicsr train', without what follows from the budget.
+FROM_BUDGET = ("total_iter", "scheduler", "progressive")
+TRAIN_KEYS = {name: field for name, field in RestorMixerTrain.model_fields.items() if name not in FROM_BUDGET}
+TrainKeys: type[BaseModel] = create_model(
+    "TrainKeys", __base__=Section, **{name: (field.annotation, field) for name, field in TRAIN_KEYS.items()}
+)
+
+
+class CompareTrain(TrainKeys):
+    """How every competitor is trained: by RestorMixerModel, with one cosine of the learning rate over the budget."""
+
+    budget: Budget = Field(description="'iterations: N' or 'minutes: N'")
+    eta_min: Rate = Field(default=0.0, description="the learning rate at the end")
+
+
+class CompetitorKeys(Section):
+    """A network with its weights, a network to train, weights that tell their network, or a previous run."""
+
+    network_g: Typed | None = Field(default=None, description="type and arguments of the network")
+    weights: str | None = Field(default=None, description="file of weights; it is not trained any further")
+    param_key: str | None = Field(default=None, description="entry of the file of weights, such as params_ema")
+    run: str | None = Field(default=None, description="folder of a previous training, such as experiments/NAME")
+    checkpoint: Literal["newest", "best"] | None = Field(default=None, description="which weights of the run")
+    train: dict[str, Any] | None = Field(default=None, description="what differs from the common section 'train'")
+    multiple_of: Positive | None = Field(default=None, description="pad pictures to a multiple of this")
+
+
+class CompareVal(Section):
+    metrics: Annotated[dict[str, Metric], Field(min_length=1)] = Field(description="what is measured")
+
+
+class Measure(Section):
+    """How latency, memory and operations are measured."""
+
+    size: Positive = Field(default=256, description="side of the square picture")
+    rounds: Positive = Field(default=7, description="runs of each network, in turn")
+
+
+class ComparePath(Section):
+    results_root: str | None = None
+
+
+class CompareFile(Section):
+    name: Annotated[str, Field(pattern=r"^[^/\\]+$")] = Field(description="the comparison, names its folder")
+    num_gpu: Count | Literal["auto"] = Field(description="0 for the CPU, a count of GPUs, or auto")
+    scale: Positive = Field(default=1, description="1 where images keep their size")
+    manual_seed: Count = 0
+    device: Literal["cpu", "cuda", "mps"] | None = None
+    num_threads: Positive | None = None
+    competitors: Annotated[dict[str, CompetitorKeys], Field(min_length=1)] = Field(
+        description="name -> the network, its weights or its run; differences are to the first one"
+    )
+    datasets: dict[str, dict[str, Any]] = Field(description="train, and val, test or test_<n>, to measure on")
+    train: dict[str, Any] | None = None
+    val: CompareVal = Field(description="metrics")
+    measure: Measure = Measure()
+    logger: Logger | None = None
+    path: ComparePath = ComparePath()

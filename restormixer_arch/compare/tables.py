@@ -1,0 +1,207 @@
+"""The tables of a comparison: Markdown to read, CSV in full precision."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric
+
+INPUT = "input"
+TWO_DIGITS = ("psnr", "niqe")  # the others, such as SSIM, lie in [0, 1] and are shown with four
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the Markdown table.
+
+    Attributes:
+        title: its head.
+        values: of each competitor, None where there is none.
+        show: makes text of a value.
+        best: picks the best value, which is set in bold; None where none is best.
+        input: the value of the inputs.
+    """
+
+    title: str
+    values: list[float | None]
+    show: Callable[[float], str]
+    best: Callable[[list[float]], float] | None = None
+    input: float | None = None
+
+    def cells(self) -> list[str]:
+        """Text for the inputs and for each competitor; all that look like the best are bold."""
+        texts = [self._text(value) for value in self.values]
+        known = [value for value in self.values if value is not None and not math.isnan(value)]
+        if self.best and len(known) > 1:
+            best = self.show(self.best(known))
+            texts = [f"**{text}**" if text == best else text for text in texts]
+        return [self._text(self.input), *texts]
+
+    def _text(self, value: float | None) -> str:
+        return "" if value is None else self.show(value)
+
+
+def write(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write ``table.md`` and ``table.csv``, each under another name first; return their places."""
+    places = []
+    for name, text in (("table.md", markdown(comparison)), ("table.csv", comma_separated(comparison))):
+        partial = folder / f".{name}"
+        partial.write_text(text, encoding="utf-8")
+        places.append(partial.replace(folder / name))
+    return places
+
+
+def markdown(comparison: Comparison) -> str:
+    """Return the means and costs of all competitors, and their differences to the first one, in Markdown."""
+    columns = [*_quality(comparison), *_costs(comparison)]
+    names = [INPUT, *(_escaped(competitor.name) for competitor in comparison.competitors)]
+    rows = zip(names, *(column.cells() for column in columns), strict=True)
+    parts = [_heading(comparison), _table(["", *(column.title for column in columns)], rows), _notes(comparison)]
+    if len(comparison.competitors) > 1:
+        parts += [_difference_title(comparison), _table(["", *_quality_titles(comparison)], _differences(comparison))]
+    return "\n\n".join(parts) + "\n"
+
+
+def comma_separated(comparison: Comparison) -> str:
+    """Return a row for the inputs and one for each competitor, in SI units and full precision."""
+    cells = [{"competitor": INPUT}, *map(_cost_cells, comparison.competitors)]
+    for dataset, metric in _measures(comparison):
+        title, difference = _title(dataset, metric), dataset.difference.get(metric, {})
+        cells[0][title] = dataset.input_mean(metric)
+        for competitor, row in zip(comparison.competitors, cells[1:], strict=True):
+            row[title] = dataset.mean(metric, competitor.name)
+            found = difference.get(competitor.name)
+            parts = {"difference": None, "low": None, "high": None}
+            parts |= {"difference": found.mean, "low": found.low, "high": found.high} if found else {}
+            row |= {f"{title} {part}": value for part, value in parts.items()}
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(cells[1]), restval="", lineterminator="\n")
+    table.writeheader()
+    table.writerows(cells)
+    return text.getvalue()
+
+
+def _cost_cells(competitor: Competitor) -> dict[str, object]:
+    training = competitor.training
+    return {
+        "competitor": competitor.name,
+        "arch": competitor.arch,
+        "parameters": competitor.parameters,
+        "macs": competitor.macs,
+        "thop_macs": competitor.thop_macs,
+        "latency_seconds": competitor.latency.median,
+        "peak_bytes": competitor.peak_bytes,
+        "iterations": training and training.iterations,
+        "training_seconds": training and training.seconds,
+    }
+
+
+def _quality(comparison: Comparison) -> Iterator[Column]:
+    for dataset, metric in _measures(comparison):
+        measure = comparison.metrics[metric]
+        yield Column(
+            _escaped(_title(dataset, metric)),
+            [dataset.mean(metric, competitor.name) for competitor in comparison.competitors],
+            _digits(measure),
+            max if measure.better == "higher" else min,
+            dataset.input_mean(metric),
+        )
+
+
+def _costs(comparison: Comparison) -> Iterator[Column]:
+    everybody = comparison.competitors
+    yield Column("parameters", [c.parameters for c in everybody], lambda count: f"{count / 1e6:.3f} M", min)
+    yield Column("GMAC", [c.macs for c in everybody], _giga, min)
+    yield Column("thop's GMAC", [c.thop_macs for c in everybody], _giga)
+    yield Column("latency", [c.latency.median for c in everybody], _time, min)
+    yield Column("peak memory", [c.peak_bytes for c in everybody], lambda count: f"{count / 2**20:.0f} MiB", min)
+    if any(c.training for c in everybody):
+        yield Column("iterations", [c.training and c.training.iterations for c in everybody], str)
+        minutes = [c.training and c.training.seconds / 60 for c in everybody]
+        yield Column("training", minutes, lambda value: f"{value:.1f} min")
+
+
+def _heading(comparison: Comparison) -> str:
+    title = f"# {comparison.name}"
+    sets = ", ".join(f"{dataset.name} ({len(dataset.pictures)} pictures)" for dataset in comparison.datasets)
+    budget = f" Each was trained for {comparison.budget}." if comparison.budget else ""
+    return f"{title}\n\nMeans over {_escaped(sets)}.{budget} The best value of a column is bold."
+
+
+def _notes(comparison: Comparison) -> str:
+    machine, runs = comparison.machine, comparison.competitors[0].latency.runs
+    size = f"{comparison.size}x{comparison.size}"
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    lower = [name for name, metric in comparison.metrics.items() if metric.better == "lower"]
+    lines = [
+        f"GMAC, latency (median of {runs} runs in turn) and peak memory of the process are those of one {size} picture "
+        f"on {machine['processor']}, {threads}, torch {machine['versions']['torch']}. GMAC counts "
+        "scans and attention, with BatchNorm folded; thop sees only some kinds of layers, unfolded."
+    ]
+    if lower:
+        lines.append(f"Lower is better: {', '.join(lower)}.")
+    return "\n".join(lines)
+
+
+def _difference_title(comparison: Comparison) -> str:
+    first = _escaped(comparison.competitors[0].name)
+    return f"Difference to {first} on the same pictures: mean, and its 95% interval (Student's t)."
+
+
+def _differences(comparison: Comparison) -> Iterator[list[str]]:
+    for competitor in comparison.competitors[1:]:
+        cells = [
+            _difference(dataset.difference[metric][competitor.name], _digits(comparison.metrics[metric]))
+            for dataset, metric in _measures(comparison)
+        ]
+        yield [_escaped(competitor.name), *cells]
+
+
+def _difference(difference: Difference, digits: Callable[[float], str]) -> str:
+    def signed(value: float) -> str:
+        return ("+" if value > 0 else "") + digits(value)
+
+    if difference.low is None or difference.high is None:
+        return signed(difference.mean)
+    return f"{signed(difference.mean)} ({signed(difference.low)} to {signed(difference.high)})"
+
+
+def _quality_titles(comparison: Comparison) -> list[str]:
+    return [_escaped(_title(dataset, metric)) for dataset, metric in _measures(comparison)]
+
+
+def _measures(comparison: Comparison) -> Iterator[tuple[DataSet, str]]:
+    for dataset in comparison.datasets:
+        for metric in comparison.metrics:
+            yield dataset, metric
+
+
+def _title(dataset: DataSet, metric: str) -> str:
+    return f"{dataset.name} {metric}"
+
+
+def _digits(metric: Metric) -> Callable[[float], str]:
+    digits = 2 if any(name in metric.type for name in TWO_DIGITS) else 4
+    return lambda value: f"{value:.{digits}f}"
+
+
+def _giga(count: float) -> str:
+    return f"{count / 1e9:.2f}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _table(head: list[str], rows: Iterator[tuple[str, ...] | list[str]]) -> str:
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,181 @@
+"""Train the competitors one after the other, each by ``basicsr train`` in a process of its own.
+
+A budget of minutes becomes a number of iterations before anything is trained: the steps of all competitors are
+measured in turn, so that a busy machine slows all of them, and each gets the iterations that fill the minutes. The
+schedule of the learning rate then ends exactly with the training, and a training that was stopped goes on to the very
+weights that an unbroken one ends with; stopping by the clock would make both depend on what else the machine did.
+The time that was really taken is told in the results.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from restormixer_arch.basicsr_adapter.output import note
+from restormixer_arch.benchmark.processes import in_process
+from restormixer_arch.compare.options import ANY_TOTAL, is_trained, training_options
+from restormixer_arch.compare.results import Training
+from restormixer_arch.errors import UserError
+
+FOLDER = "training"
+STEPS, ROUNDS = 10, 2  # steps of each competitor that are measured at once, and how often
+JOBS = "restormixer_arch.compare.jobs"
+FOLLOWER = "restormixer_arch.compare.follower"
+
+
+class Ended(Exception):
+    """The comparison was ended by a signal; a training that was under way has saved its checkpoint.
+
+    Attributes:
+        code: the exit code that says so.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"ended with exit code {code}")
+        self.code = code
+
+
+def train_all(options: dict[str, Any], folder: Path, threads: int) -> dict[str, Training]:
+    """Train every competitor that has no weights; one that is finished already is left as it is.
+
+    Args:
+        options: a checked compare file.
+        folder: of the comparison.
+        threads: of each process.
+
+    Returns:
+        competitor -> how it was trained. Its weights are those of :func:`weights_of`.
+
+    Raises:
+        UserError: a training failed, or the options of one that had begun have changed since.
+        Ended: a signal has come.
+    """
+    names = [name for name in options["competitors"] if is_trained(options, name)]
+    place = folder / FOLDER
+    place.mkdir(parents=True, exist_ok=True)
+    totals = iterations(options, names, place, threads)
+    files = {name: option_file(options, name, totals[name], place) for name in names}
+    return {name: _train(options, name, totals[name], files[name], place) for name in names}
+
+
+def weights_of(name: str, folder: Path) -> Path:
+    """Return the weights of a competitor that was trained in this comparison."""
+    return folder / FOLDER / name / "models" / "net_g_latest.pth"
+
+
+def iterations(options: dict[str, Any], names: list[str], place: Path, threads: int) -> dict[str, int]:
+    """Return how many iterations the budget gives each competitor; what had to be measured for it is kept."""
+    budget = options["train"]["budget"]
+    if budget.get("iterations"):
+        return dict.fromkeys(names, budget["iterations"])
+    kept = place / "step_seconds.json"
+    seconds = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    missing = [name for name in names if name not in seconds]
+    if missing:
+        seconds |= measured_steps(options, missing, place, threads)
+        _write(kept, json.dumps(seconds, indent=1) + "\n")
+    return {name: max(1, round(60 * budget["minutes"] / seconds[name])) for name in names}
+
+
+def measured_steps(options: dict[str, Any], names: list[str], place: Path, threads: int) -> dict[str, float]:
+    """Return the median seconds of a training step of each competitor, measured in turn."""
+    note(f"measuring the training steps of {', '.join(names)}")
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(ROUNDS):
+        for name in names:
+            file = place / f".{name}.step.yml"
+            _write(file, yaml.safe_dump(training_options(options, name, ANY_TOTAL, str(place)), sort_keys=False))
+            job = {"kind": "step_seconds", "threads": threads, "arguments": {"file": str(file), "steps": STEPS}}
+            try:
+                taken[name] += in_process(JOBS, job, f"measuring the training steps of competitors.{name}")
+            finally:
+                file.unlink()
+    return {name: median(seconds) for name, seconds in taken.items()}
+
+
+def option_file(options: dict[str, Any], name: str, total: int, place: Path) -> Path:
+    """Write the option file of a competitor, which stays, and return it.
+
+    Raises:
+        UserError: the training has begun with other options.
+    """
+    file = place / f"{name}.yml"
+    text = yaml.safe_dump(training_options(options, name, total, str(place)), sort_keys=False)
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
+        before = yaml.safe_load(file.read_text(encoding="utf-8"))
+        changed = ", ".join(key for key, value in yaml.safe_load(text).items() if before.get(key) != value)
+        raise UserError(
+            f"{file}: competitors.{name} was begun with other options ({changed}); go on with those, or begin anew "
+            "without --auto_resume"
+        )
+    _write(file, text)
+    return file
+
+
+def _train(options: dict[str, Any], name: str, total: int, file: Path, place: Path) -> Training:
+    record = place / f"{name}.json"
+    state = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {"seconds": 0.0, "done": False}
+    if state["done"]:
+        note(f"{name} is trained already: {total} iterations")
+    else:
+        log = place / f"{name}.log"
+        note(f"training {name}: {total} iterations; log: {log}")
+        begin = time.monotonic()
+        code = run_and_wait([sys.executable, "-m", FOLLOWER, "-opt", str(file), "--auto_resume"], log)
+        state = {"seconds": state["seconds"] + time.monotonic() - begin, "done": code == 0}
+        _write(record, json.dumps(state) + "\n")
+        if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            raise Ended(code)
+        if code:
+            last = (log.read_text(encoding="utf-8").strip().splitlines() or ["no message"])[-1]
+            raise UserError(f"the training of competitors.{name} failed with exit code {code}, see {log}: {last}")
+    batch = options["datasets"]["train"]["batch_size_per_gpu"]
+    return Training(iterations=total, batch_size=batch, seconds=state["seconds"])
+
+
+def run_and_wait(command: list[str], log: Path) -> int:
+    """Run a command that ends by itself on Ctrl-C, which the terminal sends to both; SIGTERM is handed on.
+
+    Args:
+        command: its stdin is open as long as this process lives.
+        log: what it says is written at the end of this file.
+
+    Returns:
+        Its exit code; that of a shell where a signal has ended it.
+    """
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        note("the training ends with a checkpoint after this iteration; Ctrl-C again leaves at once")
+
+    with log.open("a", encoding="utf-8") as file:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT)
+    before: dict[int, Callable[..., Any] | int | None] = {}
+    for number, handler in ((signal.SIGTERM, hand_on), (signal.SIGINT, leave)):
+        before[number] = signal.signal(number, handler)
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        process.stdin.close()
+    return 128 - code if code < 0 else code
+
+
+def _write(file: Path, text: str) -> None:
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)

@@ -1,0 +1,201 @@
+"""Whole comparisons in miniature through the command line: killed, resumed, with weights that are there already."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from compare_cases import EDSR, RIDNET, compare_options
+
+from restormixer_arch import cli
+from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.compare import results, training
+from restormixer_arch.compare.options import read_compare_file
+from restormixer_arch.errors import UserError
+
+compat.apply()
+
+from basicsr.archs import build_network  # noqa: E402 - BasicSR can be imported only now
+from basicsr.metrics.psnr_ssim import calculate_psnr  # noqa: E402
+
+from restormixer_arch.compare import jobs, run  # noqa: E402
+
+RESULTS = Path("results/tiny")
+PLACE = RESULTS / "training"
+
+
+def until(condition, seconds=240):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def says(file, text):
+    return file.is_file() and text in file.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Only the inputs are measured in a process of their own: to begin one takes seconds."""
+    away = run.in_process
+
+    def in_process(module, job, label):
+        return away(module, job, label) if job["kind"] == "inputs" else jobs.run_job(job)
+
+    monkeypatch.setattr(run, "in_process", in_process)
+
+
+@pytest.mark.timeout(300)  # five processes are begun one after the other
+@pytest.mark.filterwarnings("ignore:distutils Version")  # thop
+def test_a_killed_comparison_goes_on(pairs, write, capsys, here):
+    """Killed within the second training: the first one stays, the second goes on, and all is measured."""
+    options = compare_options()
+    options["train"]["budget"]["iterations"] = 300
+    options["competitors"]["edsr"]["train"] = {"pixel_opt": {"loss_weight": 0.5}}
+    file, log = write(options), PLACE / "ridnet.log"
+    command = [sys.executable, "-m", "restormixer_arch.cli", "compare", "-opt", file]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: says(log, "Saving models and training states"))
+    process.kill()
+    process.wait()
+    until(lambda: says(log, "SIGTERM: stopped after iteration"))  # the training has noticed, and has ended
+    weights = training.weights_of("edsr", RESULTS)
+    before = weights.stat().st_mtime_ns
+    assert not training.weights_of("ridnet", RESULTS).exists()
+
+    assert cli.main(["compare", "-opt", file, "--auto_resume"]) == 0
+    said = capsys.readouterr()
+    assert "note: edsr is trained already: 300 iterations" in said.err and weights.stat().st_mtime_ns == before
+    assert "Resuming training from epoch" in log.read_text(encoding="utf-8")
+    found = results.read(RESULTS)
+    assert [one.name for one in found.competitors] == ["edsr", "ridnet"] and found.budget == "300 iterations"
+    assert said.out.startswith((RESULTS / "table.md").read_text(encoding="utf-8"))
+    assert said.out.endswith("results: results/tiny/results.json, results/tiny/table.md, results/tiny/table.csv\n")
+    check_costs(found)
+    check_pictures(found)
+
+
+def check_costs(found):
+    """Parameters and operations of 3x3 convolutions, counted by hand: EDSR has 5 of 3, 4 and 4 channels."""
+    edsr, ridnet = found.competitors
+    assert edsr.parameters == (3 * 4 + 3 * 4 * 4 + 4 * 3) * 9 + 4 * 4 + 3
+    assert edsr.macs == (3 * 4 + 3 * 4 * 4 + 4 * 3) * 9 * 16 * 16
+    assert edsr.training.iterations == ridnet.training.iterations == 300 and edsr.training.seconds > 0
+    assert 0 < edsr.latency.low <= edsr.latency.median <= edsr.latency.high < ridnet.latency.median * 100
+    assert edsr.latency.runs == 2 and edsr.peak_bytes > 2**27
+
+
+def check_pictures(found):
+    """What was written is what the weights make of the inputs, and was measured so."""
+    (dataset,) = found.datasets
+    assert dataset.name == "pairs_test" and [p.name for p in dataset.pictures] == list("012345")
+    weights = torch.load(training.weights_of("ridnet", RESULTS), weights_only=True)
+    network = build_network(dict(RIDNET)).eval()
+    network.load_state_dict(weights["params_ema"])
+    for picture in dataset.pictures:
+        given, truth = (cv2.imread(f"pairs/{kind}/{picture.name}.png") for kind in ("lq", "gt"))
+        assert np.array_equal(cv2.imread(str(RESULTS / picture.input)), given)
+        assert np.array_equal(cv2.imread(str(RESULTS / picture.truth)), truth)
+        assert picture.input_values["psnr"] == pytest.approx(calculate_psnr(given, truth, 0))
+        with torch.no_grad():
+            x = torch.from_numpy(given[..., ::-1].copy()).permute(2, 0, 1)[None] / 255
+            expected = network(x)[0].clamp(0, 1).permute(1, 2, 0).numpy()[..., ::-1] * 255
+        restored = cv2.imread(str(RESULTS / picture.restored["ridnet"]))
+        assert np.abs(restored - expected).max() <= 0.51
+        assert picture.values["psnr"]["ridnet"] == pytest.approx(calculate_psnr(restored, truth, 0))
+
+
+@pytest.mark.filterwarnings("ignore:distutils Version")  # thop
+def test_weights_that_are_there_and_a_run(pairs, write, capsys, here):
+    """Nothing is trained; an earlier folder of the same name is put aside."""
+    Path("old/models").mkdir(parents=True)
+    Path("old/x.yml").write_text(json.dumps({"network_g": EDSR}), encoding="utf-8")
+    torch.save({"params": build_network(dict(EDSR)).state_dict()}, "old/models/net_g_7.pth")
+    options = compare_options()
+    options["competitors"] = {
+        "run": {"run": "old"},
+        "weights": {"network_g": EDSR, "weights": "old/models/net_g_7.pth"},
+    }
+    del options["train"], options["datasets"]["train"]
+    RESULTS.mkdir(parents=True)
+    (RESULTS / "mine.txt").write_text("kept")
+    assert cli.main(["compare", "-opt", write(options)]) == 0
+    (aside,) = RESULTS.parent.glob("tiny_archived_*")
+    assert (aside / "mine.txt").read_text() == "kept" and not (RESULTS / "mine.txt").exists()
+    assert "becomes results/tiny_archived_" in capsys.readouterr().err
+    found = results.read(RESULTS)
+    assert found.budget is None and [one.training for one in found.competitors] == [None, None]
+    assert found.datasets[0].difference["psnr"]["weights"] == results.Difference(mean=0, low=0, high=0)
+
+
+def test_weights_that_do_not_fit_are_told_before_anything_is_trained(pairs, write, capsys):
+    torch.save(build_network(dict(RIDNET)).state_dict(), "net.pth")
+    options = compare_options()
+    options["competitors"]["old"] = {"network_g": EDSR, "weights": "net.pth"}
+    assert cli.main(["compare", "-opt", write(options)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("basicsr: error: net.pth: does not fit competitors.old: Missing key")
+    assert error.count("\n") == 1 and not RESULTS.exists()
+
+
+def test_other_options_than_those_that_a_training_has_begun_with(pairs, write):
+    options = read_compare_file(write(compare_options()))
+    file = training.option_file(options, "edsr", 4, pairs)
+    assert training.option_file(options, "edsr", 4, pairs) == file
+    with pytest.raises(UserError, match=r"edsr.yml: competitors.edsr was begun with other options \(train, logger\)"):
+        training.option_file(options, "edsr", 100, pairs)
+
+
+def test_minutes_become_iterations(pairs, write, monkeypatch):
+    """Steps of 0.5 and 2 seconds: 90 seconds have 180 and 45 of them. What was measured once is kept."""
+    options = read_compare_file(write(compare_options()), ["train:budget={minutes: 1.5}"])
+    taken = {"edsr": [0.5, 9.0, 0.5], "ridnet": [2.0, 1.0, 3.0]}
+
+    def in_process(module, job, label):
+        name = label.rpartition(".")[2]
+        assert read_compare_file and job["kind"] == "step_seconds" and Path(job["arguments"]["file"]).is_file()
+        return taken[name]
+
+    monkeypatch.setattr(training, "in_process", in_process)
+    assert training.iterations(options, ["edsr", "ridnet"], pairs, 1) == {"edsr": 180, "ridnet": 45}
+    taken.clear()
+    assert training.iterations(options, ["edsr", "ridnet"], pairs, 1) == {"edsr": 180, "ridnet": 45}
+
+
+def test_steps_are_measured_without_a_trace(pairs, write):
+    options = read_compare_file(write(compare_options()))
+    file = training.option_file(options, "edsr", 1000, pairs)
+    before = sorted(pairs.rglob("*"))
+    seconds = jobs.run_job({"kind": "step_seconds", "threads": 1, "arguments": {"file": str(file), "steps": 4}})
+    assert len(seconds) >= 3 and all(0 < each < 10 for each in seconds)
+    assert sorted(pairs.rglob("*")) == before
+
+
+def test_a_training_that_fails(pairs, write, capsys, monkeypatch):
+    monkeypatch.setattr(training, "FOLLOWER", "restormixer_arch.compare.nothing")
+    assert cli.main(["compare", "-opt", write(compare_options())]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    start = "basicsr: error: the training of competitors.edsr failed with exit code 1, see results/tiny/training/"
+    assert error.startswith(start) and error.endswith("No module named restormixer_arch.compare.nothing")
+
+
+def test_signals(pairs, write, capsys, monkeypatch):
+    """SIGTERM while something is measured, and a training that was ended by Ctrl-C."""
+    again = "basicsr: stopped; go on with: basicsr compare -opt x.yml --auto_resume"
+    file = write(compare_options())
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "train_all", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        assert cli.main(["compare", "-opt", file]) == 143
+    assert capsys.readouterr().err.splitlines()[-1] == again
+    wait, ending = training.run_and_wait, [sys.executable, "-c", "import os; os.kill(os.getpid(), 2)"]
+    monkeypatch.setattr(training, "run_and_wait", lambda command, log: wait(ending, log))
+    assert cli.main(["compare", "-opt", file, "--auto_resume"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == again

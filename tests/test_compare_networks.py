@@ -1,0 +1,141 @@
+"""What stands for a competitor: a network with weights, weights alone, the folder of a training."""
+
+import os
+
+import pytest
+import torch
+import yaml
+from compare_cases import EDSR, RIDNET
+from tiny_network import save_tiny
+
+from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.errors import UserError
+
+compat.apply()
+
+from basicsr.archs import build_network  # noqa: E402 - BasicSR can be imported only now
+
+from restormixer_arch.basicsr_adapter import spandrel_networks  # noqa: E402
+from restormixer_arch.compare.networks import Entry, Padded, build, entry_of_run  # noqa: E402
+
+NAFNET = {"type": "NAFNet_spandrel", "width": 4, "enc_blk_nums": [1], "dec_blk_nums": [1]}
+X = torch.linspace(0, 1, 3 * 9 * 14).view(1, 3, 9, 14)
+
+
+def saved(folder, section, name="net.pth", seed=1):
+    """Weights of a network, and what it makes of X."""
+    spandrel_networks.provide(section["type"])
+    torch.manual_seed(seed)
+    network = build_network(dict(section)).eval()
+    torch.save({"params": network.state_dict()}, folder / name)
+    with torch.no_grad():
+        return str(folder / name), network(X)
+
+
+def restored(entry):
+    with torch.no_grad():
+        return build(entry).network(X)
+
+
+def test_a_network_and_its_weights(tmp_path):
+    weights, expected = saved(tmp_path, EDSR)
+    entry = Entry("edsr", EDSR, weights)
+    assert torch.equal(restored(entry), expected)
+    built = build(entry)
+    assert (built.arch, built.arguments["num_feat"]) == ("EDSR", 4) and not built.network.training
+
+
+def test_wrong_weights(tmp_path):
+    weights, _ = saved(tmp_path, RIDNET)
+    with pytest.raises(UserError, match=r"net.pth: does not fit competitors.edsr: Missing key.*conv_first.weight"):
+        build(Entry("edsr", EDSR, weights))
+    with pytest.raises(UserError, match="competitors.edsr: 'EDSRR' is no known architecture"):
+        build(Entry("edsr", {"type": "EDSRR"}))
+
+
+def test_weights_alone(tmp_path):
+    pytest.importorskip("spandrel")
+    ours = build(Entry("ours", weights=str(save_tiny(tmp_path / "ours.safetensors"))))
+    assert ours.arch == "RestorMixer" and ours.arguments["base_channels"] == 4
+    weights, expected = saved(tmp_path, NAFNET)
+    nafnet = build(Entry("nafnet", weights=weights))
+    assert nafnet.arch == "NAFNet (spandrel)"
+    torch.testing.assert_close(restored(Entry("nafnet", weights=weights)), expected.clamp(0, 1))
+
+
+def test_weights_that_nobody_can_tell(tmp_path, monkeypatch):
+    pytest.importorskip("spandrel")
+    weights, _ = saved(tmp_path, RIDNET)
+    with pytest.raises(UserError, match="net.pth: spandrel cannot tell its network; name it by network_g"):
+        build(Entry("some", weights=weights))
+    monkeypatch.setattr(spandrel_networks, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="net.pth: no RestorMixer; to tell other networks spandrel is needed: pip"):
+        build(Entry("some", weights=weights))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a training."""
+    (tmp_path / "models").mkdir()
+    val = {"metrics": {"psnr": {"type": "calculate_psnr"}}}
+    options = {"datasets": {"train": {}, "val": {"name": "pairs_val"}}, "network_g": EDSR, "val": val}
+    (tmp_path / "x.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
+    return tmp_path
+
+
+def test_newest_and_best_weights_of_a_run(run):
+    models = run / "models"
+    for name in ("net_g_5.pth", "net_g_10.pth", "net_g_best_pairs_val_psnr.pth"):
+        saved(models, EDSR, name)
+    assert entry_of_run("old", str(run), None, 4) == Entry("old", EDSR, str(models / "net_g_10.pth"), None, 4)
+    assert entry_of_run("old", str(run), "best", None).weights == str(models / "net_g_best_pairs_val_psnr.pth")
+    _, expected = saved(models, EDSR, "net_g_latest.pth", seed=2)
+    newest = entry_of_run("old", str(run), "newest", None)
+    assert newest.weights == str(models / "net_g_latest.pth") and torch.equal(restored(newest), expected)
+
+
+def test_folders_that_are_no_run(run, tmp_path_factory):
+    with pytest.raises(UserError, match="models: has no net_g_latest.pth; weights there: none"):
+        entry_of_run("old", str(run), None, None)
+    saved(run / "models", EDSR, "net_g_5.pth")
+    with pytest.raises(UserError, match="models: has no net_g_best_pairs_val_psnr.pth; weights there: net_g_5.pth"):
+        entry_of_run("old", str(run), "best", None)
+    later = run / "y.yml"
+    later.write_text("network_g: {type: EDSR}\n", encoding="utf-8")
+    os.utime(later, (2e9, 2e9))
+    with pytest.raises(UserError, match="y.yml: validates nothing, so that no weights are best; expected checkpoint"):
+        entry_of_run("old", str(run), "best", None)
+    later.write_text("network_g: {}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="y.yml: has no section network_g with a type"):
+        entry_of_run("old", str(run), None, None)
+    empty = str(tmp_path_factory.mktemp("empty"))
+    with pytest.raises(UserError, match=f"{empty}: has no option file .* expected the folder of a training"):
+        entry_of_run("old", empty, None, None)
+
+
+def test_pictures_are_padded_by_mirroring():
+    """What lies right of the picture is its mirror image; the result is cut to the size of the picture."""
+    seen = []
+
+    class Twice(torch.nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    out = Padded(Twice(), 8)(X)
+    assert seen[0].shape == (1, 3, 16, 16)
+    assert torch.equal(seen[0][..., :9, 14:], X[..., [12, 11]])
+    assert torch.equal(seen[0][..., 9:, :14], X[..., range(7, 0, -1), :])
+    assert torch.equal(out, X.repeat_interleave(2, -1).repeat_interleave(2, -2))
+
+
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # BasicSR's SwinIR
+def test_networks_of_windows_are_padded_and_others_are_not():
+    swinir = {"type": "SwinIR", "upscale": 1, "img_size": 16, "window_size": 4, "depths": [1], "embed_dim": 8}
+    swinir |= {"num_heads": [2], "mlp_ratio": 2}
+    network = build(Entry("swinir", swinir)).network
+    assert isinstance(network, Padded) and network.multiple == 4
+    with torch.no_grad():
+        assert network(X).shape == X.shape
+    assert not isinstance(build(Entry("edsr", EDSR)).network, Padded)
+    assert build(Entry("edsr", EDSR, multiple_of=8)).network.multiple == 8

@@ -1,0 +1,274 @@
+"""``report.html``: the values it shows, the pictures it takes, and what it needs from outside, which is nothing."""
+
+import base64
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from restormixer_arch.compare import report, results
+from restormixer_arch.compare.results import Difference, Metric
+
+pytest.importorskip("plotly", reason="plotly is not installed")
+from report_cases import HOSTILE, hand_made, picture, written
+
+from restormixer_arch.compare import report_pictures, report_plots, report_table
+
+PSNR = Metric(type="calculate_psnr")
+NIQE = Metric(type="calculate_niqe", better="lower")
+
+
+def column(comparison, title):
+    return next(column for column in report_table.columns(comparison) if column.title == title)
+
+
+def decoded(uri):
+    head, content = uri.split(",", 1)
+    assert head == "data:image/webp;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+
+
+def test_table_holds_means_differences_and_costs():
+    psnr, ssim = column(hand_made(), "rain psnr (dB)"), column(hand_made(), "rain ssim")
+    assert [cell.text for cell in psnr.cells] == ["20.00", "31.00", "30.00", "31.50"]  # input; means of 3 pictures
+    assert [cell.value for cell in psnr.cells] == [20.0, 31.0, 30.0, 31.5]
+    assert [cell.best for cell in psnr.cells] == [False, False, False, True]
+    assert [cell.note for cell in psnr.cells] == ["", "", "−1.00 (−3.00 to +1.00)", "+0.50"]
+    assert [cell.text for cell in ssim.cells] == ["0.5000", "0.9000", "0.9000", "0.8000"]
+    assert [cell.best for cell in ssim.cells] == [False, True, True, False]  # both that look like the best
+
+
+def test_costs_have_units_and_lower_is_better():
+    texts = {c.title: [cell.text for cell in c.cells] for c in report_table.columns(hand_made())}
+    assert texts["Parameters"] == ["", "1.500 M", "0.250 M", "12.000 M"]
+    assert texts["GMAC"] == ["", "2.00", "0.50", "10.00"]
+    assert texts["thop's GMAC"] == ["", "1.75", "", ""]
+    assert texts["Latency"] == ["", "100.0 ms", "50.0 ms", "1.50 s"]
+    assert texts["Peak memory"] == ["", "300 MiB", "200 MiB", ""]
+    assert texts["Training"] == ["", "2.0 min", "", ""]
+    best = [cell.best for cell in column(hand_made(), "Latency").cells]
+    assert best == [False, False, True, False]
+    assert [cell.note for cell in column(hand_made(), "Latency").cells][1] == "90.0 ms to 120.0 ms"
+    assert [cell.note for cell in column(hand_made(), "Training").cells] == ["", "600 × 4", "", ""]
+    assert not any(cell.best for cell in column(hand_made(), "thop's GMAC").cells)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "text"),
+    [
+        (PSNR, math.inf, "∞"),
+        (PSNR, -math.inf, "−∞"),
+        (PSNR, math.nan, "not a number"),
+        (PSNR, -1.005, "−1.00"),
+        (Metric(type="calculate_ssim"), 0.91236, "0.9124"),
+    ],
+)
+def test_values_of_metrics_as_text(metric, value, text):
+    assert report_table.show_metric(metric, value) == text
+
+
+def test_difference_without_an_interval_is_the_mean_alone():
+    assert report_table.show_difference(PSNR, Difference(mean=0.25, low=None, high=None)) == "+0.25"
+    assert report_table.show_difference(PSNR, Difference(mean=0.0, low=-0.5, high=0.5)) == "0.00 (−0.50 to +0.50)"
+
+
+def compared(metric, rows):
+    """A comparison with one data set, whose pictures have these values of the first competitor and the others."""
+    made = hand_made()
+    names = [competitor.name for competitor in made.competitors]
+    dataset = made.datasets[0].model_copy(
+        update={"pictures": [picture(str(i), {"m": dict(zip(names, row, strict=True))}) for i, row in enumerate(rows)]}
+    )
+    return made.model_copy(update={"metrics": {"m": metric}, "datasets": [dataset]}), dataset
+
+
+@pytest.mark.parametrize(("metric", "order"), [(PSNR, "2013"), (NIQE, "3102")])
+def test_pictures_are_ordered_by_the_lead_over_the_best_of_the_others(metric, order):
+    # leads by a higher-is-better metric: 0, 2, -4, inf; by a lower one, over the lowest: -1, -3, 1, -inf
+    rows = [(30, 30, 29), (32, 30, 29), (25, 26, 29), (math.inf, 10, 20)]
+    comparison, dataset = compared(metric, rows)
+    worst, best = report_pictures.extremes(comparison, dataset)
+    assert "".join(p.name for p in worst + best[::-1]) == order
+    assert len(worst) == len(best) == 2
+
+
+def test_many_pictures_are_limited_and_one_is_enough():
+    comparison, dataset = compared(PSNR, [(30 + i, 30, 30) for i in range(20)])
+    worst, best = report_pictures.extremes(comparison, dataset)
+    assert [p.name for p in worst] == ["0", "1", "2", "3", "4", "5"]
+    assert [p.name for p in best] == ["19", "18", "17", "16", "15", "14"]
+    comparison, dataset = compared(PSNR, [(30, 30, 30)])
+    assert [len(part) for part in report_pictures.extremes(comparison, dataset)] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("row", "lead", "rival"),
+    [
+        ((31.0, math.nan, 29.0), 2.0, 1),  # what is not a number is no rival
+        ((math.inf, math.inf, 29.0), 0.0, 0),
+        ((math.nan, 30.0, 29.0), math.nan, 0),
+    ],
+)
+def test_lead_where_values_are_not_finite(row, lead, rival):
+    comparison, dataset = compared(PSNR, [row])
+    found, name, value = report_pictures.lead_of(comparison, dataset.pictures[0])
+    assert found == pytest.approx(lead, nan_ok=True)
+    assert name == comparison.competitors[1 + rival].name and value == row[1 + rival]
+
+
+def test_alone_a_competitor_is_compared_with_the_input(tmp_path):
+    made = written(hand_made(), tmp_path)
+    alone = made.model_copy(update={"competitors": made.competitors[:1]})
+    lead, rival, value = report_pictures.lead_of(alone, made.datasets[0].pictures[0])
+    assert (lead, rival, value) == (10.0, "input", 20.0)
+    assert "over the input" in " ".join(report.render(alone, tmp_path).split())
+
+
+def test_pictures_are_embedded_without_loss_and_errors_have_the_colours_of_the_scale(tmp_path):
+    made = written(hand_made(), tmp_path)
+    first = made.datasets[0].pictures[0]
+    shown = report_pictures.read(made, first, tmp_path)
+    assert [tile.name for tile in shown.tiles] == ["input", *(c.name for c in made.competitors), "truth"]
+    for tile, place in zip(shown.tiles, [first.input, *first.restored.values(), first.truth], strict=True):
+        np.testing.assert_array_equal(decoded(tile.source), np.asarray(Image.open(tmp_path / place)))
+    ours = decoded(shown.tiles[1].error)  # of the right half; the others have no error, the input has it everywhere
+    colours = [tuple(bytes.fromhex(colour[1:])) for colour in report_pictures.error_colours(2)]
+    assert set(map(tuple, ours[:, :24].reshape(-1, 3))) == {colours[0]}
+    assert set(map(tuple, ours[:, 24:].reshape(-1, 3))) == {colours[1]}
+    assert shown.brightest == pytest.approx(40 / 255) and shown.tiles[-1].error is None
+    assert shown.tiles[1].values == [("psnr", "30.00"), ("ssim", "0.9000")]
+    assert shown.corner == (0.5, 0.0)  # the first box that lies in the half where the competitors differ
+
+
+def test_large_pictures_are_scaled_down(tmp_path, monkeypatch):
+    made = written(hand_made(), tmp_path)
+    monkeypatch.setattr(report_pictures, "SIDE", 12)
+    shown = report_pictures.read(made, made.datasets[0].pictures[0], tmp_path)
+    assert shown.size == (12, 8) and shown.scale == 0.25
+    truth = np.asarray(Image.open(tmp_path / made.datasets[0].pictures[0].truth), dtype=float)
+    small = decoded(shown.tiles[-1].source)
+    np.testing.assert_allclose(small, truth.reshape(8, 4, 12, 4, 3).mean(axis=(1, 3)), atol=1)  # Pillow rounds twice
+
+
+def test_pictures_stop_where_the_page_is_full(tmp_path, monkeypatch):
+    made = written(hand_made(), tmp_path)
+    whole = report_pictures.galleries(made, tmp_path)
+    assert [(len(g.worst), len(g.best)) for g in whole] == [(2, 1), (1, 0)]
+    monkeypatch.setattr(report_pictures, "CHARACTERS", 1)  # one picture in any case
+    assert [(len(g.worst), len(g.best)) for g in report_pictures.galleries(made, tmp_path)] == [(1, 0), (0, 0)]
+    assert "1 of 3 pictures are in this page" in report.render(made, tmp_path)
+
+
+def test_without_truth_there_are_no_error_maps(tmp_path):
+    made = written(hand_made(), tmp_path)
+    shown = report_pictures.read(made, made.datasets[1].pictures[0], tmp_path)
+    assert shown.brightest is None and len(shown.tiles) == 4
+    assert all(tile.error is None for tile in shown.tiles)
+
+
+class Loads(HTMLParser):
+    """Collects what a page would load, and its scripts."""
+
+    def __init__(self):
+        super().__init__()
+        self.places, self.scripts, self.titles = [], 0, []
+
+    def handle_starttag(self, tag, attributes):
+        self.scripts += tag == "script"
+        for name, value in attributes:
+            if name in ("src", "srcset", "href", "action", "poster", "data"):
+                self.places.append(value)
+
+
+def test_page_needs_nothing_from_outside(tmp_path):
+    place = report.write_report(written(hand_made(), tmp_path), tmp_path)
+    text = place.read_text(encoding="utf-8")
+    page = Loads()
+    page.feed(text.replace(report_plots.library(), ""))
+    assert len(page.places) > 20
+    assert all(place.startswith(("#", "data:")) for place in page.places), page.places
+    assert "@import" not in text.split("<body>")[0] and "url(" not in text.split("<body>")[0]
+    assert "default-src 'none'" in text
+    assert not list(tmp_path.glob(".report*"))
+
+
+def test_names_are_text_and_never_markup(tmp_path):
+    made = written(hand_made(), tmp_path)
+    text = report.render(made, tmp_path).replace(report_plots.library(), "")
+    assert HOSTILE not in text
+    assert "&lt;script&gt;" in text
+    page, tame = Loads(), Loads()
+    page.feed(text)
+    tame.feed(report.render(written(hand_made("tame"), tmp_path), tmp_path).replace(report_plots.library(), ""))
+    assert page.scripts == tame.scripts
+
+
+def test_plots_hold_means_latencies_and_parameters():
+    made = hand_made()
+    latency, parameters = report_plots.plots(made, made.datasets[0])
+    x = [json.loads(found) for found in re.findall(r'"x":(\[[^\]]*\])', latency)]
+    y = [json.loads(found) for found in re.findall(r'"y":(\[[^\]]*\])', latency)]
+    assert (x, y) == ([[50.0], [100.0], [1500.0]], [[30.0], [31.0], [31.5]])
+    assert re.findall(r'"x":\[([^\]]*)\]', parameters) == ["0.25", "1.5", "12.0"]
+    assert re.findall(r'"arrayminus":\[([\d.]+)', latency)[1].startswith("10")  # 100 ms, lower quartile 90 ms
+    assert re.findall(r'"textposition":"(\w+) center"', latency) == ["top", "bottom", "top"]
+    assert '"type":"log"' in latency and "50 100 200 500 1000" in " ".join(re.findall(r'"(\d+)"', latency))
+
+
+def test_plot_leaves_out_what_is_not_finite():
+    made, _ = compared(PSNR, [(math.nan, 30, math.inf)])
+    assert re.findall(r'"y":\[([^\]]*)\]', report_plots.plots(made, made.datasets[0])[0]) == ["30.0"]
+    made, _ = compared(PSNR, [(math.nan, math.nan, math.inf)])
+    assert '"y":[' not in report_plots.plots(made, made.datasets[0])[0]
+
+
+def test_plot_of_values_close_together_is_linear():
+    made = hand_made()
+    close = [c.model_copy(update={"parameters": 500_000 + 1000 * i}) for i, c in enumerate(made.competitors)]
+    latency, parameters = report_plots.plots(made.model_copy(update={"competitors": close}), made.datasets[0])
+    assert '"type":"log"' in latency and '"type":"log"' not in parameters
+
+
+def test_command_makes_the_same_report_from_results(tmp_path, capsys):
+    made = written(hand_made(), tmp_path)
+    text = report.write_report(made, tmp_path).read_text(encoding="utf-8")
+    results.write(made, tmp_path)
+    (tmp_path / report.FILE).unlink()
+    assert report.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / report.FILE}\n"
+    ids = r'"?[0-9a-f]{8}-[0-9a-f-]{27}"?'  # plotly draws names for its plots
+    assert re.sub(ids, "", (tmp_path / report.FILE).read_text(encoding="utf-8")) == re.sub(ids, "", text)
+
+
+def fails(folder, capsys):
+    assert report.main([str(folder)]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    return line
+
+
+def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
+    assert "results.json: cannot be read: No such file" in fails(tmp_path, capsys)
+    (tmp_path / "results.json").write_text("{}")
+    assert "results.json: name: Field required, expected results of basicsr compare" in fails(tmp_path, capsys)
+    made = written(hand_made(), tmp_path)
+    results.write(made, tmp_path)
+    place = tmp_path / made.datasets[0].pictures[0].truth
+    Image.fromarray(np.zeros((5, 4, 3), np.uint8)).save(place)
+    assert "has 48 x 32 pixels, expected 4 x 5 pixels as the other pictures of 'a'" in fails(tmp_path, capsys)
+    place.write_bytes(b"no picture")
+    assert f"{place}: this picture of the comparison cannot be read" in fails(tmp_path, capsys)
+    monkeypatch.setattr(report, "find_spec", lambda name: None if name == "plotly" else True)
+    assert "needs plotly, which is not installed. Run: pip install jinja2 plotly" in fails(tmp_path, capsys)
+    assert not (tmp_path / report.FILE).exists()
+
+
+def test_folder_that_cannot_be_written_to(tmp_path, capsys):
+    results.write(written(hand_made(), tmp_path), tmp_path)
+    (tmp_path / report.FILE).mkdir()
+    assert "report.html: cannot be written" in fails(tmp_path, capsys)

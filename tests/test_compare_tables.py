@@ -1,0 +1,99 @@
+"""The tables of a comparison against text that was written by hand."""
+
+import csv
+import math
+
+import pytest
+
+from restormixer_arch.compare import results, tables
+from restormixer_arch.compare.statistics import joined
+
+MACHINE = {"processor": "Abacus", "threads": 2, "versions": {"torch": "2.9.0"}}
+METRICS = {
+    "psnr": results.Metric(type="calculate_psnr"),
+    "niqe": results.Metric(type="calculate_niqe", better="lower"),
+    "ssim": results.Metric(type="calculate_ssim"),
+}
+INPUTS = [(20.0, 9.0, 0.5), (22.0, 9.5, 0.7)]  # PSNR, NIQE, SSIM of two pictures
+RESTORED = {"ours": [(30.0, 5.0, 0.9), (32.0, 5.0, 0.8)], "a|b": [(29.0, 4.0, 0.9), (33.0, 5.0, 0.8)]}
+EXPECTED = r"""# trial
+
+Means over rain (2 pictures). Each was trained for 600 iterations. The best value of a column is bold.
+
+|  | rain psnr | rain niqe | rain ssim | parameters | GMAC | thop's GMAC | latency | peak memory | iterations | training |
+| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |
+| input | 21.00 | 9.25 | 0.6000 |  |  |  |  |  |  |  |
+| ours | **31.00** | 5.00 | **0.8500** | **0.500 M** | 2.00 | 1.50 | **25.0 ms** | 100 MiB | 600 | 1.5 min |
+| a\|b | **31.00** | **4.50** | **0.8500** | 1.250 M | **1.00** |  | 1.20 s |  |  |  |
+
+GMAC, latency (median of 7 runs in turn) and peak memory of the process are those of one 64x64 picture on Abacus, 2 threads, torch 2.9.0. GMAC counts scans and attention, with BatchNorm folded; thop sees only some kinds of layers, unfolded.
+Lower is better: niqe.
+
+Difference to ours on the same pictures: mean, and its 95% interval (Student's t).
+
+|  | rain psnr | rain niqe | rain ssim |
+| --- | --: | --: | --: |
+| a\|b | 0.00 (-12.71 to +12.71) | -0.50 (-6.85 to +5.85) | 0.0000 (0.0000 to 0.0000) |
+"""  # noqa: E501 - lines of a table cannot be broken; t of one degree of freedom is 12.7062
+
+
+def rows(values, **places):
+    named = [dict(zip(METRICS, picture, strict=True)) for picture in values]
+    return {"rain": [{"name": f"{i}", "values": found, **places} for i, found in enumerate(named)]}
+
+
+def competitor(name, parameters, flops, latency, **more):
+    latency = {"median": latency, "low": latency, "high": latency, "runs": 7}
+    return {"name": name, "arch": name.upper(), "parameters": parameters, "flops": flops, "latency": latency, **more}
+
+
+def comparison(restored=RESTORED):
+    training = {"iterations": 600, "batch_size": 4, "seconds": 90}
+    ours = competitor("ours", 500_000, 4e9, 0.025, peak_bytes=100 * 2**20, thop_macs=1.5e9, training=training)
+    data = joined(rows(INPUTS, input="i", truth=None), {n: rows(v, restored="r") for n, v in restored.items()})
+    both = [ours, competitor("a|b", 1_250_000, 2e9, 1.2)]
+    return results.Comparison(
+        name="trial", machine=MACHINE, size=64, budget="600 iterations", metrics=METRICS,
+        competitors=[one for one in both if one["name"] in restored], datasets=data,
+    )  # fmt: skip
+
+
+def test_markdown():
+    assert tables.markdown(comparison()) == EXPECTED
+
+
+def test_one_competitor_is_neither_the_best_nor_different():
+    text = tables.markdown(comparison({"ours": RESTORED["ours"]}))
+    assert "**" not in text and "Difference" not in text and "| ours | 31.00 | 5.00 |" in text
+
+
+def test_what_is_no_number_is_not_the_best():
+    restored = {"ours": [(math.nan, 5.0, 0.9)] * 2, "a|b": [(29.0, 4.0, math.inf)] * 2}
+    text = tables.markdown(comparison(restored))
+    assert "| ours | nan | 5.00 | 0.9000 |" in text and r"| a\|b | 29.00 | **4.00** | **inf** |" in text
+
+
+def test_comma_separated(tmp_path):
+    places = tables.write(comparison(), tmp_path)
+    assert [path.name for path in places] == ["table.md", "table.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["table.csv", "table.md"]
+    assert places[0].read_text(encoding="utf-8") == EXPECTED
+    with places[1].open(newline="", encoding="utf-8") as file:
+        before, ours, other = csv.DictReader(file)
+    assert {key: value for key, value in before.items() if value} == {
+        "competitor": "input", "rain psnr": "21.0", "rain niqe": "9.25", "rain ssim": "0.6",
+    }  # fmt: skip
+    assert (ours["arch"], ours["macs"], ours["thop_macs"], ours["training_seconds"]) == ("OURS", "2000000000.0",
+        "1500000000.0", "90.0")  # fmt: skip
+    assert ours["rain psnr difference"] == ours["rain psnr low"] == other["peak_bytes"] == ""
+    assert (other["rain niqe"], other["rain niqe difference"], other["latency_seconds"]) == ("4.5", "-0.5", "1.2")
+    assert float(other["rain psnr high"]) == pytest.approx(12.7062, abs=1e-4)
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    restored = {"ours": [(math.inf, 5.0, 0.9), (32.0, 5.0, 0.8)], "a|b": RESTORED["a|b"]}
+    written = comparison(restored)
+    assert results.write(written, tmp_path) == tmp_path / "results.json"
+    assert results.read(tmp_path) == written
+    assert results.read(tmp_path).datasets[0].mean("psnr", "ours") == math.inf
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]

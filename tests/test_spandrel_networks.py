@@ -1,0 +1,115 @@
+"""spandrel's networks under BasicSR: the same numbers, any size, names and arguments that are checked."""
+
+import pytest
+import torch
+
+from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.errors import UserError
+
+pytest.importorskip("spandrel")
+compat.apply()
+
+from basicsr.archs import build_network  # noqa: E402 - BasicSR can be imported only now
+from basicsr.utils.registry import ARCH_REGISTRY  # noqa: E402
+
+from restormixer_arch.basicsr_adapter import spandrel_networks  # noqa: E402
+from restormixer_arch.basicsr_adapter.option_names import network_faults  # noqa: E402
+
+NAFNET = {"type": "NAFNet_spandrel", "width": 4, "enc_blk_nums": [1], "dec_blk_nums": [1]}
+UFORMER = {"type": "Uformer_spandrel", "embed_dim": 4, "depths": [1] * 9}
+
+
+def faults(**section):
+    return [str(fault) for fault in network_faults(section, ("network_g",))]
+
+
+def built(section):
+    assert network_faults(section, ("network_g",)) == []
+    torch.manual_seed(0)
+    return build_network(section).eval()
+
+
+def test_outputs_and_names_of_parameters_are_those_of_spandrel():
+    from spandrel.architectures.NAFNet import NAFNet
+
+    network = built(NAFNET)
+    original = NAFNet(width=4, enc_blk_nums=[1], dec_blk_nums=[1]).eval()
+    original.load_state_dict(network.state_dict())
+    x = torch.rand(2, 3, 9, 14)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), original(x), rtol=0, atol=0)
+    assert isinstance(network, NAFNet) and type(network).__name__ == "NAFNet"
+
+
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")
+def test_pictures_are_padded_as_spandrel_pads_them():
+    """Uformer takes squares whose side is a multiple of 128."""
+    from spandrel import ModelLoader
+
+    network = built(UFORMER)
+    for parameter in network.parameters():
+        parameter.data.mul_(0.5)  # keeps the result within [0, 1], to which spandrel clamps
+    descriptor = ModelLoader().load_from_state_dict(network.state_dict())
+    x = torch.rand(1, 3, 20, 150) * 0.5 + 0.25  # mirrored as far as possible, then repeated
+    with torch.no_grad():
+        ours = network(x)
+        assert 0 < ours.min() and ours.max() < 1
+        torch.testing.assert_close(ours, descriptor(x), rtol=0, atol=0)
+
+
+def test_the_first_of_several_outputs_is_the_picture():
+    pytest.importorskip("spandrel_extra_arches")
+    from spandrel_extra_arches.architectures.MPRNet import MPRNet
+
+    options = {"n_feat": 8, "scale_unetfeats": 4, "scale_orsnetfeats": 4, "num_cab": 1}
+    network = built({"type": "MPRNet_spandrel", **options})
+    original = MPRNet(**options).eval()
+    original.load_state_dict(network.state_dict())
+    x = torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), original(x)[0], rtol=0, atol=0)
+
+
+def test_asking_for_sizes_leaves_the_random_numbers_alone():
+    network, x = built(NAFNET), torch.rand(1, 3, 8, 8)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    network(x)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_an_enlarging_network_keeps_its_scale():
+    network = built({"type": "SAFMN_spandrel", "dim": 8, "n_blocks": 1, "upscaling_factor": 2})
+    assert network(torch.rand(1, 3, 9, 13)).shape == (1, 3, 18, 26)
+
+
+def test_all_of_spandrels_networks_have_a_name_of_their_own():
+    names = spandrel_networks.networks()
+    assert {"NAFNet", "Uformer", "FFTformer", "SCUNet", "DRUNet", "SwinIR", "KBNet_s", "KBNet_l"} <= names.keys()
+    assert {"SwinIR", "RCAN"} & set(dict(iter(ARCH_REGISTRY))) and len(names) >= 42
+
+
+def test_names_and_arguments_are_checked():
+    (fault,) = faults(type="NAFNt_spandrel")
+    start = "network_g.type: 'NAFNt_spandrel': spandrel has no 'NAFNt'. Did you mean 'NAFNet_spandrel'? Known: "
+    assert fault.startswith(start)
+    expected = "network_g.type: 'Uformer' is no known architecture. Did you mean 'Uformer_spandrel'?"
+    assert faults(type="Uformer") == [expected]
+    (fault,) = faults(type="NAFNet_spandrel", widht=4)
+    assert fault == "network_g.widht: NAFNet has no such argument. Did you mean 'width'?"
+    assert faults(type="SwinIR") == [] and faults(type="EDSR", num_in_ch=3, num_out_ch=3) == []
+
+
+def test_without_spandrel_its_names_tell_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(spandrel_networks, "find_spec", lambda name: None)
+    (fault,) = faults(type="SCUNet_spandrel")
+    assert fault == (
+        "network_g.type: 'SCUNet_spandrel' needs the package spandrel: pip install spandrel spandrel-extra-arches"
+    )
+
+
+def test_a_network_that_spandrel_cannot_tell():
+    network = built({"type": "DRUNet_spandrel", "in_nc": 3, "out_nc": 3, "nc": [4, 4, 4, 4], "nb": 1})
+    with pytest.raises(UserError, match="DRUNet: spandrel does not know it with these arguments .ValueError"):
+        network(torch.rand(1, 3, 8, 8))
