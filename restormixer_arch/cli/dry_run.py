@@ -21,14 +21,15 @@ STEPS = 3  # iterations of each stage of patches; the first, which warms up, is 
 
 
 class TimedRun(Run):
-    """A run that notes when each iteration begins, its loading included."""
+    """A run that notes when each iteration begins, its loading included, and when the last one has ended."""
 
     def __init__(self, shown: str) -> None:
         super().__init__(shown)
         self.begins: list[float] = []
 
     def between_iterations(self) -> None:
-        self.begins.append(time.perf_counter())
+        if len(self.begins) == self.iteration:  # asked again at the end of an epoch, and often of the training
+            self.begins.append(time.perf_counter())
         super().between_iterations()
 
 
