@@ -78,7 +78,8 @@ def test_a_killed_comparison_goes_on(pairs, write, capsys, here):
     found = results.read(RESULTS)
     assert [one.name for one in found.competitors] == ["edsr", "ridnet"] and found.budget == "300 iterations"
     assert said.out.startswith((RESULTS / "table.md").read_text(encoding="utf-8"))
-    assert said.out.endswith("results: results/tiny/results.json, results/tiny/table.md, results/tiny/table.csv\n")
+    written = ("results.json", "table.md", "table.csv", "report.html")
+    assert said.out.endswith(f"results: {', '.join(f'results/tiny/{name}' for name in written)}\n")
     check_costs(found)
     check_pictures(found)
 
