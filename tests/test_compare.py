@@ -63,9 +63,11 @@ def test_a_killed_comparison_goes_on(pairs, write, capsys, here):
     file, log = write(options), PLACE / "ridnet.log"
     command = [sys.executable, "-m", "restormixer_arch.cli", "compare", "-opt", file]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until(lambda: says(log, "Saving models and training states"))
-    process.kill()
-    process.wait()
+    try:
+        until(lambda: says(log, "Saving models and training states"))
+    finally:
+        process.kill()
+        process.wait()
     until(lambda: says(log, "SIGTERM: stopped after iteration"))  # the training has noticed, and has ended
     weights = training.weights_of("edsr", RESULTS)
     before = weights.stat().st_mtime_ns
