@@ -21,16 +21,16 @@ def test_a_dry_run_trains_and_keeps_nothing(pairs, train_options, write, capsys,
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "options, data and 3 iterations are in order; nothing was kept"
     assert re.fullmatch(r"memory: \d+\.\d\d GiB at most", lines[1])
-    assert re.fullmatch(r"training: 5 iterations of 0\.\d{3} s: 0:00:0\d", lines[2])
-    assert re.fullmatch(r"validation: 3 times 6 images of pairs_val, 0\.\d{3} s each: 0:00:0\d", lines[3])
-    assert lines[4].startswith("in all: about 0:00:0") and len(lines) == 5
+    assert re.fullmatch(r"training: 5 iterations of \d+\.\d{3} s: 0:\d\d:\d\d", lines[2])
+    assert re.fullmatch(r"validation: 3 times 6 images of pairs_val, \d+\.\d{3} s each: 0:\d\d:\d\d", lines[3])
+    assert lines[4].startswith("in all: about 0:0") and len(lines) == 5
 
 
 def test_every_stage_of_patches_is_run(pairs, train_options, write, capsys):
     train_options.update(model_type="RestorMixerModel", network_g=RESTORMIXER)
     train_options["train"]["progressive"] = {"iters": [2, 2], "gt_sizes": [8, 16], "batch_sizes": [4, 2]}
     assert cli.main(["train", "-opt", write(train_options), "--dry-run"]) == 0
-    assert re.search(r"^training: 5 iterations of 0\.\d{3} s, then 0\.\d{3} s: ", capsys.readouterr().out, re.M)
+    assert re.search(r"^training: 5 iterations of \d+\.\d{3} s, then \d+\.\d{3} s: ", capsys.readouterr().out, re.M)
 
 
 def test_a_resumed_training_is_not_touched(pairs, train_options, write, capsys):
