@@ -64,7 +64,7 @@ setup(
     cmdclass={"build_ext": BuildLibrary},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},  # the kernel knows nothing of Python
     package_data={
-        "restormixer_arch": ["weights/*.safetensors"],
+        "restormixer_arch": ["weights/*"],
         "restormixer_arch.compare": ["templates/*"],
         "restormixer_arch.data": [
             "samples/*.lmdb/*",
@@ -101,12 +101,16 @@ setup(
         "cuda": ["mamba-ssm", "causal-conv1d"],
         "compare": ["spandrel", "spandrel-extra-arches", "mambapy", "thop", "jinja2", "plotly"],
         "demo": ["gradio>=6"],
+        "export": ["onnx", "onnxscript", "onnxruntime"],
         "test": [
             "pytest",
             "pytest-timeout",
             "hypothesis",
             "jinja2",
             "jsonschema",
+            "onnx",
+            "onnxruntime",
+            "onnxscript",
             "plotly",
             "scikit-image",
             "selenium",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-
-from torch import nn
+from typing import Any
 
 import restormixer_arch
 from restormixer_arch.errors import UserError, did_you_mean
@@ -36,21 +36,28 @@ def shipped_weights(task: str) -> Path:
     raise UserError(f"--task: no weights for {task!r}; {there}.{did_you_mean(task, tasks)} Name a file by --weights")
 
 
-def load_network(weights: str | Path) -> nn.Module:
+def load_network(
+    weights: str | Path, param_key: str | None = None, options: Mapping[str, Any] | None = None
+) -> RestorMixer:
     """The network of a file of weights, ready to restore: in eval mode, on the CPU, BatchNorm folded.
 
     It has ``upscale`` and ``in_channels``, as :func:`~restormixer_arch.models.restore.restored` wants it.
 
+    Args:
+        weights: the file.
+        param_key: see :func:`~restormixer_arch.models.weights.read_weights`.
+        options: the network's arguments; None: those that the weights tell.
+
     Raises:
         UserError: the file is missing, damaged, or holds the weights of another network.
     """
-    state = read_weights(weights)
+    state = read_weights(weights, param_key)
     if not is_restormixer(state):
         raise UserError(f"{weights}: are not the weights of a RestorMixer")
     try:
-        network = RestorMixer(**options_from_weights(state))
+        network = RestorMixer(**(options_from_weights(state) if options is None else options))
         network.load_state_dict(state)
-    except (ValueError, KeyError, IndexError, RuntimeError) as error:  # parts of a network, or a changed one
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:  # parts of a network, or a changed one
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{weights}: no RestorMixer can be built from it ({reason})") from error
     return network.fuse()

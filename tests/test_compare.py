@@ -53,6 +53,7 @@ def here(monkeypatch):
     monkeypatch.setattr(run, "in_process", in_process)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # five processes are begun one after the other
 @pytest.mark.filterwarnings("ignore:distutils Version")  # thop
 def test_a_killed_comparison_goes_on(pairs, write, capsys, here):

@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": ("restormixer_arch.cli.compare", "train, restore and measure several networks side by side"),
     "restore": ("restormixer_arch.cli.restore", "restore pictures and videos of one's own"),
     "demo": ("restormixer_arch.cli.demo", "restore pictures on a web page of this computer"),
+    "export": ("restormixer_arch.cli.export", "write a network's weights as safetensors, or the network as ONNX"),
     "prepare": ("restormixer_arch.cli.prepare", "turn public data sets into what the option files expect"),
     "degrade": ("restormixer_arch.cli.degrade", "degrade clean images: a picture sheet, a fixed set, or the speed"),
     "bench": ("restormixer_arch.cli.bench", "measure speed and memory beside other networks on this CPU"),

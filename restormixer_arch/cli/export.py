@@ -1,0 +1,94 @@
+"""``basicsr export``: weights of a RestorMixer for other tools, as safetensors or as ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from restormixer_arch.basicsr_adapter.locations import locate_option_file
+from restormixer_arch.basicsr_adapter.output import say
+from restormixer_arch.basicsr_adapter.yaml_reader import read_options
+from restormixer_arch.cli.parsing import Parser
+from restormixer_arch.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from restormixer_arch.restormixer_arch import RestorMixer
+
+DESCRIPTION = """Write a RestorMixer for other tools: FILE.safetensors holds its weights and what is needed to build it,
+for 'basicsr restore' and spandrel; FILE.onnx holds the whole network for pictures of any size in multiples of 8."""
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def parser() -> Parser:
+    parser = Parser("export", DESCRIPTION)
+    parser.add_argument("weights", metavar="WEIGHTS", help="weights, .pth or .safetensors")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="*.safetensors or *.onnx")
+    parser.add_argument("--param-key", metavar="NAME", help="entry of WEIGHTS; default: the averaged ones if there")
+    parser.add_argument(
+        "--opt", metavar="FILE", help="option file whose network_g tells heads, windows and merge, which weights do not"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it is there")
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Write the file. Returns the exit code.
+
+    Raises:
+        UserError: the weights are no RestorMixer's, or the file cannot be written.
+    """
+    args = parser().parse_args(arguments)
+    write = _writer(args.output)
+    if args.output.exists() and not args.overwrite:
+        raise UserError(f"-o: {str(args.output)!r} is there already; --overwrite replaces it")
+    if not args.output.parent.is_dir():
+        raise UserError(f"-o: there is no folder {str(args.output.parent)!r}")
+    options = None if args.opt is None else _network_options(args.opt)
+    from restormixer_arch.data.restore_jobs import whole
+    from restormixer_arch.models.load import load_network
+
+    network = load_network(args.weights, args.param_key, options)
+    try:
+        with whole([args.output]) as [partial]:
+            remark = write(network, partial)
+    except OSError as error:
+        raise UserError(f"-o: {str(args.output)!r} cannot be written ({error.strerror})") from error
+    say(f"{args.output}: {remark}; {args.output.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def _writer(output: Path) -> Callable[[RestorMixer, Path], str]:
+    writers = {".safetensors": _write_safetensors, ".onnx": _write_onnx}
+    if output.suffix not in writers:
+        hint = did_you_mean(output.suffix, writers)
+        raise UserError(f"-o: {str(output)!r} must end in {' or '.join(writers)}.{hint}")
+    missing = [name for name in ONNX_PACKAGES if output.suffix == ".onnx" and find_spec(name) is None]
+    if missing:
+        raise UserError(f"basicsr export: needs {', '.join(missing)}; pip install 'restormixer[export]'")
+    return writers[output.suffix]
+
+
+def _network_options(option_file: str) -> dict[str, Any]:
+    options = read_options(locate_option_file(option_file), option_file).get("network_g")
+    if not isinstance(options, dict) or options.get("type") != "RestorMixer":
+        raise UserError(f"--opt: {option_file}: network_g.type: 'RestorMixer' was expected")
+    return {key: value for key, value in options.items() if key != "type"}
+
+
+def _write_safetensors(network: RestorMixer, path: Path) -> str:
+    from safetensors.torch import save
+
+    from restormixer_arch.weight_options import stamped
+
+    state = {name: tensor.contiguous() for name, tensor in stamped(network.state_dict(), network).items()}
+    path.write_bytes(save(state, metadata={"format": "pt"}))
+    return f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters"
+
+
+def _write_onnx(network: RestorMixer, path: Path) -> str:
+    from restormixer_arch.export.onnx_file import export_onnx, largest_difference
+
+    export_onnx(network, path)
+    return f"differs by {largest_difference(network, path):.1e} at most from torch, run by onnxruntime"

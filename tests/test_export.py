@@ -1,0 +1,181 @@
+"""basicsr export: what comes out restores as the network does."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_restormixer_arch import golden, small
+
+from restormixer_arch import cli
+from restormixer_arch.cli import export
+from restormixer_arch.models.load import load_network
+from restormixer_arch.weight_options import stamped
+
+ONNX = all(importlib.util.find_spec(name) for name in export.ONNX_PACKAGES)
+needs_onnx = pytest.mark.skipif(not ONNX, reason="the extra 'export' is not installed")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def saved(network, path="net.pth"):
+    torch.save(
+        {"params": {n: v * 0 for n, v in network.state_dict().items()}, "params_ema": network.state_dict()}, path
+    )
+    return path
+
+
+def exported(*arguments):
+    assert cli.main(["export", *arguments]) == 0
+
+
+def told(capsys, *arguments):
+    assert cli.main(["export", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line.removeprefix("basicsr: error: ")
+
+
+def picture(height=24, width=40, channels=3):
+    return torch.rand(1, channels, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_safetensors_tell_everything(capsys):
+    network = small(encoder_heads=(1, 2), decoder_heads=(2, 1), window_size=4, scan_merge="official").eval()
+    Path("net.yml").write_text(
+        "network_g: {type: RestorMixer, base_channels: 4, num_blocks: [1, 2, 2], encoder_heads: [1, 2], "
+        "decoder_heads: [2, 1], d_state: 4, window_size: 4, scan_merge: official}\n"
+    )
+    exported(saved(network), "--opt", "net.yml", "-o", "net.safetensors")
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    assert capsys.readouterr().out.startswith(f"net.safetensors: {parameters:,} parameters; ")
+    loaded = load_network("net.safetensors")
+    assert (loaded.scan_merge, loaded.window_size, loaded.encoder_heads) == ("official", 4, (1, 2))
+    torch.testing.assert_close(loaded(picture()), network(picture()), rtol=0, atol=2e-6)
+    wanted = stamped(network.state_dict(), network)
+    state = load_file("net.safetensors")
+    assert state.keys() == wanted.keys() and all(torch.equal(state[name], wanted[name]) for name in wanted)
+
+
+def test_the_entry_of_a_checkpoint():
+    exported(saved(small()), "--param-key", "params", "-o", "zeros.safetensors")
+    assert not load_file("zeros.safetensors")["encoder.stem.0.conv.weight"].any()
+
+
+def test_nothing_is_overwritten_without_being_asked(capsys):
+    Path("out.safetensors").write_text("mine")
+    weights = saved(small())
+    assert told(capsys, weights, "-o", "out.safetensors") == (
+        "-o: 'out.safetensors' is there already; --overwrite replaces it"
+    )
+    assert Path("out.safetensors").read_text() == "mine"
+    exported(weights, "-o", "out.safetensors", "--overwrite")
+    load_network("out.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["net.pth", "-o", "net.safetensor"], "-o: 'net.safetensor' must end in .safetensors or .onnx. Did you mean"),
+        (["net.pth", "-o", "no/net.safetensors"], "-o: there is no folder 'no'"),
+        (["nett.pth", "-o", "a.safetensors"], "nett.pth: no such file of weights. Did you mean 'net.pth'?"),
+        (["other.pth", "-o", "a.safetensors"], "other.pth: are not the weights of a RestorMixer"),
+        (["net.pth", "--opt", "edsr.yml", "-o", "a.safetensors"], "--opt: edsr.yml: network_g.type: 'RestorMixer' was"),
+        (["net.pth", "--opt", "wide.yml", "-o", "a.safetensors"], "net.pth: no RestorMixer can be built from it ("),
+        (["net.pth", "--opt", "odd.yml", "-o", "a.safetensors"], "net.pth: no RestorMixer can be built from it ("),
+    ],
+)
+def test_mistakes(capsys, arguments, message):
+    saved(small())
+    torch.save({"conv.weight": torch.zeros(3, 3)}, "other.pth")
+    Path("edsr.yml").write_text("network_g: {type: EDSR}\n")
+    Path("wide.yml").write_text("network_g: {type: RestorMixer, base_channels: 8}\n")
+    Path("odd.yml").write_text("network_g: {type: RestorMixer, base_chanels: 8}\n")
+    assert told(capsys, *arguments).startswith(message)
+    assert not Path("a.safetensors").exists()
+
+
+def test_a_full_disk_leaves_nothing_behind(capsys, monkeypatch):
+    weights = saved(small())
+
+    def full(self, data):
+        self.touch()
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert told(capsys, weights, "-o", "a.safetensors") == (
+        "-o: 'a.safetensors' cannot be written (No space left on device)"
+    )
+    assert [path.name for path in Path().iterdir()] == ["net.pth"]
+
+
+def test_onnx_needs_its_packages(capsys, monkeypatch):
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else object())
+    assert told(capsys, saved(small()), "-o", "a.onnx") == (
+        "basicsr export: needs onnxscript; pip install 'restormixer[export]'"
+    )
+
+
+@torch.no_grad()
+def check_onnx(network, file, sizes):
+    """onnxruntime gives what the network gives, relative to the largest value."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for size in sizes:
+        x = picture(*size, channels=network.in_channels)
+        (output,) = session.run(["output"], {"input": x.numpy()})
+        wanted = network.fuse()(x).numpy()
+        assert output.shape == wanted.shape
+        assert np.abs(output - wanted).max() <= 1e-4 * max(1, np.abs(wanted).max())
+        enlarged = torch.nn.functional.interpolate(x, scale_factor=float(network.upscale), mode="bicubic").numpy()
+        assert np.abs(wanted - enlarged).max() > 0.01  # the network does change the picture
+    return session
+
+
+@needs_onnx
+@pytest.mark.timeout(600)
+def test_onnx(capsys):
+    """Sizes other than the traced one: less than a window, not square, with parts of windows."""
+    network = small(window_size=16, num_blocks=(1, 2, 0)).eval()
+    save_file(stamped(network.state_dict(), network), "net.safetensors")
+    exported("net.safetensors", "-o", "net.onnx")
+    assert "net.onnx: differs by " in capsys.readouterr().out
+    session = check_onnx(network, "net.onnx", [(8, 8), (64, 72), (40, 16), (96, 136)])
+    assert session.get_modelmeta().custom_metadata_map == {
+        "scale": "1",
+        "size_multiple": "8",
+        "value_range": "[0, 1], not clamped",
+        "channel_order": "RGB",
+    }
+    assert [path.name for path in Path().glob("*.onnx*")] == ["net.onnx"]
+
+
+@needs_onnx
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("merge", ["paper", "official"])
+def test_onnx_of_the_golden_weights(merge):
+    network, _ = golden(merge)
+    save_file(stamped(network.state_dict(), network), "golden.safetensors")
+    exported("golden.safetensors", "-o", "golden.onnx")
+    check_onnx(network, "golden.onnx", [(8, 16), (64, 40)])
+
+
+@needs_onnx
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("channels", "upscale"), [(1, 2), (3, 4)])
+def test_onnx_of_super_resolution(channels, upscale):
+    network = small(in_channels=channels, out_channels=channels, upscale=upscale).eval()
+    save_file(stamped(network.state_dict(), network), "sr.safetensors")
+    exported("sr.safetensors", "-o", "sr.onnx")
+    check_onnx(network, "sr.onnx", [(8, 16), (40, 24)])
