@@ -72,7 +72,8 @@ def test_comparison_is_valid_and_its_networks_are_of_one_size(path, monkeypatch)
     for competitor, section in options["competitors"].items():
         network = build_network(copy.deepcopy(section["network_g"]))
         sizes[competitor] = sum(p.numel() for p in network.parameters())
-    assert len(sizes) >= 5 and all(500_000 <= size <= 650_000 for size in sizes.values()), sizes
+    least = 300_000 if path.stem == "compare_ablation" else 500_000  # parts are left out there
+    assert len(sizes) >= 5 and all(least <= size <= 650_000 for size in sizes.values()), sizes
     for told, size in re.findall(r"^  (\S+):  # ([\d,]+)", path.read_text(encoding="utf-8"), re.M):
         assert sizes[told] == int(size.replace(",", ""))
 
@@ -110,4 +111,9 @@ def test_test_files_fit_their_training_files():
                 read_options(p, p.name) for p in (path, path.with_name(path.name.replace("test_", "train_", 1)))
             )
             assert test["network_g"] == train["network_g"], path.name
-            assert train["name"] in test["path"]["pretrain_network_g"]
+            weights = test["path"]["pretrain_network_g"]
+            if weights.endswith(".safetensors"):  # shipped: restormixer_s_derain for restormixer_derain_s
+                network, task, size = train["name"].split("_")
+                assert Path(weights).stem == f"{network}_{size}_{task}" and (ROOT / weights).is_file()
+            else:
+                assert train["name"] in weights
