@@ -48,7 +48,7 @@ class BuildLibrary(build_ext):
         return ext.export_symbols
 
 
-SUBPACKAGES = ["selective_scan", "basicsr_adapter", "benchmark", "cli", "compare"]
+SUBPACKAGES = sorted(file.parent.name for file in (ROOT / "restormixer_arch").glob("*/__init__.py"))
 
 setup(
     name="restormixer",

@@ -161,7 +161,9 @@ def attribution(table: Path) -> str:
         "`data/make_samples.py`, which reduces the photographs to a shorter side of "
         f"{SHORT_SIDE} pixels and rounds to 8 bits.",
         "`degradations.jpg` is perched-osprey under all degradations, made by `basicsr degrade sheet`; `demo.jpg`",
-        "shows crops of roman-colosseum and european-honey-bee, rainy, restored by the demo, and clean.",
+        "shows crops of roman-colosseum and european-honey-bee, rainy, restored by the demo, and clean; `restored.jpg`",
+        "perched-osprey and roman-colosseum with synthetic rain, and restored by the installed weights. `compare.png` is",
+        "the top of a report of `basicsr compare`.",
         "",
         "| photograph | part | package | file in the package | author | licence | source |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -35,8 +35,9 @@ class Cost:
 
 LATENCY = Cost("latency", "latency in ms, less is better", lambda c: c.latency.median, show_time, 1e3)
 PARAMETERS = Cost("parameters", "parameters in millions, less is better", lambda c: c.parameters, show_parameters, 1e-6)
-# Okabe and Ito, "Color Universal Design" (2008): told apart by colour-blind eyes; without its black and yellow.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+# Okabe and Ito, "Color Universal Design" (2008), without black and yellow, then four of Paul Tol's "muted": all of them
+# told apart by colour-blind eyes.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#332288", "#117733", "#999933")
 NEUTRAL = "#808080"
 ROOM = 0.3  # at both ends of an axis, in parts of its length, for names
 LOGARITHMIC = 3  # is an axis from this ratio of its values on
