@@ -115,7 +115,10 @@ def test_pictures():
 
 def test_every_photograph_is_attributed():
     text = (SAMPLES / "ATTRIBUTION.md").read_text(encoding="utf-8")
-    rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in text.partition("| --- |")[2].splitlines()[1:]}
+    rows = {
+        line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")
+        for line in text.partition("| --- |")[2].splitlines()[1:]
+    }
     assert rows.keys() == set(make_samples.TRAINING + make_samples.VALIDATION)
     for name, (_, part, package, file, author, licence, *_) in rows.items():
         assert part.startswith("training" if name in make_samples.TRAINING else "validation")

@@ -1,0 +1,58 @@
+"""The installed weights do what the model card says, on photographs that they were not trained on."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+from test_samples import SAMPLES
+
+import restormixer_arch
+from restormixer_arch.data.compose import add_composition, draw_composition
+from restormixer_arch.data.pictures import read_picture
+from restormixer_arch.models.load import SHIPPED, load_network, shipped_tasks, shipped_weights
+
+PHOTOGRAPHS = ("budgie-backgrounds__perched-osprey", "budgie-backgrounds__roman-colosseum")
+
+
+def sample(kind, name):
+    return read_picture(SAMPLES / "pictures" / kind / f"{name}.png").pixels / np.float32(255)
+
+
+def psnr(image, truth):
+    return 10 * np.log10(1 / np.mean((image.astype(np.float64) - truth) ** 2))
+
+
+def test_what_is_there():
+    assert shipped_tasks() == ["derain", "mixed"]
+    for task in shipped_tasks():
+        assert shipped_weights(task).stat().st_size < 6e6
+        network = load_network(shipped_weights(task))
+        assert sum(parameter.numel() for parameter in network.parameters()) == 542_220
+    card = (SHIPPED / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert all(shipped_weights(task).name in card for task in shipped_tasks())
+
+
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_the_photographs_are_held_out(name):
+    with (SAMPLES.parent / "photos.tsv").open(encoding="utf-8", newline="") as file:
+        parts = {row["file"]: row["part"] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
+    assert parts[f"{name}.png"] == "test"
+
+
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_rain_is_removed(name):
+    rainy, clean = sample("rainy", name), sample("clean", name)
+    assert psnr(restormixer_arch.restore(rainy), clean) > psnr(rainy, clean) + 5
+
+
+@pytest.mark.parametrize("label", ["low", "rain", "snow", "low_rain"])
+def test_mixed_degradations_are_reduced(label):
+    gains = []
+    for number, name in enumerate(PHOTOGRAPHS):
+        clean = sample("clean", name)
+        degraded = add_composition(clean, draw_composition(np.random.default_rng(number), label))
+        restored = restormixer_arch.restore(degraded.astype(np.float32), task="mixed")
+        gains.append(psnr(restored, clean) - psnr(degraded, clean))
+    assert np.mean(gains) > 3
