@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from restormixer_arch.benchmark.suite import OURS, OWN_MALLOC, RIVAL, summary
+from restormixer_arch.benchmark.units import show_parameters, show_time
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -67,8 +68,8 @@ def _time_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         first = summary(next(iter(group.values())))["median"]
         for name, seconds in group.items():
             s = summary(seconds)
-            middle = f"{_time(s['low'])} to {_time(s['high'])}"
-            rows.append((label, name, _time(s["median"]), middle, f"{s['median'] / first:.2f}"))
+            middle = f"{show_time(s['low'])} to {show_time(s['high'])}"
+            rows.append((label, name, show_time(s["median"]), middle, f"{s['median'] / first:.2f}"))
     return rows
 
 
@@ -77,7 +78,7 @@ def _network_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     for name, found in result["networks"].items():
         thop = found["thop"]
         seen = f"{thop[0] / 1e9:.2f} G, {thop[1] / 1e6:.2f} M" if thop else "not installed"
-        rows.append((name, f"{found['parameters'] / 1e6:.3f} M", f"{found['operations'] / 1e9:.1f}", seen))
+        rows.append((name, show_parameters(found["parameters"]), f"{found['operations'] / 1e9:.1f}", seen))
     return rows
 
 
@@ -86,10 +87,6 @@ def _memory_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         (label, f"{found['peak_bytes'] / 2**30:.2f} GiB" if found["peak_bytes"] else "not told by this system")
         for label, found in result["memory"].items()
     ]
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
 
 
 def _table(head: list[str], rows: list[tuple[str, ...]]) -> list[str]:

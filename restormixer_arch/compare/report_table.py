@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from restormixer_arch.benchmark.units import show_giga, show_parameters, show_time
 from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric
 from restormixer_arch.compare.tables import TWO_DIGITS
 
@@ -79,14 +80,6 @@ def with_unit(name: str, metric: Metric) -> str:
     return f"{name} ({units[0]})" if units else name
 
 
-def show_parameters(count: float) -> str:
-    return f"{count / 1e6:.3f} M"
-
-
-def show_time(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
-
-
 def _quality(comparison: Comparison) -> Iterator[Column]:
     first = comparison.competitors[0].name
     for dataset in comparison.datasets:
@@ -130,11 +123,11 @@ def _costs(comparison: Comparison) -> Iterator[Column]:
     yield column("Parameters", "Numbers that the network has learned.", lambda c: c.parameters, show_parameters)
     tip = f"Thousand millions of multiply-adds in one pass of a {size} picture: scans and attention included, "
     tip += "BatchNorm folded."
-    yield column("GMAC", tip, lambda c: c.macs, _giga)
+    yield column("GMAC", tip, lambda c: c.macs, show_giga)
     if any(c.thop_macs is not None for c in everybody):
         tip = "The same as the counter thop prints it, which sees only some kinds of layers, and BatchNorm as a layer "
         tip += "of its own. Here for comparison with tables that were made with it."
-        yield column("thop's GMAC", tip, lambda c: c.thop_macs, _giga, None)
+        yield column("thop's GMAC", tip, lambda c: c.thop_macs, show_giga, None)
     tip = f"Time of restoring one {size} picture: median of {runs} runs, in turn with the other competitors. "
     tip += "Below it in small print: the middle half of the runs."
     yield column("Latency", tip, lambda c: c.latency.median, show_time, note=_quartiles)
@@ -163,10 +156,6 @@ def _quartiles(competitor: Competitor) -> str:
 
 def _steps(competitor: Competitor) -> str:
     return f"{competitor.training.iterations} × {competitor.training.batch_size}" if competitor.training else ""
-
-
-def _giga(count: float) -> str:
-    return f"{count / 1e9:.2f}"
 
 
 def _minutes(seconds: float) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from restormixer_arch.benchmark.units import show_giga, show_parameters, show_time
 from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric
 
 INPUT = "input"
@@ -115,10 +116,10 @@ def _quality(comparison: Comparison) -> Iterator[Column]:
 
 def _costs(comparison: Comparison) -> Iterator[Column]:
     everybody = comparison.competitors
-    yield Column("parameters", [c.parameters for c in everybody], lambda count: f"{count / 1e6:.3f} M", min)
-    yield Column("GMAC", [c.macs for c in everybody], _giga, min)
-    yield Column("thop's GMAC", [c.thop_macs for c in everybody], _giga)
-    yield Column("latency", [c.latency.median for c in everybody], _time, min)
+    yield Column("parameters", [c.parameters for c in everybody], show_parameters, min)
+    yield Column("GMAC", [c.macs for c in everybody], show_giga, min)
+    yield Column("thop's GMAC", [c.thop_macs for c in everybody], show_giga)
+    yield Column("latency", [c.latency.median for c in everybody], show_time, min)
     yield Column("peak memory", [c.peak_bytes for c in everybody], lambda count: f"{count / 2**20:.0f} MiB", min)
     if any(c.training for c in everybody):
         yield Column("iterations", [c.training and c.training.iterations for c in everybody], str)
@@ -188,14 +189,6 @@ def _title(dataset: DataSet, metric: str) -> str:
 def _digits(metric: Metric) -> Callable[[float], str]:
     digits = 2 if any(name in metric.type for name in TWO_DIGITS) else 4
     return lambda value: f"{value:.{digits}f}"
-
-
-def _giga(count: float) -> str:
-    return f"{count / 1e9:.2f}"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
 
 
 def _escaped(text: str) -> str:
