@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from restormixer_arch.data.video import CODECS
 from restormixer_arch.errors import UserError
 
 SUFFIXES = (*IMAGE_SUFFIXES, *CODECS)
-PART = ".part-"  # begins the name of a file that is not yet whole
 
 
 @dataclass(frozen=True)
@@ -125,16 +123,3 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"-o: {str(folder)!r} cannot be made ({error.strerror})") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"-o: {str(folder)!r} cannot be written into (permission denied)")
-
-
-@contextmanager
-def whole(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Temporary names for files to write: renamed at the end, removed where anything fails or is stopped."""
-    parts = [path.with_name(PART + path.name) for path in paths]
-    try:
-        yield parts
-        for part, path in zip(parts, paths, strict=True):
-            part.replace(path)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from restormixer_arch.data.restore_jobs import Job, find_jobs, make_folder, whole
+from restormixer_arch.data.restore_jobs import Job, find_jobs, make_folder
 from restormixer_arch.errors import UserError
+from restormixer_arch.whole_files import whole
 
 
 @pytest.fixture

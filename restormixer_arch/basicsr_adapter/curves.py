@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
+
+from restormixer_arch.whole_files import whole
 
 BLUE, GRAY = "#1f6fb4", "#8c8c8c"
 SIZE_INCHES, DPI = (8.0, 6.5), 120
@@ -38,9 +39,8 @@ def draw_curves(losses: list[dict[str, Any]], validations: list[dict[str, Any]],
     panels[-1].set_xlabel("iteration")
     for panel in panels:
         panel.grid(alpha=0.25)
-    partial = path.with_name(f"{path.name}.partial")
-    figure.savefig(partial, dpi=DPI, format="png")
-    os.replace(partial, path)
+    with whole([path]) as [part]:
+        figure.savefig(part, dpi=DPI, format="png")
 
 
 def _draw_losses(panel: Any, rows: list[dict[str, Any]]) -> None:

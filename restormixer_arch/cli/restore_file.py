@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from restormixer_arch.data.pictures import Picture, read_picture, split_alpha, write_picture
-from restormixer_arch.data.restore_jobs import PART, Job, make_folder, whole
+from restormixer_arch.data.restore_jobs import Job, make_folder
 from restormixer_arch.data.video import VideoFrames, transform_video
 from restormixer_arch.errors import UserError
 from restormixer_arch.models.restore import Restorer
 from restormixer_arch.models.restore_image import restore_picture, side_by_side
+from restormixer_arch.whole_files import PART, whole
 
 Show = Callable[[str, int, int], None]  # unit, how many are done, how many there are or 0
 

@@ -18,6 +18,7 @@ from restormixer_arch.basicsr_adapter.output import complain, say
 from restormixer_arch.compare import results, tables
 from restormixer_arch.compare.results import Comparison
 from restormixer_arch.errors import UserError
+from restormixer_arch.whole_files import write_whole
 
 FILE = "report.html"
 NEEDED = ("jinja2", "plotly")
@@ -38,11 +39,10 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         UserError: a picture cannot be read, the folder cannot be written to, or a library is not installed.
     """
     require_libraries()
-    partial, place = folder / f".{FILE}", folder / FILE
+    place = folder / FILE
     text = render(comparison, folder)
     try:
-        partial.write_text(text, encoding="utf-8")
-        return partial.replace(place)
+        return write_whole(place, text)
     except OSError as error:
         raise UserError(f"{place}: cannot be written: {error.strerror}") from error
 

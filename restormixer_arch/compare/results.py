@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from restormixer_arch.whole_files import write_whole
+
 FORMAT = 1
 FILE = "results.json"
 
@@ -163,10 +165,8 @@ class Comparison(Part):
 
 
 def write(comparison: Comparison, folder: Path) -> Path:
-    """Write ``results.json`` under another name first; return its place."""
-    partial, place = folder / f".{FILE}", folder / FILE
-    partial.write_text(comparison.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    return partial.replace(place)
+    """Write ``results.json``; return its place."""
+    return write_whole(folder / FILE, comparison.model_dump_json(indent=1) + "\n")
 
 
 def read(folder: Path) -> Comparison:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from restormixer_arch.benchmark.units import show_giga, show_parameters, show_time
 from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric
+from restormixer_arch.whole_files import write_whole
 
 INPUT = "input"
 TWO_DIGITS = ("psnr", "niqe")  # the others, such as SSIM, lie in [0, 1] and are shown with four
@@ -48,13 +49,9 @@ class Column:
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write ``table.md`` and ``table.csv``, each under another name first; return their places."""
-    places = []
-    for name, text in (("table.md", markdown(comparison)), ("table.csv", comma_separated(comparison))):
-        partial = folder / f".{name}"
-        partial.write_text(text, encoding="utf-8")
-        places.append(partial.replace(folder / name))
-    return places
+    """Write ``table.md`` and ``table.csv``; return their places."""
+    texts = {"table.md": markdown(comparison), "table.csv": comma_separated(comparison)}
+    return [write_whole(folder / name, text) for name, text in texts.items()]
 
 
 def markdown(comparison: Comparison) -> str:

@@ -27,6 +27,7 @@ from restormixer_arch.benchmark.processes import in_process
 from restormixer_arch.compare.options import ANY_TOTAL, is_trained, training_options
 from restormixer_arch.compare.results import Training
 from restormixer_arch.errors import UserError
+from restormixer_arch.whole_files import write_whole
 
 FOLDER = "training"
 STEPS, ROUNDS = 10, 2  # steps of each competitor that are measured at once, and how often
@@ -84,7 +85,7 @@ def iterations(options: dict[str, Any], names: list[str], place: Path, threads: 
     missing = [name for name in names if name not in seconds]
     if missing:
         seconds |= measured_steps(options, missing, place, threads)
-        _write(kept, json.dumps(seconds, indent=1) + "\n")
+        write_whole(kept, json.dumps(seconds, indent=1) + "\n")
     return {name: max(1, round(60 * budget["minutes"] / seconds[name])) for name in names}
 
 
@@ -95,7 +96,7 @@ def measured_steps(options: dict[str, Any], names: list[str], place: Path, threa
     for _ in range(ROUNDS):
         for name in names:
             file = place / f".{name}.step.yml"
-            _write(file, yaml.safe_dump(training_options(options, name, ANY_TOTAL, str(place)), sort_keys=False))
+            write_whole(file, yaml.safe_dump(training_options(options, name, ANY_TOTAL, str(place)), sort_keys=False))
             job = {"kind": "step_seconds", "threads": threads, "arguments": {"file": str(file), "steps": STEPS}}
             try:
                 taken[name] += in_process(JOBS, job, f"measuring the training steps of competitors.{name}")
@@ -119,7 +120,7 @@ def option_file(options: dict[str, Any], name: str, total: int, place: Path) -> 
             f"{file}: competitors.{name} was begun with other options ({changed}); go on with those, or begin anew "
             "without --auto_resume"
         )
-    _write(file, text)
+    write_whole(file, text)
     return file
 
 
@@ -134,7 +135,7 @@ def _train(options: dict[str, Any], name: str, total: int, file: Path, place: Pa
         begin = time.monotonic()
         code = run_and_wait([sys.executable, "-m", FOLLOWER, "-opt", str(file), "--auto_resume"], log)
         state = {"seconds": state["seconds"] + time.monotonic() - begin, "done": code == 0}
-        _write(record, json.dumps(state) + "\n")
+        write_whole(record, json.dumps(state) + "\n")
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             raise Ended(code)
         if code:
@@ -173,9 +174,3 @@ def run_and_wait(command: list[str], log: Path) -> int:
             signal.signal(number, handler)
         process.stdin.close()
     return 128 - code if code < 0 else code
-
-
-def _write(file: Path, text: str) -> None:
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
