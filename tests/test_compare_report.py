@@ -213,9 +213,9 @@ def test_plots_hold_means_latencies_and_parameters():
     latency, parameters = report_plots.plots(made, made.datasets[0])
     x = [json.loads(found) for found in re.findall(r'"x":(\[[^\]]*\])', latency)]
     y = [json.loads(found) for found in re.findall(r'"y":(\[[^\]]*\])', latency)]
-    assert (x, y) == ([[50.0], [100.0], [1500.0]], [[30.0], [31.0], [31.5]])
-    assert re.findall(r'"x":\[([^\]]*)\]', parameters) == ["0.25", "1.5", "12.0"]
-    assert re.findall(r'"arrayminus":\[([\d.]+)', latency)[1].startswith("10")  # 100 ms, lower quartile 90 ms
+    assert (x, y) == ([[100.0], [50.0], [1500.0]], [[31.0], [30.0], [31.5]])
+    assert re.findall(r'"x":\[([^\]]*)\]', parameters) == ["1.5", "0.25", "12.0"]
+    assert re.findall(r'"arrayminus":\[([\d.]+)', latency)[0].startswith("10")  # 100 ms, lower quartile 90 ms
     assert re.findall(r'"textposition":"(\w+) center"', latency) == ["top", "bottom", "top"]
     assert '"type":"log"' in latency and "50 100 200 500 1000" in " ".join(re.findall(r'"(\d+)"', latency))
 
@@ -272,3 +272,10 @@ def test_folder_that_cannot_be_written_to(tmp_path, capsys):
     results.write(written(hand_made(), tmp_path), tmp_path)
     (tmp_path / report.FILE).mkdir()
     assert "report.html: cannot be written" in fails(tmp_path, capsys)
+
+
+def test_names_in_a_plot_stand_away_from_the_nearest_point():
+    assert report_plots._sides([(0.0, 1.0), (0.1, 0.9), (5.0, 3.0), (5.0, 3.2)]) == ["top", "bottom", "bottom", "top"]
+    assert report_plots._sides([(1.0, 30.0)]) == ["top"]
+    assert report_plots._sides([(1.0, 30.0), (1.0, 30.0)]) == ["top", "top"]
+    assert report_plots._sides([]) == []

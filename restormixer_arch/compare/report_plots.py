@@ -61,12 +61,12 @@ def _plot(comparison: Comparison, dataset: DataSet, cost: Cost) -> str:
     means = {c.name: dataset.mean(name, c.name) for c in comparison.competitors}
     shown = [c for c in comparison.competitors if math.isfinite(means[c.name]) and cost.value(c) > 0]
     figure = go.Figure()
-    for index, competitor in enumerate(sorted(shown, key=lambda competitor: means[competitor.name])):
+    sides = _sides([(math.log(cost.value(c)), means[c.name]) for c in shown])
+    for competitor, side in zip(shown, sides, strict=True):
         mean, middle = means[competitor.name], cost.value(competitor)
         label, colour = _text(competitor.name), _colour(comparison, competitor)
         told = f"{_text(name)} {show_metric(metric, mean)}<br>{cost.name} {cost.show(middle)}"
         trace = go.Scatter(x=[middle * cost.factor], y=[mean], mode="markers+text", name=label)
-        side = "bottom" if index % 2 else "top"  # names at nearly the same height keep apart
         trace.update(text=[_text(_short(competitor.name))], textposition=f"{side} center")
         trace.update(cliponaxis=False, showlegend=False)
         trace.update(marker={"size": 14, "color": colour}, hoverinfo="text", hovertext=[f"<b>{label}</b><br>{told}"])
@@ -109,6 +109,18 @@ def _padded(values: list[float]) -> list[float] | None:
 
 def _colour(comparison: Comparison, competitor: Competitor) -> str:
     return COLOURS[comparison.competitors.index(competitor) % len(COLOURS)]
+
+
+def _sides(points: list[tuple[float, float]]) -> list[str]:
+    """Return where each point's name stands, ``top`` or ``bottom``: away from the point that is nearest to it."""
+    spans = [(max(values) - min(values)) or 1 for values in zip(*points, strict=True)]
+    scaled = [tuple(value / span for value, span in zip(point, spans, strict=True)) for point in points]
+    sides = []
+    for index, point in enumerate(scaled):
+        others = [other for place, other in enumerate(scaled) if place != index]
+        nearest = min(others, key=lambda other: math.dist(point, other), default=point)
+        sides.append("bottom" if point[1] < nearest[1] else "top")
+    return sides
 
 
 def _text(text: str) -> str:
