@@ -78,15 +78,18 @@ def test_comparison_is_valid_and_its_networks_are_of_one_size(path, monkeypatch)
         assert sizes[told] == int(size.replace(",", ""))
 
 
-def test_the_equal_budget_trains_as_restormixer_s_is_trained(monkeypatch):
+def test_the_equal_budget_trains_as_restormixer_s_is_trained_but_for_the_rate(monkeypatch):
     files = [
         read_options(ROOT / "options" / f"{file}.yml", file) for file in ("compare_equal_budget", "train_derain_s")
     ]
     compared, alone = files
     assert compared["competitors"]["RestorMixer-S"]["network_g"] == alone["network_g"]
     assert compared["datasets"]["train"] == alone["datasets"]["train"]
-    for key in ("grad_clip", "optim_g", "pixel_opt", "warmup_iter"):
+    for key in ("grad_clip", "pixel_opt", "warmup_iter"):
         assert compared["train"][key] == alone["train"][key]
+    rates = [train["optim_g"].pop("lr") for train in (compared["train"], alone["train"])]
+    assert compared["train"]["optim_g"] == alone["train"]["optim_g"]
+    assert rates[0] > rates[1]  # minutes of training want a higher one than hours, see the model card
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.name.startswith("train_")], ids=name)
