@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from restormixer_arch.errors import UserError
 
@@ -55,24 +54,6 @@ class Guard:
 
     def load_extra_state(self, state: dict[str, int]) -> None:
         self.total, self.consecutive = state["total"], state["consecutive"]
-
-
-class NormStatistics:
-    """Running statistics of a network's BatchNorms as they were, since one bad batch would spoil them for good."""
-
-    def __init__(self, network: nn.Module) -> None:
-        norms = [module for module in network.modules() if isinstance(module, _NormBase)]
-        self._buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-        self._kept: list[Tensor] = []
-
-    @torch.no_grad()
-    def keep(self) -> None:
-        self._kept = [buffer.clone() for buffer in self._buffers]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        for buffer, kept in zip(self._buffers, self._kept, strict=True):
-            buffer.copy_(kept)
 
 
 def is_finite(tensor: Tensor) -> bool:

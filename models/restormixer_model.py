@@ -16,6 +16,7 @@ from restormixer_arch.models import guard, memory
 from restormixer_arch.models.losses import MultiScaleDualDomainLoss
 from restormixer_arch.models.measured_validation import MeasuredValidation
 from restormixer_arch.models.mixing import mixed
+from restormixer_arch.models.norms import NormStatistics, frozen_after
 from restormixer_arch.models.precision import Precision, checked_amp
 from restormixer_arch.models.progressive import ProgressivePatches
 from restormixer_arch.models.restore import restorer_of_options
@@ -43,6 +44,8 @@ class RestorMixerModel(MeasuredValidation):
     - ``checkpointing``: keep fewer activations and compute them twice, see :func:`.memory.set_checkpointing`.
     - ``compile``: run the training's forward and backward pass through ``torch.compile``.
     - ``progressive``: stages of growing patches, see :mod:`.progressive`.
+    - ``frozen_norms``: share of the training, 0 to 1, after which BatchNorm normalizes by its running statistics, those
+      of the averaged weights, and leaves them alone, see :mod:`.norms`. Not set: never.
     - ``mixup``: blend the pairs of a batch, see :mod:`.mixing`; the value is the alpha of its Beta distribution.
     - ``max_skipped``: a step whose loss or gradient is not finite is skipped; more than this many in a row (10 by
       default) end the training.
@@ -73,7 +76,8 @@ class RestorMixerModel(MeasuredValidation):
         self.precision = Precision(checked_amp(options, self.device), self.device)
         self.precision.prepare(network)
         self.guard = guard.Guard(options.get("max_skipped", guard.DEFAULT_MAX_SKIPPED), get_root_logger())
-        self._statistics = guard.NormStatistics(network)
+        self._statistics = NormStatistics(network)
+        self.frozen_after = frozen_after(options.get("frozen_norms"), options["total_iter"])
         self._seed = f"{self.opt.get('manual_seed')} {self.opt.get('rank', 0)}"
         self.progressive = self._progressive(options.get("progressive"))
         self.mixup = options.get("mixup")
@@ -129,6 +133,8 @@ class RestorMixerModel(MeasuredValidation):
 
     def _gather_gradients(self, current_iter: int) -> dict[str, Tensor]:
         """Add the gradients of one batch to those that wait, unless its loss is not finite."""
+        if current_iter > self.frozen_after:
+            self._statistics.freeze(getattr(self, "net_g_ema", None))
         self._statistics.keep()
         with self.precision.autocast():
             outputs = self.net_g(self.lq)

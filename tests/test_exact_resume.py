@@ -65,6 +65,20 @@ def test_going_on_is_as_not_having_stopped(pairs, train_options, write, monkeypa
     assert_same_end(expected)
 
 
+@pytest.mark.parametrize("killed", [4, 6])
+def test_frozen_norms_go_on_as_they_were(pairs, train_options, write, monkeypatch, killed):
+    options = architecture(several_batches(train_options), "RestorMixer")
+    options["train"]["frozen_norms"] = 0.5  # after iteration 4 of 8
+    file = write(options)
+    expected = at_once(file)
+    revive = kill_at(monkeypatch, killed)
+    with pytest.raises(Killed):
+        train(file)
+    revive()
+    assert train(file, "--auto_resume") == 0
+    assert_same_end(expected)
+
+
 @pytest.mark.parametrize("write_number", range(3, 7))
 def test_being_killed_while_saving_loses_nothing(pairs, train_options, write, monkeypatch, write_number):
     """The third to sixth file to be written are the weights and the states of iterations 4 and 6."""

@@ -1,0 +1,65 @@
+"""The running statistics of BatchNorm while training: put back after a bad batch, and kept as they are at the end.
+
+While it trains BatchNorm normalizes by the mean and variance of a batch, and when it is used by their running averages,
+which fit the less the fewer and the more different the pictures of a batch are. With frozen statistics the last part of
+a training runs as the network will be used.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+
+class NormStatistics:
+    """The running statistics of all norms of a network that keep some.
+
+    Args:
+        network: on its device, so that its buffers stay the same objects.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._names, self._norms = [], []
+        for name, module in network.named_modules():
+            if isinstance(module, _NormBase) and module.running_mean is not None:
+                self._names.append(name)
+                self._norms.append(module)
+        self._kept: list[Tensor] = []
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Remember the statistics."""
+        self._kept = [buffer.clone() for buffer in _buffers(self._norms)]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put back what :meth:`keep` remembered."""
+        for buffer, kept in zip(_buffers(self._norms), self._kept, strict=True):
+            buffer.copy_(kept)
+
+    @torch.no_grad()
+    def freeze(self, average: nn.Module | None = None) -> None:
+        """Normalize by the running statistics and leave them alone, until the network's ``train()`` is called.
+
+        Args:
+            average: the same network with averaged weights (EMA), whose statistics are taken: they were gathered over
+                more batches than the network's own, and are those that it is tested with.
+        """
+        for norm in self._norms:
+            norm.eval()
+        if average is not None:
+            averaged = _buffers([average.get_submodule(name) for name in self._names])
+            for buffer, value in zip(_buffers(self._norms), averaged, strict=True):
+                buffer.copy_(value)
+
+
+def frozen_after(share: float | None, total_iter: int) -> float:
+    """The last iteration whose norms use the batch: a share of the training, or never ending if there is none."""
+    return math.inf if share is None else round(share * total_iter)
+
+
+def _buffers(norms: list[nn.Module]) -> list[Tensor]:
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]

@@ -1,0 +1,92 @@
+"""Running statistics of BatchNorm: kept, put back, frozen."""
+
+import pytest
+import torch
+from torch import nn
+from training_cases import EDSR, batch, build, step
+
+from restormixer_arch.models.norms import NormStatistics
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    layers = nn.InstanceNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.BatchNorm2d(4)
+    return nn.Sequential(*layers).train()  # the InstanceNorm keeps no statistics
+
+
+def statistics(net):
+    return {name: value.clone() for name, value in net.named_buffers()}
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_was_kept_is_put_back():
+    net = network()
+    norms, before = NormStatistics(net), statistics(net)
+    norms.keep()
+    net(torch.rand(2, 3, 8, 8))
+    assert not equal(statistics(net), before)
+    norms.restore()
+    assert equal(statistics(net), before)
+
+
+def test_frozen_norms_give_each_picture_what_it_gets_alone():
+    net = network()
+    pictures = torch.rand(4, 3, 8, 8)
+    net(pictures)
+    assert not torch.allclose(net(pictures)[:1], net(pictures[:1]), atol=1e-3)
+    NormStatistics(net).freeze()
+    before = statistics(net)
+    torch.testing.assert_close(net(pictures)[:1], net(pictures[:1]))
+    torch.testing.assert_close(net(pictures), net.eval()(pictures))
+    assert equal(statistics(net), before)
+
+
+def test_the_averaged_network_s_statistics_are_taken():
+    net, average = network(), network(1)
+    average(torch.rand(2, 3, 8, 8))
+    NormStatistics(net).freeze(average)
+    assert equal(statistics(net), statistics(average))
+    assert not torch.equal(net[1].weight, average[1].weight)
+
+
+@pytest.mark.parametrize(("share", "after"), [(0, 0), (0.25, 2), (0.5, 5), (1, 10)])
+def test_a_training_freezes_them_after_its_share(tmp_path, share, after):
+    model = build(tmp_path, frozen_norms=share, ema_decay=0.9)
+    seen = []
+    for iteration in range(1, 11):
+        step(model, iteration)
+        seen.append(statistics(model.net_g))
+    moved = [n for n in range(2, 11) if not equal(seen[n - 1], seen[n - 2])]
+    # the first frozen iteration takes the averages' statistics over, unless no batch was seen before
+    assert moved == [n for n in range(2, 11) if n <= after + bool(after)]
+    assert equal(seen[-1], statistics(model.net_g_ema)) == (after < 10)
+    weights = {name: p.clone() for name, p in model.net_g.named_parameters()}
+    step(model, 10)
+    assert any(not torch.equal(weights[name], p) for name, p in model.net_g.named_parameters())
+
+
+def test_frozen_training_is_the_gradient_of_the_network_in_use(tmp_path):
+    """A pair of a batch adds the same to the loss whatever lies beside it."""
+    model = build(tmp_path, frozen_norms=0, ema_decay=0)
+    data = batch()
+    step(model, 1, data)
+    weights = {name: value.clone() for name, value in model.net_g.state_dict().items()}
+    outputs = []
+    for part in (slice(0, 2), slice(0, 1)):
+        model.net_g.load_state_dict(weights)
+        step(model, 2, {key: value[part] for key, value in data.items()})
+        outputs.append(model.output[:1].detach().clone())
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_without_norms_trains_the_same(tmp_path):
+    ends = []
+    for share in (None, 0.5):
+        model = build(tmp_path, EDSR, frozen_norms=share, ema_decay=0.9)
+        for iteration in range(1, 9):
+            step(model, iteration)
+        ends.append(model.net_g.state_dict())
+    assert equal(*ends)
