@@ -15,6 +15,7 @@ from restormixer_arch.weight_options import is_restormixer, options_from_weights
 SHIPPED = Path(restormixer_arch.__path__[0]) / "weights"
 PREFIX = "restormixer_s_"
 DEFAULT_TASK = "derain"
+TILES = {"derain": 384}  # sides of tiles that installed weights restore better than whole pictures, see the model card
 
 
 def shipped_tasks() -> list[str]:
@@ -34,6 +35,12 @@ def shipped_weights(task: str) -> Path:
     tasks = shipped_tasks()
     there = f"installed are: {', '.join(tasks)}" if tasks else "this installation has no weights at all"
     raise UserError(f"--task: no weights for {task!r}; {there}.{did_you_mean(task, tasks)} Name a file by --weights")
+
+
+def best_tile(weights: str | Path) -> int | None:
+    """The side of the tiles that suits installed weights best. None: as large as possible; so for all others."""
+    path = Path(weights)
+    return TILES.get(path.stem.removeprefix(PREFIX)) if path.parent == SHIPPED else None
 
 
 def load_network(

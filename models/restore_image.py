@@ -14,7 +14,7 @@ from torch import Tensor
 
 from restormixer_arch.data.pictures import Picture, in_rgb, split_alpha, to_pillow
 from restormixer_arch.memory import parse_bytes
-from restormixer_arch.models.load import DEFAULT_TASK, load_network, shipped_weights
+from restormixer_arch.models.load import DEFAULT_TASK, best_tile, load_network, shipped_weights
 from restormixer_arch.models.restore import PEAKS, Progress, Restorer, pick_device
 
 CHANNELS = (1, 3)
@@ -45,7 +45,8 @@ def restore(
         device: as torch names it, or ``auto``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         self_ensemble: average over eight flips and turns; eight times the work.
-        tile: largest side of a tile in pixels; by default as large as ``max_memory`` allows.
+        tile: largest side of a tile in pixels; by default as large as ``max_memory`` allows, and for installed weights
+            that restore small tiles better than whole pictures that size, if ``max_memory`` is not given either.
         max_memory: bytes or such as ``"3G"``; on a CPU of the whole process. Default: 3 GB of a CPU, 80 % of what is
             free of a GPU.
 
@@ -60,6 +61,8 @@ def restore(
     path = Path(weights) if weights is not None else shipped_weights(task)
     budget = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
     changed = path.stat().st_mtime_ns if path.is_file() else 0  # a file written anew is read anew
+    if tile is None and budget is None:
+        tile = best_tile(path)
     restorer = _restorer(path, changed, device, precision, self_ensemble, tile, budget)
     if isinstance(image, Tensor):
         return _restored_tensor(restorer, image)

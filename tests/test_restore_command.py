@@ -171,6 +171,26 @@ def test_installed_weights_of_a_task(place, monkeypatch, capsys):
     assert "no weights for 'desnow'; installed are: derain." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("switches", "tile"),
+    [
+        ([], load.TILES["derain"]),
+        (["--tile", "512"], 512),
+        (["--max-memory", "2G"], None),
+        (["--overlap", "128"], None),
+        (["--task", "mixed"], None),
+        (["--weights", "w.safetensors"], None),
+    ],
+)
+def test_installed_weights_have_tiles_that_suit_them(place, monkeypatch, switches, tile):
+    monkeypatch.setattr(load, "SHIPPED", place / "installed")
+    (place / "installed").mkdir()
+    for task in ("derain", "mixed"):
+        save_tiny(place / f"installed/restormixer_s_{task}.safetensors")
+    args = command.parser().parse_args(["in", "-o", "out", *switches])
+    assert command.restorer_of(args).tile == tile
+
+
 def test_switches_reach_the_network(place, monkeypatch):
     seen = []
     original = command.restorer_of

@@ -45,7 +45,10 @@ def add_settings(parser: Parser) -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="default fp32")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     parser.add_argument(
-        "--tile", type=positive_number, metavar="N", help="side of the tiles; default: what memory allows"
+        "--tile",
+        type=positive_number,
+        metavar="N",
+        help="side of the tiles; default: what memory allows, or what suits the installed weights best",
     )
     parser.add_argument(
         "--overlap", type=whole_number, metavar="N", help="least overlap of tiles, in pixels (default 64)"
@@ -92,14 +95,16 @@ def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> 
     Raises:
         UserError: device, weights or settings do not do.
     """
-    from restormixer_arch.models.load import DEFAULT_TASK, load_network, shipped_weights
+    from restormixer_arch.models.load import DEFAULT_TASK, best_tile, load_network, shipped_weights
     from restormixer_arch.models.restore import Restorer, pick_device
     from restormixer_arch.models.tiling import DEFAULT_OVERLAP
 
     device = pick_device(args.device)
+    path = weights or args.weights or shipped_weights(args.task or DEFAULT_TASK)
+    unsized = args.tile is None and args.max_memory is None and args.overlap is None
     return Restorer(
-        load_network(weights or args.weights or shipped_weights(args.task or DEFAULT_TASK)).to(device),
-        tile=args.tile,
+        load_network(path).to(device),
+        tile=best_tile(path) if unsized else args.tile,
         overlap=DEFAULT_OVERLAP if args.overlap is None else args.overlap,
         blend=args.blend,
         precision=args.precision,
