@@ -112,6 +112,14 @@ def test_tiles_are_for_the_model_that_knows_them(pairs, train_options, test_opti
         assert faults(write(options), is_train) == [f"x.yml: val.{key}: {text}"]
 
 
+def test_a_share_is_between_0_and_1(pairs, train_options, write):
+    train_options["model_type"] = "RestorMixerModel"
+    for value, text in ((1.5, "at most 1.0"), (-0.1, "at least 0.0"), ("half", "a number")):
+        train_options["train"]["frozen_norms"] = value
+        [line] = faults(write(train_options))
+        assert line == f"x.yml: train.frozen_norms: got {value!r}, expected {text}"
+
+
 def test_a_file_can_be_checked_where_its_data_is_not(folder, train_options):
     with pytest.raises(OptionErrors, match="'pairs/gt' does not exist"):
         check_options(train_options, "x.yml", True)

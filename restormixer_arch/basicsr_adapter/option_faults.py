@@ -25,6 +25,7 @@ EXPECTED = {
     "greater_than_equal": "at least {ge}",
     "greater_than": "more than {gt}",
     "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
     "too_short": "{min_length} or more values",
     "too_long": "no more than {max_length} values",
     "string_pattern_mismatch": "a name without / and \\",  # the one pattern of the schema
