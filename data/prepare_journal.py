@@ -15,6 +15,7 @@ from typing import Any
 from restormixer_arch.data.find_pairs import Unit
 from restormixer_arch.data.prepare_images import Prepared, Recipe
 from restormixer_arch.data.prepare_store import meta_line
+from restormixer_arch.whole_files import write_whole
 
 VERSION = 1
 
@@ -63,10 +64,8 @@ class Journal:
     def start(self) -> None:
         """Write what is known and be ready for more; skipped units are tried again."""
         self.records = {name: record for name, record in self.records.items() if "skipped" not in record}
-        partial = self.path.with_suffix(".new")
         lines = [json.dumps(record) for record in (self.settings, *self.records.values())]
-        partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        partial.replace(self.path)
+        write_whole(self.path, "".join(f"{line}\n" for line in lines))
         self._file = self.path.open("a", encoding="utf-8")
 
     def add(self, outcomes: Iterable[Prepared]) -> None:

@@ -14,6 +14,7 @@ from restormixer_arch.data.image_io import IMAGE_SUFFIXES
 from restormixer_arch.data.lmdb_io import LmdbImages
 from restormixer_arch.data.prepare_images import PNG_LEVEL, Entry
 from restormixer_arch.errors import UserError
+from restormixer_arch.whole_files import whole
 
 SLACK = 2**26  # bytes that an LMDB may grow to beyond twice what is written at once
 
@@ -67,9 +68,8 @@ class FolderStore:
         for entry in entries:
             target = self.path / f"{entry.key}{entry.suffix}"
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}")
-            partial.write_bytes(entry.content)
-            partial.replace(target)
+            with whole([target]) as [part]:
+                part.write_bytes(entry.content)
 
     def close(self, lines: Iterable[str]) -> None:
         """Nothing is left to do: a folder has no list of its images."""

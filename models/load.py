@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import restormixer_arch
 from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.models.restore import Restorer
+from restormixer_arch.models.tiling import DEFAULT_OVERLAP
 from restormixer_arch.models.weights import read_weights
 from restormixer_arch.restormixer_arch import RestorMixer
 from restormixer_arch.weight_options import is_restormixer, options_from_weights
@@ -37,10 +41,32 @@ def shipped_weights(task: str) -> Path:
     raise UserError(f"--task: no weights for {task!r}; {there}.{did_you_mean(task, tasks)} Name a file by --weights")
 
 
-def best_tile(weights: str | Path) -> int | None:
-    """The side of the tiles that suits installed weights best. None: as large as possible; so for all others."""
+def load_restorer(
+    weights: str | Path,
+    device: torch.device,
+    *,
+    tile: int | None = None,
+    overlap: int | None = None,
+    max_memory: int | None = None,
+    **settings: Any,
+) -> Restorer:
+    """The network of a file of weights on a device, and how it is applied.
+
+    Args:
+        weights: the file.
+        device: see :func:`~restormixer_arch.models.restore.pick_device`.
+        tile, overlap, max_memory: see :class:`~restormixer_arch.models.restore.Restorer`. Where none of them is given
+            installed weights have the tiles that suit them best.
+        settings: the others of that class.
+
+    Raises:
+        UserError: weights or settings do not do.
+    """
     path = Path(weights)
-    return TILES.get(path.stem.removeprefix(PREFIX)) if path.parent == SHIPPED else None
+    if tile is None and overlap is None and max_memory is None and path.parent == SHIPPED:
+        tile = TILES.get(path.stem.removeprefix(PREFIX))
+    overlap = DEFAULT_OVERLAP if overlap is None else overlap
+    return Restorer(load_network(path).to(device), tile=tile, overlap=overlap, max_memory=max_memory, **settings)
 
 
 def load_network(

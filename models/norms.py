@@ -22,22 +22,19 @@ class NormStatistics:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._names, self._norms = [], []
-        for name, module in network.named_modules():
-            if isinstance(module, _NormBase) and module.running_mean is not None:
-                self._names.append(name)
-                self._norms.append(module)
+        self._norms = _norms(network)
+        self._buffers = _buffers(self._norms)
         self._kept: list[Tensor] = []
 
     @torch.no_grad()
     def keep(self) -> None:
         """Remember the statistics."""
-        self._kept = [buffer.clone() for buffer in _buffers(self._norms)]
+        self._kept = [buffer.clone() for buffer in self._buffers]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put back what :meth:`keep` remembered."""
-        for buffer, kept in zip(_buffers(self._norms), self._kept, strict=True):
+        for buffer, kept in zip(self._buffers, self._kept, strict=True):
             buffer.copy_(kept)
 
     @torch.no_grad()
@@ -48,17 +45,23 @@ class NormStatistics:
             average: the same network with averaged weights (EMA), whose statistics are taken: they were gathered over
                 more batches than the network's own, and are those that it is tested with.
         """
+        if not any(norm.training for norm in self._norms):
+            return  # they are frozen, and the averages with them
         for norm in self._norms:
             norm.eval()
         if average is not None:
-            averaged = _buffers([average.get_submodule(name) for name in self._names])
-            for buffer, value in zip(_buffers(self._norms), averaged, strict=True):
+            for buffer, value in zip(self._buffers, _buffers(_norms(average)), strict=True):
                 buffer.copy_(value)
 
 
 def frozen_after(share: float | None, total_iter: int) -> float:
     """The last iteration whose norms use the batch: a share of the training, or never ending if there is none."""
     return math.inf if share is None else round(share * total_iter)
+
+
+def _norms(network: nn.Module) -> list[nn.Module]:
+    norms = (module for module in network.modules() if isinstance(module, _NormBase))
+    return [norm for norm in norms if norm.running_mean is not None]
 
 
 def _buffers(norms: list[nn.Module]) -> list[Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from restormixer_arch.data.pictures import Picture, in_rgb, split_alpha, to_pillow
 from restormixer_arch.memory import parse_bytes
-from restormixer_arch.models.load import DEFAULT_TASK, best_tile, load_network, shipped_weights
+from restormixer_arch.models.load import DEFAULT_TASK, load_restorer, shipped_weights
 from restormixer_arch.models.restore import PEAKS, Progress, Restorer, pick_device
 
 CHANNELS = (1, 3)
@@ -61,8 +61,6 @@ def restore(
     path = Path(weights) if weights is not None else shipped_weights(task)
     budget = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
     changed = path.stat().st_mtime_ns if path.is_file() else 0  # a file written anew is read anew
-    if tile is None and budget is None:
-        tile = best_tile(path)
     restorer = _restorer(path, changed, device, precision, self_ensemble, tile, budget)
     if isinstance(image, Tensor):
         return _restored_tensor(restorer, image)
@@ -107,8 +105,8 @@ def _restorer(
     tile: int | None,
     max_memory: int | None,
 ) -> Restorer:
-    network = load_network(path).to(pick_device(device))
-    return Restorer(network, tile, precision=precision, self_ensemble=self_ensemble, max_memory=max_memory)
+    settings = {"precision": precision, "self_ensemble": self_ensemble, "max_memory": max_memory}
+    return load_restorer(path, pick_device(device), tile=tile, **settings)
 
 
 def _restored_tensor(restorer: Restorer, image: Tensor) -> Tensor:

@@ -46,6 +46,16 @@ def assert_same_end(expected):
     assert [key for key in state if not same(found[key], state[key])] == []
 
 
+def assert_goes_on_as_if_not_stopped(file, monkeypatch, killed):
+    expected = at_once(file)
+    revive = kill_at(monkeypatch, killed)
+    with pytest.raises(Killed):
+        train(file)
+    revive()
+    assert train(file, "--auto_resume") == 0
+    assert_same_end(expected)
+
+
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")  # by BasicSR's SwinIR
 @pytest.mark.parametrize(
     ("network", "workers", "killed"),
@@ -55,28 +65,14 @@ def test_going_on_is_as_not_having_stopped(pairs, train_options, write, monkeypa
     options = architecture(several_batches(train_options), network)
     options["datasets"]["train"]["num_worker_per_gpu"] = workers
     options["val"]["val_freq"] = 2
-    file = write(options)
-    expected = at_once(file)
-    revive = kill_at(monkeypatch, killed)
-    with pytest.raises(Killed):
-        train(file)
-    revive()
-    assert train(file, "--auto_resume") == 0
-    assert_same_end(expected)
+    assert_goes_on_as_if_not_stopped(write(options), monkeypatch, killed)
 
 
 @pytest.mark.parametrize("killed", [4, 6])
 def test_frozen_norms_go_on_as_they_were(pairs, train_options, write, monkeypatch, killed):
     options = architecture(several_batches(train_options), "RestorMixer")
     options["train"]["frozen_norms"] = 0.5  # after iteration 4 of 8
-    file = write(options)
-    expected = at_once(file)
-    revive = kill_at(monkeypatch, killed)
-    with pytest.raises(Killed):
-        train(file)
-    revive()
-    assert train(file, "--auto_resume") == 0
-    assert_same_end(expected)
+    assert_goes_on_as_if_not_stopped(write(options), monkeypatch, killed)
 
 
 @pytest.mark.parametrize("write_number", range(3, 7))

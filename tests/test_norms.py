@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from training_cases import EDSR, batch, build, step
+from training_cases import EDSR, batch, build, same, step, weights
 
 from restormixer_arch.models.norms import NormStatistics
 
@@ -18,18 +18,14 @@ def statistics(net):
     return {name: value.clone() for name, value in net.named_buffers()}
 
 
-def equal(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
 def test_what_was_kept_is_put_back():
     net = network()
     norms, before = NormStatistics(net), statistics(net)
     norms.keep()
     net(torch.rand(2, 3, 8, 8))
-    assert not equal(statistics(net), before)
+    assert not same(statistics(net), before)
     norms.restore()
-    assert equal(statistics(net), before)
+    assert same(statistics(net), before)
 
 
 def test_frozen_norms_give_each_picture_what_it_gets_alone():
@@ -41,14 +37,14 @@ def test_frozen_norms_give_each_picture_what_it_gets_alone():
     before = statistics(net)
     torch.testing.assert_close(net(pictures)[:1], net(pictures[:1]))
     torch.testing.assert_close(net(pictures), net.eval()(pictures))
-    assert equal(statistics(net), before)
+    assert same(statistics(net), before)
 
 
 def test_the_averaged_network_s_statistics_are_taken():
     net, average = network(), network(1)
     average(torch.rand(2, 3, 8, 8))
     NormStatistics(net).freeze(average)
-    assert equal(statistics(net), statistics(average))
+    assert same(statistics(net), statistics(average))
     assert not torch.equal(net[1].weight, average[1].weight)
 
 
@@ -59,13 +55,13 @@ def test_a_training_freezes_them_after_its_share(tmp_path, share, after):
     for iteration in range(1, 11):
         step(model, iteration)
         seen.append(statistics(model.net_g))
-    moved = [n for n in range(2, 11) if not equal(seen[n - 1], seen[n - 2])]
+    moved = [n for n in range(2, 11) if not same(seen[n - 1], seen[n - 2])]
     # the first frozen iteration takes the averages' statistics over, unless no batch was seen before
     assert moved == [n for n in range(2, 11) if n <= after + bool(after)]
-    assert equal(seen[-1], statistics(model.net_g_ema)) == (after < 10)
-    weights = {name: p.clone() for name, p in model.net_g.named_parameters()}
+    assert same(seen[-1], statistics(model.net_g_ema)) == (after < 10)
+    before = {name: p.clone() for name, p in model.net_g.named_parameters()}
     step(model, 10)
-    assert any(not torch.equal(weights[name], p) for name, p in model.net_g.named_parameters())
+    assert not same(before, dict(model.net_g.named_parameters()))
 
 
 def test_frozen_training_is_the_gradient_of_the_network_in_use(tmp_path):
@@ -73,10 +69,10 @@ def test_frozen_training_is_the_gradient_of_the_network_in_use(tmp_path):
     model = build(tmp_path, frozen_norms=0, ema_decay=0)
     data = batch()
     step(model, 1, data)
-    weights = {name: value.clone() for name, value in model.net_g.state_dict().items()}
+    before = weights(model)
     outputs = []
     for part in (slice(0, 2), slice(0, 1)):
-        model.net_g.load_state_dict(weights)
+        model.net_g.load_state_dict(before)
         step(model, 2, {key: value[part] for key, value in data.items()})
         outputs.append(model.output[:1].detach().clone())
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
@@ -89,4 +85,4 @@ def test_a_network_without_norms_trains_the_same(tmp_path):
         for iteration in range(1, 9):
             step(model, iteration)
         ends.append(model.net_g.state_dict())
-    assert equal(*ends)
+    assert same(*ends)

@@ -99,11 +99,9 @@ def test_options_are_passed_on(weights, monkeypatch):
 def test_the_network_is_kept_until_its_file_changes(weights, monkeypatch):
     import os
 
-    from restormixer_arch.models import restore_image
-
     loads = []
-    original = restore_image.load_network
-    monkeypatch.setattr(restore_image, "load_network", lambda path: loads.append(path) or original(path))
+    original = load.load_network
+    monkeypatch.setattr(load, "load_network", lambda path: loads.append(path) or original(path))
     for _ in range(2):
         restore(RGB, weights, tile=256)
     assert len(loads) == 1

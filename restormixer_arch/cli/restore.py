@@ -95,17 +95,15 @@ def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> 
     Raises:
         UserError: device, weights or settings do not do.
     """
-    from restormixer_arch.models.load import DEFAULT_TASK, best_tile, load_network, shipped_weights
-    from restormixer_arch.models.restore import Restorer, pick_device
-    from restormixer_arch.models.tiling import DEFAULT_OVERLAP
+    from restormixer_arch.models.load import DEFAULT_TASK, load_restorer, shipped_weights
+    from restormixer_arch.models.restore import pick_device
 
     device = pick_device(args.device)
-    path = weights or args.weights or shipped_weights(args.task or DEFAULT_TASK)
-    unsized = args.tile is None and args.max_memory is None and args.overlap is None
-    return Restorer(
-        load_network(path).to(device),
-        tile=best_tile(path) if unsized else args.tile,
-        overlap=DEFAULT_OVERLAP if args.overlap is None else args.overlap,
+    return load_restorer(
+        weights or args.weights or shipped_weights(args.task or DEFAULT_TASK),
+        device,
+        tile=args.tile,
+        overlap=args.overlap,
         blend=args.blend,
         precision=args.precision,
         self_ensemble=args.self_ensemble,
