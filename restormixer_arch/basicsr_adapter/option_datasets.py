@@ -91,6 +91,11 @@ class DegradedKeys(BaseModel):
     )
     seed: Count = 0
     recursive: bool = False
+    resize: list[float] | None = Field(None, description="[low, high] of a random reduction before the crop, at most 1")
+    unclipped_noise: Annotated[float, Field(ge=0, le=1)] = Field(
+        0, description="share of Gaussian noise that is neither clipped nor rounded"
+    )
+    compositions: str | None = Field(None, description="JSON file of fixed parameters of the degradations")
 
 
 class DegradedImages(DatasetKeys, DegradedKeys):
