@@ -52,7 +52,7 @@ PIXELS_PER_DENSITY = 10_000  # the area that `density` counts streaks in
 DISTANCE_STEP = 1.6  # how much farther each layer is than the one before it
 SHOWERS = (0.62, 0.2, 0.1, 0.08)  # probability of one, two, three and four
 SHORTEST = 4  # pixels, of the streaks of a layer that is drawn
-MISTY = 0.3  # share of rain with mist
+MISTY = 0.4  # share of rain with mist
 DIAMETERS = (0.3, 2.5)  # smallest and largest drop, in mean diameters
 SOFT_END = 0.3  # part of a streak, at each end, over which it fades, where the parameters give no other
 TENT_VARIANCE = 1 / 6  # of a point shared out among its four pixels; that much blur is there already
@@ -127,9 +127,9 @@ def draw_rain(rng: np.random.Generator, strength: float | None = None) -> Rain:
     strong = draw_strength(rng, strength)
     count = int(rng.choice(len(SHOWERS), p=SHOWERS) + 1)
     showers = [_draw_wide_shower(rng, strong, count) for _ in range(len(SHOWERS))]
-    misty, beta = rng.uniform() < MISTY, strong * rng.uniform(0.2, 2.2)
+    misty, beta = rng.uniform() < MISTY, np.sqrt(strong) * rng.uniform(0.2, 2.2)
     tint = rng.uniform(-0.04, 0.04, 3)
-    light = np.clip(rng.uniform(0.4, 0.95) + tint, 0, 1)
+    light = np.clip(rng.uniform(0.35, 0.95) + tint, 0, 1)
     mist = HazeParameters(
         beta=float(beta),
         airlight=tuple(float(value) for value in light),
@@ -147,10 +147,10 @@ def _draw_wide_shower(rng: np.random.Generator, strength: float, count: int) -> 
     length = max(length, 4 * width)  # a streak is longer than wide
     resolved = 1 + int(np.log(length / SHORTEST) / np.log(DISTANCE_STEP))  # beyond them streaks are no streaks
     layers = min(int(rng.integers(1, 5)), resolved)
-    coverage = strength * log_uniform(rng, 0.03, 1.8) / np.sqrt(count)
+    coverage = strength * log_uniform(rng, 0.03, 2.2) / np.sqrt(count)
     intensity, additive = rng.uniform(0.12, 1), bool(rng.uniform() < 0.5)
     if additive:
-        intensity /= 1 + coverage  # light that is added up blinds the camera
+        intensity /= np.sqrt(1 + coverage)  # light that is added up blinds the camera
     return RainParameters(
         angle=float(np.clip(rng.normal(0, 25), -75, 75)),
         angle_spread=float(log_uniform(rng, 0.2, 10)),
