@@ -82,7 +82,7 @@ def _leave_out_scans(block: EMVM, scans: int) -> None:
     else:
         block.scan3 = _NoScan()
     if scans == 0:
-        block.scan1.merged_scans = _unscanned
+        block.scan1.merge_scans = _unscanned
         for name in PER_DIRECTION:
             delattr(block.scan1, name)
 
