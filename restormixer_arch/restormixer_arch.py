@@ -1,10 +1,10 @@
 """RestorMixer, a general-purpose image-restoration network (arXiv 2504.10967).
 
 A three-stage encoder-decoder: RDCNN blocks at full resolution, and M-T units, an EMVM block (Mamba scans) followed
-by an MWSA block (window attention), at 1/2 and 1/4. The raw picture joins at each lower resolution, and a head at
+by an MWSA block (window attention), at 1/2 and 1/4. The input image joins at each lower resolution, and a head at
 each of the three predicts a residual (deep supervision).
 
-Shape letters: B batch, C_in channels of the picture, C base channels, H x W size.
+Shape letters: B batch, C_in channels of the image, C base channels, H x W size.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Encoder(nn.Module):
     """Features at the three resolutions.
 
     Shape:
-        three pictures (B, C_in, H, W), (B, C_in, H/2, W/2), (B, C_in, H/4, W/4)
+        three images (B, C_in, H, W), (B, C_in, H/2, W/2), (B, C_in, H/4, W/4)
         -> features (B, C, H, W), (B, 2C, H/2, W/2), (B, 4C, H/4, W/4)
     """
 
@@ -158,7 +158,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Residuals at the three resolutions, from the coarsest on; ``coarse=False`` leaves out the two lower heads.
+    """Residuals at the three resolutions, the coarsest first; ``coarse=False`` leaves out the two lower heads.
 
     Shape:
         features (B, C, H, W), (B, 2C, H/2, W/2), (B, 4C, H/4, W/4)
@@ -185,7 +185,7 @@ class Decoder(nn.Module):
         self.up_full = ConvNormAct(_upsample(half, full))
         self.merge_full = conv(2 * full, full, 1, bias=True)
         self.rdcnn = nn.Sequential(*(RDCNN(full) for _ in range(num_blocks[0])))
-        # BatchNorm on the very last convolution too, as in the released code.
+        # The last convolution has a BatchNorm too, as in the released code.
         self.head_full = ConvNorm(conv(full, out_channels * upscale**2, 3))
 
     def forward(self, full: Tensor, half: Tensor, quarter: Tensor, *, coarse: bool) -> list[Tensor]:
@@ -205,10 +205,10 @@ class RestorMixer(nn.Module):
     """RestorMixer for restoration (``upscale=1``) and super-resolution.
 
     The defaults are the paper's base network (3.195 M parameters); ``num_blocks=(8, 8, 8)`` is the large one
-    (5.68 M). Pictures of any size are padded inside to a multiple of 8 and cropped back.
+    (5.68 M). Images of any size are padded inside to a multiple of 8 and cropped back.
 
     Args:
-        in_channels: channels of the picture: 3 for RGB, 1 for gray.
+        in_channels: channels of the image: 3 for RGB, 1 for gray.
         out_channels: the same number, since the network predicts a residual.
         base_channels: C, channels at full resolution; 2C and 4C below.
         num_blocks: RDCNN blocks at full resolution, and blocks at 1/2 and at 1/4, half of them EMVM and half of them
@@ -267,14 +267,14 @@ class RestorMixer(nn.Module):
         self.encoder = Encoder(in_channels, base_channels, num_blocks, encoder_heads, stage)
         self.decoder = Decoder(out_channels, base_channels, num_blocks, decoder_heads, upscale, stage)
         self.apply(_init_linear)
-        # The last BatchNorm would start with a residual of variance 1, a hundred times what is needed, and training
-        # would spend its first thousands of steps on shrinking it. From 0 the network starts as the identity.
+        # With a last scale of 1 the residual would start at variance 1, a hundred times too much, and training would
+        # spend its first thousands of steps on shrinking it. With 0 the network starts as the identity.
         nn.init.zeros_(self.decoder.head_full.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         if self.training and self.deep_supervision:
             return self.forward_multiscale(x)
-        return self._run(x, coarse=False)[0]
+        return self._restore(x, coarse=False)[0]
 
     def forward_multiscale(self, x: Tensor) -> list[Tensor]:
         """Restore at all three resolutions, in training and in eval mode.
@@ -283,10 +283,10 @@ class RestorMixer(nn.Module):
             (B, C_in, H, W) in [0, 1]
             -> [(B, C_in, H/4, W/4), (B, C_in, H/2, W/2), (B, C_in, upscale * H, upscale * W)], rounded up
         """
-        return self._run(x, coarse=True)
+        return self._restore(x, coarse=True)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay would harm: scans' A, D and dt bias, norms, biases, skip scales."""
+        """Names of the parameters without weight decay: A, D and dt bias of the scans, norms, biases, skip scales."""
         scan_parameters = ("A_log", "D_skip", "dt_bias")
         return {
             name
@@ -295,10 +295,10 @@ class RestorMixer(nn.Module):
         }
 
     def set_checkpointing(self, on: bool) -> int:
-        """Keep only the inputs of the M-T units for the backward pass, which then runs each unit a second time.
+        """Switch gradient checkpointing of the M-T units: the backward pass computes each unit a second time.
 
         Returns:
-            How many units there are.
+            The number of units.
         """
         stages = [module for module in self.modules() if isinstance(module, MTStage)]
         for stage in stages:
@@ -331,14 +331,14 @@ class RestorMixer(nn.Module):
         return keys
 
     def fuse(self) -> RestorMixer:
-        """Go to eval mode and fold every BatchNorm into its convolution, equal to rounding; ``train()`` undoes it."""
+        """Switch to eval mode and fold every BatchNorm into its convolution; :meth:`train` undoes it."""
         self.eval()
         for module in self.modules():
             if isinstance(module, ConvNorm):
                 module.fuse()
         return self
 
-    def _run(self, x: Tensor, *, coarse: bool) -> list[Tensor]:
+    def _restore(self, x: Tensor, *, coarse: bool) -> list[Tensor]:
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"expected an input of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
         height, width = x.shape[-2:]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from test_restormixer_arch import GOLDEN, SMALL
 
-from restormixer_arch import RestorMixer
+from restormixer_arch import RestorMixer, weight_options
 from restormixer_arch.weight_options import canonical, is_restormixer, options_from_weights, stamped
 
 OPTIONS = {
@@ -52,6 +52,18 @@ def test_a_released_checkpoint_is_told_too():
     options = options_from_weights(released)
     assert (options["base_channels"], options["num_blocks"], options["d_state"]) == (8, (2, 4, 2), 16)
     RestorMixer(**options).load_state_dict(released)
+
+
+def test_a_load_renames_each_key_once(monkeypatch):
+    tensors = load_file(GOLDEN / "restormixer_base8_paper.safetensors")
+    released = {key.removeprefix("param/"): value for key, value in tensors.items() if key.startswith("param/")}
+    renamed, rename = [], weight_options._rename
+    monkeypatch.setattr(weight_options, "_rename", lambda key: renamed.append(key) or rename(key))
+    network = RestorMixer.from_weights(released)
+    assert renamed == list(released)
+    again = RestorMixer.from_weights(stamped(network.state_dict(), network))
+    for name, value in network.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
 
 
 def test_a_stamp_survives_a_file_and_is_taken_off_again(tmp_path):
