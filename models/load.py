@@ -14,7 +14,7 @@ from restormixer_arch.models.restore import Restorer
 from restormixer_arch.models.tiling import DEFAULT_OVERLAP
 from restormixer_arch.models.weights import read_weights
 from restormixer_arch.restormixer_arch import RestorMixer
-from restormixer_arch.weight_options import is_restormixer, options_from_weights
+from restormixer_arch.weight_options import is_restormixer
 
 SHIPPED = Path(restormixer_arch.__path__[0]) / "weights"
 PREFIX = "restormixer_s_"
@@ -88,8 +88,7 @@ def load_network(
     if not is_restormixer(state):
         raise UserError(f"{weights}: are not the weights of a RestorMixer")
     try:
-        network = RestorMixer(**(options_from_weights(state) if options is None else options))
-        network.load_state_dict(state)
+        network = RestorMixer.from_weights(state, options)
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:  # parts of a network, or a changed one
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{weights}: no RestorMixer can be built from it ({reason})") from error

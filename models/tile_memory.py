@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from restormixer_arch.allocator import release_freed_memory
 from restormixer_arch.errors import UserError
-from restormixer_arch.memory import in_words, peak_bytes, reset_peak
+from restormixer_arch.memory import in_words, peak_bytes, release_freed_memory, reset_peak
 from restormixer_arch.models.tiling import ALIGNMENT
 
 SMALL, MEDIUM = 128, 512  # sides of the measured tiles in pixels

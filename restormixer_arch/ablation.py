@@ -1,6 +1,6 @@
-"""RestorMixer with parts left out or as they were elsewhere, to measure what each is worth.
+"""Variants of RestorMixer for an ablation study: fewer scans, another last norm.
 
-What the network's own arguments change (windows, merge of the scans, deep supervision, blocks) needs nothing here.
+Windows, the merge of the scans, deep supervision and blocks are arguments of the network itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from restormixer_arch.layers import ConvNorm
 from restormixer_arch.restormixer_arch import RestorMixer
 
 PER_DIRECTION = ("x_proj", "dt_proj", "dt_bias", "A_log", "D_skip")
-SCANS = (0, 1, 2, 4)  # of an EMVM block: none, S1 alone, and with one or three of S3
+SCANS = (0, 1, 2, 4)  # directions of an EMVM block: none, S1 alone, S1 and one or all three of S3
 LAST_NORMS = ("zero", "one", "none")
 
 
@@ -23,10 +23,10 @@ class RestorMixerAblation(RestorMixer):
     """A :class:`~restormixer_arch.restormixer_arch.RestorMixer` with other scans or another last norm.
 
     Args:
-        scans: directions of an EMVM block. 4 as it is; 2: S1 by rows, and of S3 the one by columns; 1: S1 alone, no
-            S3; 0: a block without scans, whose depthwise convolutions and gates stay in S1.
-        last_norm: of the last convolution. ``zero``: BatchNorm whose scale starts at 0, as it is; ``one``: at 1, as
-            in the released code; ``none``: no BatchNorm, the convolution starts at 0.
+        scans: directions of an EMVM block. 4: all, as in RestorMixer; 2: S1 by rows and the one of S3 by columns; 1:
+            S1 alone; 0: S1 without its scan, that is, its depthwise convolution and gate.
+        last_norm: norm of the last convolution. ``zero``: BatchNorm whose scale starts at 0, as in RestorMixer;
+            ``one``: at 1, as in the released code; ``none``: no BatchNorm, and the convolution starts at 0.
         options: those of RestorMixer.
 
     Shape:
@@ -45,7 +45,7 @@ class RestorMixerAblation(RestorMixer):
         if scans < 4:
             for module in self.modules():
                 if isinstance(module, EMVM):
-                    _leave_out_scans(module, scans)
+                    _remove_scans(module, scans)
         if last_norm == "one":
             nn.init.ones_(self.decoder.head_full.norm.weight)
         elif last_norm == "none":
@@ -53,7 +53,7 @@ class RestorMixerAblation(RestorMixer):
 
 
 class _PlainConv(ConvNorm):
-    """The convolution of a :class:`ConvNorm` alone, at first 0. Shape: that of ``conv``"""
+    """A :class:`ConvNorm` without its norm, whose convolution starts at 0. Shape: that of ``conv``"""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(conv)
@@ -61,28 +61,28 @@ class _PlainConv(ConvNorm):
         nn.init.zeros_(conv.weight)
 
     def fuse(self) -> None:
-        """There is nothing to fold in."""
+        """Does nothing: there is no norm."""
 
 
 class _NoScan(nn.Module):
-    """Stands for S3. (B, H, W, C) -> a 0 that is added to (B, H, W, C)"""
+    """Takes the place of S3. (B, H, W, C) -> a scalar 0, which is added to (B, H, W, C)"""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.new_zeros(())
 
 
-def _unscanned(tokens: Tensor) -> Tensor:
-    """Stands for S1's scan. (B, H, W, D) -> (B, H, W, D)"""
+def _identity(tokens: Tensor) -> Tensor:
+    """Takes the place of S1's scan. (B, H, W, D) -> (B, H, W, D)"""
     return tokens
 
 
-def _leave_out_scans(block: EMVM, scans: int) -> None:
+def _remove_scans(block: EMVM, scans: int) -> None:
     if scans == 2:
         _keep_first(block.scan3)
     else:
         block.scan3 = _NoScan()
     if scans == 0:
-        block.scan1.merged_scans = _unscanned
+        block.scan1.merge_scans = _identity
         for name in PER_DIRECTION:
             delattr(block.scan1, name)
 

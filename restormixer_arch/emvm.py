@@ -10,9 +10,10 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from restormixer_arch.layers import Mlp, by_rows, silu
+from restormixer_arch.layers import Mlp, by_rows, channels_last, silu
 from restormixer_arch.selective_scan import selective_scan_2d
 
 SCAN_MERGES = ("paper", "official")
@@ -58,38 +59,31 @@ class DirectionalScan(nn.Module):
         self.out_proj = nn.Linear(inner, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return by_rows(self._gated, x, self.merged_scans(by_rows(self._tokens, x, halo=1)))
+        tokens = by_rows(lambda x: silu(channels_last(self.conv, self.in_proj(x))), x, halo=1)  # (B, H, W, D)
+        y = self.merge_scans(tokens)
+        return by_rows(lambda x, y: self.out_proj(self.norm(y) * silu(self.gate_proj(x))), x, y)
 
-    def _tokens(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, D)"""
-        tokens = self.in_proj(x).permute(0, 3, 1, 2)  # (B, D, H, W), channels last in memory
-        return silu(self.conv(tokens)).permute(0, 2, 3, 1)
-
-    def _gated(self, x: Tensor, scanned: Tensor) -> Tensor:
-        """(B, H, W, C) and (B, H, W, D) -> (B, H, W, C)"""
-        return self.out_proj(self.norm(scanned) * silu(self.gate_proj(x)))
-
-    def merged_scans(self, tokens: Tensor) -> Tensor:
+    def merge_scans(self, tokens: Tensor) -> Tensor:
         """The sum of the scans over all directions. (B, H, W, D) -> (B, H, W, D)"""
-        return self.scan(tokens, range(len(self.directions)))
+        return self.scan(tokens)
 
-    def scan(self, tokens: Tensor, chosen: range) -> Tensor:
+    def scan(self, tokens: Tensor, chosen: slice = slice(None)) -> Tensor:
         """The sum of the scans over the ``chosen`` directions. (B, H, W, D) -> (B, H, W, D)"""
-        pick = slice(chosen.start, chosen.stop)
-        x_proj = self.x_proj[pick]
-        projected = F.linear(tokens, x_proj.flatten(0, 1))  # every direction reads the same tokens: one product
-        projected = projected.unflatten(-1, x_proj.shape[:2])  # (B, H, W, K, R + 2N)
+        x_proj = self.x_proj[chosen]
+        # Every direction reads the same tokens, so that one product gives dt, B and C of all.
+        projected = F.linear(tokens, rearrange(x_proj, "k e d -> (k e) d"))
+        projected = rearrange(projected, "b h w (k e) -> b h w k e", k=len(x_proj))  # (B, H, W, K, R + 2N)
         dt, b, c = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        precise = torch.promote_types(tokens.dtype, torch.float32)  # the state's own: never below float32
+        precise = torch.promote_types(tokens.dtype, torch.float32)  # the state is never below float32
         return selective_scan_2d(
             tokens,
-            torch.einsum("bhwkr,kdr->bhwkd", dt, self.dt_proj[pick]),
-            -torch.exp(self.A_log[pick].to(precise)),
-            b,
-            c,
-            self.D_skip[pick].to(precise),
-            self.dt_bias[pick].to(precise),
-            self.directions[pick],
+            delta=torch.einsum("bhwkr,kdr->bhwkd", dt, self.dt_proj[chosen]),
+            A=-torch.exp(self.A_log[chosen].to(precise)),
+            B=b,
+            C=c,
+            D=self.D_skip[chosen].to(precise),
+            delta_bias=self.dt_bias[chosen].to(precise),
+            directions=self.directions[chosen],
         )
 
 
@@ -122,16 +116,15 @@ class StridedScan(DirectionalScan):
         self.up = nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1, output_padding=1, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        reduced = self.down(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B, H / 2, W / 2, C)
-        return self.up(super().forward(reduced).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        reduced = channels_last(self.down, x)  # (B, H / 2, W / 2, C)
+        return channels_last(self.up, super().forward(reduced))
 
-    def merged_scans(self, tokens: Tensor) -> Tensor:
+    def merge_scans(self, tokens: Tensor) -> Tensor:
         if self.scan_merge == "paper":
-            return super().merged_scans(tokens)
-        column, row_reverse = self.scan(tokens, range(0, 1)), self.scan(tokens, range(1, 2))
-        batch, height, width, channels = tokens.shape
-        slip = row_reverse.reshape(batch, width, height, channels).transpose(1, 2)
-        return column + row_reverse + slip
+            return super().merge_scans(tokens)
+        column, row_reverse = self.scan(tokens, slice(0, 1)), self.scan(tokens, slice(1, 2))
+        flat = rearrange(row_reverse, "b h w d -> b (h w) d")
+        return column + row_reverse + rearrange(flat, "b (w h) d -> b h w d", h=tokens.shape[1])
 
 
 class EMVM(nn.Module):
@@ -160,7 +153,4 @@ class EMVM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
         x = x * self.skip_scale1 + self.scan1(y) + self.scan3(y)
-        return by_rows(self._mixed_channels, x)
-
-    def _mixed_channels(self, x: Tensor) -> Tensor:
-        return x * self.skip_scale2 + self.mlp(self.norm2(x))
+        return by_rows(lambda x: x * self.skip_scale2 + self.mlp(self.norm2(x)), x)

@@ -1,4 +1,4 @@
-"""Parts that more than one block uses: convolution with norm, MLP, padding to a multiple, work in strips.
+"""Layers that more than one block uses: convolution with norm, MLP, padding, and work in strips of rows.
 
 Shape letters: B batch, C channels, H x W size.
 """
@@ -6,36 +6,29 @@ Shape letters: B batch, C channels, H x W size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial, wraps
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-STRIP_ELEMENTS = 1 << 21  # 8 MB of float32: within a processor's last cache
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU, written over ``x`` where no gradient is wanted: a picture's features are too large to copy for nothing."""
-    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
-
-
-def silu(x: Tensor) -> Tensor:
-    """SiLU, written over ``x`` where no gradient is wanted."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
+STRIP_ELEMENTS = 1 << 21  # 8 MB of float32: fits the last-level cache
 
 
 def by_rows(
     function: Callable[..., Tensor], *features: Tensor, dim: int = 1, multiple: int = 1, halo: int = 0
 ) -> Tensor:
-    """``function(*features)``, in strips of rows where no gradient is wanted, to keep its temporaries small.
+    """Return ``function(*features)``, computed in strips of rows where no gradient is wanted, to save memory.
 
     Args:
-        function: of features of one height, keeps that height, and each row of its result needs only the rows of its
-            group of ``multiple`` and ``halo`` more above and below.
-        features: one or more, alike in all but the channels.
-        dim: where their height is: 1 for (B, H, W, C), 2 for (B, C, H, W).
+        function: keeps the height of its inputs. A row of its output depends only on the rows of its group of
+            ``multiple`` rows, and on ``halo`` rows above and below.
+        features: one or more tensors of the same shape apart from the channels.
+        dim: the dimension of the height: 1 for (B, H, W, C), 2 for (B, C, H, W).
         multiple: rows that belong together.
-        halo: rows on each side that the result of a row also depends on.
+        halo: further rows on each side that a row of the output depends on.
 
     Shape:
         that of ``function``
@@ -47,8 +40,8 @@ def by_rows(
     result = None
     for top in range(0, height, rows):
         first, bottom = max(0, top - halo), min(height, top + rows)
-        seen = min(height, bottom + halo) - first
-        strip = function(*(feature.narrow(dim, first, seen) for feature in features))
+        size = min(height, bottom + halo) - first
+        strip = function(*(feature.narrow(dim, first, size) for feature in features))
         if result is None:
             shape = (*strip.shape[:dim], height, *strip.shape[dim + 1 :])
             layout = torch.contiguous_format if dim == 1 else torch.channels_last
@@ -57,13 +50,67 @@ def by_rows(
     return result
 
 
+def rowwise(*, dim: int = 1, multiple: int | str = 1, halo: int = 0) -> Callable:
+    """Decorate a ``forward`` so that it runs :func:`by_rows`.
+
+    Args:
+        dim, halo: see :func:`by_rows`.
+        multiple: see :func:`by_rows`; a string names the attribute of the module that holds it.
+    """
+
+    def decorate(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @wraps(forward)
+        def forward_by_rows(self: nn.Module, *features: Tensor) -> Tensor:
+            rows = getattr(self, multiple) if isinstance(multiple, str) else multiple
+            return by_rows(partial(forward, self), *features, dim=dim, multiple=rows, halo=halo)
+
+        return forward_by_rows
+
+    return decorate
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU, in place where no gradient is wanted."""
+    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU, in place where no gradient is wanted."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def channels_last(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a layer for (B, C, H, W) to (B, H, W, C) and return (B, H, W, C)."""
+    return rearrange(layer(rearrange(x, "b h w c -> b c h w")), "b c h w -> b h w c")
+
+
+def pad(x: Tensor, right: int, bottom: int) -> Tensor:
+    """Pad an image at the right and bottom by reflection; beyond a whole reflection, repeat the edge.
+
+    Shape:
+        (B, C, H, W) -> (B, C, H + bottom, W + right); ``x`` itself where there is nothing to pad
+    """
+    height, width = x.shape[-2:]
+    reflected = (0, min(right, width - 1), 0, min(bottom, height - 1))
+    repeated = (0, right - reflected[1], 0, bottom - reflected[3])
+    if any(reflected):
+        x = F.pad(x, reflected, mode="reflect")
+    return F.pad(x, repeated, mode="replicate") if any(repeated) else x
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """:func:`pad` to a height and width that are multiples of ``multiple``. (B, C, H, W) -> (B, C, H', W')"""
+    height, width = x.shape[-2:]
+    return pad(x, right=-width % multiple, bottom=-height % multiple)
+
+
 def conv(in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, bias: bool = False) -> nn.Conv2d:
     """A convolution with an odd kernel, padded so that stride 1 keeps the size and stride 2 halves it."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=bias)
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, then BatchNorm; while fused, for inference, one convolution with the norm folded in.
+    """Convolution without bias, then BatchNorm; after :meth:`fuse` a single convolution.
 
     Args:
         conv: an ``nn.Conv2d`` or ``nn.ConvTranspose2d`` without bias, since BatchNorm would cancel it.
@@ -85,13 +132,13 @@ class ConvNorm(nn.Module):
         convolve = F.conv_transpose2d if isinstance(self.conv, nn.ConvTranspose2d) else F.conv2d
         return convolve(x, self.fused_weight, self.fused_bias, self.conv.stride, self.conv.padding)
 
-    @torch.no_grad()
     def fuse(self) -> None:
-        """Fold the norm's running statistics into the convolution; :meth:`train` undoes it."""
-        scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
-        transposed = isinstance(self.conv, nn.ConvTranspose2d)  # its weight is (in, out, k, k)
-        self.fused_weight = self.conv.weight * scale.view((1, -1, 1, 1) if transposed else (-1, 1, 1, 1))
-        self.fused_bias = self.norm.bias - self.norm.running_mean * scale
+        """Fold the running statistics of the norm into the convolution, for inference; :meth:`train` undoes it."""
+        norm, transposed = self.norm, isinstance(self.conv, nn.ConvTranspose2d)
+        weight, bias = fuse_conv_bn_weights(
+            self.conv.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias, transposed
+        )
+        self.fused_weight, self.fused_bias = weight.detach(), bias.detach()
 
     def train(self, mode: bool = True) -> ConvNorm:
         if mode:
@@ -100,7 +147,7 @@ class ConvNorm(nn.Module):
 
 
 class ConvNormAct(ConvNorm):
-    """As :class:`ConvNorm`, then GELU.
+    """:class:`ConvNorm`, then GELU.
 
     Shape:
         that of ``conv``
@@ -124,20 +171,3 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(gelu(self.fc1(x)))
-
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Pad right and bottom by reflection, and by replication where the image is too small to reflect.
-
-    Reflection can add at most ``size - 1`` pixels, so a side shorter than that is replicated instead.
-
-    Shape:
-        (B, C, H, W) -> (B, C, H', W'), both multiples of ``multiple``; ``x`` itself where it already fits.
-    """
-    height, width = x.shape[-2:]
-    bottom, right = -height % multiple, -width % multiple
-    if bottom:
-        x = F.pad(x, (0, 0, 0, bottom), mode="reflect" if bottom < height else "replicate")
-    if right:
-        x = F.pad(x, (0, right, 0, 0), mode="reflect" if right < width else "replicate")
-    return x

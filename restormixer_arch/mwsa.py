@@ -9,9 +9,24 @@ Shape letters: B batch, H x W size of the stage, C channels, w window side, G wi
 from __future__ import annotations
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from restormixer_arch.layers import Mlp, by_rows
+from restormixer_arch.layers import Mlp, rowwise
+
+
+def to_windows(x: Tensor, side: int) -> Tensor:
+    """Cut an image into windows, after padding it with zeros at the right and bottom. (B, H, W, C) -> (G, T, C)"""
+    x = F.pad(x, (0, 0, 0, -x.shape[2] % side, 0, -x.shape[1] % side))
+    return rearrange(x, "b (rows i) (columns j) c -> (b rows columns) (i j) c", i=side, j=side)
+
+
+def from_windows(windows: Tensor, like: Tensor, side: int) -> Tensor:
+    """Put windows back in place and crop the padding. (G, T, C) -> (B, H, W, C), the shape of ``like``"""
+    height, width = like.shape[1:3]
+    counts = {"rows": -(-height // side), "columns": -(-width // side)}
+    x = rearrange(windows, "(b rows columns) (i j) c -> b (rows i) (columns j) c", **counts, i=side)
+    return x[:, :height, :width].contiguous()  # channels-last convolutions follow
 
 
 class WindowAttention(nn.Module):
@@ -37,11 +52,9 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        windows, tokens, channels = x.shape
-        qkv = self.qkv(x).view(windows, tokens, 3, self.heads, channels // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (G, heads, T, C / heads)
+        q, k, v = rearrange(self.qkv(x), "g t (three heads c) -> three g heads t c", three=3, heads=self.heads)
         y = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(y.transpose(1, 2).reshape(windows, tokens, channels))
+        return self.proj(rearrange(y, "g heads t c -> g t (heads c)"))
 
 
 class MWSA(nn.Module):
@@ -68,28 +81,9 @@ class MWSA(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, int(channels * mlp_ratio))
 
+    @rowwise(multiple="window_size")
     def forward(self, x: Tensor) -> Tensor:
-        return by_rows(self._attend, x, multiple=self.window_size)
-
-    def _attend(self, x: Tensor) -> Tensor:
-        height, width = x.shape[1:3]
-        windows = self._to_windows(x)
+        windows = to_windows(x, self.window_size)
         windows = windows + self.attention(self.norm1(windows))
         windows = windows + self.mlp(self.norm2(windows))
-        return self._from_windows(windows, height, width)
-
-    def _to_windows(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (G, T, C), padded with zeros to whole windows."""
-        side = self.window_size
-        x = F.pad(x, (0, 0, 0, -x.shape[2] % side, 0, -x.shape[1] % side))
-        batch, height, width, channels = x.shape
-        x = x.view(batch, height // side, side, width // side, side, channels)
-        return x.transpose(2, 3).reshape(-1, side * side, channels)
-
-    def _from_windows(self, windows: Tensor, height: int, width: int) -> Tensor:
-        """(G, T, C) -> (B, H, W, C), the padding cropped."""
-        side = self.window_size
-        rows, columns = -(-height // side), -(-width // side)
-        x = windows.view(-1, rows, columns, side, side, windows.shape[-1]).transpose(2, 3)
-        x = x.reshape(-1, rows * side, columns * side, windows.shape[-1])
-        return x[:, :height, :width].contiguous()  # channels-last convolutions follow
+        return from_windows(windows, x, self.window_size)

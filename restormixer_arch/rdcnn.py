@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from restormixer_arch.layers import ConvNorm, ConvNormAct, by_rows, conv, gelu
+from restormixer_arch.layers import ConvNorm, ConvNormAct, conv, gelu, rowwise
 
 
 class RDCNN(nn.Module):
@@ -30,8 +30,6 @@ class RDCNN(nn.Module):
         for weight in (self.conv.conv.weight, self.depthwise.weight, self.pointwise.conv.weight):
             nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
 
+    @rowwise(dim=2, halo=2)
     def forward(self, x: Tensor) -> Tensor:
-        return by_rows(self._block, x, dim=2, halo=2)
-
-    def _block(self, x: Tensor) -> Tensor:
         return gelu(x + self.pointwise(self.depthwise(self.conv(x))))

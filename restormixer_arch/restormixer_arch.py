@@ -1,31 +1,77 @@
 """RestorMixer, a general-purpose image-restoration network (arXiv 2504.10967).
 
 A three-stage encoder-decoder: RDCNN blocks at full resolution, and M-T units, an EMVM block (Mamba scans) followed
-by an MWSA block (window attention), at 1/2 and 1/4. The raw picture joins at each lower resolution, and a head at
+by an MWSA block (window attention), at 1/2 and 1/4. The input image joins at each lower resolution, and a head at
 each of the three predicts a residual (deep supervision).
 
-Shape letters: B batch, C_in channels of the picture, C base channels, H x W size.
+Shape letters: B batch, C_in channels of the image, C base channels, H x W size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from restormixer_arch.emvm import EMVM
-from restormixer_arch.fusion import FAM, SCM
 from restormixer_arch.layers import ConvNorm, ConvNormAct, by_rows, conv, gelu, pad_to_multiple
 from restormixer_arch.mwsa import MWSA
 from restormixer_arch.rdcnn import RDCNN
-from restormixer_arch.released_keys import from_released
-from restormixer_arch.weight_options import without_stamp
+from restormixer_arch.weight_options import canonical, options_of
 
 SIZE_MULTIPLE = 8  # two halvings, and one more inside the EMVM block
+
+
+class SCM(nn.Module):
+    """Shallow convolution module: turns the reduced input image into features of a stage.
+
+    3x3, 1x1 and 3x3 convolutions with BatchNorm and GELU, a 1x1 convolution, then InstanceNorm.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: C, a multiple of 4.
+
+    Shape:
+        (B, in_channels, H, W) -> (B, C, H, W)
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNormAct(conv(in_channels, out_channels // 4, 3))
+        self.conv2 = ConvNormAct(conv(out_channels // 4, out_channels // 2, 1))
+        self.conv3 = ConvNormAct(conv(out_channels // 2, out_channels // 2, 3))
+        self.conv4 = conv(out_channels // 2, out_channels, 1, bias=True)
+        self.norm = nn.InstanceNorm2d(out_channels, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv4(self.conv3(self.conv2(self.conv1(x)))))
+
+
+class FAM(nn.Module):
+    """Feature attention module: the features of the input image join those of the encoder.
+
+    As in the later networks of the MIMO-UNet family, a concatenation and one 3x3 convolution.
+
+    Args:
+        channels: C of both inputs and of the output.
+
+    Shape:
+        (B, C, H, W), (B, C, H, W) -> (B, C, H, W)
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv(2 * channels, channels, 3, bias=True)
+
+    def forward(self, features: Tensor, image: Tensor) -> Tensor:
+        return self.conv(torch.cat([features, image], dim=1))
 
 
 class MTStage(nn.Module):
@@ -60,27 +106,26 @@ class MTStage(nn.Module):
         super().__init__()
         self.units = nn.ModuleList()
         for index in range(units):
-            unit = nn.ModuleDict()
-            unit["emvm"] = EMVM(channels, d_state=d_state, expand=expand, scan_merge=scan_merge)
-            unit["mwsa"] = MWSA(channels, heads=heads, window_size=window_size * (index + 1), mlp_ratio=mlp_ratio)
-            self.units.append(unit)
+            emvm = EMVM(channels, d_state=d_state, expand=expand, scan_merge=scan_merge)
+            mwsa = MWSA(channels, heads=heads, window_size=window_size * (index + 1), mlp_ratio=mlp_ratio)
+            self.units.append(nn.Sequential(OrderedDict(emvm=emvm, mwsa=mwsa)))
         self.checkpointing = False  # see RestorMixer.set_checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C): the blocks work channels-last
+        x = rearrange(x, "b c h w -> b h w c")  # the blocks are channels-last
         for unit in self.units:
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(_run_unit, unit, x, use_reentrant=False)
+                x = checkpoint(unit, x, use_reentrant=False)
             else:
-                x = _run_unit(unit, x)
-        return x.permute(0, 3, 1, 2)
+                x = unit(x)
+        return rearrange(x, "b h w c -> b c h w")
 
 
 class Encoder(nn.Module):
     """Features at the three resolutions.
 
     Shape:
-        three pictures (B, C_in, H, W), (B, C_in, H/2, W/2), (B, C_in, H/4, W/4)
+        three images (B, C_in, H, W), (B, C_in, H/2, W/2), (B, C_in, H/4, W/4)
         -> features (B, C, H, W), (B, 2C, H/2, W/2), (B, 4C, H/4, W/4)
     """
 
@@ -90,7 +135,7 @@ class Encoder(nn.Module):
         base_channels: int,
         num_blocks: tuple[int, int, int],
         heads: tuple[int, int],
-        **mt_options: Any,
+        stage: Callable[..., MTStage],
     ) -> None:
         super().__init__()
         full, half, quarter = base_channels, 2 * base_channels, 4 * base_channels
@@ -99,11 +144,11 @@ class Encoder(nn.Module):
         self.down_half = ConvNormAct(conv(full, half, 3, stride=2))
         self.scm_half = SCM(in_channels, half)
         self.fam_half = FAM(half)
-        self.mt_half = MTStage(half, num_blocks[1] // 2, heads=heads[0], **mt_options)
+        self.mt_half = stage(half, num_blocks[1] // 2, heads=heads[0])
         self.down_quarter = ConvNormAct(conv(half, quarter, 3, stride=2))
         self.scm_quarter = SCM(in_channels, quarter)
         self.fam_quarter = FAM(quarter)
-        self.mt_quarter = MTStage(quarter, num_blocks[2] // 2, heads=heads[1], **mt_options)
+        self.mt_quarter = stage(quarter, num_blocks[2] // 2, heads=heads[1])
 
     def forward(self, x: Tensor, x_half: Tensor, x_quarter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         full = self.rdcnn(self.stem(x))
@@ -113,7 +158,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Residuals at the three resolutions, from the coarsest on; ``coarse=False`` leaves out the two lower heads.
+    """Residuals at the three resolutions, the coarsest first; ``coarse=False`` leaves out the two lower heads.
 
     Shape:
         features (B, C, H, W), (B, 2C, H/2, W/2), (B, 4C, H/4, W/4)
@@ -127,20 +172,20 @@ class Decoder(nn.Module):
         num_blocks: tuple[int, int, int],
         heads: tuple[int, int],
         upscale: int,
-        **mt_options: Any,
+        stage: Callable[..., MTStage],
     ) -> None:
         super().__init__()
         full, half, quarter = base_channels, 2 * base_channels, 4 * base_channels
-        self.mt_quarter = MTStage(quarter, num_blocks[2] // 2, heads=heads[1], **mt_options)
+        self.mt_quarter = stage(quarter, num_blocks[2] // 2, heads=heads[1])
         self.head_quarter = conv(quarter, out_channels, 3)
-        self.up_half = ConvNormAct(_doubling(quarter, half))
+        self.up_half = ConvNormAct(_upsample(quarter, half))
         self.merge_half = conv(2 * half, half, 1, bias=True)
-        self.mt_half = MTStage(half, num_blocks[1] // 2, heads=heads[0], **mt_options)
+        self.mt_half = stage(half, num_blocks[1] // 2, heads=heads[0])
         self.head_half = conv(half, out_channels, 3)
-        self.up_full = ConvNormAct(_doubling(half, full))
+        self.up_full = ConvNormAct(_upsample(half, full))
         self.merge_full = conv(2 * full, full, 1, bias=True)
         self.rdcnn = nn.Sequential(*(RDCNN(full) for _ in range(num_blocks[0])))
-        # BatchNorm on the very last convolution too, as in the released code.
+        # The last convolution has a BatchNorm too, as in the released code.
         self.head_full = ConvNorm(conv(full, out_channels * upscale**2, 3))
 
     def forward(self, full: Tensor, half: Tensor, quarter: Tensor, *, coarse: bool) -> list[Tensor]:
@@ -148,28 +193,22 @@ class Decoder(nn.Module):
         x = self.mt_quarter(quarter)
         if coarse:
             residuals.append(self.head_quarter(x))
-        x = self.mt_half(by_rows(self._merged_half, self.up_half(x), half, dim=2))
+        x = self.mt_half(_merge(self.merge_half, self.up_half(x), half))
         if coarse:
             residuals.append(self.head_half(x))
-        x = self.rdcnn(by_rows(self._merged_full, self.up_full(x), full, dim=2))
+        x = self.rdcnn(_merge(self.merge_full, self.up_full(x), full))
         residuals.append(self.head_full(x))
         return residuals
-
-    def _merged_half(self, up: Tensor, skip: Tensor) -> Tensor:
-        return gelu(self.merge_half(torch.cat([up, skip], dim=1)))
-
-    def _merged_full(self, up: Tensor, skip: Tensor) -> Tensor:
-        return gelu(self.merge_full(torch.cat([up, skip], dim=1)))
 
 
 class RestorMixer(nn.Module):
     """RestorMixer for restoration (``upscale=1``) and super-resolution.
 
     The defaults are the paper's base network (3.195 M parameters); ``num_blocks=(8, 8, 8)`` is the large one
-    (5.68 M). Pictures of any size are padded inside to a multiple of 8 and cropped back.
+    (5.68 M). Images of any size are padded inside to a multiple of 8 and cropped back.
 
     Args:
-        in_channels: channels of the picture: 3 for RGB, 1 for gray.
+        in_channels: channels of the image: 3 for RGB, 1 for gray.
         out_channels: the same number, since the network predicts a residual.
         base_channels: C, channels at full resolution; 2C and 4C below.
         num_blocks: RDCNN blocks at full resolution, and blocks at 1/2 and at 1/4, half of them EMVM and half of them
@@ -217,24 +256,25 @@ class RestorMixer(nn.Module):
         self.upscale = upscale
         self.window_size, self.scan_merge = window_size, scan_merge
         self.encoder_heads, self.decoder_heads = tuple(encoder_heads), tuple(decoder_heads)
-        mt_options = {
-            "window_size": window_size,
-            "mlp_ratio": mlp_ratio,
-            "d_state": d_state,
-            "expand": expand,
-            "scan_merge": scan_merge,
-        }
-        self.encoder = Encoder(in_channels, base_channels, num_blocks, encoder_heads, **mt_options)
-        self.decoder = Decoder(out_channels, base_channels, num_blocks, decoder_heads, upscale, **mt_options)
+        stage = partial(
+            MTStage,
+            window_size=window_size,
+            mlp_ratio=mlp_ratio,
+            d_state=d_state,
+            expand=expand,
+            scan_merge=scan_merge,
+        )
+        self.encoder = Encoder(in_channels, base_channels, num_blocks, encoder_heads, stage)
+        self.decoder = Decoder(out_channels, base_channels, num_blocks, decoder_heads, upscale, stage)
         self.apply(_init_linear)
-        # The last BatchNorm would start with a residual of variance 1, a hundred times what is needed, and training
-        # would spend its first thousands of steps on shrinking it. From 0 the network starts as the identity.
+        # With a last scale of 1 the residual would start at variance 1, a hundred times too much, and training would
+        # spend its first thousands of steps on shrinking it. With 0 the network starts as the identity.
         nn.init.zeros_(self.decoder.head_full.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         if self.training and self.deep_supervision:
             return self.forward_multiscale(x)
-        return self._run(x, coarse=False)[0]
+        return self._restore(x, coarse=False)[0]
 
     def forward_multiscale(self, x: Tensor) -> list[Tensor]:
         """Restore at all three resolutions, in training and in eval mode.
@@ -243,10 +283,10 @@ class RestorMixer(nn.Module):
             (B, C_in, H, W) in [0, 1]
             -> [(B, C_in, H/4, W/4), (B, C_in, H/2, W/2), (B, C_in, upscale * H, upscale * W)], rounded up
         """
-        return self._run(x, coarse=True)
+        return self._restore(x, coarse=True)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay would harm: scans' A, D and dt bias, norms, biases, skip scales."""
+        """Names of the parameters without weight decay: A, D and dt bias of the scans, norms, biases, skip scales."""
         scan_parameters = ("A_log", "D_skip", "dt_bias")
         return {
             name
@@ -255,59 +295,76 @@ class RestorMixer(nn.Module):
         }
 
     def set_checkpointing(self, on: bool) -> int:
-        """Keep only the inputs of the M-T units for the backward pass, which then runs each unit a second time.
+        """Switch gradient checkpointing of the M-T units: the backward pass computes each unit a second time.
 
         Returns:
-            How many units there are.
+            The number of units.
         """
         stages = [module for module in self.modules() if isinstance(module, MTStage)]
         for stage in stages:
             stage.checkpointing = on
         return sum(len(stage.units) for stage in stages)
 
+    @classmethod
+    def from_weights(cls, state_dict: Mapping[str, Tensor], options: Mapping[str, Any] | None = None) -> RestorMixer:
+        """Build the network of a state dict and load it; its keys may be those of the released code.
+
+        Args:
+            state_dict: tensors by name, with or without a stamp, see :mod:`~restormixer_arch.weight_options`.
+            options: keyword arguments of the network. None: those that the state dict shows.
+
+        Raises:
+            ValueError: without ``options``, this is no state dict of a RestorMixer.
+            RuntimeError: the tensors do not fit the network.
+        """
+        tensors, stamp = canonical(state_dict)
+        network = cls(**(options_of(tensors, stamp) if options is None else options))
+        nn.Module.load_state_dict(network, tensors)
+        return network
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As of ``nn.Module``; also takes the key names of the authors' released code, and passes over a stamp."""
-        state = from_released(without_stamp(state_dict))
-        keys = super().load_state_dict(state, strict=strict, assign=assign)
+        """As in ``nn.Module``; also takes the keys of the authors' released code, and ignores a stamp."""
+        tensors, _ = canonical(state_dict)
+        keys = super().load_state_dict(tensors, strict=strict, assign=assign)
         if self.decoder.head_full.fused_weight is not None:
-            self.fuse()  # anew, from the weights just loaded
+            self.fuse()  # again, from the weights just loaded
         return keys
 
     def fuse(self) -> RestorMixer:
-        """Go to eval mode and fold every BatchNorm into its convolution, equal to rounding; ``train()`` undoes it."""
+        """Switch to eval mode and fold every BatchNorm into its convolution; :meth:`train` undoes it."""
         self.eval()
         for module in self.modules():
             if isinstance(module, ConvNorm):
                 module.fuse()
         return self
 
-    def _run(self, x: Tensor, *, coarse: bool) -> list[Tensor]:
+    def _restore(self, x: Tensor, *, coarse: bool) -> list[Tensor]:
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"expected an input of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
         height, width = x.shape[-2:]
         x = pad_to_multiple(x, SIZE_MULTIPLE).contiguous(memory_format=torch.channels_last)
         x_half = x[..., ::2, ::2]  # nearest neighbour
         x_quarter = x_half[..., ::2, ::2]
-        features = self.encoder(x, x_half, x_quarter)
-        *lower, residual = self.decoder(*features, coarse=coarse)
-        outputs = [base + lower_residual for base, lower_residual in zip((x_quarter, x_half), lower, strict=False)]
-        outputs.append(self._enlarged(x) + F.pixel_shuffle(residual, self.upscale))
-        sizes = [(-(-height // step), -(-width // step)) for step in (4, 2)[: len(lower)]]
-        sizes.append((height * self.upscale, width * self.upscale))
+        *lower, residual = self.decoder(*self.encoder(x, x_half, x_quarter), coarse=coarse)
+        outputs = [self._enlarge(x) + F.pixel_shuffle(residual, self.upscale)]
+        sizes = [(self.upscale * height, self.upscale * width)]
+        if coarse:
+            outputs = [x_quarter + lower[0], x_half + lower[1], *outputs]
+            sizes = [*((-(-height // step), -(-width // step)) for step in (4, 2)), *sizes]
         return [output[..., :h, :w].contiguous() for output, (h, w) in zip(outputs, sizes, strict=True)]
 
-    def _enlarged(self, x: Tensor) -> Tensor:
+    def _enlarge(self, x: Tensor) -> Tensor:
         if self.upscale == 1:
             return x
         return F.interpolate(x, scale_factor=float(self.upscale), mode="bicubic", align_corners=False)
 
 
-def _run_unit(unit: nn.ModuleDict, x: Tensor) -> Tensor:
-    """An M-T unit. (B, H, W, C) -> (B, H, W, C)"""
-    return unit["mwsa"](unit["emvm"](x))
+def _merge(layer: nn.Conv2d, up: Tensor, skip: Tensor) -> Tensor:
+    """Join the features of the decoder and of the encoder. (B, C, H, W), (B, C, H, W) -> (B, C, H, W)"""
+    return by_rows(lambda up, skip: gelu(layer(torch.cat([up, skip], dim=1))), up, skip, dim=2)
 
 
-def _doubling(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
+def _upsample(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False)
 
 

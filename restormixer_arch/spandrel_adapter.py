@@ -1,4 +1,4 @@
-"""RestorMixer for spandrel (https://github.com/chaiNNer-org/spandrel), by which many image tools load networks.
+"""RestorMixer for spandrel (https://github.com/chaiNNer-org/spandrel), which many image tools use to load networks.
 
 ::
 
@@ -7,9 +7,9 @@
 
     register()
     model = ModelLoader().load_from_file("restormixer.safetensors")
-    restored = model(picture)  # (1, C, H, W) in [0, 1]
+    restored = model(image)  # (1, C, H, W) in [0, 1]
 
-spandrel looks for no plug-ins: the tool, or one of its own plug-ins, has to call :func:`register` once.
+spandrel does not look for plug-ins: the tool, or a plug-in of the tool, must call :func:`register` once.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from restormixer_arch.weight_options import is_restormixer, options_from_weights
 
 
 class RestorMixerArchitecture(Architecture[RestorMixer]):
-    """Finds RestorMixer, under our key names or those of the authors' released code, and builds it from its weights.
+    """Detects weights of RestorMixer, with our keys or those of the authors' released code, and builds the network.
 
-    What a file does not tell is taken as the network's defaults, see
-    :func:`~restormixer_arch.weight_options.options_from_weights`; files of ``basicsr export`` tell everything.
+    Options that a file does not show keep their defaults, see
+    :func:`~restormixer_arch.weight_options.options_from_weights`; files of ``basicsr export`` hold all of them.
     """
 
     def __init__(self) -> None:
         super().__init__(id="RestorMixer", detect=is_restormixer)
 
     def load(self, state_dict: StateDict) -> ImageModelDescriptor[RestorMixer]:
-        """Build the network, ready for inference with its BatchNorm folded.
+        """Build the network for inference, with its BatchNorm folded.
 
-        Any size is taken, since the network pads inside. Tiling is discouraged: the scans run over the whole picture
-        and an InstanceNorm takes its statistics from it, so tiles of it are restored a little differently.
+        It takes images of any size, since it pads inside. Tiling is discouraged: the scans run over the whole image
+        and an InstanceNorm normalizes by its statistics, so that tiles are restored slightly differently.
         """
         options = options_from_weights(state_dict)
-        network = RestorMixer(**options).fuse()  # the descriptor loads the weights, and loading folds anew
+        network = RestorMixer(**options).fuse()  # the descriptor loads the weights, and loading folds again
         scale, channels = options["upscale"], options["in_channels"]
         blocks = "-".join(str(count) for count in options["num_blocks"])
         return ImageModelDescriptor(
@@ -64,12 +64,12 @@ class RestorMixerArchitecture(Architecture[RestorMixer]):
 
 
 def register(registry: ArchRegistry = MAIN_REGISTRY) -> list[ArchSupport]:
-    """Make a registry of spandrel know RestorMixer.
+    """Add RestorMixer to a registry of spandrel.
 
     Args:
         registry: by default the one that every ``ModelLoader`` uses.
 
     Returns:
-        What was added: nothing where it was there already.
+        What was added: an empty list if RestorMixer was there already.
     """
     return registry.add(ArchSupport.from_architecture(RestorMixerArchitecture()), ignore_duplicates=True)

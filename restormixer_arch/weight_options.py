@@ -1,71 +1,176 @@
-"""Tell from a state dict which RestorMixer it belongs to.
+"""The state dict of a RestorMixer: names of the authors' released code, and the options that it was built with.
 
-Nearly all arguments of the network show in its shapes. Heads, windows, the merge of the scans and the deep
-supervision do not: files that this project writes carry them as small tensors under :data:`STAMP`, which
-``RestorMixer.load_state_dict`` passes over.
+Nearly all arguments of the network show in the shapes. Heads, windows, the merge of the scans and the deep supervision
+do not: files that this project writes hold the first three as small tensors, the stamp, under keys that begin with
+:data:`STAMP`.
+
+The released names are facts of a file format: the tables below are all of that format that is known here.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from restormixer_arch.emvm import SCAN_MERGES
-from restormixer_arch.released_keys import from_released
-
-if TYPE_CHECKING:
-    from restormixer_arch.restormixer_arch import RestorMixer
 
 STAMP = "restormixer_options."
-MARKS = ("encoder.scm_quarter.", "decoder.head_full.", "encoder.stem.")  # every RestorMixer has keys under these
+# Every RestorMixer has keys under these prefixes: ours, or the released ones.
+MARKS = (
+    ("encoder.stem.", "encoder.cnn_stem."),
+    ("encoder.scm_quarter.", "encoder.SCM2."),
+    ("decoder.head_full.", "decoder.output."),
+)
+
+# Where a tensor lies: released prefix -> ours.
+_PREFIXES = {
+    "encoder.cnn_stem": "encoder.stem",
+    "encoder.ecnn_stage": "encoder.rdcnn",
+    "encoder.encoder_sampling.0": "encoder.down_half",
+    "encoder.encoder_sampling.1": "encoder.down_quarter",
+    **{f"encoder.SCM1.main.{i}": f"encoder.scm_half.conv{i + 1}" for i in range(3)},
+    **{f"encoder.SCM2.main.{i}": f"encoder.scm_quarter.conv{i + 1}" for i in range(3)},
+    "encoder.SCM1.main.3.main.0": "encoder.scm_half.conv4",
+    "encoder.SCM2.main.3.main.0": "encoder.scm_quarter.conv4",
+    "encoder.SCM1.main.4": "encoder.scm_half.norm",
+    "encoder.SCM2.main.4": "encoder.scm_quarter.norm",
+    "encoder.FAM1.merge.main.0": "encoder.fam_half.conv",
+    "encoder.FAM2.merge.main.0": "encoder.fam_quarter.conv",
+    "encoder.emix_stage1": "encoder.mt_half.units",
+    "encoder.emix_stage2": "encoder.mt_quarter.units",
+    "decoder.dmix_stage1": "decoder.mt_half.units",
+    "decoder.dmix_stage2": "decoder.mt_quarter.units",
+    "decoder.dcnn_stage": "decoder.rdcnn",
+    "decoder.decoder_sampling.0": "decoder.up_half",
+    "decoder.decoder_sampling.1": "decoder.up_full",
+    "decoder.decoder_compress_channel.0.main.0": "decoder.merge_half",
+    "decoder.decoder_compress_channel.1.main.0": "decoder.merge_full",
+    "decoder.decoder_out_conv.0.main.0": "decoder.head_quarter",
+    "decoder.decoder_out_conv.1.main.0": "decoder.head_half",
+    "decoder.output": "decoder.head_full",
+}
+# What a part of the rest of the name is called; a part that is not here keeps its name.
+_PARTS = {
+    "main.0": "conv",
+    "main.1": "norm",
+    "conv1": "conv.conv",
+    "bn1": "conv.norm",
+    "pointwise": "pointwise.conv",
+    "bn2": "pointwise.norm",
+    "ln_1": "norm1",
+    "ln_2": "norm2",
+    "self_attention_1": "scan1",
+    "self_attention_3": "scan3",
+    "conv2d1_b1": "down",
+    "conv2d": "conv",
+    "upsample": "up",
+    "out_norm": "norm",
+    "dt_projs_weight": "dt_proj",
+    "dt_projs_bias": "dt_bias",
+    "x_proj_weight": "x_proj",
+    "A_logs": "A_log",
+    "Ds": "D_skip",
+    "conv_blk": "mlp",
+    "skip_scale": "skip_scale1",
+    "attn": "attention",
+}
+_UNIT_BLOCKS = {"0": "emvm", "1": "mwsa"}
 
 
 def is_restormixer(state: Mapping[str, Any]) -> bool:
-    """Whether these are weights of a RestorMixer, under our key names or those of the authors' released code."""
-    names = tuple(from_released(state))
-    return all(any(name.startswith(mark) for name in names) for mark in MARKS)
+    """Whether this is the state dict of a RestorMixer, of this project or of the released code."""
+    return all(any(name.startswith(marks) for name in state) for marks in MARKS)
 
 
-def stamped(state: Mapping[str, Tensor], network: RestorMixer) -> dict[str, Tensor]:
-    """A copy of ``state`` with the options of ``network`` that its shapes do not tell, as int64 tensors."""
-    stamps = {
+def canonical(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Split a state dict into tensors under this project's names, and its stamp.
+
+    Returns:
+        Tensors by name in the same order, and the tensors of the stamp by name, without :data:`STAMP`.
+    """
+    stamp = {name.removeprefix(STAMP): value for name, value in state.items() if name.startswith(STAMP)}
+    return from_released({name: value for name, value in state.items() if not name.startswith(STAMP)}), stamp
+
+
+def from_released(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the tensors of a released checkpoint; other keys stay as they are.
+
+    The released code keeps a scan's A and D as (K * D, N) and (K * D); here they are (K, D, N) and (K, D). Its in_proj
+    is in_proj and gate_proj here.
+
+    Args:
+        state_dict: tensors by name, left untouched.
+
+    Returns:
+        A new dict in the same order.
+    """
+    renamed = {}
+    for key, value in state_dict.items():
+        name = _rename(key)
+        if name != key and name.endswith((".A_log", ".D_skip")):
+            directions = 3 if ".scan3." in name else 1
+            value = value.unflatten(0, (directions, -1))
+        if name != key and name.endswith(".in_proj.weight"):
+            value, renamed[name.replace(".in_proj.", ".gate_proj.")] = value.chunk(2)
+        renamed[name] = value
+    return renamed
+
+
+def _rename(key: str) -> str:
+    prefix = next((prefix for prefix in _PREFIXES if key.startswith(f"{prefix}.")), None)
+    if prefix is None:
+        return key
+    place, rest = _PREFIXES[prefix], key[len(prefix) + 1 :]
+    if place.endswith(".units"):
+        unit = re.fullmatch(r"(\d+)\.([01])\.(.+)", rest)
+        if unit is None:
+            return key
+        place, rest = f"{place}.{unit[1]}.{_UNIT_BLOCKS[unit[2]]}", unit[3]
+    parts = re.sub(r"main\.\d|\w+", lambda match: _PARTS.get(match[0], match[0]), rest)
+    return f"{place}.{parts}"
+
+
+def stamped(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """A copy of ``state`` with the options of a RestorMixer that the shapes do not show, as int64 tensors."""
+    stamp = {
         "window_size": [network.window_size],
         "encoder_heads": list(network.encoder_heads),
         "decoder_heads": list(network.decoder_heads),
         "scan_merge": [SCAN_MERGES.index(network.scan_merge)],
     }
-    return {**state, **{STAMP + name: torch.tensor(values) for name, values in stamps.items()}}
-
-
-def without_stamp(state: Mapping[str, Any]) -> dict[str, Any]:
-    """``state`` without the tensors that :func:`stamped` added."""
-    return {name: value for name, value in state.items() if not name.startswith(STAMP)}
+    return {**state, **{STAMP + name: torch.tensor(values) for name, values in stamp.items()}}
 
 
 def options_from_weights(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The keyword arguments that build the RestorMixer of ``state``.
 
-    Options that neither the shapes nor a stamp tell keep the network's defaults: heads, ``window_size`` and
-    ``scan_merge`` of files that other tools wrote.
+    Without a stamp, as in files that other tools wrote, heads, ``window_size`` and ``scan_merge`` are left out: the
+    network's defaults hold.
 
     Raises:
-        ValueError: these are no weights of a RestorMixer.
+        ValueError: this is not the state dict of a RestorMixer.
     """
-    if not is_restormixer(state):
+    return options_of(*canonical(state))
+
+
+def options_of(tensors: Mapping[str, Tensor], stamp: Mapping[str, Tensor]) -> dict[str, Any]:
+    """:func:`options_from_weights` for what :func:`canonical` returned."""
+    if not is_restormixer(tensors):
         raise ValueError("not the weights of a RestorMixer: keys of its stem, SCM and head were expected")
-    shapes = {name: tuple(value.shape) for name, value in from_released(without_stamp(state)).items()}
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     base, in_channels = shapes["encoder.stem.0.conv.weight"][:2]
     options: dict[str, Any] = {
         "in_channels": in_channels,
         "out_channels": in_channels,
         "base_channels": base,
-        "num_blocks": tuple(
-            _count(shapes, f"encoder.{stage}") * blocks
-            for stage, blocks in (("rdcnn", 1), ("mt_half.units", 2), ("mt_quarter.units", 2))
+        "num_blocks": (
+            _count(shapes, "encoder.rdcnn"),
+            _count(shapes, "encoder.mt_half.units") * 2,
+            _count(shapes, "encoder.mt_quarter.units") * 2,
         ),
         "upscale": round((shapes["decoder.head_full.conv.weight"][0] / in_channels) ** 0.5),
     }
@@ -79,12 +184,11 @@ def options_from_weights(state: Mapping[str, Tensor]) -> dict[str, Any]:
         options["d_state"] = scans[0][0][2]
         options["expand"] = _ratio([(shape[1], channels) for shape, channels in scans])
         options["mlp_ratio"] = _ratio([(shapes[unit + "mwsa.mlp.fc1.bias"][0], channels) for unit, channels in units])
-    stamp = {name.removeprefix(STAMP): value.tolist() for name, value in state.items() if name.startswith(STAMP)}
     if stamp:
-        options["window_size"] = stamp["window_size"][0]
-        options["encoder_heads"] = tuple(stamp["encoder_heads"])
-        options["decoder_heads"] = tuple(stamp["decoder_heads"])
-        options["scan_merge"] = SCAN_MERGES[stamp["scan_merge"][0]]
+        options["window_size"] = stamp["window_size"].item()
+        options["encoder_heads"] = tuple(stamp["encoder_heads"].tolist())
+        options["decoder_heads"] = tuple(stamp["decoder_heads"].tolist())
+        options["scan_merge"] = SCAN_MERGES[stamp["scan_merge"].item()]
     return options
 
 

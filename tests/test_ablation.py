@@ -64,10 +64,10 @@ def test_fewer_scans_have_fewer_parameters():
 
 def test_two_scans_are_the_first_two_of_the_whole_network():
     whole, less = variant(), variant(scans=2)
-    block, pruned = whole.encoder.mt_half.units[0]["emvm"], less.encoder.mt_half.units[0]["emvm"]
+    block, pruned = whole.encoder.mt_half.units[0].emvm, less.encoder.mt_half.units[0].emvm
     tokens = torch.rand(1, 4, 6, 32)
-    assert torch.equal(pruned.scan3.merged_scans(tokens), block.scan3.scan(tokens, range(0, 1)))
-    assert torch.equal(pruned.scan1.merged_scans(tokens), block.scan1.merged_scans(tokens))
+    assert torch.equal(pruned.scan3.merge_scans(tokens), block.scan3.scan(tokens, slice(0, 1)))
+    assert torch.equal(pruned.scan1.merge_scans(tokens), block.scan1.merge_scans(tokens))
 
 
 def test_the_last_norm():

@@ -7,7 +7,7 @@ import pytest
 
 CODE = """
 import resource, torch
-from restormixer_arch.allocator import keep_freed_memory
+from restormixer_arch.memory import keep_freed_memory
 kept = {ask} and keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restormixer_arch import layers
-from restormixer_arch.layers import by_rows, gelu, silu
+from restormixer_arch.layers import by_rows, gelu, rowwise, silu
 
 
 @settings(max_examples=40, deadline=None)
@@ -44,6 +44,24 @@ def test_strips_bound_the_work_at_once_and_gradients_take_it_whole(monkeypatch):
         by_rows(doubled, x[:, :5])
     by_rows(doubled, x)
     assert heights == [5, 5, 2, 4, 4, 4, 5, 12]
+
+
+def test_rowwise_reads_the_rows_that_belong_together_from_the_module(monkeypatch):
+    monkeypatch.setattr(layers, "STRIP_ELEMENTS", 2 * 3 * 4 * 5)  # five rows of the features below
+
+    class Flip(torch.nn.Module):
+        """Reverses the rows within each group."""
+
+        side = 4
+
+        @rowwise(multiple="side")
+        def forward(self, x):
+            return x.unflatten(1, (-1, self.side)).flip(2).flatten(1, 2)
+
+    x = torch.rand(2, 12, 3, 4)
+    with torch.no_grad():
+        strips = Flip()(x)
+    assert torch.equal(strips, Flip()(x))
 
 
 @pytest.mark.parametrize("activation, reference", [(gelu, torch.nn.functional.gelu), (silu, torch.nn.functional.silu)])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from restormixer_arch import RestorMixer
-from restormixer_arch.released_keys import from_released
+from restormixer_arch.weight_options import from_released
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = {"base_channels": 4, "num_blocks": (1, 2, 2), "encoder_heads": (2, 2), "decoder_heads": (2, 2), "d_state": 4}
@@ -69,7 +69,7 @@ def test_the_two_merges_differ():
 def test_official_merge_never_trains_column_reverse():
     net = small(scan_merge="official")
     net(torch.rand(1, 3, 16, 16))[-1].square().mean().backward()
-    scan = net.decoder.mt_half.units[0]["emvm"].scan3
+    scan = net.decoder.mt_half.units[0].emvm.scan3
     assert scan.directions[2] == "column_reverse"
     assert scan.x_proj.grad[2].abs().max() == 0
     assert scan.x_proj.grad[1].abs().max() > 0

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from test_restormixer_arch import GOLDEN, SMALL
 
-from restormixer_arch import RestorMixer
-from restormixer_arch.weight_options import is_restormixer, options_from_weights, stamped, without_stamp
+from restormixer_arch import RestorMixer, weight_options
+from restormixer_arch.weight_options import canonical, is_restormixer, options_from_weights, stamped
 
 OPTIONS = {
     "base_channels": st.sampled_from([2, 4, 6, 12]),
@@ -54,12 +54,24 @@ def test_a_released_checkpoint_is_told_too():
     RestorMixer(**options).load_state_dict(released)
 
 
+def test_a_load_renames_each_key_once(monkeypatch):
+    tensors = load_file(GOLDEN / "restormixer_base8_paper.safetensors")
+    released = {key.removeprefix("param/"): value for key, value in tensors.items() if key.startswith("param/")}
+    renamed, rename = [], weight_options._rename
+    monkeypatch.setattr(weight_options, "_rename", lambda key: renamed.append(key) or rename(key))
+    network = RestorMixer.from_weights(released)
+    assert renamed == list(released)
+    again = RestorMixer.from_weights(stamped(network.state_dict(), network))
+    for name, value in network.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
 def test_a_stamp_survives_a_file_and_is_taken_off_again(tmp_path):
     network = RestorMixer(**SMALL)
     save_file(stamped(network.state_dict(), network), tmp_path / "net.safetensors")
     state = load_file(tmp_path / "net.safetensors")
     assert options_from_weights(state)["encoder_heads"] == (2, 2)
-    assert without_stamp(state).keys() == network.state_dict().keys()
+    assert canonical(state)[0].keys() == network.state_dict().keys()
 
 
 def test_weights_of_another_network_are_refused():

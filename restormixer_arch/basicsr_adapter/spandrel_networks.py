@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.layers import pad
 
 SUFFIX = "spandrel"
 ENDING = f"_{SUFFIX}"
@@ -111,7 +111,7 @@ def adapted(name: str, kind: type[nn.Module], architecture: Any) -> type[nn.Modu
                 self.size_requirements = size_requirements(architecture, self.state_dict())
             height, width = x.shape[-2:]
             right, down = self.size_requirements.get_padding(width, height)
-            out = super().forward(padded(x, right, down))
+            out = super().forward(pad(x, right, down))
             out = out[0] if isinstance(out, Sequence) else out
             scale = out.shape[-1] // (width + right)
             return out[..., : height * scale, : width * scale]
@@ -132,10 +132,3 @@ def size_requirements(architecture: Any, state: Mapping[str, Tensor]) -> Any:
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"{architecture.id}: spandrel does not know it with these arguments ({reason})") from error
-
-
-def padded(x: Tensor, right: int, down: int) -> Tensor:
-    """Mirror (B, C, H, W) at the right and lower edges; what goes beyond a whole mirror image repeats the edge."""
-    mirrored_right, mirrored_down = min(right, x.shape[-1] - 1), min(down, x.shape[-2] - 1)
-    x = pad(x, (0, mirrored_right, 0, mirrored_down), mode="reflect")
-    return pad(x, (0, right - mirrored_right, 0, down - mirrored_down), mode="replicate")

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from restormixer_arch.allocator import keep_freed_memory
 from restormixer_arch.benchmark.networks import COMPETITORS
-from restormixer_arch.memory import peak_bytes
+from restormixer_arch.memory import keep_freed_memory, peak_bytes
 
 
 def forward_work(name: str, size: int, dtype: str = "float32") -> Callable[[], object]:

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from restormixer_arch.allocator import keep_freed_memory
 from restormixer_arch.basicsr_adapter import plugins
 from restormixer_arch.basicsr_adapter.output import complain
 from restormixer_arch.errors import UserError
+from restormixer_arch.memory import keep_freed_memory
 
 
 def run_job(job: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from restormixer_arch.basicsr_adapter import spandrel_networks
 from restormixer_arch.basicsr_adapter.yaml_reader import read_options
 from restormixer_arch.errors import UserError
+from restormixer_arch.layers import pad_to_multiple
 from restormixer_arch.models.weights import read_weights
 from restormixer_arch.restormixer_arch import RestorMixer
 from restormixer_arch.weight_options import is_restormixer, options_from_weights
@@ -133,9 +134,7 @@ def _from_weights(path: str) -> Built:
     state = read_weights(path)
     if is_restormixer(state):
         options = options_from_weights(state)
-        network = RestorMixer(**options)
-        network.load_state_dict(state)
-        return Built(network, "RestorMixer", options)
+        return Built(RestorMixer.from_weights(state, options), "RestorMixer", options)
     loader = spandrel_networks.model_loader()
     if loader is None:
         raise UserError(
@@ -190,6 +189,6 @@ class Padded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        out = self.network(spandrel_networks.padded(x, -width % self.multiple, -height % self.multiple))
+        out = self.network(pad_to_multiple(x, self.multiple))
         scale = out.shape[-1] // (width + -width % self.multiple)
         return out[..., : height * scale, : width * scale]

@@ -16,9 +16,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from restormixer_arch import emvm
+from restormixer_arch import emvm, mwsa
 from restormixer_arch.basicsr_adapter.replacing import replaced
-from restormixer_arch.mwsa import MWSA
 from restormixer_arch.selective_scan import native  # noqa: F401  (registers restormixer::scan_2d, kernel or not)
 from restormixer_arch.selective_scan.native_library import ORDERS
 
@@ -58,16 +57,9 @@ def _scan(
     return SCAN(x, delta, A, B, C, D, delta_bias, orders, False)[0]
 
 
-def _attend(self: MWSA, x: Tensor) -> Tensor:
-    """In the place of :meth:`MWSA._attend`."""
-    windows = TO_WINDOWS(x, self.window_size)
-    windows = windows + self.attention(self.norm1(windows))
-    windows = windows + self.mlp(self.norm2(windows))
-    return FROM_WINDOWS(windows, x, self.window_size)
-
-
 @contextmanager
 def exportable() -> Iterator[None]:
     """Meanwhile scans and windows are operators, which can be traced but not run."""
-    with replaced(emvm, selective_scan_2d=_scan), replaced(MWSA, _attend=_attend):
+    windows = {"to_windows": TO_WINDOWS, "from_windows": FROM_WINDOWS}
+    with replaced(emvm, selective_scan_2d=_scan), replaced(mwsa, **windows):
         yield
