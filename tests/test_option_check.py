@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from restormixer_arch.basicsr_adapter import locations, option_checks
-from restormixer_arch.basicsr_adapter.option_check import check_options, read_request
-from restormixer_arch.basicsr_adapter.option_faults import OptionErrors
+from restormixer_arch.config import rules, yaml_file
+from restormixer_arch.config.check import check_options, read_request
+from restormixer_arch.config.problems import OptionErrors
 from restormixer_arch.errors import UserError
 
 MISSING = object()
@@ -225,7 +225,7 @@ def package(tmp_path_factory, monkeypatch):
     (root / "options").mkdir()
     (root / "data/set").mkdir(parents=True)
     (root / "options/demo.yml").touch()
-    monkeypatch.setattr(locations, "package_folders", lambda top: [root / top])
+    monkeypatch.setattr(yaml_file, "package_folders", lambda top: [root / top])
     return root
 
 
@@ -243,7 +243,7 @@ def test_files_that_only_the_package_has_are_taken_from_it(folder, package, trai
 def test_the_working_directory_comes_first(folder, package):
     Path("options").mkdir()
     Path("options/demo.yml").touch()
-    assert locations.locate_option_file("options/demo.yml") == Path("options/demo.yml")
+    assert yaml_file.locate_option_file("options/demo.yml") == Path("options/demo.yml")
 
 
 @pytest.mark.parametrize(
@@ -266,9 +266,9 @@ def test_a_missing_option_file_is_named_with_a_close_match(folder, package, name
 
 
 def test_the_real_package_has_option_files():
-    assert locations.in_package("options/__init__.py").is_file()
-    assert locations.in_package("data/../options") is None
-    assert locations.in_package("elsewhere/x.yml") is None
+    assert yaml_file.find_in_package("options/__init__.py").is_file()
+    assert yaml_file.find_in_package("data/../options") is None
+    assert yaml_file.find_in_package("elsewhere/x.yml") is None
 
 
 def test_a_crop_is_a_multiple_of_the_scale(train_options):
@@ -279,7 +279,7 @@ def test_a_crop_is_a_multiple_of_the_scale(train_options):
 
 def test_wandb_needs_its_package_and_tensorboard(train_options, monkeypatch):
     train_options["logger"].update(wandb={"project": "rain"}, use_tb_logger=False)
-    monkeypatch.setattr(option_checks.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(rules.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(OptionErrors) as error:
         check_options(train_options, "x.yml", True, paths=False)
     assert str(error.value).splitlines() == [
@@ -301,7 +301,7 @@ def test_wandb_needs_its_package_and_tensorboard(train_options, monkeypatch):
 def test_windows_that_see_padding_are_told(train_options, size, blocks, advice):
     train_options["network_g"] = {"type": "RestorMixer", "num_blocks": blocks}
     train_options["datasets"]["train"]["gt_size"] = size
-    text = option_checks.padded_windows(train_options)
+    text = rules.window_advice(train_options)
     assert text is None if advice is None else advice in text
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from restormixer_arch.basicsr_adapter import compat
-from restormixer_arch.basicsr_adapter.option_check import Request, read_request
+from restormixer_arch.config.check import Request, read_request
 
 compat.apply()
 
 from basicsr.utils.options import parse_options  # noqa: E402
 
-from restormixer_arch.basicsr_adapter.pipeline_options import fit_to_machine, pipeline_options  # noqa: E402
+from restormixer_arch.config.pipeline_options import fit_to_machine, pipeline_options  # noqa: E402
 
 
 def upstream(monkeypatch, arguments, is_train):

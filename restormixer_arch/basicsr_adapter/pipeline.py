@@ -20,10 +20,7 @@ from restormixer_arch.basicsr_adapter.loader_hooks import (
     named_build_dataset,
     resumable_sampler,
 )
-from restormixer_arch.basicsr_adapter.option_check import Request
-from restormixer_arch.basicsr_adapter.option_names import check_names
 from restormixer_arch.basicsr_adapter.output import is_first_process
-from restormixer_arch.basicsr_adapter.pipeline_options import pipeline_options
 from restormixer_arch.basicsr_adapter.progress import Progress
 from restormixer_arch.basicsr_adapter.replacing import replaced
 from restormixer_arch.basicsr_adapter.reports import Reports
@@ -31,6 +28,9 @@ from restormixer_arch.basicsr_adapter.run_hooks import Run, watched_build
 from restormixer_arch.basicsr_adapter.sampler import seeded_dataloader
 from restormixer_arch.basicsr_adapter.stopping import noticing_signals
 from restormixer_arch.basicsr_adapter.threads import opencv_alone
+from restormixer_arch.config.check import Request
+from restormixer_arch.config.pipeline_options import pipeline_options
+from restormixer_arch.config.signatures import check_names
 
 
 def run_training(request: Request, run: Run) -> None:

@@ -7,9 +7,9 @@ import shlex
 import signal
 from types import FrameType
 
-from restormixer_arch.basicsr_adapter.option_check import raise_faults
 from restormixer_arch.basicsr_adapter.output import complain, say
 from restormixer_arch.cli.parsing import Parser, add_option_file
+from restormixer_arch.config.check import raise_problems
 
 
 def run(arguments: list[str]) -> int:
@@ -21,13 +21,13 @@ def run(arguments: list[str]) -> int:
     parser = Parser("compare", "Train, restore and measure several networks side by side, by an option file.")
     add_option_file(parser, "go on in the folder of an earlier run; what is trained there stays as it is")
     args = parser.parse_args(arguments)
-    from restormixer_arch.compare.options import name_faults_of, read_compare_file
+    from restormixer_arch.compare.options import name_problems_of, read_compare_file
 
     options = read_compare_file(args.opt, args.force_yml)
     from restormixer_arch.basicsr_adapter import plugins
 
     plugins.load()
-    raise_faults(name_faults_of(options, "."), options, args.opt)
+    raise_problems(name_problems_of(options, "."), options, args.opt)
     from restormixer_arch.compare import report, results, tables
     from restormixer_arch.compare.run import compare
     from restormixer_arch.compare.training import Ended

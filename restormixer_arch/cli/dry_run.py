@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from restormixer_arch.basicsr_adapter.option_check import Request
 from restormixer_arch.basicsr_adapter.pipeline import run_training
 from restormixer_arch.basicsr_adapter.run_hooks import Run
+from restormixer_arch.config.check import Request
 from restormixer_arch.errors import UserError
 from restormixer_arch.memory import peak_bytes
 

@@ -108,9 +108,9 @@ def step_seconds(file: str, steps: int) -> list[float]:
     import tempfile
     from dataclasses import replace
 
-    from restormixer_arch.basicsr_adapter.option_check import read_request
     from restormixer_arch.basicsr_adapter.pipeline import run_training
     from restormixer_arch.cli.dry_run import TimedRun, shortened
+    from restormixer_arch.config.check import read_request
 
     request, run = read_request(file, is_train=True), TimedRun(file)
     with tempfile.TemporaryDirectory(prefix="basicsr_compare_") as folder:

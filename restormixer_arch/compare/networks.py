@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from restormixer_arch.basicsr_adapter import spandrel_networks
-from restormixer_arch.basicsr_adapter.yaml_reader import read_options
+from restormixer_arch.config.yaml_file import read_options
 from restormixer_arch.errors import UserError
 from restormixer_arch.models.weights import read_weights
 from restormixer_arch.restormixer_arch import RestorMixer
