@@ -277,6 +277,15 @@ def test_a_crop_is_a_multiple_of_the_scale(train_options):
         check_options(train_options, "x.yml", True, paths=False)
 
 
+def test_stages_of_patches_are_checked_before_the_training(pairs, train_options, write):
+    train_options.update(model_type="RestorMixerModel", scale=2)
+    train_options["train"]["progressive"] = {"iters": [2, 2], "gt_sizes": [8, 15], "batch_sizes": [4]}
+    assert faults(write(train_options)) == [
+        "x.yml: train.progressive: iters, gt_sizes and batch_sizes must be of one length, got 2, 2 and 1",
+        "x.yml: train.progressive.gt_sizes: got 15, expected a multiple of scale 2",
+    ]
+
+
 def test_wandb_needs_its_package_and_tensorboard(train_options, monkeypatch):
     train_options["logger"].update(wandb={"project": "rain"}, use_tb_logger=False)
     monkeypatch.setattr(rules.importlib.util, "find_spec", lambda name: None)

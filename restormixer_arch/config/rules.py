@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,6 @@ NO_REFERENCE_METRICS = ("calculate_niqe",)  # need no ground truth; less is bett
 def crop_problem(gt_size: int, scale: int) -> str | None:
     """A crop of the ground truth is that of the input times ``scale``."""
     return f"got {gt_size}, expected a multiple of scale {scale}" if gt_size < 1 or gt_size % scale else None
-
-
-def stages_problem(iters: Sequence[int], gt_sizes: Sequence[int], batch_sizes: Sequence[int]) -> str | None:
-    """``train.progressive`` has as many patch sizes and batch sizes as stages."""
-    lengths = len(iters), len(gt_sizes), len(batch_sizes)
-    if len(set(lengths)) == 1 and iters:
-        return None
-    return "iters, gt_sizes and batch_sizes must be of one length, got {}, {} and {}".format(*lengths)
 
 
 def database_problem(root: str | Path, backend: str) -> str | None:
@@ -79,6 +71,7 @@ def file_problems(options: dict[str, Any], is_train: bool, *, paths: bool = True
     if is_train:
         yield from schedule(options)
         yield from crops(options)
+        yield from progressive(options)
         yield from logging(options)
     yield from scale(options)
     yield from databases(options)
@@ -127,6 +120,25 @@ def crops(options: dict[str, Any]) -> Iterator[Problem]:
     if isinstance(size, int) and isinstance(factor, int) and min(size, factor) >= 1:  # else reported by the schema
         if text := crop_problem(size, factor):
             yield Problem(("datasets", "train", "gt_size"), text)
+
+
+def progressive(options: dict[str, Any]) -> Iterator[Problem]:
+    """The stages of growing patches, see :func:`progressive_problems`."""
+    table, factor = _section(_section(options, "train"), "progressive"), options.get("scale", 1)
+    lists = [table.get(key) for key in ("iters", "gt_sizes", "batch_sizes")]
+    if all(map(_is_numbers, lists)) and isinstance(factor, int) and factor >= 1:  # else reported by the schema
+        yield from progressive_problems(table, factor)
+
+
+def progressive_problems(table: Mapping[str, Sequence[int]], scale: int) -> Iterator[Problem]:
+    """Yield what is wrong with ``train.progressive``: its lists are of one length, and ``scale`` divides the sizes."""
+    at, lengths = ("train", "progressive"), [len(table[key]) for key in ("iters", "gt_sizes", "batch_sizes")]
+    if len(set(lengths)) > 1 or not lengths[0]:
+        listed = "{}, {} and {}".format(*lengths)
+        yield Problem(at, f"iters, gt_sizes and batch_sizes must be of one length, got {listed}")
+    for size in table["gt_sizes"]:
+        if text := crop_problem(size, scale):
+            yield Problem((*at, "gt_sizes"), text)
 
 
 def logging(options: dict[str, Any]) -> Iterator[Problem]:
