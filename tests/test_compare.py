@@ -45,12 +45,12 @@ def says(file, text):
 @pytest.fixture
 def here(monkeypatch):
     """Only the inputs are measured in a process of their own: to begin one takes seconds."""
-    away = run.in_process
+    away = run.run_in_process
 
     def in_process(module, job, label):
         return away(module, job, label) if job["kind"] == "inputs" else jobs.run_job(job)
 
-    monkeypatch.setattr(run, "in_process", in_process)
+    monkeypatch.setattr(run, "run_in_process", in_process)
 
 
 @pytest.mark.slow
@@ -168,7 +168,7 @@ def test_minutes_become_iterations(pairs, write, monkeypatch):
         assert read_compare_file and job["kind"] == "step_seconds" and Path(job["arguments"]["file"]).is_file()
         return taken[name]
 
-    monkeypatch.setattr(training, "in_process", in_process)
+    monkeypatch.setattr(training, "run_in_process", in_process)
     assert training.iterations(options, ["edsr", "ridnet"], pairs, 1) == {"edsr": 180, "ridnet": 45}
     taken.clear()
     assert training.iterations(options, ["edsr", "ridnet"], pairs, 1) == {"edsr": 180, "ridnet": 45}

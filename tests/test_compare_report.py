@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from restormixer_arch.compare import report, results
+from restormixer_arch.compare import results
+from restormixer_arch.compare.report import page as report
 from restormixer_arch.compare.results import Difference, Metric
 
 pytest.importorskip("plotly", reason="plotly is not installed")
 from report_cases import HOSTILE, hand_made, picture, written
 
-from restormixer_arch.compare import report_pictures, report_plots, report_table
+from restormixer_arch.compare.report import pictures as report_pictures
+from restormixer_arch.compare.report import plots as report_plots
+from restormixer_arch.compare.report import table as report_table
 
 PSNR = Metric(type="calculate_psnr")
 NIQE = Metric(type="calculate_niqe", better="lower")

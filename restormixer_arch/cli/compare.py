@@ -28,11 +28,12 @@ def run(arguments: list[str]) -> int:
 
     plugins.load()
     raise_problems(name_problems_of(options, "."), options, args.opt)
-    from restormixer_arch.compare import report, results, tables
+    from restormixer_arch.compare import results, tables
+    from restormixer_arch.compare.report import page
     from restormixer_arch.compare.run import compare
     from restormixer_arch.compare.training import Ended
 
-    report.require_libraries()
+    page.require_libraries()
     before = signal.signal(signal.SIGTERM, _end)
     try:
         comparison, folder = compare(options, resume=args.auto_resume)
@@ -43,7 +44,7 @@ def run(arguments: list[str]) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     places = [results.write(comparison, folder), *tables.write(comparison, folder)]
-    places.append(report.write_report(comparison, folder))
+    places.append(page.write_report(comparison, folder))
     say(tables.markdown(comparison))
     say(f"results: {', '.join(os.path.relpath(place) for place in places)}")
     return 0

@@ -75,12 +75,12 @@ def costs(entries: list[dict[str, Any]], size: int, rounds: int) -> dict[str, di
         competitor -> the attributes of :class:`.results.Competitor` that were found.
     """
     from restormixer_arch.benchmark.measure import times
-    from restormixer_arch.benchmark.suite import summary
+    from restormixer_arch.benchmark.tables import summarize
 
     found = {entry["name"]: _counts(entry, size) for entry in entries}
     taken = times({entry["name"]: _restoring(entry, size) for entry in entries}, rounds)
     for name, seconds in taken.items():
-        found[name]["latency"] = {**summary(seconds), "runs": len(seconds)}
+        found[name]["latency"] = {**summarize(seconds), "runs": len(seconds)}
     return found
 
 

@@ -32,6 +32,11 @@ class Metric(Part):
     arguments: dict[str, Any] = {}
     better: Literal["higher", "lower"] = "higher"
 
+    @property
+    def digits(self) -> int:
+        """Digits to show after the point: two of PSNR and NIQE, four of the others, which lie in [0, 1]."""
+        return 2 if any(name in self.type for name in ("psnr", "niqe")) else 4
+
 
 class Latency(Part):
     """Seconds of restoring one (1, C, size, size) picture: median, lower and upper quartile, number of runs."""

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from restormixer_arch.benchmark.units import show_giga, show_parameters, show_time
+from restormixer_arch.benchmark.tables import show_giga, show_memory, show_minutes, show_parameters, show_time
 from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric
 from restormixer_arch.whole_files import write_whole
 
 INPUT = "input"
-TWO_DIGITS = ("psnr", "niqe")  # the others, such as SSIM, lie in [0, 1] and are shown with four
 
 
 @dataclass(frozen=True)
@@ -117,11 +116,10 @@ def _costs(comparison: Comparison) -> Iterator[Column]:
     yield Column("GMAC", [c.macs for c in everybody], show_giga, min)
     yield Column("thop's GMAC", [c.thop_macs for c in everybody], show_giga)
     yield Column("latency", [c.latency.median for c in everybody], show_time, min)
-    yield Column("peak memory", [c.peak_bytes for c in everybody], lambda count: f"{count / 2**20:.0f} MiB", min)
+    yield Column("peak memory", [c.peak_bytes for c in everybody], show_memory, min)
     if any(c.training for c in everybody):
         yield Column("iterations", [c.training and c.training.iterations for c in everybody], str)
-        minutes = [c.training and c.training.seconds / 60 for c in everybody]
-        yield Column("training", minutes, lambda value: f"{value:.1f} min")
+        yield Column("training", [c.training and c.training.seconds for c in everybody], show_minutes)
 
 
 def _heading(comparison: Comparison) -> str:
@@ -184,8 +182,7 @@ def _title(dataset: DataSet, metric: str) -> str:
 
 
 def _digits(metric: Metric) -> Callable[[float], str]:
-    digits = 2 if any(name in metric.type for name in TWO_DIGITS) else 4
-    return lambda value: f"{value:.{digits}f}"
+    return lambda value: f"{value:.{metric.digits}f}"
 
 
 def _escaped(text: str) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from restormixer_arch.basicsr_adapter.output import note
-from restormixer_arch.benchmark.processes import in_process
+from restormixer_arch.benchmark.measure import run_in_process
 from restormixer_arch.compare.options import ANY_TOTAL, is_trained, training_options
 from restormixer_arch.compare.results import Training
 from restormixer_arch.errors import UserError
@@ -99,7 +99,7 @@ def measured_steps(options: dict[str, Any], names: list[str], place: Path, threa
             write_whole(file, yaml.safe_dump(training_options(options, name, ANY_TOTAL, str(place)), sort_keys=False))
             job = {"kind": "step_seconds", "threads": threads, "arguments": {"file": str(file), "steps": STEPS}}
             try:
-                taken[name] += in_process(JOBS, job, f"measuring the training steps of competitors.{name}")
+                taken[name] += run_in_process(JOBS, job, f"measuring the training steps of competitors.{name}")
             finally:
                 file.unlink()
     return {name: median(seconds) for name, seconds in taken.items()}

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from restormixer_arch.benchmark.units import show_giga, show_parameters, show_time
+from restormixer_arch.benchmark.tables import show_giga, show_memory, show_minutes, show_parameters, show_time
 from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric
-from restormixer_arch.compare.tables import TWO_DIGITS
 
 UNITS = {"psnr": "dB"}
 
@@ -57,8 +56,7 @@ def show_metric(metric: Metric, value: float) -> str:
     """Return a value of a metric as text."""
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    digits = 2 if any(name in metric.type for name in TWO_DIGITS) else 4
-    return "not a number" if math.isnan(value) else _minus(f"{value:.{digits}f}")
+    return "not a number" if math.isnan(value) else f"{value:.{metric.digits}f}".replace("-", "−")
 
 
 def show_difference(metric: Metric, difference: Difference) -> str:
@@ -133,11 +131,11 @@ def _costs(comparison: Comparison) -> Iterator[Column]:
     yield column("Latency", tip, lambda c: c.latency.median, show_time, note=_quartiles)
     if any(c.peak_bytes is not None for c in everybody):
         tip = f"The most memory of a process that does nothing but load the network and restore one {size} picture."
-        yield column("Peak memory", tip, lambda c: c.peak_bytes, lambda count: f"{count / 2**20:.0f} MiB")
+        yield column("Peak memory", tip, lambda c: c.peak_bytes, show_memory)
     if any(c.training for c in everybody):
         tip = "Time of its training in this comparison, that of starting the process included; empty where the "
         tip += "weights came from elsewhere. Below it in small print: steps × crops of one step."
-        yield column("Training", tip, lambda c: c.training and c.training.seconds, _minutes, None, _steps)
+        yield column("Training", tip, lambda c: c.training and c.training.seconds, show_minutes, None, _steps)
 
 
 def _cells(
@@ -156,11 +154,3 @@ def _quartiles(competitor: Competitor) -> str:
 
 def _steps(competitor: Competitor) -> str:
     return f"{competitor.training.iterations} × {competitor.training.batch_size}" if competitor.training else ""
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min"
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")
