@@ -1,14 +1,34 @@
-"""The one exception that the command line turns into a single line and exit code 2, and how its messages help."""
+"""Mistakes of the user: the command line shows each in one line and ends with exit code 2."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 
 class UserError(ValueError):
     """A mistake that the user can fix: one line that names the file or key, the value and what was expected."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in an option file: the path of the key, and what is wrong with it."""
+
+    path: tuple[str, ...]
+    text: str
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.path)}: {self.text}" if self.path else self.text
+
+
+class OptionErrors(UserError):
+    """All mistakes of an option file at once; ``lines`` has one for each."""
+
+    def __init__(self, shown: str, problems: Iterable[Problem]) -> None:
+        self.lines = [f"{shown}: {problem}" for problem in problems]
+        super().__init__("\n".join(self.lines))
 
 
 def closest(name: str, choices: Iterable[str]) -> str | None:

@@ -154,7 +154,7 @@ def test_other_options_than_those_that_a_training_has_begun_with(pairs, write):
     options = read_compare_file(write(compare_options()))
     file = training.option_file(options, "edsr", 4, pairs)
     assert training.option_file(options, "edsr", 4, pairs) == file
-    with pytest.raises(UserError, match=r"edsr.yml: competitors.edsr was begun with other options \(train, logger\)"):
+    with pytest.raises(UserError, match=r"edsr.yml: competitors.edsr was started with other options \(train, logger\)"):
         training.option_file(options, "edsr", 100, pairs)
 
 
@@ -193,7 +193,7 @@ def test_a_training_that_fails(pairs, write, capsys, monkeypatch):
 
 def test_signals(pairs, write, capsys, monkeypatch):
     """SIGTERM while something is measured, and a training that was ended by Ctrl-C."""
-    again = "basicsr: stopped; go on with: basicsr compare -opt x.yml --auto_resume"
+    again = "basicsr: stopped; resume with: basicsr compare -opt x.yml --auto_resume"
     file = write(compare_options())
     with monkeypatch.context() as patch:
         patch.setattr(run, "train_all", lambda *_: os.kill(os.getpid(), signal.SIGTERM))

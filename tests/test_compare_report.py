@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from restormixer_arch.compare import results
 from restormixer_arch.compare.report import page as report
 from restormixer_arch.compare.results import Difference, Metric
+from restormixer_arch.compare.tables import show_difference
 
 pytest.importorskip("plotly", reason="plotly is not installed")
 from report_cases import HOSTILE, hand_made, picture, written
@@ -76,8 +78,9 @@ def test_values_of_metrics_as_text(metric, value, text):
 
 
 def test_difference_without_an_interval_is_the_mean_alone():
-    assert report_table.show_difference(PSNR, Difference(mean=0.25, low=None, high=None)) == "+0.25"
-    assert report_table.show_difference(PSNR, Difference(mean=0.0, low=-0.5, high=0.5)) == "0.00 (−0.50 to +0.50)"
+    show = partial(report_table.show_metric, PSNR)
+    assert show_difference(Difference(mean=0.25, low=None, high=None), show) == "+0.25"
+    assert show_difference(Difference(mean=0.0, low=-0.5, high=0.5), show) == "0.00 (−0.50 to +0.50)"
 
 
 def compared(metric, rows):

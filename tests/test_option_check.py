@@ -10,8 +10,7 @@ import yaml
 
 from restormixer_arch.config import rules, yaml_file
 from restormixer_arch.config.check import check_options, read_request
-from restormixer_arch.config.problems import OptionErrors
-from restormixer_arch.errors import UserError
+from restormixer_arch.errors import OptionErrors, UserError
 
 MISSING = object()
 
@@ -81,6 +80,9 @@ def test_correct_files_pass(pairs, train_options, test_options, write):
         ("datasets.train.gt_size", MISSING, "required key is missing (side of the square crops)"),
         ("datasets.train.batch_size_per_gpu", MISSING, "required key is missing (images per iteration)"),
         ("datasets.val.io_backend.type", "disc", "got 'disc', expected 'disk', 'lmdb' or 'memcached'"),
+        ("datasets.val.type", ["PairedImageDataset"], "got ['PairedImageDataset'], expected text"),
+        ("model_type", ["SRModel"], "got ['SRModel'], expected text"),
+        ("val.metrics.psnr.type", {}, "got {}, expected text"),
         ("datasets.val.dataroot_gt", "pairs/g", "'pairs/g' does not exist. Did you mean 'pairs/gt'?"),
     ],
 )

@@ -16,7 +16,7 @@ compat.apply()
 
 from basicsr.utils.options import parse_options  # noqa: E402
 
-from restormixer_arch.config.pipeline_options import fit_to_machine, pipeline_options  # noqa: E402
+from restormixer_arch.basicsr_adapter.pipeline_options import fit_to_machine, pipeline_options  # noqa: E402
 
 
 def upstream(monkeypatch, arguments, is_train):

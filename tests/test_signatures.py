@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from restormixer_arch.basicsr_adapter import compat
-from restormixer_arch.config.problems import OptionErrors
+from restormixer_arch.errors import OptionErrors
 
 compat.apply()
 

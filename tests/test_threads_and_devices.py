@@ -12,7 +12,7 @@ compat.apply()
 
 from basicsr.models.base_model import BaseModel  # noqa: E402
 
-from restormixer_arch.config.pipeline_options import choose_device, fit_to_machine  # noqa: E402
+from restormixer_arch.basicsr_adapter.pipeline_options import choose_device, fit_to_machine  # noqa: E402
 
 
 @pytest.mark.parametrize(

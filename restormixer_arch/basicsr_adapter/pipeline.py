@@ -21,6 +21,7 @@ from restormixer_arch.basicsr_adapter.loader_hooks import (
     resumable_sampler,
 )
 from restormixer_arch.basicsr_adapter.output import is_first_process
+from restormixer_arch.basicsr_adapter.pipeline_options import pipeline_options
 from restormixer_arch.basicsr_adapter.progress import Progress
 from restormixer_arch.basicsr_adapter.replacing import replaced
 from restormixer_arch.basicsr_adapter.reports import Reports
@@ -29,7 +30,6 @@ from restormixer_arch.basicsr_adapter.sampler import seeded_dataloader
 from restormixer_arch.basicsr_adapter.stopping import noticing_signals
 from restormixer_arch.basicsr_adapter.threads import opencv_alone
 from restormixer_arch.config.check import Request
-from restormixer_arch.config.pipeline_options import pipeline_options
 from restormixer_arch.config.signatures import check_names
 
 

@@ -19,7 +19,7 @@ def run(arguments: list[str]) -> int:
         The exit code: 0, or 128 and the number of the signal that has ended the comparison.
     """
     parser = Parser("compare", "Train, restore and measure several networks side by side, by an option file.")
-    add_option_file(parser, "go on in the folder of an earlier run; what is trained there stays as it is")
+    add_option_file(parser, "resume in the folder of an earlier run; networks trained there are kept")
     args = parser.parse_args(arguments)
     from restormixer_arch.compare.options import name_problems_of, read_compare_file
 
@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
         comparison, folder = compare(options, resume=args.auto_resume)
     except (Ended, KeyboardInterrupt) as end:
         again = arguments if args.auto_resume else [*arguments, "--auto_resume"]
-        complain(f"stopped; go on with: {shlex.join(['basicsr', 'compare', *again])}")
+        complain(f"stopped; resume with: {shlex.join(['basicsr', 'compare', *again])}")
         return end.code if isinstance(end, Ended) else 130
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -26,7 +26,9 @@ def parser() -> Parser:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="*.safetensors or *.onnx")
     parser.add_argument("--param-key", metavar="NAME", help="entry of WEIGHTS; default: the averaged ones if there")
     parser.add_argument(
-        "--opt", metavar="FILE", help="option file whose network_g tells heads, windows and merge, which weights do not"
+        "--opt",
+        metavar="FILE",
+        help="option file whose network_g gives heads, windows and merge, which no weights hold",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it is there")
     return parser

@@ -1,7 +1,7 @@
 """Read and check an option file of ``basicsr compare``, and make of it those that ``basicsr train`` takes.
 
 What a competitor is trained and measured with is looked at as the option file of ``basicsr train`` and ``basicsr test``
-that it amounts to, so that the same checks say the same, under the keys of the compare file. Neither torch nor basicsr
+that it amounts to, so that the same checks apply, under the keys of the compare file. Neither torch nor basicsr
 is imported by :func:`read_compare_file`.
 """
 
@@ -13,15 +13,17 @@ from typing import Any
 from restormixer_arch.config import rules
 from restormixer_arch.config.check import option_problems, raise_problems, read_option_file
 from restormixer_arch.config.compare_schema import CompareFile, CompareTrain
-from restormixer_arch.config.problems import Problem, section_problems
+from restormixer_arch.config.problems import section_problems
+from restormixer_arch.errors import Problem
 
 ANY_TOTAL = 1000  # stands for the iterations while they are not known
 MODEL = "RestorMixerModel"  # trains any network of ARCH_REGISTRY
-BUDGET_KEYS = ("budget", "eta_min")  # of the section 'train': become iterations and a schedule
+# Keys of the section 'train' that 'basicsr train' takes; the two others become its iterations and schedule.
+TRAIN_KEYS = CompareTrain.model_fields.keys() - {"budget", "eta_min"}
 DEFAULTS = {"scale": 1, "manual_seed": 0}
 SHARED = ("scale", "num_gpu", "manual_seed", "device", "num_threads")
 LOGGER = {"print_freq": 100, "use_tb_logger": False, "keep_last": 1}
-CHECKPOINTS = 20  # of a training, where 'logger' does not tell
+CHECKPOINTS = 20  # of a training, where the file has no 'logger'
 
 
 def read_compare_file(option_file: str, force_yml: list[str] | None = None) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def training_options(options: dict[str, Any], name: str, total_iter: int, folder
             "network_g": options["competitors"][name]["network_g"],
             "path": {"experiments_root": folder},
             "train": {
-                **{key: value for key, value in train.items() if key not in BUDGET_KEYS},
+                **{key: value for key, value in train.items() if key in TRAIN_KEYS},
                 "total_iter": total_iter,
                 "scheduler": schedule,
             },

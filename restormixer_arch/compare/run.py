@@ -35,7 +35,7 @@ def compare(options: dict[str, Any], *, resume: bool) -> tuple[Comparison, Path]
 
     Args:
         options: as :func:`.options.read_compare_file` returns them.
-        resume: go on in the folder of an earlier run, else that one is put aside.
+        resume: in the folder of an earlier run, which is renamed otherwise.
 
     Returns:
         The results, and the folder that the pictures are in.
@@ -46,19 +46,19 @@ def compare(options: dict[str, Any], *, resume: bool) -> tuple[Comparison, Path]
     """
     folder = Path(options["path"]["results_root"] or "results").expanduser() / options["name"]
     threads = options.get("num_threads") or int(os.environ.get("OMP_NUM_THREADS", cores()))
-    earlier = [_earlier(options, name) for name in options["competitors"]]
+    earlier = [_find_entry(options, name) for name in options["competitors"]]
     for entry in filter(None, earlier):
-        build(entry)  # weights that do not fit are told before anything is trained
+        build(entry)  # weights that do not fit are reported before anything is trained
     if folder.exists() and not resume:
         _put_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trained = train_all(options, folder, threads) if options.get("train") else {}
     names = options["competitors"]
-    entries = [entry or _trained(options, name, folder) for name, entry in zip(names, earlier, strict=True)]
+    entries = [entry or _trained_entry(options, name, folder) for name, entry in zip(names, earlier, strict=True)]
     return measure(options, entries, trained, folder, threads), folder
 
 
-def _earlier(options: dict[str, Any], name: str) -> Entry | None:
+def _find_entry(options: dict[str, Any], name: str) -> Entry | None:
     """Return a competitor whose weights are there already, else None."""
     if is_trained(options, name):
         return None
@@ -73,7 +73,7 @@ def _earlier(options: dict[str, Any], name: str) -> Entry | None:
     return Entry(name, given.get("network_g"), weights, given.get("param_key"), multiple)
 
 
-def _trained(options: dict[str, Any], name: str, folder: Path) -> Entry:
+def _trained_entry(options: dict[str, Any], name: str, folder: Path) -> Entry:
     given = options["competitors"][name]
     return Entry(name, given["network_g"], str(weights_of(name, folder)), None, given.get("multiple_of"))
 
@@ -82,7 +82,7 @@ def _put_aside(folder: Path) -> None:
     """Rename the folder of an earlier run, as BasicSR does for its own."""
     aside = folder.with_name(f"{folder.name}_archived_{time.strftime('%Y%m%d_%H%M%S')}")
     folder.rename(aside)
-    note(f"{folder} is there already and becomes {aside}; --auto_resume would go on in it")
+    note(f"{folder} is there already and becomes {aside}; --auto_resume would resume it")
 
 
 def measure(

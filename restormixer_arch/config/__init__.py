@@ -1,7 +1,6 @@
 """Option files: reading, checking and describing them.
 
-``yaml_file`` reads a file, ``schema`` lists the keys and types of each section, ``rules`` holds what no single key
-shows, ``check`` runs all of it before torch or basicsr is imported, ``signatures`` compares names and arguments with
-the registered classes once they are, ``pipeline_options`` makes BasicSR's ``opt``, and ``json_schema`` writes the
-schema for editors.
+``yaml_file`` finds and reads a file, ``schema`` lists the keys and types of each section, ``rules`` holds what no
+single key shows, and ``check`` runs all of it before torch or basicsr is imported. Once they are, ``signatures``
+compares names and arguments with the registered classes. ``json_schema`` writes the schema for editors.
 """

@@ -8,13 +8,14 @@ from typing import Any
 
 from restormixer_arch.basicsr_adapter.output import note, warn
 from restormixer_arch.config import rules, schema
-from restormixer_arch.config.problems import OptionErrors, Problem, section_problems, unknown_name
+from restormixer_arch.config.problems import section_problems, unknown_name
 from restormixer_arch.config.yaml_file import apply_overrides, find_in_package, locate_option_file, read_options
+from restormixer_arch.errors import OptionErrors, Problem
 
 
 @dataclass(frozen=True)
 class Request:
-    """A checked option file and the switches of the command line that BasicSR's pipelines heed.
+    """A checked option file and the switches of the command line for BasicSR's pipelines.
 
     Attributes:
         shown: the option file as the user named it, for messages.

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from restormixer_arch.errors import UserError, closest, did_you_mean
-
-NO_SLASH = "a name without / and \\"
+from restormixer_arch.config.rules import NO_SLASH
+from restormixer_arch.errors import Problem, closest, did_you_mean
 
 # pydantic's error type -> what to say was expected, with pydantic's own context filled in
 EXPECTED = {
@@ -31,25 +29,6 @@ EXPECTED = {
     "too_long": "no more than {max_length} values",
     "string_pattern_mismatch": NO_SLASH,  # the one pattern of the schema
 }
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One mistake in an option file: the path of the key, and what is wrong with it."""
-
-    path: tuple[str, ...]
-    text: str
-
-    def __str__(self) -> str:
-        return f"{'.'.join(self.path)}: {self.text}" if self.path else self.text
-
-
-class OptionErrors(UserError):
-    """All mistakes of an option file at once; ``lines`` has one for each."""
-
-    def __init__(self, shown: str, problems: Iterable[Problem]) -> None:
-        self.lines = [f"{shown}: {problem}" for problem in problems]
-        super().__init__("\n".join(self.lines))
 
 
 def section_problems(section: type[BaseModel], options: Any, at: tuple[str, ...] = ()) -> list[Problem]:

@@ -1,7 +1,7 @@
 """The rules of option files that no single key shows: sums, lengths, pairs of keys, and paths. Each stands here once.
 
 Functions named after an option value return what is wrong with it as text, or None; data sets and models call them
-too. The others take a whole file and yield problems.
+too. The others take a whole file and yield problems. Nothing beyond Python's own library is imported here.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from restormixer_arch.config.problems import NO_SLASH, Problem
-from restormixer_arch.config.schema import DATASETS, NAME_PATTERN, WITHOUT_TRUTH
-from restormixer_arch.errors import did_you_mean, not_found
+from restormixer_arch.errors import Problem, did_you_mean, not_found
 
+NAME_PATTERN = r"^[^/\\]+$"  # of what names a file or a folder
+NO_SLASH = "a name without / and \\"
+WITH_TRUTH = ("PairedImageDataset", "PairedRestorationDataset", "DegradedDataset")
+WITHOUT_TRUTH = ("SingleImageDataset",)
 NO_REFERENCE_METRICS = ("calculate_niqe",)  # need no ground truth; less is better
 
 
@@ -154,9 +156,8 @@ def logging(options: dict[str, Any]) -> Iterator[Problem]:
 
 def scale(options: dict[str, Any]) -> Iterator[Problem]:
     """BasicSR hands the file's ``scale`` on to the data sets; those with a ground truth need it."""
-    needed = DATASETS.keys() - WITHOUT_TRUTH
     types = [dataset.get("type") for dataset in _section(options, "datasets").values() if isinstance(dataset, dict)]
-    if "scale" not in options and any(kind in needed for kind in types if isinstance(kind, str)):
+    if "scale" not in options and any(kind in WITH_TRUTH for kind in types):
         yield Problem(("scale",), "required key is missing (1 where images keep their size)")
 
 

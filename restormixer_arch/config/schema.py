@@ -13,9 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 from pydantic_core import PydanticCustomError
 
+from restormixer_arch.config.rules import NAME_PATTERN
 from restormixer_arch.memory import parse_bytes
-
-NAME_PATTERN = r"^[^/\\]+$"  # of what names a file or a folder
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -131,7 +130,6 @@ DATASETS: dict[str, type[BaseModel]] = {
 }
 # type -> section to train on
 TRAIN_DATASETS = {name: for_training(section) for name, section in DATASETS.items() if issubclass(section, Crops)}
-WITHOUT_TRUTH = ("SingleImageDataset",)
 
 
 def dataset_section(kind: Any, phase: str) -> type[BaseModel]:

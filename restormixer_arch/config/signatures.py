@@ -15,8 +15,8 @@ from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
 from restormixer_arch.basicsr_adapter import spandrel_networks
-from restormixer_arch.config.problems import OptionErrors, Problem, unknown_name
-from restormixer_arch.errors import closest
+from restormixer_arch.config.problems import unknown_name
+from restormixer_arch.errors import OptionErrors, Problem, closest
 
 # What BasicSR passes to a metric besides the keys of its section; 'better' is read by the model.
 METRIC_DATA = ("img", "img2")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from restormixer_arch.benchmark.tables import show_giga, show_memory, show_minutes, show_parameters, show_time
-from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric
+from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Metric
+from restormixer_arch.compare.tables import show_difference, show_values
 
 UNITS = {"psnr": "dB"}
 
@@ -59,19 +60,6 @@ def show_metric(metric: Metric, value: float) -> str:
     return "not a number" if math.isnan(value) else f"{value:.{metric.digits}f}".replace("-", "−")
 
 
-def show_difference(metric: Metric, difference: Difference) -> str:
-    """Return a paired difference as ``+0.12 (+0.05 to +0.19)``, the interval where there is one."""
-    mean, low, high = difference.mean, difference.low, difference.high
-    if low is None or high is None:
-        return show_signed(metric, mean)
-    return f"{show_signed(metric, mean)} ({show_signed(metric, low)} to {show_signed(metric, high)})"
-
-
-def show_signed(metric: Metric, value: float) -> str:
-    """Return a value of a metric as text, with a plus where it is positive."""
-    return ("+" if value > 0 else "") + show_metric(metric, value)
-
-
 def with_unit(name: str, metric: Metric) -> str:
     """Return the name of a metric, with its unit where it has one."""
     units = [unit for part, unit in UNITS.items() if part in metric.type]
@@ -94,13 +82,14 @@ def _quality(comparison: Comparison) -> Iterator[Column]:
 
 def _quality_cells(comparison: Comparison, dataset: DataSet, name: str) -> list[Cell]:
     metric, difference = comparison.metrics[name], dataset.difference.get(name, {})
+    show = partial(show_metric, metric)
     values = [dataset.mean(name, competitor.name) for competitor in comparison.competitors]
     notes = [
-        show_difference(metric, difference[competitor.name]) if competitor.name in difference else ""
+        show_difference(difference[competitor.name], show) if competitor.name in difference else ""
         for competitor in comparison.competitors
     ]
     mean = dataset.input_mean(name)
-    return [Cell(show_metric(metric, mean), mean), *_cells(values, partial(show_metric, metric), metric.better, notes)]
+    return [Cell(show(mean), mean), *_cells(values, show, metric.better, notes)]
 
 
 def _costs(comparison: Comparison) -> Iterator[Column]:
@@ -141,11 +130,9 @@ def _costs(comparison: Comparison) -> Iterator[Column]:
 def _cells(
     values: list[float | None], show: Callable[[float], str], better: str | None, notes: list[str]
 ) -> list[Cell]:
-    """Make cells; all that look like the best one are marked, where there are several to choose from."""
-    known = [value for value in values if value is not None and not math.isnan(value)]
-    best = show((max if better == "higher" else min)(known)) if better and len(known) > 1 else None
-    texts = ["" if value is None else show(value) for value in values]
-    return [Cell(text, value, text == best, note) for text, value, note in zip(texts, values, notes, strict=True)]
+    """Return cells; all that look like the best one are marked, where there are several to choose from."""
+    shown = zip(values, show_values(values, show, better), notes, strict=True)
+    return [Cell(text, value, best, note) for value, (text, best), note in shown]
 
 
 def _quartiles(competitor: Competitor) -> str:
