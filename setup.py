@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
@@ -48,7 +48,13 @@ class BuildLibrary(build_ext):
         return ext.export_symbols
 
 
-SUBPACKAGES = sorted(file.parent.name for file in (ROOT / "restormixer_arch").glob("*/__init__.py"))
+def packages() -> list[str]:
+    """Return the mapped packages, each with its sub-packages at every depth."""
+    found = []
+    for name, folder in PACKAGE_DIR.items():
+        found += [name, *(f"{name}.{inner}" for inner in find_packages(str(ROOT / folder)))]
+    return found
+
 
 setup(
     name="restormixer",
@@ -58,14 +64,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*PACKAGE_DIR, *(f"restormixer_arch.{name}" for name in SUBPACKAGES)],
+    packages=packages(),
     package_dir=PACKAGE_DIR,
     ext_modules=[kernel],
     cmdclass={"build_ext": BuildLibrary},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},  # the kernel knows nothing of Python
     package_data={
         "restormixer_arch": ["weights/*"],
-        "restormixer_arch.compare": ["templates/*"],
+        "restormixer_arch.compare.report": ["templates/*"],
         "restormixer_arch.data": [
             "samples/*.lmdb/*",
             "samples/*.md",

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.config.rules import crop_problem
 from restormixer_arch.data.compose import Composition, add_composition, draw_composition, read_compositions
 from restormixer_arch.data.image_io import FolderImages, without_suffix
 from restormixer_arch.data.lmdb_io import LmdbImages
@@ -213,8 +214,8 @@ def _check_options(opt: dict[str, Any]) -> None:
     if opt["phase"] not in ("train", "val", "test"):
         raise UserError(f"phase is {opt['phase']!r}, expected train, val or test")
     size = opt.get("gt_size")
-    if size is not None and (size < 1 or size % opt["scale"]):
-        raise UserError(f"gt_size is {size}, expected a multiple of scale {opt['scale']}")
+    if size is not None and (problem := crop_problem(size, opt["scale"])):
+        raise UserError(f"gt_size: {problem}")
     opt["seed"] = 0 if opt.get("seed") is None else opt["seed"]
     if not isinstance(opt["seed"], int) or opt["seed"] < 0:
         raise UserError(f"seed is {opt['seed']!r}, expected a whole number from 0")

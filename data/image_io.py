@@ -10,8 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from restormixer_arch.basicsr_adapter.locations import missing
-from restormixer_arch.errors import UserError
+from restormixer_arch.errors import UserError, not_found
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -20,7 +19,7 @@ def checked_folder(root: str | Path, option: str) -> Path:
     """Return the folder that an option names. Raises UserError: there is none; similar names are offered."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        reason = "is a file, a folder was expected" if folder.is_file() else missing(folder)
+        reason = "is a file, a folder was expected" if folder.is_file() else not_found(folder)
         raise UserError(f"{option}: {str(root)!r} {reason}")
     return folder
 

@@ -23,6 +23,7 @@ import cv2
 import lmdb
 import numpy as np
 
+from restormixer_arch.config.rules import database_problem
 from restormixer_arch.data.image_io import checked_folder, decode_image, without_suffix
 from restormixer_arch.errors import UserError
 
@@ -46,12 +47,9 @@ class LmdbImages:
     """
 
     def __init__(self, root: str | Path, option: str) -> None:
-        if Path(root).suffix != ".lmdb":
-            raise UserError(f"{option}: {str(root)!r} must end in '.lmdb' because io_backend.type is 'lmdb'")
+        if problem := database_problem(Path(root), "lmdb"):
+            raise UserError(f"{option}: {problem}")
         self.root, self.option = checked_folder(root, option), option
-        for file in ("data.mdb", "meta_info.txt"):
-            if not (self.root / file).is_file():
-                raise UserError(f"{option}: {str(root)!r} is no LMDB of BasicSR: it has no {file}")
         self.names = read_meta_info(self.root / "meta_info.txt")
         self._environment: _Environment | None = _shared_environment(self.root)
 

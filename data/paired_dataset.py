@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.config.rules import crop_problem, database_problem
 from restormixer_arch.data.image_io import FolderImages, without_suffix
 from restormixer_arch.data.lmdb_io import LmdbImages, read_names
 from restormixer_arch.data.shared_pairs import shared_pairs
@@ -215,8 +216,8 @@ def _images(opt: Mapping[str, Any], key: str) -> FolderImages | LmdbImages:
     root = opt[key]
     if opt["io_backend"]["type"] == "lmdb":
         return LmdbImages(root, key)
-    if Path(root).suffix == ".lmdb":
-        raise UserError(f"{key}: {str(root)!r} is an LMDB, which needs io_backend.type 'lmdb', got 'disk'")
+    if problem := database_problem(Path(root), "disk"):
+        raise UserError(f"{key}: {problem}")
     return FolderImages(root, key, bool(opt.get("recursive")))
 
 
@@ -232,8 +233,8 @@ def _check_options(opt: Mapping[str, Any]) -> None:
         raise UserError(f"io_backend.type is {backend!r}, expected {' or '.join(BACKENDS)}.{_hint(backend, BACKENDS)}")
     if opt["phase"] not in ("train", "val", "test"):
         raise UserError(f"phase is {opt['phase']!r}, expected train, val or test")
-    if opt["phase"] == "train" and (opt["gt_size"] < 1 or opt["gt_size"] % opt["scale"]):
-        raise UserError(f"gt_size is {opt['gt_size']}, expected a multiple of scale {opt['scale']}")
+    if opt["phase"] == "train" and (problem := crop_problem(opt["gt_size"], opt["scale"])):
+        raise UserError(f"gt_size: {problem}")
     if (opt.get("filename_tmpl") or "{}").count("{}") != 1:
         raise UserError(f"filename_tmpl is {opt['filename_tmpl']!r}, expected one {{}} for the clean image's name")
     if opt.get("color") not in (None, "y"):

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from restormixer_arch.basicsr_adapter.locations import missing
 from restormixer_arch.data.image_io import IMAGE_SUFFIXES
 from restormixer_arch.data.video import CODECS
-from restormixer_arch.errors import UserError
+from restormixer_arch.errors import UserError, not_found
 
 SUFFIXES = (*IMAGE_SUFFIXES, *CODECS)
 
@@ -91,7 +90,7 @@ def _named_files(text: str, out: Path) -> list[tuple[Path, Path]]:
             raise UserError(f"{text}: is no picture or video by its name, expected one of {' '.join(SUFFIXES)}")
         return [(given, Path(given.name))]
     if not glob.has_magic(text):
-        raise UserError(f"{text}: {missing(text)}")
+        raise UserError(f"{text}: {not_found(text)}")
     matches = sorted(Path(match) for match in glob.glob(str(given), recursive=True))
     files = [match for match in matches if match.suffix.lower() in SUFFIXES and match.is_file()]
     if not files:

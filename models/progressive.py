@@ -12,6 +12,7 @@ from itertools import accumulate
 
 from torch import Tensor
 
+from restormixer_arch.config.rules import progressive_problems
 from restormixer_arch.errors import UserError
 
 
@@ -32,12 +33,9 @@ class ProgressivePatches:
     def __init__(
         self, *, iters: list[int], gt_sizes: list[int], batch_sizes: list[int], scale: int = 1, seed: str = "0"
     ) -> None:
-        if not len(iters) == len(gt_sizes) == len(batch_sizes) or not iters:
-            lengths = f"{len(iters)}, {len(gt_sizes)} and {len(batch_sizes)}"
-            raise UserError(f"train.progressive: iters, gt_sizes and batch_sizes must be of one length, got {lengths}")
-        for size in gt_sizes:
-            if size % scale:
-                raise UserError(f"train.progressive.gt_sizes: {size} is no multiple of scale {scale}")
+        table = {"iters": iters, "gt_sizes": gt_sizes, "batch_sizes": batch_sizes}
+        for problem in progressive_problems(table, scale):
+            raise UserError(str(problem))
         self.ends = list(accumulate(iters))
         self.gt_sizes, self.batch_sizes = gt_sizes, batch_sizes
         self.scale, self.seed = scale, seed

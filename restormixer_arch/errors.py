@@ -1,18 +1,64 @@
-"""The one exception that the command line turns into a single line and exit code 2."""
+"""Mistakes of the user: the command line shows each in one line and ends with exit code 2."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one line that names the file or key, the value and what was expected."""
+    """A mistake that the user can fix: one line that names the file or key, the value and what was expected."""
 
 
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the closest of ``choices``, or ``""`` where nothing is close."""
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in an option file: the path of the key, and what is wrong with it."""
+
+    path: tuple[str, ...]
+    text: str
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.path)}: {self.text}" if self.path else self.text
+
+
+class OptionErrors(UserError):
+    """All mistakes of an option file at once; ``lines`` has one for each."""
+
+    def __init__(self, shown: str, problems: Iterable[Problem]) -> None:
+        self.lines = [f"{shown}: {problem}" for problem in problems]
+        super().__init__("\n".join(self.lines))
+
+
+def closest(name: str, choices: Iterable[str]) -> str | None:
+    """Return the most similar of ``choices``, or None where nothing is close."""
     # Case-insensitive, since 'restormixer' for 'RestorMixer' is the commonest slip.
     by_lower = {str(choice).lower(): str(choice) for choice in choices}
     close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
-    return f" Did you mean '{by_lower[close[0]]}'?" if close else ""
+    return by_lower[close[0]] if close else None
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the most similar of ``choices``, or ``""`` where nothing is close."""
+    close = closest(name, choices)
+    return f" Did you mean '{close}'?" if close else ""
+
+
+def similar_file(path: Path) -> str | None:
+    """Return the file or folder beside ``path`` with the most similar name, or None."""
+    folder = path.parent
+    close = closest(path.name, [entry.name for entry in folder.iterdir()]) if folder.is_dir() else None
+    return str(folder / close) if close else None
+
+
+def not_found(path: str | Path) -> str:
+    """Say that a path does not exist, where it was looked for, and what lies nearby under a similar name."""
+    given = Path(path).expanduser()
+    absent = given
+    while not absent.parent.exists():  # ends at the root or at '.'
+        absent = absent.parent
+    place = "" if given.is_absolute() else f" in {Path.cwd()}"
+    reason = "does not exist" if absent == given else f"does not exist (there is no {str(absent)!r}{place})"
+    close = similar_file(absent)
+    return f"{reason}." + (f" Did you mean '{close}'?" if close else "")

@@ -45,12 +45,12 @@ def says(file, text):
 @pytest.fixture
 def here(monkeypatch):
     """Only the inputs are measured in a process of their own: to begin one takes seconds."""
-    away = run.in_process
+    away = run.run_in_process
 
     def in_process(module, job, label):
         return away(module, job, label) if job["kind"] == "inputs" else jobs.run_job(job)
 
-    monkeypatch.setattr(run, "in_process", in_process)
+    monkeypatch.setattr(run, "run_in_process", in_process)
 
 
 @pytest.mark.slow
@@ -154,7 +154,7 @@ def test_other_options_than_those_that_a_training_has_begun_with(pairs, write):
     options = read_compare_file(write(compare_options()))
     file = training.option_file(options, "edsr", 4, pairs)
     assert training.option_file(options, "edsr", 4, pairs) == file
-    with pytest.raises(UserError, match=r"edsr.yml: competitors.edsr was begun with other options \(train, logger\)"):
+    with pytest.raises(UserError, match=r"edsr.yml: competitors.edsr was started with other options \(train, logger\)"):
         training.option_file(options, "edsr", 100, pairs)
 
 
@@ -168,7 +168,7 @@ def test_minutes_become_iterations(pairs, write, monkeypatch):
         assert read_compare_file and job["kind"] == "step_seconds" and Path(job["arguments"]["file"]).is_file()
         return taken[name]
 
-    monkeypatch.setattr(training, "in_process", in_process)
+    monkeypatch.setattr(training, "run_in_process", in_process)
     assert training.iterations(options, ["edsr", "ridnet"], pairs, 1) == {"edsr": 180, "ridnet": 45}
     taken.clear()
     assert training.iterations(options, ["edsr", "ridnet"], pairs, 1) == {"edsr": 180, "ridnet": 45}
@@ -193,7 +193,7 @@ def test_a_training_that_fails(pairs, write, capsys, monkeypatch):
 
 def test_signals(pairs, write, capsys, monkeypatch):
     """SIGTERM while something is measured, and a training that was ended by Ctrl-C."""
-    again = "basicsr: stopped; go on with: basicsr compare -opt x.yml --auto_resume"
+    again = "basicsr: stopped; resume with: basicsr compare -opt x.yml --auto_resume"
     file = write(compare_options())
     with monkeypatch.context() as patch:
         patch.setattr(run, "train_all", lambda *_: os.kill(os.getpid(), signal.SIGTERM))

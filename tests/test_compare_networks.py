@@ -66,10 +66,10 @@ def test_weights_alone(tmp_path):
 def test_weights_that_nobody_can_tell(tmp_path, monkeypatch):
     pytest.importorskip("spandrel")
     weights, _ = saved(tmp_path, RIDNET)
-    with pytest.raises(UserError, match="net.pth: spandrel cannot tell its network; name it by network_g"):
+    with pytest.raises(UserError, match="net.pth: spandrel does not recognize its network; name it by network_g"):
         build(Entry("some", weights=weights))
     monkeypatch.setattr(spandrel_networks, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="net.pth: no RestorMixer; to tell other networks spandrel is needed: pip"):
+    with pytest.raises(UserError, match="net.pth: no RestorMixer; recognizing other networks needs spandrel: pip"):
         build(Entry("some", weights=weights))
 
 

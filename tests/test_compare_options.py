@@ -5,7 +5,7 @@ from compare_cases import EDSR, compare_options
 
 from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
-from restormixer_arch.compare.options import is_trained, name_faults_of, read_compare_file, training_options
+from restormixer_arch.compare.options import is_trained, name_problems_of, read_compare_file, training_options
 from restormixer_arch.errors import UserError
 
 compat.apply()
@@ -36,7 +36,7 @@ FAULTS = [
     ("train.total_iter", 4, "train.total_iter: unknown key."),
     ("train.optim_g", None, "train.optim_g: required key is missing (type and lr of the optimizer)"),
     ("datasets.val", {"name": "pairs_test"}, "datasets.val.name: 'pairs_test' is the name of datasets.test already; "
-     "results are told by it"),
+     "results are shown under it"),
     ("datasets.test.name", "a/b", "datasets.test.name: got 'a/b', expected a name without / and \\"),
     ("datasets.test", None, "datasets: no data set to measure on, expected 'test', 'test_<n>' or 'val'"),
     ("datasets.test", {"name": "real", "type": "SingleImageDataset", "dataroot_lq": "pairs/lq"}, "datasets.test.type: "
@@ -120,7 +120,7 @@ def test_defaults_and_overrides(pairs, write):
 def test_the_option_file_of_a_training(pairs, write):
     own = {"optim_g": {"lr": 0.5}, "eta_min": 0.25}
     options = read_compare_file(write(changed(compare_options(), "competitors.ridnet.train", own)))
-    assert name_faults_of(options, ".") == []
+    assert name_problems_of(options, ".") == []
     edsr, ridnet = (training_options(options, name, 60, "here") for name in ("edsr", "ridnet"))
     assert edsr["train"]["optim_g"] == {"type": "Adam", "lr": 0.001}
     assert ridnet["train"]["optim_g"] == {"type": "Adam", "lr": 0.5}

@@ -15,7 +15,7 @@ compat.apply()
 from basicsr.metrics.niqe import calculate_niqe  # noqa: E402 - BasicSR can be imported only now
 from torch.nn.functional import interpolate  # noqa: E402
 
-from restormixer_arch.compare.pictures import measured  # noqa: E402
+from restormixer_arch.compare.pictures import measure_pictures  # noqa: E402
 from restormixer_arch.compare.run import better, restoring_device  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def single(folder):
 
 def test_of_several_outputs_the_last_one_is_written(pairs):
     options = options_to_test(compare_options())
-    rows = measured(options, pairs / "out", "half", Half(), CPU)["pairs_test"]
+    rows = measure_pictures(options, pairs / "out", "half", Half(), CPU)["pairs_test"]
     assert [row["restored"] for row in rows] == [f"restored/pairs_test/half/{i}.png" for i in range(6)]
     assert (cv2.imread(f"out/{rows[3]['restored']}") == 128).all()
     truth = cv2.imread("pairs/gt/3.png").astype(float)
@@ -55,12 +55,12 @@ def test_of_several_outputs_the_last_one_is_written(pairs):
 
 
 def test_what_is_not_finite_has_no_value(pairs):
-    rows = measured(options_to_test(compare_options()), pairs, "nan", Half(float("nan")), CPU)["pairs_test"]
+    rows = measure_pictures(options_to_test(compare_options()), pairs, "nan", Half(float("nan")), CPU)["pairs_test"]
     assert np.isnan(rows[0]["values"]["psnr"]) and (cv2.imread(rows[0]["restored"]) == 0).all()
 
 
 def test_a_set_without_truth(single, folder):
-    (row,) = measured(single, folder, None, None, CPU)["real"]
+    (row,) = measure_pictures(single, folder, None, None, CPU)["real"]
     assert row["name"] == "a.b" and row["truth"] is None and row["input"] == "input/real/a.b.png"
     image = cv2.imread(row["input"])
     assert np.array_equal(image, cv2.imread("single/a.b.png"))
@@ -71,32 +71,32 @@ def test_inputs_are_enlarged_to_the_size_of_the_truth(pairs):
     for path in (pairs / "pairs/lq").iterdir():
         cv2.imwrite(str(path), cv2.imread(str(path))[::2, ::2])
     options = options_to_test({**compare_options(), "scale": 2})
-    rows = measured(options, pairs, None, None, CPU)["pairs_test"]
+    rows = measure_pictures(options, pairs, None, None, CPU)["pairs_test"]
     small = torch.from_numpy(cv2.imread("pairs/lq/2.png")).permute(2, 0, 1)[None] / 255
     expected = interpolate(small, scale_factor=2, mode="bicubic")[0].clamp(0, 1).permute(1, 2, 0).numpy() * 255
     assert np.abs(cv2.imread(rows[2]["input"]) - expected).max() <= 0.51
     with pytest.raises(
         UserError, match=r"competitors.none: restores '\d' to \(10, 10, 3\), the truth is \(20, 20, 3\)"
     ):
-        measured(options_to_test({**compare_options(), "scale": 2}), pairs, "none", torch.nn.Identity(), CPU)
+        measure_pictures(options_to_test({**compare_options(), "scale": 2}), pairs, "none", torch.nn.Identity(), CPU)
 
 
 def test_a_picture_that_is_too_small_for_a_metric(single, folder):
     cv2.imwrite("single/a.b.png", cv2.imread("single/a.b.png")[:50, :40])
     with pytest.raises(UserError, match=r"val.metrics.niqe: cannot measure 'a.b' \(50, 40\): "):
-        measured(single, folder, "none", torch.nn.Identity(), CPU)
+        measure_pictures(single, folder, "none", torch.nn.Identity(), CPU)
 
 
 def test_normalised_pictures_are_refused(single, folder):
     single["datasets"]["test"].update(mean=[0.5] * 3, std=[0.5] * 3)
     with pytest.raises(UserError, match=r"datasets.test.mean: pictures are compared in \[0, 1\]"):
-        measured(single, folder, None, None, CPU)
+        measure_pictures(single, folder, None, None, CPU)
 
 
 def test_a_place_that_cannot_be_written(single, folder):
     (folder / "input/real/a.b.png").mkdir(parents=True)
     with pytest.raises(UserError, match=r"input/real/a.b.png: cannot be written"):
-        measured(single, folder, None, None, CPU)
+        measure_pictures(single, folder, None, None, CPU)
 
 
 def test_which_way_is_better_and_where_it_is_restored():

@@ -5,19 +5,24 @@ import io
 import json
 import math
 import re
+from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from restormixer_arch.compare import report, results
+from restormixer_arch.compare import results
+from restormixer_arch.compare.report import page as report
 from restormixer_arch.compare.results import Difference, Metric
+from restormixer_arch.compare.tables import show_difference
 
 pytest.importorskip("plotly", reason="plotly is not installed")
 from report_cases import HOSTILE, hand_made, picture, written
 
-from restormixer_arch.compare import report_pictures, report_plots, report_table
+from restormixer_arch.compare.report import pictures as report_pictures
+from restormixer_arch.compare.report import plots as report_plots
+from restormixer_arch.compare.report import table as report_table
 
 PSNR = Metric(type="calculate_psnr")
 NIQE = Metric(type="calculate_niqe", better="lower")
@@ -73,8 +78,9 @@ def test_values_of_metrics_as_text(metric, value, text):
 
 
 def test_difference_without_an_interval_is_the_mean_alone():
-    assert report_table.show_difference(PSNR, Difference(mean=0.25, low=None, high=None)) == "+0.25"
-    assert report_table.show_difference(PSNR, Difference(mean=0.0, low=-0.5, high=0.5)) == "0.00 (−0.50 to +0.50)"
+    show = partial(report_table.show_metric, PSNR)
+    assert show_difference(Difference(mean=0.25, low=None, high=None), show) == "+0.25"
+    assert show_difference(Difference(mean=0.0, low=-0.5, high=0.5), show) == "0.00 (−0.50 to +0.50)"
 
 
 def compared(metric, rows):

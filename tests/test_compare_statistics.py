@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
 from restormixer_arch.compare.results import Difference
-from restormixer_arch.compare.statistics import paired_difference
+from restormixer_arch.compare.run import paired_difference
 
 VALUES = st.lists(st.tuples(*[st.floats(0, 60).map(lambda value: round(value, 3))] * 2), min_size=2, max_size=30)
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from restormixer_arch.compare import results, tables
-from restormixer_arch.compare.statistics import joined
+from restormixer_arch.compare.run import join_pictures
 
 MACHINE = {"processor": "Abacus", "threads": 2, "versions": {"torch": "2.9.0"}}
 METRICS = {
@@ -50,7 +50,7 @@ def competitor(name, parameters, flops, latency, **more):
 def comparison(restored=RESTORED):
     training = {"iterations": 600, "batch_size": 4, "seconds": 90}
     ours = competitor("ours", 500_000, 4e9, 0.025, peak_bytes=100 * 2**20, thop_macs=1.5e9, training=training)
-    data = joined(rows(INPUTS, input="i", truth=None), {n: rows(v, restored="r") for n, v in restored.items()})
+    data = join_pictures(rows(INPUTS, input="i", truth=None), {n: rows(v, restored="r") for n, v in restored.items()})
     both = [ours, competitor("a|b", 1_250_000, 2e9, 1.2)]
     return results.Comparison(
         name="trial", machine=MACHINE, size=64, budget="600 iterations", metrics=METRICS,

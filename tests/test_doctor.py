@@ -1,4 +1,4 @@
-"""``basicsr doctor`` reports what it finds, and does not fall ill itself."""
+"""``basicsr doctor`` reports what it finds, and never fails itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def lines(section) -> list[str]:
     return [str(finding).strip() for finding in section()]
 
 
-def test_the_report_has_all_sections_and_the_exit_code_follows_the_faults(capsys):
+def test_the_report_has_all_sections_and_the_exit_code_follows_the_problems(capsys):
     code = cli.main(["doctor"])
     out = capsys.readouterr().out
     for title in doctor.SECTIONS:
@@ -21,13 +21,15 @@ def test_the_report_has_all_sections_and_the_exit_code_follows_the_faults(capsys
     for word in ("torch  ", "opencv-python", "lmdb", "cpu  ", "cores", "functional_tensor", "restormixer", "data sets"):
         assert word in out
     assert code == ("  !!  " in out)
-    assert out.endswith("training can run\n" if code == 0 else "to mend first\n")
+    assert out.endswith("training can run\n" if code == 0 else "to fix first\n")
 
 
-def test_a_fault_gives_exit_code_1(monkeypatch, capsys):
+def test_a_problem_gives_exit_code_1(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "SECTIONS", {"all": lambda: [doctor.Finding("x", "is broken", "!!")]})
     assert cli.main(["doctor"]) == 1
-    assert capsys.readouterr().out.endswith("\nall\n  !!  x                  is broken\n\n1 fault (!!) to mend first\n")
+    assert capsys.readouterr().out.endswith(
+        "\nall\n  !!  x                  is broken\n\n1 problem (!!) to fix first\n"
+    )
 
 
 def test_packages_that_are_missing_or_broken_are_told_apart(monkeypatch):
@@ -42,18 +44,18 @@ def test_packages_that_are_missing_or_broken_are_told_apart(monkeypatch):
     ]
 
 
-def test_a_section_that_fails_is_a_fault():
+def test_a_section_that_fails_is_a_problem():
     def broken():
         yield doctor.Finding("a", "b")
         raise RuntimeError("no luck")
 
-    assert lines(doctor._guarded(broken)) == [
+    assert lines(doctor._with_errors(broken)) == [
         "ok  a                  b",
         "!!  broken             RuntimeError: no luck",
     ]
 
 
-def test_a_broken_plug_in_and_a_missing_restormixer_are_faults(monkeypatch):
+def test_a_broken_plug_in_and_a_missing_restormixer_are_problems(monkeypatch):
     monkeypatch.setattr(plugins, "load", lambda: [plugins.Plugin("other", "a.b", "other 1", "ImportError: c")])
     found = lines(doctor.plug_ins)
     assert found[0] == "!!  other              a.b of other 1: ImportError: c"
@@ -72,7 +74,7 @@ def test_the_scan_s_backends_and_why_one_is_not_used(monkeypatch):
     ]
 
 
-def test_two_distributions_of_basicsr_are_a_fault(monkeypatch):
+def test_two_distributions_of_basicsr_are_a_problem(monkeypatch):
     from restormixer_arch.basicsr_adapter import compat
 
     monkeypatch.setattr(compat, "installed_as", lambda: [("basicsr", "1.4.2"), ("new-basicsr", "1.0.0")])
@@ -81,7 +83,7 @@ def test_two_distributions_of_basicsr_are_a_fault(monkeypatch):
     )
 
 
-def test_a_copy_of_basicsr_in_the_working_directory_is_a_fault(folder, monkeypatch):
+def test_a_copy_of_basicsr_in_the_working_directory_is_a_problem(folder, monkeypatch):
     import basicsr
 
     monkeypatch.setattr(basicsr, "__file__", str(folder / "basicsr/__init__.py"))

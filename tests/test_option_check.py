@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from restormixer_arch.basicsr_adapter import locations, option_checks
-from restormixer_arch.basicsr_adapter.option_check import check_options, read_request
-from restormixer_arch.basicsr_adapter.option_faults import OptionErrors
-from restormixer_arch.errors import UserError
+from restormixer_arch.config import rules, yaml_file
+from restormixer_arch.config.check import check_options, read_request
+from restormixer_arch.errors import OptionErrors, UserError
 
 MISSING = object()
 
@@ -81,6 +80,9 @@ def test_correct_files_pass(pairs, train_options, test_options, write):
         ("datasets.train.gt_size", MISSING, "required key is missing (side of the square crops)"),
         ("datasets.train.batch_size_per_gpu", MISSING, "required key is missing (images per iteration)"),
         ("datasets.val.io_backend.type", "disc", "got 'disc', expected 'disk', 'lmdb' or 'memcached'"),
+        ("datasets.val.type", ["PairedImageDataset"], "got ['PairedImageDataset'], expected text"),
+        ("model_type", ["SRModel"], "got ['SRModel'], expected text"),
+        ("val.metrics.psnr.type", {}, "got {}, expected text"),
         ("datasets.val.dataroot_gt", "pairs/g", "'pairs/g' does not exist. Did you mean 'pairs/gt'?"),
     ],
 )
@@ -225,7 +227,7 @@ def package(tmp_path_factory, monkeypatch):
     (root / "options").mkdir()
     (root / "data/set").mkdir(parents=True)
     (root / "options/demo.yml").touch()
-    monkeypatch.setattr(locations, "package_folders", lambda top: [root / top])
+    monkeypatch.setattr(yaml_file, "package_folders", lambda top: [root / top])
     return root
 
 
@@ -243,7 +245,7 @@ def test_files_that_only_the_package_has_are_taken_from_it(folder, package, trai
 def test_the_working_directory_comes_first(folder, package):
     Path("options").mkdir()
     Path("options/demo.yml").touch()
-    assert locations.locate_option_file("options/demo.yml") == Path("options/demo.yml")
+    assert yaml_file.locate_option_file("options/demo.yml") == Path("options/demo.yml")
 
 
 @pytest.mark.parametrize(
@@ -266,9 +268,9 @@ def test_a_missing_option_file_is_named_with_a_close_match(folder, package, name
 
 
 def test_the_real_package_has_option_files():
-    assert locations.in_package("options/__init__.py").is_file()
-    assert locations.in_package("data/../options") is None
-    assert locations.in_package("elsewhere/x.yml") is None
+    assert yaml_file.find_in_package("options/__init__.py").is_file()
+    assert yaml_file.find_in_package("data/../options") is None
+    assert yaml_file.find_in_package("elsewhere/x.yml") is None
 
 
 def test_a_crop_is_a_multiple_of_the_scale(train_options):
@@ -277,9 +279,18 @@ def test_a_crop_is_a_multiple_of_the_scale(train_options):
         check_options(train_options, "x.yml", True, paths=False)
 
 
+def test_stages_of_patches_are_checked_before_the_training(pairs, train_options, write):
+    train_options.update(model_type="RestorMixerModel", scale=2)
+    train_options["train"]["progressive"] = {"iters": [2, 2], "gt_sizes": [8, 15], "batch_sizes": [4]}
+    assert faults(write(train_options)) == [
+        "x.yml: train.progressive: iters, gt_sizes and batch_sizes must be of one length, got 2, 2 and 1",
+        "x.yml: train.progressive.gt_sizes: got 15, expected a multiple of scale 2",
+    ]
+
+
 def test_wandb_needs_its_package_and_tensorboard(train_options, monkeypatch):
     train_options["logger"].update(wandb={"project": "rain"}, use_tb_logger=False)
-    monkeypatch.setattr(option_checks.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(rules.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(OptionErrors) as error:
         check_options(train_options, "x.yml", True, paths=False)
     assert str(error.value).splitlines() == [
@@ -301,7 +312,7 @@ def test_wandb_needs_its_package_and_tensorboard(train_options, monkeypatch):
 def test_windows_that_see_padding_are_told(train_options, size, blocks, advice):
     train_options["network_g"] = {"type": "RestorMixer", "num_blocks": blocks}
     train_options["datasets"]["train"]["gt_size"] = size
-    text = option_checks.padded_windows(train_options)
+    text = rules.window_advice(train_options)
     assert text is None if advice is None else advice in text
 
 

@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from restormixer_arch.basicsr_adapter import option_checks, register
-from restormixer_arch.basicsr_adapter.option_check import check_options
-from restormixer_arch.basicsr_adapter.yaml_reader import read_options
+from restormixer_arch.basicsr_adapter import register
 from restormixer_arch.compare import options as compare_options
+from restormixer_arch.config import rules
+from restormixer_arch.config.check import check_options
+from restormixer_arch.config.yaml_file import read_options
 
 register.register()
 
 from basicsr.archs import build_network  # noqa: E402 - BasicSR can be imported only now
 from basicsr.losses import build_loss  # noqa: E402
 
-from restormixer_arch.basicsr_adapter import option_names  # noqa: E402
+from restormixer_arch.config import signatures  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 COMPARISONS = sorted((ROOT / "options").rglob("compare_*.yml"))
@@ -33,7 +34,7 @@ def name(path):
 def read(path, monkeypatch):
     """The options of a file, checked; only the public data sets need not be there."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(option_checks, "missing_paths", lambda options: ())
+    monkeypatch.setattr(rules, "missing_paths", lambda options: ())
     options = read_options(path, str(path))
     check_options(options, str(path), is_train="train" in options)
     return options
@@ -48,7 +49,7 @@ def test_there_are_option_files():
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_is_valid_and_builds(path, monkeypatch):
     options = read(path, monkeypatch)
-    option_names.check_names(options, str(path), "train" in options)
+    signatures.check_names(options, str(path), "train" in options)
     network = build_network({**copy.deepcopy(options["network_g"]), **SHRUNKEN}).eval()
     scale = options["scale"]
     with torch.no_grad():
@@ -65,9 +66,9 @@ def test_is_valid_and_builds(path, monkeypatch):
 def test_comparison_is_valid_and_its_networks_are_of_one_size(path, monkeypatch):
     pytest.importorskip("spandrel_extra_arches")
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(option_checks, "missing_paths", lambda options: ())
+    monkeypatch.setattr(rules, "missing_paths", lambda options: ())
     options = compare_options.read_compare_file(str(path))
-    assert compare_options.name_faults_of(options, ".") == []
+    assert compare_options.name_problems_of(options, ".") == []
     sizes = {}
     for competitor, section in options["competitors"].items():
         network = build_network(copy.deepcopy(section["network_g"]))

@@ -476,7 +476,7 @@ class TestOptions:
             ({"mean": [0, 0, 0], "std": [1, 0, 1]}, "std is [1, 0, 1], expected 3 values that are not 0"),
             (
                 {"phase": "train", "gt_size": 9, "scale": 2, "use_hflip": True, "use_rot": True},
-                "gt_size is 9, expected a multiple of scale 2",
+                "gt_size: got 9, expected a multiple of scale 2",
             ),
         ],
     )

@@ -63,7 +63,7 @@ def test_prepares_parts_and_fixed_pairs(small, tmp_path, capsys, form):
     assert prepare(small, out, "--format", form) == 0
     assert capsys.readouterr().out.count("there already") == 7
     assert prepare(small, out, "--format", form, "--check") == 0
-    assert capsys.readouterr().out.count(" 0 faults") == 7
+    assert capsys.readouterr().out.count(" 0 problems") == 7
 
 
 def test_pairs_are_of_held_out_photographs_alone(small, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from restormixer_arch.basicsr_adapter import compat
-from restormixer_arch.basicsr_adapter.option_check import Request, read_request
+from restormixer_arch.config.check import Request, read_request
 
 compat.apply()
 

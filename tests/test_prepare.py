@@ -80,7 +80,7 @@ def test_every_layout_is_found_and_written(root, capsys, task, form):
             assert len(names) == count, (part, kind)
     assert not list(Path("datasets").rglob("*.partial"))
     assert run(task, "--root", "root", "--format", form, "--check") == 0
-    assert capsys.readouterr().out.count(" 0 faults") == len(EXPECTED[task])
+    assert capsys.readouterr().out.count(" 0 problems") == len(EXPECTED[task])
 
 
 def test_pairs_belong_together(root):
@@ -189,7 +189,7 @@ def test_a_stopped_preparation_goes_on(root, capsys, monkeypatch, form):
     assert run("derain", "--root", "root", "--format", form, "--workers", "0") == 0
     assert ", 6 done before -> datasets/Rain13K/train_{gt,lq}" in capsys.readouterr().out
     assert run("derain", "--root", "root", "--format", form, "--check") == 0
-    assert "20 images compared, 0 faults" in capsys.readouterr().out
+    assert "20 images compared, 0 problems" in capsys.readouterr().out
     assert run("derain", "--root", "root", "--format", form) == 0
     assert "there already" in capsys.readouterr().out
 
@@ -214,7 +214,7 @@ def test_ctrl_c_keeps_what_is_done(root, capsys, monkeypatch):
     MINIATURES["derain"](root)
     monkeypatch.setattr(prepare, "prepare_units", stopped)
     assert run("derain", "--root", "root", "--sets", "Rain13K", "--workers", "0") == 130
-    text = "basicsr: stopped; what is done of Rain13K train is kept, the same command goes on from there\n"
+    text = "basicsr: stopped; what is done of Rain13K train is kept, the same command resumes from there\n"
     assert capsys.readouterr().err == text
 
 

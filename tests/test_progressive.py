@@ -65,7 +65,7 @@ def test_training_goes_through_the_stages(tmp_path, network):
 def test_a_table_that_does_not_fit():
     with pytest.raises(UserError, match="iters, gt_sizes and batch_sizes must be of one length, got 3, 3 and 1"):
         ProgressivePatches(**{**TABLE, "batch_sizes": [1]})
-    with pytest.raises(UserError, match="train.progressive.gt_sizes: 6 is no multiple of scale 4"):
+    with pytest.raises(UserError, match="train.progressive.gt_sizes: got 6, expected a multiple of scale 4"):
         ProgressivePatches(iters=[1], gt_sizes=[6], batch_sizes=[1], scale=4)
     lq, gt = numbered(8)
     with pytest.raises(UserError, match="stage 3 needs 1 patches of 16, but the loader gives 4 of 8; raise datasets"):

@@ -13,18 +13,18 @@ from basicsr.archs import build_network  # noqa: E402 - BasicSR can be imported 
 from basicsr.utils.registry import ARCH_REGISTRY  # noqa: E402
 
 from restormixer_arch.basicsr_adapter import spandrel_networks  # noqa: E402
-from restormixer_arch.basicsr_adapter.option_names import network_faults  # noqa: E402
+from restormixer_arch.config.signatures import network_problems  # noqa: E402
 
 NAFNET = {"type": "NAFNet_spandrel", "width": 4, "enc_blk_nums": [1], "dec_blk_nums": [1]}
 UFORMER = {"type": "Uformer_spandrel", "embed_dim": 4, "depths": [1] * 9}
 
 
 def faults(**section):
-    return [str(fault) for fault in network_faults(section, ("network_g",))]
+    return [str(fault) for fault in network_problems(section, ("network_g",))]
 
 
 def built(section):
-    assert network_faults(section, ("network_g",)) == []
+    assert network_problems(section, ("network_g",)) == []
     torch.manual_seed(0)
     return build_network(section).eval()
 

@@ -20,8 +20,6 @@ from restormixer_arch.basicsr_adapter.loader_hooks import (
     named_build_dataset,
     resumable_sampler,
 )
-from restormixer_arch.basicsr_adapter.option_check import Request
-from restormixer_arch.basicsr_adapter.option_names import check_names
 from restormixer_arch.basicsr_adapter.output import is_first_process
 from restormixer_arch.basicsr_adapter.pipeline_options import pipeline_options
 from restormixer_arch.basicsr_adapter.progress import Progress
@@ -31,6 +29,8 @@ from restormixer_arch.basicsr_adapter.run_hooks import Run, watched_build
 from restormixer_arch.basicsr_adapter.sampler import seeded_dataloader
 from restormixer_arch.basicsr_adapter.stopping import noticing_signals
 from restormixer_arch.basicsr_adapter.threads import opencv_alone
+from restormixer_arch.config.check import Request
+from restormixer_arch.config.signatures import check_names
 
 
 def run_training(request: Request, run: Run) -> None:

@@ -19,8 +19,9 @@ from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
 
 from restormixer_arch.basicsr_adapter import distributed
-from restormixer_arch.basicsr_adapter.option_check import Request
 from restormixer_arch.basicsr_adapter.output import note, warn
+from restormixer_arch.config.check import Request
+from restormixer_arch.config.rules import phase_kind
 from restormixer_arch.errors import UserError
 
 
@@ -48,7 +49,7 @@ def pipeline_options(request: Request, root_path: str) -> tuple[dict[str, Any], 
     if opt["num_gpu"] == "auto":
         opt["num_gpu"] = torch.cuda.device_count()
     for phase, dataset in opt["datasets"].items():
-        dataset["phase"] = phase.split("_")[0]
+        dataset["phase"] = phase_kind(phase)
         if "scale" in opt:
             dataset["scale"] = opt["scale"]
         for key in ("dataroot_gt", "dataroot_lq"):

@@ -12,9 +12,8 @@ import torch
 from basicsr.utils import check_resume
 
 from restormixer_arch.basicsr_adapter.checkpoints import digest, prune, remove_unfinished, saved_states
-from restormixer_arch.basicsr_adapter.locations import missing
 from restormixer_arch.basicsr_adapter.output import note, warn
-from restormixer_arch.errors import UserError
+from restormixer_arch.errors import UserError, not_found
 
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError)
 
@@ -106,7 +105,7 @@ def find_weights(opt: dict[str, Any], path: Path, state: dict[str, Any]) -> dict
         places = [path.absolute().parent.with_name("models") / name, path.absolute().with_name(name), own]
         place = next((place for place in places if place.exists()), None)
         if place is None:
-            raise UserError(f"{path}: the weights saved with it are needed, but {own} {missing(own)}")
+            raise UserError(f"{path}: the weights saved with it are needed, but {own} {not_found(own)}")
         _check_weights(place, path, state.get("weights", {}).get(name))
         found[network] = place
     return found

@@ -1,13 +1,13 @@
 """Time, memory and operations of one piece of work.
 
-``python -m restormixer_arch.benchmark.measure`` runs one job, told in JSON on stdin, in a process of its own and prints
-the result as JSON. Times of several networks are taken in turn, round by round, so that a machine that slows down slows
-all of them.
+``python -m restormixer_arch.benchmark.measure`` runs one job, given as JSON on stdin, and prints the result as JSON.
+Times of several networks are taken in turn, round by round, so that a machine that slows down slows all of them.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from restormixer_arch.benchmark.networks import COMPETITORS
+from restormixer_arch.errors import UserError
 from restormixer_arch.memory import keep_freed_memory, peak_bytes
 
 
@@ -146,6 +147,27 @@ def thop_figures(network: nn.Module, size: int) -> tuple[float, float] | None:
         return None
     macs, parameters = thop.profile(network.eval(), (torch.rand(1, 3, size, size),), verbose=False)
     return float(macs), float(parameters)
+
+
+def run_in_process(module: str, job: dict[str, Any], label: str) -> Any:
+    """Run ``python -m module`` in a process of its own, so that its memory and settings are its own.
+
+    It reads the job as JSON on stdin and prints its result as its last line.
+
+    Args:
+        module: whose main part does it.
+        job: what to do.
+        label: of the work, for messages.
+
+    Raises:
+        UserError: it failed; the message ends with its last line.
+    """
+    command = [sys.executable, "-m", module]
+    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{label} failed with exit code {done.returncode}: {last}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:

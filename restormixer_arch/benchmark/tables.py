@@ -1,15 +1,43 @@
-"""A benchmark's results as Markdown."""
+"""A benchmark's results as Markdown, and how parameters, operations, memory and seconds are shown everywhere."""
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
-from restormixer_arch.benchmark.suite import OURS, OWN_MALLOC, RIVAL, summary
-from restormixer_arch.benchmark.units import show_parameters, show_time
+OURS, RIVAL = "RestorMixer", "NAFNet-32"
+OWN_MALLOC = "forward 256, own malloc"  # freed memory goes back to the system, as outside of the basicsr command
+
+
+def show_parameters(count: float) -> str:
+    return f"{count / 1e6:.3f} M"
+
+
+def show_giga(count: float) -> str:
+    return f"{count / 1e9:.2f}"
+
+
+def show_memory(count: float) -> str:
+    return f"{count / 2**20:.0f} MiB"
+
+
+def show_time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
+
+
+def show_minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min"
+
+
+def summarize(seconds: list[float]) -> dict[str, float]:
+    """Return the median and the middle half of times, in seconds."""
+    ordered = sorted(seconds)
+    quarter = len(ordered) // 4
+    return {"median": median(ordered), "low": ordered[quarter], "high": ordered[-1 - quarter]}
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The results as text that reads well in a terminal and in a document."""
+    """Return the results as text that reads well in a terminal and in a document."""
     machine = result["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     parts = [
@@ -30,9 +58,9 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def figures(result: dict[str, Any]) -> dict[str, str]:
-    """The ratios that matter, each of times taken in the same run."""
+    """Return the ratios that matter, each of times taken in the same run."""
     times = {
-        (label, name): summary(seconds)["median"]
+        (label, name): summarize(seconds)["median"]
         for label, group in result["times"].items()
         for name, seconds in group.items()
     }
@@ -65,9 +93,9 @@ def figures(result: dict[str, Any]) -> dict[str, str]:
 def _time_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     rows = []
     for label, group in result["times"].items():
-        first = summary(next(iter(group.values())))["median"]
+        first = summarize(next(iter(group.values())))["median"]
         for name, seconds in group.items():
-            s = summary(seconds)
+            s = summarize(seconds)
             middle = f"{show_time(s['low'])} to {show_time(s['high'])}"
             rows.append((label, name, show_time(s["median"]), middle, f"{s['median'] / first:.2f}"))
     return rows
@@ -84,7 +112,7 @@ def _network_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def _memory_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     return [
-        (label, f"{found['peak_bytes'] / 2**30:.2f} GiB" if found["peak_bytes"] else "not told by this system")
+        (label, f"{found['peak_bytes'] / 2**30:.2f} GiB" if found["peak_bytes"] else "unknown on this system")
         for label, found in result["memory"].items()
     ]
 

@@ -1,7 +1,7 @@
 """The ``basicsr`` command: training and testing with BasicSR's own pipelines, and what a user needs around them.
 
 A subcommand is a module with ``run(arguments) -> exit code``, listed in :data:`COMMANDS` and imported when it is
-called. Exit codes: 0 done, 1 an unexpected error (with its traceback), 2 a mistake that the user can mend (one line
+called. Exit codes: 0 done, 1 an unexpected error (with its traceback), 2 a mistake that the user can fix (one line
 each), 130 stopped by Ctrl-C.
 """
 
@@ -24,13 +24,13 @@ COMMANDS = {
     "train": ("restormixer_arch.cli.train", "train a network by an option file"),
     "test": ("restormixer_arch.cli.test", "restore and measure images by an option file"),
     "compare": ("restormixer_arch.cli.compare", "train, restore and measure several networks side by side"),
-    "restore": ("restormixer_arch.cli.restore", "restore pictures and videos of one's own"),
+    "restore": ("restormixer_arch.cli.restore", "restore your own pictures and videos"),
     "demo": ("restormixer_arch.cli.demo", "restore pictures on a web page of this computer"),
     "export": ("restormixer_arch.cli.export", "write a network's weights as safetensors, or the network as ONNX"),
     "prepare": ("restormixer_arch.cli.prepare", "turn public data sets into what the option files expect"),
     "degrade": ("restormixer_arch.cli.degrade", "degrade clean images: a picture sheet, a fixed set, or the speed"),
     "bench": ("restormixer_arch.cli.bench", "measure speed and memory beside other networks on this CPU"),
-    "doctor": ("restormixer_arch.cli.doctor", "show what is installed, what is missing and how to mend it"),
+    "doctor": ("restormixer_arch.cli.doctor", "show what is installed, what is missing and how to fix it"),
 }
 
 # Torch's OpenMP threads (libgomp on Linux) spin for milliseconds wherever they wait for each other. With another busy
@@ -111,6 +111,6 @@ def _help() -> str:
             "commands:",
             *lines,
             "",
-            "'basicsr COMMAND --help' tells more about one.",
+            "'basicsr COMMAND --help' shows more about one.",
         ]
     )

@@ -7,9 +7,9 @@ import shlex
 import signal
 from types import FrameType
 
-from restormixer_arch.basicsr_adapter.option_check import raise_faults
 from restormixer_arch.basicsr_adapter.output import complain, say
 from restormixer_arch.cli.parsing import Parser, add_option_file
+from restormixer_arch.config.check import raise_problems
 
 
 def run(arguments: list[str]) -> int:
@@ -19,31 +19,32 @@ def run(arguments: list[str]) -> int:
         The exit code: 0, or 128 and the number of the signal that has ended the comparison.
     """
     parser = Parser("compare", "Train, restore and measure several networks side by side, by an option file.")
-    add_option_file(parser, "go on in the folder of an earlier run; what is trained there stays as it is")
+    add_option_file(parser, "resume in the folder of an earlier run; networks trained there are kept")
     args = parser.parse_args(arguments)
-    from restormixer_arch.compare.options import name_faults_of, read_compare_file
+    from restormixer_arch.compare.options import name_problems_of, read_compare_file
 
     options = read_compare_file(args.opt, args.force_yml)
     from restormixer_arch.basicsr_adapter import plugins
 
     plugins.load()
-    raise_faults(name_faults_of(options, "."), options, args.opt)
-    from restormixer_arch.compare import report, results, tables
+    raise_problems(name_problems_of(options, "."), options, args.opt)
+    from restormixer_arch.compare import results, tables
+    from restormixer_arch.compare.report import page
     from restormixer_arch.compare.run import compare
     from restormixer_arch.compare.training import Ended
 
-    report.require_libraries()
+    page.require_libraries()
     before = signal.signal(signal.SIGTERM, _end)
     try:
         comparison, folder = compare(options, resume=args.auto_resume)
     except (Ended, KeyboardInterrupt) as end:
         again = arguments if args.auto_resume else [*arguments, "--auto_resume"]
-        complain(f"stopped; go on with: {shlex.join(['basicsr', 'compare', *again])}")
+        complain(f"stopped; resume with: {shlex.join(['basicsr', 'compare', *again])}")
         return end.code if isinstance(end, Ended) else 130
     finally:
         signal.signal(signal.SIGTERM, before)
     places = [results.write(comparison, folder), *tables.write(comparison, folder)]
-    places.append(report.write_report(comparison, folder))
+    places.append(page.write_report(comparison, folder))
     say(tables.markdown(comparison))
     say(f"results: {', '.join(os.path.relpath(place) for place in places)}")
     return 0

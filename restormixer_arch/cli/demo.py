@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> int:
     def restorer_for(task: str) -> Restorer:
         return restorer_of(args, choices[task])
 
-    restorer_for(next(iter(choices)))  # a mistake in the arguments or the weights is told now
+    restorer_for(next(iter(choices)))  # a mistake in the arguments or the weights is reported now
     _serve(args, list(choices), restorer_for)
     return 0
 

@@ -91,7 +91,7 @@ class Page:
         """Stop the server, and a restoration after its tile: torch aborts a process that leaves in the middle."""
         self._closing = True
         if self._blocks.is_running:
-            logging.getLogger("uvicorn.error").disabled = True  # it tells each connection that is cut off
+            logging.getLogger("uvicorn.error").disabled = True  # it logs each connection that is cut off
             self._blocks.server.force_exit = True  # not to wait for browsers that keep their connections
         self._blocks.close(verbose=False)
         with self._working:

@@ -1,4 +1,4 @@
-"""``basicsr doctor``: what is installed and found, what is wrong, and the cure."""
+"""``basicsr doctor``: what is installed and found, what is wrong, and how to fix it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OPTIONAL = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. ``state``: ``ok``, ``--`` for what is absent but not needed, ``!!`` for a fault."""
+    """One line of the report. ``state``: ``ok``, ``--`` for what is absent but not needed, ``!!`` for a problem."""
 
     what: str
     text: str
@@ -47,32 +47,32 @@ class Finding:
 
 def run(arguments: list[str]) -> int:
     """Print the report. Returns 0 if training can run, else 1."""
-    Parser("doctor", "Show what is installed, what is missing and how to mend it.").parse_args(arguments)
-    faults = 0
+    Parser("doctor", "Show what is installed, what is missing and how to fix it.").parse_args(arguments)
+    problems = 0
     say(f"restormixer {__version__}")
     for title, section in SECTIONS.items():
         say(f"\n{title}")
         for finding in section():
-            faults += finding.state == "!!"
+            problems += finding.state == "!!"
             say(str(finding))
-    say("\ntraining can run" if not faults else f"\n{faults} fault{'s' if faults > 1 else ''} (!!) to mend first")
-    return 1 if faults else 0
+    say(f"\n{problems} problem{'s' if problems > 1 else ''} (!!) to fix first" if problems else "\ntraining can run")
+    return 1 if problems else 0
 
 
 def versions() -> Iterator[Finding]:
     yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.prefix}")
-    for packages, fault in ((REQUIRED, "!!"), (OPTIONAL, "--")):
+    for packages, state in ((REQUIRED, "!!"), (OPTIONAL, "--")):
         for name, module, purpose in packages:
             try:
                 text = version(name)
             except PackageNotFoundError:
-                if _imports(module) is None:  # another distribution has it, such as opencv-python-headless
+                if _import_error(module) is None:  # another distribution has it, such as opencv-python-headless
                     yield Finding(name, "is there under another name")
                 else:
-                    yield Finding(name, f"not installed (for {purpose})", fault)
+                    yield Finding(name, f"not installed (for {purpose})", state)
                 continue
-            if fault == "!!" and (reason := _imports(module)):
-                yield Finding(name, f"{text} cannot be imported: {reason}", fault)
+            if state == "!!" and (reason := _import_error(module)):
+                yield Finding(name, f"{text} cannot be imported: {reason}", state)
             else:
                 yield Finding(name, text)
 
@@ -117,7 +117,7 @@ def upstream() -> Iterator[Finding]:
         yield Finding("basicsr", f"{names}, {folder}")
     for patch, state in compat.report():
         if state == "applied":
-            yield Finding(patch.name, f"mended: {patch.breaks}")
+            yield Finding(patch.name, f"fixed: {patch.breaks}")
         else:
             yield Finding(patch.name, f"not needed ({patch.versions})", "--")
 
@@ -153,7 +153,7 @@ def scan() -> Iterator[Finding]:
         yield Finding("taken on", line)
 
 
-def _imports(module: str) -> str | None:
+def _import_error(module: str) -> str | None:
     """Import a module; return why it fails, or None."""
     try:
         importlib.import_module(module)
@@ -162,22 +162,22 @@ def _imports(module: str) -> str | None:
     return None
 
 
-def _guarded(section: Callable[[], Iterator[Finding]]) -> Callable[[], Iterator[Finding]]:
-    """Turn a section's own failure into a finding: the doctor reports, it does not fall ill."""
+def _with_errors(section: Callable[[], Iterator[Finding]]) -> Callable[[], Iterator[Finding]]:
+    """Turn an exception of a section into a finding, so that the report goes on."""
 
     def findings() -> Iterator[Finding]:
         try:
             yield from section()
-        except Exception as error:  # noqa: BLE001 - reported as a fault
+        except Exception as error:  # noqa: BLE001 - reported as a problem
             yield Finding(section.__name__, f"{type(error).__name__}: {error}", "!!")
 
     return findings
 
 
 SECTIONS = {
-    "versions": _guarded(versions),
-    "devices": _guarded(devices),
-    "basicsr and its mends": _guarded(upstream),
-    "plug-ins": _guarded(plug_ins),
-    "selective scan": _guarded(scan),
+    "versions": _with_errors(versions),
+    "devices": _with_errors(devices),
+    "basicsr and its fixes": _with_errors(upstream),
+    "plug-ins": _with_errors(plug_ins),
+    "selective scan": _with_errors(scan),
 }

@@ -1,4 +1,4 @@
-"""``basicsr train --dry-run``: a few real iterations in a folder that is removed, and what the whole will take."""
+"""``basicsr train --dry-run``: a few iterations in a folder that is removed, and an estimate for the training."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from restormixer_arch.basicsr_adapter.option_check import Request
 from restormixer_arch.basicsr_adapter.pipeline import run_training
 from restormixer_arch.basicsr_adapter.run_hooks import Run
+from restormixer_arch.config.check import Request
 from restormixer_arch.errors import UserError
 from restormixer_arch.memory import peak_bytes
 
@@ -28,7 +28,7 @@ class TimedRun(Run):
         self.begins: list[float] = []
 
     def between_iterations(self) -> None:
-        if len(self.begins) == self.iteration:  # asked again at the end of an epoch, and often of the training
+        if len(self.begins) == self.iteration:  # asked again at the end of an epoch and of the training
             self.begins.append(time.perf_counter())
         super().between_iterations()
 
@@ -37,7 +37,7 @@ def dry_run(request: Request) -> list[str]:
     """Build the data, the network and the optimiser, train a few iterations, restore one image of each validation set.
 
     Returns:
-        Lines that tell memory and time.
+        Lines that show memory and time.
 
     Raises:
         UserError: with a launcher, or whatever mistake the training itself would meet.
@@ -78,11 +78,11 @@ def report(
         options: of the whole training.
         stages: seconds of an iteration, for each stage of patches.
         restoring: validation set -> (seconds of its first image, number of images).
-        memory: peak in bytes, if the system tells it.
+        memory: peak in bytes, if the system reports it.
     """
     train, total = options["train"], options["train"]["total_iter"]
     lasting = list((train.get("progressive") or {}).get("iters") or [total])
-    lasting[-1] = max(0, total - sum(lasting[:-1]))  # the last stage goes on to the end
+    lasting[-1] = max(0, total - sum(lasting[:-1]))  # the last stage lasts until the end
     training = sum(count * each for count, each in zip(lasting, stages, strict=True))
     lines = [f"options, data and {STEPS * len(stages)} iterations are in order; nothing was kept"]
     if memory:

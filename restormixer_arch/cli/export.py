@@ -7,10 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restormixer_arch.basicsr_adapter.locations import locate_option_file
 from restormixer_arch.basicsr_adapter.output import say
-from restormixer_arch.basicsr_adapter.yaml_reader import read_options
 from restormixer_arch.cli.parsing import Parser
+from restormixer_arch.config.yaml_file import locate_option_file, read_options
 from restormixer_arch.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -27,7 +26,9 @@ def parser() -> Parser:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="*.safetensors or *.onnx")
     parser.add_argument("--param-key", metavar="NAME", help="entry of WEIGHTS; default: the averaged ones if there")
     parser.add_argument(
-        "--opt", metavar="FILE", help="option file whose network_g tells heads, windows and merge, which weights do not"
+        "--opt",
+        metavar="FILE",
+        help="option file whose network_g gives heads, windows and merge, which no weights hold",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it is there")
     return parser

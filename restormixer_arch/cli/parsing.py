@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 def option_file_parser(command: str, description: str) -> Parser:
     """Return a parser of the arguments that BasicSR's own train and test scripts take."""
     parser = Parser(command, description)
-    add_option_file(parser, "go on from the newest saved state")
+    add_option_file(parser, "resume from the newest checkpoint")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher")
     parser.add_argument("--debug", action="store_true", help="log every iteration, validate and save every 8")
     parser.add_argument(
@@ -36,7 +36,7 @@ def option_file_parser(command: str, description: str) -> Parser:
 
 
 def add_option_file(parser: Parser, resuming: str) -> None:
-    """Add the option file, ``--force_yml`` for its values, and ``--auto_resume``, which ``resuming`` explains."""
+    """Add the option file, ``--force_yml`` for its values, and ``--auto_resume``, with ``resuming`` as its help."""
     parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="option file (YAML)")
     parser.add_argument("--auto_resume", action="store_true", help=resuming)
     parser.add_argument(

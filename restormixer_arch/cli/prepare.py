@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
         try:
             summary = prepare_part(job, args.workers, args.skip_bad)
         except KeyboardInterrupt:
-            complain(f"stopped; what is done of {job.found.shown} is kept, the same command goes on from there")
+            complain(f"stopped; what is done of {job.found.shown} is kept, the same command resumes from there")
             return 130
         for line in summary_lines(summary):
             say(line)
@@ -175,24 +175,25 @@ def _fixed_lines(args: Namespace) -> Iterator[str]:
 def _check(args: Namespace, jobs: list[Job]) -> int:
     bad = 0
     for job in jobs:
-        count, faults = check_part(job, args.workers)
-        bad += _said(f"{job.found.shown}: {count} images compared, {len(faults)} faults in {_places(job)}", faults)
+        count, problems = check_part(job, args.workers)
+        line = f"{job.found.shown}: {count} images compared, {len(problems)} problems in {_places(job)}"
+        bad += _report(line, problems)
     if args.task == PHOTOS.task:
         from restormixer_arch.data.fixed_set import check_fixed_set  # imports torch
 
         for fixed in fixed_pairs(Path(args.out).expanduser() / PHOTOS.name, args.format):
-            count, faults = check_fixed_set(str(fixed.gt), fixed.out, args.format == "lmdb", fixed.compositions)
+            count, problems = check_fixed_set(str(fixed.gt), fixed.out, args.format == "lmdb", fixed.compositions)
             shown = f"{PHOTOS.name} {fixed.out.name}"
-            bad += _said(f"{shown}: {count} images compared, {len(faults)} faults in {fixed.out}", faults)
+            bad += _report(f"{shown}: {count} images compared, {len(problems)} problems in {fixed.out}", problems)
     return 2 if bad else 0
 
 
-def _said(line: str, faults: list[str]) -> int:
-    """Say what was checked and its first faults. Returns their number."""
+def _report(line: str, problems: list[str]) -> int:
+    """Show what was checked and its first problems. Returns their number."""
     say(line)
-    for fault in faults[:SHOWN]:
-        complain(f"error: {fault}")
-    return len(faults)
+    for problem in problems[:SHOWN]:
+        complain(f"error: {problem}")
+    return len(problems)
 
 
 def _found_lines(job: Job) -> Iterator[str]:

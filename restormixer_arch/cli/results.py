@@ -71,7 +71,7 @@ def _words(metrics: Mapping[str, tuple[float | None, float]]) -> str:
 
 
 def _gained(metric: str, before: float, after: float) -> str:
-    # Two identical pictures have an infinite PSNR, of which no gain can be told.
+    # Two identical pictures have an infinite PSNR, which have no gain to show.
     gained = f" ({after - before:+.2f})" if _in_decibels(metric) and math.isfinite(after - before) else ""
     return f"{_title(metric)} {_value(metric, before, unit=False)} -> {_value(metric, after)}{gained}"
 

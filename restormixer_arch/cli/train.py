@@ -7,9 +7,9 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
-from restormixer_arch.basicsr_adapter.option_check import read_request
 from restormixer_arch.basicsr_adapter.output import complain, say
 from restormixer_arch.cli.parsing import option_file_parser
+from restormixer_arch.config.check import read_request
 from restormixer_arch.errors import UserError
 
 if TYPE_CHECKING:

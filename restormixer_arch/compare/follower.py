@@ -1,4 +1,4 @@
-"""``basicsr train`` in a process that ends, with a checkpoint, when the process that has begun it is gone.
+"""``basicsr train`` in a process that ends, with a checkpoint, when the process that started it is gone.
 
 A comparison that is killed would leave a training behind otherwise, which the resumed comparison would then run a
 second time in the same folder.

@@ -29,14 +29,16 @@ def run_job(job: dict[str, Any]) -> Any:
     return JOBS[job["kind"]](**job["arguments"])
 
 
-def inputs(options: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Measure all pictures as they are; see :func:`.pictures.measured` for arguments and result."""
-    from restormixer_arch.compare.pictures import measured
+def measure_inputs(options: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Measure all pictures as they are; see :func:`.pictures.measure_pictures` for arguments and result."""
+    from restormixer_arch.compare.pictures import measure_pictures
 
-    return measured(deepcopy(options), Path(folder), None, None, torch.device("cpu"))
+    return measure_pictures(deepcopy(options), Path(folder), None, None, torch.device("cpu"))
 
 
-def restored(entry: dict[str, Any], size: int, options: dict[str, Any], folder: str, device: str) -> dict[str, Any]:
+def restore_pictures(
+    entry: dict[str, Any], size: int, options: dict[str, Any], folder: str, device: str
+) -> dict[str, Any]:
     """Take the peak memory of one network, then restore and measure all pictures by it.
 
     Args:
@@ -48,25 +50,25 @@ def restored(entry: dict[str, Any], size: int, options: dict[str, Any], folder: 
 
     Returns:
         ``peak_bytes``: the most that the process held until it had restored one square picture, twice; ``pictures``:
-        data set -> list of what :func:`.pictures.measured` tells of each picture.
+        data set -> list of what :func:`.pictures.measure_pictures` returns for each picture.
     """
     from restormixer_arch.benchmark.measure import peak_bytes
 
-    work = _restoring(entry, size)
+    work = _restore_work(entry, size)
     work()
     work()
     peak = peak_bytes()
     from restormixer_arch.compare.networks import Entry, build
-    from restormixer_arch.compare.pictures import measured
+    from restormixer_arch.compare.pictures import measure_pictures
 
     network, where = build(Entry(**entry)).network.to(device), torch.device(device)
     return {
         "peak_bytes": peak,
-        "pictures": measured(deepcopy(options), Path(folder), entry["name"], network, where),
+        "pictures": measure_pictures(deepcopy(options), Path(folder), entry["name"], network, where),
     }
 
 
-def costs(entries: list[dict[str, Any]], size: int, rounds: int) -> dict[str, dict[str, Any]]:
+def measure_costs(entries: list[dict[str, Any]], size: int, rounds: int) -> dict[str, dict[str, Any]]:
     """Count parameters and operations of all networks, by torch and by thop, and time them.
 
     They are timed in turn, round by round, so that a machine that slows down slows all of them.
@@ -75,22 +77,22 @@ def costs(entries: list[dict[str, Any]], size: int, rounds: int) -> dict[str, di
         competitor -> the attributes of :class:`.results.Competitor` that were found.
     """
     from restormixer_arch.benchmark.measure import times
-    from restormixer_arch.benchmark.suite import summary
+    from restormixer_arch.benchmark.tables import summarize
 
-    found = {entry["name"]: _counts(entry, size) for entry in entries}
-    taken = times({entry["name"]: _restoring(entry, size) for entry in entries}, rounds)
+    found = {entry["name"]: _count(entry, size) for entry in entries}
+    taken = times({entry["name"]: _restore_work(entry, size) for entry in entries}, rounds)
     for name, seconds in taken.items():
-        found[name]["latency"] = {**summary(seconds), "runs": len(seconds)}
+        found[name]["latency"] = {**summarize(seconds), "runs": len(seconds)}
     return found
 
 
-def _counts(entry: dict[str, Any], size: int) -> dict[str, Any]:
+def _count(entry: dict[str, Any], size: int) -> dict[str, Any]:
     from restormixer_arch.benchmark import measure
     from restormixer_arch.compare.networks import Entry, build
 
     built = build(Entry(**entry))
     parameters = sum(p.numel() for p in built.network.parameters())
-    flops = measure.operations(_restoring(entry, size))
+    flops = measure.operations(_restore_work(entry, size))
     measure.restoring(built.network, size)()  # before thop leaves marks in the state that a network may look at
     thop = measure.thop_figures(built.network, size)
     return {
@@ -104,13 +106,13 @@ def _counts(entry: dict[str, Any], size: int) -> dict[str, Any]:
 
 
 def step_seconds(file: str, steps: int) -> list[float]:
-    """Begin a training in a folder that is removed, and return the seconds of each of its steps but the first two."""
+    """Start a training in a folder that is removed, and return the seconds of each of its steps but the first two."""
     import tempfile
     from dataclasses import replace
 
-    from restormixer_arch.basicsr_adapter.option_check import read_request
     from restormixer_arch.basicsr_adapter.pipeline import run_training
     from restormixer_arch.cli.dry_run import TimedRun, shortened
+    from restormixer_arch.config.check import read_request
 
     request, run = read_request(file, is_train=True), TimedRun(file)
     with tempfile.TemporaryDirectory(prefix="basicsr_compare_") as folder:
@@ -120,7 +122,7 @@ def step_seconds(file: str, steps: int) -> list[float]:
     return [end - begin for begin, end in zip(run.begins, run.begins[1:], strict=False)][2:]
 
 
-def _restoring(entry: dict[str, Any], size: int) -> Callable[[], object]:
+def _restore_work(entry: dict[str, Any], size: int) -> Callable[[], object]:
     """The pass that is measured: with BatchNorm folded where the network can do that, as one would deploy it."""
     from restormixer_arch.benchmark.measure import restoring
     from restormixer_arch.compare.networks import Entry, build
@@ -131,7 +133,7 @@ def _restoring(entry: dict[str, Any], size: int) -> Callable[[], object]:
     return restoring(network, size)
 
 
-JOBS = {"inputs": inputs, "restored": restored, "costs": costs, "step_seconds": step_seconds}
+JOBS = {"inputs": measure_inputs, "restored": restore_pictures, "costs": measure_costs, "step_seconds": step_seconds}
 
 
 def main() -> int:

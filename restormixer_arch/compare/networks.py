@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from restormixer_arch.basicsr_adapter import spandrel_networks
-from restormixer_arch.basicsr_adapter.yaml_reader import read_options
+from restormixer_arch.config.yaml_file import read_options
 from restormixer_arch.errors import UserError
 from restormixer_arch.layers import pad_to_multiple
 from restormixer_arch.models.weights import read_weights
@@ -28,7 +28,7 @@ class Entry:
 
     Attributes:
         name: of the option file.
-        network: the section ``network_g``, or None: the weights tell it.
+        network: the section ``network_g``, or None: read from the weights.
         weights: file of weights, or None: the values that the network starts with.
         param_key: entry of that file, or None: the averaged weights if it has them.
         multiple_of: pictures are padded to a multiple of this, or None: of what the network asks for.
@@ -101,7 +101,7 @@ def build(entry: Entry) -> Built:
     """Build a competitor in evaluation mode, with its weights.
 
     Raises:
-        UserError: the weights cannot be read, do not fit the network, or tell no network.
+        UserError: the weights cannot be read, do not fit the network, or do not show their network.
     """
     built = _from_section(entry) if entry.network else _from_weights(entry.weights)
     multiple = entry.multiple_of or _window(built.network)
@@ -138,21 +138,21 @@ def _from_weights(path: str) -> Built:
     loader = spandrel_networks.model_loader()
     if loader is None:
         raise UserError(
-            f"{path}: no RestorMixer; to tell other networks spandrel is needed: {spandrel_networks.INSTALL}"
+            f"{path}: no RestorMixer; recognizing other networks needs spandrel: {spandrel_networks.INSTALL}"
         )
     from spandrel import ImageModelDescriptor, UnsupportedModelError
 
     try:
         descriptor = loader.load_from_file(path)
     except (UnsupportedModelError, ValueError) as error:
-        raise UserError(f"{path}: spandrel cannot tell its network; name it by network_g") from error
+        raise UserError(f"{path}: spandrel does not recognize its network; name it by network_g") from error
     if not isinstance(descriptor, ImageModelDescriptor):
         raise UserError(f"{path}: {descriptor.architecture.name} restores no pictures without a mask")
     return Built(Called(descriptor.model, descriptor), f"{descriptor.architecture.name} (spandrel)")
 
 
 def _window(network: nn.Module) -> int:
-    """The multiple that a network of windows needs which does not pad by itself; BasicSR's SwinIR tells it in parts."""
+    """Return the multiple that a network of windows needs which does not pad by itself, such as BasicSR's SwinIR."""
     if isinstance(network, RestorMixer | Called) or hasattr(network, "pads_itself"):
         return 1
     windows = (getattr(module, "window_size", None) for module in network.modules())

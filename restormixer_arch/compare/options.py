@@ -1,29 +1,29 @@
 """Read and check an option file of ``basicsr compare``, and make of it those that ``basicsr train`` takes.
 
 What a competitor is trained and measured with is looked at as the option file of ``basicsr train`` and ``basicsr test``
-that it amounts to, so that the same checks say the same, under the keys of the compare file. Neither torch nor basicsr
+that it amounts to, so that the same checks apply, under the keys of the compare file. Neither torch nor basicsr
 is imported by :func:`read_compare_file`.
 """
 
 from __future__ import annotations
 
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
-from restormixer_arch.basicsr_adapter import locations
-from restormixer_arch.basicsr_adapter.option_check import option_faults, raise_faults, take_packaged_paths
-from restormixer_arch.basicsr_adapter.option_faults import Fault, section_faults
-from restormixer_arch.basicsr_adapter.output import note
-from restormixer_arch.basicsr_adapter.yaml_reader import apply_overrides, read_options
-from restormixer_arch.compare.schema import TRAIN_KEYS, CompareFile, CompareTrain
+from restormixer_arch.config import rules
+from restormixer_arch.config.check import option_problems, raise_problems, read_option_file
+from restormixer_arch.config.compare_schema import CompareFile, CompareTrain
+from restormixer_arch.config.problems import section_problems
+from restormixer_arch.errors import Problem
 
 ANY_TOTAL = 1000  # stands for the iterations while they are not known
 MODEL = "RestorMixerModel"  # trains any network of ARCH_REGISTRY
+# Keys of the section 'train' that 'basicsr train' takes; the two others become its iterations and schedule.
+TRAIN_KEYS = CompareTrain.model_fields.keys() - {"budget", "eta_min"}
 DEFAULTS = {"scale": 1, "manual_seed": 0}
 SHARED = ("scale", "num_gpu", "manual_seed", "device", "num_threads")
 LOGGER = {"print_freq": 100, "use_tb_logger": False, "keep_last": 1}
-CHECKPOINTS = 20  # of a training, where 'logger' does not tell
+CHECKPOINTS = 20  # of a training, where the file has no 'logger'
 
 
 def read_compare_file(option_file: str, force_yml: list[str] | None = None) -> dict[str, Any]:
@@ -31,18 +31,13 @@ def read_compare_file(option_file: str, force_yml: list[str] | None = None) -> d
 
     Raises:
         UserError: it cannot be found or read.
-        OptionErrors: it has faults; all of them are listed.
+        OptionErrors: it has problems; all of them are listed.
     """
-    options = read_options(locations.locate_option_file(option_file), option_file)
-    apply_overrides(options, force_yml or [])
-    options = {**DEFAULTS, **options}
-    taken = take_packaged_paths(options)
-    faults = section_faults(CompareFile, options)
-    if not faults:
-        faults = [*_own_faults(options), *_shared_faults(options)]
-    raise_faults(list(dict.fromkeys(faults)), options, option_file)
-    if taken:
-        note(f"taken from the installed package {Path(__file__).parents[1]}: {', '.join(taken)}")
+    options = {**DEFAULTS, **read_option_file(option_file, force_yml)[1]}
+    problems = section_problems(CompareFile, options)
+    if not problems:
+        problems = [*_own_problems(options), *_shared_problems(options)]
+    raise_problems(list(dict.fromkeys(problems)), options, option_file)
     checked = CompareFile.model_validate(options)
     return {**options, "measure": checked.measure.model_dump(), "path": checked.path.model_dump()}
 
@@ -127,81 +122,76 @@ def _holds(section: Any, path: tuple[str, ...]) -> bool:
     return bool(path)
 
 
-def _shared_faults(options: dict[str, Any]) -> list[Fault]:
+def _shared_problems(options: dict[str, Any]) -> list[Problem]:
     """What the checks of ``basicsr test`` and ``basicsr train`` find, under the keys of the compare file."""
-    faults = option_faults(testing_options(options), is_train=False)
+    problems = option_problems(testing_options(options), is_train=False)
     for name in options["competitors"]:
         if not is_trained(options, name):
             continue
-        found = section_faults(CompareTrain, merged_train(options, name), ("train",))
+        found = section_problems(CompareTrain, merged_train(options, name), ("train",))
         if options["competitors"][name].get("network_g"):
-            found += option_faults(training_options(options, name, ANY_TOTAL, "."), is_train=True)
-        faults += [Fault(in_compare_file(options, name, fault.path), fault.text) for fault in found]
-    return faults
+            found += option_problems(training_options(options, name, ANY_TOTAL, "."), is_train=True)
+        problems += [Problem(in_compare_file(options, name, problem.path), problem.text) for problem in found]
+    return problems
 
 
-def _own_faults(options: dict[str, Any]) -> list[Fault]:
-    faults = []
+def _own_problems(options: dict[str, Any]) -> list[Problem]:
+    problems = []
     for name, competitor in options["competitors"].items():
-        faults += _competitor_faults(options, str(name), competitor)
+        problems += _competitor_problems(options, str(name), competitor)
     budget = (options.get("train") or {}).get("budget")
     if isinstance(budget, dict) and budget.keys() <= {"iterations", "minutes"} and len(budget) != 1:
-        faults.append(Fault(("train", "budget"), f"got {budget!r}, expected one of 'iterations' and 'minutes'"))
+        problems.append(Problem(("train", "budget"), f"got {budget!r}, expected one of 'iterations' and 'minutes'"))
     if options.get("train") is not None and not any(is_trained(options, name) for name in options["competitors"]):
-        faults.append(Fault(("train",), "every competitor has weights already: there is nothing to train"))
+        problems.append(Problem(("train",), "every competitor has weights already: there is nothing to train"))
     names: dict[str, str] = {}
     for phase, dataset in options["datasets"].items():
         name = str(dataset.get("name"))
-        if "/" in name or "\\" in name:
-            faults.append(Fault(("datasets", phase, "name"), f"got {name!r}, expected a name without / and \\"))
+        if text := rules.name_problem(name):
+            problems.append(Problem(("datasets", phase, "name"), text))
         if phase != "train" and names.setdefault(name, phase) != phase:
-            text = f"{name!r} is the name of datasets.{names[name]} already; results are told by it"
-            faults.append(Fault(("datasets", phase, "name"), text))
-    if not any(str(phase).split("_")[0] in ("val", "test") for phase in options["datasets"]):
-        faults.append(Fault(("datasets",), "no data set to measure on, expected 'test', 'test_<n>' or 'val'"))
-    return faults
+            text = f"{name!r} is the name of datasets.{names[name]} already; results are shown under it"
+            problems.append(Problem(("datasets", phase, "name"), text))
+    return problems
 
 
-def _competitor_faults(options: dict[str, Any], name: str, competitor: dict[str, Any]) -> list[Fault]:
-    at, faults = ("competitors", name), []
+def _competitor_problems(options: dict[str, Any], name: str, competitor: dict[str, Any]) -> list[Problem]:
+    at, texts = ("competitors", name), []
     given = {key for key, value in competitor.items() if value is not None}
-    if any(mark in name for mark in "/\\") or name.startswith("."):
-        faults.append(Fault(at, "the name of a competitor names files, expected one without / and \\ or a first ."))
+    if rules.name_problem(name) or name.startswith("."):
+        texts.append(("", "the name of a competitor names files, expected one without / and \\ or a first ."))
     if "run" in given and given & {"network_g", "weights", "param_key"}:
-        faults.append(
-            Fault((*at, "run"), "stands for network_g, weights and param_key; expected the one or the others")
-        )
+        texts.append(("run", "stands for network_g, weights and param_key; expected the one or the others"))
     elif not given & {"network_g", "weights", "run"}:
-        faults.append(Fault(at, "expected network_g, weights, both, or run"))
+        texts.append(("", "expected network_g, weights, both, or run"))
     elif not given & {"weights", "run"} and options.get("train") is None:
-        faults.append(Fault((*at, "weights"), "required key is missing, since the file has no section 'train'"))
+        texts.append(("weights", "required key is missing, since the file has no section 'train'"))
     if "checkpoint" in given and "run" not in given:
-        faults.append(Fault((*at, "checkpoint"), "chooses among the weights of a run, and 'run' is not given"))
+        texts.append(("checkpoint", "chooses among the weights of a run, and 'run' is not given"))
     if "param_key" in given and not {"weights", "network_g"} <= given:
-        faults.append(Fault((*at, "param_key"), "is for 'weights' of a 'network_g'"))
+        texts.append(("param_key", "is for 'weights' of a 'network_g'"))
     if "train" in given and not is_trained(options, name):
-        faults.append(Fault((*at, "train"), "is not trained here: it has weights, or the file has no section 'train'"))
+        texts.append(("train", "is not trained here: it has weights, or the file has no section 'train'"))
     for key in ("weights", "run"):
-        value = competitor.get(key)
-        if value and not Path(value).expanduser().exists():
-            faults.append(Fault((*at, key), f"{value!r} {locations.missing(value)}"))
-    return faults
+        if competitor.get(key) and (text := rules.path_problem(competitor[key])):
+            texts.append((key, text))
+    return [Problem((*at, key) if key else at, text) for key, text in texts]
 
 
-def name_faults_of(options: dict[str, Any], folder: str) -> list[Fault]:
+def name_problems_of(options: dict[str, Any], folder: str) -> list[Problem]:
     """Check the types and arguments of networks, data sets, losses, metrics and the optimizer.
 
     BasicSR and the plug-ins must be imported by now.
     """
-    from restormixer_arch.basicsr_adapter.option_names import name_faults, network_faults
+    from restormixer_arch.config.signatures import name_problems, network_problems
 
-    faults = name_faults(testing_options(options), is_train=False)
+    problems = name_problems(testing_options(options), is_train=False)
     for name, competitor in options["competitors"].items():
         if is_trained(options, name):
-            found = name_faults(training_options(options, name, ANY_TOTAL, folder), is_train=True)
+            found = name_problems(training_options(options, name, ANY_TOTAL, folder), is_train=True)
         elif competitor.get("network_g"):
-            found = network_faults(competitor["network_g"], ("network_g",))
+            found = network_problems(competitor["network_g"], ("network_g",))
         else:
             continue
-        faults += [Fault(in_compare_file(options, name, fault.path), fault.text) for fault in found]
-    return list(dict.fromkeys(faults))
+        problems += [Problem(in_compare_file(options, name, problem.path), problem.text) for problem in found]
+    return list(dict.fromkeys(problems))

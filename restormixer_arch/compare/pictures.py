@@ -22,7 +22,7 @@ from restormixer_arch.errors import UserError
 INPUT, TRUTH, RESTORED = "input", "truth", "restored"
 
 
-def measured(
+def measure_pictures(
     options: dict[str, Any], folder: Path, name: str | None, network: nn.Module | None, device: torch.device
 ) -> dict[str, list[dict[str, Any]]]:
     """Restore, measure and write every picture.
@@ -46,7 +46,7 @@ def measured(
         where, rows = options["datasets"][phase]["name"], []
         for picture, item in _items(dataset):
             lq, gt = item["lq"][None], item.get("gt")
-            restored = _enlarged(lq, scale) if network is None else _restored(network, lq.to(device))
+            restored = _enlarge(lq, scale) if network is None else _restore(network, lq.to(device))
             image = _image(restored.nan_to_num(0.0), options, phase)
             truth = None if gt is None else _image(gt[None], options, phase)
             if truth is not None and truth.shape != image.shape:
@@ -58,8 +58,8 @@ def measured(
                 row["truth"] = None if truth is None else _write(folder, f"{TRUTH}/{where}/{picture}.png", truth)
             else:
                 row["restored"] = _write(folder, f"{RESTORED}/{where}/{name}/{picture}.png", image)
-            whole = bool(torch.isfinite(restored).all())
-            row["values"] = {m: _value(m, metrics[m], image, truth, picture) if whole else np.nan for m in metrics}
+            finite = bool(torch.isfinite(restored).all())
+            row["values"] = {m: _value(m, metrics[m], image, truth, picture) if finite else np.nan for m in metrics}
             rows.append(row)
         results[where] = sorted(rows, key=lambda row: row["name"])  # a folder may be read in any order
     return results
@@ -85,11 +85,11 @@ def _items(dataset: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         yield (stem if seen[stem] == 1 else f"{stem}~{seen[stem]}"), item
 
 
-def _enlarged(lq: Tensor, scale: int) -> Tensor:
+def _enlarge(lq: Tensor, scale: int) -> Tensor:
     return lq if scale == 1 else F.interpolate(lq, scale_factor=scale, mode="bicubic", align_corners=False)
 
 
-def _restored(network: nn.Module, lq: Tensor) -> Tensor:
+def _restore(network: nn.Module, lq: Tensor) -> Tensor:
     with torch.inference_mode():
         output = network(lq)
     if not isinstance(output, Tensor):

@@ -32,6 +32,11 @@ class Metric(Part):
     arguments: dict[str, Any] = {}
     better: Literal["higher", "lower"] = "higher"
 
+    @property
+    def digits(self) -> int:
+        """Digits to show after the point: two of PSNR and NIQE, four of the others, which lie in [0, 1]."""
+        return 2 if any(name in self.type for name in ("psnr", "niqe")) else 4
+
 
 class Latency(Part):
     """Seconds of restoring one (1, C, size, size) picture: median, lower and upper quartile, number of runs."""
@@ -45,7 +50,7 @@ class Latency(Part):
 class Training(Part):
     """How a competitor was trained: iterations, pictures of a batch, and seconds of the whole process.
 
-    Of a training that went on after a stop the seconds of all its parts are added, but for one that was killed.
+    The seconds of a resumed training are the sum of its parts, without those of a part that was killed.
     """
 
     iterations: int
@@ -59,7 +64,7 @@ class Competitor(Part):
     Attributes:
         name: of the option file.
         arch: registered name of the architecture, such as ``RestorMixer``, or ``NAFNet (spandrel)``.
-        arguments: the keys of ``network_g`` without ``type``; empty where spandrel told the network from its weights.
+        arguments: the keys of ``network_g`` without ``type``; empty where spandrel recognized the weights.
         weights: the file that was loaded, or None: the network's initial values.
         training: how it was trained in this comparison, None where the weights came from elsewhere.
         parameters: how many the network has.
@@ -69,7 +74,7 @@ class Competitor(Part):
         thop_parameters: parameters as thop prints them.
         latency: of the same pass.
         peak_bytes: the most memory that a process held which did nothing but load the network and run that pass;
-            None where the system does not tell.
+            None where the system does not report it.
     """
 
     name: str

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
+from scipy import stats
 from tqdm import tqdm
 
 from restormixer_arch.basicsr_adapter.output import note
 from restormixer_arch.basicsr_adapter.threads import cores
-from restormixer_arch.benchmark.processes import in_process
+from restormixer_arch.benchmark.measure import run_in_process
 from restormixer_arch.benchmark.suite import machine
 from restormixer_arch.compare.networks import Entry, build, entry_of_run
 from restormixer_arch.compare.options import is_trained, testing_options
-from restormixer_arch.compare.results import Comparison, Competitor, Metric, Training
-from restormixer_arch.compare.statistics import joined
+from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric, Picture, Training
 from restormixer_arch.compare.training import JOBS, train_all, weights_of
+from restormixer_arch.config.rules import NO_REFERENCE_METRICS
 from restormixer_arch.errors import UserError
+
+CONFIDENCE = 0.95  # of the interval of a difference
 
 
 def compare(options: dict[str, Any], *, resume: bool) -> tuple[Comparison, Path]:
@@ -28,7 +35,7 @@ def compare(options: dict[str, Any], *, resume: bool) -> tuple[Comparison, Path]
 
     Args:
         options: as :func:`.options.read_compare_file` returns them.
-        resume: go on in the folder of an earlier run, else that one is put aside.
+        resume: in the folder of an earlier run, which is renamed otherwise.
 
     Returns:
         The results, and the folder that the pictures are in.
@@ -39,19 +46,19 @@ def compare(options: dict[str, Any], *, resume: bool) -> tuple[Comparison, Path]
     """
     folder = Path(options["path"]["results_root"] or "results").expanduser() / options["name"]
     threads = options.get("num_threads") or int(os.environ.get("OMP_NUM_THREADS", cores()))
-    earlier = [_earlier(options, name) for name in options["competitors"]]
+    earlier = [_find_entry(options, name) for name in options["competitors"]]
     for entry in filter(None, earlier):
-        build(entry)  # weights that do not fit are told before anything is trained
+        build(entry)  # weights that do not fit are reported before anything is trained
     if folder.exists() and not resume:
         _put_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trained = train_all(options, folder, threads) if options.get("train") else {}
     names = options["competitors"]
-    entries = [entry or _trained(options, name, folder) for name, entry in zip(names, earlier, strict=True)]
+    entries = [entry or _trained_entry(options, name, folder) for name, entry in zip(names, earlier, strict=True)]
     return measure(options, entries, trained, folder, threads), folder
 
 
-def _earlier(options: dict[str, Any], name: str) -> Entry | None:
+def _find_entry(options: dict[str, Any], name: str) -> Entry | None:
     """Return a competitor whose weights are there already, else None."""
     if is_trained(options, name):
         return None
@@ -66,7 +73,7 @@ def _earlier(options: dict[str, Any], name: str) -> Entry | None:
     return Entry(name, given.get("network_g"), weights, given.get("param_key"), multiple)
 
 
-def _trained(options: dict[str, Any], name: str, folder: Path) -> Entry:
+def _trained_entry(options: dict[str, Any], name: str, folder: Path) -> Entry:
     given = options["competitors"][name]
     return Entry(name, given["network_g"], str(weights_of(name, folder)), None, given.get("multiple_of"))
 
@@ -75,7 +82,7 @@ def _put_aside(folder: Path) -> None:
     """Rename the folder of an earlier run, as BasicSR does for its own."""
     aside = folder.with_name(f"{folder.name}_archived_{time.strftime('%Y%m%d_%H%M%S')}")
     folder.rename(aside)
-    note(f"{folder} is there already and becomes {aside}; --auto_resume would go on in it")
+    note(f"{folder} is there already and becomes {aside}; --auto_resume would resume it")
 
 
 def measure(
@@ -90,7 +97,7 @@ def measure(
     jobs += [("restored", name, {"entry": entry, **restoring}) for name, entry in whole.items()]
     jobs.append(("costs", "costs", {"entries": list(whole.values()), "size": size, "rounds": rounds}))
     inputs, *restored, costs = (
-        in_process(JOBS, {"kind": kind, "threads": threads, "arguments": arguments}, f"compare: {label}")
+        run_in_process(JOBS, {"kind": kind, "threads": threads, "arguments": arguments}, f"compare: {label}")
         for kind, label, arguments in tqdm(jobs, desc="measuring", unit="job", disable=not sys.stderr.isatty())
     )
     restored = dict(zip(whole, restored, strict=True))
@@ -111,8 +118,62 @@ def measure(
         budget=budget_in_words(options) if trained else None,
         metrics={name: _metric(section) for name, section in options["val"]["metrics"].items()},
         competitors=competitors,
-        datasets=joined(inputs, {name: found["pictures"] for name, found in restored.items()}),
+        datasets=join_pictures(inputs, {name: found["pictures"] for name, found in restored.items()}),
     )
+
+
+def paired_difference(values: Sequence[float], first: Sequence[float]) -> Difference:
+    """Compare two competitors on the same pictures.
+
+    The interval is Student's t for the mean of the differences. It takes the pictures for a random sample; several
+    crops of one photograph are not independent, and make it too narrow. With one picture, and where a value is not
+    finite, there is none.
+
+    Args:
+        values: of a competitor, picture by picture.
+        first: of the first competitor, on the same pictures.
+
+    Raises:
+        ValueError: they are not as many, or none.
+    """
+    if len(values) != len(first) or not values:
+        raise ValueError(f"as many values were expected, at least one, got {len(values)} and {len(first)}")
+    differences = [a - b for a, b in zip(values, first, strict=True)]
+    mean = fmean(differences)
+    if len(differences) < 2 or not all(map(math.isfinite, differences)):
+        return Difference(mean=mean, low=None, high=None)
+    error = float(stats.sem(differences))
+    if error == 0:  # the same difference everywhere
+        return Difference(mean=mean, low=mean, high=mean)
+    low, high = stats.t.interval(CONFIDENCE, len(differences) - 1, loc=np.mean(differences), scale=error)
+    return Difference(mean=mean, low=float(low), high=float(high))
+
+
+def join_pictures(inputs: dict[str, list[Any]], restored: dict[str, dict[str, list[Any]]]) -> list[DataSet]:
+    """Put the pictures of all competitors side by side, and compare them with the first one.
+
+    Args:
+        inputs: data set -> for each picture its name, values and paths.
+        restored: competitor -> the same of what it has restored.
+    """
+    first, *others = restored
+    sets = []
+    for where, rows in inputs.items():
+        pictures = []
+        for index, row in enumerate(rows):
+            own = {name: found[where][index] for name, found in restored.items()}
+            values = {m: {name: found["values"][m] for name, found in own.items()} for m in row["values"]}
+            places = {name: found["restored"] for name, found in own.items()}
+            paths = {"input": row["input"], "truth": row["truth"]}
+            pictures.append(
+                Picture(name=row["name"], **paths, restored=places, input_values=row["values"], values=values)
+            )
+        difference = {}
+        for metric in rows[0]["values"]:
+            columns = {name: [picture.values[metric][name] for picture in pictures] for name in restored}
+            difference[metric] = {name: paired_difference(columns[name], columns[first]) for name in others}
+        sets.append(DataSet(name=where, pictures=pictures, difference=difference))
+    return sets
 
 
 def restoring_device(options: dict[str, Any]) -> str:
@@ -134,4 +195,4 @@ def _metric(section: dict[str, Any]) -> Metric:
 
 def better(section: dict[str, Any]) -> str:
     """Which way a metric is better, where its section does not say so: lower for NIQE, higher for the others."""
-    return section.get("better") or ("lower" if section["type"] == "calculate_niqe" else "higher")
+    return section.get("better") or ("lower" if section["type"] in NO_REFERENCE_METRICS else "higher")

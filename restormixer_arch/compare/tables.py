@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from restormixer_arch.benchmark.units import show_giga, show_parameters, show_time
+from restormixer_arch.benchmark.tables import show_giga, show_memory, show_minutes, show_parameters, show_time
 from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric
 from restormixer_arch.whole_files import write_whole
 
 INPUT = "input"
-TWO_DIGITS = ("psnr", "niqe")  # the others, such as SSIM, lie in [0, 1] and are shown with four
 
 
 @dataclass(frozen=True)
@@ -25,27 +24,40 @@ class Column:
         title: its head.
         values: of each competitor, None where there is none.
         show: makes text of a value.
-        best: picks the best value, which is set in bold; None where none is best.
+        better: ``higher`` or ``lower``; the best value is set in bold. None where none is best.
         input: the value of the inputs.
     """
 
     title: str
     values: list[float | None]
     show: Callable[[float], str]
-    best: Callable[[list[float]], float] | None = None
+    better: str | None = None
     input: float | None = None
 
     def cells(self) -> list[str]:
-        """Text for the inputs and for each competitor; all that look like the best are bold."""
-        texts = [self._text(value) for value in self.values]
-        known = [value for value in self.values if value is not None and not math.isnan(value)]
-        if self.best and len(known) > 1:
-            best = self.show(self.best(known))
-            texts = [f"**{text}**" if text == best else text for text in texts]
-        return [self._text(self.input), *texts]
+        """Return text for the inputs and for each competitor; all that look like the best are bold."""
+        shown = show_values(self.values, self.show, self.better)
+        before = "" if self.input is None else self.show(self.input)
+        return [before, *(f"**{text}**" if best else text for text, best in shown)]
 
-    def _text(self, value: float | None) -> str:
-        return "" if value is None else self.show(value)
+
+def show_values(values: list[float | None], show: Callable[[float], str], better: str | None) -> list[tuple[str, bool]]:
+    """Return the text of each value, "" for None, and whether it looks like the best where there are several."""
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    best = show((max if better == "higher" else min)(known)) if better and len(known) > 1 else None
+    texts = ["" if value is None else show(value) for value in values]
+    return [(text, text == best) for text in texts]
+
+
+def show_difference(difference: Difference, show: Callable[[float], str]) -> str:
+    """Return a paired difference as ``+0.12 (+0.05 to +0.19)``, the interval where there is one."""
+
+    def signed(value: float) -> str:
+        return ("+" if value > 0 else "") + show(value)
+
+    if difference.low is None or difference.high is None:
+        return signed(difference.mean)
+    return f"{signed(difference.mean)} ({signed(difference.low)} to {signed(difference.high)})"
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
@@ -106,22 +118,21 @@ def _quality(comparison: Comparison) -> Iterator[Column]:
             _escaped(_title(dataset, metric)),
             [dataset.mean(metric, competitor.name) for competitor in comparison.competitors],
             _digits(measure),
-            max if measure.better == "higher" else min,
+            measure.better,
             dataset.input_mean(metric),
         )
 
 
 def _costs(comparison: Comparison) -> Iterator[Column]:
     everybody = comparison.competitors
-    yield Column("parameters", [c.parameters for c in everybody], show_parameters, min)
-    yield Column("GMAC", [c.macs for c in everybody], show_giga, min)
+    yield Column("parameters", [c.parameters for c in everybody], show_parameters, "lower")
+    yield Column("GMAC", [c.macs for c in everybody], show_giga, "lower")
     yield Column("thop's GMAC", [c.thop_macs for c in everybody], show_giga)
-    yield Column("latency", [c.latency.median for c in everybody], show_time, min)
-    yield Column("peak memory", [c.peak_bytes for c in everybody], lambda count: f"{count / 2**20:.0f} MiB", min)
+    yield Column("latency", [c.latency.median for c in everybody], show_time, "lower")
+    yield Column("peak memory", [c.peak_bytes for c in everybody], show_memory, "lower")
     if any(c.training for c in everybody):
         yield Column("iterations", [c.training and c.training.iterations for c in everybody], str)
-        minutes = [c.training and c.training.seconds / 60 for c in everybody]
-        yield Column("training", minutes, lambda value: f"{value:.1f} min")
+        yield Column("training", [c.training and c.training.seconds for c in everybody], show_minutes)
 
 
 def _heading(comparison: Comparison) -> str:
@@ -154,19 +165,10 @@ def _difference_title(comparison: Comparison) -> str:
 def _differences(comparison: Comparison) -> Iterator[list[str]]:
     for competitor in comparison.competitors[1:]:
         cells = [
-            _difference(dataset.difference[metric][competitor.name], _digits(comparison.metrics[metric]))
+            show_difference(dataset.difference[metric][competitor.name], _digits(comparison.metrics[metric]))
             for dataset, metric in _measures(comparison)
         ]
         yield [_escaped(competitor.name), *cells]
-
-
-def _difference(difference: Difference, digits: Callable[[float], str]) -> str:
-    def signed(value: float) -> str:
-        return ("+" if value > 0 else "") + digits(value)
-
-    if difference.low is None or difference.high is None:
-        return signed(difference.mean)
-    return f"{signed(difference.mean)} ({signed(difference.low)} to {signed(difference.high)})"
 
 
 def _quality_titles(comparison: Comparison) -> list[str]:
@@ -184,8 +186,7 @@ def _title(dataset: DataSet, metric: str) -> str:
 
 
 def _digits(metric: Metric) -> Callable[[float], str]:
-    digits = 2 if any(name in metric.type for name in TWO_DIGITS) else 4
-    return lambda value: f"{value:.{digits}f}"
+    return lambda value: f"{value:.{metric.digits}f}"
 
 
 def _escaped(text: str) -> str:

@@ -2,9 +2,9 @@
 
 A budget of minutes becomes a number of iterations before anything is trained: the steps of all competitors are
 measured in turn, so that a busy machine slows all of them, and each gets the iterations that fill the minutes. The
-schedule of the learning rate then ends exactly with the training, and a training that was stopped goes on to the very
+schedule of the learning rate then ends exactly with the training, and a training that was stopped resumes to the very
 weights that an unbroken one ends with; stopping by the clock would make both depend on what else the machine did.
-The time that was really taken is told in the results.
+The results hold the time that was really taken.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from restormixer_arch.basicsr_adapter.output import note
-from restormixer_arch.benchmark.processes import in_process
+from restormixer_arch.benchmark.measure import run_in_process
 from restormixer_arch.compare.options import ANY_TOTAL, is_trained, training_options
 from restormixer_arch.compare.results import Training
 from restormixer_arch.errors import UserError
@@ -59,7 +59,7 @@ def train_all(options: dict[str, Any], folder: Path, threads: int) -> dict[str, 
         competitor -> how it was trained. Its weights are those of :func:`weights_of`.
 
     Raises:
-        UserError: a training failed, or the options of one that had begun have changed since.
+        UserError: a training failed, or the options of one that was started have changed since.
         Ended: a signal has come.
     """
     names = [name for name in options["competitors"] if is_trained(options, name)]
@@ -84,12 +84,12 @@ def iterations(options: dict[str, Any], names: list[str], place: Path, threads: 
     seconds = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     missing = [name for name in names if name not in seconds]
     if missing:
-        seconds |= measured_steps(options, missing, place, threads)
+        seconds |= measure_steps(options, missing, place, threads)
         write_whole(kept, json.dumps(seconds, indent=1) + "\n")
     return {name: max(1, round(60 * budget["minutes"] / seconds[name])) for name in names}
 
 
-def measured_steps(options: dict[str, Any], names: list[str], place: Path, threads: int) -> dict[str, float]:
+def measure_steps(options: dict[str, Any], names: list[str], place: Path, threads: int) -> dict[str, float]:
     """Return the median seconds of a training step of each competitor, measured in turn."""
     note(f"measuring the training steps of {', '.join(names)}")
     taken: dict[str, list[float]] = {name: [] for name in names}
@@ -99,7 +99,7 @@ def measured_steps(options: dict[str, Any], names: list[str], place: Path, threa
             write_whole(file, yaml.safe_dump(training_options(options, name, ANY_TOTAL, str(place)), sort_keys=False))
             job = {"kind": "step_seconds", "threads": threads, "arguments": {"file": str(file), "steps": STEPS}}
             try:
-                taken[name] += in_process(JOBS, job, f"measuring the training steps of competitors.{name}")
+                taken[name] += run_in_process(JOBS, job, f"measuring the training steps of competitors.{name}")
             finally:
                 file.unlink()
     return {name: median(seconds) for name, seconds in taken.items()}
@@ -109,7 +109,7 @@ def option_file(options: dict[str, Any], name: str, total: int, place: Path) -> 
     """Write the option file of a competitor, which stays, and return it.
 
     Raises:
-        UserError: the training has begun with other options.
+        UserError: the training was started with other options.
     """
     file = place / f"{name}.yml"
     text = yaml.safe_dump(training_options(options, name, total, str(place)), sort_keys=False)
@@ -117,7 +117,7 @@ def option_file(options: dict[str, Any], name: str, total: int, place: Path) -> 
         before = yaml.safe_load(file.read_text(encoding="utf-8"))
         changed = ", ".join(key for key, value in yaml.safe_load(text).items() if before.get(key) != value)
         raise UserError(
-            f"{file}: competitors.{name} was begun with other options ({changed}); go on with those, or begin anew "
+            f"{file}: competitors.{name} was started with other options ({changed}); resume with those, or start again "
             "without --auto_resume"
         )
     write_whole(file, text)

@@ -1,21 +1,25 @@
-"""What an option file of ``basicsr compare`` may hold."""
+"""What an option file of ``basicsr compare`` may hold; see :mod:`restormixer_arch.config.schema`."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import Field
 
-from restormixer_arch.basicsr_adapter.option_schema import (
+from restormixer_arch.config.schema import (
+    AnyFile,
     Count,
+    FileName,
     Logger,
+    Metric,
+    Optimization,
     Positive,
     Rate,
-    RestorMixerTrain,
     Section,
+    Steps,
     Typed,
+    Warmup,
 )
-from restormixer_arch.basicsr_adapter.option_val import Metric
 
 
 class Budget(Section):
@@ -27,15 +31,7 @@ class Budget(Section):
     )
 
 
-# Those of the option files of 'basicsr train', without what follows from the budget.
-FROM_BUDGET = ("total_iter", "scheduler", "progressive")
-TRAIN_KEYS = {name: field for name, field in RestorMixerTrain.model_fields.items() if name not in FROM_BUDGET}
-TrainKeys: type[BaseModel] = create_model(
-    "TrainKeys", __base__=Section, **{name: (field.annotation, field) for name, field in TRAIN_KEYS.items()}
-)
-
-
-class CompareTrain(TrainKeys):
+class CompareTrain(Warmup, Optimization, Steps):
     """How every competitor is trained: by RestorMixerModel, with one cosine of the learning rate over the budget."""
 
     budget: Budget = Field(description="'iterations: N' or 'minutes: N'")
@@ -43,7 +39,7 @@ class CompareTrain(TrainKeys):
 
 
 class CompetitorKeys(Section):
-    """A network with its weights, a network to train, weights that tell their network, or a previous run."""
+    """A network with its weights, a network to train, weights that contain their network, or a previous run."""
 
     network_g: Typed | None = Field(default=None, description="type and arguments of the network")
     weights: str | None = Field(default=None, description="file of weights; it is not trained any further")
@@ -69,13 +65,10 @@ class ComparePath(Section):
     results_root: str | None = None
 
 
-class CompareFile(Section):
-    name: Annotated[str, Field(pattern=r"^[^/\\]+$")] = Field(description="the comparison, names its folder")
-    num_gpu: Count | Literal["auto"] = Field(description="0 for the CPU, a count of GPUs, or auto")
+class CompareFile(AnyFile):
+    name: FileName = Field(description="the comparison, names its folder")
     scale: Positive = Field(default=1, description="1 where images keep their size")
     manual_seed: Count = 0
-    device: Literal["cpu", "cuda", "mps"] | None = None
-    num_threads: Positive | None = None
     competitors: Annotated[dict[str, CompetitorKeys], Field(min_length=1)] = Field(
         description="name -> the network, its weights or its run; differences are to the first one"
     )

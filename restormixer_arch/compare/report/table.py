@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from restormixer_arch.benchmark.units import show_giga, show_parameters, show_time
-from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric
-from restormixer_arch.compare.tables import TWO_DIGITS
+from restormixer_arch.benchmark.tables import show_giga, show_memory, show_minutes, show_parameters, show_time
+from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Metric
+from restormixer_arch.compare.tables import show_difference, show_values
 
 UNITS = {"psnr": "dB"}
 
@@ -57,21 +57,7 @@ def show_metric(metric: Metric, value: float) -> str:
     """Return a value of a metric as text."""
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    digits = 2 if any(name in metric.type for name in TWO_DIGITS) else 4
-    return "not a number" if math.isnan(value) else _minus(f"{value:.{digits}f}")
-
-
-def show_difference(metric: Metric, difference: Difference) -> str:
-    """Return a paired difference as ``+0.12 (+0.05 to +0.19)``, the interval where there is one."""
-    mean, low, high = difference.mean, difference.low, difference.high
-    if low is None or high is None:
-        return show_signed(metric, mean)
-    return f"{show_signed(metric, mean)} ({show_signed(metric, low)} to {show_signed(metric, high)})"
-
-
-def show_signed(metric: Metric, value: float) -> str:
-    """Return a value of a metric as text, with a plus where it is positive."""
-    return ("+" if value > 0 else "") + show_metric(metric, value)
+    return "not a number" if math.isnan(value) else f"{value:.{metric.digits}f}".replace("-", "−")
 
 
 def with_unit(name: str, metric: Metric) -> str:
@@ -96,13 +82,14 @@ def _quality(comparison: Comparison) -> Iterator[Column]:
 
 def _quality_cells(comparison: Comparison, dataset: DataSet, name: str) -> list[Cell]:
     metric, difference = comparison.metrics[name], dataset.difference.get(name, {})
+    show = partial(show_metric, metric)
     values = [dataset.mean(name, competitor.name) for competitor in comparison.competitors]
     notes = [
-        show_difference(metric, difference[competitor.name]) if competitor.name in difference else ""
+        show_difference(difference[competitor.name], show) if competitor.name in difference else ""
         for competitor in comparison.competitors
     ]
     mean = dataset.input_mean(name)
-    return [Cell(show_metric(metric, mean), mean), *_cells(values, partial(show_metric, metric), metric.better, notes)]
+    return [Cell(show(mean), mean), *_cells(values, show, metric.better, notes)]
 
 
 def _costs(comparison: Comparison) -> Iterator[Column]:
@@ -133,21 +120,19 @@ def _costs(comparison: Comparison) -> Iterator[Column]:
     yield column("Latency", tip, lambda c: c.latency.median, show_time, note=_quartiles)
     if any(c.peak_bytes is not None for c in everybody):
         tip = f"The most memory of a process that does nothing but load the network and restore one {size} picture."
-        yield column("Peak memory", tip, lambda c: c.peak_bytes, lambda count: f"{count / 2**20:.0f} MiB")
+        yield column("Peak memory", tip, lambda c: c.peak_bytes, show_memory)
     if any(c.training for c in everybody):
         tip = "Time of its training in this comparison, that of starting the process included; empty where the "
         tip += "weights came from elsewhere. Below it in small print: steps × crops of one step."
-        yield column("Training", tip, lambda c: c.training and c.training.seconds, _minutes, None, _steps)
+        yield column("Training", tip, lambda c: c.training and c.training.seconds, show_minutes, None, _steps)
 
 
 def _cells(
     values: list[float | None], show: Callable[[float], str], better: str | None, notes: list[str]
 ) -> list[Cell]:
-    """Make cells; all that look like the best one are marked, where there are several to choose from."""
-    known = [value for value in values if value is not None and not math.isnan(value)]
-    best = show((max if better == "higher" else min)(known)) if better and len(known) > 1 else None
-    texts = ["" if value is None else show(value) for value in values]
-    return [Cell(text, value, text == best, note) for text, value, note in zip(texts, values, notes, strict=True)]
+    """Return cells; all that look like the best one are marked, where there are several to choose from."""
+    shown = zip(values, show_values(values, show, better), notes, strict=True)
+    return [Cell(text, value, best, note) for value, (text, best), note in shown]
 
 
 def _quartiles(competitor: Competitor) -> str:
@@ -156,11 +141,3 @@ def _quartiles(competitor: Competitor) -> str:
 
 def _steps(competitor: Competitor) -> str:
     return f"{competitor.training.iterations} × {competitor.training.batch_size}" if competitor.training else ""
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min"
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from restormixer_arch.basicsr_adapter.yaml_reader import apply_overrides, read_options
+from restormixer_arch.config.yaml_file import apply_overrides, read_options
 from restormixer_arch.errors import UserError
 
 

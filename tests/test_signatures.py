@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from restormixer_arch.basicsr_adapter import compat
-from restormixer_arch.basicsr_adapter.option_faults import OptionErrors
+from restormixer_arch.errors import OptionErrors
 
 compat.apply()
 
-from restormixer_arch.basicsr_adapter.option_names import argument_faults, check_names  # noqa: E402
+from restormixer_arch.config.signatures import argument_problems, check_names  # noqa: E402
 
 
 def faults(options, is_train=True):
@@ -73,9 +73,9 @@ def test_keyword_only_arguments_and_kwargs():
     def target(first, *, width=1, **rest):
         return first, width, rest
 
-    found = [str(fault) for fault in argument_faults(target, ["widht", "anything"], ("n",), given=["first"])]
+    found = [str(fault) for fault in argument_problems(target, ["widht", "anything"], ("n",), given=["first"])]
     assert found == ["n.widht: target has no such argument. Did you mean 'width'?"]
-    assert [str(fault) for fault in argument_faults(target, [], ("n",))] == [
+    assert [str(fault) for fault in argument_problems(target, [], ("n",))] == [
         "n.first: required argument of target is missing"
     ]
 

@@ -1,7 +1,4 @@
-"""``report.html``: a comparison to look at, in one file that needs no network.
-
-``python -m restormixer_arch.compare.report FOLDER`` makes it once more from the ``results.json`` of a folder.
-"""
+"""Fill the template of ``report.html`` and write the page."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ INSTALL = "pip install jinja2 plotly"
 
 
 def write_report(comparison: Comparison, folder: Path) -> Path:
-    """Write ``report.html`` under another name first.
+    """Write ``report.html`` in an atomic write.
 
     Args:
         comparison: what was measured.
@@ -62,10 +59,10 @@ def render(comparison: Comparison, folder: Path) -> str:
     """Return the page as text; jinja2 and plotly must be installed."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from restormixer_arch.compare import report_pictures, report_plots, report_table
+    from restormixer_arch.compare.report import pictures, plots, table
 
     environment = Environment(
-        loader=PackageLoader("restormixer_arch.compare"),
+        loader=PackageLoader("restormixer_arch.compare.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -74,13 +71,13 @@ def render(comparison: Comparison, folder: Path) -> str:
     page = environment.get_template("report.html.j2")
     return page.render(
         comparison=comparison,
-        columns=report_table.columns(comparison),
+        columns=table.columns(comparison),
         names=[tables.INPUT, *(competitor.name for competitor in comparison.competitors)],
-        plots={dataset.name: report_plots.plots(comparison, dataset) for dataset in comparison.datasets},
-        plotly=report_plots.library(),
-        galleries=report_pictures.galleries(comparison, folder),
-        zoom=report_pictures.ZOOM,
-        error_colours=report_pictures.error_colours(),
+        plots={dataset.name: plots.plots(comparison, dataset) for dataset in comparison.datasets},
+        plotly=plots.library(),
+        galleries=pictures.galleries(comparison, folder),
+        zoom=pictures.ZOOM,
+        error_colours=pictures.error_colours(),
         facts=list(facts(comparison.machine)),
     )
 
@@ -93,19 +90,20 @@ def facts(machine: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the report of a folder once more; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m restormixer_arch.compare.report", description=__doc__)
+    """Write the report of a folder again; return the exit code."""
+    description = "Make report.html again from the results.json of a folder."
+    parser = argparse.ArgumentParser(prog="python -m restormixer_arch.compare.report", description=description)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="of basicsr compare, with a results.json")
     folder = parser.parse_args(arguments).folder
     try:
-        say(str(write_report(_comparison(folder), folder)))
+        say(str(write_report(_read_results(folder), folder)))
     except UserError as error:
         complain(str(error))
         return 2
     return 0
 
 
-def _comparison(folder: Path) -> Comparison:
+def _read_results(folder: Path) -> Comparison:
     place = folder / results.FILE
     try:
         return results.read(folder)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from restormixer_arch.basicsr_adapter.locations import closest
-from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.config.rules import NO_SLASH
+from restormixer_arch.errors import Problem, closest, did_you_mean
 
 # pydantic's error type -> what to say was expected, with pydantic's own context filled in
 EXPECTED = {
@@ -28,31 +27,12 @@ EXPECTED = {
     "less_than_equal": "at most {le}",
     "too_short": "{min_length} or more values",
     "too_long": "no more than {max_length} values",
-    "string_pattern_mismatch": "a name without / and \\",  # the one pattern of the schema
+    "string_pattern_mismatch": NO_SLASH,  # the one pattern of the schema
 }
 
 
-@dataclass(frozen=True)
-class Fault:
-    """One mistake: the path of the key, and what is wrong with it."""
-
-    path: tuple[str, ...]
-    text: str
-
-    def __str__(self) -> str:
-        return f"{'.'.join(self.path)}: {self.text}" if self.path else self.text
-
-
-class OptionErrors(UserError):
-    """All mistakes of an option file at once; ``lines`` has one for each."""
-
-    def __init__(self, shown: str, faults: Iterable[Fault]) -> None:
-        self.lines = [f"{shown}: {fault}" for fault in faults]
-        super().__init__("\n".join(self.lines))
-
-
-def section_faults(section: type[BaseModel], options: Any, at: tuple[str, ...] = ()) -> list[Fault]:
-    """Validate one section and return its faults, at most one per key.
+def section_problems(section: type[BaseModel], options: Any, at: tuple[str, ...] = ()) -> list[Problem]:
+    """Validate one section and return its problems, at most one per key.
 
     Args:
         section: the pydantic model.
@@ -77,30 +57,29 @@ def section_faults(section: type[BaseModel], options: Any, at: tuple[str, ...] =
         else:
             text = EXPECTED.get(item["type"], item["msg"]).format(**item.get("ctx", {}))
             expected.setdefault(path, (item["input"], []))[1].append(text)
-    faults, corrected = [], set()
+    problems, corrected = [], set()
     for path in unknown:
         keys = _model_at(section, path[:-1]).model_fields
         unused = [key for key in keys if (*path[:-1], key) in missing] or keys
         close = closest(path[-1], unused) or closest(path[-1], keys)
         corrected.add((*path[:-1], close))
-        faults.append(Fault(at + path, "unknown key." + (f" Did you mean '{close}'?" if close else "")))
+        problems.append(Problem(at + path, "unknown key." + (f" Did you mean '{close}'?" if close else "")))
     for path, (value, texts) in expected.items():
-        faults.append(Fault(at + path, f"got {value!r}, expected {', or '.join(dict.fromkeys(texts))}"))
+        problems.append(Problem(at + path, f"got {value!r}, expected {', or '.join(dict.fromkeys(texts))}"))
     for path in missing:
         if path not in corrected:  # else the misspelt key was reported already
-            model = _model_at(section, path[:-1])
-            hint = model.model_fields[path[-1]].description
-            text = "required key is missing" + (f" ({hint})" if hint else "")
-            close = closest(path[-1], _further_keys(model, options, path[:-1]))
-            faults.append(Fault(at + path, text + (f". Is '{close}' meant for it?" if close else "")))
-    return faults
+            problems.append(Problem(at + path, _missing_key(_model_at(section, path[:-1]), path, options)))
+    return problems
 
 
-def _further_keys(model: type[BaseModel], options: Any, path: tuple[str, ...]) -> list[str]:
-    """The keys of an open section that its model does not name."""
-    for key in path:
+def _missing_key(model: type[BaseModel], path: tuple[str, ...], options: Any) -> str:
+    """Say that a key is missing, and name the similar key of an open section that may be meant for it."""
+    for key in path[:-1]:
         options = options.get(key) if isinstance(options, dict) else None
-    return [str(key) for key in options or () if key not in model.model_fields] if isinstance(options, dict) else []
+    further = [str(key) for key in options if key not in model.model_fields] if isinstance(options, dict) else []
+    hint, close = model.model_fields[path[-1]].description, closest(path[-1], further)
+    text = "required key is missing" + (f" ({hint})" if hint else "")
+    return text + (f". Is '{close}' meant for it?" if close else "")
 
 
 def unknown_name(value: Any, kind: str, known: Iterable[str]) -> str:

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from restormixer_arch import options
-from restormixer_arch.basicsr_adapter.option_check import check_options
-from restormixer_arch.basicsr_adapter.option_json_schema import json_schema
 from restormixer_arch.compare.options import read_compare_file
+from restormixer_arch.config.check import check_options
+from restormixer_arch.config.json_schema import json_schema
 from restormixer_arch.errors import UserError
 
 FOLDER = Path(options.__file__).parent

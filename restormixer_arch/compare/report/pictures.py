@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from restormixer_arch.compare.report_table import show_metric
+from restormixer_arch.compare.report.table import show_metric
 from restormixer_arch.compare.results import Comparison, DataSet, Picture
 from restormixer_arch.compare.tables import INPUT
 from restormixer_arch.errors import UserError
@@ -155,13 +155,13 @@ def read(comparison: Comparison, picture: Picture, folder: Path) -> Shown:
     size, scale = _size(images[0])
     errors = [None] * len(images) if truth is None else [_error(image, truth) for image in images]
     brightest = None if truth is None else max(1 / 255, float(np.percentile(errors[1:], PERCENTILE)))
-    maps = [None if error is None else _encoded(_coloured(_resized(error, size), brightest)) for error in errors]
+    maps = [None if error is None else _encode(_colour(_resize(error, size), brightest)) for error in errors]
     rows = [list(_values(comparison, picture, name)) for name in (None, *names)]
-    sources = [_encoded(_resized(image, size)) for image in images]
+    sources = [_encode(_resize(image, size)) for image in images]
     tiles = [Tile(*parts) for parts in zip((INPUT, *names), sources, maps, rows, strict=True)]
     if truth is not None:
-        tiles.append(Tile(TRUTH, _encoded(_resized(truth, size)), None, []))
-    corner = _where_they_differ(images[1:] if len(names) > 1 else images)
+        tiles.append(Tile(TRUTH, _encode(_resize(truth, size)), None, []))
+    corner = _find_difference(images[1:] if len(names) > 1 else images)
     return Shown(picture.name, _lead_in_words(comparison, picture), size, scale, brightest, corner, tiles)
 
 
@@ -186,13 +186,13 @@ def _error(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.abs(image.astype(np.float32) - truth.astype(np.float32)).mean(axis=2) / 255
 
 
-def _coloured(error: np.ndarray, brightest: float) -> np.ndarray:
+def _colour(error: np.ndarray, brightest: float) -> np.ndarray:
     """Return uint8 RGB (H, W, 3); few colours, which take little room."""
     levels = np.clip(error / brightest * (LEVELS - 1), 0, LEVELS - 1).round() / (LEVELS - 1)
     return colormaps[ERROR_COLOURS](levels, bytes=True)[..., :3]
 
 
-def _where_they_differ(images: list[np.ndarray]) -> tuple[float, float]:
+def _find_difference(images: list[np.ndarray]) -> tuple[float, float]:
     """Return the corner of the part, as large as the zoom box, in which pictures differ most."""
     spread = np.ptp([image.sum(axis=2, dtype=np.int32) for image in images], axis=0).astype(np.int64)  # (H, W)
     height, width = (max(1, round(side / ZOOM)) for side in spread.shape)
@@ -208,13 +208,13 @@ def _size(image: np.ndarray) -> tuple[tuple[int, int], float]:
     return (max(1, round(width * scale)), max(1, round(height * scale))), scale
 
 
-def _resized(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return (H, W, 3) or (H, W) with that (width, height): means of the pixels."""
     picture = Image.fromarray(array)
     return array if picture.size == size else np.asarray(picture.resize(size, Image.Resampling.BOX))
 
 
-def _encoded(image: np.ndarray) -> str:
+def _encode(image: np.ndarray) -> str:
     """Return a data URI of lossless WebP."""
     content = io.BytesIO()
     Image.fromarray(image).save(content, "WEBP", lossless=True, method=2)  # higher ones take four times as long for 2%

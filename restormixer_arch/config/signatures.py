@@ -15,8 +15,8 @@ from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
 from restormixer_arch.basicsr_adapter import spandrel_networks
-from restormixer_arch.basicsr_adapter.locations import closest
-from restormixer_arch.basicsr_adapter.option_faults import Fault, OptionErrors, unknown_name
+from restormixer_arch.config.problems import unknown_name
+from restormixer_arch.errors import OptionErrors, Problem, closest
 
 # What BasicSR passes to a metric besides the keys of its section; 'better' is read by the model.
 METRIC_DATA = ("img", "img2")
@@ -27,49 +27,53 @@ def check_names(options: dict[str, Any], shown: str, is_train: bool) -> None:
     """Check type names and arguments.
 
     Raises:
-        OptionErrors: with every fault found.
+        OptionErrors: with every problem found.
     """
-    faults = name_faults(options, is_train)
-    if faults:
-        raise OptionErrors(shown, faults)
+    if problems := name_problems(options, is_train):
+        raise OptionErrors(shown, problems)
 
 
-def name_faults(options: dict[str, Any], is_train: bool) -> list[Fault]:
+def name_problems(options: dict[str, Any], is_train: bool) -> list[Problem]:
     """Return what :func:`check_names` raises."""
-    faults = [*_registered(options["model_type"], "model", MODEL_REGISTRY, ("model_type",))]
+    named = [(("model_type",), options["model_type"], "model", MODEL_REGISTRY)]
     for phase, dataset in options["datasets"].items():
-        faults += _registered(dataset["type"], "data set", DATASET_REGISTRY, ("datasets", phase, "type"))
+        named.append((("datasets", phase, "type"), dataset["type"], "data set", DATASET_REGISTRY))
+    problems = [
+        Problem(at, unknown_name(name, kind, registry.keys()))
+        for at, name, kind, registry in named
+        if _registered(name, registry) is None
+    ]
     for key, section in options.items():
         if key.startswith("network_") and isinstance(section, dict):
-            faults += network_faults(section, (key,))
+            problems += network_problems(section, (key,))
     if is_train:
         for key, section in options["train"].items():
             if key.endswith("_opt") and isinstance(section, dict):
-                faults += _built(section, "loss", LOSS_REGISTRY, ("train", key))
-        faults += _optimizer(options)
+                problems += _class_problems(section, "loss", LOSS_REGISTRY, ("train", key))
+        problems += _optimizer_problems(options)
     for name, section in ((options.get("val") or {}).get("metrics") or {}).items():
         at = ("val", "metrics", name)
-        faults += _built(section, "metric", METRIC_REGISTRY, at, given=METRIC_DATA, other=METRIC_KEYS)
-    return faults
+        problems += _class_problems(section, "metric", METRIC_REGISTRY, at, given=METRIC_DATA, other=METRIC_KEYS)
+    return problems
 
 
-def network_faults(section: dict[str, Any], at: tuple[str, ...]) -> list[Fault]:
+def network_problems(section: dict[str, Any], at: tuple[str, ...]) -> list[Problem]:
     """Check a section that builds a network; one of spandrel's is registered if it is asked for."""
-    fault = spandrel_networks.provide(section.get("type"))
-    return [Fault((*at, "type"), fault)] if fault else list(_built(section, "architecture", ARCH_REGISTRY, at))
+    text = spandrel_networks.provide(section.get("type"))
+    return [Problem((*at, "type"), text)] if text else list(_class_problems(section, "architecture", ARCH_REGISTRY, at))
 
 
-def argument_faults(
+def argument_problems(
     target: Callable[..., Any],
     keys: Iterable[str],
     at: tuple[str, ...],
     *,
     given: Iterable[str] = (),
     other: Iterable[str] = (),
-) -> Iterator[Fault]:
+) -> Iterator[Problem]:
     """Compare the keys of a section with the parameters of what is called with them.
 
-    Where the target takes ``**kwargs`` an unknown key may be meant, so only a near miss of a parameter is a fault.
+    Where the target takes ``**kwargs`` an unknown key may be meant, so only a near miss of a parameter is a problem.
 
     Args:
         target: class or function.
@@ -90,48 +94,48 @@ def argument_faults(
         if close or not swallows:
             corrected.add(close)
             hint = f" Did you mean '{close}'?" if close else f" Known: {', '.join(sorted(free)) or 'none'}"
-            yield Fault((*at, key), f"{target.__name__} has no such argument.{hint}")
+            yield Problem((*at, key), f"{target.__name__} has no such argument.{hint}")
     for key in sorted(required - keys - corrected):
-        yield Fault((*at, key), f"required argument of {target.__name__} is missing")
+        yield Problem((*at, key), f"required argument of {target.__name__} is missing")
 
 
-def _registered(name: Any, kind: str, registry: Any, at: tuple[str, ...]) -> Iterator[Fault]:
-    if name not in registry and f"{name}_basicsr" not in registry:  # BasicSR tries the suffix, too
-        yield Fault(at, unknown_name(name, kind, registry.keys()))
+def _registered(name: Any, registry: Any) -> Any | None:
+    known = dict(iter(registry))
+    return known.get(name, known.get(f"{name}_basicsr"))  # BasicSR tries the suffix, too
 
 
-def _built(
+def _class_problems(
     section: dict[str, Any],
     kind: str,
     registry: Any,
     at: tuple[str, ...],
     given: Iterable[str] = (),
     other: Iterable[str] = (),
-) -> Iterator[Fault]:
-    name = section.get("type")
-    unknown = list(_registered(name, kind, registry, (*at, "type")))
-    yield from unknown
-    if not unknown:
-        known = dict(iter(registry))
-        target = known[name] if name in known else known[f"{name}_basicsr"]
-        yield from argument_faults(target, section.keys() - {"type"}, at, given=given, other=other)
+) -> Iterator[Problem]:
+    target = _registered(section.get("type"), registry)
+    if target is None:
+        yield Problem((*at, "type"), unknown_name(section.get("type"), kind, registry.keys()))
+    else:
+        yield from argument_problems(target, section.keys() - {"type"}, at, given=given, other=other)
 
 
-def _optimizer(options: dict[str, Any]) -> Iterator[Fault]:
+def _optimizer_problems(options: dict[str, Any]) -> Iterator[Problem]:
     section, at = options["train"].get("optim_g"), ("train", "optim_g")
     if not isinstance(section, dict) or not isinstance(section.get("type"), str):
         return
-    name, model = section["type"], dict(iter(MODEL_REGISTRY)).get(options["model_type"])
+    name, model = section["type"], _registered(options["model_type"], MODEL_REGISTRY)
     # A plug-in's model may bring optimizers of its own; what BasicSR's models can build depends on its version.
-    if getattr(model, "get_optimizer", None) is BaseModel.get_optimizer and name not in _buildable(model):
-        yield Fault((*at, "type"), unknown_name(name, f"optimizer of {model.__name__}", _buildable(model)))
-        return
+    if getattr(model, "get_optimizer", None) is BaseModel.get_optimizer:
+        known = _buildable_optimizers(model)
+        if name not in known:
+            yield Problem((*at, "type"), unknown_name(name, f"optimizer of {model.__name__}", known))
+            return
     target = getattr(torch.optim, name, None)
     if isinstance(target, type) and issubclass(target, torch.optim.Optimizer):
-        yield from argument_faults(target, section.keys() - {"type"}, at, given=["params"])
+        yield from argument_problems(target, section.keys() - {"type"}, at, given=["params"])
 
 
-def _buildable(model: type[BaseModel]) -> list[str]:
+def _buildable_optimizers(model: type[BaseModel]) -> list[str]:
     """The optimizers that BasicSR's own get_optimizer builds: Adam alone in 1.4.2, more in later versions."""
     names = []
     for name in ("Adam", "AdamW", "Adamax", "SGD", "ASGD", "RMSprop", "Rprop"):

@@ -1,0 +1,93 @@
+"""The schema of option files as JSON Schema, by which editors complete and check keys.
+
+It is made of the same models as the check of the command line, so it says the same about every single key. What no
+single key shows, such as the sum of a schedule's periods, only the command checks.
+
+``python -m restormixer_arch.config.json_schema > options/schema.json`` writes the published file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from restormixer_arch.config import schema
+from restormixer_arch.config.compare_schema import CompareFile, CompareTrain
+
+
+def json_schema() -> dict[str, Any]:
+    """Return one schema for all files: comparing ones have ``competitors``, training ones a section ``train``."""
+    result = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Option file of basicsr train, basicsr test and basicsr compare",
+        "type": "object",
+        "if": {"required": ["competitors"]},
+        "then": _compare_file(),
+        "else": {"if": {"required": ["train"]}, "then": _train_or_test_file(True), "else": _train_or_test_file(False)},
+    }
+    models = [CompareFile, CompareTrain, *schema.SCHEDULERS.values(), *schema.DATASETS.values()]
+    models += [*schema.TRAIN_DATASETS.values(), schema.opened(schema.TrainDataset), schema.opened(schema.Dataset)]
+    for model_type in (None, *schema.TRAIN_SECTIONS):
+        models += [*schema.sections(model_type, True).values(), *schema.sections(model_type, False).values()]
+    inputs = [(model, "validation") for model in dict.fromkeys(models)]
+    _, definitions = models_json_schema(inputs, ref_template="#/$defs/{model}")
+    return {**result, "$defs": definitions["$defs"]}
+
+
+def _train_or_test_file(is_train: bool) -> dict[str, Any]:
+    known = {name: _model_file(name, is_train) for name in schema.TRAIN_SECTIONS}
+    datasets = _datasets("^train$", "^val") if is_train else _datasets(None, "^(val|test)")
+    return {**_by("model_type", known, _model_file(None, is_train)), "properties": {"datasets": datasets}}
+
+
+def _model_file(model_type: str | None, is_train: bool) -> dict[str, Any]:
+    sections = schema.sections(model_type, is_train)
+    properties = {key: _ref(section) for key, section in sections.items() if key}
+    if is_train:
+        properties["val"] = _or_null(sections["val"])
+        if model_type is not None:
+            schedulers = {name: _ref(section) for name, section in schema.SCHEDULERS.items()}
+            properties["train"]["properties"] = {"scheduler": _by("type", schedulers, False)}
+    return {**_ref(sections[""]), "properties": properties}
+
+
+def _compare_file() -> dict[str, Any]:
+    datasets = _datasets("^train$", "^(val|test)")
+    return {**_ref(CompareFile), "properties": {"train": _or_null(CompareTrain), "datasets": datasets}}
+
+
+def _datasets(train: str | None, measured: str) -> dict[str, Any]:
+    """Schemas of the phases to train on and of those to validate or test on, by the patterns of their names."""
+    phases = {measured: _by("type", {name: _ref(s) for name, s in schema.DATASETS.items()}, _open(schema.Dataset))}
+    if train:
+        known = {name: _ref(section) for name, section in schema.TRAIN_DATASETS.items()}
+        phases[train] = _by("type", known, _open(schema.TrainDataset))
+    return {"type": "object", "patternProperties": phases, "additionalProperties": False}
+
+
+def _by(key: str, cases: dict[str, dict[str, Any]], otherwise: dict[str, Any] | bool) -> dict[str, Any]:
+    """A schema that depends on the value of ``key``."""
+    result: Any = otherwise
+    for value, case in reversed(cases.items()):
+        result = {"if": {"properties": {key: {"const": value}}, "required": [key]}, "then": case, "else": result}
+    return result
+
+
+def _ref(model: type[BaseModel]) -> dict[str, Any]:
+    return {"$ref": f"#/$defs/{model.__name__}"}
+
+
+def _open(model: type[BaseModel]) -> dict[str, Any]:
+    return _ref(schema.opened(model))
+
+
+def _or_null(model: type[BaseModel]) -> dict[str, Any]:
+    return {"anyOf": [_ref(model), {"type": "null"}]}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(json_schema(), indent=1) + "\n")

@@ -1,0 +1,230 @@
+"""The rules of option files that no single key shows: sums, lengths, pairs of keys, and paths. Each stands here once.
+
+Functions named after an option value return what is wrong with it as text, or None; data sets and models call them
+too. The others take a whole file and yield problems. Nothing beyond Python's own library is imported here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from restormixer_arch.errors import Problem, did_you_mean, not_found
+
+NAME_PATTERN = r"^[^/\\]+$"  # of what names a file or a folder
+NO_SLASH = "a name without / and \\"
+WITH_TRUTH = ("PairedImageDataset", "PairedRestorationDataset", "DegradedDataset")
+WITHOUT_TRUTH = ("SingleImageDataset",)
+NO_REFERENCE_METRICS = ("calculate_niqe",)  # need no ground truth; less is better
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+
+def crop_problem(gt_size: int, scale: int) -> str | None:
+    """A crop of the ground truth is that of the input times ``scale``."""
+    return f"got {gt_size}, expected a multiple of scale {scale}" if gt_size < 1 or gt_size % scale else None
+
+
+def database_problem(root: str | Path, backend: str) -> str | None:
+    """``io_backend.type: lmdb`` and paths ending in ``.lmdb`` go together, and an LMDB folder has its two files."""
+    is_database, folder = str(root).endswith(".lmdb"), Path(root).expanduser()
+    if backend == "lmdb" and not is_database:
+        return f"{str(root)!r} must end in '.lmdb' because io_backend.type is 'lmdb'"
+    if backend == "disk" and is_database:
+        return f"{str(root)!r} is an LMDB, which needs io_backend.type 'lmdb', got 'disk'"
+    if backend == "lmdb" and folder.is_dir():
+        for file in ("data.mdb", "meta_info.txt"):
+            if not (folder / file).is_file():
+                return f"{str(root)!r} is no LMDB of BasicSR: it has no {file}"
+    return None
+
+
+def path_problem(path: str) -> str | None:
+    """A path to read must exist."""
+    return None if Path(path).expanduser().exists() else f"{path!r} {not_found(path)}"
+
+
+def name_problem(name: str) -> str | None:
+    """What names a file or a folder has no slash."""
+    return None if re.fullmatch(NAME_PATTERN, name) else f"got {name!r}, expected {NO_SLASH}"
+
+
+def phase_kind(phase: Any) -> str:
+    """Return ``train``, ``val`` or ``test`` for a key of ``datasets`` such as ``val_2``."""
+    return str(phase).split("_")[0]
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def file_problems(options: dict[str, Any], is_train: bool, *, paths: bool = True) -> Iterator[Problem]:
+    """Yield what is wrong with the content of a file for ``basicsr train`` or ``basicsr test``.
+
+    Args:
+        options: the content; sections of a wrong type are left to the schema.
+        is_train: for ``basicsr train``.
+        paths: also that the files and folders it names exist.
+    """
+    yield from phases(options, is_train)
+    if is_train:
+        yield from schedule(options)
+        yield from crops(options)
+        yield from progressive(options)
+        yield from logging(options)
+    yield from scale(options)
+    yield from databases(options)
+    yield from metrics_without_truth(options)
+    if paths:
+        yield from missing_paths(options)
+
+
+def phases(options: dict[str, Any], is_train: bool) -> Iterator[Problem]:
+    """BasicSR takes ``train`` and ``val*`` for training, ``val*`` and ``test*`` for testing."""
+    datasets = _section(options, "datasets")
+    kinds = ("train", "val") if is_train else ("val", "test")
+    allowed = "'train', 'val' or 'val_<n>'" if is_train else "'test', 'test_<n>' or 'val'"
+    command = "train" if is_train else "test"
+    for phase in datasets:
+        kind = phase_kind(phase)
+        if kind not in kinds or (kind == "train" and phase != "train"):
+            hint = did_you_mean(str(phase), kinds)
+            text = f"unknown phase for 'basicsr {command}', expected {allowed}.{hint}"
+            yield Problem(("datasets", str(phase)), text)
+    if is_train and "train" not in datasets:
+        yield Problem(("datasets", "train"), "required section is missing (the images to train on)")
+    if not is_train and not datasets:
+        yield Problem(("datasets",), f"no data set to measure on, expected {allowed}")
+
+
+def schedule(options: dict[str, Any]) -> Iterator[Problem]:
+    """BasicSR fails in the middle of training where the schedule ends before it does."""
+    train = _section(options, "train")
+    scheduler, total = _section(train, "scheduler"), train.get("total_iter")
+    periods, at = scheduler.get("periods"), ("train", "scheduler")
+    if _is_numbers(periods) and isinstance(total, int) and sum(periods) < total:
+        text = f"the sum of {periods!r} is {sum(periods)}, less than total_iter {total}"
+        yield Problem((*at, "periods"), text)
+    lasting = periods if "periods" in scheduler else scheduler.get("restarts", [0])
+    weights = scheduler.get("restart_weights", [1])
+    if _is_numbers(lasting) and _is_numbers(weights) and len(lasting) != len(weights):
+        key = "periods" if "periods" in scheduler else "restarts"
+        text = f"got {len(weights)} values, expected one for each of the {len(lasting)} {key}"
+        yield Problem((*at, "restart_weights"), text)
+
+
+def crops(options: dict[str, Any]) -> Iterator[Problem]:
+    """The crops to train on, see :func:`crop_problem`."""
+    size, factor = _section(_section(options, "datasets"), "train").get("gt_size"), options.get("scale", 1)
+    if isinstance(size, int) and isinstance(factor, int) and min(size, factor) >= 1:  # else reported by the schema
+        if text := crop_problem(size, factor):
+            yield Problem(("datasets", "train", "gt_size"), text)
+
+
+def progressive(options: dict[str, Any]) -> Iterator[Problem]:
+    """The stages of growing patches, see :func:`progressive_problems`."""
+    table, factor = _section(_section(options, "train"), "progressive"), options.get("scale", 1)
+    lists = [table.get(key) for key in ("iters", "gt_sizes", "batch_sizes")]
+    if all(map(_is_numbers, lists)) and isinstance(factor, int) and factor >= 1:  # else reported by the schema
+        yield from progressive_problems(table, factor)
+
+
+def progressive_problems(table: Mapping[str, Sequence[int]], scale: int) -> Iterator[Problem]:
+    """Yield what is wrong with ``train.progressive``: its lists are of one length, and ``scale`` divides the sizes."""
+    at, lengths = ("train", "progressive"), [len(table[key]) for key in ("iters", "gt_sizes", "batch_sizes")]
+    if len(set(lengths)) > 1 or not lengths[0]:
+        listed = "{}, {} and {}".format(*lengths)
+        yield Problem(at, f"iters, gt_sizes and batch_sizes must be of one length, got {listed}")
+    for size in table["gt_sizes"]:
+        if text := crop_problem(size, scale):
+            yield Problem((*at, "gt_sizes"), text)
+
+
+def logging(options: dict[str, Any]) -> Iterator[Problem]:
+    """BasicSR starts wandb where it has a project, by what is written for tensorboard."""
+    logger = _section(options, "logger")
+    if not _section(logger, "wandb").get("project"):
+        return
+    if logger.get("use_tb_logger") is not True:
+        yield Problem(("logger", "use_tb_logger"), "must be true for logger.wandb, which follows tensorboard's files")
+    if importlib.util.find_spec("wandb") is None:
+        yield Problem(("logger", "wandb"), "needs the package wandb: pip install wandb")
+
+
+def scale(options: dict[str, Any]) -> Iterator[Problem]:
+    """BasicSR hands the file's ``scale`` on to the data sets; those with a ground truth need it."""
+    types = [dataset.get("type") for dataset in _section(options, "datasets").values() if isinstance(dataset, dict)]
+    if "scale" not in options and any(kind in WITH_TRUTH for kind in types):
+        yield Problem(("scale",), "required key is missing (1 where images keep their size)")
+
+
+def databases(options: dict[str, Any]) -> Iterator[Problem]:
+    """The folders of images, see :func:`database_problem`."""
+    for phase, dataset in _section(options, "datasets").items():
+        for key in ("dataroot_lq", "dataroot_gt") if isinstance(dataset, dict) else ():
+            root, backend = dataset.get(key), _section(dataset, "io_backend").get("type")
+            if isinstance(root, str) and isinstance(backend, str) and (text := database_problem(root, backend)):
+                yield Problem(("datasets", str(phase), key), text)
+
+
+def metrics_without_truth(options: dict[str, Any]) -> Iterator[Problem]:
+    """BasicSR measures every validated set with the same metrics, and most need a ground truth."""
+    metrics = _section(_section(options, "val"), "metrics")
+    types = [metric.get("type") for metric in metrics.values() if isinstance(metric, dict)]
+    full_reference = [str(kind) for kind in types if kind not in NO_REFERENCE_METRICS]
+    for phase, dataset in _section(options, "datasets").items():
+        if full_reference and isinstance(dataset, dict) and phase_kind(phase) != "train":
+            if dataset.get("type") in WITHOUT_TRUTH:
+                text = f"{dataset['type']!r} has no ground truth for val.metrics ({', '.join(full_reference)})"
+                yield Problem(("datasets", str(phase), "type"), text)
+
+
+def missing_paths(options: dict[str, Any]) -> Iterator[Problem]:
+    """Every file or folder to read, see :func:`path_problem`."""
+    for section, path in path_keys(options):
+        if text := path_problem(section[path[-1]]):
+            yield Problem(path, text)
+
+
+def path_keys(options: dict[str, Any]) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+    """Yield every key whose value is a file or folder to read, as (section that holds it, path of the key)."""
+    for phase, dataset in _section(options, "datasets").items():
+        for key, value in dataset.items() if isinstance(dataset, dict) else ():
+            if isinstance(value, str) and (str(key).startswith("dataroot") or key == "meta_info_file"):
+                yield dataset, ("datasets", str(phase), key)
+    paths = _section(options, "path")
+    for key, value in paths.items():
+        if isinstance(value, str) and (str(key).startswith("pretrain_network") or key == "resume_state"):
+            yield paths, ("path", key)
+
+
+def window_advice(options: dict[str, Any]) -> str | None:
+    """Return advice where RestorMixer's largest windows are twice as wide as what is left of a crop, or wider.
+
+    Args:
+        options: a file without problems.
+    """
+    size, network = options["datasets"]["train"].get("gt_size"), options["network_g"]
+    blocks = network.get("num_blocks", (4, 4, 4))
+    if network["type"] != "RestorMixer" or not size or not _is_numbers(blocks) or len(blocks) != 3:
+        return None
+    for halvings, count in ((1, blocks[1]), (2, blocks[2])):
+        side, largest = size // options.get("scale", 1) // 2**halvings, network.get("window_size", 8) * (count // 2)
+        if largest >= 2 * side:
+            return (
+                f"datasets.train.gt_size: of {size} pixels {side} are left at 1/{2**halvings}, where the "
+                f"largest window has {largest}: most of it is padding; raise gt_size or lower network_g.window_size"
+            )
+    return None
+
+
+def _section(options: dict[str, Any], key: str) -> dict[str, Any]:
+    value = options.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(number, int | float) for number in value)

@@ -1,0 +1,144 @@
+"""Find and read option files: plain YAML with the floats of YAML 1.2, and no key twice.
+
+BasicSR resolves every relative path of an option file against the working directory. The option files, the sample
+data and the weights that ship with this project are installed inside the package, so ``options/x.yml``, ``data/y`` and
+``restormixer_arch/weights/z`` are looked up there when the working directory has no such file.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from restormixer_arch.errors import UserError, closest, did_you_mean, similar_file
+
+# The first folder of a relative path -> the package that it is installed as.
+PACKAGED = {
+    "options": "restormixer_arch.options",
+    "data": "restormixer_arch.data",
+    "restormixer_arch": "restormixer_arch",
+}
+
+
+def package_folders(top: str) -> list[Path]:
+    """Return the installed folders behind a key of :data:`PACKAGED` without importing them."""
+    spec = find_spec(PACKAGED[top])
+    return [Path(folder) for folder in spec.submodule_search_locations] if spec else []
+
+
+def find_in_package(path: str | Path) -> Path | None:
+    """Return the installed file that a relative path such as ``data/samples/x.lmdb`` names, or None."""
+    parts = PurePath(path).parts
+    if not parts or parts[0] not in PACKAGED or ".." in parts:
+        return None
+    candidates = (folder.joinpath(*parts[1:]) for folder in package_folders(parts[0]))
+    return next((candidate for candidate in candidates if candidate.exists()), None)
+
+
+def locate_option_file(path: str | Path) -> Path:
+    """Return the option file, from the working directory or else from the package.
+
+    Raises:
+        UserError: there is no such file; neighbours and shipped files with a similar name are offered.
+    """
+    given = Path(path).expanduser()
+    found = given if given.exists() else find_in_package(path)
+    if found is None:
+        raise UserError(f"{path}: no such option file.{_suggest(given)}")
+    if found.is_dir():
+        files = sorted(file.name for file in found.glob("*.yml"))
+        raise UserError(f"{path}: is a folder, an option file was expected ({', '.join(files) or 'no *.yml in it'})")
+    return found
+
+
+class OptionLoader(yaml.SafeLoader):
+    """PyYAML's safe loader (YAML 1.1) that refuses a key given twice and takes ``1e-3`` for a number, as YAML 1.2."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            # '<<' may come twice and is not a key; keys that are not scalars are refused while constructing.
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in lines:
+                problem = f"key {key.value!r} is given twice, first in line {lines[key.value]}"
+                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+            lines[key.value] = key.start_mark.line + 1
+        return node
+
+
+OptionLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+\Z"), list("-+.0123456789")
+)
+
+
+def read_options(path: Path, shown: str) -> dict[str, Any]:
+    """Read an option file.
+
+    Args:
+        path: the file.
+        shown: its name in messages, as the user wrote it.
+
+    Raises:
+        UserError: unreadable, not YAML, a key given twice, or not a mapping; the message has line and column.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{shown}: cannot be read ({error})") from error
+    try:
+        options = yaml.load(text, OptionLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise UserError(f"{shown}:{mark.line + 1}:{mark.column + 1}: {_reason(error)}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that only looks like one
+        raise UserError(f"{shown}: is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(options, dict):
+        kind = "nothing" if options is None else type(options).__name__
+        raise UserError(f"{shown}: lines of the form 'key: value' were expected at the top, got {kind}")
+    return options
+
+
+def apply_overrides(options: dict[str, Any], entries: list[str]) -> None:
+    """Set values from ``--force_yml``, each ``section:key=value`` with the value written as in YAML.
+
+    Raises:
+        UserError: no '=', a section that is not there, or a value that is not YAML.
+    """
+    for entry in entries:
+        keys, equals, text = entry.partition("=")
+        *sections, last = (key.strip() for key in keys.split(":"))
+        if not equals or not last:
+            raise UserError(f"--force_yml: 'section:key=value' was expected, got {entry!r}")
+        place = options
+        for depth, section in enumerate(sections):
+            inner = place.get(section)
+            if not isinstance(inner, dict):
+                name = ":".join(sections[: depth + 1])
+                sections_here = [key for key, value in place.items() if isinstance(value, dict)]
+                hint = did_you_mean(section, sections_here)
+                raise UserError(f"--force_yml: {entry!r}: the option file has no section {name!r}.{hint}")
+            place = inner
+        try:
+            place[last] = yaml.load(text, OptionLoader)
+        except yaml.YAMLError as error:
+            reason = _reason(error) if isinstance(error, yaml.MarkedYAMLError) else str(error)
+            raise UserError(f"--force_yml: {entry!r}: {reason}") from error
+
+
+def _suggest(path: Path) -> str:
+    if beside := similar_file(path):
+        return f" Did you mean '{beside}'?"
+    shipped = sorted({file.name for folder in package_folders("options") for file in folder.glob("*.yml")})
+    close = closest(path.name, shipped)
+    return f" Did you mean 'options/{close}', which is installed?" if close else ""
+
+
+def _reason(error: yaml.MarkedYAMLError) -> str:
+    parts = [error.context, error.problem]
+    return " ".join("; ".join(part for part in parts if part).split())
