@@ -48,7 +48,11 @@ class BuildLibrary(build_ext):
         return ext.export_symbols
 
 
-SUBPACKAGES = sorted(file.parent.name for file in (ROOT / "restormixer_arch").glob("*/__init__.py"))
+SUBPACKAGES = sorted(
+    f"{package}.{file.parent.name}"
+    for package, folder in PACKAGE_DIR.items()
+    for file in (ROOT / folder).glob("*/__init__.py")
+)
 
 setup(
     name="restormixer",
@@ -58,7 +62,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*PACKAGE_DIR, *(f"restormixer_arch.{name}" for name in SUBPACKAGES)],
+    packages=[*PACKAGE_DIR, *SUBPACKAGES],
     package_dir=PACKAGE_DIR,
     ext_modules=[kernel],
     cmdclass={"build_ext": BuildLibrary},

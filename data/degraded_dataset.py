@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.data.compose import add_composition, draw_composition
-from restormixer_arch.data.image_io import FolderImages, without_suffix
+from restormixer_arch.data.images.folder import FolderImages, without_suffix
 from restormixer_arch.data.lmdb_io import LmdbImages
 from restormixer_arch.data.mixture import read_mixture
 from restormixer_arch.data.paired_dataset import enlarge

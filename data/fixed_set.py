@@ -13,7 +13,7 @@ import numpy as np
 
 from restormixer_arch import __version__
 from restormixer_arch.data.degraded_dataset import DegradedDataset
-from restormixer_arch.data.image_io import without_suffix
+from restormixer_arch.data.images.folder import without_suffix
 from restormixer_arch.data.lmdb_io import write_lmdb
 from restormixer_arch.data.prepare_images import Entry
 from restormixer_arch.data.prepare_store import difference, open_reader

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from restormixer_arch.data.find_pairs import Found, Unit
-from restormixer_arch.data.image_io import FolderImages
+from restormixer_arch.data.images.folder import FolderImages
 from restormixer_arch.data.labels import CDD11
 from restormixer_arch.data.layouts import Part, PublicSet
 from restormixer_arch.errors import UserError
