@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.config.rules import crop_problem
 from restormixer_arch.data.compose import Composition, add_composition, draw_composition, read_compositions
-from restormixer_arch.data.image_io import FolderImages, without_suffix
+from restormixer_arch.data.images.folder import FolderImages, without_suffix
 from restormixer_arch.data.lmdb_io import LmdbImages
 from restormixer_arch.data.mixture import Ingredient, read_mixture
 from restormixer_arch.data.paired_dataset import enlarge

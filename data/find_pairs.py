@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from restormixer_arch.data.image_io import IMAGE_SUFFIXES
+from restormixer_arch.data.images import IMAGE_SUFFIXES
 from restormixer_arch.data.layouts import Layout, Part, PublicSet
 from restormixer_arch.errors import UserError, did_you_mean
 

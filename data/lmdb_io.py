@@ -24,7 +24,7 @@ import lmdb
 import numpy as np
 
 from restormixer_arch.config.rules import database_problem
-from restormixer_arch.data.image_io import checked_folder, decode_image, without_suffix
+from restormixer_arch.data.images.folder import checked_folder, decode_image, without_suffix
 from restormixer_arch.errors import UserError
 
 META_LINE = re.compile(r"(?P<name>.+?)(?:\s+\(\d+,\s*\d+,\s*\d+\))?(?:\s+\d+)?")

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from restormixer_arch.data.colour import to_linear, to_stored
 from restormixer_arch.data.degradation import (
     check_image,
     draw_seed,
@@ -22,6 +21,7 @@ from restormixer_arch.data.degradation import (
     require_not_negative,
     smooth_noise,
 )
+from restormixer_arch.data.images.colour import to_linear, to_stored
 from restormixer_arch.data.noise import poisson_signal
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from restormixer_arch.data.image_io import checked_folder
+from restormixer_arch.data.images.folder import checked_folder
 from restormixer_arch.data.lmdb_io import write_lmdb
 from restormixer_arch.data.prepare_images import reduced
 from restormixer_arch.data.rain import add_rain, draw_shower

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from restormixer_arch.data.colour import to_linear, to_stored
 from restormixer_arch.data.degradation import (
     check_image,
     draw_seed,
@@ -26,6 +25,7 @@ from restormixer_arch.data.degradation import (
     require_unit,
     splat,
 )
+from restormixer_arch.data.images.colour import to_linear, to_stored
 
 STEPS = 96  # of the path
 POINTS_PER_PIXEL = 4  # of the path, when it is drawn into the kernel

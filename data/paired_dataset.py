@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.config.rules import crop_problem, database_problem
-from restormixer_arch.data.image_io import FolderImages, without_suffix
+from restormixer_arch.data.images.folder import FolderImages, without_suffix
 from restormixer_arch.data.lmdb_io import LmdbImages, read_names
 from restormixer_arch.data.shared_pairs import shared_pairs
 from restormixer_arch.errors import UserError, did_you_mean

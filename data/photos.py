@@ -18,7 +18,7 @@ from pathlib import Path
 
 from restormixer_arch.data.compose import Composition, compositions_of
 from restormixer_arch.data.find_pairs import Found, Unit
-from restormixer_arch.data.image_io import FolderImages
+from restormixer_arch.data.images.folder import FolderImages
 from restormixer_arch.data.layouts import Part, PublicSet
 from restormixer_arch.errors import UserError
 

@@ -10,7 +10,7 @@ import cv2
 import lmdb
 import numpy as np
 
-from restormixer_arch.data.image_io import IMAGE_SUFFIXES
+from restormixer_arch.data.images import IMAGE_SUFFIXES
 from restormixer_arch.data.lmdb_io import LmdbImages
 from restormixer_arch.data.prepare_images import PNG_LEVEL, Entry
 from restormixer_arch.errors import UserError

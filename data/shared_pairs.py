@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from restormixer_arch.data.image_io import without_suffix
+from restormixer_arch.data.images.folder import without_suffix
 from restormixer_arch.errors import UserError, did_you_mean
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from restormixer_arch.basicsr_adapter.output import complain, say
 from restormixer_arch.data.compose import DEGRADATIONS, add_composition, draw_composition
-from restormixer_arch.data.image_io import decode_image
+from restormixer_arch.data.images.folder import decode_image
 from restormixer_arch.data.labels import CDD11, CLEAN
 from restormixer_arch.errors import UserError
 

@@ -13,10 +13,10 @@ from basicsr.utils import get_root_logger, tensor2img
 from torch import Tensor
 
 from restormixer_arch.errors import UserError
+from restormixer_arch.inference.restorer import Restorer
 from restormixer_arch.models.guard import is_finite
 from restormixer_arch.models.labels import LabelledLoader, LabelResults, joined_results, report_by_label
 from restormixer_arch.models.memory import explained
-from restormixer_arch.models.restore import Restorer
 
 PICTURES = 4  # of each data set that tensorboard gets
 PICTURE_SIDE = 384  # pixels at most; a larger picture shows its middle

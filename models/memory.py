@@ -14,8 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from restormixer_arch.errors import UserError
-
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+from restormixer_arch.inference.memory import is_out_of_memory
 
 
 def set_checkpointing(network: nn.Module) -> int:
@@ -61,13 +60,6 @@ def _checkpointed(forward: Any, *inputs: Any, **options: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs, **options)
     return checkpoint(forward, *inputs, use_reentrant=False, **options)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error of torch or Python is a lack of memory, on the CPU or a GPU."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)
 
 
 @contextmanager

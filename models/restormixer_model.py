@@ -12,6 +12,8 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
 from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.inference.restorer import restorer_of_options
+from restormixer_arch.inference.weights import read_weights
 from restormixer_arch.models import guard, memory
 from restormixer_arch.models.losses import MultiScaleDualDomainLoss
 from restormixer_arch.models.measured_validation import MeasuredValidation
@@ -19,8 +21,6 @@ from restormixer_arch.models.mixing import mixed
 from restormixer_arch.models.norms import NormStatistics, frozen_after
 from restormixer_arch.models.precision import Precision, checked_amp
 from restormixer_arch.models.progressive import ProgressivePatches
-from restormixer_arch.models.restore import restorer_of_options
-from restormixer_arch.models.weights import read_weights
 
 DEFAULT_GRAD_CLIP = 0.01  # the value of the network's family (SFNet, IRNeXt, ConvIR)
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
@@ -52,7 +52,7 @@ class RestorMixerModel(MeasuredValidation):
 
     Under ``val``, ``tile``, ``tile_overlap`` and ``tile_blend`` restore validated and tested pictures tile by tile, and
     ``max_memory`` (such as ``3G``) chooses the tiles' size; the whole picture is then never on the device, see
-    :mod:`restormixer_arch.models.tiling`.
+    :mod:`restormixer_arch.inference.tiles`.
 
     Overridden: init_training_settings, setup_optimizers, get_optimizer, optimize_parameters, model_ema,
     load_network, print_network, and those of :class:`MeasuredValidation`.

@@ -10,12 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from restormixer_arch.models.restore_image import restore
+    from restormixer_arch.inference.restore import restore
     from restormixer_arch.restormixer_arch import RestorMixer
 
 __version__ = "0.1.0"
 __all__ = ["RestorMixer", "__version__", "restore"]
-LAZY = {"RestorMixer": "restormixer_arch.restormixer_arch", "restore": "restormixer_arch.models.restore_image"}
+LAZY = {"RestorMixer": "restormixer_arch.restormixer_arch", "restore": "restormixer_arch.inference.restore"}
 
 
 def __getattr__(name: str) -> Any:

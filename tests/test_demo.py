@@ -20,7 +20,7 @@ from PIL import Image, ImageCms
 from tiny_network import save_tiny
 
 from restormixer_arch import cli
-from restormixer_arch.models.restore_image import restore
+from restormixer_arch.inference.restore import restore
 
 pytest.importorskip("gradio", reason="needs the extra 'demo'")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -162,7 +162,7 @@ def test_other_files_are_refused_on_the_page(server, page):
     place = server[1]
     (place / "broken.png").write_bytes(b"no picture")
     restored_by(page, place / "broken.png")
-    assert "broken.png: is no picture that can be read (JPEG, PNG, " in message(page)
+    assert "broken.png: is not an image that can be read (JPEG, PNG, " in message(page)
     assert "/" not in message(page).replace("8-/16", "")  # no folder of the server is told
     page.refresh()
     until(lambda: button(page, "Restore"))
@@ -239,7 +239,7 @@ def test_no_file_is_read_and_no_address_fetched_but_what_was_sent(server, path):
     ],
 )
 def test_mistakes(folder, capsys, arguments, message, monkeypatch):
-    monkeypatch.setattr("restormixer_arch.models.load.SHIPPED", folder)
+    monkeypatch.setattr("restormixer_arch.inference.weights.SHIPPED", folder)
     save_tiny(folder / "w.safetensors")
     with socket.create_server(("127.0.0.1", 0)) as used:
         number = used.getsockname()[1]

@@ -14,7 +14,7 @@ from test_restormixer_arch import golden, small
 
 from restormixer_arch import cli
 from restormixer_arch.cli import export
-from restormixer_arch.models.load import load_network
+from restormixer_arch.inference.weights import load_network
 from restormixer_arch.weight_options import stamped
 
 ONNX = all(importlib.util.find_spec(name) for name in export.ONNX_PACKAGES)

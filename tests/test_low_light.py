@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from restormixer_arch.data.colour import to_linear, to_stored
+from restormixer_arch.data.images.colour import to_linear, to_stored
 from restormixer_arch.data.low_light import LowLightParameters, add_low_light, illumination
 
 

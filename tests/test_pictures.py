@@ -11,8 +11,7 @@ import tifffile
 from PIL import ExifTags, Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from restormixer_arch.data.pictures import Picture, as_png, picture_size, read_picture, write_picture
-from restormixer_arch.data.pictures16 import UPRIGHT
+from restormixer_arch.data.images.picture import UPRIGHT, Picture, as_png, picture_size, read_picture, write_picture
 from restormixer_arch.errors import UserError
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -238,16 +237,16 @@ FRAMES = [Image.fromarray(SMOOTH // n) for n in (2, 3)]
     ("name", "content", "message"),
     [
         ("empty.png", b"", "is empty"),
-        ("text.jpg", b"no picture at all", r"is no picture that can be read \(JPEG, "),
-        ("cut.png", encoded("PNG")[:300], "cannot be read as a picture"),
-        ("cut.jpg", encoded("JPEG")[:900], r"cannot be read as a picture \(.*truncated"),
-        ("bomb.png", BOMB, r"cannot be read as a picture \(Image size \(3600000000 pixels\) exceeds"),
-        ("deep.ppm", b"P6 1 1 65535 " + bytes(6), "has 16-bit samples, which of its kind are not read"),
-        ("deep.pgm", b"P5 1 1 65535 " + bytes(2), "has samples of kind 'I', expected 8- or 16-bit gray or RGB"),
-        ("still.gif", encoded("GIF"), "GIF pictures are not restored, expected one of JPEG, "),
-        ("moving.png", encoded("PNG", save_all=True, append_images=FRAMES), "holds 3 pictures, one was expected"),
-        ("moving.webp", encoded("WEBP", save_all=True, append_images=FRAMES), "holds 3 pictures"),
-        ("pages.tif", encoded("TIFF", save_all=True, append_images=FRAMES), "holds 3 pictures"),
+        ("text.jpg", b"no picture at all", r"is not an image that can be read \(JPEG, "),
+        ("cut.png", encoded("PNG")[:300], "cannot be read as an image"),
+        ("cut.jpg", encoded("JPEG")[:900], r"cannot be read as an image \(.*truncated"),
+        ("bomb.png", BOMB, r"cannot be read as an image \(Image size \(3600000000 pixels\) exceeds"),
+        ("deep.ppm", b"P6 1 1 65535 " + bytes(6), "has 16-bit samples, which are read from PNG and TIFF only"),
+        ("deep.pgm", b"P5 1 1 65535 " + bytes(2), "has samples of mode 'I', expected 8- or 16-bit gray or RGB"),
+        ("still.gif", encoded("GIF"), "GIF images are not supported, expected one of JPEG, "),
+        ("moving.png", encoded("PNG", save_all=True, append_images=FRAMES), "holds 3 images, expected one"),
+        ("moving.webp", encoded("WEBP", save_all=True, append_images=FRAMES), "holds 3 images"),
+        ("pages.tif", encoded("TIFF", save_all=True, append_images=FRAMES), "holds 3 images"),
     ],
 )
 def test_refused(tmp_path, name, content, message):
@@ -266,7 +265,7 @@ def test_other_samples_are_refused(tmp_path, shape, dtype):
 
 
 def test_missing_and_unwritable(tmp_path):
-    with pytest.raises(UserError, match=r"none\.png: cannot be read as a picture \(No such file"):
+    with pytest.raises(UserError, match=r"none\.png: cannot be read as an image \(No such file"):
         read_picture(tmp_path / "none.png")
     with pytest.raises(UserError, match=r"x\.png: cannot be written \(No such file"):
         write_picture(Picture(RGB), tmp_path / "folder/x.png")
@@ -298,5 +297,5 @@ def test_the_size_of_a_picture_is_read_without_decoding_it(folder):
     (folder / "a.png").write_bytes((folder / "a.png").read_bytes()[:60])  # the header alone
     assert picture_size("a.png") == (500, 300)
     (folder / "a.png").write_bytes(b"no")
-    with pytest.raises(UserError, match="a.png: is no picture that can be read"):
+    with pytest.raises(UserError, match="a.png: is not an image that can be read"):
         picture_size("a.png")

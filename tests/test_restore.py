@@ -1,217 +1,148 @@
-"""Restoring tensors with any network, and finding the network of a file of weights."""
+"""``restormixer_arch.restore`` on arrays, tensors and PIL images."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_network import save_tiny, tiny_network
-from torch import nn
 
+import restormixer_arch
 from restormixer_arch.errors import UserError
-from restormixer_arch.models import load
-from restormixer_arch.models.load import load_network, shipped_weights
-from restormixer_arch.models.restore import Restorer, pick_device, restored, restorer_of_options
+from restormixer_arch.inference import restorer
+from restormixer_arch.inference import weights as weights_module
+from restormixer_arch.inference.restore import restore, side_by_side
+from restormixer_arch.inference.restorer import Restorer
+
+RGBA = np.random.default_rng(0).integers(0, 256, (24, 40, 4), np.uint8)
+RGB = RGBA[..., :3]
 
 
-class Plain(nn.Module):
-    """A network of other people: an affine function of what it is given, with a weight for its device."""
-
-    def __init__(self, function=lambda x: x, **attributes):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(()))
-        self.function = function
-        self.seen = []
-        for name, value in attributes.items():
-            setattr(self, name, value)
-
-    def forward(self, x):
-        self.seen.append(x)
-        return self.function(x * self.weight)
+@pytest.fixture
+def weights(tmp_path):
+    return save_tiny(tmp_path / "x.safetensors")
 
 
-PICTURE = torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(1))
-
-
-def test_equals_the_network_where_the_picture_is_one_tile():
-    network = tiny_network()
+@pytest.fixture
+def wanted():
+    """What the network makes of RGB, float32 (H, W, 3)."""
+    x = torch.from_numpy(RGB / 255).float().permute(2, 0, 1)[None]
     with torch.no_grad():
-        wanted = network(PICTURE)
-    assert (wanted - PICTURE).abs().max() > 0.01
-    torch.testing.assert_close(restored(network, PICTURE, tile=128), wanted.clamp(0, 1))
+        return tiny_network()(x).clamp(0, 1)[0].permute(1, 2, 0).numpy()
 
 
-@pytest.mark.parametrize(("dtype", "white"), [(torch.uint8, 255), (torch.uint16, 65535)])
-def test_integers_are_taken_as_parts_of_white(dtype, white):
-    picture = (PICTURE * white).round().to(dtype)
-    result = restored(Plain(lambda x: x / 2), picture, tile=128)
-    torch.testing.assert_close(result, picture.float() / white / 2)
+def test_it_is_at_the_front_door():
+    assert restormixer_arch.restore is restore
 
 
-def test_results_are_kept_within_the_range():
-    result = restored(Plain(lambda x: 3 * x - 1), PICTURE, tile=128)
-    assert result.min() == 0 and result.max() == 1 and not result.requires_grad
+def test_arrays(weights, wanted):
+    result = restore(RGB, weights)
+    assert result.dtype == np.uint8
+    np.testing.assert_array_equal(result, np.rint(wanted * 255))
+    deep = restore(RGB.astype(np.uint16) * 257, weights)
+    assert deep.dtype == np.uint16
+    np.testing.assert_allclose(deep, wanted * 65535, atol=1)
+    for dtype in (np.float32, np.float64):
+        result = restore((RGB / 255).astype(dtype), weights=str(weights))
+        assert result.dtype == dtype
+        np.testing.assert_allclose(result, wanted, atol=1e-6)
 
 
-def test_gray_and_colour_meet_networks_of_other_channels():
-    gray = PICTURE[:, :1]
-    network = Plain(lambda x: x * torch.tensor([0.5, 0.25, 0.75])[:, None, None])
-    torch.testing.assert_close(restored(network, gray, tile=128), gray / 2)
-    assert network.seen[0].shape == (1, 3, 40, 56)
-    network = Plain(lambda x: x / 2, in_channels=1)
-    torch.testing.assert_close(restored(network, PICTURE, tile=128), PICTURE / 2)
-    assert [x.shape for x in network.seen] == [(1, 1, 40, 56)] * 3
+def test_alpha_and_gray_of_arrays(weights):
+    result = restore(RGBA, weights)
+    np.testing.assert_array_equal(result[..., 3], RGBA[..., 3])
+    np.testing.assert_array_equal(result[..., :3], restore(RGB, weights))
+    gray = restore(RGB[..., 0], weights)
+    assert gray.shape == (24, 40)
+    np.testing.assert_array_equal(restore(RGB[..., :1], weights)[..., 0], gray)
+    np.testing.assert_array_equal(restore(RGB[..., :2], weights)[..., 1], RGB[..., 1])
 
 
-def test_a_batch_is_restored_one_by_one():
-    network = Plain(lambda x: x / 2)
-    batch = torch.cat([PICTURE, 1 - PICTURE])
-    torch.testing.assert_close(Restorer(network, tile=128)(batch), batch / 2)
-    assert [len(x) for x in network.seen] == [1, 1]
+def test_tensors(weights, wanted):
+    x = torch.from_numpy(np.ascontiguousarray(RGB.transpose(2, 0, 1)))
+    whole = np.rint(wanted.transpose(2, 0, 1) * 255)
+    np.testing.assert_array_equal(restore(x, weights).numpy(), whole)
+    batch = restore(torch.stack([x, x.flip(-1)]).float() / 255, weights)
+    assert batch.shape == (2, 3, 24, 40) and batch.dtype == torch.float32
+    np.testing.assert_allclose(batch[0].numpy() * 255, wanted.transpose(2, 0, 1) * 255, atol=1e-4)
+    assert restore(x.double()[:1] / 255, weights).dtype == torch.float64
 
 
-@pytest.mark.parametrize("scale", [1, 2])
-def test_self_ensemble_is_the_mean_over_the_eight_symmetries(scale):
-    network = tiny_network(upscale=scale)
-
-    def turned(x):  # written out once more, by the symmetries' matrices
-        results = []
-        for transpose in (False, True):
-            for rows in (False, True):
-                for columns in (False, True):
-                    dims = [d for d, flip in ((-2, rows), (-1, columns)) if flip]
-                    y = x.transpose(-2, -1) if transpose else x
-                    y = network(y.flip(dims).contiguous()).flip(dims)
-                    results.append(y.transpose(-2, -1) if transpose else y)
-        return torch.stack(results).mean(0)
-
-    with torch.no_grad():
-        wanted = turned(PICTURE).clamp(0, 1)
-    got = restored(network, PICTURE, tile=128, self_ensemble=True)
-    torch.testing.assert_close(got, wanted)
-    assert (got - restored(network, PICTURE, tile=128)).abs().max() > 1e-3
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "CMYK", "I;16"])
+def test_pillow(weights, mode):
+    if mode == "I;16":
+        image = Image.fromarray(RGB[..., 0].astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(RGBA).convert("RGB").convert(mode)
+    image.info["icc_profile"] = b"profile"
+    result = restore(image, weights)
+    assert result.mode == {"P": "RGB", "CMYK": "RGB", "1": "L"}.get(mode, mode) and result.size == (40, 24)
+    if mode == "RGB":
+        np.testing.assert_array_equal(np.asarray(result), restore(RGB, weights))
+        assert result.info == {"icc_profile": b"profile"}
+    if mode == "I;16":
+        np.testing.assert_array_equal(np.asarray(result), restore(np.asarray(image), weights))
 
 
-def test_half_precision_is_near():
-    network = tiny_network()
-    full, half = (restored(network, PICTURE, tile=128, precision=p) for p in ("fp32", "bf16"))
-    assert 0 < (full - half).abs().max() < 0.02 and half.dtype == torch.float32
+def test_enlarging_takes_the_alpha_along(tmp_path):
+    flat = np.dstack([RGB, np.full((24, 40), 77, np.uint8)])
+    result = restore(flat, save_tiny(tmp_path / "x2.safetensors", upscale=2))
+    assert result.shape == (48, 80, 4) and set(np.unique(result[..., 3])) == {77}
 
 
-def test_tiles_of_a_large_picture_are_what_the_network_sees():
-    network = Plain(lambda x: x / 2)
-    picture = torch.rand(1, 3, 300, 500)
-    torch.testing.assert_close(restored(network, picture, tile=192), picture / 2)
-    assert len(network.seen) == 8 and max(x.shape[-1] for x in network.seen) <= 192
+def test_options_are_passed_on(weights, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Restorer, "__post_init__", lambda self: seen.append(self))
+    restore(RGB, weights, tile=192, precision="bf16", self_ensemble=True, max_memory="2G", device="cpu")
+    [made] = seen
+    assert (made.tile, made.precision, made.self_ensemble, made.max_memory) == (192, "bf16", True, 2 * 10**9)
 
 
-def test_infinite_results_are_no_black_pictures():
-    with pytest.raises(UserError, match="precision: the result in fp32 has infinite values or none at all"):
-        restored(Plain(lambda x: x / 0), PICTURE, tile=128)
+def test_the_network_is_kept_until_its_file_changes(weights, monkeypatch):
+    import os
+
+    loads = []
+    original = restorer.load_network
+    monkeypatch.setattr(restorer, "load_network", lambda path: loads.append(path) or original(path))
+    for _ in range(2):
+        restore(RGB, weights, tile=256)
+    assert len(loads) == 1
+    os.utime(weights, (1, 1))
+    restore(RGB, weights, tile=256)
+    assert len(loads) == 2
 
 
-def raising(message, kind=RuntimeError):
-    def function(x):
-        raise kind(message)
-
-    return Plain(function)
+def test_installed_weights_are_the_default(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights_module, "SHIPPED", tmp_path)
+    with pytest.raises(UserError, match="no weights for 'derain'"):
+        restore(RGB)
+    save_tiny(tmp_path / "restormixer_s_derain.safetensors")
+    assert restore(RGB).shape == RGB.shape
+    large = np.random.default_rng(0).random((392, 500, 3), np.float32)
+    tiled = restore(large, tile=weights_module.TILES["derain"])
+    np.testing.assert_array_equal(restore(large), tiled)
+    assert not np.array_equal(restore(large, max_memory="3G"), tiled)
 
 
 @pytest.mark.parametrize(
-    ("message", "kind"),
-    [("DefaultCPUAllocator: can't allocate memory: you tried", RuntimeError), ("CUDA out", torch.OutOfMemoryError)],
+    ("image", "kind", "message"),
+    [
+        ("a.png", TypeError, "must be a numpy array, a torch tensor or a PIL image, got str"),
+        (np.zeros((2, 3, 4, 3), np.uint8), ValueError, r"shape \(H, W\) or \(H, W, 1 to 4\), got \(2, 3, 4, 3\)"),
+        (np.zeros((0, 3, 3), np.uint8), ValueError, r"got \(0, 3, 3\)"),
+        (np.zeros((8, 8, 3), np.int32), ValueError, "must be uint8, uint16 or floating point, got int32"),
+        (np.full((8, 8, 3), 255.0), ValueError, r"within \[0, 1\], got 255 to 255"),
+        (np.full((8, 8, 3), np.nan), ValueError, r"within \[0, 1\], got nan to nan"),
+        (torch.zeros(8, 8, 3), ValueError, r"shape \(C, H, W\) or .* got \(8, 8, 3\)"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), ValueError, "floating point, got torch.int64"),
+        (torch.full((3, 8, 8), -0.5), ValueError, r"within \[0, 1\], got -0.5 to -0.5"),
+        (Image.new("F", (8, 8)), ValueError, "must be of mode 1, L, .*, got F"),
+    ],
 )
-def test_out_of_memory_is_told_as_such(message, kind):
-    with pytest.raises(UserError, match="tile: the device's memory does not do for 128 pixels; give a smaller one"):
-        restored(raising(message, kind), PICTURE, tile=128)
+def test_other_things_are_refused(weights, image, kind, message):
+    with pytest.raises(kind, match=message):
+        restore(image, weights)
 
 
-def test_other_errors_pass():
-    with pytest.raises(RuntimeError, match="a slip") as caught:
-        restored(raising("a slip"), PICTURE, tile=128)
-    assert not isinstance(caught.value, UserError)
-
-
-def test_unknown_precision():
-    with pytest.raises(ValueError, match="precision must be one of fp32, bf16, fp16, got 'int8'"):
-        restored(Plain(), PICTURE, tile=128, precision="int8")
-
-
-# --- the size of tiles -----------------------------------------------------------------------------------------------
-
-
-def test_a_given_tile_is_taken_and_checked():
-    assert Restorer(Plain(), tile=192).tile_for(PICTURE) == 192
-    with pytest.raises(UserError, match="tile: 100 is too small for an overlap of 64, at least 128 was expected"):
-        Restorer(Plain(), tile=100)
-
-
-def test_memory_is_measured_once_and_decides():
-    network = tiny_network()
-    restorer = Restorer(network, max_memory=10**11)
-    assert restorer.memory is restorer.memory
-    assert restorer.tile_for(torch.zeros(1, 3, 700, 500, dtype=torch.uint8)) == 700
-    small = Restorer(network)
-    assert small.tile_for(PICTURE) == 128 and small.tile_for(torch.zeros(1, 3, 512, 9)) == 512
-    assert "memory" not in vars(small)  # not measured
-    assert small.tile_for(torch.zeros(1, 3, 513, 9)) == 513 and "memory" in vars(small)
-    with pytest.raises(UserError, match="max-memory: 0.00 GB do not do for 56 x 40 pixels"):
-        Restorer(network, max_memory=1000)(PICTURE)
-
-
-def test_options_of_a_file():
-    assert restorer_of_options(Plain(), {"save_img": True}) is None
-    made = restorer_of_options(Plain(), {"tile": 96, "tile_overlap": 0, "tile_blend": "linear"})
-    assert (made.tile, made.overlap, made.blend, made.max_memory) == (96, 0, "linear", None)
-    assert restorer_of_options(Plain(), {"max_memory": "2G"}).max_memory == 2 * 10**9
-
-
-def test_devices():
-    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert pick_device("cpu") == torch.device("cpu")
-    for name in ("gpu", "meta", "cpu:x"):
-        with pytest.raises(UserError, match=f"--device: '{name}' cannot be used here"):
-            pick_device(name)
-    if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="--device: 'cuda' cannot be used here"):
-            pick_device("cuda")
-
-
-# --- weights ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_network_is_built_from_its_weights(tmp_path):
-    network = load_network(save_tiny(tmp_path / "x.safetensors", upscale=2))
-    with torch.no_grad():
-        torch.testing.assert_close(network(PICTURE), tiny_network(upscale=2)(PICTURE))
-    assert network.upscale == 2 and not network.training
-
-
-def test_other_weights_are_refused(tmp_path):
-    torch.save({"params": {"a.weight": torch.ones(2)}}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="other.pth: are not the weights of a RestorMixer"):
-        load_network(tmp_path / "other.pth")
-    state = tiny_network().state_dict()
-    del state["decoder.merge_half.bias"]
-    torch.save(state, tmp_path / "part.pth")
-    with pytest.raises(UserError, match=r"part.pth: no RestorMixer can be built from it \(.*decoder.merge_half.bias"):
-        load_network(tmp_path / "part.pth")
-
-
-def test_installed_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(load, "SHIPPED", tmp_path)
-    with pytest.raises(
-        UserError,
-        match="--task: no weights for 'derain'; this installation has no weights at all. Name a file by --weights",
-    ):
-        shipped_weights("derain")
-    for task in ("mixed", "derain"):
-        save_tiny(tmp_path / f"restormixer_s_{task}.safetensors")
-    assert shipped_weights("derain") == tmp_path / "restormixer_s_derain.safetensors"
-    with pytest.raises(
-        UserError, match="no weights for 'dreain'; installed are: derain, mixed. Did you mean 'derain'\\? Name a file"
-    ):
-        shipped_weights("dreain")
-
-
-def test_weights_lie_in_the_package():
-    import restormixer_arch
-
-    assert load.SHIPPED.parent.samefile(restormixer_arch.__path__[0]) and load.SHIPPED.name == "weights"
+def test_side_by_side():
+    before, after = np.zeros((2, 3, 1), np.uint8), np.full((4, 6, 1), 9, np.uint8)
+    np.testing.assert_array_equal(side_by_side(before, after)[..., 0], [[0] * 6 + [9] * 6] * 4)

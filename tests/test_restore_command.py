@@ -15,9 +15,10 @@ from tiny_network import save_tiny
 
 from restormixer_arch import cli
 from restormixer_arch.cli import restore as command
-from restormixer_arch.data.video import VideoFrames
-from restormixer_arch.models import load
-from restormixer_arch.models.restore_image import restore
+from restormixer_arch.data.images import picture as picture_files
+from restormixer_arch.data.images.video import VideoFrames
+from restormixer_arch.inference import weights
+from restormixer_arch.inference.restore import restore
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 
@@ -123,9 +124,9 @@ def test_one_bad_file_is_told_and_the_rest_goes_on(place, capsys):
     assert sorted(path.name for path in place.rglob("out/**/*.*")) == ["a.png", "b.png"]
 
 
-def test_memory_that_does_not_do_is_told_for_the_picture(place, capsys):
+def test_too_little_memory_is_reported_for_the_image(place, capsys):
     assert cli.main(["restore", "in/a.png", "-o", "out", "--weights", "w.safetensors", "--max-memory", "9K"]) == 2
-    assert "error: in/a.png: max-memory: 0.00 GB do not do for 30 x 20 pixels" in capsys.readouterr().err
+    assert "error: in/a.png: max-memory: 0.00 GB is not enough for 30 x 20 pixels" in capsys.readouterr().err
 
 
 def test_results_that_cannot_be_written_are_told(place, capsys):
@@ -133,7 +134,7 @@ def test_results_that_cannot_be_written_are_told(place, capsys):
     (place / "out/sub").write_bytes(b"in the way")
     assert run("in", "-o", "out", "--weights", "w.safetensors") == 2
     out, err = capsys.readouterr()
-    assert out == "out: 1 restored, 1 failed\n" and "-o: 'out/sub' cannot be made" in err
+    assert out == "out: 1 restored, 1 failed\n" and "-o: 'out/sub' cannot be created" in err
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_results_that_cannot_be_written_are_told(place, capsys):
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_made(place, capsys, monkeypatch, arguments, message):
-    monkeypatch.setattr(load, "SHIPPED", place / "none")
+    monkeypatch.setattr(weights, "SHIPPED", place / "none")
     assert run(*arguments) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"basicsr: error: {message}")
@@ -162,7 +163,7 @@ def test_mistakes_are_one_line_and_nothing_is_made(place, capsys, monkeypatch, a
 
 
 def test_installed_weights_of_a_task(place, monkeypatch, capsys):
-    monkeypatch.setattr(load, "SHIPPED", place / "installed")
+    monkeypatch.setattr(weights, "SHIPPED", place / "installed")
     (place / "installed").mkdir()
     save_tiny(place / "installed/restormixer_s_derain.safetensors")
     assert run("in", "-o", "out") == 0
@@ -174,7 +175,7 @@ def test_installed_weights_of_a_task(place, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("switches", "tile"),
     [
-        ([], load.TILES["derain"]),
+        ([], weights.TILES["derain"]),
         (["--tile", "512"], 512),
         (["--max-memory", "2G"], None),
         (["--overlap", "128"], None),
@@ -183,7 +184,7 @@ def test_installed_weights_of_a_task(place, monkeypatch, capsys):
     ],
 )
 def test_installed_weights_have_tiles_that_suit_them(place, monkeypatch, switches, tile):
-    monkeypatch.setattr(load, "SHIPPED", place / "installed")
+    monkeypatch.setattr(weights, "SHIPPED", place / "installed")
     (place / "installed").mkdir()
     for task in ("derain", "mixed"):
         save_tiny(place / f"installed/restormixer_s_{task}.safetensors")
@@ -203,19 +204,17 @@ def test_switches_reach_the_network(place, monkeypatch):
 
 
 def test_ctrl_c_leaves_only_whole_files(place, capsys, monkeypatch):
-    from restormixer_arch.cli import restore_file
-
-    original = restore_file.write_picture
+    original = picture_files.write_picture
 
     def write(picture, path):
         original(picture, path)
         if "b.png" in path.name:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(restore_file, "write_picture", write)
+    monkeypatch.setattr(picture_files, "write_picture", write)
     assert run("in", "-o", "out", "--weights", "w.safetensors") == 130
     err = capsys.readouterr().err
-    assert err == "basicsr: stopped after 1 of 2 files; the same command goes on with the rest\n"
+    assert err == "basicsr: stopped after 1 of 2 files; run the same command again for the rest\n"
     assert [path.name for path in place.rglob("out/**/*.*")] == ["a.png"]
 
 
@@ -234,7 +233,7 @@ def test_a_real_ctrl_c(place):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == "basicsr: stopped after 0 of 2 files; the same command goes on with the rest\n"
+    assert err == "basicsr: stopped after 0 of 2 files; run the same command again for the rest\n"
     assert list((place / "out").iterdir()) == []
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from restormixer_arch.data.restore_jobs import Job, find_jobs, make_folder
+from restormixer_arch.cli.restore import Job, find_jobs, make_folder
 from restormixer_arch.errors import UserError
 from restormixer_arch.whole_files import whole
 
@@ -68,8 +68,8 @@ def test_results_inside_an_input_folder_are_not_read_again(files):
         (["a"], "a", "-o: a/1.png is an input itself and would be replaced"),
         (["a", "c/1.png"], "c", "-o: c/1.png is an input itself"),
         (["foto.jpg"], "out", "foto.jpg: does not exist. Did you mean 'photo.jpg'?"),
-        (["*.bmp"], "out", "*.bmp: matches no picture or video (.bmp "),
-        (["a/text.txt"], "out", "a/text.txt: is no picture or video by its name, expected one of .bmp "),
+        (["*.bmp"], "out", "*.bmp: matches no image or video (.bmp "),
+        (["a/text.txt"], "out", "a/text.txt: is not an image or video by its name, expected one of .bmp "),
     ],
 )
 def test_refused(files, inputs, out, message):
@@ -86,14 +86,14 @@ def test_a_pair_does_not_replace_another_result(files):
 
 def test_an_empty_folder(files):
     (files / "none").mkdir()
-    with pytest.raises(UserError, match=r"none: no picture or video in this folder \(\.bmp "):
+    with pytest.raises(UserError, match=r"none: no image or video in this folder \(\.bmp "):
         find_jobs(["none"], Path("out"))
 
 
 def test_folders_that_cannot_be_made(files):
-    with pytest.raises(UserError, match=r"-o: 'photo.jpg/out' cannot be made \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"-o: 'photo.jpg/out' cannot be created \(Not a directory\)"):
         make_folder(Path("photo.jpg/out"))
-    with pytest.raises(UserError, match=r"-o: 'photo.jpg' cannot be made \(File exists\)"):
+    with pytest.raises(UserError, match=r"-o: 'photo.jpg' cannot be created \(File exists\)"):
         make_folder(Path("photo.jpg"))
 
 

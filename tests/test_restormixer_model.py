@@ -290,7 +290,7 @@ def test_validation_in_tiles(tmp_path):
 def test_validation_within_a_budget(tmp_path):
     model, sizes = validated(tmp_path, max_memory="100G")
     assert sizes[-1] == (200, 230) and (128, 128) in sizes  # measured first
-    with pytest.raises(UserError, match="max-memory: 0.00 GB do not do for 230 x 200 pixels"):
+    with pytest.raises(UserError, match="max-memory: 0.00 GB is not enough for 230 x 200 pixels"):
         validated(tmp_path, max_memory="1M")
 
 
@@ -307,5 +307,5 @@ def test_tiles_stay_on_the_cpu_until_they_are_restored(tmp_path):
 
 
 def test_a_tile_too_small_is_refused_at_the_start(tmp_path):
-    with pytest.raises(UserError, match="tile: 100 is too small for an overlap of 64, at least 128 was expected"):
+    with pytest.raises(UserError, match="tile: 100 is too small for an overlap of 64, expected at least 128"):
         validated(tmp_path, tile=100)

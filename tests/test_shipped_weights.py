@@ -10,8 +10,8 @@ from test_samples import SAMPLES
 
 import restormixer_arch
 from restormixer_arch.data.compose import add_composition, draw_composition
-from restormixer_arch.data.pictures import read_picture
-from restormixer_arch.models.load import SHIPPED, load_network, shipped_tasks, shipped_weights
+from restormixer_arch.data.images.picture import read_picture
+from restormixer_arch.inference.weights import SHIPPED, load_network, shipped_tasks, shipped_weights
 
 PHOTOGRAPHS = ("budgie-backgrounds__perched-osprey", "budgie-backgrounds__roman-colosseum")
 

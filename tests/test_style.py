@@ -9,6 +9,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [p for top in ("restormixer_arch", "models", "data", "options") for p in (ROOT / top).rglob("*.py")]
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
 
 
 def relative(path):
@@ -19,13 +20,13 @@ def relative(path):
 def test_files_and_functions_are_short(path):
     text = path.read_text(encoding="utf-8")
     lines = len(text.splitlines())
-    assert lines <= 400, f"{relative(path)} has {lines} lines"
+    assert lines <= MOST_LINES, f"{relative(path)} has {lines} lines"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = node.end_lineno - node.lineno + 1
             documentation = ast.get_docstring(node) or ""
             body = length - len(documentation.splitlines())
-            assert body <= 60, f"{relative(path)}:{node.lineno}: {node.name} has {body} lines"
+            assert body <= MOST_LINES_OF_A_FUNCTION, f"{relative(path)}:{node.lineno}: {node.name} has {body} lines"
 
 
 def test_every_module_of_the_network_tells_its_shapes():
@@ -59,3 +60,14 @@ def test_imports_point_one_way():
     for top in ("models", "data"):
         for path in (ROOT / top).rglob("*.py"):
             assert "restormixer_arch.cli" not in path.read_text(encoding="utf-8"), path
+
+
+def test_inference_and_image_files_know_no_basicsr():
+    """Restoring needs torch; reading image files needs not even that."""
+    images = r"basicsr|torch|torchvision|restormixer_arch\.(models|inference|cli|selective_scan)"
+    inference = r"basicsr|torchvision|restormixer_arch\.(models|cli|basicsr_adapter)"
+    for folder, forbidden in (("data/images", images), ("restormixer_arch/inference", inference)):
+        paths = list((ROOT / folder).glob("*.py"))
+        assert len(paths) >= 4
+        for path in paths:
+            assert not re.search(rf"^\s*(from|import) ({forbidden})\b", path.read_text(encoding="utf-8"), re.M), path

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from restormixer_arch.errors import UserError
+from restormixer_arch.inference import memory
+from restormixer_arch.inference.memory import TileMemory, measure_tile_memory
 from restormixer_arch.memory import parse_bytes
-from restormixer_arch.models import tile_memory
-from restormixer_arch.models.tile_memory import TileMemory, measure
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,8 @@ def test_too_little_memory_is_told_with_what_is_needed():
     known = TileMemory(budget=10**9, held=9 * 10**8, fixed=10**7, per_pixel=10_000)
     # 0.9 + 0.2 + 1.25 * (0.01 + 1e4 * 128 ** 2 / 1e9) GB
     with pytest.raises(
-        UserError, match="max-memory: 1.00 GB do not do for 300 x 200 pixels: the smallest tile needs 1.32 GB in all"
+        UserError,
+        match="max-memory: 1.00 GB is not enough for 300 x 200 pixels: the smallest tile needs 1.32 GB in all",
     ):
         known.tile(200, 300, 2 * 10**8, 64)
 
@@ -43,17 +44,17 @@ def test_measured_on_the_cpu():
     freed = [bytes(50_000) for _ in range(10_000)]
     last = bytes(50_000)  # keeps the heap from shrinking by itself
     del freed
-    found = measure(restore_tile, 3, CPU, 4 * 10**9)
+    found = measure_tile_memory(restore_tile, 3, CPU, 4 * 10**9)
     assert len(last) == 50_000
     assert found.per_pixel == pytest.approx(2000, rel=0.1)
     assert found.budget == 4 * 10**9 and found.held > 10**8 and found.fixed < 10**7 and found.on_host
-    assert measure(restore_tile, 3, CPU).budget == 3 * 10**9
+    assert measure_tile_memory(restore_tile, 3, CPU).budget == 3 * 10**9
 
 
 def test_unmeasured(monkeypatch):
-    monkeypatch.setattr(tile_memory, "peak_bytes", lambda: None)
-    assert measure(lambda part: part, 3, CPU).tile(4000, 6000, 10**9, 64) == 512
-    assert measure(lambda part: part, 3, torch.device("meta")).budget is None
+    monkeypatch.setattr(memory, "peak_bytes", lambda: None)
+    assert measure_tile_memory(lambda part: part, 3, CPU).tile(4000, 6000, 10**9, 64) == 512
+    assert measure_tile_memory(lambda part: part, 3, torch.device("meta")).budget is None
 
 
 def test_measured_on_a_gpu(monkeypatch):
@@ -69,7 +70,7 @@ def test_measured_on_a_gpu(monkeypatch):
     }
     for name, function in played.items():
         monkeypatch.setattr(torch.cuda, name, function)
-    found = measure(lambda part: part, 3, torch.device("cuda"))
+    found = measure_tile_memory(lambda part: part, 3, torch.device("cuda"))
     assert found == TileMemory(int(0.8 * (8 * 10**9 + 4 * 10**7)), 4 * 10**7, found.fixed, 1000.0, on_host=False)
     assert found.fixed == pytest.approx(10**8 - 4 * 10**7 - 1000 * 128**2)
 

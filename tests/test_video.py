@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from restormixer_arch.data.video import CODECS, VideoFrames, transform_video
+from restormixer_arch.data.images import VIDEO_CODECS
+from restormixer_arch.data.images.video import VideoFrames, transform_video
 from restormixer_arch.errors import UserError
 
 SIZE = (48, 64)
@@ -12,7 +13,7 @@ SIZE = (48, 64)
 
 def write_video(path, count=4, size=SIZE, rate=10.0):
     """Frames of one colour each, rising; red, green and blue differ."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*CODECS[path.suffix]), rate, size[::-1])
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*VIDEO_CODECS[path.suffix]), rate, size[::-1])
     assert writer.isOpened()
     for number in range(count):
         writer.write(np.full((*size, 3), (200, 100, 20 + 40 * number), np.uint8))  # BGR
@@ -24,7 +25,7 @@ def means(path):
     return np.array([frame.mean((0, 1)) for frame in VideoFrames(path)])
 
 
-@pytest.mark.parametrize("suffix", CODECS)
+@pytest.mark.parametrize("suffix", VIDEO_CODECS)
 def test_frames_in_rgb_and_rate_are_carried_over(tmp_path, suffix):
     path, target = write_video(tmp_path / f"a{suffix}"), tmp_path / f"b{suffix}"
     seen = []

@@ -21,7 +21,7 @@ from restormixer_arch.cli.restore import add_settings, restorer_of
 from restormixer_arch.errors import UserError
 
 if TYPE_CHECKING:
-    from restormixer_arch.models.restore import Restorer
+    from restormixer_arch.inference.restorer import Restorer
 
 DESCRIPTION = """Show a web page on which a picture is dropped, restored, compared with the original and downloaded as
 PNG. Only this computer can open it, unless --host says otherwise; nothing is sent anywhere. Ctrl-C ends it."""
@@ -59,7 +59,7 @@ def run(arguments: list[str]) -> int:
 
 def _choices(args: argparse.Namespace) -> dict[str, str | Path]:
     """What can be picked on the page and its weights, the first of them at first."""
-    from restormixer_arch.models.load import DEFAULT_TASK, shipped_tasks, shipped_weights
+    from restormixer_arch.inference.weights import DEFAULT_TASK, shipped_tasks, shipped_weights
 
     if args.weights:
         return {Path(args.weights).stem: args.weights}

@@ -14,8 +14,8 @@ import numpy as np
 from gradio_client.utils import is_http_url_like
 from PIL import Image
 
-from restormixer_arch.data.image_io import IMAGE_SUFFIXES
-from restormixer_arch.data.pictures import (
+from restormixer_arch.data.images import IMAGE_SUFFIXES
+from restormixer_arch.data.images.picture import (
     FORMATS,
     Picture,
     as_png,
@@ -25,8 +25,8 @@ from restormixer_arch.data.pictures import (
     write_picture,
 )
 from restormixer_arch.errors import UserError
-from restormixer_arch.models.restore import Restorer
-from restormixer_arch.models.restore_image import restore_picture
+from restormixer_arch.inference.restore import restore_picture
+from restormixer_arch.inference.restorer import Restorer
 
 MAX_BYTES = 100 * 2**20
 MAX_PIXELS = 50 * 10**6

@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> int:
     if not args.output.parent.is_dir():
         raise UserError(f"-o: there is no folder {str(args.output.parent)!r}")
     options = None if args.opt is None else _network_options(args.opt)
-    from restormixer_arch.models.load import load_network
+    from restormixer_arch.inference.weights import load_network
     from restormixer_arch.whole_files import whole
 
     network = load_network(args.weights, args.param_key, options)

@@ -10,7 +10,7 @@ from pathlib import Path
 from restormixer_arch.basicsr_adapter.output import complain, note, say
 from restormixer_arch.cli.parsing import Parser
 from restormixer_arch.data.find_pairs import Found, expected_layouts, find_part, forget_folders
-from restormixer_arch.data.image_io import checked_folder
+from restormixer_arch.data.images.folder import checked_folder
 from restormixer_arch.data.layouts import SETS, TASKS, PublicSet
 from restormixer_arch.data.photos import PHOTOS, find_photos, fixed_pairs
 from restormixer_arch.data.prepare import SHOWN, Job, Summary, check_part, prepare_part

@@ -1,8 +1,17 @@
-"""``basicsr restore``: restore pictures and videos of one's own, without ground truth or option file."""
+"""``basicsr restore``: restore your own images and videos, without ground truth or option file.
+
+The files to read and write are settled before the first is read. Names are kept: ``photo.jpg`` goes to
+``out/photo.jpg``, and ``holiday/sea/1.jpg`` of the folder ``holiday`` to ``out/sea/1.jpg``. An output is written under
+a temporary name and renamed when it is complete.
+"""
 
 from __future__ import annotations
 
 import argparse
+import glob
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,16 +19,44 @@ from tqdm import tqdm
 
 from restormixer_arch.basicsr_adapter.output import complain, is_first_process, note, say
 from restormixer_arch.cli.parsing import Parser, positive_number, whole_number
-from restormixer_arch.errors import UserError
+from restormixer_arch.data.images import IMAGE_SUFFIXES, VIDEO_CODECS
+from restormixer_arch.errors import UserError, not_found
 from restormixer_arch.memory import parse_bytes
+from restormixer_arch.whole_files import PART, whole
 
 if TYPE_CHECKING:
-    from restormixer_arch.data.restore_jobs import Job
-    from restormixer_arch.models.restore import Restorer
+    import numpy as np
 
-DESCRIPTION = """Restore pictures and videos. Folders are read with their sub-folders; names are kept; what is there
-already is skipped. Depth, gray, alpha, colour profile and metadata stay, the EXIF orientation is applied; a video's
-sound is not kept. Exit code 2 where a file could not be restored: the others are."""
+    from restormixer_arch.inference.restorer import Restorer
+
+DESCRIPTION = """Restore images and videos. Folders are read with their sub-folders; names are kept; files that exist
+already are skipped. Depth, gray, alpha, color profile and metadata are kept, the EXIF orientation is applied; a video's
+sound is not kept. Exit code 2 if a file could not be restored; the others are."""
+SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_CODECS)
+Show = Callable[[str, int, int], None]  # unit, number done, number of all or 0 if unknown
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to restore.
+
+    Attributes:
+        source: the image or video.
+        target: where its restoration goes.
+        pair: where the image or video of before and after goes, or None.
+    """
+
+    source: Path
+    target: Path
+    pair: Path | None = None
+
+    @property
+    def is_video(self) -> bool:
+        return self.source.suffix.lower() in VIDEO_CODECS
+
+    @property
+    def outputs(self) -> list[Path]:
+        return [self.target] if self.pair is None else [self.target, self.pair]
 
 
 def parser() -> Parser:
@@ -27,7 +64,7 @@ def parser() -> Parser:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, or pattern in quotes")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write into")
     add_settings(parser)
-    parser.add_argument("--overwrite", action="store_true", help="restore anew what is there already")
+    parser.add_argument("--overwrite", action="store_true", help="restore and replace files that exist already")
     parser.add_argument("--compare", action="store_true", help="also write before and after side by side")
     return parser
 
@@ -40,7 +77,7 @@ def add_settings(parser: Parser) -> None:
     parser.add_argument(
         "--self-ensemble",
         action="store_true",
-        help="average over 8 flips and turns, 8 times slower; not for rain, which falls",
+        help="average over 8 flips and turns, 8 times slower; not for rain, which always falls down",
     )
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="default fp32")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default auto)")
@@ -62,11 +99,16 @@ def add_settings(parser: Parser) -> None:
     )
 
 
-def run(arguments: list[str]) -> int:
-    """Restore the files. Returns the exit code: 0, 2 where one could not be restored, 130 if stopped."""
-    args = parser().parse_args(arguments)
-    from restormixer_arch.data.restore_jobs import find_jobs, make_folder
+def _memory(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
+
+def run(arguments: list[str]) -> int:
+    """Restore the files. Returns the exit code: 0, 2 if a file could not be restored, 130 if stopped."""
+    args = parser().parse_args(arguments)
     jobs = find_jobs(args.inputs, args.output, compare=args.compare)
     todo = [job for job in jobs if args.overwrite or not all(output.exists() for output in job.outputs)]
     restored, failed = 0, 0
@@ -76,12 +118,12 @@ def run(arguments: list[str]) -> int:
         try:
             with tqdm(todo, desc="restore", unit="file", disable=None, dynamic_ncols=True) as bar:
                 for job in bar:
-                    if _done(job, restorer, args.overwrite, bar):
+                    if _restore_or_report(job, restorer, args.overwrite, bar):
                         restored += 1
                     else:
                         failed += 1
         except KeyboardInterrupt:
-            hint = "" if args.overwrite else "; the same command goes on with the rest"
+            hint = "" if args.overwrite else "; run the same command again for the rest"
             complain(f"stopped after {restored + failed} of {len(todo)} files{hint}")
             return 130
     parts = [f"{restored} restored", f"{len(jobs) - len(todo)} already there", f"{failed} failed"]
@@ -90,13 +132,13 @@ def run(arguments: list[str]) -> int:
 
 
 def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> Restorer:
-    """The network of ``weights``, or else of ``--weights`` or ``--task``, with the settings of the command line.
+    """Load ``weights``, or else ``--weights`` or ``--task``, with the settings of the command line.
 
     Raises:
-        UserError: device, weights or settings do not do.
+        UserError: the device, the weights or a setting cannot be used.
     """
-    from restormixer_arch.models.load import DEFAULT_TASK, load_restorer, shipped_weights
-    from restormixer_arch.models.restore import pick_device
+    from restormixer_arch.inference.restorer import load_restorer, pick_device
+    from restormixer_arch.inference.weights import DEFAULT_TASK, shipped_weights
 
     device = pick_device(args.device)
     return load_restorer(
@@ -111,9 +153,96 @@ def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> 
     )
 
 
-def _done(job: Job, restorer: Restorer, overwrite: bool, bar: tqdm) -> bool:
-    """Restore one file; a mistake is reported and False returned."""
-    from restormixer_arch.cli.restore_file import restore_file
+# --- which files -----------------------------------------------------------------------------------------------------
+
+
+def find_jobs(inputs: Sequence[str], out: Path, *, compare: bool = False) -> list[Job]:
+    """Find the files to restore and where their results go.
+
+    Args:
+        inputs: files, folders (with their sub-folders), and patterns such as ``"holiday/**/*.jpg"``.
+        out: the folder to write into; it is not read if it is inside an input folder.
+        compare: also write ``<name>_compare.<suffix>``.
+
+    Raises:
+        UserError: an input does not exist, cannot be read, is not an image or video, or contains none; two outputs
+            would have the same name; or an output would replace an input.
+    """
+    jobs: dict[Path, Job] = {}  # by source: an input may be given twice
+    for text in inputs:
+        found = _named_files(text, out)
+        for source, name in found:
+            target = out / name
+            pair = target.with_name(f"{target.stem}_compare{target.suffix}") if compare else None
+            jobs.setdefault(source.parent.resolve() / source.name, Job(source, target, pair))  # a link keeps its name
+    sources = {source.resolve() for source in jobs}
+    writers: dict[Path, Path] = {}
+    for job in jobs.values():
+        for output in job.outputs:
+            place = output.resolve()
+            if place in sources:
+                raise UserError(f"-o: {output} is an input itself and would be replaced; give another folder")
+            if place in writers:
+                raise UserError(
+                    f"{job.source}: would be written to {output}, and so would {writers[place]}; "
+                    "restore them into different folders"
+                )
+            writers[place] = job.source
+    return list(jobs.values())
+
+
+def _named_files(text: str, out: Path) -> list[tuple[Path, Path]]:
+    """Return the files of one argument, and their names below the output folder."""
+    given = Path(text).expanduser()
+    if given.is_dir():
+        files = _files_below(given, out)
+        if not files:
+            raise UserError(f"{text}: no image or video in this folder ({' '.join(SUFFIXES)})")
+        return [(file, file.relative_to(given)) for file in files]
+    if given.exists():
+        if given.suffix.lower() not in SUFFIXES:
+            raise UserError(f"{text}: is not an image or video by its name, expected one of {' '.join(SUFFIXES)}")
+        return [(given, Path(given.name))]
+    if not glob.has_magic(text):
+        raise UserError(f"{text}: {not_found(text)}")
+    matches = sorted(Path(match) for match in glob.glob(str(given), recursive=True))
+    files = [match for match in matches if match.suffix.lower() in SUFFIXES and match.is_file()]
+    if not files:
+        raise UserError(f"{text}: matches no image or video ({' '.join(SUFFIXES)})")
+    return [(file, Path(file.name)) for file in files]
+
+
+def _files_below(folder: Path, out: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:  # rglob would silently skip the folder
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+    paths = [Path(place, name) for place, _, names in os.walk(folder, onerror=refuse) for name in names]
+    results = None if out.resolve() == folder.resolve() else out.resolve()
+    return [
+        path
+        for path in sorted(paths)
+        if path.suffix.lower() in SUFFIXES
+        and not path.name.startswith(".")
+        and path.is_file()
+        and (results is None or results not in path.resolve().parents)
+    ]
+
+
+def make_folder(folder: Path) -> None:
+    """Make an output folder. Raises UserError if it cannot be made or written into."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"-o: {str(folder)!r} cannot be created ({error.strerror})") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"-o: {str(folder)!r} cannot be written into (permission denied)")
+
+
+# --- one file --------------------------------------------------------------------------------------------------------
+
+
+def _restore_or_report(job: Job, restorer: Restorer, overwrite: bool, bar: tqdm) -> bool:
+    """Restore one file; report a UserError and return False."""
 
     def show(unit: str, done: int, total: int) -> None:
         count = f"{done}/{total}" if total else str(done)
@@ -132,8 +261,62 @@ def _done(job: Job, restorer: Restorer, overwrite: bool, bar: tqdm) -> bool:
     return True
 
 
-def _memory(text: str) -> int:
+def restore_file(job: Job, restorer: Restorer, *, overwrite: bool, show: Show) -> str:
+    """Restore one file. Outputs that exist already are replaced only with ``overwrite``.
+
+    Returns:
+        What the user should know about the result, or "".
+
+    Raises:
+        UserError: the file cannot be read, or the result not written.
+    """
+    make_folder(job.target.parent)
+    wanted = [output for output in job.outputs if overwrite or not output.exists()]
     try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        with whole(wanted) as parts:
+            places = dict(zip(wanted, parts, strict=True))
+            restore = _restore_video if job.is_video else _restore_image
+            return restore(job, places, restorer, show)
+    except UserError as error:
+        raise UserError(str(error).replace(f"{os.sep}{PART}", os.sep)) from error
+    except OSError as error:  # of the file system: disk full, no permission
+        raise UserError(f"{job.target}: cannot be written ({error.strerror or error})") from error
+
+
+def _restore_image(job: Job, places: dict[Path, Path], restorer: Restorer, show: Show) -> str:
+    from restormixer_arch.data.images.picture import Picture, read_picture, split_alpha, write_picture
+    from restormixer_arch.inference.restore import restore_picture, side_by_side
+
+    picture = read_picture(job.source)
+    try:
+        result = restore_picture(restorer, picture, lambda done, total: show("tile", done, total))
+    except UserError as error:
+        raise UserError(f"{job.source}: {error}") from error
+    if job.target in places:
+        write_picture(result, places[job.target])
+    if job.pair in places:
+        pixels, alpha = split_alpha(side_by_side(picture.planes, result.planes))
+        write_picture(Picture(pixels, alpha, result.format, result.metadata), places[job.pair])
+    return ""
+
+
+def _restore_video(job: Job, places: dict[Path, Path], restorer: Restorer, show: Show) -> str:
+    from restormixer_arch.data.images.picture import Picture
+    from restormixer_arch.data.images.video import VideoFrames, transform_video
+    from restormixer_arch.inference.restore import restore_picture, side_by_side
+
+    frames = VideoFrames(job.source)
+    kinds = {job.target: lambda before, after: after, job.pair: side_by_side}
+
+    def restore(frame: np.ndarray) -> np.ndarray:
+        return restore_picture(restorer, Picture(frame)).pixels
+
+    number = transform_video(
+        frames,
+        {part: kinds[output] for output, part in places.items()},
+        restore,
+        lambda done: show("frame", done, frames.count),
+    )
+    if number < frames.count:
+        return f"{job.source}: only {number} of its {frames.count} frames could be decoded"
+    return ""

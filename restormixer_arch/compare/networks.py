@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from restormixer_arch.basicsr_adapter import spandrel_networks
 from restormixer_arch.config.yaml_file import read_options
 from restormixer_arch.errors import UserError
+from restormixer_arch.inference.weights import read_weights
 from restormixer_arch.layers import pad_to_multiple
-from restormixer_arch.models.weights import read_weights
 from restormixer_arch.restormixer_arch import RestorMixer
 from restormixer_arch.weight_options import is_restormixer, options_from_weights
 

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from restormixer_arch.errors import UserError, did_you_mean
-from restormixer_arch.selective_scan import checks, cuda
+from restormixer_arch.selective_scan import checks
 from restormixer_arch.selective_scan.definition import DIRECTIONS, selective_scan_2d_loop, selective_scan_loop
-from restormixer_arch.selective_scan.layouts import selective_scan_2d_torch, selective_scan_torch
 
 __all__ = [
     "BACKENDS",
@@ -52,9 +51,16 @@ def _native_reason() -> str | None:
     return native.unusable_reason()
 
 
+def _cuda_reason(device: torch.device | None = None) -> str | None:
+    """Why mamba-ssm's kernel cannot be used on a device, or None if it can."""
+    from restormixer_arch.selective_scan import cuda
+
+    return cuda.unusable_reason(device)
+
+
 def available_backends() -> dict[str, str | None]:
     """Each backend's name with None if it can be used on this machine, or the reason why not."""
-    return {"definition": None, "torch": None, "native": _native_reason(), "cuda": cuda.unusable_reason()}
+    return {"definition": None, "torch": None, "native": _native_reason(), "cuda": _cuda_reason()}
 
 
 def _automatic(device: torch.device, dtypes: set[torch.dtype], states: int) -> tuple[str, str]:
@@ -69,7 +75,7 @@ def _automatic(device: torch.device, dtypes: set[torch.dtype], states: int) -> t
         return "torch", f"{name}: it does not take {', '.join(unknown)}"
     if states > KERNEL_STATES:
         return "torch", f"{name}: it takes at most {KERNEL_STATES} states, these are {states}"
-    reason = _native_reason() if name == "native" else cuda.unusable_reason(device)
+    reason = _native_reason() if name == "native" else _cuda_reason(device)
     return (name, "") if reason is None else ("torch", f"{name}: {reason}")
 
 
@@ -117,7 +123,7 @@ def _choose(backend: str, tokens: Tensor, tensors: list[Tensor], states: int, *,
 
 def _explicit_reason(backend: str, device: torch.device) -> str | None:
     if backend == "cuda":
-        return cuda.unusable_reason(device)
+        return _cuda_reason(device)
     return _native_reason() if device.type == "cpu" else f"it needs a CPU tensor, this one is on {device}"
 
 
@@ -169,11 +175,14 @@ def selective_scan(
     name = _choose(backend, u, list(given.values()), A.shape[1], needs_state_grad=return_last_state and needs_grad)
     arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
     if name == "native":
-        from restormixer_arch.selective_scan import native
-
-        return native.selective_scan_native(*arguments)
-    scans = {"definition": selective_scan_loop, "torch": selective_scan_torch, "cuda": cuda.selective_scan_cuda}
-    return scans[name](*arguments)
+        from restormixer_arch.selective_scan.native import selective_scan_native as scan
+    elif name == "cuda":
+        from restormixer_arch.selective_scan.cuda import selective_scan_cuda as scan
+    elif name == "torch":
+        from restormixer_arch.selective_scan.layouts import selective_scan_torch as scan
+    else:
+        scan = selective_scan_loop
+    return scan(*arguments)
 
 
 def selective_scan_2d(
@@ -217,12 +226,11 @@ def selective_scan_2d(
     name = _choose(backend, x, list(given.values()), A.shape[2], needs_state_grad=False)
     arguments = (x, delta, A, B, C, D, delta_bias, directions)
     if name == "native":
-        from restormixer_arch.selective_scan import native
-
-        return native.selective_scan_2d_native(*arguments)
-    scans = {
-        "definition": selective_scan_2d_loop,
-        "torch": selective_scan_2d_torch,
-        "cuda": cuda.selective_scan_2d_cuda,
-    }
-    return scans[name](*arguments)
+        from restormixer_arch.selective_scan.native import selective_scan_2d_native as scan
+    elif name == "cuda":
+        from restormixer_arch.selective_scan.cuda import selective_scan_2d_cuda as scan
+    elif name == "torch":
+        from restormixer_arch.selective_scan.layouts import selective_scan_2d_torch as scan
+    else:
+        scan = selective_scan_2d_loop
+    return scan(*arguments)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from restormixer_arch.models.tiling import RAMPS, axis_tiles, axis_weights, tiled
+from restormixer_arch.inference.tiles import RAMPS, axis_tiles, axis_weights, restore_tiles
 
 lengths = st.integers(1, 3000)
 overlaps = st.sampled_from([0, 1, 16, 64, 100, 128])
@@ -56,7 +56,7 @@ def test_what_each_pixel_tells_alone_is_as_from_the_whole(size, scale, blend):
     picture = torch.rand(2, 3, *size)
     enlarge = nn.Upsample(scale_factor=scale, mode="nearest")
     calls = []
-    result = tiled(
+    result = restore_tiles(
         lambda part: enlarge(part * 2 - 0.5),
         picture,
         128,
@@ -76,8 +76,8 @@ def test_a_filter_shows_no_seam():
     picture = torch.rand(1, 1, 300, 300)
     with torch.no_grad():
         whole = blur(picture)
-        near = (tiled(blur, picture, 192, overlap=64) - whole).abs().max()
-        seams = (tiled(blur, picture, 192, overlap=0) - whole).abs().max()
+        near = (restore_tiles(blur, picture, 192, overlap=64) - whole).abs().max()
+        seams = (restore_tiles(blur, picture, 192, overlap=0) - whole).abs().max()
     assert near < 0.01 < 0.2 < seams
 
 
@@ -88,7 +88,7 @@ def test_only_tiles_are_passed():
         seen.append(tuple(part.shape[-2:]))
         return part.float()
 
-    tiled(restore, torch.zeros(1, 3, 500, 700, dtype=torch.uint8), 256)
+    restore_tiles(restore, torch.zeros(1, 3, 500, 700, dtype=torch.uint8), 256)
     assert len(seen) == 12 and max(max(size) for size in seen) <= 256
 
 
@@ -102,4 +102,4 @@ def test_only_tiles_are_passed():
 )
 def test_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        tiled(lambda part: part, torch.zeros(1, 3, 8, 8), **options)
+        restore_tiles(lambda part: part, torch.zeros(1, 3, 8, 8), **options)

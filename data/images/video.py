@@ -1,4 +1,4 @@
-"""Video files frame by frame through OpenCV. Only the pictures are carried over: sound and subtitles are not.
+"""Read and write video files frame by frame with OpenCV. Sound and subtitles are not kept.
 
 OpenCV's writer drops the last row or column of an odd size.
 """
@@ -11,19 +11,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from restormixer_arch.data.images import VIDEO_CODECS
 from restormixer_arch.errors import UserError
 
-# Containers and what OpenCV's wheels encode into them everywhere, without a licensed or a machine's own encoder.
-CODECS = {".avi": "MJPG", ".m4v": "mp4v", ".mkv": "mp4v", ".mov": "mp4v", ".mp4": "mp4v", ".webm": "VP80"}
-DEFAULT_RATE = 25.0  # frames a second, where the file tells none
+DEFAULT_RATE = 25.0  # frames per second, for files that do not say
 
 
 class VideoFrames:
     """The frames of a video, upright.
 
     Attributes:
-        count: of the frames by the file's own account, often an estimate; 0 where it tells none.
-        rate: frames a second.
+        count: number of frames according to the file, often an estimate; 0 if it does not say.
+        rate: frames per second.
 
     Raises:
         UserError: OpenCV cannot open the file.
@@ -38,7 +37,7 @@ class VideoFrames:
         self.rate = self._capture.get(cv2.CAP_PROP_FPS) or DEFAULT_RATE
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield RGB uint8 (H, W, 3). Raises UserError: not even one frame can be decoded."""
+        """Yield RGB uint8 (H, W, 3). Raises UserError if no frame can be decoded."""
         number = 0
         try:
             while True:
@@ -59,19 +58,20 @@ def transform_video(
     restore: Callable[[np.ndarray], np.ndarray],
     on_frame: Callable[[int], None],
 ) -> int:
-    """Write one or more videos, each of a picture made from a frame and its restoration.
+    """Restore a video and write one or more videos from its frames and their restorations.
 
     Args:
         frames: the video to read.
-        targets: file to write -> function of (frame, restored frame), all RGB uint8 (H, W, 3).
-        restore: a frame -> its restoration.
+        targets: file to write -> function of (frame, restored frame) that returns the frame to write; all are RGB
+            uint8 (H, W, 3).
+        restore: restores a frame.
         on_frame: called after each frame with its number, from 1.
 
     Returns:
-        How many frames there were.
+        The number of frames.
 
     Raises:
-        UserError: a file cannot be written, or not even one frame can be read.
+        UserError: a file cannot be written, or no frame can be read.
     """
     writers: dict[Path, cv2.VideoWriter] = {}
     number = 0
@@ -88,12 +88,12 @@ def transform_video(
         for writer in writers.values():
             writer.release()
     for path in targets:
-        _check_whole(path, number)
+        _check_complete(path, number)
     return number
 
 
-def _check_whole(path: Path, number: int) -> None:
-    """OpenCV's writers say nothing of a full disk. Raises UserError: the file does not hold ``number`` frames."""
+def _check_complete(path: Path, number: int) -> None:
+    """Raise UserError if the file holds fewer than ``number`` frames: OpenCV's writers do not report a full disk."""
     capture = cv2.VideoCapture(str(path))
     held = 0
     while capture.grab():
@@ -104,7 +104,7 @@ def _check_whole(path: Path, number: int) -> None:
 
 
 def _writer(path: Path, rate: float, width: int, height: int) -> cv2.VideoWriter:
-    codec = CODECS[path.suffix.lower()]
+    codec = VIDEO_CODECS[path.suffix.lower()]
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), rate, (width, height))
     if not writer.isOpened():
         raise UserError(f"{path}: cannot be written as a video of {width} x {height} pixels ({codec})")

@@ -1,4 +1,7 @@
-"""Restore what Python programs hold: decoded files, numpy arrays, PIL images and torch tensors."""
+"""``restormixer_arch.restore``: restore numpy arrays, PIL images, torch tensors and decoded files.
+
+Shape letters: B batch, C channels, H x W size in pixels, s the network's upscale.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,15 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from restormixer_arch.data.pictures import Picture, in_rgb, split_alpha, to_pillow
+from restormixer_arch.data.images.picture import Picture, split_alpha, to_pillow, to_rgb
+from restormixer_arch.inference.restorer import WHITE, Progress, Restorer, load_restorer, no_progress, pick_device
+from restormixer_arch.inference.weights import DEFAULT_TASK, shipped_weights
 from restormixer_arch.memory import parse_bytes
-from restormixer_arch.models.load import DEFAULT_TASK, load_restorer, shipped_weights
-from restormixer_arch.models.restore import PEAKS, Progress, Restorer, pick_device
 
 CHANNELS = (1, 3)
 PILLOW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16")
@@ -32,71 +34,71 @@ def restore(
     tile: int | None = None,
     max_memory: int | str | None = None,
 ) -> np.ndarray | Image.Image | Tensor:
-    """Restore a picture: ``restormixer_arch.restore(image, weights="net_g_latest.pth")``.
+    """Restore an image: ``restormixer_arch.restore(image, weights="net_g_latest.pth")``.
 
     The network is kept for the next call with the same arguments.
 
     Args:
         image: a numpy array (H, W), (H, W, 1), RGB (H, W, 3) or with alpha (H, W, 2) or (H, W, 4); a tensor (C, H, W)
             or (B, C, H, W) with C 1 or 3, on any device; or a PIL image. Arrays and tensors are uint8, uint16, or
-            floating point in [0, 1]. A PIL image is taken as it lies: its EXIF orientation is not applied.
+            floating point in [0, 1]. The EXIF orientation of a PIL image is not applied.
         weights: a file of weights, ``.pth`` or ``.safetensors``.
-        task: which of the installed weights, where ``weights`` is None.
-        device: as torch names it, or ``auto``.
+        task: which of the installed weights, if ``weights`` is None.
+        device: a name as in torch, or ``auto``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         self_ensemble: average over eight flips and turns; eight times the work.
-        tile: largest side of a tile in pixels; by default as large as ``max_memory`` allows, and for installed weights
-            that restore small tiles better than whole pictures that size, if ``max_memory`` is not given either.
-        max_memory: bytes or such as ``"3G"``; on a CPU of the whole process. Default: 3 GB of a CPU, 80 % of what is
-            free of a GPU.
+        tile: largest side of a tile in pixels. Default: as large as ``max_memory`` allows; if ``max_memory`` is not
+            given either, installed weights that do better on small tiles than on whole images use their best size.
+        max_memory: bytes, or text such as ``"3G"``; on a CPU for the whole process. Default: 3 GB on a CPU, 80 % of
+            the free memory of a GPU.
 
     Returns:
-        As ``image``: its kind, type, range, channels and device; larger by the network's ``upscale``. The alpha is
-        that of the input. PIL images are of mode L, LA, RGB, RGBA or I;16.
+        As ``image``: the same kind, type, range, channels and device; larger by the network's ``upscale``. The alpha
+        is that of the input. PIL images have mode L, LA, RGB, RGBA or I;16.
 
     Raises:
-        UserError: weights, device or memory do not do.
+        UserError: the weights or the device cannot be used, or there is not enough memory.
         TypeError, ValueError: ``image`` is none of the above.
     """
     path = Path(weights) if weights is not None else shipped_weights(task)
     budget = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
-    changed = path.stat().st_mtime_ns if path.is_file() else 0  # a file written anew is read anew
-    restorer = _restorer(path, changed, device, precision, self_ensemble, tile, budget)
+    changed = path.stat().st_mtime_ns if path.is_file() else 0  # a file that changed is read again
+    restorer = _cached_restorer(path, changed, device, precision, self_ensemble, tile, budget)
     if isinstance(image, Tensor):
-        return _restored_tensor(restorer, image)
+        return _restore_tensor(restorer, image)
     if isinstance(image, np.ndarray):
-        return _restored_array(restorer, image)
+        return _restore_array(restorer, image)
     if isinstance(image, Image.Image):
-        return _restored_pillow(restorer, image)
+        return _restore_pillow(restorer, image)
     raise TypeError(f"image must be a numpy array, a torch tensor or a PIL image, got {type(image).__name__}")
 
 
 def restore_picture(
     restorer: Callable[[Tensor, Progress], Tensor],
     picture: Picture,
-    on_tile: Progress = lambda done, total: None,
+    on_tile: Progress = no_progress,
 ) -> Picture:
-    """A decoded picture file, restored; its alpha is passed through, enlarged where the network enlarges."""
+    """Restore a decoded image file. Its alpha is kept, resized if the network upscales."""
     x = torch.from_numpy(np.ascontiguousarray(picture.pixels)).permute(2, 0, 1)[None]
     result = restorer(x, on_tile)
     pixels = to_type(result, x.dtype)[0].permute(1, 2, 0).contiguous().numpy()
-    return Picture(pixels, _resized(picture.alpha, pixels.shape[:2]), picture.format, picture.metadata)
+    return Picture(pixels, _resize(picture.alpha, pixels.shape[:2]), picture.format, picture.metadata)
 
 
 def side_by_side(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """(H, W, C) and (s * H, s * W, C) -> (s * H, 2 * s * W, C): the left one is enlarged bicubically."""
-    enlarged = _resized(before, after.shape[:2])
+    """Join (H, W, C), enlarged bicubically, and (s * H, s * W, C) to (s * H, 2 * s * W, C)."""
+    enlarged = _resize(before, after.shape[:2])
     return np.hstack([enlarged.reshape(*after.shape[:2], -1), after])
 
 
 def to_type(result: Tensor, dtype: torch.dtype) -> Tensor:
-    """A float32 picture in [0, 1] as another type; integers are rounded. ``result`` may be written over."""
-    white = PEAKS.get(dtype)
+    """Convert float32 in [0, 1] to another type; integers are rounded. ``result`` may be overwritten."""
+    white = WHITE.get(dtype)
     return result.to(dtype) if white is None else result.mul_(white).round_().to(dtype)
 
 
 @lru_cache(maxsize=2)
-def _restorer(
+def _cached_restorer(
     path: Path,
     changed: int,
     device: str,
@@ -105,11 +107,11 @@ def _restorer(
     tile: int | None,
     max_memory: int | None,
 ) -> Restorer:
-    settings = {"precision": precision, "self_ensemble": self_ensemble, "max_memory": max_memory}
-    return load_restorer(path, pick_device(device), tile=tile, **settings)
+    settings = {"tile": tile, "max_memory": max_memory, "precision": precision, "self_ensemble": self_ensemble}
+    return load_restorer(path, pick_device(device), **settings)
 
 
-def _restored_tensor(restorer: Restorer, image: Tensor) -> Tensor:
+def _restore_tensor(restorer: Restorer, image: Tensor) -> Tensor:
     if image.ndim not in (3, 4) or image.shape[-3] not in CHANNELS or 0 in image.shape:
         raise ValueError(
             f"a tensor must have the shape (C, H, W) or (B, C, H, W) with C 1 or 3, got {tuple(image.shape)}"
@@ -120,20 +122,20 @@ def _restored_tensor(restorer: Restorer, image: Tensor) -> Tensor:
     return result if image.ndim == 4 else result[0]
 
 
-def _restored_array(restorer: Restorer, image: np.ndarray) -> np.ndarray:
+def _restore_array(restorer: Restorer, image: np.ndarray) -> np.ndarray:
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 2, 3, 4)) or 0 in image.shape:
         raise ValueError(f"an array must have the shape (H, W) or (H, W, 1 to 4), got {image.shape}")
     floating = np.issubdtype(image.dtype, np.floating)
     _check_range(image.dtype, floating, float(image.min()), float(image.max()))
     plain = image.astype(np.float32) if floating else np.array(image)
-    restored = restore_picture(restorer, Picture(*split_alpha(plain))).planes.astype(image.dtype)
-    return restored if image.ndim == 3 else restored[..., 0]
+    result = restore_picture(restorer, Picture(*split_alpha(plain))).planes.astype(image.dtype)
+    return result if image.ndim == 3 else result[..., 0]
 
 
-def _restored_pillow(restorer: Restorer, image: Image.Image) -> Image.Image:
+def _restore_pillow(restorer: Restorer, image: Image.Image) -> Image.Image:
     if image.mode not in PILLOW_MODES:
         raise ValueError(f"a PIL image must be of mode {', '.join(PILLOW_MODES)}, got {image.mode}")
-    plain, info = in_rgb(image, image.info) if image.mode != "I;16" else (image, image.info)
+    plain, info = to_rgb(image, image.info) if image.mode != "I;16" else (image, image.info)
     result = to_pillow(restore_picture(restorer, Picture(*split_alpha(np.array(plain)))))
     result.info = {name: value for name, value in info.items() if name != "transparency"}
     return result
@@ -146,7 +148,9 @@ def _check_range(dtype: object, floating: bool, lowest: float, highest: float) -
         raise ValueError(f"a floating-point image must be within [0, 1], got {lowest:g} to {highest:g}")
 
 
-def _resized(planes: np.ndarray | None, size: tuple[int, int]) -> np.ndarray | None:
+def _resize(planes: np.ndarray | None, size: tuple[int, int]) -> np.ndarray | None:
     if planes is None or planes.shape[:2] == tuple(size):
         return planes
+    import cv2
+
     return cv2.resize(planes, size[::-1], interpolation=cv2.INTER_CUBIC)

@@ -1,6 +1,6 @@
-"""Images in folders, with errors that say which image is bad.
+"""The images of a folder as a dataset reads them, with errors that name the image.
 
-Decoded images are float32 BGR (H, W, 3) in [0, 1], as BasicSR's image functions take them.
+Decoded images are float32 BGR (H, W, 3) in [0, 1], as BasicSR's image functions expect them.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from restormixer_arch.data.images import IMAGE_SUFFIXES
 from restormixer_arch.errors import UserError, not_found
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def checked_folder(root: str | Path, option: str) -> Path:
-    """Return the folder that an option names. Raises UserError: there is none; similar names are offered."""
+    """Return the folder that an option names. Raises UserError, with similar names, if there is none."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
         reason = "is a file, a folder was expected" if folder.is_file() else not_found(folder)
@@ -25,7 +24,7 @@ def checked_folder(root: str | Path, option: str) -> Path:
 
 
 def without_suffix(name: str) -> str:
-    """Return a name without the extension of an image; any other dot belongs to the name."""
+    """Return a name without its image extension; any other dot belongs to the name."""
     stem, dot, suffix = name.rpartition(".")
     return stem if dot + suffix.lower() in IMAGE_SUFFIXES else name
 
@@ -33,8 +32,12 @@ def without_suffix(name: str) -> str:
 def decode_image(content: bytes, source: str) -> np.ndarray:
     """Decode to float32 BGR (H, W, 3) in [0, 1]; gray gets three channels, alpha is dropped, 16 bits become 8.
 
+    Args:
+        content: of an image file.
+        source: name of the image for messages.
+
     Raises:
-        UserError: ``source``, which names the image in the message, is not one that OpenCV reads.
+        UserError: OpenCV cannot decode it.
     """
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
@@ -46,15 +49,15 @@ def decode_image(content: bytes, source: str) -> np.ndarray:
 
 
 class FolderImages:
-    """The images of a folder, told by their extension; everything else in it is ignored.
+    """The images of a folder, recognized by their extension; other files are ignored.
 
     Args:
         root: the folder.
         option: the option that names it, for messages.
-        recursive: also those in its sub-folders; their names then start with the sub-folder.
+        recursive: include sub-folders; names then start with the sub-folder.
 
     Raises:
-        UserError: there is no such folder, or no image in it.
+        UserError: the folder does not exist or has no image in it.
     """
 
     def __init__(self, root: str | Path, option: str, recursive: bool = False) -> None:
@@ -74,14 +77,14 @@ class FolderImages:
         ]
 
     def locate(self, name: str) -> str:
-        """Return the path that BasicSR's results are named after."""
+        """Return the path of an image, after which BasicSR names results."""
         return str(self.root / name)
 
     def describe(self, name: str) -> str:
         return self.locate(name)
 
     def read(self, name: str) -> np.ndarray:
-        """Return the image. Raises UserError: it cannot be read or decoded."""
+        """Read an image. Raises UserError if it cannot be read or decoded."""
         try:
             content = (self.root / name).read_bytes()
         except OSError as error:

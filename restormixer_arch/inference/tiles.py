@@ -1,18 +1,18 @@
-r"""Restore a picture tile by tile, so that only one tile is ever on the device.
+r"""Restore an image in overlapping tiles, so that only one tile is on the device at a time.
 
-Tiles overlap and are blended with weights that fall to the tile's inner edges. Their grid is a product of columns and
-rows, and so are the weights: each axis has its own, which add up to 1 in every pixel.
+Neighbouring tiles are blended in their overlap. The grid of tiles is a product of columns and rows, and so are the
+blending weights: each axis has its own, which add up to 1 in every pixel.
 
-Tiles begin at multiples of 64 pixels, where the windows of RestorMixer's attention begin (up to 16 x 16 at a quarter
-of the resolution): a tile's windows are then those of the whole picture. Its scans see the whole picture, so that
-a tiled result is never quite the same.
+Tiles start at multiples of 64 pixels, where the windows of RestorMixer's attention start (up to 16 x 16 at a quarter of
+the resolution), so that a tile has the same windows as the whole image. The scans see the whole image, so that a tiled
+result is never exactly the same.
 
 How much overlap is enough was measured with the network of ``options/train_derain_demo.yml`` after its training, on
-photographs with this package's rain. "Between" is PSNR between tiled and whole result, "truth" the change of the PSNR
-against the truth by tiling:
+photographs with this package's rain. "Between" is the PSNR between tiled and whole result, "truth" the change of the
+PSNR against the ground truth by tiling:
 
 ============================  ========  ===========  ==========
-picture, side of the tiles    overlap   between      truth
+image, side of the tiles      overlap   between      truth
 ============================  ========  ===========  ==========
 sample 384 x 256, 256         0         45.9 dB      -0.02 dB
 (roman-colosseum)             16        54.5 dB      +0.04 dB
@@ -29,11 +29,11 @@ photograph 1280 x 800, 512    0         39.6 dB      -0.13 dB
 photograph 1200 x 800, 256    64        48.4 dB      +0.25 dB
 ============================  ========  ===========  ==========
 
-Without an overlap single pixels at the seams are off by up to 0.6, with 64 pixels by 0.03 to 0.12, which is the scans'
-missing context and no longer a seam. Hann and linear weights differ by 0.1 dB of "between" at most. Small tiles can
-be better than the whole, as in the last line: that network was trained on crops of 64 pixels.
+Without an overlap, single pixels at the seams are off by up to 0.6; with 64 pixels by 0.03 to 0.12, which is the
+missing context of the scans and not a seam. Hann and linear weights differ by at most 0.1 dB of "between". Small tiles
+can be better than the whole image, as in the last line: that network was trained on crops of 64 pixels.
 
-Shape letters: B batch, C channels, H x W size in pixels, s the network's enlargement.
+Shape letters: B batch, C channels, H x W size in pixels, s the upscale factor.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-ALIGNMENT = 64  # pixels: every tile begins at a multiple
+ALIGNMENT = 64  # pixels: every tile starts at a multiple
 DEFAULT_OVERLAP = 64  # pixels
 
 
@@ -56,9 +56,9 @@ def _hann(position: Tensor) -> Tensor:
 RAMPS: dict[str, Callable[[Tensor], Tensor]] = {"hann": _hann, "linear": lambda position: position}
 
 
-def tiled(
+def restore_tiles(
     restore_tile: Callable[[Tensor], Tensor],
-    picture: Tensor,
+    images: Tensor,
     tile: int,
     *,
     overlap: int = DEFAULT_OVERLAP,
@@ -66,17 +66,17 @@ def tiled(
     scale: int = 1,
     on_tile: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
-    """Apply ``restore_tile`` to overlapping tiles of a picture and blend what it returns.
+    """Apply ``restore_tile`` to overlapping tiles and blend the results.
 
     Args:
-        restore_tile: (B, C, h, w) of ``picture`` -> float32 (B, C', scale * h, scale * w), on any device.
-        picture: any type; it stays where it is.
-        tile: largest side of a tile in pixels of ``picture``, at least 64 more than ``overlap``. A picture that fits
-            is passed whole.
+        restore_tile: (B, C, h, w) of ``images`` -> float32 (B, C', scale * h, scale * w), on any device.
+        images: (B, C, H, W) of any type; they stay on their device.
+        tile: largest side of a tile in pixels of ``images``, at least 64 more than ``overlap``. Images that fit are
+            passed whole.
         overlap: least number of pixels that neighbours share.
-        blend: ``hann`` (a squared sine) or ``linear``: how weights rise over the overlap.
-        scale: s, the enlargement of ``restore_tile``.
-        on_tile: called after each tile with how many are done and how many there are.
+        blend: ``hann`` (a squared sine) or ``linear``: how the weights rise over the overlap.
+        scale: s, the upscale factor of ``restore_tile``.
+        on_tile: called after each tile with the number of tiles done and the number of all.
 
     Returns:
         float32 on the CPU.
@@ -91,7 +91,7 @@ def tiled(
         raise ValueError(f"tile must be at least overlap + {ALIGNMENT} = {overlap + ALIGNMENT}, got {tile}")
     if blend not in RAMPS:
         raise ValueError(f"blend must be one of {', '.join(RAMPS)}, got {blend!r}")
-    height, width = picture.shape[-2:]
+    height, width = images.shape[-2:]
     rows, columns = axis_tiles(height, tile, overlap), axis_tiles(width, tile, overlap)
     row_weights, column_weights = (
         axis_weights([(first * scale, last * scale) for first, last in spans], overlap * scale, blend)
@@ -101,7 +101,7 @@ def tiled(
     grid = list(itertools.product(range(len(rows)), range(len(columns))))
     for done, (i, j) in enumerate(grid, start=1):
         (top, bottom), (left, right) = rows[i], columns[j]
-        restored = restore_tile(picture[..., top:bottom, left:right]).float().cpu()
+        restored = restore_tile(images[..., top:bottom, left:right]).float().cpu()
         if len(grid) == 1:
             result = restored
         else:
@@ -114,7 +114,7 @@ def tiled(
 
 
 def axis_tiles(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-    """(first, last + 1) of the tiles along one side, alike to 64 pixels: as few as ``tile`` allows, then as small."""
+    """Return (first, last + 1) of the tiles along one side: as few as ``tile`` allows, as small as possible."""
     if length <= tile:
         return [(0, length)]
     longest_step = (tile - overlap) // ALIGNMENT * ALIGNMENT
@@ -124,7 +124,7 @@ def axis_tiles(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def axis_weights(spans: list[tuple[int, int]], overlap: int, blend: str) -> list[Tensor]:
-    """The weights of each span's pixels, float32, so that those of all spans add up to 1 in each pixel."""
+    """Return the float32 weights of the pixels of each span; in each pixel, those of all spans add up to 1."""
     ramp = RAMPS[blend]((torch.arange(overlap, dtype=torch.float64) + 0.5) / max(overlap, 1))
     weights = []
     for number, (first, last) in enumerate(spans):

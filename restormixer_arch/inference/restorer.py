@@ -1,0 +1,249 @@
+"""A network made ready to restore: number type, self-ensemble, tiles, memory. Image formats are elsewhere.
+
+Shape letters: B batch, C channels (1 gray, 3 RGB), H x W size in pixels, s the network's upscale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from restormixer_arch.errors import UserError
+from restormixer_arch.inference.memory import MEDIUM, TileMemory, is_out_of_memory, measure_tile_memory
+from restormixer_arch.inference.tiles import ALIGNMENT, DEFAULT_OVERLAP, restore_tiles
+from restormixer_arch.inference.weights import best_tile, load_network
+from restormixer_arch.memory import parse_bytes
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WHITE = {torch.uint8: 255, torch.uint16: 65535}  # the value of white; 1 for floating-point images
+Progress = Callable[[int, int], None]
+
+
+def no_progress(done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def restore_batch(
+    network: nn.Module,
+    images: Tensor,
+    *,
+    tile: int,
+    overlap: int = DEFAULT_OVERLAP,
+    blend: str = "hann",
+    precision: str = "fp32",
+    self_ensemble: bool = False,
+    on_tile: Progress = no_progress,
+) -> Tensor:
+    """Restore images in tiles; at most one tile is on the network's device.
+
+    Args:
+        network: in eval mode; (B, C, h, w) of float32 in [0, 1] -> (B, C, s * h, s * w). s is its attribute
+            ``upscale`` (default 1) and its number of channels ``in_channels`` (default 3). Gray images are repeated
+            for a network with 3 channels and its result averaged; a network with 1 channel gets RGB one by one.
+        images: (B, C, H, W), RGB or gray; uint8, uint16, or floating point in [0, 1].
+        tile: largest side of a tile, see :func:`~restormixer_arch.inference.tiles.restore_tiles`.
+        overlap: of the tiles, in pixels.
+        blend: of the tiles, ``hann`` or ``linear``.
+        precision: ``fp32``, or ``bf16`` and ``fp16`` by torch's autocast.
+        self_ensemble: average over the eight flips and quarter turns; eight times the work. For networks that were
+            trained with all of them: a deraining network lost 2.4 dB by it, since it had never seen turned rain.
+        on_tile: called after each tile with the number of tiles done and the number of all.
+
+    Returns:
+        float32 in [0, 1] on the CPU.
+
+    Shape:
+        (B, C, H, W) -> (B, C, s * H, s * W)
+
+    Raises:
+        UserError: not enough memory, or the result is not finite in ``precision``.
+        ValueError: ``tile``, ``overlap``, ``blend`` or ``precision`` is not valid.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+
+    def restore_tile(part: Tensor) -> Tensor:
+        result = _apply_network(network, part, precision, self_ensemble)
+        if not torch.isfinite(result).all():
+            raise UserError(f"precision: the result in {precision} is not finite; try fp32")
+        return result
+
+    scale = getattr(network, "upscale", 1)
+    try:
+        result = restore_tiles(restore_tile, images, tile, overlap=overlap, blend=blend, scale=scale, on_tile=on_tile)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"tile: not enough memory for a tile of {tile} pixels; use a smaller one") from error
+    return result.clamp_(0, 1)
+
+
+def _apply_network(network: nn.Module, part: Tensor, precision: str, self_ensemble: bool) -> Tensor:
+    """Restore a tile of any number type on the network's device. Returns float32."""
+    white = WHITE.get(part.dtype, 1)
+    part = part.to(next(network.parameters()).device).float() / white
+    channels, wanted = part.shape[1], getattr(network, "in_channels", 3)
+    apply = _apply_ensemble if self_ensemble else _apply_once
+    with torch.no_grad(), torch.autocast(part.device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+        if channels == 1 and wanted == 3:
+            return apply(network, part.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
+        if wanted == 1:
+            return torch.cat([apply(network, plane) for plane in part.split(1, dim=1)], dim=1)
+        return apply(network, part)
+
+
+def _apply_once(network: nn.Module, x: Tensor) -> Tensor:
+    return network(x).float()
+
+
+def _apply_ensemble(network: nn.Module, x: Tensor) -> Tensor:
+    """The mean over the eight flips and quarter turns, each result turned back."""
+    total = None
+    for turns in range(4):
+        for flipped in (False, True):
+            turned = torch.rot90(x.flip(-1) if flipped else x, turns, (-2, -1))
+            back = torch.rot90(network(turned.contiguous()).float(), -turns, (-2, -1))
+            back = back.flip(-1) if flipped else back
+            total = back.clone() if total is None else total.add_(back)
+    return total / 8
+
+
+@dataclass
+class Restorer:
+    """A network and how it is applied. The memory of its tiles is measured when it is first needed.
+
+    Attributes:
+        network: as for :func:`restore_batch`, on its device.
+        tile: largest side of a tile in pixels, or None for as large as ``max_memory`` allows.
+        overlap: of the tiles, in pixels.
+        blend: ``hann`` or ``linear``.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        self_ensemble: average over flips and turns.
+        max_memory: bytes, see :func:`~restormixer_arch.inference.memory.measure_tile_memory`.
+
+    Raises:
+        UserError: ``tile`` is too small for ``overlap``.
+    """
+
+    network: nn.Module
+    tile: int | None = None
+    overlap: int = DEFAULT_OVERLAP
+    blend: str = "hann"
+    precision: str = "fp32"
+    self_ensemble: bool = False
+    max_memory: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.tile is not None and self.tile < self.overlap + ALIGNMENT:
+            raise UserError(
+                f"tile: {self.tile} is too small for an overlap of {self.overlap}, "
+                f"expected at least {self.overlap + ALIGNMENT}"
+            )
+
+    @property
+    def scale(self) -> int:
+        return getattr(self.network, "upscale", 1)
+
+    @cached_property
+    def memory(self) -> TileMemory:
+        def restore_tile(part: Tensor) -> Tensor:
+            return _apply_network(self.network, part, self.precision, self.self_ensemble)
+
+        device = next(self.network.parameters()).device
+        return measure_tile_memory(restore_tile, getattr(self.network, "in_channels", 3), device, self.max_memory)
+
+    def tile_for(self, images: Tensor) -> int:
+        """Return the side of the tiles for images (B, C, H, W)."""
+        if self.tile is not None:
+            return self.tile
+        batch, channels, height, width = images.shape
+        if self.max_memory is None and max(height, width) <= MEDIUM:
+            return max(height, width, self.overlap + ALIGNMENT)  # measuring would take as much memory
+        # Two copies of the input, as decoded and as an array; the float32 result and its conversion to integers.
+        samples = batch * channels * height * width
+        holding = samples * (2 * images.element_size() + self.scale**2 * (4 + 2 * images.element_size()))
+        return self.memory.tile(height, width, holding, self.overlap)
+
+    def __call__(self, images: Tensor, on_tile: Progress = no_progress) -> Tensor:
+        """Apply :func:`restore_batch` with these settings to one image after the other.
+
+        Shape:
+            (B, C, H, W) -> (B, C, s * H, s * W)
+        """
+        settings = {
+            "tile": self.tile_for(images),
+            "overlap": self.overlap,
+            "blend": self.blend,
+            "precision": self.precision,
+            "self_ensemble": self.self_ensemble,
+            "on_tile": on_tile,
+        }
+        results = [restore_batch(self.network, image, **settings) for image in images.split(1)]
+        return results[0] if len(results) == 1 else torch.cat(results)
+
+
+def load_restorer(
+    weights: str | Path,
+    device: torch.device,
+    *,
+    tile: int | None = None,
+    overlap: int | None = None,
+    max_memory: int | None = None,
+    blend: str = "hann",
+    precision: str = "fp32",
+    self_ensemble: bool = False,
+) -> Restorer:
+    """Load a file of weights and make its network ready on a device.
+
+    Args:
+        weights: the file.
+        device: see :func:`pick_device`.
+        tile, overlap, max_memory: see :class:`Restorer`. If all three are None, installed weights use the tile size
+            with which they restore best.
+        blend, precision, self_ensemble: see :class:`Restorer`.
+
+    Raises:
+        UserError: the weights cannot be loaded, or a setting is not valid.
+    """
+    path = Path(weights)
+    if tile is None and overlap is None and max_memory is None:
+        tile = best_tile(path)
+    overlap = DEFAULT_OVERLAP if overlap is None else overlap
+    return Restorer(load_network(path).to(device), tile, overlap, blend, precision, self_ensemble, max_memory)
+
+
+def restorer_of_options(network: nn.Module, val: dict[str, Any]) -> Restorer | None:
+    """Return the restorer that ``val`` of an option file describes, or None to restore images as a whole."""
+    if not val.get("tile") and not val.get("max_memory"):
+        return None
+    overlap, memory = val.get("tile_overlap"), val.get("max_memory")
+    return Restorer(
+        network,
+        tile=val.get("tile"),
+        overlap=DEFAULT_OVERLAP if overlap is None else overlap,
+        blend=val.get("tile_blend") or "hann",
+        max_memory=parse_bytes(memory) if memory else None,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of a name; ``auto`` is the first GPU, or else the CPU.
+
+    Raises:
+        UserError: torch cannot use the device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # unknown, not compiled in, or not there
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device: {name!r} cannot be used here ({reason})") from error
+    return device

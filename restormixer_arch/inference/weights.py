@@ -1,0 +1,117 @@
+"""From a file of weights to its network: files of any tool of the field, and the weights installed with the package."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.restormixer_arch import RestorMixer
+from restormixer_arch.weight_options import is_restormixer
+
+PARAM_KEYS = ("params_ema", "params", "state_dict")  # where tools of the field put the weights, best first
+SHIPPED = Path(__file__).parents[1] / "weights"  # the weights that are installed with the package
+PREFIX = "restormixer_s_"
+DEFAULT_TASK = "derain"
+TILES = {"derain": 384}  # tile sizes in pixels with which installed weights do better than on whole images: model card
+
+
+def shipped_tasks() -> list[str]:
+    """Return the tasks with installed weights, in alphabetical order."""
+    return sorted(file.stem.removeprefix(PREFIX) for file in SHIPPED.glob(f"{PREFIX}*.safetensors"))
+
+
+def shipped_weights(task: str) -> Path:
+    """Return the file of the installed weights for a task.
+
+    Raises:
+        UserError: there are none; the message lists the tasks that have weights.
+    """
+    path = SHIPPED / f"{PREFIX}{task}.safetensors"
+    if path.is_file():
+        return path
+    tasks = shipped_tasks()
+    there = f"installed are: {', '.join(tasks)}" if tasks else "this installation has no weights at all"
+    raise UserError(f"--task: no weights for {task!r}; {there}.{did_you_mean(task, tasks)} Name a file by --weights")
+
+
+def best_tile(path: Path) -> int | None:
+    """Return the tile size in pixels with which installed weights restore best, or None for any other file."""
+    return TILES.get(path.stem.removeprefix(PREFIX)) if path.parent == SHIPPED else None
+
+
+def load_network(
+    weights: str | Path, param_key: str | None = None, options: Mapping[str, Any] | None = None
+) -> RestorMixer:
+    """Build the network of a file of weights, ready to restore: in eval mode, on the CPU, BatchNorm folded.
+
+    Args:
+        weights: the file.
+        param_key: see :func:`read_weights`.
+        options: the network's arguments; None to read them from the weights.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds the weights of another network.
+    """
+    state = read_weights(weights, param_key)
+    if not is_restormixer(state):
+        raise UserError(f"{weights}: are not the weights of a RestorMixer")
+    try:
+        network = RestorMixer.from_weights(state, options)
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:  # incomplete or changed weights
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{weights}: no RestorMixer can be built from it ({reason})") from error
+    return network.fuse()
+
+
+def read_weights(path: str | Path, param_key: str | None = None) -> dict[str, Tensor]:
+    """Read a state dict on the CPU from ``.pth`` or ``.safetensors``.
+
+    Only tensors and plain containers are unpickled, so a file from a stranger cannot run code.
+
+    Args:
+        path: the file.
+        param_key: entry of a ``.pth`` that holds the weights, such as ``params`` or ``params_ema``. If it is None or
+            not in the file, the first of :data:`PARAM_KEYS` that is there is taken, or else the file itself.
+
+    Returns:
+        Tensors by name, without the prefix ``module.`` of DistributedDataParallel.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such file of weights.{did_you_mean(path.name, near)}")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    for key in (param_key, *PARAM_KEYS):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"{path}: holds no network weights (a dict of tensors was expected).")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: cannot be read as PyTorch weights ({reason})") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors ({error})") from error

@@ -1,0 +1,217 @@
+"""Restoring tensors with any network, and finding the network of a file of weights."""
+
+import pytest
+import torch
+from tiny_network import save_tiny, tiny_network
+from torch import nn
+
+from restormixer_arch.errors import UserError
+from restormixer_arch.inference import weights
+from restormixer_arch.inference.restorer import Restorer, pick_device, restore_batch, restorer_of_options
+from restormixer_arch.inference.weights import load_network, shipped_weights
+
+
+class Plain(nn.Module):
+    """A network of other people: an affine function of what it is given, with a weight for its device."""
+
+    def __init__(self, function=lambda x: x, **attributes):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.function = function
+        self.seen = []
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, x):
+        self.seen.append(x)
+        return self.function(x * self.weight)
+
+
+PICTURE = torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(1))
+
+
+def test_equals_the_network_where_the_picture_is_one_tile():
+    network = tiny_network()
+    with torch.no_grad():
+        wanted = network(PICTURE)
+    assert (wanted - PICTURE).abs().max() > 0.01
+    torch.testing.assert_close(restore_batch(network, PICTURE, tile=128), wanted.clamp(0, 1))
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(torch.uint8, 255), (torch.uint16, 65535)])
+def test_integers_are_taken_as_parts_of_white(dtype, white):
+    picture = (PICTURE * white).round().to(dtype)
+    result = restore_batch(Plain(lambda x: x / 2), picture, tile=128)
+    torch.testing.assert_close(result, picture.float() / white / 2)
+
+
+def test_results_are_kept_within_the_range():
+    result = restore_batch(Plain(lambda x: 3 * x - 1), PICTURE, tile=128)
+    assert result.min() == 0 and result.max() == 1 and not result.requires_grad
+
+
+def test_gray_and_colour_meet_networks_of_other_channels():
+    gray = PICTURE[:, :1]
+    network = Plain(lambda x: x * torch.tensor([0.5, 0.25, 0.75])[:, None, None])
+    torch.testing.assert_close(restore_batch(network, gray, tile=128), gray / 2)
+    assert network.seen[0].shape == (1, 3, 40, 56)
+    network = Plain(lambda x: x / 2, in_channels=1)
+    torch.testing.assert_close(restore_batch(network, PICTURE, tile=128), PICTURE / 2)
+    assert [x.shape for x in network.seen] == [(1, 1, 40, 56)] * 3
+
+
+def test_a_batch_is_restored_one_by_one():
+    network = Plain(lambda x: x / 2)
+    batch = torch.cat([PICTURE, 1 - PICTURE])
+    torch.testing.assert_close(Restorer(network, tile=128)(batch), batch / 2)
+    assert [len(x) for x in network.seen] == [1, 1]
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_self_ensemble_is_the_mean_over_the_eight_symmetries(scale):
+    network = tiny_network(upscale=scale)
+
+    def turned(x):  # written out once more, by the symmetries' matrices
+        results = []
+        for transpose in (False, True):
+            for rows in (False, True):
+                for columns in (False, True):
+                    dims = [d for d, flip in ((-2, rows), (-1, columns)) if flip]
+                    y = x.transpose(-2, -1) if transpose else x
+                    y = network(y.flip(dims).contiguous()).flip(dims)
+                    results.append(y.transpose(-2, -1) if transpose else y)
+        return torch.stack(results).mean(0)
+
+    with torch.no_grad():
+        wanted = turned(PICTURE).clamp(0, 1)
+    got = restore_batch(network, PICTURE, tile=128, self_ensemble=True)
+    torch.testing.assert_close(got, wanted)
+    assert (got - restore_batch(network, PICTURE, tile=128)).abs().max() > 1e-3
+
+
+def test_half_precision_is_near():
+    network = tiny_network()
+    full, half = (restore_batch(network, PICTURE, tile=128, precision=p) for p in ("fp32", "bf16"))
+    assert 0 < (full - half).abs().max() < 0.02 and half.dtype == torch.float32
+
+
+def test_tiles_of_a_large_picture_are_what_the_network_sees():
+    network = Plain(lambda x: x / 2)
+    picture = torch.rand(1, 3, 300, 500)
+    torch.testing.assert_close(restore_batch(network, picture, tile=192), picture / 2)
+    assert len(network.seen) == 8 and max(x.shape[-1] for x in network.seen) <= 192
+
+
+def test_results_that_are_not_finite_are_an_error():
+    with pytest.raises(UserError, match="precision: the result in fp32 is not finite"):
+        restore_batch(Plain(lambda x: x / 0), PICTURE, tile=128)
+
+
+def raising(message, kind=RuntimeError):
+    def function(x):
+        raise kind(message)
+
+    return Plain(function)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [("DefaultCPUAllocator: can't allocate memory: you tried", RuntimeError), ("CUDA out", torch.OutOfMemoryError)],
+)
+def test_out_of_memory_is_reported_as_such(message, kind):
+    with pytest.raises(UserError, match="tile: not enough memory for a tile of 128 pixels; use a smaller one"):
+        restore_batch(raising(message, kind), PICTURE, tile=128)
+
+
+def test_other_errors_pass():
+    with pytest.raises(RuntimeError, match="a slip") as caught:
+        restore_batch(raising("a slip"), PICTURE, tile=128)
+    assert not isinstance(caught.value, UserError)
+
+
+def test_unknown_precision():
+    with pytest.raises(ValueError, match="precision must be one of fp32, bf16, fp16, got 'int8'"):
+        restore_batch(Plain(), PICTURE, tile=128, precision="int8")
+
+
+# --- the size of tiles -----------------------------------------------------------------------------------------------
+
+
+def test_a_given_tile_is_taken_and_checked():
+    assert Restorer(Plain(), tile=192).tile_for(PICTURE) == 192
+    with pytest.raises(UserError, match="tile: 100 is too small for an overlap of 64, expected at least 128"):
+        Restorer(Plain(), tile=100)
+
+
+def test_memory_is_measured_once_and_decides():
+    network = tiny_network()
+    restorer = Restorer(network, max_memory=10**11)
+    assert restorer.memory is restorer.memory
+    assert restorer.tile_for(torch.zeros(1, 3, 700, 500, dtype=torch.uint8)) == 700
+    small = Restorer(network)
+    assert small.tile_for(PICTURE) == 128 and small.tile_for(torch.zeros(1, 3, 512, 9)) == 512
+    assert "memory" not in vars(small)  # not measured
+    assert small.tile_for(torch.zeros(1, 3, 513, 9)) == 513 and "memory" in vars(small)
+    with pytest.raises(UserError, match="max-memory: 0.00 GB is not enough for 56 x 40 pixels"):
+        Restorer(network, max_memory=1000)(PICTURE)
+
+
+def test_options_of_a_file():
+    assert restorer_of_options(Plain(), {"save_img": True}) is None
+    made = restorer_of_options(Plain(), {"tile": 96, "tile_overlap": 0, "tile_blend": "linear"})
+    assert (made.tile, made.overlap, made.blend, made.max_memory) == (96, 0, "linear", None)
+    assert restorer_of_options(Plain(), {"max_memory": "2G"}).max_memory == 2 * 10**9
+
+
+def test_devices():
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert pick_device("cpu") == torch.device("cpu")
+    for name in ("gpu", "meta", "cpu:x"):
+        with pytest.raises(UserError, match=f"--device: '{name}' cannot be used here"):
+            pick_device(name)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--device: 'cuda' cannot be used here"):
+            pick_device("cuda")
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_is_built_from_its_weights(tmp_path):
+    network = load_network(save_tiny(tmp_path / "x.safetensors", upscale=2))
+    with torch.no_grad():
+        torch.testing.assert_close(network(PICTURE), tiny_network(upscale=2)(PICTURE))
+    assert network.upscale == 2 and not network.training
+
+
+def test_other_weights_are_refused(tmp_path):
+    torch.save({"params": {"a.weight": torch.ones(2)}}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="other.pth: are not the weights of a RestorMixer"):
+        load_network(tmp_path / "other.pth")
+    state = tiny_network().state_dict()
+    del state["decoder.merge_half.bias"]
+    torch.save(state, tmp_path / "part.pth")
+    with pytest.raises(UserError, match=r"part.pth: no RestorMixer can be built from it \(.*decoder.merge_half.bias"):
+        load_network(tmp_path / "part.pth")
+
+
+def test_installed_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path)
+    with pytest.raises(
+        UserError,
+        match="--task: no weights for 'derain'; this installation has no weights at all. Name a file by --weights",
+    ):
+        shipped_weights("derain")
+    for task in ("mixed", "derain"):
+        save_tiny(tmp_path / f"restormixer_s_{task}.safetensors")
+    assert shipped_weights("derain") == tmp_path / "restormixer_s_derain.safetensors"
+    with pytest.raises(
+        UserError, match="no weights for 'dreain'; installed are: derain, mixed. Did you mean 'derain'\\? Name a file"
+    ):
+        shipped_weights("dreain")
+
+
+def test_weights_lie_in_the_package():
+    import restormixer_arch
+
+    assert weights.SHIPPED.parent.samefile(restormixer_arch.__path__[0]) and weights.SHIPPED.name == "weights"
