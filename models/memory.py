@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from restormixer_arch.errors import UserError
+from restormixer_arch.protocol import Checkpointable
 
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
@@ -31,7 +32,7 @@ def set_checkpointing(network: nn.Module) -> int:
     Raises:
         UserError: the network has no such block.
     """
-    if hasattr(network, "set_checkpointing"):
+    if isinstance(network, Checkpointable):
         count = network.set_checkpointing(True)
     else:
         blocks = list(_repeated_blocks(network))

@@ -14,7 +14,7 @@ import pytest
 
 from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
-from restormixer_arch.basicsr_adapter.stopping import Stopping
+from restormixer_arch.training.interrupt import Interrupt
 
 compat.apply()  # the tests import basicsr
 
@@ -49,7 +49,7 @@ def test_ctrl_c_tells_what_was_saved_and_how_to_go_on(train_file, capsys, monkey
     begin = f"basicsr: stopped after iteration {at - 1} of 5; "
     if saved:
         place = f"experiments/tiny/training_states/{saved}"
-        assert line == f"{begin}saved last: {place}; go on with: basicsr train -opt x.yml --auto_resume"
+        assert line == f"{begin}saved last: {place}; resume with: basicsr train -opt x.yml --auto_resume"
     else:
         assert line == f"{begin}nothing was saved yet"
 
@@ -81,7 +81,7 @@ def test_a_signal_saves_after_the_iteration_and_has_its_exit_code(train_file, ca
     saved = "experiments/tiny/training_states/3.state"
     assert lines[-1] == (
         f"basicsr: {name}: stopped after iteration 3 of 5; saved last: {saved}; "
-        "go on with: basicsr train -opt x.yml --auto_resume"
+        "resume with: basicsr train -opt x.yml --auto_resume"
     )
     assert Path(saved).exists() and Path("experiments/tiny/models/net_g_3.pth").exists()
     assert signal.getsignal(number) is before
@@ -99,25 +99,25 @@ def test_a_second_ctrl_c_leaves_at_once(train_file, capfd, monkeypatch):
 
 
 def test_a_launcher_s_second_sigint_is_the_same_ctrl_c():
-    stopping = Stopping(running=True, launched=True)
-    stopping.notice(signal.SIGINT, None)
-    stopping.notice(signal.SIGINT, None)
-    assert stopping.signal == signal.SIGINT and not stopping.insisted
-    stopping._when -= 10
+    interrupt = Interrupt(running=True, launched=True)
+    interrupt.notice(signal.SIGINT, None)
+    interrupt.notice(signal.SIGINT, None)
+    assert interrupt.signal == signal.SIGINT and not interrupt.insisted
+    interrupt._when -= 10
     with pytest.raises(KeyboardInterrupt):
-        stopping.notice(signal.SIGINT, None)
+        interrupt.notice(signal.SIGINT, None)
 
 
 def test_before_the_first_iteration_a_signal_leaves_at_once(train_file, capfd, monkeypatch):
-    import basicsr.train
+    from restormixer_arch.training import trainer
 
-    original = basicsr.train.MessageLogger
+    original = trainer.MessageLogger
 
     def logger(*arguments):
         signal.raise_signal(signal.SIGTERM)
         return original(*arguments)
 
-    monkeypatch.setattr(basicsr.train, "MessageLogger", logger)
+    monkeypatch.setattr(trainer, "MessageLogger", logger)
     assert cli.main(["train", "-opt", train_file]) == 143
     last = "basicsr: SIGTERM: stopped after iteration 0 of 5; nothing was saved yet"
     assert capfd.readouterr().err.splitlines()[-1] == last
@@ -194,7 +194,7 @@ def test_an_interrupted_training_goes_on_from_its_last_checkpoint(pairs, train_o
     found = re.fullmatch(
         r"basicsr: SIGINT: stopped after iteration (\d+) of 1000000; "
         r"saved last: experiments/tiny/training_states/(\d+)\.state; "
-        r"go on with: basicsr train -opt x\.yml --auto_resume",
+        r"resume with: basicsr train -opt x\.yml --auto_resume",
         last,
     )
     assert found, last

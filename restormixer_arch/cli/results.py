@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from restormixer_arch.basicsr_adapter.output import is_first_process
-from restormixer_arch.basicsr_adapter.run_hooks import Run
 from restormixer_arch.data.tables import Row, with_average, write_tables
+from restormixer_arch.training.trainer import Testing, Training
 
 
 def measured(model: Any) -> dict[str, str]:
@@ -31,7 +31,7 @@ def values(model: Any) -> dict[str, dict[str, tuple[float | None, float]]]:
     return {name: {m: (None, record["val"]) for m, record in metrics.items()} for name, metrics in best.items()}
 
 
-def training_lines(run: Run) -> list[str]:
+def training_lines(run: Training) -> list[str]:
     """One line per validated data set, each with the place of the weights; at least one."""
     models = Path(run.opt["path"]["models"])
     latest = models / "net_g_latest.pth"
@@ -40,7 +40,7 @@ def training_lines(run: Run) -> list[str]:
     return lines or [place]
 
 
-def test_lines(run: Run) -> list[str]:
+def test_lines(run: Testing) -> list[str]:
     """One line per tested data set, with the place of the restored images where they were saved.
 
     The results also go to ``results.md``, ``.csv`` and ``.json`` in the run's folder; a last line gives the average

@@ -15,6 +15,7 @@ from restormixer_arch.basicsr_adapter import spandrel_networks
 from restormixer_arch.basicsr_adapter.yaml_reader import read_options
 from restormixer_arch.errors import UserError
 from restormixer_arch.models.weights import read_weights
+from restormixer_arch.protocol import PadsItself
 from restormixer_arch.restormixer_arch import RestorMixer
 from restormixer_arch.weight_options import is_restormixer, options_from_weights
 
@@ -154,7 +155,7 @@ def _from_weights(path: str) -> Built:
 
 def _window(network: nn.Module) -> int:
     """The multiple that a network of windows needs which does not pad by itself; BasicSR's SwinIR tells it in parts."""
-    if isinstance(network, RestorMixer | Called) or hasattr(network, "pads_itself"):
+    if isinstance(network, RestorMixer | Called | PadsItself):
         return 1
     windows = (getattr(module, "window_size", None) for module in network.modules())
     return max((window for window in windows if isinstance(window, int)), default=1)

@@ -12,7 +12,6 @@ import torch
 from tqdm import tqdm
 
 from restormixer_arch.basicsr_adapter.output import note
-from restormixer_arch.basicsr_adapter.threads import cores
 from restormixer_arch.benchmark.processes import in_process
 from restormixer_arch.benchmark.suite import machine
 from restormixer_arch.compare.networks import Entry, build, entry_of_run
@@ -21,6 +20,7 @@ from restormixer_arch.compare.results import Comparison, Competitor, Metric, Tra
 from restormixer_arch.compare.statistics import joined
 from restormixer_arch.compare.training import JOBS, train_all, weights_of
 from restormixer_arch.errors import UserError
+from restormixer_arch.training.distributed import cores
 
 
 def compare(options: dict[str, Any], *, resume: bool) -> tuple[Comparison, Path]:

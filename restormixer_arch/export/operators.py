@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from restormixer_arch import emvm
-from restormixer_arch.basicsr_adapter.replacing import replaced
 from restormixer_arch.mwsa import MWSA
 from restormixer_arch.selective_scan import native  # noqa: F401  (registers restormixer::scan_2d, kernel or not)
 from restormixer_arch.selective_scan.native_library import ORDERS
@@ -68,6 +67,10 @@ def _attend(self: MWSA, x: Tensor) -> Tensor:
 
 @contextmanager
 def exportable() -> Iterator[None]:
-    """Meanwhile scans and windows are operators, which can be traced but not run."""
-    with replaced(emvm, selective_scan_2d=_scan), replaced(MWSA, _attend=_attend):
+    """Within, scans and windows are operators, which can be traced but not run."""
+    scan, attend = emvm.selective_scan_2d, MWSA._attend
+    emvm.selective_scan_2d, MWSA._attend = _scan, _attend
+    try:
         yield
+    finally:
+        emvm.selective_scan_2d, MWSA._attend = scan, attend
