@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
@@ -106,6 +108,32 @@ def test_a_launcher_s_second_sigint_is_the_same_ctrl_c():
     interrupt._when -= 10
     with pytest.raises(KeyboardInterrupt):
         interrupt.notice(signal.SIGINT, None)
+
+
+@pytest.fixture
+def job(monkeypatch):
+    """The job of this process and another one; ``job.other()`` is called while they agree, with the flag."""
+    job = SimpleNamespace(other=lambda flag: None)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flag, op: job.other(flag))
+    return job
+
+
+def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(job):
+    interrupt = Interrupt(running=True, launched=True)
+    job.other = lambda flag: interrupt.notice(signal.SIGTERM, None)
+    assert interrupt.agreed() == 0 and interrupt.signal == signal.SIGTERM
+    job.other = lambda flag: None
+    assert interrupt.agreed() == signal.SIGTERM
+
+
+def test_a_ctrl_c_that_another_process_had_first_is_the_same_ctrl_c(job):
+    interrupt = Interrupt(running=True, launched=True)
+    job.other = lambda flag: flag.fill_(int(signal.SIGINT))
+    assert interrupt.agreed() == signal.SIGINT
+    interrupt.notice(signal.SIGINT, None)
+    assert not interrupt.insisted
 
 
 def test_before_the_first_iteration_a_signal_leaves_at_once(train_file, capfd, monkeypatch):
