@@ -22,8 +22,16 @@ class KeepsState(Protocol):
 
 
 @runtime_checkable
-class MeasuresInputs(Protocol):
-    """A model whose inputs are measured too in validation, so that results show what was gained.
+class ReportsGain(Protocol):
+    """A model whose results show what was gained."""
+
+    def gain(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """Return data set -> metric -> (mean of the inputs, mean of the restored images)."""
+
+
+@runtime_checkable
+class MeasuresInputs(ReportsGain, Protocol):
+    """A model whose inputs are measured too in validation.
 
     :func:`restormixer_arch.models.validation.validate` fills the attributes, and shows pictures in tensorboard.
 
@@ -36,9 +44,6 @@ class MeasuresInputs(Protocol):
     results: dict[str, dict[str, float]]
     input_values: dict[str, list[dict[str, float]]]
     validating: bool
-
-    def gain(self) -> dict[str, dict[str, tuple[float, float]]]:
-        """Return data set -> metric -> (mean of the inputs, mean of the restored images)."""
 
 
 # --- networks --------------------------------------------------------------------------------------------------------

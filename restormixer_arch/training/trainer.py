@@ -89,7 +89,7 @@ class Run:
 
 
 class Training(Run):
-    """A training by an option file. If it is interrupted, the attributes tell how far it came.
+    """A training by an option file. If it is interrupted, the attributes show how far it came.
 
     Args:
         request: the checked option file and the command line's switches.
@@ -126,13 +126,14 @@ class Training(Run):
             stack.enter_context(opencv_single_threaded())
             stack.enter_context(handle_signals(self.interrupt))
             stack.callback(self._end)
-            owed = self._build()
-            shown = None if is_first_process() else False
-            self.progress = stack.enter_context(Progress(self.total, shown=shown))
+            state = self._build()
+            if state:
+                self._resume(state)
+            self._open_reports(stack)
             begin = time.time()
             self.interrupt.running = True
-            if owed:
-                self.validate()
+            if state and self._validation_is_due() and not state.get("validated", True):
+                self.validate()  # the training was stopped before it
             self._iterate()
             consumed = datetime.timedelta(seconds=int(time.time() - begin))
             self.logger.info(f"End of training. Time consumed: {consumed}")
@@ -145,8 +146,8 @@ class Training(Run):
 
     # --- build and resume --------------------------------------------------------------------------------------------
 
-    def _build(self) -> bool:
-        """Build data and model, and resume; return True if the checkpoint was not validated though it should be."""
+    def _build(self) -> dict[str, Any] | None:
+        """Build options, log, data and model; return the state to resume from, or None."""
         root = os.getcwd()
         opt = self.opt = make_opt(self.request, root)
         opt["root_path"] = root
@@ -167,16 +168,9 @@ class Training(Run):
         share_cores(opt, loader.num_workers)
         self.model = build_model(opt)
         CheckpointWriter(self.model, self._state)
-        owed = self._resume(state) if state else False
-        self.message_logger = MessageLogger(opt, self.iteration, self.tb_logger)
-        if opt["rank"] == 0:
-            self.reports = Reports(opt, self.iteration)
-            if self.tb_logger:
-                self.tb_logger.add_text("options", as_markdown(opt), self.iteration)
-        self.logger.info(f"Start training from epoch: {self.sampler.epoch}, iter: {self.iteration}")
-        return owed
+        return state
 
-    def _resume(self, state: dict[str, Any]) -> bool:
+    def _resume(self, state: dict[str, Any]) -> None:
         """Resume model, position in the data, and random numbers."""
         resume_training(self.model, state)
         self.logger.info(f"Resuming training from epoch: {state['epoch']}, iter: {state['iter']}.")
@@ -195,7 +189,17 @@ class Training(Run):
         generators, rank = state.get("generators", []), self.opt["rank"]
         if rank < len(generators):
             set_generator_states(generators[rank])
-        return self._validation_is_due() and not state.get("validated", True)
+
+    def _open_reports(self, stack: ExitStack) -> None:
+        """Open the log of the losses, the tables and the progress bar, at the iteration to start from."""
+        self.message_logger = MessageLogger(self.opt, self.iteration, self.tb_logger)
+        if self.opt["rank"] == 0:
+            self.reports = Reports(self.opt, self.iteration)
+            if self.tb_logger:
+                self.tb_logger.add_text("options", as_markdown(self.opt), self.iteration)
+        shown = None if is_first_process() else False
+        self.progress = stack.enter_context(Progress(self.total, shown=shown))
+        self.logger.info(f"Start training from epoch: {self.sampler.epoch}, iter: {self.iteration}")
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds of the loop."""
