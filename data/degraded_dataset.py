@@ -47,9 +47,9 @@ class Sample:
 class DegradedDataset(Dataset):
     """Clean images, degraded on the fly.
 
-    A sample is determined by (``seed``, epoch, index), whatever the number of worker processes. ``basicsr train`` hands
-    the epoch over with each index; a training loop of one's own does so with
-    :class:`restormixer_arch.basicsr_adapter.epoch_sampler.EpochSampler`. A plain index belongs to epoch 0.
+    A sample is determined by (``seed``, epoch, index), whatever the number of worker processes. ``basicsr train``
+    passes the epoch with each index; a training loop of your own does so with the sampler and the wrapper of
+    :mod:`restormixer_arch.training.loader`. A plain index belongs to epoch 0, also in BasicSR's own loop.
 
     In training, an item is a random crop under a label drawn by weight. In validation and test there is an item for
     each image and label, the same in every epoch, so that the labels are compared on the same images.

@@ -7,11 +7,8 @@ its extension.
 
 from __future__ import annotations
 
-import gc
-import os
 import re
 import shutil
-import sys
 import threading
 import weakref
 from collections import Counter
@@ -164,23 +161,8 @@ def _open(root: Path) -> lmdb.Environment:
     try:
         handle = lmdb.open(str(root), readonly=True, lock=False, readahead=False)
     except lmdb.Error as error:
-        handle = _opened_by_basicsr(root)
-        if handle is None:
-            raise UserError(f"{root}: cannot be opened as an LMDB ({error})") from error
+        raise UserError(f"{root}: cannot be opened as an LMDB ({error})") from error
     page, pages, size = handle.stat()["psize"], handle.info()["last_pgno"] + 1, (root / "data.mdb").stat().st_size
     if size < (pages - UNWRITTEN) * page:  # reading beyond the end of the file would kill the process
         raise UserError(f"{root}: data.mdb is cut short: it has {size} bytes of {pages * page}")
     return handle
-
-
-def _opened_by_basicsr(root: Path) -> lmdb.Environment | None:
-    """Return the environment that one of BasicSR's own readers has open in this process: LMDB allows no second."""
-    module = sys.modules.get("basicsr.utils.file_client")
-    if module is None:
-        return None
-    # Not isinstance(), which is slow here and wakes objects that import themselves when they are looked at.
-    for reader in [thing for thing in gc.get_objects() if module.LmdbBackend in type(thing).__mro__]:
-        for handle in vars(reader).get("_client", {}).values():
-            if os.path.exists(handle.path()) and os.path.samefile(handle.path(), root):
-                return handle
-    return None

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.memory import is_out_of_memory
+from restormixer_arch.protocol import Checkpointable
 
 
 def set_checkpointing(network: nn.Module) -> int:
@@ -30,7 +31,7 @@ def set_checkpointing(network: nn.Module) -> int:
     Raises:
         UserError: the network has no such block.
     """
-    if hasattr(network, "set_checkpointing"):
+    if isinstance(network, Checkpointable):
         count = network.set_checkpointing(True)
     else:
         blocks = list(_repeated_blocks(network))

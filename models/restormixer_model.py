@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
 from restormixer_arch.errors import UserError, did_you_mean
-from restormixer_arch.inference.restorer import restorer_of_options
+from restormixer_arch.inference.restorer import Restorer, restorer_of_options
 from restormixer_arch.inference.weights import read_weights
 from restormixer_arch.models import guard, memory
 from restormixer_arch.models.losses import MultiScaleDualDomainLoss
-from restormixer_arch.models.measured_validation import MeasuredValidation
 from restormixer_arch.models.mixing import mixed
 from restormixer_arch.models.norms import NormStatistics, frozen_after
 from restormixer_arch.models.precision import Precision, checked_amp
 from restormixer_arch.models.progressive import ProgressivePatches
+from restormixer_arch.models.validation import validate
+from restormixer_arch.protocol import ExemptsFromWeightDecay, Upscales
 
 DEFAULT_GRAD_CLIP = 0.01  # the value of the network's family (SFNet, IRNeXt, ConvIR)
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
@@ -28,7 +30,7 @@ COMPILE_BACKEND = "inductor"
 
 
 @MODEL_REGISTRY.register()
-class RestorMixerModel(MeasuredValidation):
+class RestorMixerModel(SRModel):
     """BasicSR's SRModel for networks that return their outputs at several scales while training.
 
     It works for any network of ARCH_REGISTRY. Options beyond SRModel's, all under ``train``:
@@ -54,17 +56,30 @@ class RestorMixerModel(MeasuredValidation):
     ``max_memory`` (such as ``3G``) chooses the tiles' size; the whole picture is then never on the device, see
     :mod:`restormixer_arch.inference.tiles`.
 
-    Overridden: init_training_settings, setup_optimizers, get_optimizer, optimize_parameters, model_ema,
-    load_network, print_network, and those of :class:`MeasuredValidation`.
+    Validation also measures the inputs (:class:`restormixer_arch.protocol.MeasuresInputs`). A checkpoint also holds the
+    loss scale, the counts of skipped steps and waiting gradients (:class:`restormixer_arch.protocol.KeepsState`).
+
+    Overridden: init_training_settings, setup_optimizers, get_optimizer, feed_data, optimize_parameters, model_ema,
+    test, nondist_validation, dist_validation, load_network, print_network.
     """
 
+    nondist_validation = dist_validation = validate  # shares the images out where there are several processes
+
     def __init__(self, opt: dict[str, Any]) -> None:
+        self.results: dict[str, dict[str, float]] = {}
+        self.input_values: dict[str, list[dict[str, float]]] = {}
+        self.validating = False
+        self.restorer: Restorer | None = None  # restores tile by tile, if the options ask for it
+        self._paths: list[str] = []  # of the images of the batch
         super().__init__(opt)
-        upscale = getattr(self.get_bare_model(self.net_g), "upscale", None)
-        if upscale is not None and upscale != opt.get("scale", 1):
-            raise UserError(f"scale: must equal network_g.upscale ({upscale}), got {opt.get('scale', 1)}")
-        tested = getattr(self, "net_g_ema", self.net_g)
-        self.restorer = restorer_of_options(self.get_bare_model(tested), opt.get("val") or {})
+        network, scale = self.get_bare_model(self.net_g), opt.get("scale", 1)
+        if isinstance(network, Upscales) and network.upscale != scale:
+            raise UserError(f"scale: must equal network_g.upscale ({network.upscale}), got {scale}")
+        self.restorer = restorer_of_options(self._tested_network(), opt.get("val") or {})
+
+    def _tested_network(self) -> nn.Module:
+        """The network with averaged weights, if there is one, on this process alone."""
+        return self.net_g_ema if hasattr(self, "net_g_ema") else self.get_bare_model(self.net_g)
 
     def init_training_settings(self) -> None:
         options, network = self.opt["train"], self.get_bare_model(self.net_g)
@@ -96,7 +111,7 @@ class RestorMixerModel(MeasuredValidation):
     def setup_optimizers(self) -> None:
         options = dict(self.opt["train"]["optim_g"])
         bare = self.get_bare_model(self.net_g)
-        exempt = bare.no_weight_decay() if hasattr(bare, "no_weight_decay") else set()
+        exempt = bare.no_weight_decay() if isinstance(bare, ExemptsFromWeightDecay) else set()
         named = [(name, p) for name, p in bare.named_parameters() if p.requires_grad]
         groups = [
             {"params": [p for name, p in named if name not in exempt]},
@@ -112,6 +127,15 @@ class RestorMixerModel(MeasuredValidation):
                 f"{did_you_mean(optim_type, OPTIMIZERS)}"
             )
         return OPTIMIZERS[optim_type](params, lr, **kwargs)
+
+    def feed_data(self, data: dict[str, Any]) -> None:
+        if self.validating and self.restorer:  # the tiles go to the device one by one
+            self.lq = data["lq"]
+            if "gt" in data:
+                self.gt = data["gt"]
+        else:
+            super().feed_data(data)
+        self._paths = [str(path) for path in data.get("lq_path", [])]
 
     def optimize_parameters(self, current_iter: int) -> None:
         with memory.explained(f"at iteration {current_iter}", self._advice):
@@ -190,6 +214,27 @@ class RestorMixerModel(MeasuredValidation):
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
         return bool(flag)
 
+    @torch.no_grad()
+    def test(self) -> None:
+        """Restore ``lq`` in float32, on this process alone and without a compiled network, since sizes differ."""
+        network = self._tested_network()
+        training = network.training
+        network.eval()
+        height, width = self.lq.shape[-2:]
+        advice = "set val.tile or val.max_memory"
+        try:
+            with memory.explained(f"restoring an image of {height} x {width}", advice):
+                self.output = self.restorer(self.lq) if self.restorer else network.forward(self.lq)
+        finally:
+            network.train(training)
+
+    def gain(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """Data set -> metric -> (mean of the inputs, mean of the restored images) of the last validation."""
+        return {
+            name: {metric: (_mean(self.input_values[name], metric), value) for metric, value in metrics.items()}
+            for name, metrics in self.results.items()
+        }
+
     def extra_state(self) -> dict[str, Any]:
         """What a checkpoint needs besides weights, optimiser and schedule, in plain values and tensors."""
         waiting = {}
@@ -242,3 +287,7 @@ class RestorMixerModel(MeasuredValidation):
         bare = self.get_bare_model(net)
         count = sum(p.numel() for p in bare.parameters())
         get_root_logger().info(f"Network: {type(bare).__name__}, {count:,} parameters.")
+
+
+def _mean(values: list[dict[str, float]], metric: str) -> float:
+    return sum(of_image[metric] for of_image in values) / len(values)

@@ -21,8 +21,8 @@ compat.apply()
 
 from basicsr.models.sr_model import SRModel  # noqa: E402
 
-from restormixer_arch.basicsr_adapter import checkpoints  # noqa: E402
-from restormixer_arch.basicsr_adapter.training_state import plain  # noqa: E402
+from restormixer_arch.training import checkpoint as checkpoints  # noqa: E402
+from restormixer_arch.training.checkpoint import plain  # noqa: E402
 
 
 def names(folder):

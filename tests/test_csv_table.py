@@ -1,6 +1,6 @@
 """The CSV files of an experiment: rows, new columns, going on after a kill."""
 
-from restormixer_arch.basicsr_adapter.csv_table import Table
+from restormixer_arch.training.reports import Table
 
 
 def test_rows_are_appended_and_new_columns_come_at_the_right(tmp_path):

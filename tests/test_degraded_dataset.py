@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from restormixer_arch.basicsr_adapter.epoch_sampler import EpochSampler
 from restormixer_arch.data import degraded_dataset
 from restormixer_arch.data.compose import add_composition, draw_composition
 from restormixer_arch.data.degraded_dataset import DegradedDataset
 from restormixer_arch.data.lmdb_io import write_lmdb
 from restormixer_arch.errors import UserError
+from restormixer_arch.training.loader import ResumableSampler, SeededSamples
 
 LABELS = ["low_haze", "rain", "noise", "snow"]
 
@@ -42,9 +42,13 @@ def same(one, two):
 
 def epochs(dataset, workers, persistent=False, count=2, ratio=2):
     """All items of some epochs by (epoch, place), loaded as in training."""
-    sampler = EpochSampler(dataset, 1, 0, ratio)
+    sampler = ResumableSampler(dataset, 1, 0, ratio, seed=0)
     loader = DataLoader(
-        dataset, sampler=sampler, batch_size=None, num_workers=workers, persistent_workers=persistent and workers > 0
+        SeededSamples(dataset),
+        sampler=sampler,
+        batch_size=None,
+        num_workers=workers,
+        persistent_workers=persistent and workers > 0,
     )
     items = []
     for epoch in range(count):

@@ -14,13 +14,14 @@ import torch
 from whole_trainings import EXPERIMENT, architecture, load, same, several_batches, train
 
 from restormixer_arch import cli
-from restormixer_arch.basicsr_adapter import compat, distributed
-from restormixer_arch.basicsr_adapter.threads import opencv_alone
+from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.errors import UserError
 
 compat.apply()
 
 from basicsr.models.sr_model import SRModel  # noqa: E402
+
+from restormixer_arch.training import distributed  # noqa: E402
 
 forked = pytest.mark.skipif(sys.platform != "linux", reason="the processes of a job are forked from the test's")
 
@@ -50,7 +51,7 @@ def job(*arguments, prepare=None):
     """Run the command in two processes; return their exit codes and what each wrote to stderr."""
     port, fork = free_port(), multiprocessing.get_context("fork")
     ranks = [fork.Process(target=run_rank, args=(rank, 2, port, arguments, prepare)) for rank in range(2)]
-    with opencv_alone():  # its threads would be missing in the forked processes
+    with distributed.opencv_single_threaded():  # its threads would be missing in the forked processes
         for rank in ranks:
             rank.start()
     try:
@@ -184,7 +185,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_iteration(pairs, train
     assert "SIGTERM: stopped after iteration 3 of 8; saved last: experiments/tiny/training_states/3.state" in errors[0]
     assert load("training_states/3.state")["position"]["consumed"] in (4, 12)
     command = "basicsr train -opt x.yml --launcher pytorch --auto_resume"
-    assert errors[0].splitlines()[-1].endswith(f"; go on by the same launcher with: {command}")
+    assert errors[0].splitlines()[-1].endswith(f"; resume by the same launcher with: {command}")
     assert "stopped" not in errors[1]
 
 

@@ -16,7 +16,7 @@ compat.apply()
 
 from basicsr.models.sr_model import SRModel  # noqa: E402
 
-from restormixer_arch.basicsr_adapter import checkpoints  # noqa: E402
+from restormixer_arch.training import checkpoint as checkpoints  # noqa: E402
 
 
 def kill_at(monkeypatch, iteration):
@@ -192,7 +192,7 @@ def test_another_data_set_begins_its_epoch_anew_and_another_seed_is_told(pairs, 
     command = ["--auto_resume", "--force_yml", "train:total_iter=9", "manual_seed=3"]
     assert train(file, *command, "datasets:train:dataset_enlarge_ratio=2") == 0
     err = capsys.readouterr().err
-    assert "the data set has another size than before: its epoch begins anew" in err
+    assert "the data set has another size than before: its epoch starts again" in err
     assert "manual_seed was 0: from here on, 3 shuffles and varies" in err
 
 

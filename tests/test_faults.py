@@ -115,7 +115,7 @@ def test_a_loader_process_that_is_killed_is_told(pairs, train_options, write, mo
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, index.index % len(self))
 
-    from restormixer_arch.basicsr_adapter.sampler import SeededSamples
+    from restormixer_arch.training.loader import SeededSamples
 
     monkeypatch.setattr(SeededSamples, "__getitem__", lambda self, index: getitem(self.dataset, index))
     options = several_batches(train_options)

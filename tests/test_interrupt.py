@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
-from restormixer_arch.basicsr_adapter.stopping import Stopping
+from restormixer_arch.training.interrupt import Interrupt
 
 compat.apply()  # the tests import basicsr
 
@@ -49,7 +51,7 @@ def test_ctrl_c_tells_what_was_saved_and_how_to_go_on(train_file, capsys, monkey
     begin = f"basicsr: stopped after iteration {at - 1} of 5; "
     if saved:
         place = f"experiments/tiny/training_states/{saved}"
-        assert line == f"{begin}saved last: {place}; go on with: basicsr train -opt x.yml --auto_resume"
+        assert line == f"{begin}saved last: {place}; resume with: basicsr train -opt x.yml --auto_resume"
     else:
         assert line == f"{begin}nothing was saved yet"
 
@@ -81,7 +83,7 @@ def test_a_signal_saves_after_the_iteration_and_has_its_exit_code(train_file, ca
     saved = "experiments/tiny/training_states/3.state"
     assert lines[-1] == (
         f"basicsr: {name}: stopped after iteration 3 of 5; saved last: {saved}; "
-        "go on with: basicsr train -opt x.yml --auto_resume"
+        "resume with: basicsr train -opt x.yml --auto_resume"
     )
     assert Path(saved).exists() and Path("experiments/tiny/models/net_g_3.pth").exists()
     assert signal.getsignal(number) is before
@@ -99,25 +101,51 @@ def test_a_second_ctrl_c_leaves_at_once(train_file, capfd, monkeypatch):
 
 
 def test_a_launcher_s_second_sigint_is_the_same_ctrl_c():
-    stopping = Stopping(running=True, launched=True)
-    stopping.notice(signal.SIGINT, None)
-    stopping.notice(signal.SIGINT, None)
-    assert stopping.signal == signal.SIGINT and not stopping.insisted
-    stopping._when -= 10
+    interrupt = Interrupt(running=True, launched=True)
+    interrupt.notice(signal.SIGINT, None)
+    interrupt.notice(signal.SIGINT, None)
+    assert interrupt.signal == signal.SIGINT and not interrupt.insisted
+    interrupt._when -= 10
     with pytest.raises(KeyboardInterrupt):
-        stopping.notice(signal.SIGINT, None)
+        interrupt.notice(signal.SIGINT, None)
+
+
+@pytest.fixture
+def job(monkeypatch):
+    """The job of this process and another one; ``job.other()`` is called while they agree, with the flag."""
+    job = SimpleNamespace(other=lambda flag: None)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flag, op: job.other(flag))
+    return job
+
+
+def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(job):
+    interrupt = Interrupt(running=True, launched=True)
+    job.other = lambda flag: interrupt.notice(signal.SIGTERM, None)
+    assert interrupt.agreed() == 0 and interrupt.signal == signal.SIGTERM
+    job.other = lambda flag: None
+    assert interrupt.agreed() == signal.SIGTERM
+
+
+def test_a_ctrl_c_that_another_process_had_first_is_the_same_ctrl_c(job):
+    interrupt = Interrupt(running=True, launched=True)
+    job.other = lambda flag: flag.fill_(int(signal.SIGINT))
+    assert interrupt.agreed() == signal.SIGINT
+    interrupt.notice(signal.SIGINT, None)
+    assert not interrupt.insisted
 
 
 def test_before_the_first_iteration_a_signal_leaves_at_once(train_file, capfd, monkeypatch):
-    import basicsr.train
+    from restormixer_arch.training import trainer
 
-    original = basicsr.train.MessageLogger
+    original = trainer.MessageLogger
 
     def logger(*arguments):
         signal.raise_signal(signal.SIGTERM)
         return original(*arguments)
 
-    monkeypatch.setattr(basicsr.train, "MessageLogger", logger)
+    monkeypatch.setattr(trainer, "MessageLogger", logger)
     assert cli.main(["train", "-opt", train_file]) == 143
     last = "basicsr: SIGTERM: stopped after iteration 0 of 5; nothing was saved yet"
     assert capfd.readouterr().err.splitlines()[-1] == last
@@ -194,7 +222,7 @@ def test_an_interrupted_training_goes_on_from_its_last_checkpoint(pairs, train_o
     found = re.fullmatch(
         r"basicsr: SIGINT: stopped after iteration (\d+) of 1000000; "
         r"saved last: experiments/tiny/training_states/(\d+)\.state; "
-        r"go on with: basicsr train -opt x\.yml --auto_resume",
+        r"resume with: basicsr train -opt x\.yml --auto_resume",
         last,
     )
     assert found, last

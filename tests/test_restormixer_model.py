@@ -298,10 +298,10 @@ def test_tiles_stay_on_the_cpu_until_they_are_restored(tmp_path):
     """A validated picture is not moved as a whole; the device here is torch's meta, which would lose it."""
     model, _ = validated(tmp_path, tile=192)
     model.device = torch.device("meta")
-    model._validating = True
+    model.validating = True
     model.feed_data(next(iter(DataLoader(LargePicture()))))
     assert model.lq.device.type == model.gt.device.type == "cpu"
-    model._validating = False
+    model.validating = False
     model.feed_data(next(iter(DataLoader(LargePicture()))))
     assert model.lq.device.type == "meta"
 

@@ -14,10 +14,8 @@ from restormixer_arch.errors import UserError
 
 compat.apply()
 
-import basicsr.train  # noqa: E402
-
-from restormixer_arch.basicsr_adapter.checkpoints import digest, saved_states  # noqa: E402
-from restormixer_arch.basicsr_adapter.resume import load_resume_state  # noqa: E402
+from restormixer_arch.training.checkpoint import digest, saved_states  # noqa: E402
+from restormixer_arch.training.resume import load_resume_state  # noqa: E402
 
 
 @pytest.fixture
@@ -34,7 +32,6 @@ def experiment(folder):
 
 
 def test_the_newest_state_is_resumed_without_cuda(experiment, capsys):
-    assert basicsr.train.load_resume_state is load_resume_state
     state = load_resume_state(experiment)
     assert state["iter"] == 10 and state["schedulers"][0]["milestones"] == Counter([3])  # 10 > 9, not "10" < "9"
     assert experiment["path"]["resume_state"].endswith("training_states/10.state")

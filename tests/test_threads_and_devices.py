@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from restormixer_arch.basicsr_adapter import compat, threads
+from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.errors import UserError
 
 compat.apply()
 
 from basicsr.models.base_model import BaseModel  # noqa: E402
 
-from restormixer_arch.basicsr_adapter.pipeline_options import choose_device, fit_to_machine  # noqa: E402
+from restormixer_arch.training import distributed as threads  # noqa: E402
+from restormixer_arch.training.options import choose_device, fit_to_machine  # noqa: E402
 
 
 @pytest.mark.parametrize(

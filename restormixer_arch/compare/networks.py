@@ -16,6 +16,7 @@ from restormixer_arch.config.yaml_file import read_options
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.weights import read_weights
 from restormixer_arch.layers import pad_to_multiple
+from restormixer_arch.protocol import PadsItself
 from restormixer_arch.restormixer_arch import RestorMixer
 from restormixer_arch.weight_options import is_restormixer, options_from_weights
 
@@ -153,7 +154,7 @@ def _from_weights(path: str) -> Built:
 
 def _window(network: nn.Module) -> int:
     """Return the multiple that a network of windows needs which does not pad by itself, such as BasicSR's SwinIR."""
-    if isinstance(network, RestorMixer | Called) or hasattr(network, "pads_itself"):
+    if isinstance(network, RestorMixer | Called | PadsItself):
         return 1
     windows = (getattr(module, "window_size", None) for module in network.modules())
     return max((window for window in windows if isinstance(window, int)), default=1)

@@ -10,14 +10,12 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from basicsr.data import build_dataset
 from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
 from torch import Tensor, nn
 
-from restormixer_arch.basicsr_adapter.loader_hooks import named_build_dataset
-from restormixer_arch.basicsr_adapter.run_hooks import Run
 from restormixer_arch.errors import UserError
+from restormixer_arch.training.loader import build_dataset
 
 INPUT, TRUTH, RESTORED = "input", "truth", "restored"
 
@@ -66,13 +64,12 @@ def measure_pictures(
 
 
 def _datasets(options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    run = Run(options["name"], opt=options)  # names the section in which a data set was refused
     for phase, section in options["datasets"].items():
         section.update(phase="val", scale=options.get("scale", 1))
         for key in ("dataroot_gt", "dataroot_lq"):
             if section.get(key):
                 section[key] = str(Path(section[key]).expanduser())
-        yield phase, named_build_dataset(build_dataset, run)(section)
+        yield phase, build_dataset(phase, section, options["name"])
 
 
 def _items(dataset: Any) -> Iterator[tuple[str, dict[str, Any]]]:

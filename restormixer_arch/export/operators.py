@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from restormixer_arch import emvm, mwsa
-from restormixer_arch.basicsr_adapter.replacing import replaced
 from restormixer_arch.selective_scan import native  # noqa: F401  (registers restormixer::scan_2d, kernel or not)
 from restormixer_arch.selective_scan.native_library import ORDERS
 
@@ -59,7 +58,10 @@ def _scan(
 
 @contextmanager
 def exportable() -> Iterator[None]:
-    """Meanwhile scans and windows are operators, which can be traced but not run."""
-    windows = {"to_windows": TO_WINDOWS, "from_windows": FROM_WINDOWS}
-    with replaced(emvm, selective_scan_2d=_scan), replaced(mwsa, **windows):
+    """Within, scans and windows are operators, which can be traced but not run."""
+    before = emvm.selective_scan_2d, mwsa.to_windows, mwsa.from_windows
+    emvm.selective_scan_2d, mwsa.to_windows, mwsa.from_windows = _scan, TO_WINDOWS, FROM_WINDOWS
+    try:
         yield
+    finally:
+        emvm.selective_scan_2d, mwsa.to_windows, mwsa.from_windows = before

@@ -1,4 +1,4 @@
-"""The state of all random generators of a process, to be saved, restored, or kept out of somebody's way."""
+"""The state of all random generators of a process: to save it, to restore it, or to leave it unchanged."""
 
 from __future__ import annotations
 

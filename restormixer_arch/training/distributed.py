@@ -1,15 +1,19 @@
-"""Jobs of several processes: joining them, wrapping the network, and telling why one has ended."""
+"""Jobs of several processes: joining them, and how each shares its machine's cores with loaders and OpenCV."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import cv2
 import torch
-from torch import distributed, nn
+from torch import distributed
 
 from restormixer_arch.basicsr_adapter.output import note
 from restormixer_arch.errors import UserError, did_you_mean
@@ -17,7 +21,7 @@ from restormixer_arch.errors import UserError, did_you_mean
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 BACKENDS = ("nccl", "gloo", "mpi", "xccl")
 DEFAULT_PORT = 29500
-DEFAULT_TIMEOUT = 60  # minutes; a slow disk or a long validation of one process is no fault
+DEFAULT_TIMEOUT = 60  # minutes; a slow disk or a long validation of one process is not an error
 LOST = re.compile(
     r"Connection closed by peer|Connection reset by peer|Broken pipe|remote process exited|Connection refus"
 )
@@ -59,7 +63,7 @@ def start(
 
 
 def choose_backend(wanted: str | None, on_gpu: bool) -> str:
-    """Return the backend to use: the wanted one if it works here, nccl on GPUs and gloo on CPUs if none is named.
+    """Return the backend to use: the wanted one if it works here; if none is named, nccl on GPUs and gloo on CPUs.
 
     Raises:
         UserError: there is none of that name, or torch was built without it.
@@ -124,25 +128,66 @@ def same_for_all(value: Any) -> Any:
     return values[0]
 
 
-def wrap(model: Any, net: nn.Module) -> nn.Module:
-    """Return the network of a model on its device, wrapped for training in several processes."""
-    net = net.to(model.device)
-    on_gpu = model.device.type == "cuda"
-    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in net.modules()):
-        if on_gpu:
-            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-        elif model.opt["is_train"]:
-            note(
-                f"{type(net).__name__} has BatchNorm: on the CPU each process takes the statistics of its own part of "
-                "the batch, on GPUs of the whole"
-            )
-    return nn.parallel.DistributedDataParallel(
-        net,
-        device_ids=[torch.cuda.current_device()] if on_gpu else None,
-        find_unused_parameters=model.opt.get("find_unused_parameters", False),
-    )
-
-
 def lost_peer(error: BaseException) -> bool:
-    """True if the error only tells that another process of the job has ended."""
+    """True if the error only reports that another process of the job has ended."""
     return isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
+
+
+@contextmanager
+def opencv_single_threaded() -> Iterator[None]:
+    """Let OpenCV work without threads of its own, since the loader processes use the other cores.
+
+    It must be set before they are forked: threads are not forked with them, and OpenCV would wait for its own forever.
+    """
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share(available: int, processes: int, workers: int) -> int:
+    """Return torch's threads for one of ``processes`` with ``workers`` loader processes each.
+
+    A loader of small crops is idle for most of the time, so at least half of the cores are left to the network.
+    """
+    own = max(available // processes, 1)
+    return max(own - workers, (own + 1) // 2, 1)
+
+
+def set_threads(wanted: int | None, processes: int, workers: int) -> str:
+    """Set torch's threads on a CPU, and return a line for the log.
+
+    Args:
+        wanted: ``num_threads`` of the option file.
+        processes: of the job on this machine.
+        workers: loader processes of each.
+    """
+    outer = os.environ.get("OMP_NUM_THREADS")
+    if wanted:
+        torch.set_num_threads(wanted)
+        reason = "num_threads of the option file"
+    elif outer:
+        reason = f"OMP_NUM_THREADS is {outer}" + (", which torchrun sets if nobody else does" if processes > 1 else "")
+    else:
+        torch.set_num_threads(share(cores(), processes, workers))
+        reason = f"{cores()} cores for {processes} process{'es' * (processes > 1)} with {workers} loaders each"
+    return f"Threads of torch: {torch.get_num_threads()} ({reason})."
+
+
+def share_cores(opt: dict[str, Any], workers: int) -> None:
+    """Set torch's threads of this process of a job on CPUs, and log it.
+
+    Args:
+        opt: the options of the run.
+        workers: loader processes that work while the network does.
+    """
+    if opt["num_gpu"] == 0:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", opt["world_size"])) if opt["dist"] else 1
+        logging.getLogger("basicsr").info(set_threads(opt.get("num_threads"), processes, workers))

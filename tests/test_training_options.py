@@ -1,7 +1,8 @@
-"""The options that BasicSR's pipelines get are those its own parser makes, where that one works."""
+"""The options that models and data sets get are those that BasicSR's own parser makes, where that one works."""
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ compat.apply()
 
 from basicsr.utils.options import parse_options  # noqa: E402
 
-from restormixer_arch.basicsr_adapter.pipeline_options import fit_to_machine, pipeline_options  # noqa: E402
+from restormixer_arch.training.options import fit_to_machine, make_folders, make_opt  # noqa: E402
 
 
 def upstream(monkeypatch, arguments, is_train):
@@ -30,9 +31,8 @@ def test_the_options_for_training_are_upstream_s(pairs, train_options, write, mo
     train_options["path"] = {"pretrain_network_g": "~/y.pth", "strict_load_g": True}
     name = write(train_options)
     request = Request(name, Path(name), train_options, is_train=True, auto_resume=True, debug=debug)
-    opt, args = pipeline_options(request, "/root_path")
+    opt = make_opt(request, "/root_path")
     expected, _ = upstream(monkeypatch, ["-opt", name, "--auto_resume", *["--debug"] * debug], True)
-    assert args.opt == name
     for dataset in opt["datasets"].values():
         assert not dataset.pop("persistent_workers")
         dataset.pop("pin_memory", None)
@@ -44,14 +44,14 @@ def test_the_options_for_testing_are_upstream_s(pairs, test_options, write, monk
     test_options["val"].update(suffix="s", pbar=False)
     test_options["datasets"]["test_1"].update(pin_memory=False, persistent_workers=False)
     name = write(test_options)
-    opt, _ = pipeline_options(Request(name, Path(name), test_options, is_train=False), "/root_path")
+    opt = make_opt(Request(name, Path(name), test_options, is_train=False), "/root_path")
     expected, _ = upstream(monkeypatch, ["-opt", name], False)
     assert opt == expected
 
 
 def test_the_seed_is_taken_after_the_overrides(pairs, train_options, write):
     request = read_request(write(train_options), is_train=True, force_yml=["manual_seed=7"])
-    opt, _ = pipeline_options(request, "/root_path")
+    opt = make_opt(request, "/root_path")
     drawn = random.random(), torch.rand(1).item()
     random.seed(7)
     torch.manual_seed(7)
@@ -61,7 +61,7 @@ def test_the_seed_is_taken_after_the_overrides(pairs, train_options, write):
 def test_a_seed_is_drawn_where_none_is_given_and_the_request_stays_as_it_was(pairs, train_options, write):
     del train_options["manual_seed"]
     request = read_request(write(train_options), is_train=True)
-    opt, _ = pipeline_options(request, "/root_path")
+    opt = make_opt(request, "/root_path")
     assert 1 <= opt["manual_seed"] <= 10000
     assert request.options == train_options
 
@@ -69,14 +69,14 @@ def test_a_seed_is_drawn_where_none_is_given_and_the_request_stays_as_it_was(pai
 def test_results_may_go_elsewhere(pairs, train_options, write):
     train_options["path"] = {"experiments_root": "/elsewhere", "results_root": "/unused"}
     request = read_request(write(train_options), is_train=True)
-    assert pipeline_options(request, "/root_path")[0]["path"] == {
+    assert make_opt(request, "/root_path")["path"] == {
         "experiments_root": "/elsewhere/tiny",
         "log": "/elsewhere/tiny",
         "models": "/elsewhere/tiny/models",
         "training_states": "/elsewhere/tiny/training_states",
         "visualization": "/elsewhere/tiny/visualization",
     }
-    opt, _ = pipeline_options(replace(request, is_train=False), "/root_path")
+    opt = make_opt(replace(request, is_train=False), "/root_path")
     assert opt["path"]["results_root"] == "/unused/tiny" and "experiments_root" not in opt["path"]
 
 
@@ -108,3 +108,16 @@ def test_with_a_gpu_everything_stays(monkeypatch, capsys):
     expected["datasets"]["val"]["persistent_workers"] = False
     expected["val"] = {"pbar": False, "suffix": None}
     assert opt == expected and capsys.readouterr().err == ""
+
+
+def test_earlier_runs_are_kept_even_within_a_second(folder, capsys):
+    path = str(folder / "experiments/x")
+    for number in range(3):
+        make_folders({"rank": 0, "is_train": False, "path": {"log": path}})
+        assert os.listdir(path) == []
+        Path(path, str(number)).touch()
+    archived = sorted(folder.glob("experiments/x_archived_*"))
+    assert sorted(file.name for run in archived for file in run.iterdir()) == ["0", "1"]
+    lines = capsys.readouterr().err.splitlines()
+    kept = "experiments/x is there from an earlier run, which is kept as experiments/x_archived_"
+    assert len(lines) == 2 and all(line.startswith(f"basicsr: note: {kept}") for line in lines)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a training after the iteration that is under way, with a checkpoint."""
+"""SIGINT and SIGTERM stop a training after the current iteration, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HINT = b"basicsr: %s: saving a checkpoint after this iteration%s\n"
 
 
 class Stopped(Exception):
-    """A training has ended on a signal, and its checkpoint is saved.
+    """A signal has stopped a training, and its checkpoint is saved.
 
     Attributes:
         signal: the number of the signal.
@@ -33,13 +33,13 @@ class Stopped(Exception):
 
 
 @dataclass
-class Stopping:
-    """Whether a training has been asked to stop.
+class Interrupt:
+    """Whether a training was asked to stop. A signal, once set, stays set.
 
     Attributes:
-        signal: the signal that asked, or 0.
-        running: iterations are under way; before that a signal ends the process at once.
-        launched: by a launcher, which sends the processes a second SIGINT besides the terminal's.
+        signal: the signal that this process received or was told of, or 0.
+        running: iterations are running; before that a signal ends the process at once.
+        launched: started by a launcher, which sends a second SIGINT besides the terminal's.
         insisted: a second SIGINT has come.
     """
 
@@ -66,24 +66,29 @@ class Stopping:
             signal.default_int_handler(number, frame)
 
     def agreed(self) -> int:
-        """Return the signal that any process of the job was sent, or 0; all of them must ask together."""
+        """Return the signal that any process of the job has received, or 0. All processes must call it together.
+
+        A signal that arrives during the call stays set, and all processes agree on it at the next call.
+        """
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return self.signal
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
         flag = torch.tensor([self.signal], device=device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        self.signal = int(flag.item())
-        return self.signal
+        agreed = int(flag.item())
+        if agreed and not self.signal:  # never set back to 0: the handler may have run in the meantime
+            self.signal, self._when = agreed, time.monotonic()
+        return agreed
 
 
 @contextmanager
-def noticing_signals(stopping: Stopping) -> Iterator[None]:
-    """Let ``stopping`` notice the signals, where they are not somebody else's or ignored, as under nohup."""
+def handle_signals(interrupt: Interrupt) -> Iterator[None]:
+    """Let ``interrupt`` handle the signals, unless somebody else does, or they are ignored as under nohup."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
-                before[number] = signal.signal(number, stopping.notice)
+                before[number] = signal.signal(number, interrupt.notice)
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
-"""Make the ``opt`` that BasicSR's pipelines work with out of a checked option file.
+"""Make the ``opt`` of BasicSR's models and data sets out of a checked option file, and the folders of the results.
 
-It replaces ``basicsr.utils.options.parse_options``, which reads ``sys.argv`` itself, sets values by ``exec`` and
+It stands in for ``basicsr.utils.options.parse_options``, which reads ``sys.argv`` itself, sets values by ``exec`` and
 ``eval``, takes the seed before ``--force_yml``, and knows no machine without a GPU. The result is the same dict,
 except for values that would fail on this machine, each of which is changed with a warning.
 """
@@ -10,23 +10,22 @@ from __future__ import annotations
 import os
 import random
 import sys
-from argparse import Namespace
 from copy import deepcopy
 from typing import Any
 
 import torch
-from basicsr.utils import set_random_seed
+from basicsr.utils import get_time_str, set_random_seed
 from basicsr.utils.dist_util import get_dist_info
 
-from restormixer_arch.basicsr_adapter import distributed
 from restormixer_arch.basicsr_adapter.output import note, warn
 from restormixer_arch.config.check import Request
 from restormixer_arch.config.rules import phase_kind
 from restormixer_arch.errors import UserError
+from restormixer_arch.training import distributed
 
 
-def pipeline_options(request: Request, root_path: str) -> tuple[dict[str, Any], Namespace]:
-    """Return BasicSR's ``opt`` and the one argument its pipelines still ask for, the option file's path.
+def make_opt(request: Request, root_path: str) -> dict[str, Any]:
+    """Return BasicSR's ``opt``; with a launcher, join the other processes.
 
     Args:
         request: the checked option file and the command line's switches.
@@ -65,7 +64,7 @@ def pipeline_options(request: Request, root_path: str) -> tuple[dict[str, Any], 
             opt["val"]["val_freq"] = 8
         opt["logger"].update(print_freq=1, save_checkpoint_freq=8)
     fit_to_machine(opt)
-    return opt, Namespace(opt=str(request.path))
+    return opt
 
 
 def set_folders(opt: dict[str, Any], root_path: str) -> None:
@@ -79,6 +78,33 @@ def set_folders(opt: dict[str, Any], root_path: str) -> None:
     if opt["is_train"]:
         paths["models"] = os.path.join(folder, "models")
         paths["training_states"] = os.path.join(folder, "training_states")
+
+
+def make_folders(opt: dict[str, Any]) -> None:
+    """Make the empty folders of a run, in the first process of a job; those of an earlier run are kept aside."""
+    if opt["rank"] != 0:
+        return
+    kept = move_aside(opt["path"]["log"])
+    if kept:
+        note(f"{os.path.relpath(opt['path']['log'])} is there from an earlier run, which is kept as {kept}")
+    for key in ("log", "models", "training_states", "visualization"):
+        if key in opt["path"]:
+            os.makedirs(opt["path"][key], exist_ok=True)
+    if opt["is_train"] and opt["logger"].get("use_tb_logger") and "debug" not in opt["name"]:
+        move_aside(os.path.join(opt["root_path"], "tb_logger", opt["name"]))
+
+
+def move_aside(folder: str) -> str | None:
+    """Rename a folder if it exists, as ``<folder>_archived_<time>``, and return the new name as a relative path."""
+    if not os.path.exists(folder):
+        return None
+    kept = stem = f"{folder}_archived_{get_time_str()}"
+    count = 1
+    while os.path.exists(kept):  # two runs within a second
+        count += 1
+        kept = f"{stem}_{count}"
+    os.rename(folder, kept)
+    return os.path.relpath(kept)
 
 
 def choose_device(opt: dict[str, Any]) -> None:

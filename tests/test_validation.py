@@ -1,4 +1,4 @@
-"""Results told by label, from single values up to a run of the command line."""
+"""Validation and its results per label, from single values up to a run of the command line."""
 
 import logging
 import math
@@ -7,11 +7,17 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.cli import main
 from restormixer_arch.data.degraded_dataset import DegradedDataset
-from restormixer_arch.models import labels
-from restormixer_arch.models.labels import LabelledLoader, LabelResults, report_by_label
+from restormixer_arch.models import validation
+from restormixer_arch.models.validation import LabelResults, report_by_label, run_validation
+
+compat.apply()
+
+from basicsr.models.sr_model import SRModel  # noqa: E402 - BasicSR can be imported only now
 
 
 def results(**values):
@@ -60,42 +66,91 @@ def test_the_table_with_the_inputs():
     ]
 
 
-def validate(items, values, root=None):
-    """What BasicSR's validation does with a loader: add each image's value, then divide by their number."""
-    model = SimpleNamespace(metric_results={"psnr": 0})
-    dataset = SimpleNamespace(opt={"dataroot_lq": root})
-    loader = type("Loader", (list,), {"dataset": dataset})(items)
-    labelled = LabelledLoader(loader, model)
-    assert len(labelled) == 3 and labelled.dataset is dataset
-    for _, value in zip(labelled, values, strict=True):
-        model.metric_results["psnr"] += value
-    return labelled.results.values, model.metric_results
+class Loader(list):
+    """Items of a data set, one image each."""
+
+    def __init__(self, items, root):
+        super().__init__(items)
+        self.dataset = type("Set", (list,), {"opt": {"name": "set", "dataroot_lq": root}})(items)
 
 
-def test_each_image_is_noted_and_the_sum_is_put_back():
+class Model(SRModel):
+    """What :func:`validate` asks of a model, with one value of the metric for each image."""
+
+    def __init__(self, values, folder, **val):
+        self.opt = {"is_train": True, "dist": False, "val": val, "path": {"log": folder, "visualization": folder}}
+        self.values = iter(values)
+
+    def feed_data(self, data):
+        self.lq = self.output = torch.zeros(1, 3, 4, 4)
+
+    def test(self):
+        self.value = next(self.values)
+        if math.isnan(self.value):
+            self.output = self.output / 0
+
+
+def results_of(items, values, folder, monkeypatch, root=None):
+    """Validate; return the model and label -> metric -> values."""
+    seen = []
+    monkeypatch.setattr(validation, "report_by_label", lambda model, name, results, *others: seen.append(results))
+    model = Model(values, folder, metrics={"psnr": {"type": "value"}})
+    monkeypatch.setattr(validation, "calculate_metric", lambda data, options: model.value)
+    assert run_validation(model, Loader(items, root), 7, None, False)
+    return model, seen[0].values
+
+
+def test_each_image_is_measured_and_counts_for_its_label(tmp_path, monkeypatch):
     items = [{"label": [label], "lq_path": ["x.png"]} for label in ("rain", "low", "rain")]
-    values, sums = validate(items, [30.25, math.inf, 20.5])
+    model, values = results_of(items, [30.25, math.inf, 20.5], tmp_path, monkeypatch)
     assert values == {"rain": {"psnr": [30.25, 20.5]}, "low": {"psnr": [math.inf]}}
-    assert sums == {"psnr": math.inf}
-    _, sums = validate(items, [30.25, 1.5, 20.5])
-    assert sums == {"psnr": 30.25 + 1.5 + 20.5}
+    assert model.metric_results == {"psnr": math.inf}
+    model, _ = results_of(items, [30.25, 1.5, 20.5], tmp_path, monkeypatch)
+    assert model.metric_results == {"psnr": (30.25 + 1.5 + 20.5) / 3}
+    assert model.best_metric_results["set"]["psnr"] == {"better": "higher", "val": 52.25 / 3, "iter": 7}
 
 
-def test_labels_from_names_below_the_root():
+def test_an_output_that_is_not_finite_has_no_value(tmp_path, monkeypatch):
+    items = [{"lq_path": ["1.png"]}, {"lq_path": ["2.png"]}]
+    model, values = results_of(items, [math.nan, 20.5], tmp_path, monkeypatch)
+    assert math.isnan(values["other"]["psnr"][0]) and math.isnan(model.metric_results["psnr"])
+    assert model.best_metric_results["set"]["psnr"]["iter"] == -1
+
+
+def test_labels_from_names_below_the_root(tmp_path, monkeypatch):
     """A folder above the data set's, though named like a label, tells nothing of its images."""
     items = [{"lq_path": [f"/data/rain/test/{name}"]} for name in ("low/1.png", "2_haze_snow.png", "3.png")]
-    values, _ = validate(items, [1.0, 2.0, 3.0], root="/data/rain/test")
+    _, values = results_of(items, [1.0, 2.0, 3.0], tmp_path, monkeypatch, root="/data/rain/test")
     assert values == {"low": {"psnr": [1.0]}, "haze_snow": {"psnr": [2.0]}, "other": {"psnr": [3.0]}}
 
 
-def test_without_metrics_the_loader_is_left_alone():
-    model = SimpleNamespace()
-    loader = type("Loader", (list,), {"dataset": SimpleNamespace(opt={})})([1, 2])
-    assert list(LabelledLoader(loader, model)) == [1, 2] and not hasattr(model, "metric_results")
+def test_without_metrics_nothing_is_measured(tmp_path):
+    model = Model([1.0, 2.0], tmp_path)
+    assert run_validation(model, Loader([{"lq_path": ["1.png"]}, {"lq_path": ["2.png"]}], None), 7, None, True)
+    assert not hasattr(model, "metric_results")
+    assert sorted(path.name for path in tmp_path.glob("*/*")) == ["1_7.png", "2_7.png"]
+
+
+def test_a_validation_can_be_left(tmp_path):
+    model = Model([1.0, 2.0], tmp_path, metrics={})
+    answers = iter([False, True])
+    loader = Loader([{"lq_path": ["1.png"]}, {"lq_path": ["2.png"]}], None)
+    assert not run_validation(model, loader, 7, None, False, stop=lambda: next(answers))
+    assert next(model.values) == 2.0  # the second image was not restored
+
+
+def test_a_model_keeps_a_validation_of_its_own(tmp_path):
+    class Other(Model):
+        def nondist_validation(self, dataloader, current_iter, tb_logger, save_img):
+            self.seen = len(dataloader), current_iter, save_img
+
+    model = Other([], tmp_path)
+    assert run_validation(model, Loader([{"lq_path": ["1.png"]}], None), 7, None, True)
+    assert model.seen == (1, 7, True)
 
 
 def test_scalars_and_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(labels, "get_root_logger", lambda: logging.getLogger("by label"))  # BasicSR's is for a run
+    monkeypatch.setattr(validation, "get_root_logger", lambda: logging.getLogger("by label"))  # BasicSR's is for a run
     scalars = {}
     board = SimpleNamespace(add_scalar=lambda name, value, step: scalars.update({name: (value, step)}))
     model = SimpleNamespace(opt={"is_train": True, "path": {"log": str(tmp_path)}})

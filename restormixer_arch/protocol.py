@@ -1,0 +1,100 @@
+"""What a model, a network or a data set may have beyond BasicSR's interface. All of it is optional.
+
+Each protocol is one thing that this project does for whoever has the members: ``isinstance(model, KeepsState)`` asks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class KeepsState(Protocol):
+    """A model with more to save in a checkpoint than weights, optimizers and schedules."""
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return it in tensors and plain values."""
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`extra_state` returned."""
+
+
+@runtime_checkable
+class ReportsGain(Protocol):
+    """A model whose results show what was gained."""
+
+    def gain(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """Return data set -> metric -> (mean of the inputs, mean of the restored images)."""
+
+
+@runtime_checkable
+class MeasuresInputs(ReportsGain, Protocol):
+    """A model whose inputs are measured too in validation.
+
+    :func:`restormixer_arch.models.validation.validate` fills the attributes, and shows pictures in tensorboard.
+
+    Attributes:
+        results: data set -> metric -> mean over the restored images.
+        input_values: data set -> for each image: metric -> value of the input. They are measured once.
+        validating: True while the images of a validation are fed and restored.
+    """
+
+    results: dict[str, dict[str, float]]
+    input_values: dict[str, list[dict[str, float]]]
+    validating: bool
+
+
+# --- networks --------------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class ExemptsFromWeightDecay(Protocol):
+    """A network some of whose parameters take no weight decay."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Return their names."""
+
+
+@runtime_checkable
+class Checkpointable(Protocol):
+    """A network that chooses itself what is computed twice to save memory."""
+
+    def set_checkpointing(self, on: bool) -> int:
+        """Switch gradient checkpointing; return the number of blocks it applies to."""
+
+
+@runtime_checkable
+class Fusable(Protocol):
+    """A network that runs faster once its BatchNorm is folded into the convolutions."""
+
+    def fuse(self) -> Any:
+        """Fold it, in place, for inference only."""
+
+
+@runtime_checkable
+class PadsItself(Protocol):
+    """A network that takes images of any size, so that nobody else needs to pad them."""
+
+    pads_itself: bool
+
+
+@runtime_checkable
+class Upscales(Protocol):
+    """A network that restores images ``upscale`` times as large as its inputs; 1 where the attribute is missing."""
+
+    upscale: int
+
+
+# --- data sets -------------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class IndexedByEpoch(Protocol):
+    """A training data set that is indexed by ``(epoch, index)``; the attribute is True.
+
+    ``index`` counts on beyond the images where the data set is enlarged, so that repetitions can differ.
+    """
+
+    indexed_by_epoch: bool

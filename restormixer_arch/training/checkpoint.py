@@ -1,0 +1,232 @@
+"""Saving checkpoints by atomic writes: beside their place, forced to disk, then renamed.
+
+A checkpoint is ``models/net_*_<iteration>.pth`` and then ``training_states/<iteration>.state``. The state is written
+last and holds the digests of the weights, so where it is whole, so is the checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.utils.dist_util import get_dist_info
+
+from restormixer_arch.errors import UserError
+from restormixer_arch.protocol import KeepsState
+from restormixer_arch.training.randomness import generator_states
+
+PLAIN = (bool, int, float, str, bytes, type(None), torch.Tensor)
+TEMPORARY = ".tmp"
+WEIGHTS = re.compile(r"net_\w+?_(\d+)\.pth")
+
+
+def saved_states(folder: str | Path) -> list[Path]:
+    """Return the ``<iteration>.state`` files of a folder, the newest first."""
+    states = [path for path in Path(folder).glob("*.state") if path.stem.isdigit()]
+    return sorted(states, key=lambda path: int(path.stem), reverse=True)
+
+
+def write(content: Any, path: Path) -> str:
+    """Write what ``torch.save`` takes, atomically, and return the SHA-256 of the file.
+
+    Raises:
+        OSError: it cannot be written; what was at ``path`` before is still there.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force a rename to disk; not every system can open a folder, nor every file system sync it."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def write_or_refuse(content: Any, path: Path, opt: dict[str, Any]) -> str:
+    """Write a part of a checkpoint; return its digest.
+
+    Raises:
+        UserError: it cannot be written; the message says which checkpoint remains.
+    """
+    try:
+        return write(content, path)
+    except OSError as error:
+        states = saved_states(opt["path"]["training_states"])
+        left = f"{states[0]} and its weights are whole" if states else "there is no earlier one"
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"{path}: the checkpoint cannot be saved ({reason}); {left}") from error
+
+
+class CheckpointWriter:
+    """Writes what a model's ``save()`` saves.
+
+    BasicSR's models save by ``save_network`` and ``save_training_state``; this object's methods take their places on
+    one model.
+
+    Args:
+        model: any model of BasicSR; its ``extra_state()`` is saved if it has one, see
+            :class:`restormixer_arch.protocol.KeepsState`.
+        run_state: what the training loop adds to a state.
+    """
+
+    def __init__(self, model: Any, run_state: Callable[[], dict[str, Any]]) -> None:
+        self.model, self.run_state = model, run_state
+        self._digests: dict[str, str] = {}  # of the weights since the last state
+        model.save_network, model.save_training_state = self.save_network, self.save_training_state
+
+    def save_network(self, net: Any, net_label: str, current_iter: int | str, param_key: Any = "params") -> None:
+        """Save weights.
+
+        Args:
+            net: a network, or several for one file.
+            net_label: start of the file's name, such as ``net_g``.
+            current_iter: end of the file's name, -1 for ``latest``.
+            param_key: the key of each network in the file.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        if get_dist_info()[0] != 0:
+            return
+        nets = net if isinstance(net, list) else [net]
+        keys = param_key if isinstance(param_key, list) else [param_key]
+        weights = {key: _weights(self.model.get_bare_model(one)) for one, key in zip(nets, keys, strict=True)}
+        name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
+        path = Path(self.model.opt["path"]["models"], name)
+        self._digests[name] = write_or_refuse(weights, path, self.model.opt)
+
+    def save_training_state(self, epoch: int, current_iter: int | str) -> None:
+        """Save the state of the training; nothing where ``current_iter`` is not an iteration.
+
+        Besides BasicSR's own (epoch, iteration, optimizers, schedulers) it holds the random generators of every
+        process, the best metrics, the digests of the weights, and what the loop and the model add. All processes of a
+        job must call it.
+
+        Raises:
+            UserError: it cannot be written.
+            TypeError: ``extra_state()`` holds something else than tensors and plain values.
+        """
+        if not isinstance(current_iter, int) or current_iter < 0:
+            return
+        generators = _of_all_processes(generator_states())
+        if get_dist_info()[0] != 0:
+            return
+        model = self.model
+        state = {
+            "epoch": epoch,
+            "iter": current_iter,
+            "optimizers": [optimizer.state_dict() for optimizer in model.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in model.schedulers],
+            "optimizer_types": [type(optimizer).__name__ for optimizer in model.optimizers],
+            "warmup_iter": model.opt["train"].get("warmup_iter", -1),
+            "generators": generators,
+            "best": getattr(model, "best_metric_results", {}),
+            "weights": {n: digest for n, digest in self._digests.items() if n.endswith(f"_{current_iter}.pth")},
+            "extra": model.extra_state() if isinstance(model, KeepsState) else {},
+            **self.run_state(),
+        }
+        write_or_refuse(plain(state), Path(model.opt["path"]["training_states"], f"{current_iter}.state"), model.opt)
+        self._digests = {}
+        prune(model.opt, current_iter)
+
+
+def _weights(net: torch.nn.Module) -> OrderedDict[str, torch.Tensor]:
+    """Return the weights on the CPU, under the names they have without DataParallel and torch.compile."""
+    state = net.state_dict()
+    weights = OrderedDict(
+        (name.removeprefix("module.").replace("_orig_mod.", ""), value.detach().cpu()) for name, value in state.items()
+    )
+    if hasattr(state, "_metadata"):
+        weights._metadata = state._metadata
+    return weights
+
+
+def _of_all_processes(value: Any) -> list[Any]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def plain(value: Any, at: str = "state") -> Any:
+    """Return the same made of tensors, numbers, strings, None, dicts, lists and tuples, which load with weights_only.
+
+    Raises:
+        TypeError: a part is something else.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, Mapping):
+        return {plain(key, at): plain(part, f"{at}[{key!r}]") for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        kind = list if isinstance(value, list) else tuple
+        return kind(plain(part, f"{at}[{number}]") for number, part in enumerate(value))
+    raise TypeError(f"{at} is of {type(value).__name__}, which a checkpoint cannot hold")
+
+
+def prune(opt: dict[str, Any], iteration: int) -> None:
+    """Keep the newest ``logger.keep_last`` checkpoints up to ``iteration``; without that option, all.
+
+    The best weights and the last ones have names without an iteration, and stay.
+    """
+    keep = opt.get("logger", {}).get("keep_last")
+    if not keep:
+        return
+    states = [path for path in saved_states(opt["path"]["training_states"]) if int(path.stem) <= iteration]
+    if not states:
+        return
+    kept = {int(path.stem) for path in states[:keep]}
+    for path in states[keep:]:
+        path.unlink(missing_ok=True)
+    for path in Path(opt["path"]["models"]).glob("net_*.pth"):
+        found = WEIGHTS.fullmatch(path.name)
+        if found and int(found[1]) <= iteration and int(found[1]) not in kept:
+            path.unlink(missing_ok=True)
+
+
+def remove_unfinished(opt: dict[str, Any]) -> None:
+    """Remove what a killed run left half written."""
+    for key in ("models", "training_states"):
+        for path in Path(opt["path"][key]).glob(f"*{TEMPORARY}"):
+            if path.name.removesuffix(TEMPORARY).endswith((".pth", ".state")):
+                path.unlink(missing_ok=True)

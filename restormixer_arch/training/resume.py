@@ -1,0 +1,228 @@
+"""Resume a training: find the newest complete checkpoint, and bring the model to its state, on any device."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.models.base_model import BaseModel
+from basicsr.utils import check_resume, get_root_logger
+
+from restormixer_arch.basicsr_adapter.output import note, warn
+from restormixer_arch.errors import UserError, not_found
+from restormixer_arch.protocol import KeepsState
+from restormixer_arch.training.checkpoint import digest, plain, prune, remove_unfinished, saved_states
+
+MOVING = {"lr", "initial_lr", "params"}  # of an optimizer's group: what the schedule and the network set
+STRUCTURAL = {"amsgrad"}  # they change what an optimizer remembers
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError)
+
+
+def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the training state to resume from, or None to start from the beginning.
+
+    With ``auto_resume`` it is the newest complete checkpoint of this experiment, else the one of ``path.resume_state``.
+    As in BasicSR, ``path.pretrain_network_*`` is then set to the weights saved with it. In a job of several
+    processes the first one chooses.
+
+    Raises:
+        UserError: the checkpoint that was named, or all of the experiment's, are damaged or lack their weights.
+    """
+    chosen = [_choose(opt) if opt.get("rank", 0) == 0 else None]
+    if opt.get("dist"):
+        torch.distributed.broadcast_object_list(chosen, src=0)
+    if chosen[0] is None:
+        return None
+    path, weights = chosen[0]
+    state = read_state(path)
+    opt["path"]["resume_state"] = str(path)
+    for key in ("models", "training_states", "visualization"):  # a new experiment may start from another's state
+        os.makedirs(opt["path"][key], exist_ok=True)
+    check_resume(opt, state["iter"])
+    opt["path"].update({f"pretrain_{network}": str(place) for network, place in weights.items()})
+    return state
+
+
+def _choose(opt: dict[str, Any]) -> tuple[Path, dict[str, Path]] | None:
+    """A run that was killed, or a disk that failed, leaves a damaged newest checkpoint; the one before is as good."""
+    candidates = []
+    if opt["auto_resume"]:
+        remove_unfinished(opt)
+        candidates = saved_states(opt["path"]["training_states"])
+    if opt["path"].get("resume_state"):
+        candidates.append(Path(opt["path"]["resume_state"]))
+    if opt["auto_resume"] and not candidates:
+        note(f"nothing to resume in {os.path.relpath(opt['path']['training_states'])}, starting afresh")
+    for path in candidates:
+        try:
+            state = read_state(path)
+            weights = find_weights(opt, path, state)
+        except UserError as error:
+            if path is candidates[-1]:
+                raise
+            warn(f"{error}; trying the one before")
+            continue
+        if opt["auto_resume"]:
+            prune(opt, state["iter"])  # the disk may be full
+        return path, weights
+    return None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a training state to the CPU; only tensors and plain containers are unpickled.
+
+    Raises:
+        UserError: it is damaged or no training state.
+    """
+    torch.serialization.add_safe_globals([Counter])  # the milestones of BasicSR's MultiStepRestartLR
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: cannot be read as a training state ({reason or type(error).__name__})") from error
+    if not isinstance(state, dict) or not {"epoch", "iter", "optimizers", "schedulers"} <= state.keys():
+        raise UserError(f"{path}: is no training state of BasicSR")
+    return state
+
+
+def find_weights(opt: dict[str, Any], path: Path, state: dict[str, Any]) -> dict[str, Path]:
+    """Return network -> the weights saved with a state, looked for beside it and then in this experiment.
+
+    Raises:
+        UserError: they are not there, cannot be read, or are not those that were saved with the state.
+    """
+    ignored = opt["path"].get("ignore_resume_networks") or []
+    found = {}
+    for network in (key for key in opt if key.startswith("network_") and key not in ignored):
+        name = f"net_{network.removeprefix('network_')}_{state['iter']}.pth"
+        own = Path(opt["path"]["models"], name)
+        places = [path.absolute().parent.with_name("models") / name, path.absolute().with_name(name), own]
+        place = next((place for place in places if place.exists()), None)
+        if place is None:
+            raise UserError(f"{path}: the weights saved with it are needed, but {own} {not_found(own)}")
+        _check_weights(place, path, state.get("weights", {}).get(name))
+        found[network] = place
+    return found
+
+
+def _check_weights(weights: Path, state: Path, expected: str | None) -> None:
+    try:
+        if expected is None:  # a state of BasicSR itself
+            torch.load(weights, map_location="cpu", weights_only=True)
+        same = expected is None or digest(weights) == expected
+    except UNREADABLE as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{weights}: cannot be read as weights ({reason or type(error).__name__})") from error
+    if not same:
+        raise UserError(f"{weights}: is damaged, or not the one that was saved with {state.name}")
+
+
+def resume_training(model: Any, resume_state: dict[str, Any]) -> None:
+    """Resume a model's optimizers, schedules, best metrics and own state.
+
+    The schedule and the optimizers' options are those of the option file: where they differ from the saved ones, the
+    schedule is run again up to the saved iteration, and the change is logged. A model with its own
+    ``resume_training()`` resumes its optimizers and schedules itself.
+
+    Raises:
+        UserError: the state is of other optimizers.
+    """
+    if type(model).resume_training is BaseModel.resume_training:
+        _resume_optimizers(model, resume_state)
+    else:
+        model.resume_training(resume_state)
+    if resume_state.get("best"):
+        model.best_metric_results = resume_state["best"]
+    if resume_state.get("extra") and isinstance(model, KeepsState):
+        model.load_extra_state(resume_state["extra"])
+
+
+def _resume_optimizers(model: Any, resume_state: dict[str, Any]) -> None:
+    _check_optimizers(model, resume_state)
+    fresh_groups = [[dict(group) for group in optimizer.param_groups] for optimizer in model.optimizers]
+    edits = []
+    for optimizer, saved, groups in zip(model.optimizers, resume_state["optimizers"], fresh_groups, strict=True):
+        optimizer.load_state_dict(saved)
+        for group, fresh in zip(optimizer.param_groups, groups, strict=True):
+            edits += _set_options(group, fresh)
+    changed = _schedule_edits(model, resume_state, fresh_groups)
+    if changed:
+        _run_schedule_again(model, resume_state["iter"], fresh_groups)
+    else:
+        for scheduler, saved in zip(model.schedulers, resume_state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+    for edit in dict.fromkeys(edits + changed):
+        get_root_logger().warning(f"Resuming: the option file has changed, and is followed: {edit}")
+
+
+def _check_optimizers(model: Any, state: dict[str, Any]) -> None:
+    types = [type(optimizer).__name__ for optimizer in model.optimizers]
+    saved_types = state.get("optimizer_types", types)
+    if types != saved_types or len(types) != len(state["optimizers"]):
+        raise UserError(
+            f"train.optim_*.type: the training to resume was made by {', '.join(saved_types)}, "
+            f"{', '.join(types)} cannot go on from that"
+        )
+    for optimizer, saved in zip(model.optimizers, state["optimizers"], strict=True):
+        sizes = [
+            [len(group["params"]) for group in groups] for groups in (optimizer.param_groups, saved["param_groups"])
+        ]
+        if sizes[0] != sizes[1]:
+            raise UserError(
+                f"network_*: the training to resume has parameter groups of {sizes[1]} tensors, this one of {sizes[0]}"
+            )
+        for group, old in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+            for key in STRUCTURAL & group.keys() & old.keys():
+                if group[key] != old[key]:
+                    raise UserError(f"train.optim_*.{key}: was {old[key]}, and cannot be {group[key]} when resuming")
+
+
+def _set_options(group: dict[str, Any], fresh: dict[str, Any]) -> list[str]:
+    edits = []
+    for key in fresh.keys() - MOVING:
+        if key in group and plain(group[key]) != plain(fresh[key]):
+            edits.append(f"train.optim_*.{key}: {group[key]} -> {fresh[key]}")
+        group[key] = fresh[key]
+    return sorted(edits)
+
+
+def _schedule_edits(model: Any, state: dict[str, Any], groups: list[list[dict[str, Any]]]) -> list[str]:
+    """Say what of the schedule differs from the saved one."""
+    edits = []
+    for optimizer, saved_groups in zip(model.optimizers, groups, strict=True):
+        for group, fresh in zip(optimizer.param_groups, saved_groups, strict=True):
+            if group.get("initial_lr") != fresh.get("initial_lr"):
+                edits.append(f"train.optim_*.lr: {group.get('initial_lr')} -> {fresh.get('initial_lr')}")
+    if len(model.schedulers) != len(state["schedulers"]):
+        edits.append(f"train.scheduler: {len(state['schedulers'])} -> {len(model.schedulers)} schedules")
+    for scheduler, saved in zip(model.schedulers, state["schedulers"], strict=False):
+        now, old = _schedule(scheduler.state_dict()), _schedule(saved)
+        for key in now.keys() | old.keys():
+            if now.get(key) != old.get(key):
+                edits.append(f"train.scheduler.{key}: {old.get(key)} -> {now.get(key)}")
+    warmup = model.opt["train"].get("warmup_iter", -1)
+    if state.get("warmup_iter", warmup) != warmup:
+        edits.append(f"train.warmup_iter: {state['warmup_iter']} -> {warmup}")
+    return list(dict.fromkeys(sorted(edits)))
+
+
+def _schedule(state: dict[str, Any]) -> dict[str, Any]:
+    """What of a scheduler's state comes from the option file, sequences made comparable."""
+    derived = {"last_epoch", "base_lrs", "cumulative_period", "verbose"}
+    kept = {key: value for key, value in state.items() if not key.startswith("_") and key not in derived}
+    return {key: list(value) if isinstance(value, tuple) else plain(value) for key, value in kept.items()}
+
+
+def _run_schedule_again(model: Any, iteration: int, groups: list[list[dict[str, Any]]]) -> None:
+    for optimizer, fresh_groups in zip(model.optimizers, groups, strict=True):
+        for group, fresh in zip(optimizer.param_groups, fresh_groups, strict=True):
+            group.update({key: fresh[key] for key in ("lr", "initial_lr") if key in fresh})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        for number in range(1, iteration + 1):
+            model.update_learning_rate(number, warmup_iter=model.opt["train"].get("warmup_iter", -1))

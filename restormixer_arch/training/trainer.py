@@ -1,0 +1,383 @@
+"""Train and test by an option file: build, resume, iterate, log, validate, save, stop.
+
+The loop stands on BasicSR's registries, builders, loggers and model interface, so that every model, network, loss and
+data set of BasicSR and its plug-ins trains as in BasicSR's own loop.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
+
+import torch
+from basicsr.models import build_model
+from basicsr.train import init_tb_loggers
+from basicsr.utils import AvgTimer, MessageLogger, get_env_info, get_root_logger, get_time_str
+from basicsr.utils.logger import initialized_logger
+from basicsr.utils.options import copy_opt_file, dict2str
+
+from restormixer_arch.basicsr_adapter.output import is_first_process, note, warn
+from restormixer_arch.config.check import Request
+from restormixer_arch.config.signatures import check_names
+from restormixer_arch.errors import UserError
+from restormixer_arch.models.validation import run_validation
+from restormixer_arch.protocol import MeasuresInputs
+from restormixer_arch.training.checkpoint import CheckpointWriter
+from restormixer_arch.training.distributed import opencv_single_threaded, share_cores
+from restormixer_arch.training.interrupt import Interrupt, Stopped, handle_signals
+from restormixer_arch.training.loader import (
+    Batches,
+    build_dataset,
+    build_loader,
+    build_training_loader,
+    build_validation_loaders,
+)
+from restormixer_arch.training.options import make_folders, make_opt
+from restormixer_arch.training.progress import Progress
+from restormixer_arch.training.randomness import set_generator_states, undisturbed
+from restormixer_arch.training.reports import Reports
+from restormixer_arch.training.resume import load_resume_state, resume_training
+
+LOGGERS = ("basicsr", "restormixer_arch")
+
+
+class Run:
+    """A training or a test.
+
+    Attributes:
+        opt: BasicSR's options; empty before they are made.
+        model: the model; None before it is built.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.opt: dict[str, Any] = {}
+        self.model: Any = None
+
+    @contextmanager
+    def _prepared(self) -> Iterator[ExitStack]:
+        """Check the names of the option file; at the end close logs and leave the job, so that a run can follow."""
+        check_names(self.request.options, self.request.shown, self.request.is_train)
+        try:
+            with ExitStack() as stack:
+                yield stack
+        finally:
+            for logger in map(logging.getLogger, LOGGERS):
+                for handler in logger.handlers[:]:
+                    logger.removeHandler(handler)
+                    handler.close()
+                logger.propagate = True
+            initialized_logger.pop("basicsr", None)
+            if self.opt.get("dist") and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+
+    def _open_log(self, kind: str) -> logging.Logger:
+        """Open BasicSR's log, to the screen and to a file. What the network logs goes there, too."""
+        log_file = os.path.join(self.opt["path"]["log"], f"{kind}_{self.opt['name']}_{get_time_str()}.log")
+        logger = get_root_logger(logger_name="basicsr", log_level=logging.INFO, log_file=log_file)
+        ours = logging.getLogger("restormixer_arch")
+        ours.handlers[:], ours.propagate = logger.handlers, False
+        ours.setLevel(logger.level)
+        logger.info(get_env_info())
+        logger.info(dict2str(self.opt))
+        return logger
+
+
+class Training(Run):
+    """A training by an option file. If it is interrupted, the attributes show how far it came.
+
+    Args:
+        request: the checked option file and the command line's switches.
+        on_iteration: called with the number of iterations done, before the first one and after each.
+
+    Attributes:
+        iteration: iterations done.
+        val_loaders: of the validation images.
+    """
+
+    def __init__(self, request: Request, on_iteration: Callable[[int], object] = bool) -> None:
+        super().__init__(request)
+        self.on_iteration = on_iteration
+        self.iteration = 0
+        self.val_loaders: list[Any] = []
+        self.interrupt = Interrupt()
+        self.batches: Batches | None = None
+        self.reports: Reports | None = None  # of the first process of a job only
+        self._saved_at = 0  # the iteration of the last checkpoint
+        self._validated_at: list[int] = []  # for each of val_loaders
+
+    @property
+    def total(self) -> int:
+        return self.opt["train"]["total_iter"]
+
+    def run(self) -> None:
+        """Train from the beginning or from a checkpoint to the last iteration.
+
+        Raises:
+            UserError: a mistake in the option file or the data that shows only now; a checkpoint that cannot be saved.
+            Stopped: a signal has stopped it.
+        """
+        with self._prepared() as stack:
+            stack.enter_context(opencv_single_threaded())
+            stack.enter_context(handle_signals(self.interrupt))
+            stack.callback(self._end)
+            state = self._build()
+            if state:
+                self._resume(state)
+            self._open_reports(stack)
+            begin = time.time()
+            self.interrupt.running = True
+            if state and self._validation_is_due() and not state.get("validated", True):
+                self.validate()  # the training was stopped before it
+            self._iterate()
+            consumed = datetime.timedelta(seconds=int(time.time() - begin))
+            self.logger.info(f"End of training. Time consumed: {consumed}")
+            self.logger.info("Save the latest model.")
+            self.model.save(epoch=-1, current_iter=-1)  # -1 stands for the latest
+            if self.opt.get("val") is not None:
+                self.validate()
+            if self.tb_logger:
+                self.tb_logger.close()
+
+    # --- build and resume --------------------------------------------------------------------------------------------
+
+    def _build(self) -> dict[str, Any] | None:
+        """Build options, log, data and model; return the state to resume from, or None."""
+        root = os.getcwd()
+        opt = self.opt = make_opt(self.request, root)
+        opt["root_path"] = root
+        self.interrupt.launched = opt["dist"]
+        torch.backends.cudnn.benchmark = True
+        state = load_resume_state(opt)
+        if state is None:
+            make_folders(opt)
+        elif self.request.options.get("manual_seed") is None:
+            opt["manual_seed"] = state.get("manual_seed", opt["manual_seed"])  # the one drawn at the first start
+        copy_opt_file(str(self.request.path), opt["path"]["experiments_root"])
+        self.logger = self._open_log("train")
+        self.tb_logger = init_tb_loggers(opt)
+        loader, self.sampler = build_training_loader(opt, self.request.shown)
+        self.batches = Batches(loader, opt)
+        self.val_loaders = build_validation_loaders(opt, self.request.shown)
+        self._validated_at = [-1] * len(self.val_loaders)
+        share_cores(opt, loader.num_workers)
+        self.model = build_model(opt)
+        CheckpointWriter(self.model, self._state)
+        return state
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        """Resume model, position in the data, and random numbers."""
+        resume_training(self.model, state)
+        self.logger.info(f"Resuming training from epoch: {state['epoch']}, iter: {state['iter']}.")
+        self.iteration = self._saved_at = state["iter"]
+        if self.iteration > self.total:
+            raise UserError(
+                f"{self.request.shown}: train.total_iter: is {self.total}, but the training to resume has done "
+                f"{self.iteration} iterations; raise it"
+            )
+        self.sampler.set_epoch(state["epoch"])
+        if state.get("position") and not self.sampler.resume(state["position"]):
+            warn("the data set has another size than before: its epoch starts again")
+        seed = self.opt["manual_seed"]
+        if state.get("manual_seed", seed) != seed:
+            note(f"manual_seed was {state['manual_seed']}: from here on, {seed} shuffles and varies")
+        generators, rank = state.get("generators", []), self.opt["rank"]
+        if rank < len(generators):
+            set_generator_states(generators[rank])
+
+    def _open_reports(self, stack: ExitStack) -> None:
+        """Open the log of the losses, the tables and the progress bar, at the iteration to start from."""
+        self.message_logger = MessageLogger(self.opt, self.iteration, self.tb_logger)
+        if self.opt["rank"] == 0:
+            self.reports = Reports(self.opt, self.iteration)
+            if self.tb_logger:
+                self.tb_logger.add_text("options", as_markdown(self.opt), self.iteration)
+        shown = None if is_first_process() else False
+        self.progress = stack.enter_context(Progress(self.total, shown=shown))
+        self.logger.info(f"Start training from epoch: {self.sampler.epoch}, iter: {self.iteration}")
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the loop."""
+        return {
+            "position": self.sampler.position(),
+            "manual_seed": self.opt["manual_seed"],
+            "validated": all(iteration == self.iteration for iteration in self._validated_at),
+        }
+
+    # --- iterate -----------------------------------------------------------------------------------------------------
+
+    def _iterate(self) -> None:
+        """Train up to the last iteration.
+
+        Raises:
+            Stopped: a signal has come; the checkpoint is saved.
+        """
+        self.data_timer, self.iter_timer = AvgTimer(), AvgTimer()
+        self.on_iteration(self.iteration)
+        epoch = self.sampler.epoch
+        while self.iteration < self.total:
+            self.sampler.set_epoch(epoch)
+            with closing(self.batches.epoch()) as batches:
+                while self.iteration < self.total:
+                    self._stop_if_asked()
+                    batch = next(batches, None)
+                    if batch is None:
+                        break
+                    self.data_timer.record()
+                    self._step(batch)
+                    self.iter_timer.record()
+                    self._log()
+                    if self.iteration % self.opt["logger"]["save_checkpoint_freq"] == 0:
+                        self.logger.info("Saving models and training states.")
+                        self.save()
+                    if self._validation_is_due():
+                        self.validate()
+                    self.on_iteration(self.iteration)
+                    self.data_timer.start()
+                    self.iter_timer.start()
+            epoch += 1
+
+    def _step(self, batch: dict[str, Any]) -> None:
+        """Train on one batch."""
+        model, iteration = self.model, self.iteration + 1
+        self.sampler.consumed += self.batches.loader.batch_size * self.opt["world_size"]
+        model.update_learning_rate(iteration, warmup_iter=self.opt["train"].get("warmup_iter", -1))
+        model.feed_data(batch)
+        if self.interrupt.insisted:  # the exception was lost in a destructor, such as that of the loader's iterator
+            raise KeyboardInterrupt
+        self.progress.start(self.iteration)
+        model.optimize_parameters(iteration)
+        self.iteration = iteration
+
+    def _log(self) -> None:
+        """Report the losses of this iteration."""
+        iteration, freq = self.iteration, self.opt["logger"]["print_freq"]
+        losses, rates = self.model.get_current_log(), self.model.get_current_learning_rate()
+        self.progress.learning_rate = rates[0]
+        self.progress.step(iteration, losses)
+        if self.reports:
+            self.reports.add_losses(losses)
+            if iteration % freq == 0 or iteration == self.total:
+                self.reports.write_losses(iteration, rates[0])
+        if iteration == 1:
+            self.message_logger.reset_start_time()  # for a better estimate of the time left
+        if iteration % freq == 0:
+            times = {"time": self.iter_timer.get_avg_time(), "data_time": self.data_timer.get_avg_time()}
+            self.message_logger({"epoch": self.sampler.epoch, "iter": iteration, "lrs": rates, **times, **losses})
+
+    def save(self) -> None:
+        """Save a checkpoint of this iteration."""
+        self.model.save(self.sampler.epoch, self.iteration)
+        self._saved_at = self.iteration
+
+    def _stop_if_asked(self) -> None:
+        number = self.interrupt.agreed()
+        if number:
+            if self._saved_at != self.iteration:
+                self.save()
+            raise Stopped(number)
+
+    def _end(self) -> None:
+        """End the loader processes and draw the curves, also after an error."""
+        if self.batches:
+            self.batches.close()
+        if self.reports:
+            self.reports.draw()
+
+    # --- validate ----------------------------------------------------------------------------------------------------
+
+    def _validation_is_due(self) -> bool:
+        freq = (self.opt.get("val") or {}).get("val_freq")
+        return bool(freq) and self.iteration % freq == 0
+
+    def validate(self) -> None:
+        """Validate on every data set that is not yet validated at this iteration.
+
+        A training that is asked to stop leaves the validation to the one that resumes it.
+        """
+        last = self.iteration >= self.total
+        # In a job, the processes could not agree within a validation.
+        stop = None if last or self.opt["dist"] else lambda: bool(self.interrupt.signal)
+        for number, loader in enumerate(self.val_loaders):
+            if self._validated_at[number] == self.iteration or (self.interrupt.agreed() and not last):
+                continue
+            with undisturbed():
+                save_img = self.opt["val"]["save_img"]
+                if not run_validation(self.model, loader, self.iteration, self.tb_logger, save_img, stop):
+                    return
+            self._validated_at[number] = self.iteration
+            self._report_validation(loader.dataset.opt["name"])
+
+    def _report_validation(self, dataset: str) -> None:
+        """Write what was measured, and save the weights under the name of each metric that has never been better."""
+        metrics = getattr(self.model, "metric_results", {})
+        if metrics and self.reports:
+            measured = self.model.gain()[dataset] if isinstance(self.model, MeasuresInputs) else {}
+            inputs = {metric: before for metric, (before, _) in measured.items()}
+            self.reports.write_validation(self.iteration, dataset, metrics, inputs)
+            psnr = next((name for name in metrics if "psnr" in name.lower()), None)
+            if psnr:
+                self.progress.psnr = float(metrics[psnr])
+        for metric, record in getattr(self.model, "best_metric_results", {}).get(dataset, {}).items():
+            record["val"] = float(record["val"])
+            if record["iter"] == self.iteration:
+                self.model.save(-1, f"best_{dataset}_{metric}")
+
+
+class Testing(Run):
+    """A test by an option file.
+
+    Attributes:
+        images: name of a data set -> its number of images.
+    """
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        self.images: dict[str, int] = {}
+
+    def run(self) -> None:
+        """Restore and measure the images of all data sets; afterwards ``model`` holds what was measured.
+
+        Raises:
+            UserError: a mistake in the option file or the data that shows only now.
+        """
+        with self._prepared():
+            opt = self.opt = make_opt(self.request, os.getcwd())
+            torch.backends.cudnn.benchmark = True
+            make_folders(opt)
+            logger, loaders = self._open_log("test"), []
+            for phase, section in sorted(opt["datasets"].items()):
+                dataset = build_dataset(phase, section, self.request.shown)
+                logger.info(f"Number of test images in {section['name']}: {len(dataset)}")
+                loaders.append(build_loader(dataset, section, opt))
+            share_cores(opt, workers=0)
+            self.model = build_model(opt)
+            for loader in loaders:
+                name = loader.dataset.opt["name"]
+                logger.info(f"Testing {name}...")
+                run_validation(self.model, loader, opt["name"], None, opt["val"]["save_img"])
+                self.images[name] = len(loader.dataset)
+
+
+def train(request: Request, on_iteration: Callable[[int], object] = bool) -> Training:
+    """Train by an option file; see :class:`Training`."""
+    training = Training(request, on_iteration)
+    training.run()
+    return training
+
+
+def test(request: Request) -> Testing:
+    """Test by an option file; see :class:`Testing`."""
+    testing = Testing(request)
+    testing.run()
+    return testing
+
+
+def as_markdown(opt: dict[str, Any]) -> str:
+    """Return options as tensorboard shows text: Markdown, in which four blanks keep lines as they are."""
+    return "".join(f"    {line}\n" for line in dict2str(opt).splitlines())

@@ -1,0 +1,75 @@
+"""The order of the samples, the epoch that reaches the data set with each index, and prefetching."""
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from restormixer_arch.errors import UserError
+from restormixer_arch.training.loader import Batches, EpochIndex, ResumableSampler, SeededSamples
+
+
+class Echo(Dataset):
+    indexed_by_epoch = True
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        return index.epoch, index.index
+
+
+@pytest.mark.parametrize(("replicas", "ratio"), [(1, 1), (2, 1), (2, 3), (1, 2.5)])
+def test_the_processes_of_a_job_share_the_order_of_one(replicas, ratio):
+    alone = ResumableSampler(Echo(), 1, 0, ratio, seed=0)
+    shares = [ResumableSampler(Echo(), replicas, rank, ratio, seed=0) for rank in range(replicas)]
+    orders = []
+    for epoch in (0, 3):
+        for sampler in (alone, *shares):
+            sampler.set_epoch(epoch)
+        drawn = [list(share) for share in shares]
+        assert [len(part) for part in drawn] == [len(share) for share in shares]
+        orders.append([draw.index for draw in alone])
+        together = [draw for position in zip(*drawn, strict=True) for draw in position]
+        assert together == list(alone)[: len(together)] and {draw.epoch for draw in together} == {epoch}
+    assert orders[0] != orders[1]
+
+
+def test_repetitions_are_told_apart():
+    assert sorted(draw.index for draw in ResumableSampler(Echo(), 1, 0, 3, seed=0)) == list(range(15))
+
+
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_workers_are_told_the_epoch(workers, persistent):
+    sampler = ResumableSampler(Echo(), 1, 0, 3, seed=0)
+    options = {"num_workers": workers, "persistent_workers": persistent}
+    loader = DataLoader(SeededSamples(Echo()), batch_size=15, sampler=sampler, **options)
+    for epoch in (0, 1, 7):
+        sampler.set_epoch(epoch)
+        ((epochs, numbers),) = list(loader)
+        assert epochs.tolist() == [epoch] * 15 and sorted(numbers.tolist()) == list(range(15))
+    assert EpochIndex(2, 3) == (2, 3)
+
+
+class Broken(Dataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise UserError("image 1 is broken")
+        return index
+
+
+def batches(dataset, count=1):
+    options = {"datasets": {"train": {"prefetch_mode": "cpu", "num_prefetch_queue": count}}}
+    return Batches(DataLoader(dataset, batch_size=1), options)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("count", [1, 4])
+def test_an_error_in_the_prefetching_thread_ends_the_loop(count):
+    epoch = batches(Broken(), count).epoch()
+    assert next(epoch).item() == 0
+    with pytest.raises(UserError, match="image 1 is broken"):
+        next(epoch)
+    both = batches([5, 6], count)
+    assert [[batch.item() for batch in both.epoch()] for _ in range(2)] == [[5, 6], [5, 6]]
