@@ -148,6 +148,7 @@ def test_results_that_cannot_be_written_are_told(place, capsys):
         (["in", "-o", "out", "--device", "gpu"], "--device: 'gpu' cannot be used here"),
         (["in", "-o", "out", "--overlap", "200", "--weights", "w.safetensors"], "tile: 192 is too small for an ov"),
         (["in", "-o", "out", "--overlap", "-1"], "basicsr restore: argument --overlap: expected "),
+        (["in", "-o", "out", "--strength", "2"], "basicsr restore: argument --strength: expected a number from 0 to 1"),
         (["in", "-o", "out", "--tile", "0"], "basicsr restore: argument --tile: expected a positive whole number"),
         (["in", "-o", "out", "--max-memory", "lots"], "basicsr restore: argument --max-memory: expected an amount"),
         (["in", "-o", "out", "--weights", "x", "--task", "y"], "basicsr restore: argument --task: not allowed with"),
@@ -201,6 +202,14 @@ def test_switches_reach_the_network(place, monkeypatch):
     [made] = seen
     found = (made.precision, made.self_ensemble, made.blend, made.overlap, made.max_memory, made.tile)
     assert found == ("bf16", True, "linear", 32, 2 * 10**9, 192)
+
+
+def test_strength_0_is_the_input(place):
+    assert run("in", "-o", "out", "--weights", "w.safetensors", "--strength", "0") == 0
+    np.testing.assert_array_equal(pixels("out/a.png"), RGB)
+    half = restore(RGB, "w.safetensors", strength=0.5)
+    mean = (RGB.astype(float) + restore(RGB, "w.safetensors")) / 2
+    assert np.abs(half - mean).max() <= 1 and not np.array_equal(half, RGB)
 
 
 def test_ctrl_c_leaves_only_whole_files(place, capsys, monkeypatch):

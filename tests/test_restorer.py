@@ -215,3 +215,29 @@ def test_weights_lie_in_the_package():
     import restormixer_arch
 
     assert weights.SHIPPED.parent.samefile(restormixer_arch.__path__[0]) and weights.SHIPPED.name == "weights"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_strength_blends_the_result_with_the_input(dtype):
+    picture = PICTURE if dtype == torch.float32 else (PICTURE * 255).round().to(dtype)
+    given = picture.float() / (1 if dtype == torch.float32 else 255)
+    for strength in (0.0, 0.3, 1.0):
+        result = restore_batch(Plain(lambda x: x / 2), picture, tile=128, strength=strength)
+        torch.testing.assert_close(result, given * (1 - strength) + given / 2 * strength)
+
+
+def test_strength_of_an_enlargement_blends_with_the_bicubic_input():
+    network = Plain(lambda x: nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"), upscale=2)
+    bicubic = nn.functional.interpolate(PICTURE, scale_factor=2.0, mode="bicubic", align_corners=False).clamp(0, 1)
+    torch.testing.assert_close(restore_batch(network, PICTURE, tile=128, strength=0.0), bicubic)
+
+
+def test_gray_keeps_its_channel_at_any_strength():
+    gray = PICTURE[:, :1]
+    result = restore_batch(Plain(lambda x: x / 2), gray, tile=128, strength=0.5)
+    torch.testing.assert_close(result, gray * 0.75)
+
+
+def test_strength_is_checked():
+    with pytest.raises(UserError, match=r"strength: must be in \[0, 1\], got 1.5"):
+        Restorer(Plain(), strength=1.5)

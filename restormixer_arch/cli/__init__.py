@@ -29,6 +29,7 @@ COMMANDS = {
     "export": ("restormixer_arch.cli.export", "write a network's weights as safetensors, or the network as ONNX"),
     "prepare": ("restormixer_arch.cli.prepare", "turn public data sets into what the option files expect"),
     "degrade": ("restormixer_arch.cli.degrade", "degrade clean images: a picture sheet, a fixed set, or the speed"),
+    "card": ("restormixer_arch.cli.card", "measure the installed weights on public test sets"),
     "bench": ("restormixer_arch.cli.bench", "measure speed and memory beside other networks on this CPU"),
     "doctor": ("restormixer_arch.cli.doctor", "show what is installed, what is missing and how to fix it"),
 }

@@ -79,6 +79,13 @@ def add_settings(parser: Parser) -> None:
         action="store_true",
         help="average over 8 flips and turns, 8 times slower; not for rain, which always falls down",
     )
+    parser.add_argument(
+        "--strength",
+        type=_share,
+        default=1.0,
+        metavar="S",
+        help="from 0, the input, to 1, the restored image (default 1)",
+    )
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="default fp32")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     parser.add_argument(
@@ -104,6 +111,16 @@ def _memory(text: str) -> int:
         return parse_bytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
 
 
 def run(arguments: list[str]) -> int:
@@ -150,6 +167,7 @@ def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> 
         precision=args.precision,
         self_ensemble=args.self_ensemble,
         max_memory=args.max_memory,
+        strength=args.strength,
     )
 
 

@@ -9,7 +9,9 @@ from restormixer_arch.config.check import read_request
 
 def run(arguments: list[str]) -> int:
     """Test; the option file is checked before torch and basicsr are imported. Returns the exit code."""
-    args = option_file_parser("test", "Restore and measure images by an option file.").parse_args(arguments)
+    parser = option_file_parser("test", "Restore and measure images by an option file.")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out data sets that are not there")
+    args = parser.parse_args(arguments)
     request = read_request(
         args.opt,
         is_train=False,
@@ -17,6 +19,7 @@ def run(arguments: list[str]) -> int:
         launcher=args.launcher,
         auto_resume=args.auto_resume,
         debug=args.debug,
+        skip_missing=args.skip_missing,
     )
     from restormixer_arch.basicsr_adapter import plugins
 

@@ -10,7 +10,7 @@ from restormixer_arch.basicsr_adapter.output import note, warn
 from restormixer_arch.config import rules, schema
 from restormixer_arch.config.problems import section_problems, unknown_name
 from restormixer_arch.config.yaml_file import apply_overrides, find_in_package, locate_option_file, read_options
-from restormixer_arch.errors import OptionErrors, Problem
+from restormixer_arch.errors import OptionErrors, Problem, UserError
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,48 @@ def read_request(
     launcher: str = "none",
     auto_resume: bool = False,
     debug: bool = False,
+    skip_missing: bool = False,
 ) -> Request:
     """Find, read and check an option file.
 
+    Args:
+        option_file: the option file as the user named it.
+        is_train: for training, else for testing.
+        force_yml: overrides ``key:key=value``.
+        launcher, auto_resume, debug: see :class:`Request`.
+        skip_missing: leave out the data sets whose folder or LMDB is not there, with a note.
+
     Raises:
-        UserError: it cannot be found or read.
+        UserError: it cannot be found or read, or all of its data sets are missing.
         OptionErrors: it has problems; all of them are listed.
     """
     path, options = read_option_file(option_file, force_yml)
+    if skip_missing:
+        _leave_out_missing(options, option_file)
     check_options(options, option_file, is_train)
     advice = rules.window_advice(options) if is_train else None
     if advice:
         warn(f"{option_file}: {advice}")
     return Request(option_file, path, options, is_train, launcher, auto_resume, debug)
+
+
+def _leave_out_missing(options: dict[str, Any], shown: str) -> None:
+    """Remove the data sets of which a folder or LMDB is not there."""
+    datasets = options.get("datasets")
+    if not isinstance(datasets, dict):
+        return  # reported by the check
+    missing = {}
+    for phase, dataset in datasets.items():
+        roots = [dataset.get(key) for key in ("dataroot_gt", "dataroot_lq")] if isinstance(dataset, dict) else []
+        absent = [root for root in roots if isinstance(root, str) and not Path(root).expanduser().exists()]
+        if absent:
+            missing[phase] = f"{dataset.get('name', phase)} ({absent[0]})"
+    if len(missing) == len(datasets):
+        raise UserError(f"{shown}: datasets: none is there: {', '.join(missing.values())}; see data/DATASETS.md")
+    for phase in missing:
+        del datasets[phase]
+    if missing:
+        note(f"{shown}: left out, not there: {', '.join(missing.values())}")
 
 
 def read_option_file(option_file: str, force_yml: list[str] | None = None) -> tuple[Path, dict[str, Any]]:

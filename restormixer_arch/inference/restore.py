@@ -33,6 +33,7 @@ def restore(
     self_ensemble: bool = False,
     tile: int | None = None,
     max_memory: int | str | None = None,
+    strength: float = 1.0,
 ) -> np.ndarray | Image.Image | Tensor:
     """Restore an image: ``restormixer_arch.restore(image, weights="net_g_latest.pth")``.
 
@@ -51,6 +52,7 @@ def restore(
             given either, installed weights that do better on small tiles than on whole images use their best size.
         max_memory: bytes, or text such as ``"3G"``; on a CPU for the whole process. Default: 3 GB on a CPU, 80 % of
             the free memory of a GPU.
+        strength: share of the restored image in the result, in [0, 1]; the rest is the input.
 
     Returns:
         As ``image``: the same kind, type, range, channels and device; larger by the network's ``upscale``. The alpha
@@ -63,7 +65,7 @@ def restore(
     path = Path(weights) if weights is not None else shipped_weights(task)
     budget = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
     changed = path.stat().st_mtime_ns if path.is_file() else 0  # a file that changed is read again
-    restorer = _cached_restorer(path, changed, device, precision, self_ensemble, tile, budget)
+    restorer = _cached_restorer(path, changed, device, precision, self_ensemble, tile, budget, strength)
     if isinstance(image, Tensor):
         return _restore_tensor(restorer, image)
     if isinstance(image, np.ndarray):
@@ -106,9 +108,17 @@ def _cached_restorer(
     self_ensemble: bool,
     tile: int | None,
     max_memory: int | None,
+    strength: float,
 ) -> Restorer:
-    settings = {"tile": tile, "max_memory": max_memory, "precision": precision, "self_ensemble": self_ensemble}
-    return load_restorer(path, pick_device(device), **settings)
+    return load_restorer(
+        path,
+        pick_device(device),
+        tile=tile,
+        max_memory=max_memory,
+        precision=precision,
+        self_ensemble=self_ensemble,
+        strength=strength,
+    )
 
 
 def _restore_tensor(restorer: Restorer, image: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restormixer_arch.errors import UserError
@@ -38,6 +39,7 @@ def restore_batch(
     blend: str = "hann",
     precision: str = "fp32",
     self_ensemble: bool = False,
+    strength: float = 1.0,
     on_tile: Progress = no_progress,
 ) -> Tensor:
     """Restore images in tiles; at most one tile is on the network's device.
@@ -53,6 +55,7 @@ def restore_batch(
         precision: ``fp32``, or ``bf16`` and ``fp16`` by torch's autocast.
         self_ensemble: average over the eight flips and quarter turns; eight times the work. For networks that were
             trained with all of them: a deraining network lost 2.4 dB by it, since it had never seen turned rain.
+        strength: share of the restored image in [0, 1]; the rest is the input, enlarged bicubically by s.
         on_tile: called after each tile with the number of tiles done and the number of all.
 
     Returns:
@@ -72,7 +75,7 @@ def restore_batch(
         result = _apply_network(network, part, precision, self_ensemble)
         if not torch.isfinite(result).all():
             raise UserError(f"precision: the result in {precision} is not finite; try fp32")
-        return result
+        return result if strength == 1 else torch.lerp(_enlarge(part, result), result, strength)
 
     scale = getattr(network, "upscale", 1)
     try:
@@ -96,6 +99,14 @@ def _apply_network(network: nn.Module, part: Tensor, precision: str, self_ensemb
         if wanted == 1:
             return torch.cat([apply(network, plane) for plane in part.split(1, dim=1)], dim=1)
         return apply(network, part)
+
+
+def _enlarge(part: Tensor, result: Tensor) -> Tensor:
+    """Return a tile of any number type as float32 in [0, 1] on the device and of the size of its result."""
+    part = part.to(result.device).float() / WHITE.get(part.dtype, 1)
+    if part.shape == result.shape:
+        return part
+    return F.interpolate(part, size=result.shape[-2:], mode="bicubic", align_corners=False)
 
 
 def _apply_once(network: nn.Module, x: Tensor) -> Tensor:
@@ -126,9 +137,10 @@ class Restorer:
         precision: ``fp32``, ``bf16`` or ``fp16``.
         self_ensemble: average over flips and turns.
         max_memory: bytes, see :func:`~restormixer_arch.inference.memory.measure_tile_memory`.
+        strength: share of the restored image in the result, in [0, 1]; the rest is the input.
 
     Raises:
-        UserError: ``tile`` is too small for ``overlap``.
+        UserError: ``strength`` is outside [0, 1], or ``tile`` is too small for ``overlap``.
     """
 
     network: nn.Module
@@ -138,8 +150,11 @@ class Restorer:
     precision: str = "fp32"
     self_ensemble: bool = False
     max_memory: int | None = None
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise UserError(f"strength: must be in [0, 1], got {self.strength}")
         if self.tile is not None and self.tile < self.overlap + ALIGNMENT:
             raise UserError(
                 f"tile: {self.tile} is too small for an overlap of {self.overlap}, "
@@ -182,6 +197,7 @@ class Restorer:
             "blend": self.blend,
             "precision": self.precision,
             "self_ensemble": self.self_ensemble,
+            "strength": self.strength,
             "on_tile": on_tile,
         }
         results = [restore_batch(self.network, image, **settings) for image in images.split(1)]
@@ -198,6 +214,7 @@ def load_restorer(
     blend: str = "hann",
     precision: str = "fp32",
     self_ensemble: bool = False,
+    strength: float = 1.0,
 ) -> Restorer:
     """Load a file of weights and make its network ready on a device.
 
@@ -206,7 +223,7 @@ def load_restorer(
         device: see :func:`pick_device`.
         tile, overlap, max_memory: see :class:`Restorer`. If all three are None, installed weights use the tile size
             with which they restore best.
-        blend, precision, self_ensemble: see :class:`Restorer`.
+        blend, precision, self_ensemble, strength: see :class:`Restorer`.
 
     Raises:
         UserError: the weights cannot be loaded, or a setting is not valid.
@@ -215,7 +232,8 @@ def load_restorer(
     if tile is None and overlap is None and max_memory is None:
         tile = best_tile(path)
     overlap = DEFAULT_OVERLAP if overlap is None else overlap
-    return Restorer(load_network(path).to(device), tile, overlap, blend, precision, self_ensemble, max_memory)
+    network = load_network(path).to(device)
+    return Restorer(network, tile, overlap, blend, precision, self_ensemble, max_memory, strength)
 
 
 def restorer_of_options(network: nn.Module, val: dict[str, Any]) -> Restorer | None:

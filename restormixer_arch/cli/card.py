@@ -1,0 +1,158 @@
+"""``basicsr card``: measure the installed weights on the public test sets, beside published numbers."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from restormixer_arch.basicsr_adapter.output import note, say
+from restormixer_arch.cli.parsing import Parser
+from restormixer_arch.config.check import read_request
+from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.inference.weights import SHIPPED, shipped_tasks
+
+PUBLISHED = SHIPPED / "published.tsv"
+OURS = "RestorMixer-S"
+TRAINED_ON = "synthetic degradations of 147 free photographs"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A row of option files of one task: what is tested with which overrides, and the metrics of its table."""
+
+    task: str
+    option_file: str
+    overrides: tuple[str, ...] = ()
+    psnr: str = "psnr_y"
+    ssim: str = "ssim_y"
+
+
+def _sr(scale: int) -> Measurement:
+    weights = f"restormixer_arch/weights/restormixer_s_sr_x{scale}.safetensors"
+    overrides = (
+        f"name=public_sr_x{scale}",
+        f"scale={scale}",
+        f"network_g:upscale={scale}",
+        f"path:pretrain_network_g={weights}",
+        f"val:metrics:psnr_y:crop_border={scale}",
+        f"val:metrics:ssim_y:crop_border={scale}",
+    )
+    return Measurement(f"sr_x{scale}", "options/test_public_sr.yml", overrides)
+
+
+MEASUREMENTS = (
+    Measurement("derain", "options/test_public_derain.yml"),
+    *(_sr(scale) for scale in (2, 3, 4)),
+    Measurement("denoise", "options/test_public_denoise.yml", psnr="psnr", ssim="ssim"),
+)
+
+
+@dataclass
+class TaskTable:
+    """The results of one task: set -> (PSNR, SSIM) of the input, None where it was not measured, and of our weights."""
+
+    measurement: Measurement
+    inputs: dict[str, tuple[float, float] | None] = field(default_factory=dict)
+    ours: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+def run(arguments: list[str]) -> int:
+    """Measure and write the tables. Returns the exit code."""
+    parser = Parser("card", "Measure the installed weights on public test sets, beside published numbers.")
+    tasks = [measurement.task for measurement in MEASUREMENTS]
+    parser.add_argument("--tasks", nargs="+", default=tasks, metavar="TASK", help=f"of {', '.join(tasks)}")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="Markdown file to write, too")
+    args = parser.parse_args(arguments)
+    for task in args.tasks:
+        if task not in tasks:
+            raise UserError(f"--tasks: unknown task {task!r}, expected {', '.join(tasks)}.{did_you_mean(task, tasks)}")
+    if args.out and args.out.exists():
+        raise UserError(f"{args.out}: is there already; remove it first or choose another file")
+    published = read_published(PUBLISHED)
+    texts = []
+    for measurement in MEASUREMENTS:
+        if measurement.task not in args.tasks:
+            continue
+        if measurement.task not in shipped_tasks():
+            note(f"{measurement.task}: no weights are installed")
+            continue
+        texts.append("\n".join(task_lines(measure(measurement), published)) + "\n")
+        say(texts[-1])
+    if not texts:
+        raise UserError(f"no weights are installed for {', '.join(args.tasks)}")
+    if args.out:
+        args.out.write_text("\n".join(texts), encoding="utf-8")
+    return 0
+
+
+def measure(measurement: Measurement) -> TaskTable:
+    """Test the installed weights by an option file; data sets that are not there are left out.
+
+    Raises:
+        UserError: no data set is there, or the test fails.
+    """
+    request = read_request(
+        measurement.option_file, is_train=False, force_yml=list(measurement.overrides), skip_missing=True
+    )
+    from restormixer_arch.basicsr_adapter import plugins
+
+    plugins.load()
+    from restormixer_arch.cli.results import values
+    from restormixer_arch.training.trainer import test
+
+    table = TaskTable(measurement)
+    for name, metrics in values(test(request).model).items():
+        before, after = zip(metrics[measurement.psnr], metrics[measurement.ssim], strict=True)
+        table.inputs[name] = None if None in before else before
+        table.ours[name] = after
+    return table
+
+
+Published = Mapping[tuple[str, str], Mapping[str, str]]  # (set, method) -> row of the table
+
+
+def read_published(path: Path) -> dict[str, dict[tuple[str, str], dict[str, str]]]:
+    """Return task -> (set, method) -> the row of ``published.tsv``: params, psnr, ssim, trained_on, source."""
+    tables: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+            tables.setdefault(row["task"], {})[row["set"], row["method"]] = row
+    return tables
+
+
+def task_lines(table: TaskTable, published: Mapping[str, Published]) -> Iterator[str]:
+    """Yield the lines of a Markdown table: the input, published methods with their source, and our weights."""
+    rows = published.get(table.measurement.task, {})
+    sets = list(table.ours)
+    yield f"| {table.measurement.task} | {' | '.join(sets)} | parameters | trained on | source |"
+    yield f"| --- |{' --: |' * len(sets)} --: | --- | --- |"
+    measured = [table.inputs[name] for name in sets]
+    yield f"| input | {' | '.join(_cell(one) for one in measured)} | | | measured here |"
+    for method in dict.fromkeys(method for _, method in rows):
+        found = [rows.get((name, method)) for name in sets]
+        first = next((row for row in found if row), None)
+        if first is None:
+            continue
+        cells = [_published_cell(row) for row in found]
+        yield f"| {method} | {' | '.join(cells)} | {first['params']} | {first['trained_on']} | {first['source']} |"
+    ours = [_cell(table.ours[name]) for name in sets]
+    yield f"| **{OURS}** | {' | '.join(ours)} | {_parameters(table.measurement.task)} | {TRAINED_ON} | measured here |"
+
+
+def _cell(values: tuple[float, float] | None) -> str:
+    return "" if values is None else f"{values[0]:.2f} / {values[1]:.4f}"
+
+
+def _published_cell(row: Mapping[str, str] | None) -> str:
+    if row is None:
+        return ""
+    return f"{row['psnr']} / {row['ssim']}" if row["ssim"] else row["psnr"]
+
+
+def _parameters(task: str) -> str:
+    from restormixer_arch.inference.weights import load_network, shipped_weights
+
+    count = sum(parameter.numel() for parameter in load_network(shipped_weights(task)).parameters())
+    return f"{count / 1e6:.2f} M"
