@@ -52,7 +52,7 @@ def test_mixed_degradations_are_reduced(label):
     gains = []
     for number, name in enumerate(PHOTOGRAPHS):
         clean = sample("clean", name)
-        degraded = add_composition(clean, draw_composition(np.random.default_rng(number), label))
+        degraded = add_composition(clean, draw_composition(np.random.default_rng(number), label, 0.5))
         restored = restormixer_arch.restore(degraded.astype(np.float32), task="mixed")
         gains.append(psnr(restored, clean) - psnr(degraded, clean))
     assert np.mean(gains) > 3
