@@ -78,6 +78,7 @@ setup(
             "samples/pictures/*/*",
             "DATASETS.md",
             "photos.tsv",
+            "photos_pairs.json",
         ],
         "restormixer_arch.options": ["*.yml", "schema.json"],
     },

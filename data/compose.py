@@ -4,30 +4,44 @@ They are applied in the order in which they arise on the light's way, whatever t
 
 1. ``haze`` lies between the scene and the camera, all the way.
 2. ``rain`` and ``snow`` are seen singly only where they are near, so in front of the haze.
-3. ``blur``: the camera moves during the exposure and smears all it sees.
+3. ``blur``: the camera moves during the exposure and smears all it sees; ``defocus``: so does its lens.
 4. ``down``: the sensor's pixels sample the image; what follows happens at each pixel.
 5. ``low``: there is less light, on the haze and the drops as on the scene, and the sensor's noise comes in here.
-6. ``noise`` and ``poisson``: noise of further sources, on stored values.
+6. ``noise``, ``poisson`` and ``camera``: noise of further sources, on stored values.
 7. ``jpeg``: the file is written last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from restormixer_arch.data.defocus import DefocusParameters, add_defocus, draw_defocus
 from restormixer_arch.data.downsample import DownsampleParameters, add_downsample
-from restormixer_arch.data.haze import add_haze, draw_haze
-from restormixer_arch.data.jpeg import add_jpeg, draw_jpeg
+from restormixer_arch.data.haze import HazeParameters, add_haze, draw_haze
+from restormixer_arch.data.jpeg import JpegParameters, add_jpeg, draw_jpeg
 from restormixer_arch.data.labels import parse_label
-from restormixer_arch.data.low_light import add_low_light, draw_low_light
-from restormixer_arch.data.motion_blur import add_motion_blur, draw_motion_blur
-from restormixer_arch.data.noise import add_gaussian_noise, add_poisson_noise, draw_gaussian_noise, draw_poisson_noise
-from restormixer_arch.data.rain import add_rain, draw_rain
-from restormixer_arch.data.snow import add_snow, draw_snow
+from restormixer_arch.data.low_light import LowLightParameters, add_low_light, draw_low_light
+from restormixer_arch.data.motion_blur import MotionBlurParameters, add_motion_blur, draw_motion_blur
+from restormixer_arch.data.noise import (
+    CameraNoiseParameters,
+    GaussianNoiseParameters,
+    PoissonNoiseParameters,
+    add_camera_noise,
+    add_gaussian_noise,
+    add_poisson_noise,
+    draw_camera_noise,
+    draw_gaussian_noise,
+    draw_poisson_noise,
+)
+from restormixer_arch.data.rain import Rain, RainParameters, add_rain, draw_rain
+from restormixer_arch.data.snow import SnowParameters, add_snow, draw_snow
+from restormixer_arch.errors import UserError
 
 Draw = Callable[[np.random.Generator, float | None], Any]
 Add = Callable[[np.ndarray, Any], np.ndarray]
@@ -39,11 +53,29 @@ DEGRADATIONS: dict[str, tuple[Draw | None, Add]] = {
     "rain": (draw_rain, add_rain),
     "snow": (draw_snow, add_snow),
     "blur": (draw_motion_blur, add_motion_blur),
+    "defocus": (draw_defocus, add_defocus),
     "down": (None, add_downsample),
     "low": (draw_low_light, add_low_light),
     "noise": (draw_gaussian_noise, add_gaussian_noise),
     "poisson": (draw_poisson_noise, add_poisson_noise),
+    "camera": (draw_camera_noise, add_camera_noise),
     "jpeg": (draw_jpeg, add_jpeg),
+}
+
+
+# name -> the class of its parameters; of rain, that of one shower
+PARAMETERS: dict[str, type] = {
+    "haze": HazeParameters,
+    "rain": RainParameters,
+    "snow": SnowParameters,
+    "blur": MotionBlurParameters,
+    "defocus": DefocusParameters,
+    "down": DownsampleParameters,
+    "low": LowLightParameters,
+    "noise": GaussianNoiseParameters,
+    "poisson": PoissonNoiseParameters,
+    "camera": CameraNoiseParameters,
+    "jpeg": JpegParameters,
 }
 
 
@@ -54,6 +86,14 @@ class Composition:
     label: str
     steps: tuple[tuple[str, Any], ...]
 
+    def unclipped(self) -> Composition:
+        """Return the same with Gaussian noise that is not clipped to [0, 1]."""
+        steps = (
+            (name, replace(parameters, clip=False) if name == "noise" else parameters)
+            for name, parameters in self.steps
+        )
+        return Composition(self.label, tuple(steps))
+
 
 def draw_composition(
     rng: np.random.Generator, label: str, strength: float | None = None, scale: int = 1
@@ -63,7 +103,7 @@ def draw_composition(
     Args:
         rng: the only source of chance, advanced alike whatever ``strength`` is.
         label: names joined by ``_``, or ``clean`` for none.
-        strength: of every one, from 0 to 1; None draws one for each from [0.25, 1].
+        strength: of every one, from 0 to 1; None draws one for each from [0, 1].
         scale: of ``down``.
 
     Raises:
@@ -97,3 +137,47 @@ def add_composition(image: np.ndarray, composition: Composition) -> np.ndarray:
         _, add = DEGRADATIONS[name]
         result = add(result, parameters)
     return result
+
+
+def compositions_text(compositions: Mapping[str, Mapping[str, Composition]]) -> str:
+    """Return label -> image -> composition as the JSON text that :func:`read_compositions` reads."""
+    table = {
+        label: {name: {step: asdict(parameters) for step, parameters in one.steps} for name, one in images.items()}
+        for label, images in compositions.items()
+    }
+    return json.dumps(table, separators=(",", ":"))
+
+
+def read_compositions(source: Path) -> dict[str, dict[str, Composition]]:
+    """Return label -> image -> composition from a JSON file.
+
+    Raises:
+        UserError: it cannot be read, or holds parameters that a degradation does not have.
+    """
+    try:
+        return compositions_of(json.loads(source.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror})") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{source}: holds no parameters of degradations ({error})") from error
+
+
+def compositions_of(table: Mapping[str, Any]) -> dict[str, dict[str, Composition]]:
+    """Return label -> image -> composition from the plain values of a JSON file."""
+    return {
+        label: {
+            name: Composition(label, tuple((step, _parameters(step, values)) for step, values in steps.items()))
+            for name, steps in images.items()
+        }
+        for label, images in table.items()
+    }
+
+
+def _parameters(step: str, values: Mapping[str, Any]) -> Any:
+    if step == "rain" and "showers" in values:
+        mist = values["mist"]
+        showers = tuple(RainParameters(**shower) for shower in values["showers"])
+        return Rain(showers, _parameters("haze", mist) if mist else None)
+    if step == "haze":
+        values = {**values, "airlight": tuple(values["airlight"])}
+    return PARAMETERS[step](**values)

@@ -13,8 +13,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-WEAKEST = 0.25  # the least strength that is drawn where none is given
-
 
 def check_image(image: np.ndarray) -> None:
     """Raise TypeError or ValueError unless it is a float32 image (H, W, 3) or (H, W, 1) in [0, 1]."""
@@ -48,17 +46,22 @@ def require_positive(parameters: Any, *names: str) -> None:
 
 
 def draw_strength(rng: np.random.Generator, strength: float | None) -> float:
-    """Return ``strength``, or one drawn uniformly from [0.25, 1]; the generator is advanced alike in both cases.
+    """Return ``strength``, or one drawn uniformly from [0, 1]; the generator is advanced alike in both cases.
 
     Raises:
         ValueError: ``strength`` is not in [0, 1].
     """
-    drawn = float(rng.uniform(WEAKEST, 1))
+    drawn = float(rng.uniform(0, 1))
     if strength is None:
         return drawn
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must be in [0, 1], got {strength}")
     return float(strength)
+
+
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """Return a number whose logarithm is uniform: each doubling is as likely as the next."""
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def draw_seed(rng: np.random.Generator) -> int:

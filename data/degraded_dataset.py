@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,10 +15,10 @@ from torch.utils.data import Dataset
 
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.config.rules import crop_problem
-from restormixer_arch.data.compose import add_composition, draw_composition
+from restormixer_arch.data.compose import Composition, add_composition, draw_composition, read_compositions
 from restormixer_arch.data.image_io import FolderImages, without_suffix
 from restormixer_arch.data.lmdb_io import LmdbImages
-from restormixer_arch.data.mixture import read_mixture
+from restormixer_arch.data.mixture import Ingredient, read_mixture
 from restormixer_arch.data.paired_dataset import enlarge
 from restormixer_arch.errors import UserError
 
@@ -29,12 +31,16 @@ BACKENDS = ("disk", "lmdb")
 
 @dataclass(frozen=True)
 class Sample:
-    """A pair, float32 RGB (H, W, 3) in [0, 1], its label and the name of the clean image."""
+    """A pair, float32 RGB (H, W, 3) in [0, 1], what degraded it, and the name of the clean image."""
 
     gt: np.ndarray
     lq: np.ndarray
-    label: str
+    composition: Composition
     name: str
+
+    @property
+    def label(self) -> str:
+        return self.composition.label
 
 
 @DATASET_REGISTRY.register()
@@ -60,6 +66,12 @@ class DegradedDataset(Dataset):
             scale: size of the clean image in degraded ones; set by BasicSR. Above 1 every label needs ``down``.
             gt_size: side of the square crops, a multiple of ``scale``; in validation of the middle, or whole images.
             use_hflip, use_rot: mirror, or turn by quarters, at random in training.
+            resize: [low, high], sizes that training pictures are reduced to at random before the crop, at most 1; a
+                reduced photograph has finer detail and less of its own noise and compression. [1, 1] by default.
+            unclipped_noise: share of the samples labelled ``noise`` whose noise is neither clipped nor rounded to 8
+                bits, as the denoising benchmarks define it; 0 by default.
+            compositions: JSON file of fixed parameters, label -> image -> degradation -> parameters, which validation
+                and test take instead of drawn ones; ``compositions.json`` of a fixed set is one.
             seed: of all chance, 0 by default.
             recursive: read sub-folders too.
 
@@ -82,6 +94,7 @@ class DegradedDataset(Dataset):
         weights = np.array([ingredient.weight for ingredient in self.mixture])
         self._probabilities = weights / weights.sum()
         self._gt = _images(self.opt)
+        self.compositions = read_compositions(Path(self.opt["compositions"])) if self.opt.get("compositions") else None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -125,20 +138,39 @@ class DegradedDataset(Dataset):
             ingredient = self.mixture[number % len(self.mixture)]
             name = names[number // len(self.mixture) % len(names)]
             gt = self._middle(self._read(name), name)
-        composition = draw_composition(rng, ingredient.label, ingredient.draw_strength(rng), self.scale)
+        composition = self._composition(rng, ingredient, name)
+        if ingredient.label == "noise" and rng.uniform() < self.opt["unclipped_noise"]:
+            composition = composition.unclipped()
+            return Sample(gt, add_composition(gt, composition), composition, name)
         lq = np.round(add_composition(gt, composition) * 255) / np.float32(255)
-        return Sample(gt, lq, ingredient.label, name)
+        return Sample(gt, lq, composition, name)
+
+    def _composition(self, rng: np.random.Generator, ingredient: Ingredient, name: str) -> Composition:
+        if self.compositions is None or self.training:
+            return draw_composition(rng, ingredient.label, ingredient.draw_strength(rng), self.scale)
+        try:
+            return self.compositions[ingredient.label][without_suffix(name)]
+        except KeyError:
+            raise UserError(
+                f"{self.opt.get('compositions') or 'compositions'}: no parameters of {ingredient.label!r} for {name!r}"
+            ) from None
 
     def _read(self, name: str) -> np.ndarray:
         return self._gt.read(name)[..., ::-1]
 
     def _varied(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return a random crop, mirrored and turned at random."""
-        size = self.opt["gt_size"]
-        image = enlarge(image, size)
-        top, left = (int(rng.integers(side - size + 1)) for side in image.shape[:2])
+        size, (low, high) = self.opt["gt_size"], self.opt["resize"]
+        source = (
+            size if low == high == 1 else round(size / rng.uniform(low, high))
+        )  # side that is reduced to the crop's
+        source = max(min(source, *image.shape[:2]), size)
+        image = enlarge(image, source)
+        top, left = (int(rng.integers(side - source + 1)) for side in image.shape[:2])
         mirrored, turns = bool(rng.integers(2)), int(rng.integers(4))
-        crop = image[top : top + size, left : left + size]
+        crop = image[top : top + source, left : left + source]
+        if source > size:
+            crop = cv2.resize(np.ascontiguousarray(crop), (size, size), interpolation=cv2.INTER_AREA).clip(0, 1)
         if mirrored and self.opt["use_hflip"]:
             crop = crop[:, ::-1]
         if self.opt["use_rot"]:
@@ -187,3 +219,9 @@ def _check_options(opt: dict[str, Any]) -> None:
     opt["seed"] = 0 if opt.get("seed") is None else opt["seed"]
     if not isinstance(opt["seed"], int) or opt["seed"] < 0:
         raise UserError(f"seed is {opt['seed']!r}, expected a whole number from 0")
+    opt["resize"] = opt.get("resize") or [1.0, 1.0]
+    if len(opt["resize"]) != 2 or not 0 < opt["resize"][0] <= opt["resize"][1] <= 1:
+        raise UserError(f"resize is {opt['resize']}, expected [low, high] with 0 < low <= high <= 1")
+    opt["unclipped_noise"] = opt.get("unclipped_noise") or 0.0
+    if not 0 <= opt["unclipped_noise"] <= 1:
+        raise UserError(f"unclipped_noise is {opt['unclipped_noise']}, expected a share in [0, 1]")

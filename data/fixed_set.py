@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 
 from restormixer_arch import __version__
-from restormixer_arch.data.degraded_dataset import DegradedDataset
+from restormixer_arch.data.compose import Composition, compositions_text, read_compositions
+from restormixer_arch.data.degraded_dataset import DegradedDataset, Sample
 from restormixer_arch.data.image_io import without_suffix
 from restormixer_arch.data.lmdb_io import write_lmdb
 from restormixer_arch.data.prepare_images import Entry
@@ -20,6 +21,8 @@ from restormixer_arch.data.prepare_store import difference, open_reader
 from restormixer_arch.errors import UserError
 
 RECORD = "made_with.json"
+COMPOSITIONS = "compositions.json"
+Compositions = dict[str, dict[str, Composition]]  # label -> image -> parameters
 OPTIONS = ("degradations", "seed", "scale", "gt_size", "recursive")
 
 
@@ -33,17 +36,20 @@ def write_fixed_set(
     gt_size: int | None = None,
     recursive: bool = False,
     lmdb: bool = False,
+    compositions: Compositions | None = None,
 ) -> tuple[int, tuple[str, ...]]:
     """Write ``gt`` and ``lq`` (folders, or ``gt.lmdb`` and ``lq.lmdb``) with images ``<label>/<image>_<label>``.
 
     PairedRestorationDataset reads them, folders with ``recursive: true``, and results are told by label. The pairs are
-    those of a DegradedDataset with the same options in validation. ``made_with.json`` records the options.
+    those of a DegradedDataset with the same options in validation. ``made_with.json`` records the options, and
+    ``compositions.json`` the parameters of every degradation, so that the pairs can be made again from them alone.
 
     Args:
         gt: folder or LMDB of the clean images.
         out: folder to make; it is whole or not there at all.
         degradations, seed, scale, gt_size, recursive: as in the options of DegradedDataset.
         lmdb: write LMDBs; all images are held in memory on the way.
+        compositions: label -> image -> parameters to take instead of drawn ones.
 
     Returns:
         the number of pairs, and the labels.
@@ -54,12 +60,14 @@ def write_fixed_set(
     if out.exists():
         raise UserError(f"{out}: is there already; remove it first or choose another folder")
     options = {"degradations": degradations, "seed": seed, "scale": scale, "gt_size": gt_size, "recursive": recursive}
-    dataset = _dataset(gt, options)
     pairs: dict[str, list[tuple[str, np.ndarray]]] = {"gt": [], "lq": []}
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name, images in _pairs(dataset, gt):
+    dataset = _dataset(gt, options, compositions)
+    used: Compositions = {}
+    for name, sample, images in _pairs(dataset, gt):
+        used.setdefault(sample.label, {})[without_suffix(sample.name)] = sample.composition
         for kind, image in images.items():
             if lmdb:
                 pairs[kind].append((name, image))
@@ -70,6 +78,7 @@ def write_fixed_set(
             write_lmdb(partial / f"{kind}.lmdb", images, compression=6)
     record = {"restormixer": __version__, "dataroot_gt": str(gt), **options}
     (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (partial / COMPOSITIONS).write_text(compositions_text(used) + "\n", encoding="utf-8")
     partial.rename(out)
     return len(dataset), dataset.labels
 
@@ -83,8 +92,14 @@ def recorded_options(out: Path) -> dict[str, Any]:
         raise UserError(f"{out}: is no fixed set of pairs: {RECORD} cannot be read ({error})") from error
 
 
-def check_fixed_set(gt: str, out: Path, lmdb: bool) -> tuple[int, list[str]]:
-    """Make the pairs anew with the recorded options and compare. Returns the number of images and the faults.
+def check_fixed_set(gt: str, out: Path, lmdb: bool, compositions: Compositions | None = None) -> tuple[int, list[str]]:
+    """Make the pairs again from what is recorded beside them and compare. Returns the number of images and the faults.
+
+    Args:
+        gt: folder or LMDB of the clean images.
+        out: folder of the set.
+        lmdb: the set is written as LMDBs.
+        compositions: parameters for a set that has no ``compositions.json``, as earlier versions wrote it.
 
     Raises:
         UserError: ``out`` is no fixed set, or the clean images cannot be read.
@@ -93,7 +108,9 @@ def check_fixed_set(gt: str, out: Path, lmdb: bool) -> tuple[int, list[str]]:
     readers = {kind: open_reader(out / f"{kind}{suffix}", form) for kind in ("gt", "lq")}
     left = {kind: set(reader.names) for kind, reader in readers.items()}
     count, faults = 0, []
-    for name, images in _pairs(_dataset(gt, recorded_options(out)), gt):
+    if (out / COMPOSITIONS).is_file():
+        compositions = read_compositions(out / COMPOSITIONS)
+    for name, _, images in _pairs(_dataset(gt, recorded_options(out), compositions), gt):
         for kind, image in images.items():
             count += 1
             left[kind].discard(name)
@@ -108,13 +125,15 @@ def check_fixed_set(gt: str, out: Path, lmdb: bool) -> tuple[int, list[str]]:
     return count, faults
 
 
-def _dataset(gt: str, options: dict[str, Any]) -> DegradedDataset:
+def _dataset(gt: str, options: dict[str, Any], compositions: Compositions | None) -> DegradedDataset:
     backend = {"type": "lmdb" if Path(gt).suffix == ".lmdb" else "disk"}
-    return DegradedDataset({**options, "dataroot_gt": gt, "io_backend": backend, "phase": "val", "name": "fixed"})
+    dataset = DegradedDataset({**options, "dataroot_gt": gt, "io_backend": backend, "phase": "val", "name": "fixed"})
+    dataset.compositions = compositions
+    return dataset
 
 
-def _pairs(dataset: DegradedDataset, gt: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yield the name and the two images, BGR uint8, of each pair. Raises UserError: two have the same name."""
+def _pairs(dataset: DegradedDataset, gt: str) -> Iterator[tuple[str, Sample, dict[str, np.ndarray]]]:
+    """Yield name, sample, and the two images, BGR uint8, of each pair. Raises UserError: two have the same name."""
     seen: set[str] = set()
     for number in range(len(dataset)):
         sample = dataset.sample(0, number)
@@ -122,7 +141,7 @@ def _pairs(dataset: DegradedDataset, gt: str) -> Iterator[tuple[str, dict[str, n
         if name in seen:
             raise UserError(f"{gt}: more than one image would be named {name!r}")
         seen.add(name)
-        yield name, {"gt": _stored(sample.gt), "lq": _stored(sample.lq)}
+        yield name, sample, {"gt": _stored(sample.gt), "lq": _stored(sample.lq)}
 
 
 def _stored(image: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from restormixer_arch.data.degradation import (
     check_image,
     draw_seed,
     draw_strength,
+    log_uniform,
     require_not_negative,
     require_unit,
     smooth_noise,
@@ -64,23 +65,23 @@ class HazeParameters:
 
 
 def draw_haze(rng: np.random.Generator, strength: float | None = None) -> HazeParameters:
-    """Draw haze between a thin mist and fog that hides the distance.
+    """Draw haze between a thin mist and fog that hides the distance, under bright or gray light.
 
     Args:
         rng: the only source of chance, advanced alike whatever ``strength`` is.
-        strength: from 0, clear air, to 1; None draws it from [0.25, 1].
+        strength: from 0, clear air, to 1; None draws it from [0, 1].
 
     Raises:
         ValueError: ``strength`` is not in [0, 1].
     """
     strong = draw_strength(rng, strength)
-    light = rng.uniform(0.75, 0.97) + rng.uniform(-0.03, 0.03, 3)
+    light = np.clip(rng.uniform(0.5, 1) + rng.uniform(-0.05, 0.05, 3), 0, 1)
     return HazeParameters(
-        beta=float(strong * rng.uniform(1.4, 3.0)),
+        beta=float(strong * rng.uniform(0.8, 3.2)),
         airlight=tuple(float(value) for value in light),
-        horizon=float(rng.uniform(-0.2, 0.5)),
-        near=float(rng.uniform(0.08, 0.35)),
-        relief=float(rng.uniform(0.05, 0.2)),
+        horizon=float(rng.uniform(-0.3, 0.6)),
+        near=log_uniform(rng, 0.05, 1),
+        relief=float(rng.uniform(0, 0.4)),
         seed=draw_seed(rng),
     )
 

@@ -24,7 +24,7 @@ class JpegParameters:
 
 
 def draw_jpeg(rng: np.random.Generator, strength: float | None = None) -> JpegParameters:
-    """Draw a quality of ``100 - 90 * strength``, none at strength 0; None draws the strength from [0.25, 1].
+    """Draw a quality of ``100 - 90 * strength``, none at strength 0; None draws the strength from [0, 1].
 
     Raises:
         ValueError: ``strength`` is not in [0, 1].

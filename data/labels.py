@@ -15,9 +15,11 @@ NAMES = {
     "rain": "rain streaks and veil",
     "snow": "snow",
     "blur": "motion blur",
+    "defocus": "defocus blur",
     "down": "bicubic down-sampling",
     "noise": "Gaussian noise",
     "poisson": "Poisson noise",
+    "camera": "camera noise, signal-dependent and correlated",
     "jpeg": "JPEG compression",
 }
 CDD11 = (

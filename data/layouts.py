@@ -94,7 +94,7 @@ def _pairs(lq: str, gt: str, *folders: str, rule: Callable[[str], str] = same) -
 
 
 def _rain_test(name: str, *more: Layout) -> PublicSet:
-    within = _pairs("input", "target", name, f"Rain13K/test/{name}")
+    within = (*_pairs("input", "target", name, f"Rain13K/test/{name}"), *_pairs("lq", "gt", name))
     return PublicSet(name, "derain", (Part("test", (*_restormer("test", name), *within, *more)),))
 
 
@@ -142,6 +142,11 @@ def _benchmark(name: str, *other_names: str) -> PublicSet:
     return PublicSet(name, "sr", (Part("test", tuple(Layout(gt) for gt in (*within, *bare))),), (2, 3, 4))
 
 
+def _clean_test(name: str, task: str, *folders: str) -> PublicSet:
+    """Return a set of clean pictures, whose degraded ones are made while testing."""
+    return PublicSet(name, task, (Part("test", tuple(Layout(f"{name}/{folder}".rstrip("/")) for folder in folders)),))
+
+
 def _cdd11(part: str, crop: int) -> Part:
     tops = (f"CDD-11_{part}", f"CDD-11/CDD-11_{part}", f"CDD-11_{part}/CDD-11_{part}", f"CDD-11/{part}")
     layouts = [Layout(f"{top}/clear", {label: f"{top}/{label}" for label in CDD11}) for top in tops]
@@ -178,6 +183,32 @@ SETS: dict[str, PublicSet] = {
         _rain_test("Test1200"),
         _rain_test("Test100"),
         PublicSet(
+            "RainCityscapes",
+            "derain",
+            (
+                Part(
+                    "test",
+                    (
+                        *_pairs("rain100mm", "norain", "rain_cityscapes/test/small", "RainCityscapes/test/small"),
+                        *_pairs("lq", "gt", "RainCityscapes", "RainCityscapes40"),
+                    ),
+                ),
+            ),
+        ),
+        PublicSet(
+            "RainHeavy",
+            "derain",
+            (
+                Part(
+                    "test",
+                    (
+                        *_pairs("rain", "norain", "rain_data_test_heavy", "RainHeavy", rule=no_in_front),
+                        *_pairs("lq", "gt", "RainHeavy", "rain_heavy20"),
+                    ),
+                ),
+            ),
+        ),
+        PublicSet(
             "Snow100K",
             "desnow",
             (
@@ -206,6 +237,9 @@ SETS: dict[str, PublicSet] = {
         _benchmark("BSD100", "B100"),
         _benchmark("Urban100"),
         _benchmark("Manga109"),
+        _clean_test("CBSD68", "denoise", "original_png", "HR", "HQ", ""),
+        _clean_test("Kodak24", "denoise", "HR", "HQ", ""),
+        _clean_test("McMaster", "denoise", "HR", "HQ", ""),
         PublicSet("CDD-11", "mixed", (_cdd11("train", 512), _cdd11("test", 0))),
     )
 }

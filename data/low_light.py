@@ -14,7 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from restormixer_arch.data.colour import to_linear, to_stored
-from restormixer_arch.data.degradation import check_image, draw_seed, draw_strength, require_not_negative, smooth_noise
+from restormixer_arch.data.degradation import (
+    check_image,
+    draw_seed,
+    draw_strength,
+    log_uniform,
+    require_not_negative,
+    smooth_noise,
+)
 from restormixer_arch.data.noise import poisson_signal
 
 
@@ -48,17 +55,17 @@ def draw_low_light(rng: np.random.Generator, strength: float | None = None) -> L
 
     Args:
         rng: the only source of chance, advanced alike whatever ``strength`` is.
-        strength: from 0, the picture as it is, to 1; None draws it from [0.25, 1].
+        strength: from 0, the picture as it is, to 1; None draws it from [0, 1].
 
     Raises:
         ValueError: ``strength`` is not in [0, 1].
     """
     strong = draw_strength(rng, strength)
     return LowLightParameters(
-        stops=float(strong * rng.uniform(3.0, 5.0)),
-        uneven=float(strong * rng.uniform(0, 0.6)),
-        photon=float(strong * 10 ** rng.uniform(-4.3, -3.1)),
-        read=float(strong * 10 ** rng.uniform(-4.0, -3.0)),
+        stops=float(strong * rng.uniform(2, 6)),
+        uneven=float(strong * rng.uniform(0, 1.2)),
+        photon=strong * log_uniform(rng, 1e-5, 1e-3),
+        read=strong * log_uniform(rng, 1e-5, 2e-3),
         seed=draw_seed(rng),
     )
 

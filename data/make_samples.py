@@ -23,7 +23,7 @@ import numpy as np
 from restormixer_arch.data.image_io import checked_folder
 from restormixer_arch.data.lmdb_io import write_lmdb
 from restormixer_arch.data.prepare_images import reduced
-from restormixer_arch.data.rain import add_rain, draw_rain
+from restormixer_arch.data.rain import add_rain, draw_shower
 from restormixer_arch.errors import UserError
 
 SEED = 20250415
@@ -102,7 +102,7 @@ def most_detailed(image: np.ndarray, size: int, count: int) -> list[tuple[int, i
 def in_rain(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return a BGR uint8 image in rain drawn from ``rng``, rounded to 8 bits."""
     rgb = image[..., ::-1].astype(np.float32) / 255
-    return np.round(add_rain(rgb, draw_rain(rng))[..., ::-1] * 255).astype(np.uint8)
+    return np.round(add_rain(rgb, draw_shower(rng))[..., ::-1] * 255).astype(np.uint8)
 
 
 def make_crops(photograph: np.ndarray, name: str, size: int, count: int) -> list[Pair]:

@@ -59,18 +59,18 @@ class MotionBlurParameters:
 
 
 def draw_motion_blur(rng: np.random.Generator, strength: float | None = None) -> MotionBlurParameters:
-    """Draw blur between a slight tremble and a path of 28 pixels.
+    """Draw blur between a slight tremble and a path of 36 pixels.
 
     Args:
         rng: the only source of chance, advanced alike whatever ``strength`` is.
-        strength: from 0, a camera at rest, to 1; None draws it from [0.25, 1].
+        strength: from 0, a camera at rest, to 1; None draws it from [0, 1].
 
     Raises:
         ValueError: ``strength`` is not in [0, 1].
     """
     strong = draw_strength(rng, strength)
     return MotionBlurParameters(
-        extent=float(strong * rng.uniform(12, 28)),
+        extent=float(strong * rng.uniform(4, 36)),
         shake=float(rng.uniform(0.02, 0.18)),
         jerk=float(rng.uniform(0, 0.03)),
         seed=draw_seed(rng),

@@ -3,37 +3,43 @@
 ``photos.tsv`` beside this file is the split: the part of each photograph, the package, version and path that it comes
 from, and its licence. Photographs for validation and testing are in the public domain or under CC0, so that pictures of
 them can be shown; pictures of gcompris-qt-data, which are strongly compressed, are trained on alone.
+
+``photos_pairs.json`` has the parameters of the degradations of the fixed pairs, so that a test set stays the same when
+the draws of a later version become others: ``test_derain`` and ``test_mixed`` are those of version 0.1.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from restormixer_arch.data.compose import Composition, compositions_of
 from restormixer_arch.data.find_pairs import Found, Unit
 from restormixer_arch.data.image_io import FolderImages
-from restormixer_arch.data.labels import CDD11
 from restormixer_arch.data.layouts import Part, PublicSet
 from restormixer_arch.errors import UserError
 
 TABLE = Path(__file__).with_name("photos.tsv")
 PHOTOS = PublicSet("photos", "photos", (Part("train", (), crop=256, step=192), Part("val", ()), Part("test", ())))
-LABELS = {"derain": ("rain",), "mixed": (*CDD11, "noise")}  # of the fixed pairs, by task
+PAIRS = Path(__file__).with_name("photos_pairs.json")
 SIZES = {"val": 192, "test": 256}  # side of the crop out of the middle of each photograph
-SEEDS = {"val": 1, "test": 2}  # of the degradations
 
 
 @dataclass(frozen=True)
 class FixedPairs:
-    """Pairs that are made once, ``<part>_<task>/{gt,lq}``: the folder, and what they are made of and with."""
+    """Pairs that are made once, ``<part>_<task>/{gt,lq}``: folder, clean images, parameters, and size of the crop."""
 
     out: Path
     gt: Path
-    labels: tuple[str, ...]
-    seed: int
+    compositions: dict[str, dict[str, Composition]]
     size: int
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.compositions)
 
 
 def read_table() -> list[dict[str, str]]:
@@ -71,9 +77,9 @@ def fixed_pairs(folder: Path, form: str) -> Iterator[FixedPairs]:
         form: ``lmdb`` or ``folder``.
     """
     suffix = ".lmdb" if form == "lmdb" else ""
-    for part, size in SIZES.items():
-        for task, labels in LABELS.items():
-            yield FixedPairs(folder / f"{part}_{task}", folder / f"{part}_gt{suffix}", labels, SEEDS[part], size)
+    for name, table in json.loads(PAIRS.read_text(encoding="utf-8")).items():
+        part = name.partition("_")[0]
+        yield FixedPairs(folder / name, folder / f"{part}_gt{suffix}", compositions_of(table), SIZES[part])
 
 
 def _unit(path: Path) -> Unit:

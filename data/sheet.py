@@ -24,7 +24,7 @@ from restormixer_arch.data.image_io import decode_image
 from restormixer_arch.data.labels import CDD11, CLEAN
 from restormixer_arch.errors import UserError
 
-LABELS = (CLEAN, *CDD11, "blur", "noise", "poisson", "jpeg", "down", "blur_noise_jpeg")
+LABELS = (CLEAN, *CDD11, "blur", "defocus", "noise", "poisson", "camera", "jpeg", "down", "blur_noise_jpeg")
 COLUMNS = 6
 CELL = (240, 320)  # height and width of a picture
 CAPTION = 26  # height of the line below it

@@ -28,6 +28,7 @@ from restormixer_arch.data.degradation import (
     check_image,
     draw_seed,
     draw_strength,
+    log_uniform,
     require_not_negative,
     require_positive,
     require_unit,
@@ -35,6 +36,7 @@ from restormixer_arch.data.degradation import (
 )
 
 PIXELS_PER_DENSITY = 10_000  # the area that `density` counts flakes in
+SMALLEST = 1.2  # pixels, of the mean flakes of a layer that is drawn
 DISTANCE_STEP = 1.7  # how much farther each layer is than the one before it
 DIAMETERS = (0.4, 2.5)  # smallest and largest flake, in mean diameters
 CRYSTALS = 4  # centres that the points of a flake lie around
@@ -83,27 +85,30 @@ class SnowParameters:
 
 
 def draw_snow(rng: np.random.Generator, strength: float | None = None) -> SnowParameters:
-    """Draw snow between a few flakes and a snowfall that covers the scene.
+    """Draw snow between a few flakes and a blizzard, fine or coarse, sharp or out of focus, with and without a veil.
 
     Args:
         rng: the only source of chance, advanced alike whatever ``strength`` is.
-        strength: from 0, no snow at all, to 1; None draws it from [0.25, 1].
+        strength: from 0, no snow at all, to 1; None draws it from [0, 1].
 
     Raises:
         ValueError: ``strength`` is not in [0, 1].
     """
     strong = draw_strength(rng, strength)
-    size = float(rng.uniform(6, 12))
+    size = log_uniform(rng, 2, 18)
+    resolved = 1 + int(np.log(size / SMALLEST) / np.log(DISTANCE_STEP))  # beyond them flakes are a veil
+    layers = min(int(rng.integers(1, 6)), resolved)
+    coverage = strong * log_uniform(rng, 0.01, 0.5)  # area of the flakes in parts of the picture's
     return SnowParameters(
-        angle=float(np.clip(rng.normal(0, 25), -70, 70)),
+        angle=float(np.clip(rng.normal(0, 30), -80, 80)),
         size=size,
-        density=float(strong * rng.uniform(1.2, 3.0)),
-        opacity=float(rng.uniform(0.75, 1)),
-        streak=float(size * rng.uniform(0.2, 2.0)),
-        defocus=float(rng.uniform(0.5, 2.5)),
-        layers=int(rng.integers(3, 6)),
-        light=float(rng.uniform(0.85, 1)),
-        veil=float(strong * rng.uniform(0, 0.15)),
+        density=float(coverage / layers * PIXELS_PER_DENSITY / size**2),
+        opacity=float(rng.uniform(0.35, 1)),
+        streak=float(size * rng.uniform(0, 2.5)),
+        defocus=float(size * rng.uniform(0, 0.35)),
+        layers=layers,
+        light=float(rng.uniform(0.7, 1)),
+        veil=float(strong * (rng.uniform() < 0.5) * rng.uniform(0, 0.3)),
         seed=draw_seed(rng),
     )
 

@@ -9,17 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restormixer_arch.data.compose import DEGRADATIONS
+from restormixer_arch.data.defocus import DefocusParameters
 from restormixer_arch.data.degradation import smooth_noise, splat
 from restormixer_arch.data.downsample import DownsampleParameters, add_downsample
 from restormixer_arch.data.haze import HazeParameters
 from restormixer_arch.data.jpeg import JpegParameters
 from restormixer_arch.data.low_light import LowLightParameters
 from restormixer_arch.data.motion_blur import MotionBlurParameters
-from restormixer_arch.data.noise import GaussianNoiseParameters, PoissonNoiseParameters
+from restormixer_arch.data.noise import CameraNoiseParameters, GaussianNoiseParameters, PoissonNoiseParameters
 from restormixer_arch.data.snow import SnowParameters
 
 DRAWN = [name for name in DEGRADATIONS if name != "down"]  # its scale is given, and it changes the size
-OWN_CHANCE = [name for name in DRAWN if name != "jpeg"]
+OWN_CHANCE = [name for name in DRAWN if name not in ("jpeg", "defocus", "rain")]  # rain's showers have a seed each
 
 
 def ramp(height, width, channels=3):
@@ -82,7 +83,7 @@ def test_the_generator_is_advanced_alike_whatever_the_strength(name):
     assert drawn[1] != drawn[2]
 
 
-@pytest.mark.parametrize("name", [name for name in DRAWN if name != "rain"])  # rain's is named heaviness
+@pytest.mark.parametrize("name", DRAWN)
 @pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan")])
 def test_bad_strength(name, strength):
     with pytest.raises(ValueError, match=rf"strength must be in \[0, 1\], got {strength}"):
@@ -134,6 +135,10 @@ def test_bad_images(name):
         (lambda: LowLightParameters(2, read=float("nan")), "read must not be negative, got nan"),
         (lambda: GaussianNoiseParameters(sigma=-0.5), "sigma must not be negative, got -0.5"),
         (lambda: PoissonNoiseParameters(photon=-0.5), "photon must not be negative, got -0.5"),
+        (lambda: CameraNoiseParameters(0.1, -1), "read must not be negative, got -1"),
+        (lambda: CameraNoiseParameters(0.1, 0.1, common=2), r"common must be in \[0, 1\], got 2"),
+        (lambda: DefocusParameters(radius=-1), "radius must not be negative, got -1"),
+        (lambda: DefocusParameters(1, blades=2), "blades must be 0 or at least 3, got 2"),
         (lambda: MotionBlurParameters(extent=-3), "extent must not be negative, got -3"),
         (lambda: MotionBlurParameters(3, jerk=2), r"jerk must be in \[0, 1\], got 2"),
         (lambda: JpegParameters(quality=0), "quality must be from 1 to 100, got 0"),

@@ -23,7 +23,7 @@ def test_a_sheet_has_a_picture_for_every_label(photo, capsys):
     assert capsys.readouterr().out.startswith("sheet.png: ")
     drawn = cv2.imread("sheet.png")[..., ::-1]
     height, width = sheet.CELL
-    assert drawn.shape == (3 * (height + sheet.CAPTION), 6 * width, 3) and len(sheet.LABELS) == 18
+    assert drawn.shape == (4 * (height + sheet.CAPTION), 6 * width, 3) and len(sheet.LABELS) == 20
     clean = np.round(sheet.fill(photo, sheet.CELL) * 255)
     np.testing.assert_array_equal(drawn[:height, :width], clean)
     cells = [

@@ -112,7 +112,7 @@ def test_labels_come_as_often_as_they_weigh(clean):
 def test_the_strength_is_that_of_the_table(clean):
     dataset = DegradedDataset(options(clean, degradations={"noise": {"strength": 0.3}}, phase="val", gt_size=None))
     deviations = [(dataset.sample(0, n).lq - dataset.sample(0, n).gt).std() for n in range(3)]
-    assert np.mean(deviations) == pytest.approx(15 / 255, rel=0.05)
+    assert np.mean(deviations) == pytest.approx(0.3 * 55 / 255, rel=0.05)
 
 
 def test_validation_has_every_image_under_every_label(clean):
@@ -193,3 +193,48 @@ def test_images_that_cannot_be_used(clean):
     dataset = DegradedDataset(options(clean, scale=4, degradations=["down"], phase="val", gt_size=None))
     with pytest.raises(UserError, match=r"1\.png: is 3x9, expected at least scale 4 on each side"):
         dataset[1]
+
+
+def test_reduced_crops_show_more_of_the_picture(tmp_path):
+    """Of a ramp of 96 columns, a crop of 32 spans a third; reduced by a half, two thirds."""
+    ramp = np.repeat(np.arange(96, dtype=np.uint8)[None, :, None] * 2, 96, axis=0).repeat(3, axis=2)
+    (tmp_path / "ramps").mkdir()
+    cv2.imwrite(str(tmp_path / "ramps/ramp.png"), ramp)
+    for resize, span in (([1, 1], 62), ([0.5, 0.5], 124)):
+        dataset = DegradedDataset(
+            options(tmp_path / "ramps", degradations=["clean"], resize=resize, use_rot=False, use_hflip=False)
+        )
+        gt = dataset[0]["gt"] * 255
+        assert gt.shape == (3, 32, 32)
+        assert (gt[0, 0, -1] - gt[0, 0, 0]).item() == pytest.approx(span, abs=1)
+
+
+def test_a_range_of_sizes_is_drawn_up_to_what_the_picture_has(clean):
+    dataset = DegradedDataset(options(clean, degradations=["clean"], resize=[0.01, 1.0]))
+    assert {tuple(dataset.sample(epoch, 0).gt.shape) for epoch in range(8)} == {(32, 32, 3)}
+
+
+def test_unclipped_noise(clean):
+    shares = {}
+    for share in (0.0, 0.5, 1.0):
+        dataset = DegradedDataset(
+            options(clean, degradations={"noise": {"strength": 1.0}}, unclipped_noise=share, gt_size=16)
+        )
+        samples = [dataset.sample(epoch, 0).lq for epoch in range(40)]
+        rounded = [np.allclose(lq * 255, np.round(lq * 255), atol=1e-3) for lq in samples]
+        shares[share] = 1 - np.mean(rounded)
+    assert shares[0.0] == 0 and shares[1.0] == 1 and 0.2 < shares[0.5] < 0.8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resize": [0.5]}, r"resize is \[0.5\], expected \[low, high\]"),
+        ({"resize": [0.8, 1.5]}, r"resize is \[0.8, 1.5\], expected"),
+        ({"unclipped_noise": 2}, r"unclipped_noise is 2, expected a share in \[0, 1\]"),
+        ({"compositions": "nowhere.json"}, "nowhere.json: cannot be read"),
+    ],
+)
+def test_mistakes_in_newer_options(clean, changes, message):
+    with pytest.raises(UserError, match=message):
+        DegradedDataset(options(clean, **changes))

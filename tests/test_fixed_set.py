@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from restormixer_arch.data.compose import read_compositions
 from restormixer_arch.data.degraded_dataset import DegradedDataset
-from restormixer_arch.data.fixed_set import write_fixed_set
+from restormixer_arch.data.fixed_set import check_fixed_set, write_fixed_set
 from restormixer_arch.data.paired_dataset import PairedRestorationDataset
 from restormixer_arch.errors import UserError
 
@@ -57,3 +58,32 @@ def test_mistakes(clean, tmp_path):
     with pytest.raises(UserError, match="more than one image would be named 'rain/b_c_rain'"):
         write_fixed_set(str(clean), tmp_path / "new", ["rain"], recursive=True)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_recorded_parameters_make_the_same_pairs_whatever_is_drawn_today(clean, tmp_path, monkeypatch):
+    labels = ["haze_rain", "noise", "defocus", "camera", "snow", "low", "jpeg", "poisson", "blur"]
+    write_fixed_set(str(clean), tmp_path / "one", labels, seed=5, recursive=True)
+    compositions = read_compositions(tmp_path / "one" / "compositions.json")
+    write_fixed_set(str(clean), tmp_path / "two", labels, seed=77, recursive=True, compositions=compositions)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.png"))
+    assert len(files) == 2 * 2 * len(labels)
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+    monkeypatch.setattr("restormixer_arch.data.degraded_dataset.draw_composition", None)
+    assert check_fixed_set(str(clean), tmp_path / "two", lmdb=False) == (2 * 2 * len(labels), [])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1", "holds no parameters"),
+        ("[]", "holds no parameters"),
+        ('{"rain": {"a": {"rain": {"angel": 3}}}}', "unexpected keyword argument 'angel'"),
+        ('{"rain": {"a": {"rian": {}}}}', "'rian'"),
+        ('{"noise": {"a": {"noise": {"sigma": -1}}}}', "sigma must not be negative"),
+    ],
+)
+def test_bad_parameters_are_named(tmp_path, text, message):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(UserError, match=f"c.json: .*{message}"):
+        read_compositions(tmp_path / "c.json")

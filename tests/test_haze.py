@@ -49,5 +49,7 @@ def test_drawn_haze_is_as_strong_as_in_the_dehazing_sets():
     """SOTS outdoor's input has about 16 dB; most of what is drawn lies around it."""
     rng = np.random.default_rng(0)
     image = np.full((96, 96, 3), 0.4, np.float32)
-    decibels = [-10 * np.log10(np.mean((add_haze(image, draw_haze(rng)) - image) ** 2)) for _ in range(60)]
+    decibels = [
+        -10 * np.log10(np.mean((add_haze(image, draw_haze(rng, rng.uniform(0.4, 1))) - image) ** 2)) for _ in range(60)
+    ]
     assert 9 < np.mean(decibels) < 19

@@ -44,4 +44,5 @@ def test_lower_quality_is_worse():
 def test_strengths():
     rng = np.random.default_rng(0)
     assert [draw_jpeg(rng, strength).quality for strength in (0.0, 0.1, 0.5, 1.0)] == [None, 91, 55, 10]
-    assert {10 <= draw_jpeg(rng).quality <= 78 for _ in range(50)} == {True}
+    drawn = [draw_jpeg(rng).quality for _ in range(200)]
+    assert 10 <= min(drawn) < 20 and 90 < max(drawn) <= 100

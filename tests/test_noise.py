@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from restormixer_arch.data.noise import (
+    CameraNoiseParameters,
     GaussianNoiseParameters,
     PoissonNoiseParameters,
+    add_camera_noise,
     add_gaussian_noise,
     add_poisson_noise,
     draw_gaussian_noise,
@@ -48,7 +50,37 @@ def test_black_has_no_photons():
 
 def test_strengths_are_those_of_the_benchmarks():
     rng = np.random.default_rng(0)
-    assert draw_gaussian_noise(rng, 0.5).sigma == pytest.approx(25 / 255)
-    assert draw_gaussian_noise(rng, 0.3).sigma == pytest.approx(15 / 255)
+    assert draw_gaussian_noise(rng, 25 / 55).sigma == pytest.approx(25 / 255)
+    assert draw_gaussian_noise(rng, 1.0).sigma == pytest.approx(55 / 255)
     assert draw_poisson_noise(rng, 1.0).photon == pytest.approx(1 / 20)
     assert draw_poisson_noise(rng, 0.5).photon == pytest.approx(1 / 80)  # half the deviation
+
+
+def test_unclipped_noise_is_that_of_the_benchmarks():
+    image = np.full((64, 64, 3), 0.98, np.float32)
+    clipped, free = (add_gaussian_noise(image, GaussianNoiseParameters(0.2, clip, seed=1)) for clip in (True, False))
+    assert np.array_equal(clipped, np.clip(free, 0, 1)) and free.max() > 1.2
+    assert (free - image).std() == pytest.approx(0.2, rel=0.02)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 1.2])
+def test_camera_noise_has_its_deviation_whatever_its_spread(spread):
+    parameters = CameraNoiseParameters(photon=0.01, read=0.02, spread=spread, common=0.3, seed=2)
+    for value in (0.3, 0.6):
+        noise = add_camera_noise(np.full((256, 256, 3), value, np.float32), parameters) - np.float32(value)
+        assert noise.std() == pytest.approx(np.sqrt(0.01 * value + 0.02**2), rel=0.03)
+        assert noise.mean() == pytest.approx(0, abs=0.004)
+
+
+def test_camera_noise_is_correlated_between_neighbours_and_channels():
+    image = np.full((256, 256, 3), 0.5, np.float32)
+
+    def correlations(spread, common):
+        noise = add_camera_noise(image, CameraNoiseParameters(0, 0.05, spread, common, seed=3)) - image
+        return np.corrcoef(noise[:, 1:, 0].ravel(), noise[:, :-1, 0].ravel())[0, 1], np.corrcoef(
+            noise[..., 0].ravel(), noise[..., 1].ravel()
+        )[0, 1]
+
+    # White noise after a Gaussian of deviation s has the correlation exp(-d^2 / 4 s^2) at distance d.
+    assert correlations(0.0, 0.0) == pytest.approx((0, 0), abs=0.02)
+    assert correlations(1.0, 0.5) == pytest.approx((np.exp(-1 / 4), 0.5), abs=0.04)

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,8 +21,13 @@ SHIPPABLE = ("budgie-backgrounds", "scikit-image", "scipy", "palapeli-data", "gn
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """A folder of tiny pictures under all the names; the fixed pairs have two labels."""
-    monkeypatch.setattr(photos, "LABELS", {"derain": ("rain",), "mixed": ("haze", "noise")})
+    """A folder of tiny pictures under all the names; four of the fixed sets, and two labels of the mixed ones."""
+    table = json.loads(photos.PAIRS.read_text())
+    few = {f"{part}_{task}": dict(table[f"{part}_{task}"]) for part in ("val", "test") for task in ("derain", "mixed")}
+    for part in ("val", "test"):
+        few[f"{part}_mixed"] = {label: few[f"{part}_mixed"][label] for label in ("haze", "noise")}
+    (tmp_path / "pairs.json").write_text(json.dumps(few))
+    monkeypatch.setattr(photos, "PAIRS", tmp_path / "pairs.json")
     root = tmp_path / "pictures"
     for number, row in enumerate(photos.read_table()):
         save(root / row["file"], picture(number, (24, 30)))
@@ -82,8 +88,17 @@ def test_the_same_photographs_give_the_same_pairs(small, tmp_path):
     assert all(one.content(name) == two.content(name) for name in one.names)
 
 
-def test_mixed_has_the_labels_of_cdd11_and_noise():
-    assert photos.LABELS == {"derain": ("rain",), "mixed": (*CDD11, "noise")}
+def test_every_held_out_photograph_has_its_parameters():
+    rows = photos.read_table()
+    tasks = {"derain": ["rain"], "mixed": [*CDD11, "noise"], "derain_wide": ["rain"], "desnow": ["snow"]}
+    tasks |= {"dehaze": ["haze"], "low_light": ["low"], "deblur": ["blur", "defocus"], "denoise": ["noise", "camera"]}
+    sets = {fixed.out.name: fixed for fixed in photos.fixed_pairs(Path("photos"), "lmdb")}
+    assert set(sets) == {f"{part}_{task}" for part in ("val", "test") for task in tasks}
+    for name, fixed in sets.items():
+        part, _, task = name.partition("_")
+        assert list(fixed.labels) == tasks[task]
+        names = {row["file"].removesuffix(".png").replace(".", "_") for row in rows if row["part"] == part}
+        assert all(set(images) == names for images in fixed.compositions.values())
 
 
 def test_a_missing_photograph_is_named_with_its_package(small, tmp_path):
@@ -101,7 +116,7 @@ def test_pictures_outside_the_split_are_left_out(small, tmp_path, capsys):
 def test_fixed_pairs_of_other_settings_are_not_touched(small, tmp_path):
     prepare(small, tmp_path)
     record = tmp_path / "photos/val_derain/made_with.json"
-    record.write_text(json.dumps({**json.loads(record.read_text()), "seed": 77}))
+    record.write_text(json.dumps({**json.loads(record.read_text()), "gt_size": 77}))
     before = (record.parent / "lq.lmdb/data.mdb").read_bytes()
     with pytest.raises(UserError, match="val_derain: was made with other settings"):
         prepare(small, tmp_path)

@@ -91,5 +91,7 @@ def test_drawn_snow_is_as_strong_as_in_the_desnowing_sets():
     """Inputs of Snow100K, SRRS and CSD have about 14 to 25 dB."""
     rng = np.random.default_rng(0)
     image = np.full((128, 128, 3), 0.4, np.float32)
-    decibels = [-10 * np.log10(np.mean((add_snow(image, draw_snow(rng)) - image) ** 2)) for _ in range(40)]
+    decibels = [
+        -10 * np.log10(np.mean((add_snow(image, draw_snow(rng, rng.uniform(0.5, 1))) - image) ** 2)) for _ in range(80)
+    ]
     assert 14 < np.mean(decibels) < 25

@@ -160,10 +160,11 @@ def _fixed_lines(args: Namespace) -> Iterator[str]:
     from restormixer_arch.data.fixed_set import recorded_options, write_fixed_set  # imports torch
 
     for fixed in fixed_pairs(Path(args.out).expanduser() / PHOTOS.name, args.format):
-        options = {"degradations": list(fixed.labels), "seed": fixed.seed, "gt_size": fixed.size}
+        options = {"degradations": list(fixed.labels), "gt_size": fixed.size}
         shown = f"{PHOTOS.name} {fixed.out.name}: {', '.join(fixed.labels)}; {fixed.size}x{fixed.size}"
         if not fixed.out.exists():
-            count, _ = write_fixed_set(str(fixed.gt), fixed.out, **options, lmdb=args.format == "lmdb")
+            lmdb = args.format == "lmdb"
+            count, _ = write_fixed_set(str(fixed.gt), fixed.out, **options, lmdb=lmdb, compositions=fixed.compositions)
             yield f"{shown}; {count} pairs -> {fixed.out}"
         elif options.items() <= recorded_options(fixed.out).items():
             yield f"{shown}; there already -> {fixed.out}"
@@ -181,7 +182,7 @@ def _check(args: Namespace, jobs: list[Job]) -> int:
         from restormixer_arch.data.fixed_set import check_fixed_set  # imports torch
 
         for fixed in fixed_pairs(Path(args.out).expanduser() / PHOTOS.name, args.format):
-            count, problems = check_fixed_set(str(fixed.gt), fixed.out, args.format == "lmdb")
+            count, problems = check_fixed_set(str(fixed.gt), fixed.out, args.format == "lmdb", fixed.compositions)
             shown = f"{PHOTOS.name} {fixed.out.name}"
             bad += _report(f"{shown}: {count} images compared, {len(problems)} problems in {fixed.out}", problems)
     return 2 if bad else 0

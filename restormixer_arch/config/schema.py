@@ -114,6 +114,11 @@ class DegradedImages(Dataset, Crops):
     )
     seed: Count = 0
     recursive: bool = False
+    resize: list[float] | None = Field(None, description="[low, high] of a random reduction before the crop, at most 1")
+    unclipped_noise: Annotated[float, Field(ge=0, le=1)] = Field(
+        0, description="share of Gaussian noise that is neither clipped nor rounded"
+    )
+    compositions: str | None = Field(None, description="JSON file of fixed parameters of the degradations")
 
 
 def for_training(section: type[BaseModel]) -> type[BaseModel]:

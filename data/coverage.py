@@ -1,0 +1,137 @@
+"""What drawn degradations cover of a set of real pairs: statistics of the residual, drawn beside public.
+
+A pair whose statistic lies outside what the draws reach shows a kind of picture that training never sees. The
+statistics say nothing about content; they are those in which rain and snow generators differ:
+
+==============  ====================================================================================================
+``psnr``        PSNR of the input in dB
+``mean``        mean of the residual ``lq - gt``, in levels of 255
+``positive``    share of the residual's energy where the input is the brighter one
+``skewness``    of the residual: streaks and flakes have long tails
+``angle``       direction across which the residual varies most, in degrees: 0 for upright streaks, up to 90
+``coherence``   of that direction, from 0 for none to 1 for one alone (structure tensor)
+``run``         mean length in pixels of runs in which the residual is above a quarter of its greatest values, along
+                the streaks
+``width``       the same across the streaks
+``smooth``      share of the residual's variance that is left after an average of 31 pixels: veil, mist and haze
+==============  ====================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+NAMES = ("psnr", "mean", "positive", "skewness", "angle", "coherence", "run", "width", "smooth")
+INNER = (2.5, 97.5)  # percentiles of the drawn pairs between which a public one counts as covered
+SMOOTH_SIDE = 31  # pixels
+HIGHEST_PSNR = 99.0  # of pairs that are equal
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """One statistic of the drawn and the public pairs.
+
+    Attributes:
+        name: of the statistic, see the module.
+        drawn, public: its 5th, 50th and 95th percentiles.
+        outside: share of the public pairs outside the middle 95 % of the drawn ones.
+    """
+
+    name: str
+    drawn: tuple[float, float, float]
+    public: tuple[float, float, float]
+    outside: float
+
+
+def residual_statistics(lq: np.ndarray, gt: np.ndarray) -> dict[str, float]:
+    """Return the statistics of one pair, see the module.
+
+    Args:
+        lq, gt: float32 RGB (H, W, 3) or gray (H, W, 1) in [0, 1], of one size and at least 32 pixels a side.
+    """
+    residual = (lq.astype(np.float32) - gt.astype(np.float32)).mean(axis=2)
+    energy = np.mean(residual**2)
+    if energy < 1e-9:
+        return dict(zip(NAMES, (HIGHEST_PSNR, 0, 0.5, 0, 0, 0, 0, 0, 0), strict=True))
+    mean, deviation = residual.mean(), max(residual.std(), 1e-6)
+    smooth = cv2.blur(residual, (SMOOTH_SIDE, SMOOTH_SIDE), borderType=cv2.BORDER_REFLECT)
+    fine = residual - smooth
+    angle, coherence = _direction(fine)
+    run, width = _run_lengths(fine, angle)
+    values = (
+        min(float(-10 * np.log10(np.mean((lq - gt) ** 2))), HIGHEST_PSNR),
+        float(255 * mean),
+        float(np.mean(np.maximum(residual, 0) ** 2) / energy),
+        float(np.mean(((residual - mean) / deviation) ** 3)),
+        abs(angle),
+        coherence,
+        run,
+        width,
+        float(smooth.var() / deviation**2),
+    )
+    return dict(zip(NAMES, values, strict=True))
+
+
+def compare_coverage(
+    drawn: Iterable[tuple[np.ndarray, np.ndarray]], public: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> list[Coverage]:
+    """Return every statistic of two sets of pairs (lq, gt).
+
+    Raises:
+        ValueError: one of the sets is empty.
+    """
+    ours, theirs = ([residual_statistics(lq, gt) for lq, gt in pairs] for pairs in (drawn, public))
+    if not ours or not theirs:
+        raise ValueError("both sets need at least one pair")
+    return list(_compared(ours, theirs))
+
+
+def coverage_table(rows: Sequence[Coverage]) -> str:
+    """Return the statistics as a Markdown table."""
+    lines = [
+        "| residual | drawn: 5 % | 50 % | 95 % | public: 5 % | 50 % | 95 % | outside |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for row in rows:
+        numbers = " | ".join(f"{value:.2f}" for value in (*row.drawn, *row.public))
+        lines.append(f"| {row.name} | {numbers} | {row.outside:.0%} |")
+    return "\n".join(lines)
+
+
+def _compared(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> Iterator[Coverage]:
+    for name in NAMES:
+        drawn, public = (np.array([one[name] for one in ones]) for ones in (ours, theirs))
+        low, high = np.percentile(drawn, INNER)
+        outside = float(np.mean((public < low) | (public > high)))
+        quartiles = [tuple(float(value) for value in np.percentile(values, (5, 50, 95))) for values in (drawn, public)]
+        yield Coverage(name, *quartiles, outside)
+
+
+def _direction(fine: np.ndarray) -> tuple[float, float]:
+    """Return the streaks' angle in degrees, 0 upright and positive towards the right below, and its coherence."""
+    smoothed = cv2.GaussianBlur(fine, (0, 0), 1.0)
+    down, right = np.gradient(smoothed)
+    rows, columns, mixed = (down**2).mean(), (right**2).mean(), (down * right).mean()
+    spread = np.hypot(columns - rows, 2 * mixed)
+    # Along a streak the residual hardly changes: the eigenvector of the smaller eigenvalue.
+    angle = np.degrees(np.arctan2(-2 * mixed, columns - rows) / 2)
+    return float(angle), float(spread / max(rows + columns, 1e-12))
+
+
+def _run_lengths(fine: np.ndarray, angle: float) -> tuple[float, float]:
+    """Return the mean length of bright runs along and across the direction."""
+    height, width = fine.shape
+    turn = cv2.getRotationMatrix2D((width / 2, height / 2), -angle, 1.0)
+    upright = cv2.warpAffine(fine, turn, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    bright = upright > np.percentile(upright, 99.5) / 4
+    return _mean_run(bright.T), _mean_run(bright)
+
+
+def _mean_run(bright: np.ndarray) -> float:
+    """Return the mean length of runs of True along the rows; 0 where there is none."""
+    starts = np.count_nonzero(bright[:, 1:] & ~bright[:, :-1]) + np.count_nonzero(bright[:, 0])
+    return float(np.count_nonzero(bright) / starts) if starts else 0.0
