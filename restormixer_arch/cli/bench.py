@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from restormixer_arch.basicsr_adapter.output import say
 from restormixer_arch.cli.parsing import Parser
 from restormixer_arch.errors import UserError
+from restormixer_arch.output import say
 
 
 def run(arguments: list[str]) -> int:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from restormixer_arch.basicsr_adapter.output import note, say
 from restormixer_arch.cli.parsing import Parser
 from restormixer_arch.config.check import read_request
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.inference.weights import SHIPPED, shipped_tasks
+from restormixer_arch.output import note, say
 
 PUBLISHED = SHIPPED / "published.tsv"
 OURS = "RestorMixer-S"

@@ -7,9 +7,9 @@ import shlex
 import signal
 from types import FrameType
 
-from restormixer_arch.basicsr_adapter.output import complain, say
 from restormixer_arch.cli.parsing import Parser, add_option_file
 from restormixer_arch.config.check import raise_problems
+from restormixer_arch.output import complain, say
 
 
 def run(arguments: list[str]) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from restormixer_arch.basicsr_adapter.output import say
 from restormixer_arch.cli.parsing import Parser, positive_number, whole_number
 from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.output import say
 
 ACTIONS = {
     "sheet": "draw all degradations of a photograph on a picture sheet",

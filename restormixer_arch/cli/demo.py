@@ -15,10 +15,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from restormixer_arch.basicsr_adapter.output import say, warn
 from restormixer_arch.cli.parsing import Parser
 from restormixer_arch.cli.restore import add_settings, restorer_of
 from restormixer_arch.errors import UserError
+from restormixer_arch.output import say, warn
 
 if TYPE_CHECKING:
     from restormixer_arch.inference.restorer import Restorer

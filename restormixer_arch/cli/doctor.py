@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from restormixer_arch import __version__
-from restormixer_arch.basicsr_adapter.output import say
 from restormixer_arch.cli.parsing import Parser
+from restormixer_arch.output import say
 
 # distribution, module, what it is for; training needs them
 REQUIRED = (

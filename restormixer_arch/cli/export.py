@@ -7,10 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restormixer_arch.basicsr_adapter.output import say
 from restormixer_arch.cli.parsing import Parser
 from restormixer_arch.config.yaml_file import locate_option_file, read_options
 from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.output import say
 
 if TYPE_CHECKING:
     from restormixer_arch.restormixer_arch import RestorMixer

@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from restormixer_arch.basicsr_adapter.output import complain, note, say
 from restormixer_arch.cli.parsing import Parser
 from restormixer_arch.data.find_pairs import Found, expected_layouts, find_part, forget_folders
 from restormixer_arch.data.images.folder import checked_folder
@@ -16,6 +15,7 @@ from restormixer_arch.data.photos import PHOTOS, find_photos, fixed_pairs
 from restormixer_arch.data.prepare import SHOWN, Job, Summary, check_part, prepare_part
 from restormixer_arch.data.prepare_images import Recipe
 from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.output import complain, note, say
 
 DESCRIPTION = (
     "Find the pairs of public data sets under a folder, check every image, cut training images into overlapping "

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from restormixer_arch.basicsr_adapter.output import complain, is_first_process, note, say
 from restormixer_arch.cli.parsing import Parser, positive_number, whole_number
 from restormixer_arch.data.images import IMAGE_SUFFIXES, VIDEO_CODECS
 from restormixer_arch.errors import UserError, not_found
 from restormixer_arch.memory import parse_bytes
+from restormixer_arch.output import complain, is_first_process, note, say
 from restormixer_arch.whole_files import PART, whole
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from restormixer_arch.basicsr_adapter.output import is_first_process
 from restormixer_arch.data.tables import Row, with_average, write_tables
+from restormixer_arch.output import is_first_process
 from restormixer_arch.protocol import ReportsGain
 from restormixer_arch.training.trainer import Testing, Training
 

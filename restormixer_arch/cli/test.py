@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from restormixer_arch.basicsr_adapter.output import say
 from restormixer_arch.cli.parsing import option_file_parser
 from restormixer_arch.config.check import read_request
+from restormixer_arch.output import say
 
 
 def run(arguments: list[str]) -> int:

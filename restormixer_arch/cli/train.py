@@ -7,10 +7,10 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
-from restormixer_arch.basicsr_adapter.output import complain, say
 from restormixer_arch.cli.parsing import option_file_parser
 from restormixer_arch.config.check import read_request
 from restormixer_arch.errors import UserError
+from restormixer_arch.output import complain, say
 
 if TYPE_CHECKING:
     from restormixer_arch.training.trainer import Training

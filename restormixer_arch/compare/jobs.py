@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from restormixer_arch.basicsr_adapter import plugins
-from restormixer_arch.basicsr_adapter.output import complain
 from restormixer_arch.errors import UserError
 from restormixer_arch.memory import keep_freed_memory
+from restormixer_arch.output import complain
 
 
 def run_job(job: dict[str, Any]) -> Any:

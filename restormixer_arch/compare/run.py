@@ -16,7 +16,6 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
-from restormixer_arch.basicsr_adapter.output import note
 from restormixer_arch.benchmark.measure import run_in_process
 from restormixer_arch.benchmark.suite import machine
 from restormixer_arch.compare.networks import Entry, build, entry_of_run
@@ -25,6 +24,7 @@ from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Di
 from restormixer_arch.compare.training import JOBS, train_all, weights_of
 from restormixer_arch.config.rules import NO_REFERENCE_METRICS
 from restormixer_arch.errors import UserError
+from restormixer_arch.output import note
 from restormixer_arch.training.distributed import cores
 
 CONFIDENCE = 0.95  # of the interval of a difference

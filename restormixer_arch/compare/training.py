@@ -22,11 +22,11 @@ from typing import Any
 
 import yaml
 
-from restormixer_arch.basicsr_adapter.output import note
 from restormixer_arch.benchmark.measure import run_in_process
 from restormixer_arch.compare.options import ANY_TOTAL, is_trained, training_options
 from restormixer_arch.compare.results import Training
 from restormixer_arch.errors import UserError
+from restormixer_arch.output import note
 from restormixer_arch.whole_files import write_whole
 
 FOLDER = "training"

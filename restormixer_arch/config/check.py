@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from restormixer_arch.basicsr_adapter.output import note, warn
 from restormixer_arch.config import rules, schema
 from restormixer_arch.config.problems import section_problems, unknown_name
 from restormixer_arch.config.yaml_file import apply_overrides, find_in_package, locate_option_file, read_options
 from restormixer_arch.errors import OptionErrors, Problem, UserError
+from restormixer_arch.output import note, warn
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class CompareTrain(Warmup, Optimization, Steps):
 
 
 class CompetitorKeys(Section):
-    """A network with its weights, a network to train, weights that contain their network, or a previous run."""
+    """A network with its weights, a network to train, weights whose network is recognized, or a previous run."""
 
     network_g: Typed | None = Field(default=None, description="type and arguments of the network")
     weights: str | None = Field(default=None, description="file of weights; it is not trained any further")

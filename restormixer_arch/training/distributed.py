@@ -15,8 +15,8 @@ import cv2
 import torch
 from torch import distributed
 
-from restormixer_arch.basicsr_adapter.output import note
 from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.output import note
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 BACKENDS = ("nccl", "gloo", "mpi", "xccl")

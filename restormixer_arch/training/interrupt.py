@@ -13,7 +13,7 @@ from types import FrameType
 
 import torch
 
-from restormixer_arch.basicsr_adapter.output import is_first_process
+from restormixer_arch.output import is_first_process
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOGETHER = 2.0  # seconds in which a terminal's and a launcher's SIGINT for the same Ctrl-C arrive

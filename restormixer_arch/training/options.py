@@ -17,10 +17,10 @@ import torch
 from basicsr.utils import get_time_str, set_random_seed
 from basicsr.utils.dist_util import get_dist_info
 
-from restormixer_arch.basicsr_adapter.output import note, warn
 from restormixer_arch.config.check import Request
 from restormixer_arch.config.rules import phase_kind
 from restormixer_arch.errors import UserError
+from restormixer_arch.output import note, warn
 from restormixer_arch.training import distributed
 
 

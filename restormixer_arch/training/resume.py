@@ -13,8 +13,8 @@ import torch
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import check_resume, get_root_logger
 
-from restormixer_arch.basicsr_adapter.output import note, warn
 from restormixer_arch.errors import UserError, not_found
+from restormixer_arch.output import note, warn
 from restormixer_arch.protocol import KeepsState
 from restormixer_arch.training.checkpoint import digest, plain, prune, remove_unfinished, saved_states
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from restormixer_arch.basicsr_adapter.output import complain, say
 from restormixer_arch.compare import results, tables
 from restormixer_arch.compare.results import Comparison
 from restormixer_arch.errors import UserError
+from restormixer_arch.output import complain, say
 from restormixer_arch.whole_files import write_whole
 
 FILE = "report.html"
