@@ -50,9 +50,9 @@ def test_the_scan_keeps_its_state_in_float32(tmp_path, monkeypatch):
 
     scan, seen = emvm.selective_scan_2d, []
 
-    def recorded(x, delta, A, *rest):
+    def recorded(x, delta, A, **rest):
         seen.append((x.dtype, A.dtype))
-        return scan(x, delta, A, *rest)
+        return scan(x, delta, A, **rest)
 
     monkeypatch.setattr(emvm, "selective_scan_2d", recorded)
     step(build(tmp_path, amp="bf16"))
