@@ -24,7 +24,7 @@ PACKAGE_DIR = {
 # torch at build time. Without a compiler the package installs all the same and scans in plain torch, unless this
 # environment variable makes the missing kernel an error.
 REQUIRE_KERNEL = os.environ.get("RESTORMIXER_REQUIRE_NATIVE") == "1"
-KERNEL = "restormixer_arch/selective_scan"
+KERNEL = "restormixer_arch/selective_scan/kernel"
 KERNEL_FLAGS = ["-O3", "-g0", "-std=c11", "-fvisibility=hidden", "-pthread"]
 if sys.platform == "win32":
     KERNEL_FLAGS = ["/O2", "/std:c11"]
@@ -77,8 +77,8 @@ setup(
             "samples/*.md",
             "samples/pictures/*/*",
             "DATASETS.md",
-            "photos.tsv",
-            "photos_pairs.json",
+            "preparation/photos.tsv",
+            "preparation/photos_pairs.json",
         ],
         "restormixer_arch.options": ["*.yml", "schema.json"],
     },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -15,7 +15,6 @@ from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.config.rules import crop_problem, database_problem
 from restormixer_arch.data.images.folder import FolderImages, without_suffix
 from restormixer_arch.data.lmdb_io import LmdbImages, read_names
-from restormixer_arch.data.shared_pairs import shared_pairs
 from restormixer_arch.errors import UserError, did_you_mean
 
 compat.apply()  # basicsr can be imported from here on
@@ -245,3 +244,45 @@ def _check_options(opt: Mapping[str, Any]) -> None:
     for key in ("mean", "std"):
         if opt.get(key) is not None and (len(opt[key]) != channels or (key == "std" and not all(opt[key]))):
             raise UserError(f"{key} is {opt[key]}, expected {channels} values" + (" that are not 0" * (key == "std")))
+
+
+class Images(Protocol):
+    """A folder or an LMDB: the option that names it, where it is, and the names in it."""
+
+    option: str
+    root: object
+    names: list[str]
+
+
+def shared_pairs(gt: Images, lq: Images, names: Sequence[str], may_be_part: bool = False) -> list[tuple[str, str]]:
+    """Return (clean, degraded) names; ``low_haze/00001`` belongs to ``00001``, and extensions may differ.
+
+    Args:
+        gt, lq: the sources.
+        names: of the clean images to use.
+        may_be_part: degraded images may be left over.
+
+    Raises:
+        UserError: an image has no partner.
+    """
+    clean = {without_suffix(name): name for name in names}
+    pairs, alone = [], []
+    for name in lq.names:
+        partner = clean.get(without_suffix(name).rpartition("/")[2])
+        if partner is None:
+            alone.append(name)
+        else:
+            pairs.append((partner, name))
+    if alone and not may_be_part:
+        stem = without_suffix(alone[0]).rpartition("/")[2]
+        raise UserError(
+            f"{gt.option} {str(gt.root)!r} lacks the partners of {len(alone)} of {len(lq.names)} images in "
+            f"{lq.option} {str(lq.root)!r}, the first is that of {alone[0]!r}.{did_you_mean(stem, list(clean)[:1000])}"
+        )
+    unused = sorted(set(names) - {partner for partner, _ in pairs})
+    if unused:
+        raise UserError(
+            f"{lq.option} {str(lq.root)!r} lacks the partners of {len(unused)} of {len(names)} images in {gt.option} "
+            f"{str(gt.root)!r}, the first is {unused[0]!r}"
+        )
+    return pairs

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
@@ -17,7 +18,6 @@ from restormixer_arch.inference.restorer import Restorer, restorer_of_options
 from restormixer_arch.inference.weights import read_weights
 from restormixer_arch.models import guard, memory
 from restormixer_arch.models.losses import MultiScaleDualDomainLoss
-from restormixer_arch.models.mixing import mixed
 from restormixer_arch.models.norms import NormStatistics, frozen_after
 from restormixer_arch.models.precision import Precision, checked_amp
 from restormixer_arch.models.progressive import ProgressivePatches
@@ -48,7 +48,7 @@ class RestorMixerModel(SRModel):
     - ``progressive``: stages of growing patches, see :mod:`.progressive`.
     - ``frozen_norms``: share of the training, 0 to 1, after which BatchNorm normalizes by its running statistics, those
       of the averaged weights, and leaves them alone, see :mod:`.norms`. Not set: never.
-    - ``mixup``: blend the pairs of a batch, see :mod:`.mixing`; the value is the alpha of its Beta distribution.
+    - ``mixup``: blend the pairs of a batch, see :func:`mix_pairs`; the value is the alpha of its Beta distribution.
     - ``max_skipped``: a step whose loss or gradient is not finite is skipped; more than this many in a row (10 by
       default) end the training.
 
@@ -142,7 +142,7 @@ class RestorMixerModel(SRModel):
             if self.progressive:
                 self.lq, self.gt = self.progressive.select(self.lq, self.gt, current_iter)
             if self.mixup:
-                self.lq, self.gt = mixed(self.lq, self.gt, self.mixup, f"{self._seed} {current_iter}")
+                self.lq, self.gt = mix_pairs(self.lq, self.gt, self.mixup, f"{self._seed} {current_iter}")
             if self._gathered == 0:
                 self.optimizer_g.zero_grad(set_to_none=True)
             losses = self._gather_gradients(current_iter)
@@ -291,3 +291,20 @@ class RestorMixerModel(SRModel):
 
 def _mean(values: list[dict[str, float]], metric: str) -> float:
     return sum(of_image[metric] for of_image in values) / len(values)
+
+
+def mix_pairs(lq: Tensor, gt: Tensor, alpha: float, seed: str) -> tuple[Tensor, Tensor]:
+    """Blend each pair of a batch with another one, by one weight for the whole batch: mixup (arXiv 1710.09412).
+
+    Args:
+        lq, gt: the batch, in [0, 1].
+        alpha: of the weight's distribution Beta(alpha, alpha); small values seldom blend much.
+        seed: the same seed gives the same blend.
+
+    Shape:
+        (B, C, h, w), (B, C, H, W) -> the same
+    """
+    rng = np.random.default_rng(list(seed.encode()))
+    weight = float(rng.beta(alpha, alpha))
+    shift = int(rng.integers(1, max(lq.shape[0], 2)))  # to another image than itself
+    return torch.lerp(lq.roll(shift, 0), lq, weight), torch.lerp(gt.roll(shift, 0), gt, weight)

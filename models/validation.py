@@ -5,7 +5,7 @@ inputs themselves are measured for a model with the attributes of :class:`restor
 
 Results are also reported per label, as all-in-one restoration does. An image's label is its item's ``label``, or part
 of its name: a folder (``low_haze/0001.png``) or the end or beginning of the stem (``0001_low_haze``), see
-:func:`restormixer_arch.data.labels.label_of`.
+:func:`restormixer_arch.data.degradations.labels.label_of`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from restormixer_arch.data.labels import CDD11, label_of
+from restormixer_arch.data.degradations.labels import CDD11, label_of
 from restormixer_arch.errors import UserError
 from restormixer_arch.protocol import MeasuresInputs
 

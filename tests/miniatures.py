@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from restormixer_arch.data.labels import CDD11
+from restormixer_arch.data.degradations.labels import CDD11
 
 
 def picture(seed: int, size: tuple[int, int] = (32, 40)) -> np.ndarray:

@@ -219,7 +219,7 @@ def test_the_message_of_a_worker_is_found_in_its_traceback():
 
 
 def test_the_gain_of_a_model_that_measures_it(folder):
-    from restormixer_arch.cli import results
+    from restormixer_arch.training import results
 
     gain = {"rain": {"psnr": (24.104, 29.314), "ssim": (0.7804, 0.9101)}}
     path = {"models": str(folder / "m"), "visualization": str(folder / "v"), "results_root": str(folder)}
@@ -236,7 +236,7 @@ def test_the_gain_of_a_model_that_measures_it(folder):
 
 
 def test_no_gain_is_told_of_an_infinite_value():
-    from restormixer_arch.cli import results
+    from restormixer_arch.training import results
 
     for before, after, text in (
         (math.inf, math.inf, "PSNR inf -> inf dB"),

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from restormixer_arch.data import compose
-from restormixer_arch.data.compose import DEGRADATIONS, add_composition, draw_composition
-from restormixer_arch.data.labels import CDD11, NAMES, all_labels, is_label, label_of, parse_label
+from restormixer_arch.data.degradations import compose
+from restormixer_arch.data.degradations.compose import DEGRADATIONS, add_composition, draw_composition
+from restormixer_arch.data.degradations.labels import CDD11, NAMES, all_labels, is_label, label_of, parse_label
 from restormixer_arch.errors import UserError
 
 

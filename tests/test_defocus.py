@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from restormixer_arch.data.defocus import DefocusParameters, add_defocus, defocus_kernel, draw_defocus
-from restormixer_arch.data.images.colour import to_linear, to_stored
+from restormixer_arch.data.degradations.colour import to_linear, to_stored
+from restormixer_arch.data.degradations.defocus import DefocusParameters, add_defocus, defocus_kernel, draw_defocus
 
 
 @pytest.mark.parametrize("radius", [0.3, 1.0, 2.5, 6.0])

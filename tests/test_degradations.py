@@ -8,16 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from restormixer_arch.data.compose import DEGRADATIONS
-from restormixer_arch.data.defocus import DefocusParameters
-from restormixer_arch.data.degradation import smooth_noise, splat
-from restormixer_arch.data.downsample import DownsampleParameters, add_downsample
-from restormixer_arch.data.haze import HazeParameters
-from restormixer_arch.data.jpeg import JpegParameters
-from restormixer_arch.data.low_light import LowLightParameters
-from restormixer_arch.data.motion_blur import MotionBlurParameters
-from restormixer_arch.data.noise import CameraNoiseParameters, GaussianNoiseParameters, PoissonNoiseParameters
-from restormixer_arch.data.snow import SnowParameters
+from restormixer_arch.data.degradations.common import smooth_noise, splat
+from restormixer_arch.data.degradations.compose import DEGRADATIONS
+from restormixer_arch.data.degradations.defocus import DefocusParameters
+from restormixer_arch.data.degradations.downsample import DownsampleParameters, add_downsample
+from restormixer_arch.data.degradations.haze import HazeParameters
+from restormixer_arch.data.degradations.jpeg import JpegParameters
+from restormixer_arch.data.degradations.low_light import LowLightParameters
+from restormixer_arch.data.degradations.motion_blur import MotionBlurParameters
+from restormixer_arch.data.degradations.noise import (
+    CameraNoiseParameters,
+    GaussianNoiseParameters,
+    PoissonNoiseParameters,
+)
+from restormixer_arch.data.degradations.snow import SnowParameters
 
 DRAWN = [name for name in DEGRADATIONS if name != "down"]  # its scale is given, and it changes the size
 OWN_CHANCE = [name for name in DRAWN if name not in ("jpeg", "defocus", "rain")]  # rain's showers have a seed each

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from restormixer_arch.cli import main
-from restormixer_arch.data import sheet
+from restormixer_arch.data.degradations import sheet
 from restormixer_arch.errors import UserError
 
 
@@ -114,7 +114,7 @@ def test_help(capsys):
 
 
 def test_the_shipped_sheet_is_the_commands():
-    samples = Path(sheet.__file__).parent / "samples"
+    samples = Path(sheet.__file__).parents[1] / "samples"
     shipped = cv2.imread(str(samples / "degradations.jpg"))[..., ::-1]
     photo = cv2.imread(str(samples / "pictures/clean/budgie-backgrounds__perched-osprey.png"))[..., ::-1]
     drawn = sheet.make_sheet(np.ascontiguousarray(photo, np.float32) / 255)

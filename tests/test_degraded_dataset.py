@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from restormixer_arch.data import degraded_dataset
-from restormixer_arch.data.compose import add_composition, draw_composition
+from restormixer_arch.data.degradations.compose import add_composition, draw_composition
 from restormixer_arch.data.degraded_dataset import DegradedDataset
 from restormixer_arch.data.lmdb_io import write_lmdb
 from restormixer_arch.errors import UserError

@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from restormixer_arch.data.downsample import DownsampleParameters, add_downsample, draw_downsample, reduction
+from restormixer_arch.data.degradations.downsample import (
+    DownsampleParameters,
+    add_downsample,
+    draw_downsample,
+    reduction,
+)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

@@ -7,7 +7,7 @@ import pytest
 from training_cases import RESTORMIXER
 
 from restormixer_arch import cli
-from restormixer_arch.cli.dry_run import report
+from restormixer_arch.training.dry_run import report
 
 
 @pytest.mark.parametrize("model", ["SRModel", "RestorMixerModel"])

@@ -9,9 +9,9 @@ import pytest
 from miniatures import MINIATURES, pairs, picture, save
 
 from restormixer_arch import cli
-from restormixer_arch.data.find_pairs import Unit, find_part, forget_folders
-from restormixer_arch.data.layouts import SETS, TASKS, before_last_underscore, no_in_front
-from restormixer_arch.data.prepare_images import Recipe, prepare_unit
+from restormixer_arch.data.preparation.find_pairs import Unit, find_part, forget_folders
+from restormixer_arch.data.preparation.layouts import SETS, TASKS, before_last_underscore, no_in_front
+from restormixer_arch.data.preparation.sub_images import Recipe, prepare_unit
 from restormixer_arch.errors import UserError
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from restormixer_arch.data.compose import read_compositions
+from restormixer_arch.data.degradations.compose import read_compositions
 from restormixer_arch.data.degraded_dataset import DegradedDataset
-from restormixer_arch.data.fixed_set import check_fixed_set, write_fixed_set
 from restormixer_arch.data.paired_dataset import PairedRestorationDataset
+from restormixer_arch.data.preparation.fixed_set import check_fixed_set, write_fixed_set
 from restormixer_arch.errors import UserError
 
 

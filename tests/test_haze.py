@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from restormixer_arch.data.haze import HazeParameters, add_haze, depth_map, draw_haze
+from restormixer_arch.data.degradations.haze import HazeParameters, add_haze, depth_map, draw_haze
 
 
 def test_constant_distance_is_the_formula():

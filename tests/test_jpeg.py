@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from restormixer_arch.data.jpeg import JpegParameters, add_jpeg, draw_jpeg
+from restormixer_arch.data.degradations.jpeg import JpegParameters, add_jpeg, draw_jpeg
 
 
 def smooth(channels=3):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from restormixer_arch.data.images.colour import to_linear, to_stored
-from restormixer_arch.data.low_light import LowLightParameters, add_low_light, illumination
+from restormixer_arch.data.degradations.colour import to_linear, to_stored
+from restormixer_arch.data.degradations.low_light import LowLightParameters, add_low_light, illumination
 
 
 def test_srgb_by_the_standard():

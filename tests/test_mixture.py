@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from restormixer_arch.data.labels import CDD11
-from restormixer_arch.data.mixture import Ingredient, read_mixture
+from restormixer_arch.data.degradations.labels import CDD11
+from restormixer_arch.data.degradations.mixture import Ingredient, read_mixture
 from restormixer_arch.errors import UserError
 
 

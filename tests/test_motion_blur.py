@@ -5,8 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from restormixer_arch.data.images.colour import to_linear
-from restormixer_arch.data.motion_blur import MotionBlurParameters, add_motion_blur, blur_kernel, camera_path
+from restormixer_arch.data.degradations.colour import to_linear
+from restormixer_arch.data.degradations.motion_blur import (
+    MotionBlurParameters,
+    add_motion_blur,
+    blur_kernel,
+    camera_path,
+)
 
 PLAIN = MotionBlurParameters(extent=11, shake=0.2, jerk=0.03, seed=7)
 

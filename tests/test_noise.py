@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from restormixer_arch.data.noise import (
+from restormixer_arch.data.degradations.noise import (
     CameraNoiseParameters,
     GaussianNoiseParameters,
     PoissonNoiseParameters,

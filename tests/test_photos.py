@@ -10,10 +10,10 @@ import pytest
 from miniatures import picture, save
 
 from restormixer_arch.cli.prepare import run
-from restormixer_arch.data import photos
-from restormixer_arch.data.fixed_set import check_fixed_set, recorded_options
-from restormixer_arch.data.labels import CDD11
+from restormixer_arch.data.degradations.labels import CDD11
 from restormixer_arch.data.lmdb_io import LmdbImages
+from restormixer_arch.data.preparation import photos
+from restormixer_arch.data.preparation.fixed_set import check_fixed_set, recorded_options
 from restormixer_arch.errors import UserError
 
 SHIPPABLE = ("budgie-backgrounds", "scikit-image", "scipy", "palapeli-data", "gnome-backgrounds")

@@ -13,9 +13,9 @@ import pytest
 from miniatures import MINIATURES, pairs, picture, save
 
 from restormixer_arch import cli
-from restormixer_arch.data import prepare
 from restormixer_arch.data.lmdb_io import LmdbImages
-from restormixer_arch.data.prepare_images import windows
+from restormixer_arch.data.preparation import prepare
+from restormixer_arch.data.preparation.sub_images import windows
 
 # Task -> (set, part) -> (clean images written, kinds of degraded images, degraded images written of each kind)
 EXPECTED = {
@@ -230,9 +230,9 @@ def test_several_processes_write_the_same(root, monkeypatch):
 
 
 def test_an_lmdb_grows_as_needed(root, monkeypatch):
-    from restormixer_arch.data import prepare_store
+    from restormixer_arch.data.preparation import store
 
-    monkeypatch.setattr(prepare_store, "SLACK", 2**16)
+    monkeypatch.setattr(store, "SLACK", 2**16)
     rng = np.random.default_rng(0)
     for number in range(4):
         image = rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)  # 120 kB each

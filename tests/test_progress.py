@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from restormixer_arch.training.progress import Progress
+from restormixer_arch.training.reports import Progress
 
 
 def test_the_bar_shows_speed_and_loss(capsys):

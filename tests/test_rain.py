@@ -9,9 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from restormixer_arch.data import rain
-from restormixer_arch.data.haze import HazeParameters, add_haze
-from restormixer_arch.data.rain import Rain, RainParameters, add_rain, draw_rain, draw_shower, streak_opacity
+from restormixer_arch.data.degradations import rain
+from restormixer_arch.data.degradations.haze import HazeParameters, add_haze
+from restormixer_arch.data.degradations.rain import (
+    Rain,
+    RainParameters,
+    add_rain,
+    draw_rain,
+    draw_shower,
+    streak_opacity,
+)
 
 PLAIN = RainParameters(angle=10, length=20, width=1.5, density=8, intensity=0.5, layers=2, light=0.9, veil=0.1, seed=3)
 

@@ -11,7 +11,7 @@ import pytest
 from training_cases import RESTORMIXER, SWINIR
 
 from restormixer_arch import cli
-from restormixer_arch.training.curves import draw_curves
+from restormixer_arch.training.reports import draw_curves
 
 FOLDER = Path("experiments/tiny")
 SR_KINDS = {

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from restormixer_arch.basicsr_adapter import compat
-from restormixer_arch.data import make_samples
 from restormixer_arch.data.lmdb_io import LmdbImages
+from restormixer_arch.data.preparation import make_samples
 from restormixer_arch.errors import UserError
 
 compat.apply()
@@ -20,7 +20,7 @@ from basicsr.utils import FileClient  # noqa: E402
 
 from restormixer_arch.data.paired_dataset import PairedRestorationDataset  # noqa: E402
 
-SAMPLES = Path(make_samples.__file__).parent / "samples"
+SAMPLES = Path(make_samples.__file__).parents[1] / "samples"
 PARTS = {"rain_train": (128, make_samples.TRAINING), "rain_val": (192, make_samples.VALIDATION)}
 PICTURE_KINDS = ("clean", "rainy")
 

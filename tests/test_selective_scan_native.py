@@ -22,7 +22,7 @@ from restormixer_arch.selective_scan import native, native_library
 from restormixer_arch.selective_scan.native import selective_scan_2d_native, selective_scan_native
 
 HERE = Path(__file__).parent
-KERNEL = HERE.parent / "restormixer_arch" / "selective_scan"
+KERNEL = HERE.parent / "restormixer_arch" / "selective_scan" / "kernel"
 DIRECTIONS = ("row", "column", "row_reverse", "column_reverse")
 INSTRUCTION_SETS = ("avx512", "avx2", "neon", "plain")
 needs_kernel = pytest.mark.skipif(native.unusable_reason() is not None, reason=str(native.unusable_reason()))

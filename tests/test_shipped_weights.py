@@ -9,7 +9,7 @@ import pytest
 from test_samples import SAMPLES
 
 import restormixer_arch
-from restormixer_arch.data.compose import add_composition, draw_composition
+from restormixer_arch.data.degradations.compose import add_composition, draw_composition
 from restormixer_arch.data.images.picture import read_picture
 from restormixer_arch.inference.weights import SHIPPED, load_network, shipped_tasks, shipped_weights
 

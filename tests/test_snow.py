@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from restormixer_arch.data import snow
-from restormixer_arch.data.snow import SnowParameters, add_snow, draw_snow, flake_opacity, line_kernel
+from restormixer_arch.data.degradations import snow
+from restormixer_arch.data.degradations.snow import SnowParameters, add_snow, draw_snow, flake_opacity, line_kernel
 
 PLAIN = SnowParameters(angle=10, size=8, density=1.5, opacity=0.9, streak=4, defocus=1, layers=3, light=0.95, veil=0.1)
 

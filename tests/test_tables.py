@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from restormixer_arch.data.tables import Row, comma_separated, json_text, markdown, with_average, write_tables
+from restormixer_arch.training.results import Row, comma_separated, json_text, markdown, with_average, write_tables
 
 ROWS = [
     Row("Rain100H", 100, {"psnr_y": (13.5, 33.0), "ssim_y": (0.4, 0.93)}),

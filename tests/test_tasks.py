@@ -15,7 +15,7 @@ import yaml
 from miniatures import MINIATURES
 
 from restormixer_arch import cli
-from restormixer_arch.data.labels import CDD11
+from restormixer_arch.data.degradations.labels import CDD11
 
 ROOT = Path(__file__).parent.parent
 TASKS = ("derain", "desnow", "deblur", "sr_x2", "sr_x3", "sr_x4", "mixed")

@@ -99,7 +99,7 @@ def measure(measurement: Measurement) -> TaskTable:
     from restormixer_arch.basicsr_adapter import plugins
 
     plugins.load()
-    from restormixer_arch.cli.results import values
+    from restormixer_arch.training.results import values
     from restormixer_arch.training.trainer import test
 
     table = TaskTable(measurement)

@@ -37,7 +37,7 @@ def _sheet(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="sheet to write, .png or .jpg")
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of the parameters (default 0)")
     args = parser.parse_args(arguments)
-    from restormixer_arch.data.sheet import write_sheet
+    from restormixer_arch.data.degradations.sheet import write_sheet
 
     write_sheet(args.photo, args.out, args.seed)
     say(f"{args.out}: {args.out.stat().st_size / 1000:.0f} kB")
@@ -56,7 +56,7 @@ def _set(arguments: list[str]) -> None:
     parser.add_argument("--recursive", action="store_true", help="read sub-folders too")
     parser.add_argument("--lmdb", action="store_true", help="write LMDBs instead of folders")
     args = parser.parse_args(arguments)
-    from restormixer_arch.data.fixed_set import write_fixed_set
+    from restormixer_arch.data.preparation.fixed_set import write_fixed_set
 
     count, labels = write_fixed_set(
         args.gt,
@@ -78,6 +78,6 @@ def _speed(arguments: list[str]) -> None:
     )
     parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="for each degradation (default 1)")
     args = parser.parse_args(arguments)
-    from restormixer_arch.data.sheet import report_speeds
+    from restormixer_arch.data.degradations.sheet import report_speeds
 
     report_speeds(args.size, args.seconds)

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from restormixer_arch.cli.parsing import Parser
-from restormixer_arch.data.find_pairs import Found, expected_layouts, find_part, forget_folders
 from restormixer_arch.data.images.folder import checked_folder
-from restormixer_arch.data.layouts import SETS, TASKS, PublicSet
-from restormixer_arch.data.photos import PHOTOS, find_photos, fixed_pairs
-from restormixer_arch.data.prepare import SHOWN, Job, Summary, check_part, prepare_part
-from restormixer_arch.data.prepare_images import Recipe
+from restormixer_arch.data.preparation.find_pairs import Found, expected_layouts, find_part, forget_folders
+from restormixer_arch.data.preparation.layouts import SETS, TASKS, PublicSet
+from restormixer_arch.data.preparation.photos import PHOTOS, find_photos, fixed_pairs
+from restormixer_arch.data.preparation.prepare import SHOWN, Job, Summary, check_part, prepare_part
+from restormixer_arch.data.preparation.sub_images import Recipe
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.output import complain, note, say
 
@@ -157,7 +157,7 @@ def _photo_jobs(args: Namespace, root: Path) -> list[Job]:
 
 def _fixed_lines(args: Namespace) -> Iterator[str]:
     """Write the fixed pairs of the photographs, or find them there, and say so."""
-    from restormixer_arch.data.fixed_set import recorded_options, write_fixed_set  # imports torch
+    from restormixer_arch.data.preparation.fixed_set import recorded_options, write_fixed_set  # imports torch
 
     for fixed in fixed_pairs(Path(args.out).expanduser() / PHOTOS.name, args.format):
         options = {"degradations": list(fixed.labels), "gt_size": fixed.size}
@@ -179,7 +179,7 @@ def _check(args: Namespace, jobs: list[Job]) -> int:
         line = f"{job.found.shown}: {count} images compared, {len(problems)} problems in {_places(job)}"
         bad += _report(line, problems)
     if args.task == PHOTOS.task:
-        from restormixer_arch.data.fixed_set import check_fixed_set  # imports torch
+        from restormixer_arch.data.preparation.fixed_set import check_fixed_set  # imports torch
 
         for fixed in fixed_pairs(Path(args.out).expanduser() / PHOTOS.name, args.format):
             count, problems = check_fixed_set(str(fixed.gt), fixed.out, args.format == "lmdb", fixed.compositions)

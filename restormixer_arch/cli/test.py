@@ -24,7 +24,7 @@ def run(arguments: list[str]) -> int:
     from restormixer_arch.basicsr_adapter import plugins
 
     plugins.load()
-    from restormixer_arch.cli.results import test_lines
+    from restormixer_arch.training.results import test_lines
     from restormixer_arch.training.trainer import test
 
     for line in test_lines(test(request)):

@@ -43,14 +43,14 @@ def run(arguments: list[str]) -> int:
 
     plugins.load()
     if args.dry_run:
-        from restormixer_arch.cli.dry_run import dry_run
+        from restormixer_arch.training.dry_run import dry_run
 
         for line in dry_run(request):
             say(line)
         return 0
-    from restormixer_arch.cli.results import training_lines
     from restormixer_arch.training.distributed import lost_peer
     from restormixer_arch.training.interrupt import Stopped
+    from restormixer_arch.training.results import training_lines
     from restormixer_arch.training.trainer import Training
 
     training = Training(request)

@@ -110,8 +110,8 @@ def step_seconds(file: str, steps: int) -> list[float]:
     import tempfile
     from dataclasses import replace
 
-    from restormixer_arch.cli.dry_run import shortened, timed_training
     from restormixer_arch.config.check import read_request
+    from restormixer_arch.training.dry_run import shortened, timed_training
 
     request = read_request(file, is_train=True)
     with tempfile.TemporaryDirectory(prefix="basicsr_compare_") as folder:

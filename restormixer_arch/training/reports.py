@@ -1,4 +1,4 @@
-"""What a training leaves to look at: its losses and validations as CSV, and both as curves in a PNG.
+"""What a training shows: a progress bar, its losses and validations as CSV, and both as curves in a PNG.
 
 ``losses.csv``, ``validations.csv`` and ``learning_curve.png`` are in the experiment's folder. A resumed training
 continues them from its checkpoint.
@@ -7,17 +7,74 @@ continues them from its checkpoint.
 from __future__ import annotations
 
 import csv
+import logging
 import math
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from basicsr.utils import get_root_logger
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from restormixer_arch.training.curves import draw_curves
 from restormixer_arch.whole_files import whole
 
 LOSSES, VALIDATIONS, CURVES = "losses.csv", "validations.csv", "learning_curve.png"
 KEY = "iteration"
+LOGGERS = ("basicsr", "restormixer_arch")
+BLUE, GRAY = "#1f6fb4", "#8c8c8c"
+SIZE_INCHES, DPI = (8.0, 6.5), 120
+SMOOTHED = 0.02  # the span of the running mean as a part of the rows
+
+
+class Progress:
+    """A progress bar on stderr. Where stderr is no terminal there is none, and the log lines stay as they are.
+
+    It appears with the first iteration, when the number of iterations already done is known. Log lines are written
+    above it.
+
+    Attributes:
+        psnr: of the last validation, in dB, or None before the first.
+        learning_rate: of the iteration that comes, or None if nobody tells it.
+    """
+
+    def __init__(self, total: int, *, shown: bool | None = None) -> None:
+        self.total = total
+        self.shown = sys.stderr.isatty() if shown is None else shown
+        self.psnr: float | None = None
+        self.learning_rate: float | None = None
+        self._bar: tqdm | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.close()
+
+    def start(self, done: int) -> None:
+        """Show the bar at ``done`` iterations."""
+        if self.shown and self._bar is None:
+            loggers = [logging.getLogger(name) for name in LOGGERS]
+            self._stack.enter_context(logging_redirect_tqdm(loggers))
+            bar = tqdm(total=self.total, initial=done, unit="it", desc="train", dynamic_ncols=True, smoothing=0.1)
+            self._bar = self._stack.enter_context(bar)
+
+    def step(self, iteration: int, losses: Mapping[str, float]) -> None:
+        """Move to ``iteration``, the number of iterations done, and show their last total loss."""
+        if self._bar is None:
+            return
+        total = sum(value for name, value in losses.items() if name.startswith("l_"))
+        parts = [f"loss {total:.4f}"]
+        if self.psnr is not None:
+            parts.append(f"PSNR {self.psnr:.2f}")
+        if self.learning_rate is not None:
+            parts.append(f"lr {self.learning_rate:.1e}")
+        self._bar.set_postfix_str(", ".join(parts), refresh=False)
+        self._bar.update(iteration - self._bar.n)
 
 
 class Reports:
@@ -131,3 +188,72 @@ def _value(text: str) -> int | float | str:
         except ValueError:
             continue
     return text
+
+
+def draw_curves(losses: list[dict[str, Any]], validations: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Write the PNG.
+
+    Args:
+        losses: rows with ``iteration`` and columns ``l_*``, which are added up.
+        validations: rows with ``iteration``, ``dataset``, and metrics with ``<metric>_input`` where it is known.
+        path: of the PNG.
+        title: of the picture.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # no pyplot, which would look for a display
+
+    figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    metric = _shown_metric(validations)
+    panels = figure.subplots(2 if metric else 1, 1, sharex=True, squeeze=False)[:, 0]
+    _draw_losses(panels[0], losses)
+    if metric:
+        _draw_metric(panels[1], validations, metric)
+    panels[-1].set_xlabel("iteration")
+    for panel in panels:
+        panel.grid(alpha=0.25)
+    with whole([path]) as [part]:
+        figure.savefig(part, dpi=DPI, format="png")
+
+
+def _draw_losses(panel: Any, rows: list[dict[str, Any]]) -> None:
+    points = [(row["iteration"], sum(v for name, v in row.items() if name.startswith("l_"))) for row in rows]
+    points = [(iteration, value) for iteration, value in points if math.isfinite(value) and value > 0]
+    panel.set_ylabel("loss")
+    if not points:
+        return
+    iterations, values = zip(*points, strict=True)
+    span = max(1, round(len(values) * SMOOTHED))
+    panel.plot(iterations, values, color=BLUE, alpha=0.35 if span > 1 else 1.0, linewidth=1.2)
+    if span > 1:
+        smooth = [
+            math.fsum(values[max(0, at - span) : at + 1]) / len(values[max(0, at - span) : at + 1])
+            for at in range(len(values))
+        ]
+        panel.plot(iterations, smooth, color=BLUE, linewidth=1.8)
+    panel.set_yscale("log")
+    for axis in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+        axis("{x:g}")  # 0.3, not 3 x 10^-1
+
+
+def _draw_metric(panel: Any, rows: list[dict[str, Any]], metric: str) -> None:
+    unit = " in dB" if "psnr" in metric.lower() else ""
+    panel.set_ylabel(f"{metric.upper()}{unit}")
+    for name in dict.fromkeys(row["dataset"] for row in rows):
+        own = [row for row in rows if row["dataset"] == name and metric in row]
+        (line,) = panel.plot([row["iteration"] for row in own], [row[metric] for row in own], marker="o", markersize=4)
+        line.set_label(f"{name}, restored")
+        before = next((row[f"{metric}_input"] for row in own if f"{metric}_input" in row), None)
+        if before is not None:
+            panel.axhline(before, color=line.get_color(), linestyle="--", linewidth=1, label=f"{name}, input")
+    panel.legend(loc="best", fontsize="small")
+
+
+def _shown_metric(rows: list[dict[str, Any]]) -> str | None:
+    """The first PSNR there is, or else the first metric."""
+    names = [name for row in rows for name in row if name not in ("iteration", "dataset") and name[-6:] != "_input"]
+    return next((name for name in names if "psnr" in name.lower()), names[0] if names else None)

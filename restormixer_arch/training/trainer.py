@@ -38,12 +38,9 @@ from restormixer_arch.training.loader import (
     build_validation_loaders,
 )
 from restormixer_arch.training.options import make_folders, make_opt
-from restormixer_arch.training.progress import Progress
 from restormixer_arch.training.randomness import set_generator_states, undisturbed
-from restormixer_arch.training.reports import Reports
+from restormixer_arch.training.reports import LOGGERS, Progress, Reports
 from restormixer_arch.training.resume import load_resume_state, resume_training
-
-LOGGERS = ("basicsr", "restormixer_arch")
 
 
 class Run:

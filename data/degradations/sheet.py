@@ -1,7 +1,7 @@
 """A picture sheet of all degradations on one photograph, and their speed.
 
-    python -m restormixer_arch.data.sheet --photo FILE --out sheet.jpg
-    python -m restormixer_arch.data.sheet --speed
+    python -m restormixer_arch.data.degradations.sheet --photo FILE --out sheet.jpg
+    python -m restormixer_arch.data.degradations.sheet --speed
 
 ``basicsr degrade sheet`` and ``basicsr degrade speed`` do the same.
 """
@@ -18,9 +18,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from restormixer_arch.data.compose import DEGRADATIONS, add_composition, draw_composition
+from restormixer_arch.data.degradations.compose import DEGRADATIONS, add_composition, draw_composition
+from restormixer_arch.data.degradations.labels import CDD11, CLEAN
 from restormixer_arch.data.images.folder import decode_image
-from restormixer_arch.data.labels import CDD11, CLEAN
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import complain, say
 

@@ -12,12 +12,12 @@ import cv2
 import numpy as np
 
 from restormixer_arch import __version__
-from restormixer_arch.data.compose import Composition, compositions_text, read_compositions
+from restormixer_arch.data.degradations.compose import Composition, compositions_text, read_compositions
 from restormixer_arch.data.degraded_dataset import DegradedDataset, Sample
 from restormixer_arch.data.images.folder import without_suffix
 from restormixer_arch.data.lmdb_io import write_lmdb
-from restormixer_arch.data.prepare_images import Entry
-from restormixer_arch.data.prepare_store import difference, open_reader
+from restormixer_arch.data.preparation.store import difference, open_reader
+from restormixer_arch.data.preparation.sub_images import Entry
 from restormixer_arch.errors import UserError
 
 RECORD = "made_with.json"

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from restormixer_arch.basicsr_adapter import compat
-from restormixer_arch.data.degradation import check_image
+from restormixer_arch.data.degradations.common import check_image
 
 compat.apply()  # basicsr can be imported from here on
 

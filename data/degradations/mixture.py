@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from restormixer_arch.data.labels import CDD11, parse_label
+from restormixer_arch.data.degradations.labels import CDD11, parse_label
 from restormixer_arch.errors import UserError, did_you_mean
 
 GROUPS = {"cdd11": CDD11}

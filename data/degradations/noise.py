@@ -3,8 +3,8 @@
 Gaussian noise of one deviation for all pixels and channels is the denoising literature's benchmark (sigma 15, 25 and
 50 of 255: Zhang et al., "Beyond a Gaussian Denoiser", TIP 2017). Poisson noise has the variance ``photon * value``, the
 signal-dependent part of Foi et al. (TIP 2008). Noise of a sensor in the dark, in linear light, is in
-:mod:`restormixer_arch.data.low_light`. Results are clipped to [0, 1], which lessens the variance near both ends,
-unless Gaussian noise is asked for as the benchmark has it, unclipped.
+:mod:`restormixer_arch.data.degradations.low_light`. Results are clipped to [0, 1], which lessens the variance near both
+ends, unless Gaussian noise is asked for as the benchmark has it, unclipped.
 
 A camera's noise depends on the signal, and is no longer white in the file: demosaicking and the camera's own denoising
 spread it over neighbouring pixels, and much of it is common to the three channels (Brooks et al., "Unprocessing Images
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from restormixer_arch.data.degradation import (
+from restormixer_arch.data.degradations.common import (
     check_image,
     draw_seed,
     draw_strength,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from restormixer_arch.data.labels import CDD11
+from restormixer_arch.data.degradations.labels import CDD11
 
 
 def same(stem: str) -> str:

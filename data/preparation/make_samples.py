@@ -1,6 +1,6 @@
 """Make the sample data that ships with the project: clean and rainy crops of free photographs.
 
-    python -m restormixer_arch.data.make_samples --photos DIR --out DIR
+    python -m restormixer_arch.data.preparation.make_samples --photos DIR --out DIR
 
 ``--photos`` is a folder with the photographs below as PNG, and with a table ``LICENCES.tsv`` whose columns are file,
 package, version, suite (PyPI or one of Debian's), path_in_package, licence, author and source. The same photographs
@@ -20,10 +20,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from restormixer_arch.data.degradations.rain import add_rain, draw_shower
 from restormixer_arch.data.images.folder import checked_folder
 from restormixer_arch.data.lmdb_io import write_lmdb
-from restormixer_arch.data.prepare_images import reduced
-from restormixer_arch.data.rain import add_rain, draw_shower
+from restormixer_arch.data.preparation.sub_images import reduced
 from restormixer_arch.errors import UserError
 
 SEED = 20250415
@@ -157,8 +157,8 @@ def attribution(table: Path) -> str:
         "# Where the sample photographs come from",
         "",
         "Every photograph is in the public domain or under CC0 1.0. Crops are named after theirs; `_lq` and `rainy`",
-        "hold the same with synthetic rain (`data/rain.py`), `_x2_lq` the same at half the size. Made by",
-        "`data/make_samples.py`, which reduces the photographs to a shorter side of "
+        "hold the same with synthetic rain (`data/degradations/rain.py`), `_x2_lq` the same at half the size. Made by",
+        "`data/preparation/make_samples.py`, which reduces the photographs to a shorter side of "
         f"{SHORT_SIDE} pixels and rounds to 8 bits.",
         "`degradations.jpg` is perched-osprey under all degradations, made by `basicsr degrade sheet`; `demo.jpg`",
         "shows crops of roman-colosseum and european-honey-bee, rainy, restored by the demo, and clean; `restored.jpg`",

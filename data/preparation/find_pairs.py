@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from restormixer_arch.data.images import IMAGE_SUFFIXES
-from restormixer_arch.data.layouts import Layout, Part, PublicSet
+from restormixer_arch.data.preparation.layouts import Layout, Part, PublicSet
 from restormixer_arch.errors import UserError, did_you_mean
 
 

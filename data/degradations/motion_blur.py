@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from restormixer_arch.data.degradation import (
+from restormixer_arch.data.degradations.colour import to_linear, to_stored
+from restormixer_arch.data.degradations.common import (
     check_image,
     draw_seed,
     draw_strength,
@@ -25,7 +26,6 @@ from restormixer_arch.data.degradation import (
     require_unit,
     splat,
 )
-from restormixer_arch.data.images.colour import to_linear, to_stored
 
 STEPS = 96  # of the path
 POINTS_PER_PIXEL = 4  # of the path, when it is drawn into the kernel

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from restormixer_arch.data.degradation import check_image, draw_strength
+from restormixer_arch.data.degradations.common import check_image, draw_strength
 
 BEST, WORST = 100, 10  # qualities at strength 0 and 1
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from restormixer_arch.data.degradation import (
+from restormixer_arch.data.degradations.colour import to_linear, to_stored
+from restormixer_arch.data.degradations.common import (
     check_image,
     draw_seed,
     draw_strength,
@@ -21,8 +22,7 @@ from restormixer_arch.data.degradation import (
     require_not_negative,
     smooth_noise,
 )
-from restormixer_arch.data.images.colour import to_linear, to_stored
-from restormixer_arch.data.noise import poisson_signal
+from restormixer_arch.data.degradations.noise import poisson_signal
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from restormixer_arch.data.defocus import DefocusParameters, add_defocus, draw_defocus
-from restormixer_arch.data.downsample import DownsampleParameters, add_downsample
-from restormixer_arch.data.haze import HazeParameters, add_haze, draw_haze
-from restormixer_arch.data.jpeg import JpegParameters, add_jpeg, draw_jpeg
-from restormixer_arch.data.labels import parse_label
-from restormixer_arch.data.low_light import LowLightParameters, add_low_light, draw_low_light
-from restormixer_arch.data.motion_blur import MotionBlurParameters, add_motion_blur, draw_motion_blur
-from restormixer_arch.data.noise import (
+from restormixer_arch.data.degradations.defocus import DefocusParameters, add_defocus, draw_defocus
+from restormixer_arch.data.degradations.downsample import DownsampleParameters, add_downsample
+from restormixer_arch.data.degradations.haze import HazeParameters, add_haze, draw_haze
+from restormixer_arch.data.degradations.jpeg import JpegParameters, add_jpeg, draw_jpeg
+from restormixer_arch.data.degradations.labels import parse_label
+from restormixer_arch.data.degradations.low_light import LowLightParameters, add_low_light, draw_low_light
+from restormixer_arch.data.degradations.motion_blur import MotionBlurParameters, add_motion_blur, draw_motion_blur
+from restormixer_arch.data.degradations.noise import (
     CameraNoiseParameters,
     GaussianNoiseParameters,
     PoissonNoiseParameters,
@@ -39,8 +39,8 @@ from restormixer_arch.data.noise import (
     draw_gaussian_noise,
     draw_poisson_noise,
 )
-from restormixer_arch.data.rain import Rain, RainParameters, add_rain, draw_rain
-from restormixer_arch.data.snow import SnowParameters, add_snow, draw_snow
+from restormixer_arch.data.degradations.rain import Rain, RainParameters, add_rain, draw_rain
+from restormixer_arch.data.degradations.snow import SnowParameters, add_snow, draw_snow
 from restormixer_arch.errors import UserError
 
 Draw = Callable[[np.random.Generator, float | None], Any]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from restormixer_arch.data.degradation import (
+from restormixer_arch.data.degradations.common import (
     check_image,
     draw_seed,
     draw_strength,

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from restormixer_arch.data.compose import Composition, compositions_of
-from restormixer_arch.data.find_pairs import Found, Unit
+from restormixer_arch.data.degradations.compose import Composition, compositions_of
 from restormixer_arch.data.images.folder import FolderImages
-from restormixer_arch.data.layouts import Part, PublicSet
+from restormixer_arch.data.preparation.find_pairs import Found, Unit
+from restormixer_arch.data.preparation.layouts import Part, PublicSet
 from restormixer_arch.errors import UserError
 
 TABLE = Path(__file__).with_name("photos.tsv")

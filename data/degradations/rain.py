@@ -26,7 +26,7 @@ The model of one shower (:class:`RainParameters`):
 
 :class:`Rain` is what a photograph shows: one to four showers, since gusts turn the drops within an exposure and public
 sets draw up to five directions, behind them a mist that grows with the distance (Hu et al., "Depth-attentional Features
-for Single-image Rain Removal", CVPR 2019), see :mod:`restormixer_arch.data.haze`.
+for Single-image Rain Removal", CVPR 2019), see :mod:`restormixer_arch.data.degradations.haze`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from restormixer_arch.data.degradation import (
+from restormixer_arch.data.degradations.common import (
     check_image,
     draw_seed,
     draw_strength,
@@ -46,7 +46,7 @@ from restormixer_arch.data.degradation import (
     require_unit,
     splat,
 )
-from restormixer_arch.data.haze import HazeParameters, add_haze
+from restormixer_arch.data.degradations.haze import HazeParameters, add_haze
 
 PIXELS_PER_DENSITY = 10_000  # the area that `density` counts streaks in
 DISTANCE_STEP = 1.6  # how much farther each layer is than the one before it

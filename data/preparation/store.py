@@ -12,7 +12,7 @@ import numpy as np
 
 from restormixer_arch.data.images import IMAGE_SUFFIXES
 from restormixer_arch.data.lmdb_io import LmdbImages
-from restormixer_arch.data.prepare_images import PNG_LEVEL, Entry
+from restormixer_arch.data.preparation.sub_images import PNG_LEVEL, Entry
 from restormixer_arch.errors import UserError
 from restormixer_arch.whole_files import whole
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from restormixer_arch.data.find_pairs import Unit
+from restormixer_arch.data.preparation.find_pairs import Unit
 from restormixer_arch.errors import UserError
 
 PNG_LEVEL = 1

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from restormixer_arch.data.find_pairs import Found, Unit
-from restormixer_arch.data.prepare_images import Prepared, Recipe, prepare_units, start_worker
-from restormixer_arch.data.prepare_journal import Journal, recipe_of, settings_of
-from restormixer_arch.data.prepare_store import STORES, difference, open_reader, place, remove
+from restormixer_arch.data.preparation.find_pairs import Found, Unit
+from restormixer_arch.data.preparation.journal import Journal, recipe_of, settings_of
+from restormixer_arch.data.preparation.store import STORES, difference, open_reader, place, remove
+from restormixer_arch.data.preparation.sub_images import Prepared, Recipe, prepare_units, start_worker
 from restormixer_arch.errors import UserError
 
 CHUNK = 16  # units that a worker takes, and that are written, at once

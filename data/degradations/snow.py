@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from restormixer_arch.data.degradation import (
+from restormixer_arch.data.degradations.common import (
     check_image,
     draw_seed,
     draw_strength,

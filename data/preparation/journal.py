@@ -12,9 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from restormixer_arch.data.find_pairs import Unit
-from restormixer_arch.data.prepare_images import Prepared, Recipe
-from restormixer_arch.data.prepare_store import meta_line
+from restormixer_arch.data.preparation.find_pairs import Unit
+from restormixer_arch.data.preparation.store import meta_line
+from restormixer_arch.data.preparation.sub_images import Prepared, Recipe
 from restormixer_arch.whole_files import write_whole
 
 VERSION = 1

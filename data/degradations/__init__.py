@@ -1,0 +1,1 @@
+"""Degradations of clean images: one file each, their mixtures, and what they cover."""
