@@ -33,7 +33,7 @@ class LmdbImages:
 
     The environment is shared by all readers of the same file, since LMDB refuses to open one twice in a process. It
     is closed with its last reader and left behind when a reader is pickled. It is read-only and without locks, so that
-    a forked process may go on reading from it.
+    a forked process may still read from it.
 
     Args:
         root: the folder, which must end in ``.lmdb``.

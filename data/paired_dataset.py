@@ -95,7 +95,7 @@ class PairedRestorationDataset(Dataset):
         return {"lq": lq, "gt": gt, "lq_path": self._result_path(lq_name), "gt_path": self._gt.locate(gt_name)}
 
     def _result_path(self, name: str) -> str:
-        """Return where a degraded image is; results are named after the last part, which must tell labels apart."""
+        """Return where a degraded image is; results are named after the last part, which must differ between labels."""
         place = PurePath(self._lq.locate(name))
         if not self.opt.get("shared_gt"):
             return str(place)

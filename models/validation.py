@@ -239,7 +239,7 @@ def _show(tb_logger: Any, title: str, visuals: dict[str, Tensor], current_iter: 
 
 
 def _label(item: dict[str, Any], root: str | None) -> str:
-    """Return the label of an item; the folders above the data set's tell nothing about an image."""
+    """Return the label of an item; the folders above the data set say nothing about an image."""
     if "label" in item:
         return item["label"][0]
     path = item["lq_path"][0]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from restormixer_arch.data.degradations.colour import to_linear, to_stored
+from restormixer_arch.data.degradations.common import to_linear, to_stored
 from restormixer_arch.data.degradations.defocus import DefocusParameters, add_defocus, defocus_kernel, draw_defocus
 
 

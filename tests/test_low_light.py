@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from restormixer_arch.data.degradations.colour import to_linear, to_stored
+from restormixer_arch.data.degradations.common import to_linear, to_stored
 from restormixer_arch.data.degradations.low_light import LowLightParameters, add_low_light, illumination
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from restormixer_arch.data.degradations.colour import to_linear
+from restormixer_arch.data.degradations.common import to_linear
 from restormixer_arch.data.degradations.motion_blur import (
     MotionBlurParameters,
     add_motion_blur,

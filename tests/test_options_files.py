@@ -18,7 +18,7 @@ register.register()
 from basicsr.archs import build_network  # noqa: E402 - BasicSR can be imported only now
 from basicsr.losses import build_loss  # noqa: E402
 
-from restormixer_arch.config import signatures  # noqa: E402
+from restormixer_arch.basicsr_adapter import signatures  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 COMPARISONS = sorted((ROOT / "options").rglob("compare_*.yml"))

@@ -62,7 +62,7 @@ def test_without_an_edit_nothing_is_told(pairs, train_options, write, capsys):
         (
             "optim_g.type",
             "AdamW",
-            "train.optim_*.type: the training to resume was made by Adam, AdamW cannot go on from that",
+            "train.optim_*.type: the training to resume was made by Adam, AdamW cannot resume from that",
         ),
     ],
 )

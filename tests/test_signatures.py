@@ -9,7 +9,7 @@ from restormixer_arch.errors import OptionErrors
 
 compat.apply()
 
-from restormixer_arch.config.signatures import argument_problems, check_names  # noqa: E402
+from restormixer_arch.basicsr_adapter.signatures import argument_problems, check_names  # noqa: E402
 
 
 def faults(options, is_train=True):

@@ -13,7 +13,7 @@ from basicsr.archs import build_network  # noqa: E402 - BasicSR can be imported 
 from basicsr.utils.registry import ARCH_REGISTRY  # noqa: E402
 
 from restormixer_arch.basicsr_adapter import spandrel_networks  # noqa: E402
-from restormixer_arch.config.signatures import network_problems  # noqa: E402
+from restormixer_arch.basicsr_adapter.signatures import network_problems  # noqa: E402
 
 NAFNET = {"type": "NAFNet_spandrel", "width": 4, "enc_blk_nums": [1], "dec_blk_nums": [1]}
 UFORMER = {"type": "Uformer_spandrel", "embed_dim": 4, "depths": [1] * 9}

@@ -47,19 +47,98 @@ def test_each_part_is_defined_once(name):
     assert len(places) == 1, places
 
 
-def test_imports_point_one_way():
-    """The network knows neither models nor data nor basicsr; models and data do not know the command line."""
-    lower = [p for p in SOURCES if p.parent == ROOT / "restormixer_arch" or "selective_scan" in p.parts]
-    lower.remove(ROOT / "restormixer_arch" / "__init__.py")  # the front door names all, and imports when asked
-    assert len(lower) >= 8
-    for path in lower:
+# What a folder may import: those of its own rank and below. The front door, restormixer_arch/__init__.py, is left out.
+RANKS = {
+    "config": 0,
+    "network": 1,
+    "selective_scan": 1,
+    "data/images": 1,
+    "inference": 2,
+    "basicsr_adapter": 2,
+    "data": 3,
+    "data/degradations": 3,
+    "models": 3,
+    "data/preparation": 4,
+    "training": 4,
+    "benchmark": 5,
+    "export": 5,
+    "compare": 6,
+    "cli": 7,
+}
+EVERYBODYS = ("errors", "output", "memory", "whole_files", "protocol")
+
+
+def imports_of(path):
+    """Our modules that a file imports, at its top or later, as parts of their names."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            if name.startswith("restormixer_arch."):
+                yield tuple(name.split(".")[1:])
+
+
+def rank(parts):
+    """The rank of the folder of a module; a file of the top folder belongs to the network."""
+    if parts[0] in EVERYBODYS:
+        return 0
+    return RANKS.get("/".join(parts[:2]), RANKS.get(parts[0], RANKS["network"]))
+
+
+def parts_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[1:] if parts[0] == "restormixer_arch" else parts
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_imports_point_one_way(path):
+    own = parts_of(path)
+    if own == ("__init__",) or own[0] == "options":
+        return
+    upwards = [".".join(parts) for parts in imports_of(path) if rank(parts) > rank(own)]
+    assert not upwards, f"{relative(path)} imports {', '.join(upwards)}"
+
+
+def test_there_is_no_circle_of_imports():
+    files = {parts_of(path): path for path in SOURCES}
+    files |= {parts[:-1]: path for parts, path in files.items() if parts[-1] == "__init__" and len(parts) > 1}
+    graph = {}
+    for parts, path in files.items():
+        found = {name if name in files else name[:-1] for name in imports_of(path)}
+        graph[parts] = {name for name in found if name in files and files[name] != path}
+    assert sum(map(len, graph.values())) > 200
+    while graph:  # take away what imports nothing that is left
+        done = [name for name, found in graph.items() if not found & graph.keys()]
+        assert done, f"a circle among {sorted('.'.join(name) for name in graph)}"
+        for name in done:
+            del graph[name]
+
+
+def test_only_some_folders_import_basicsr():
+    allowed = {"models", "data", "training", "basicsr_adapter", "compare"}
+    for path in SOURCES:
+        top = parts_of(path)[0]
         text = path.read_text(encoding="utf-8")
-        assert not re.search(
-            r"^\s*(from|import) (basicsr|restormixer_arch\.(models|data|cli|basicsr_adapter))\b", text, re.M
-        ), path
-    for top in ("models", "data"):
-        for path in (ROOT / top).rglob("*.py"):
-            assert "restormixer_arch.cli" not in path.read_text(encoding="utf-8"), path
+        if re.search(r"^(from|import) basicsr\b", text, re.M):
+            assert top in allowed, relative(path)
+
+
+def test_folders_are_small_enough_to_read():
+    folders = {path.parent for path in SOURCES}
+    for folder in folders:
+        names = sorted(path.name for path in folder.glob("*.py"))
+        assert len(names) <= 16, f"{relative(folder)}: {len(names)} files"
+
+
+def test_the_map_names_files_that_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:restormixer_arch|models|data|options|tests)/[\w/.-]*)`", text)
+    assert len(named) >= 40
+    for name in named:
+        assert (ROOT / name).exists(), name
 
 
 def test_inference_and_image_files_know_no_basicsr():

@@ -1,4 +1,4 @@
-"""What the degradations share: checks of images and parameters, the draw of a strength, points and smooth noise.
+"""What the degradations share: checks of images and parameters, the draw of a strength, points, noise, linear light.
 
 A degradation is two functions. ``draw_<name>(rng, strength)`` draws parameters into a frozen dataclass and is the only
 place of chance; ``add_<name>(image, parameters)`` applies them purely: noise and places come from the ``seed`` among
@@ -12,6 +12,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+
+# The transfer function of sRGB (IEC 61966-2-1:1999).
+CUT = np.float32(0.04045)  # the stored value below which the function is a straight line
+SLOPE = np.float32(12.92)
+OFFSET = np.float32(0.055)
+POWER = np.float32(2.4)
 
 
 def check_image(image: np.ndarray) -> None:
@@ -97,3 +103,14 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: int) 
     """Return Gaussian noise of low frequency: ``cells`` x ``cells`` values, interpolated. Float32 (H, W)."""
     coarse = rng.standard_normal((cells, cells), np.float32)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def to_linear(stored: np.ndarray) -> np.ndarray:
+    """Return the light, proportional to photons, that stored values stand for. Float32 in and out."""
+    return np.where(stored <= CUT, stored / SLOPE, ((stored + OFFSET) / (1 + OFFSET)) ** POWER)
+
+
+def to_stored(linear: np.ndarray) -> np.ndarray:
+    """Return the stored values of linear light. Float32 in and out."""
+    curve = (1 + OFFSET) * np.maximum(linear, CUT / SLOPE) ** (1 / POWER) - OFFSET
+    return np.where(linear <= CUT / SLOPE, linear * SLOPE, curve)

@@ -13,8 +13,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from restormixer_arch.data.degradations.colour import to_linear, to_stored
-from restormixer_arch.data.degradations.common import check_image, draw_strength, require_not_negative, require_unit
+from restormixer_arch.data.degradations.common import (
+    check_image,
+    draw_strength,
+    require_not_negative,
+    require_unit,
+    to_linear,
+    to_stored,
+)
 
 SUBPIXELS = 8  # along each side of a pixel, by which the disc's edge is drawn
 

@@ -52,7 +52,7 @@ def parse_label(label: str) -> tuple[str, ...]:
 
 
 def is_label(text: str) -> bool:
-    """Tell whether :func:`parse_label` takes the text."""
+    """Return whether :func:`parse_label` takes the text."""
     try:
         parse_label(text)
     except UserError:

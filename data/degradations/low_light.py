@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from restormixer_arch.data.degradations.colour import to_linear, to_stored
 from restormixer_arch.data.degradations.common import (
     check_image,
     draw_seed,
@@ -21,6 +20,8 @@ from restormixer_arch.data.degradations.common import (
     log_uniform,
     require_not_negative,
     smooth_noise,
+    to_linear,
+    to_stored,
 )
 from restormixer_arch.data.degradations.noise import poisson_signal
 

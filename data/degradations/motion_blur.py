@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from restormixer_arch.data.degradations.colour import to_linear, to_stored
 from restormixer_arch.data.degradations.common import (
     check_image,
     draw_seed,
@@ -25,6 +24,8 @@ from restormixer_arch.data.degradations.common import (
     require_not_negative,
     require_unit,
     splat,
+    to_linear,
+    to_stored,
 )
 
 STEPS = 96  # of the path

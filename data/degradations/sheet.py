@@ -28,7 +28,7 @@ LABELS = (CLEAN, *CDD11, "blur", "defocus", "noise", "poisson", "camera", "jpeg"
 COLUMNS = 6
 CELL = (240, 320)  # height and width of a picture
 CAPTION = 26  # height of the line below it
-STRENGTH = 0.7  # of single degradations; compositions are weaker, so that the scene can still be told
+STRENGTH = 0.7  # of single degradations; compositions are weaker, so that the scene can still be seen
 SCALE = 4  # of "down", shown enlarged by repeating pixels
 QUALITY = 85  # of a sheet in JPEG
 

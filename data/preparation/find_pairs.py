@@ -136,7 +136,7 @@ def _check_half(root: Path, part: Part) -> None:
         lq = [folder for pattern in layout.labelled.values() for folder, _ in _matching(root, pattern)]
         gt = [folder for folder, _ in _matching(root, layout.gt)]
         there, wanted = (lq, layout.gt) if lq else (gt, _first(layout))
-        # A folder of clean images alone tells nothing where it is the set's own, or shared by several parts.
+        # A folder of clean images alone is no sign of the set where it is the set's own, or shared by several parts.
         if bool(lq) == bool(gt) or (gt and (layout.gt_is_larger or "/" not in layout.gt)):
             continue
         near = [folder.name for folder in there[0].parent.iterdir() if folder.is_dir()]
@@ -183,7 +183,7 @@ def _images(folder: Path) -> _Images:
 
 
 def forget_folders() -> None:
-    """Read folders anew: they may have changed since they were looked at."""
+    """Read folders again: they may have changed since they were read."""
     _subfolders.cache_clear()
     _images.cache_clear()
 

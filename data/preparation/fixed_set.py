@@ -40,9 +40,9 @@ def write_fixed_set(
 ) -> tuple[int, tuple[str, ...]]:
     """Write ``gt`` and ``lq`` (folders, or ``gt.lmdb`` and ``lq.lmdb``) with images ``<label>/<image>_<label>``.
 
-    PairedRestorationDataset reads them, folders with ``recursive: true``, and results are told by label. The pairs are
+    PairedRestorationDataset reads them, folders with ``recursive: true``, and shows results per label. The pairs are
     those of a DegradedDataset with the same options in validation. ``made_with.json`` records the options, and
-    ``compositions.json`` the parameters of every degradation, so that the pairs can be made again from them alone.
+    ``compositions.json`` the parameters of every degradation: the pairs can be made again from them alone.
 
     Args:
         gt: folder or LMDB of the clean images.

@@ -1,7 +1,7 @@
 """The record of a preparation: what was made from which files, a line of JSON each, so that it can be resumed.
 
 The first line holds the settings; each further one a unit that is on disk. It ends up as ``<part>.jsonl`` beside the
-LMDBs and tells later what they were made from.
+LMDBs and shows later what they were made from.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def recipe_of(settings: dict[str, Any]) -> Recipe:
 
 
 def signature(unit: Unit) -> dict[str, list[int]]:
-    """Return file -> size and time of change, which tell whether it is still the same, wherever the set lies."""
+    """Return file -> size and time of change, by which one sees whether it is still the same, wherever the set lies."""
     found = {f"{path.parent.name}/{path.name}": path.stat() for path in unit.files}
     return {name: [status.st_size, status.st_mtime_ns] for name, status in found.items()}
 

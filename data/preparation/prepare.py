@@ -117,7 +117,7 @@ def prepare_part(job: Job, workers: int, skip_bad: bool = False) -> Summary:
 def check_part(job: Job, workers: int) -> tuple[int, list[str]]:
     """Compare what was prepared with its sources. Returns the number of images and what is wrong, a line each.
 
-    Images are prepared anew, with the settings recorded beside them where they are, and compared by content.
+    Images are prepared again, with the settings recorded beside them where they are, and compared by content.
 
     Raises:
         UserError: an LMDB is not there, or none of BasicSR's format.
@@ -163,7 +163,7 @@ def _is_there(job: Job, settings: dict[str, object]) -> bool:
         if changed:
             old, new = ({key: known.get(key) for key in changed} for known in (record.found_settings, settings))
             why = f"was prepared with other settings ({old}, now {new})"
-    raise UserError(f"{there[0]}: {why}; remove it or choose another --out to prepare it anew")
+    raise UserError(f"{there[0]}: {why}; remove it or choose another --out to prepare it again")
 
 
 def _write(job: Job, journal: Journal, left: Sequence[Unit], workers: int, skip_bad: bool) -> None:

@@ -1,6 +1,6 @@
 """Every network of spandrel in BasicSR's ARCH_REGISTRY, by one adapter: ``type: NAFNet_spandrel``.
 
-The name is that of spandrel's class with the suffix ``_spandrel``, as BasicSR itself tells architectures of one name
+The name is that of spandrel's class with the suffix ``_spandrel``, as BasicSR itself keeps architectures of one name
 apart (``SwinIR`` is BasicSR's, ``SwinIR_spandrel`` spandrel's), so that none is in the way of another plug-in. The keys
 of the section are the arguments of the class, and are compared with its signature like those of any other network.
 
@@ -74,7 +74,7 @@ def supports() -> list[Any]:
 
 
 def model_loader() -> Any | None:
-    """Return spandrel's loader, which tells networks by their weights, or None where spandrel is not installed."""
+    """Return spandrel's loader, which recognizes networks by their weights, or None where spandrel is not installed."""
     if find_spec("spandrel") is None:
         return None
     from spandrel import ArchRegistry, ModelLoader
@@ -92,7 +92,7 @@ def adapted(name: str, kind: type[nn.Module], architecture: Any) -> type[nn.Modu
     Args:
         name: of the class to make.
         kind: a network of spandrel.
-        architecture: spandrel's description of it, which tells the sizes that it takes.
+        architecture: spandrel's description of it, which has the sizes that it takes.
     """
 
     class Adapted(kind):

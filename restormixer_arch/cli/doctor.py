@@ -163,7 +163,7 @@ def _import_error(module: str) -> str | None:
 
 
 def _with_errors(section: Callable[[], Iterator[Finding]]) -> Callable[[], Iterator[Finding]]:
-    """Turn an exception of a section into a finding, so that the report goes on."""
+    """Turn an exception of a section into a finding, so that the report continues."""
 
     def findings() -> Iterator[Finding]:
         try:

@@ -183,7 +183,7 @@ def name_problems_of(options: dict[str, Any], folder: str) -> list[Problem]:
 
     BasicSR and the plug-ins must be imported by now.
     """
-    from restormixer_arch.config.signatures import name_problems, network_problems
+    from restormixer_arch.basicsr_adapter.signatures import name_problems, network_problems
 
     problems = name_problems(testing_options(options), is_train=False)
     for name, competitor in options["competitors"].items():

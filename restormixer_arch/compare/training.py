@@ -32,7 +32,7 @@ from restormixer_arch.whole_files import write_whole
 FOLDER = "training"
 STEPS, ROUNDS = 10, 2  # steps of each competitor that are measured at once, and how often
 JOBS = "restormixer_arch.compare.jobs"
-FOLLOWER = "restormixer_arch.compare.follower"
+FOLLOWER = "restormixer_arch.cli.follower"
 
 
 class Ended(Exception):

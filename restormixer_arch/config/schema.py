@@ -2,7 +2,7 @@
 
 The descriptions are shown when a required key is missing, and serve as documentation of the keys. Sections whose
 keys belong to a class (networks, losses, metrics) are open here; their keys are compared with the class's signature
-once it is imported (:mod:`restormixer_arch.config.signatures`).
+once it is imported (:mod:`restormixer_arch.basicsr_adapter.signatures`).
 """
 
 from __future__ import annotations

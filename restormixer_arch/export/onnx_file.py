@@ -18,7 +18,7 @@ from restormixer_arch.export.onnx_operators import OPSET, TRANSLATIONS
 from restormixer_arch.export.operators import exportable
 from restormixer_arch.restormixer_arch import SIZE_MULTIPLE, RestorMixer
 
-MOST = 4096  # times SIZE_MULTIPLE: the largest side that the file is told to expect
+MOST = 4096  # times SIZE_MULTIPLE: the largest side that the file expects
 TRACED = (64, 72)  # height and width that the network is followed with: two of its windows and a part of one
 COMPARED = ((64, 72), (40, 136))
 

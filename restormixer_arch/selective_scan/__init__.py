@@ -6,7 +6,7 @@
     cuda         mamba-ssm's kernel, where it is installed and gives right numbers
 
 ``backend="auto"`` takes the fastest that works; an explicit name never falls back. The backend that runs is logged
-once to the logger ``restormixer_arch``, and :func:`backend_report` tells why no faster one is used.
+once to the logger ``restormixer_arch``, and :func:`backend_report` says why no faster one is used.
 """
 
 from __future__ import annotations

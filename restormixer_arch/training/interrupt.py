@@ -37,7 +37,7 @@ class Interrupt:
     """Whether a training was asked to stop. A signal, once set, stays set.
 
     Attributes:
-        signal: the signal that this process received or was told of, or 0.
+        signal: the signal that this process or another one of the job received, or 0.
         running: iterations are running; before that a signal ends the process at once.
         launched: started by a launcher, which sends a second SIGINT besides the terminal's.
         insisted: a second SIGINT has come.

@@ -38,7 +38,7 @@ class Progress:
 
     Attributes:
         psnr: of the last validation, in dB, or None before the first.
-        learning_rate: of the iteration that comes, or None if nobody tells it.
+        learning_rate: of the next iteration, or None if it is not known.
     """
 
     def __init__(self, total: int, *, shown: bool | None = None) -> None:
@@ -152,7 +152,7 @@ class Table:
     def add(self, row: dict[str, Any]) -> None:
         """Append a row; a column that is new gets its place at the right.
 
-        It takes the place of one of the same iteration and data set: a validation that was owed to a checkpoint.
+        It replaces one of the same iteration and data set: a validation that a stopped training had still to do.
         """
         kept = [old for old in self.rows if any(old.get(name) != row.get(name) for name in (KEY, "dataset"))]
         replaced = len(kept) < len(self.rows)

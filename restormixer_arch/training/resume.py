@@ -166,7 +166,7 @@ def _check_optimizers(model: Any, state: dict[str, Any]) -> None:
     if types != saved_types or len(types) != len(state["optimizers"]):
         raise UserError(
             f"train.optim_*.type: the training to resume was made by {', '.join(saved_types)}, "
-            f"{', '.join(types)} cannot go on from that"
+            f"{', '.join(types)} cannot resume from that"
         )
     for optimizer, saved in zip(model.optimizers, state["optimizers"], strict=True):
         sizes = [

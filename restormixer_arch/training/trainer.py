@@ -21,8 +21,8 @@ from basicsr.utils import AvgTimer, MessageLogger, get_env_info, get_root_logger
 from basicsr.utils.logger import initialized_logger
 from basicsr.utils.options import copy_opt_file, dict2str
 
+from restormixer_arch.basicsr_adapter.signatures import check_names
 from restormixer_arch.config.check import Request
-from restormixer_arch.config.signatures import check_names
 from restormixer_arch.errors import UserError
 from restormixer_arch.models.validation import run_validation
 from restormixer_arch.output import is_first_process, note, warn

@@ -37,12 +37,12 @@ class Cost:
 LATENCY = Cost("latency", "latency in ms, less is better", lambda c: c.latency.median, show_time, 1e3)
 PARAMETERS = Cost("parameters", "parameters in millions, less is better", lambda c: c.parameters, show_parameters, 1e-6)
 # Okabe and Ito, "Color Universal Design" (2008), without black and yellow, then four of Paul Tol's "muted": all of them
-# told apart by colour-blind eyes.
+# distinguished by colour-blind eyes.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#332288", "#117733", "#999933")
 NEUTRAL = "#808080"
 ROOM = 0.3  # at both ends of an axis, in parts of its length, for names
 LOGARITHMIC = 3  # is an axis from this ratio of its values on
-NAME = 20  # characters of a name in a plot; the whole of it is told when pointed at
+NAME = 20  # characters of a name in a plot; the whole name is shown on hover
 CONFIG = {"displayModeBar": False}
 
 
@@ -65,11 +65,11 @@ def _plot(comparison: Comparison, dataset: DataSet, cost: Cost) -> str:
     for competitor, side in zip(shown, sides, strict=True):
         mean, middle = means[competitor.name], cost.value(competitor)
         label, colour = _text(competitor.name), _colour(comparison, competitor)
-        told = f"{_text(name)} {show_metric(metric, mean)}<br>{cost.name} {cost.show(middle)}"
+        hover = f"{_text(name)} {show_metric(metric, mean)}<br>{cost.name} {cost.show(middle)}"
         trace = go.Scatter(x=[middle * cost.factor], y=[mean], mode="markers+text", name=label)
         trace.update(text=[_text(_short(competitor.name))], textposition=f"{side} center")
         trace.update(cliponaxis=False, showlegend=False)
-        trace.update(marker={"size": 14, "color": colour}, hoverinfo="text", hovertext=[f"<b>{label}</b><br>{told}"])
+        trace.update(marker={"size": 14, "color": colour}, hoverinfo="text", hovertext=[f"<b>{label}</b><br>{hover}"])
         if cost is LATENCY:
             high, low = competitor.latency.high - middle, middle - competitor.latency.low
             trace.update(error_x={"array": [high * cost.factor], "arrayminus": [low * cost.factor], "color": colour})
