@@ -19,8 +19,8 @@ from torch import Tensor
 from restormixer_arch import emvm
 from restormixer_arch.basicsr_adapter.replacing import replaced
 from restormixer_arch.mwsa import MWSA
-from restormixer_arch.selective_scan import native  # noqa: F401  (registers restormixer::scan_2d, kernel or not)
-from restormixer_arch.selective_scan.native_library import ORDERS
+from restormixer_arch.selective_scan import operator  # noqa: F401  (registers restormixer::scan_2d)
+from restormixer_arch.selective_scan.definition import ORDERS
 
 _library = torch.library.Library("restormixer", "FRAGMENT")
 _library.define("to_windows(Tensor x, int side) -> Tensor")
@@ -55,7 +55,7 @@ def _scan(
 ) -> Tensor:
     """In the place of :func:`~restormixer_arch.selective_scan.selective_scan_2d`."""
     orders = [ORDERS[name] for name in directions]
-    return SCAN(x, delta, A, B, C, D, delta_bias, orders, False)[0]
+    return SCAN(x, delta, A, B, C, D, delta_bias, orders, "torch", False)[0]
 
 
 def _attend(self: MWSA, x: Tensor) -> Tensor:
