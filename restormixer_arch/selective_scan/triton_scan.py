@@ -98,7 +98,7 @@ def _tiny_scan(dtype: torch.dtype) -> dict[str, Tensor]:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=draw)
 
-    size, directions, channels, states = (1, 9, 15), 2, 80, 4
+    size, directions, channels, states = (1, 3, 7), 2, 80, 2
     inputs = {"x": normal(*size, channels).to(dtype), "delta": (normal(*size, directions, channels) - 2).to(dtype)}
     inputs["A"] = -normal(directions, channels, states).exp()
     inputs |= {name: normal(*size, directions, states).to(dtype) for name in ("B", "C")}
