@@ -12,6 +12,7 @@ from test_selective_scan_cuda import strict_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from restormixer_arch import selective_scan as package
 from restormixer_arch.errors import UserError
 from restormixer_arch.selective_scan import cuda, selective_scan_2d
 from restormixer_arch.selective_scan.definition import selective_scan_2d_loop
@@ -87,6 +88,26 @@ def test_compiled_and_checkpointed_as_eager(backend):
     ):
         assert_close(results(way, tensors), wanted, 1e-6)
     assert [node.target for node in graphs[0].graph.nodes].count(SCAN) == 1
+
+
+def test_a_probe_runs_while_a_graph_is_traced_and_not_in_it(monkeypatch):
+    probed = []
+    monkeypatch.setattr(package, "KERNELS", {"cpu": ("cuda",)})
+    monkeypatch.setattr(cuda, "unusable_reason", lambda device: probed.append(cuda.probe(device)) or probed[-1])
+    cuda.probe.cache_clear()
+    graphs = []
+
+    def recorded(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    tensors = single()
+    scan = torch.compile(selective_scan_2d, backend=recorded, fullgraph=True)
+    y = scan(**tensors, directions=("row", "column"))
+    torch.testing.assert_close(y, selective_scan_2d_loop(**tensors, directions=("row", "column")))
+    assert probed == [None]
+    (call,) = (node for node in graphs[0].graph.nodes if node.target == SCAN)
+    assert call.args[-2:] == ("cuda", False)
 
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])

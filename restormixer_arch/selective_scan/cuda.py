@@ -19,6 +19,7 @@ from restormixer_arch.selective_scan.layouts import sum_of_images, tokens_by_dir
 from restormixer_arch.selective_scan.probe import difference, remembered, results
 
 INTERFACE = "mamba_ssm.ops.selective_scan_interface"
+ALIGNMENT = 16  # bytes, of the kernel's loads
 TOLERANCE = 1e-3  # of values around 1; the fast exponentials of a GPU are good to about 1e-5
 
 
@@ -63,11 +64,15 @@ def unusable_reason(device: torch.device | None = None) -> str | None:
 
 
 def _for_kernel(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The dtype that the kernel wants, and memory in which the last axis is dense, as it demands."""
+    """The dtype that the kernel wants, in memory whose last axis is dense and whose rows it can load 16 bytes wide."""
     if tensor is None:
         return None
     tensor = tensor.to(dtype)
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    steps = [stride for stride, size in zip(tensor.stride()[:-1], tensor.shape[:-1], strict=True) if size > 1]
+    even = tensor.is_contiguous() or all(step * tensor.element_size() % ALIGNMENT == 0 for step in steps)
+    if tensor.stride(-1) == 1 and even and tensor.data_ptr() % ALIGNMENT == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def selective_scan_cuda(
