@@ -9,12 +9,13 @@ import torch
 from scan_cases import assert_close, results, usable
 from test_selective_scan_2d import S3, image_inputs
 from test_selective_scan_cuda import strict_kernel
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from restormixer_arch import selective_scan as package
 from restormixer_arch.errors import UserError
-from restormixer_arch.selective_scan import cuda, selective_scan_2d
+from restormixer_arch.selective_scan import cuda, layouts, selective_scan_2d
 from restormixer_arch.selective_scan.definition import selective_scan_2d_loop
 from restormixer_arch.selective_scan.operator import scan_2d
 
@@ -129,6 +130,16 @@ def test_the_operator_needs_no_c_library(monkeypatch):
     torch.testing.assert_close(y, selective_scan_2d_loop(**tensors, directions=("row", "column")))
     meta = [tensor.to("meta") for tensor in tensors.values()]
     assert SCAN(*meta, [0, 1], "torch", True)[0].shape == y.shape
+
+
+def test_the_torch_scan_stays_on_the_device_of_its_inputs():
+    """On a GPU that is not there; a device with another cut of the tokens keeps what the fake kernel promises."""
+    with FakeTensorMode():
+        tensors = [torch.empty(t.shape, device="cuda") for t in single(height=300, width=300).values()]
+        y, states = layouts.scan_2d_forward(*tensors, [0, 1], True)
+        grads = layouts.scan_2d_backward(y, *tensors, states, [0, 1])
+        assert {t.device.type for t in (y, states, *grads)} == {"cuda"}
+        assert states.shape == layouts.kept_states(tensors[0], tensors[2]).shape
 
 
 def test_what_the_environment_keeps(monkeypatch):

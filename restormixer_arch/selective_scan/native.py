@@ -1,9 +1,10 @@
-"""The selective scan on a CPU: the compiled kernel as operators of torch.
+"""The selective scan on a CPU: the compiled kernel behind operators of torch.
 
 Shape letters: B batch, D channels, L steps, N states, G groups of channels, H x W image, K scan directions.
 
-The operators ``restormixer::scan_1d`` and ``restormixer::scan_2d`` have fake kernels and gradients, so torch.compile,
-torch.export and FLOP counters see them as operators. Streams are float32 or bfloat16, states and sums float32.
+The operators ``restormixer::scan_1d``, of the kernel alone, and ``restormixer::scan_2d``, of all backends, have fake
+kernels and gradients, so torch.compile, torch.export and FLOP counters see them as operators. Streams are float32 or
+bfloat16, states and sums float32.
 """
 
 from __future__ import annotations
