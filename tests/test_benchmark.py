@@ -9,7 +9,6 @@ from restormixer_arch import cli
 from restormixer_arch.benchmark import measure, suite
 from restormixer_arch.benchmark.networks import COMPETITORS
 from restormixer_arch.benchmark.tables import figures, markdown, summarize
-from restormixer_arch.selective_scan import native
 
 RESULT = {
     "machine": {
@@ -61,11 +60,10 @@ def test_markdown_shows_times_memory_and_what_was_left_out():
 def test_operations_are_those_of_the_whole_network():
     """At 256x256, in GFLOP: 22.5 of convolutions, 22.1 of products, 4.0 of attention, and 2.6 of the scans.
 
-    Only the kernel's scans are operators with a count; of the torch path's, the matrix products are seen.
+    A scan is one operator with a count, whichever backend runs it.
     """
-    scans = 2.6 if native.unusable_reason() is None else 0.67
     assert measure.operations(measure.forward_work("RestorMixer", 256)) == pytest.approx(
-        (22.5 + 22.1 + 4.0 + scans) * 1e9, rel=0.005
+        (22.5 + 22.1 + 4.0 + 2.6) * 1e9, rel=0.005
     )
 
 

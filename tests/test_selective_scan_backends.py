@@ -9,7 +9,7 @@ from scan_cases import scan_inputs
 
 from restormixer_arch import selective_scan as package
 from restormixer_arch.errors import UserError
-from restormixer_arch.selective_scan import cuda, selective_scan
+from restormixer_arch.selective_scan import cuda, selective_scan, triton_scan
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -32,7 +32,7 @@ def no_native(monkeypatch):
 
 def test_without_any_kernel_torch_runs_and_the_report_tells_why(no_native):
     reasons = package.available_backends()
-    assert list(reasons) == ["definition", "torch", "native", "cuda"]
+    assert list(reasons) == ["definition", "torch", "native", "triton", "cuda"]
     assert reasons["definition"] is None and reasons["torch"] is None
     assert "not part of this build" in reasons["native"]
     assert package.backend_for(torch.zeros(1)) == "torch"
@@ -54,15 +54,30 @@ def test_a_required_native_kernel_may_not_be_missing(no_native, monkeypatch):
         (CPU, {torch.float32, torch.float64}, 16, "torch", "native: it does not take torch.float64"),
         (CPU, {torch.float16}, 16, "torch", "native: it does not take torch.float16"),
         (CPU, {torch.float32}, 257, "torch", "native: it takes at most 256 states, these are 257"),
-        (GPU, {torch.float16}, 16, "cuda", ""),
-        (GPU, {torch.float64}, 16, "torch", "cuda: it does not take torch.float64"),
+        (GPU, {torch.float16}, 16, "triton", ""),
+        (
+            *(GPU, {torch.float64}, 16, "torch"),
+            "triton: it does not take torch.float64; cuda: it does not take torch.float64",
+        ),
         (torch.device("mps"), {torch.float32}, 16, "torch", "there is no kernel for mps tensors"),
     ],
 )
 def test_the_automatic_choice(device, dtypes, states, name, reason, monkeypatch):
     monkeypatch.setattr(package, "_native_reason", lambda: None)
+    monkeypatch.setattr(triton_scan, "unusable_reason", lambda device=None, dtype=None: None)
     monkeypatch.setattr(cuda, "unusable_reason", lambda device=None: None)
     assert package._automatic(device, dtypes, states) == (name, reason)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_the_next_kernel_of_a_gpu_is_taken_with_the_reason(constant, monkeypatch):
+    reason = None if constant else "triton 3.0.0 is too old, 3.3 is needed"
+    monkeypatch.setattr(triton_scan, "unusable_reason", lambda device=None, dtype=None: reason)
+    monkeypatch.setattr(cuda, "unusable_reason", lambda device=None: None)
+    skipped = f"triton: {reason or triton_scan.NO_CONSTANT_WEIGHTS}"
+    assert package._automatic(GPU, (torch.float32,), 16, constant) == ("cuda", skipped)
+    monkeypatch.setattr(cuda, "unusable_reason", lambda device=None: "no")
+    assert package._automatic(GPU, (torch.float32,), 16, constant) == ("torch", f"{skipped}; cuda: no")
 
 
 def test_one_parameter_of_another_dtype_keeps_away_from_the_native_kernel(monkeypatch):
@@ -117,7 +132,7 @@ def test_bad_inputs_are_refused(name, value, error, message):
 
 def test_bad_backends_are_refused():
     with pytest.raises(
-        UserError, match="one of auto, definition, torch, native, cuda, got 'touch'. Did you mean 'torch'"
+        UserError, match="one of auto, definition, torch, native, triton, cuda, got 'touch'. Did you mean 'torch'"
     ):
         selective_scan(**case(), backend="touch")
     with pytest.raises(UserError, match="'cuda' cannot be used: mamba-ssm's kernel needs a CUDA tensor, .* on cpu"):

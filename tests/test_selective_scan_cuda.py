@@ -135,6 +135,22 @@ def test_the_kernel_gets_the_dtypes_and_strides_it_demands(kernel, dtype):
         cuda.selective_scan_cuda(**{name: tensor.double() for name, tensor in tensors.items()})
 
 
+def test_rows_that_are_not_aligned_are_copied():
+    tensor = torch.zeros(2, 3, 8)
+    assert cuda._for_kernel(tensor, torch.float32) is tensor
+    odd = torch.zeros(2, 3, 5)  # contiguous: the kernel expects rows of any length
+    assert cuda._for_kernel(odd, torch.float32) is odd
+    wide, shifted, narrow = (
+        torch.zeros(2, 3, 12)[..., :8],
+        torch.zeros(49)[1:].view(2, 3, 8),
+        torch.zeros(2, 3, 9)[..., :8],
+    )
+    assert cuda._for_kernel(wide, torch.float32) is wide
+    for view in (shifted, narrow):
+        copy = cuda._for_kernel(view, torch.float32)
+        assert copy.data_ptr() != view.data_ptr() and copy.is_contiguous() and copy.data_ptr() % 16 == 0
+
+
 def test_directions_reach_the_kernel_as_groups(kernel):
     kernel(strict_kernel)
     torch.manual_seed(0)

@@ -442,7 +442,7 @@ def _op_arguments(device="cpu"):
     two = inputs_2d(1, 2, 3, 4, 3, 2)
     return {
         "scan_1d": (*leaves(one[n] for n in ("u", "delta", "A", "B", "C", "D")), None, None, True, True),
-        "scan_2d": (*leaves(two), [1, 2], True),
+        "scan_2d": (*leaves(two), [1, 2], "native", True),
     }
 
 
@@ -460,8 +460,8 @@ def test_opcheck_of_the_backward_pass(name):
     forward = getattr(torch.ops.restormixer, name).default
     y, *_, states = forward(*args)
     head = (y, None) if name == "scan_1d" else (y,)
-    *rest, _ = args
-    full = (*head, *rest[:-1], states, rest[-1])
+    options = 1 if name == "scan_1d" else 2  # softplus; directions and backend
+    full = (*head, *args[: -1 - options], states, *args[-1 - options : -1])
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(getattr(torch.ops.restormixer, f"{name}_backward").default, full, test_utils=tests)
 
@@ -568,9 +568,9 @@ def test_mistakes_in_2d(place, value, message):
 
 
 def test_operator_refuses_unknown_direction_numbers():
-    *args, _, keep = _op_arguments()["scan_2d"]
+    *args, _, backend, keep = _op_arguments()["scan_2d"]
     with pytest.raises(ValueError, match=r"got \[1, 9\]"):
-        torch.ops.restormixer.scan_2d.default(*args, [1, 9], keep)
+        torch.ops.restormixer.scan_2d.default(*args, [1, 9], backend, keep)
 
 
 def test_a_missing_kernel_is_told_with_the_cure(monkeypatch):

@@ -42,8 +42,8 @@ def test_memory_does_not_grow_with_the_states(states, monkeypatch):
 
 
 def test_nothing_is_kept_without_gradients(monkeypatch):
-    kept, run = [], torch_scan._run
-    monkeypatch.setattr(torch_scan, "_run", lambda inputs, *, keep: kept.append(keep) or run(inputs, keep=keep))
+    kept, run = [], torch_scan.run_tokens
+    monkeypatch.setattr(torch_scan, "run_tokens", lambda inputs, *, keep: kept.append(keep) or run(inputs, keep=keep))
     shape = (1, 2, 3)
     tensors = [torch.randn(*shape, 4), torch.randn(*shape, 1, 4), -torch.rand(1, 4, 2)]
     tensors += [torch.randn(*shape, 1, 2), torch.randn(*shape, 1, 2), torch.randn(1, 4), torch.randn(1, 4)]
@@ -57,7 +57,7 @@ def test_nothing_is_kept_without_gradients(monkeypatch):
 
 @given(st.integers(1, 5000), st.integers(1, 64), st.integers(1, 10**6), st.sampled_from(["cpu", "mps"]))
 def test_segments_cover_every_token_once(length, states, per_token, device):
-    cuts = segment._segments(length, states, per_token, torch.device(device))
+    cuts = segment.segments(length, states, per_token, torch.device(device))
     first = 0
     for start, steps, parts in cuts:
         assert start == first and steps >= 1 and parts >= 1

@@ -26,9 +26,11 @@ REQUIRED = (
     ("PyYAML", "yaml", "option files"),
     ("tqdm", "tqdm", "progress bars"),
 )
+MAMBA = "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm"  # newer releases leave the scan out
 OPTIONAL = (
     ("tensorboard", "tensorboard", "logger.use_tb_logger: true"),
-    ("mamba-ssm", "mamba_ssm", "the CUDA scan; pip install mamba-ssm, with a CUDA compiler"),
+    ("triton", "triton", "the scan on a GPU; it comes with torch's CUDA builds"),
+    ("mamba-ssm", "mamba_ssm", f"the scan on a GPU where Triton does not work; with a CUDA compiler: {MAMBA}"),
     ("causal-conv1d", "causal_conv1d", "mamba-ssm"),
 )
 

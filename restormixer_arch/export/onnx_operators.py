@@ -19,7 +19,7 @@ from onnxscript import FLOAT, graph, script
 from onnxscript import opset18 as op
 
 from restormixer_arch.export.operators import FROM_WINDOWS, SCAN, TO_WINDOWS
-from restormixer_arch.selective_scan.native_library import ORDERS
+from restormixer_arch.selective_scan.definition import ORDERS
 
 OPSET = 18
 NAMES = {number: name for name, number in ORDERS.items()}
@@ -59,7 +59,16 @@ def scan_of_parts(u: FLOATS, dt: FLOATS, A: FLOATS, B: FLOATS, C: FLOATS) -> FLO
 
 
 def scan_2d(
-    x: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, delta_bias: Any, directions: Sequence[int], keep_states: bool
+    x: Any,
+    delta: Any,
+    A: Any,
+    B: Any,
+    C: Any,
+    D: Any,
+    delta_bias: Any,
+    directions: Sequence[int],
+    backend: str,
+    keep_states: bool,
 ) -> tuple[Any, Any]:
     """``restormixer::scan_2d`` for a batch of known size; the states that training keeps are left out."""
     names = [NAMES[number] for number in directions]

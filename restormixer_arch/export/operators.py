@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from restormixer_arch import emvm, mwsa
-from restormixer_arch.selective_scan import native  # noqa: F401  (registers restormixer::scan_2d, kernel or not)
-from restormixer_arch.selective_scan.native_library import ORDERS
+from restormixer_arch.selective_scan import operator  # noqa: F401  (registers restormixer::scan_2d)
+from restormixer_arch.selective_scan.definition import ORDERS
 
 _library = torch.library.Library("restormixer", "FRAGMENT")
 _library.define("to_windows(Tensor x, int side) -> Tensor")
@@ -53,7 +53,7 @@ def _scan(
 ) -> Tensor:
     """In the place of :func:`~restormixer_arch.selective_scan.selective_scan_2d`."""
     orders = [ORDERS[name] for name in directions]
-    return SCAN(x, delta, A, B, C, D, delta_bias, orders, False)[0]
+    return SCAN(x, delta, A, B, C, D, delta_bias, orders, "torch", False)[0]
 
 
 @contextmanager

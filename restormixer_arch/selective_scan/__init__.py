@@ -3,23 +3,30 @@
     definition   a plain loop, slow: what every other backend is tested against, and twice differentiable
     torch        plain torch with a hand-written backward: every device and dtype
     native       the compiled kernel of this package, on the CPU
-    cuda         mamba-ssm's kernel, where it is installed and gives right numbers
+    triton       the Triton kernels of this package, on a GPU
+    cuda         mamba-ssm's kernel on a GPU, where it is installed
 
-``backend="auto"`` takes the fastest that works; an explicit name never falls back. The backend that runs is logged
-once to the logger ``restormixer_arch``, and :func:`backend_report` says why no faster one is used.
+``backend="auto"`` takes the first that works: native, then torch on a CPU; triton, cuda, then torch on a GPU. An
+explicit name never falls back. The backend that runs is logged once to the logger ``restormixer_arch``, and
+:func:`backend_report` shows why no faster one is used.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from restormixer_arch.errors import UserError, did_you_mean
-from restormixer_arch.selective_scan import checks
+from restormixer_arch.selective_scan import checks, cuda, triton_scan
 from restormixer_arch.selective_scan.definition import DIRECTIONS, selective_scan_2d_loop, selective_scan_loop
+from restormixer_arch.selective_scan.layouts import selective_scan_torch
+from restormixer_arch.selective_scan.operator import MAX_STATES, keep_states_by_default, scan_2d
 
 __all__ = [
     "BACKENDS",
@@ -31,10 +38,10 @@ __all__ = [
     "selective_scan_2d",
 ]
 
-BACKENDS = ("auto", "definition", "torch", "native", "cuda")
+BACKENDS = ("auto", "definition", "torch", "native", "triton", "cuda")
+KERNELS = {"cpu": ("native",), "cuda": ("triton", "cuda")}  # the kernels of a kind of device, best first
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-KERNEL_STATES = 256  # the most states N that either kernel takes
 
 _logger = logging.getLogger("restormixer_arch")
 _announced: set[str] = set()
@@ -51,32 +58,41 @@ def _native_reason() -> str | None:
     return native.unusable_reason()
 
 
-def _cuda_reason(device: torch.device | None = None) -> str | None:
-    """Why mamba-ssm's kernel cannot be used on a device, or None if it can."""
-    from restormixer_arch.selective_scan import cuda
-
-    return cuda.unusable_reason(device)
+def _kernel_reason(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this kernel cannot scan tokens on ``device``, or None if it can."""
+    if name == "native":
+        return _native_reason() if device.type == "cpu" else f"it needs a CPU tensor, this one is on {device}"
+    return triton_scan.unusable_reason(device, dtype) if name == "triton" else cuda.unusable_reason(device)
 
 
 def available_backends() -> dict[str, str | None]:
     """Each backend's name with None if it can be used on this machine, or the reason why not."""
-    return {"definition": None, "torch": None, "native": _native_reason(), "cuda": _cuda_reason()}
+    reasons = {"definition": None, "torch": None, "native": _native_reason()}
+    return reasons | {"triton": triton_scan.unusable_reason(), "cuda": cuda.unusable_reason()}
 
 
-def _automatic(device: torch.device, dtypes: set[torch.dtype], states: int) -> tuple[str, str]:
-    """The backend that ``auto`` takes and, if that is torch, why it is not a kernel."""
-    name = {"cpu": "native", "cuda": "cuda"}.get(device.type)
-    if name is None:
-        return "torch", f"there is no kernel for {device.type} tensors"
-    # The kernel follows the dtype of the tokens on CUDA, and takes each tensor as it is on the CPU.
-    known = NATIVE_DTYPES if name == "native" else CUDA_DTYPES
-    unknown = sorted(str(dtype) for dtype in dtypes.difference(known))
-    if unknown:
-        return "torch", f"{name}: it does not take {', '.join(unknown)}"
-    if states > KERNEL_STATES:
-        return "torch", f"{name}: it takes at most {KERNEL_STATES} states, these are {states}"
-    reason = _native_reason() if name == "native" else _cuda_reason(device)
-    return (name, "") if reason is None else ("torch", f"{name}: {reason}")
+@torch.compiler.assume_constant_result  # torch.compile calls it and does not trace the probes of the kernels
+def _automatic(
+    device: torch.device, dtypes: Collection[torch.dtype], states: int, constant_weights: bool = False
+) -> tuple[str, str]:
+    """The backend that ``auto`` takes and, if that is not the best kernel of the device, why."""
+    reasons = []
+    for name in KERNELS.get(device.type, ()):
+        # The kernels of a GPU follow the dtype of the tokens; that of the CPU takes each tensor as it is.
+        known = NATIVE_DTYPES if name == "native" else CUDA_DTYPES
+        unknown = sorted(str(dtype) for dtype in dtypes if dtype not in known)
+        if unknown:
+            reason = f"it does not take {', '.join(unknown)}"
+        elif states > MAX_STATES:
+            reason = f"it takes at most {MAX_STATES} states, these are {states}"
+        elif name == "triton" and constant_weights:
+            reason = triton_scan.NO_CONSTANT_WEIGHTS
+        else:
+            reason = _kernel_reason(name, device, next(iter(dtypes)))
+        if reason is None:
+            return name, "; ".join(reasons)
+        reasons.append(f"{name}: {reason}")
+    return "torch", "; ".join(reasons) or f"there is no kernel for {device.type} tensors"
 
 
 def backend_for(tensor: Tensor) -> str:
@@ -93,7 +109,19 @@ def backend_report() -> str:
     for device in devices:
         name, reason = _automatic(device, {torch.float32}, 1)
         lines.append(f"{device}: {name}" + (f" ({reason})" if reason else ""))
+    if not torch.cuda.is_available():
+        lines.append(f"cuda: no device here; {_prospect()}")
     return "\n".join(lines)
+
+
+def _prospect() -> str:
+    """What a GPU would run the scan on, as far as the installed packages show."""
+    reason = triton_scan.package_reason()
+    if reason is None:
+        return "a GPU would take triton, if it passes its probe there"
+    if importlib.util.find_spec("mamba_ssm") is not None:
+        return f"a GPU would take cuda, if it passes its probe there (triton: {reason})"
+    return f"a GPU would take torch (triton: {reason}; cuda: mamba-ssm is not installed)"
 
 
 def _announce(name: str, device: torch.device, reason: str) -> None:
@@ -102,29 +130,34 @@ def _announce(name: str, device: torch.device, reason: str) -> None:
         _logger.info("selective scan: backend %s for %s%s", name, device, f" ({reason})" if reason else "")
 
 
-def _choose(backend: str, tokens: Tensor, tensors: list[Tensor], states: int, *, needs_state_grad: bool) -> str:
+def _choose(
+    backend: str,
+    tokens: Tensor,
+    tensors: list[Tensor],
+    states: int,
+    *,
+    needs_state_grad: bool,
+    constant_weights: bool = False,
+) -> str:
     """The name of the backend to run, announced."""
     if backend not in BACKENDS:
         hint = did_you_mean(backend, BACKENDS)
         raise UserError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}.{hint}")
     reason = ""
     if backend == "auto":
-        dtypes = {tokens.dtype} if tokens.is_cuda else {tensor.dtype for tensor in tensors}
-        backend, reason = _automatic(tokens.device, dtypes, states)
+        dtypes = (tokens.dtype,) if tokens.is_cuda else tuple(tensor.dtype for tensor in tensors)
+        backend, reason = _automatic(tokens.device, dtypes, states, constant_weights)
         if backend == "cuda" and needs_state_grad:
             backend, reason = "torch", "cuda: it has no gradient for the last state"
-    elif backend in ("native", "cuda"):
-        unusable = _explicit_reason(backend, tokens.device)
+    elif backend not in ("definition", "torch"):
+        unusable = _explicit_reason(backend, tokens.device, tokens.dtype)
         if unusable is not None:
             raise UserError(f"backend {backend!r} cannot be used: {unusable}; backend='auto' takes one that can")
     _announce(backend, tokens.device, reason)
     return backend
 
 
-def _explicit_reason(backend: str, device: torch.device) -> str | None:
-    if backend == "cuda":
-        return _cuda_reason(device)
-    return _native_reason() if device.type == "cpu" else f"it needs a CPU tensor, this one is on {device}"
+_explicit_reason = torch.compiler.assume_constant_result(_kernel_reason)
 
 
 def selective_scan(
@@ -157,7 +190,7 @@ def selective_scan(
         delta_bias: (D,), added to delta.
         delta_softplus: whether softplus (linear above 20) is applied to delta + delta_bias.
         return_last_state: whether to return the state after the last token too.
-        backend: ``auto``, ``definition``, ``torch``, ``native`` or ``cuda``.
+        backend: ``auto``, ``definition``, ``torch``, ``native``, ``triton`` or ``cuda``.
 
     Returns:
         (B, D, L) in the dtype of u; with ``return_last_state`` also the state (B, D, N), float32 or float64. The last
@@ -172,17 +205,22 @@ def selective_scan(
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     checks.check_scan(given)
     needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given.values())
-    name = _choose(backend, u, list(given.values()), A.shape[1], needs_state_grad=return_last_state and needs_grad)
+    name = _choose(
+        backend,
+        u,
+        list(given.values()),
+        A.shape[1],
+        needs_state_grad=return_last_state and needs_grad,
+        constant_weights=2 in (B.dim(), C.dim()),
+    )
     arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
     if name == "native":
-        from restormixer_arch.selective_scan.native import selective_scan_native as scan
-    elif name == "cuda":
-        from restormixer_arch.selective_scan.cuda import selective_scan_cuda as scan
-    elif name == "torch":
-        from restormixer_arch.selective_scan.layouts import selective_scan_torch as scan
-    else:
-        scan = selective_scan_loop
-    return scan(*arguments)
+        from restormixer_arch.selective_scan import native
+
+        return native.selective_scan_native(*arguments)
+    scans = {"definition": selective_scan_loop, "torch": selective_scan_torch, "cuda": cuda.selective_scan_cuda}
+    scans["triton"] = triton_scan.selective_scan_triton
+    return scans[name](*arguments)
 
 
 def selective_scan_2d(
@@ -196,6 +234,7 @@ def selective_scan_2d(
     directions: tuple[str, ...],
     *,
     backend: str = "auto",
+    keep_states: bool | None = None,
 ) -> Tensor:
     """Sum of one selective scan of an image per direction, each put back in place.
 
@@ -212,6 +251,10 @@ def selective_scan_2d(
         delta_bias: (K, D).
         directions: K different names out of ``DIRECTIONS``.
         backend: as for :func:`selective_scan`.
+        keep_states: whether the forward pass keeps the states from which the backward pass starts. If not, the
+            backward pass scans forward once more: slower, with less memory between the two. Default: the environment
+            variable ``RESTORMIXER_SCAN_STATES``, ``keep`` or ``recompute``, and ``keep`` without it. ``definition``
+            always keeps all states; ``cuda`` decides for itself.
 
     Returns:
         (B, H, W, D) in the dtype of x.
@@ -225,12 +268,9 @@ def selective_scan_2d(
     checks.check_scan_2d(given, directions)
     name = _choose(backend, x, list(given.values()), A.shape[2], needs_state_grad=False)
     arguments = (x, delta, A, B, C, D, delta_bias, directions)
-    if name == "native":
-        from restormixer_arch.selective_scan.native import selective_scan_2d_native as scan
-    elif name == "cuda":
-        from restormixer_arch.selective_scan.cuda import selective_scan_2d_cuda as scan
-    elif name == "torch":
-        from restormixer_arch.selective_scan.layouts import selective_scan_2d_torch as scan
-    else:
-        scan = selective_scan_2d_loop
-    return scan(*arguments)
+    if name == "definition":
+        return selective_scan_2d_loop(*arguments)
+    if name == "cuda" and not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode()):
+        return cuda.selective_scan_2d_cuda(*arguments)  # keeps its own states, which the operator cannot
+    keep = keep_states_by_default() if keep_states is None else keep_states
+    return scan_2d(*arguments, backend=name, keep_states=keep)

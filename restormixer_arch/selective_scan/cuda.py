@@ -1,24 +1,25 @@
 """The selective scan on CUDA, through the kernel of mamba-ssm where the user has installed it.
 
 This module was written from mamba-ssm's documented interface and is tested with stand-ins for it: it has never been
-run on a GPU. That is why it trusts no version number and no import: before its first use on a device, a tiny scan is
-computed forward and backward with the real kernel and compared with the definition (mamba-ssm can be importable
-without its compiled part). A failed probe is a reason in the report, not an error.
+run on a GPU. That is why the real kernel is probed before its first use on a device.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from restormixer_arch.selective_scan.definition import selective_scan_loop
+from restormixer_arch.selective_scan.definition import DIRECTIONS, selective_scan_loop
 from restormixer_arch.selective_scan.layouts import sum_of_images, tokens_by_direction
+from restormixer_arch.selective_scan.probe import difference, remembered, results
 
 INTERFACE = "mamba_ssm.ops.selective_scan_interface"
+ALIGNMENT = 16  # bytes, of the kernel's loads
 TOLERANCE = 1e-3  # of values around 1; the fast exponentials of a GPU are good to about 1e-5
 
 
@@ -29,7 +30,7 @@ def _kernel() -> Scan:
     return importlib.import_module(INTERFACE).selective_scan_fn
 
 
-def _tiny_scan(device: torch.device) -> dict[str, Tensor]:
+def _tiny_scan() -> dict[str, Tensor]:
     """Inputs of a scan with two groups and every optional part; the same numbers on each device."""
     draw = torch.Generator().manual_seed(0)
 
@@ -37,36 +38,19 @@ def _tiny_scan(device: torch.device) -> dict[str, Tensor]:
         return torch.randn(shape, generator=draw)
 
     inputs = {"u": normal(2, 4, 9), "delta": normal(2, 4, 9), "A": -normal(4, 8).exp(), "B": normal(2, 2, 8, 9)}
-    inputs |= {"C": normal(2, 2, 8, 9), "D": normal(4), "z": normal(2, 4, 9), "delta_bias": normal(4)}
-    return {name: tensor.to(device).requires_grad_() for name, tensor in inputs.items()}
+    return inputs | {"C": normal(2, 2, 8, 9), "D": normal(4), "z": normal(2, 4, 9), "delta_bias": normal(4)}
 
 
-def _run(scan: Scan, device: torch.device) -> dict[str, Tensor]:
-    """Output, last state and all gradients of the tiny scan, on the CPU."""
-    inputs = _tiny_scan(device)
-    out, state = scan(**inputs, delta_softplus=True, return_last_state=True)
-    weights = torch.arange(out.numel(), device=device).view_as(out).cos()
-    gradients = torch.autograd.grad((out * weights).sum(), list(inputs.values()))
-    results = {"output": out, "last state": state}
-    results |= {f"gradient of {name}": grad for name, grad in zip(inputs, gradients, strict=True)}
-    return {name: tensor.detach().cpu() for name, tensor in results.items()}
-
-
-@cache
+@remembered
 def probe(device: torch.device) -> str | None:
     """Run mamba-ssm's kernel once on ``device``: None if it gives the definition's numbers, else the reason."""
-    try:
-        with torch.enable_grad(), torch.inference_mode(False), torch.autocast(device.type, enabled=False):
-            wanted = _run(selective_scan_loop, torch.device("cpu"))
-            found = _run(_kernel(), device)
-    except Exception as error:  # noqa: BLE001 - a foreign package may raise anything; the reason is reported
-        message = str(error).partition("\n")[0]
-        return f"mamba-ssm's kernel does not run: {type(error).__name__}: {message}"
-    for name, tensor in wanted.items():
-        worst = (found[name] - tensor).abs().max() if found[name].shape == tensor.shape else torch.tensor(torch.inf)
-        if not worst <= TOLERANCE * max(1.0, tensor.abs().max().item()):  # written so that NaN fails
-            return f"mamba-ssm's kernel gives wrong numbers: {name} is off by {worst.item():.3g}"
-    return None
+    options = {"delta_softplus": True, "return_last_state": True}
+    return difference(
+        "mamba-ssm's kernel",
+        TOLERANCE,
+        lambda: results(selective_scan_loop, _tiny_scan(), torch.device("cpu"), **options),
+        lambda: results(_kernel(), _tiny_scan(), device, **options),
+    )
 
 
 def unusable_reason(device: torch.device | None = None) -> str | None:
@@ -80,11 +64,15 @@ def unusable_reason(device: torch.device | None = None) -> str | None:
 
 
 def _for_kernel(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The dtype that the kernel wants, and memory in which the last axis is dense, as it demands."""
+    """The dtype that the kernel wants, in memory whose last axis is dense and whose rows it can load 16 bytes wide."""
     if tensor is None:
         return None
     tensor = tensor.to(dtype)
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    steps = [stride for stride, size in zip(tensor.stride()[:-1], tensor.shape[:-1], strict=True) if size > 1]
+    even = tensor.is_contiguous() or all(step * tensor.element_size() % ALIGNMENT == 0 for step in steps)
+    if tensor.stride(-1) == 1 and even and tensor.data_ptr() % ALIGNMENT == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def selective_scan_cuda(
@@ -140,3 +128,31 @@ def selective_scan_2d_cuda(
     )
     y = y.unflatten(1, (len(directions), -1)).permute(3, 0, 1, 2)  # (B, K D, L) -> (L, B, K, D)
     return sum_of_images(y, directions, *x.shape[1:3])
+
+
+def kept_states(x: Tensor, A: Tensor) -> Tensor:
+    """Nothing: mamba-ssm's states are out of reach from here."""
+    return x.new_empty(0)
+
+
+def scan_2d_forward(*arguments: Any) -> tuple[Tensor, None]:
+    """See :mod:`restormixer_arch.selective_scan.operator`."""
+    *inputs, directions, _ = arguments
+    return selective_scan_2d_cuda(*inputs, tuple(DIRECTIONS[number] for number in directions)), None
+
+
+def scan_2d_backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """See :mod:`restormixer_arch.selective_scan.operator`; the forward pass is computed again."""
+    *inputs, _, directions = arguments
+    with _autograd():
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+        y = selective_scan_2d_cuda(*leaves, tuple(DIRECTIONS[number] for number in directions))
+        return torch.autograd.grad(y, leaves, grad_y)
+
+
+@contextmanager
+def _autograd() -> Iterator[None]:
+    """Record gradients inside of an operator, where torch has switched them off."""
+    with torch._C._PreserveDispatchKeyGuard(), torch.inference_mode(False), torch.enable_grad():
+        torch._C._dispatch_tls_set_dispatch_key_excluded(torch._C.DispatchKey.AutogradFunctionality, False)
+        yield

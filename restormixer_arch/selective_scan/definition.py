@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DIRECTIONS = ("row", "column", "row_reverse", "column_reverse")
+ORDERS = {name: number for number, name in enumerate(DIRECTIONS)}  # bit 0: by columns, bit 1: from the end
 
 
 def state_dtype(u: Tensor) -> torch.dtype:

@@ -5,11 +5,15 @@ Letters: B batch, D channels, L tokens, N states, G groups that share B and C, E
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restormixer_arch.selective_scan.torch_scan import scan_tokens
+from restormixer_arch.selective_scan import torch_scan
+from restormixer_arch.selective_scan.definition import DIRECTIONS, state_dtype
+from restormixer_arch.selective_scan.segment import Inputs, segments
 
 
 def selective_scan_torch(
@@ -36,7 +40,7 @@ def selective_scan_torch(
         """(D, N) -> (G, N, E)"""
         return t.unflatten(0, (groups, -1)).transpose(1, 2)
 
-    y, state = scan_tokens(
+    y, state = torch_scan.scan_tokens(
         tokens_first(u),
         tokens_first(delta),
         states_first(A),
@@ -83,7 +87,29 @@ def sum_of_images(tokens: Tensor, directions: tuple[str, ...], height: int, widt
     return first
 
 
-def selective_scan_2d_torch(
+def images_of(tokens: Tensor, directions: tuple[str, ...], height: int, width: int) -> Tensor:
+    """(L, B, K, E) -> (B, H, W, K, E), the reverse of :func:`tokens_by_direction`."""
+    return torch.stack([image_of(tokens[:, :, k], name, height, width) for k, name in enumerate(directions)], dim=3)
+
+
+def _scan_2d_inputs(tensors: Sequence[Tensor], names: tuple[str, ...]) -> Inputs:
+    """The seven inputs of ``restormixer::scan_2d`` with the tokens in front; the directions are groups."""
+    x, delta, A, B, C, D, delta_bias = tensors
+    dtype = state_dtype(x)
+    images = x.unsqueeze(3).expand(-1, -1, -1, len(names), -1)  # (B, H, W, K, D)
+    u, dt, B, C = (tokens_by_direction(t, names) for t in (images, delta, B, C))
+    A = A.transpose(1, 2).to(dtype).contiguous()  # (K, N, D)
+    return Inputs(u, dt, A, B, C, D.to(dtype), delta_bias.to(dtype), True)
+
+
+def kept_states(x: Tensor, A: Tensor) -> Tensor:
+    """Flat, in the dtype of the state: one state for each segment of tokens."""
+    (batch, height, width, _), per_state = x.shape, A.numel()
+    count = len(segments(int(height * width), int(A.shape[2]), int(batch * per_state), x.device))
+    return x.new_empty(count * batch * per_state, dtype=state_dtype(x))
+
+
+def scan_2d_forward(
     x: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -91,10 +117,40 @@ def selective_scan_2d_torch(
     C: Tensor,
     D: Tensor,
     delta_bias: Tensor,
-    directions: tuple[str, ...],
-) -> Tensor:
-    """As :func:`~restormixer_arch.selective_scan.definition.selective_scan_2d_loop`; the directions are groups."""
-    images = x.unsqueeze(3).expand(-1, -1, -1, len(directions), -1)  # (B, H, W, K, D)
-    u, dt, B, C = (tokens_by_direction(t, directions) for t in (images, delta, B, C))
-    y, _ = scan_tokens(u, dt, A.transpose(1, 2), B, C, D, delta_bias, True)
-    return sum_of_images(y, directions, *x.shape[1:3]).to(x.dtype)
+    directions: Sequence[int],
+    keep: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """See :mod:`restormixer_arch.selective_scan.operator`."""
+    names = tuple(DIRECTIONS[number] for number in directions)
+    with torch.autocast(x.device.type, enabled=False):
+        inputs = _scan_2d_inputs((x, delta, A, B, C, D, delta_bias), names)
+        y, _, starts = torch_scan.run_tokens(inputs, keep=keep)
+        return sum_of_images(y, names, *x.shape[1:3]).to(x.dtype), None if starts is None else starts.flatten()
+
+
+def scan_2d_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    states: Tensor,
+    directions: Sequence[int],
+) -> tuple[Tensor, ...]:
+    """See :mod:`restormixer_arch.selective_scan.operator`."""
+    names, size = tuple(DIRECTIONS[number] for number in directions), x.shape[1:3]
+    tensors = (x, delta, A, B, C, D, delta_bias)
+    with torch.autocast(x.device.type, enabled=False):
+        inputs = _scan_2d_inputs(tensors, names)
+        state_shape = (x.shape[0], *inputs.A.shape)  # (B, K, N, D)
+        starts = states.view(-1, *state_shape) if states.numel() else torch_scan.run_tokens(inputs, keep=True)[2]
+        # A sum over directions: each direction gets the same gradient.
+        grad = tokens_by_direction(grad_y.unsqueeze(3).expand(-1, -1, -1, len(names), -1), names)
+        no_state = inputs.A.new_zeros(state_shape)
+        grad_u, grad_dt, grad_a, grad_b, grad_c, *grad_rest = torch_scan.token_gradients(inputs, starts, grad, no_state)
+        grad_delta, grad_b, grad_c = (images_of(t, names, *size) for t in (grad_dt, grad_b, grad_c))
+        gradients = (sum_of_images(grad_u, names, *size), grad_delta, grad_a.transpose(1, 2), grad_b, grad_c)
+        return tuple(g.to(t.dtype) for g, t in zip((*gradients, *grad_rest), tensors, strict=True))

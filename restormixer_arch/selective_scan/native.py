@@ -1,9 +1,10 @@
-"""The selective scan on a CPU: the compiled kernel as operators of torch.
+"""The selective scan on a CPU: the compiled kernel behind operators of torch.
 
 Shape letters: B batch, D channels, L steps, N states, G groups of channels, H x W image, K scan directions.
 
-The operators ``restormixer::scan_1d`` and ``restormixer::scan_2d`` have fake kernels and gradients, so torch.compile,
-torch.export and FLOP counters see them as operators. Streams are float32 or bfloat16, states and sums float32.
+The operators ``restormixer::scan_1d``, of the kernel alone, and ``restormixer::scan_2d``, of all backends, have fake
+kernels and gradients, so torch.compile, torch.export and FLOP counters see them as operators. Streams are float32 or
+bfloat16, states and sums float32.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 
 from restormixer_arch.selective_scan import native_library as library
-from restormixer_arch.selective_scan import native_scan_1d, native_scan_2d  # noqa: F401  (they register the operators)
+from restormixer_arch.selective_scan import native_scan_1d  # noqa: F401  (it registers restormixer::scan_1d)
+from restormixer_arch.selective_scan.definition import DIRECTIONS
+from restormixer_arch.selective_scan.operator import scan_2d
 
 
 def unusable_reason() -> str | None:
@@ -63,9 +66,9 @@ def selective_scan_native(
     library.require()
     if B.dim() > 2 and C.dim() > 2:
         B, C = _same_groups(B, C)
-    dense = [_float32(t) for t in (A, D, delta_bias)]
-    streams = [_stream_dtype(t) for t in (u, delta, z)]
-    b, c = (_float32(t) if t.dim() == 2 else _stream_dtype(t) for t in (B, C))
+    dense = [library.as_float32(t) for t in (A, D, delta_bias)]
+    streams = [library.stream_dtype(t) for t in (u, delta, z)]
+    b, c = (library.as_float32(t) if t.dim() == 2 else library.stream_dtype(t) for t in (B, C))
     keep = _needs_grad(u, delta, A, B, C, D, z, delta_bias)
     y, last_state, _ = torch.ops.restormixer.scan_1d.default(
         streams[0], streams[1], dense[0], b, c, dense[1], streams[2], dense[2], delta_softplus, keep
@@ -106,37 +109,13 @@ def selective_scan_2d_native(
         ValueError, TypeError: a shape, dtype or name that does not fit.
     """
     library.require()
-    unknown = [name for name in directions if name not in library.ORDERS]
-    if unknown or not directions or len(set(directions)) != len(directions):
-        raise ValueError(f"directions must be different names out of {list(library.ORDERS)}, got {directions}")
-    y, _ = torch.ops.restormixer.scan_2d.default(
-        _stream_dtype(x),
-        _stream_dtype(delta),
-        _float32(A),
-        _stream_dtype(B),
-        _stream_dtype(C),
-        _float32(D),
-        _float32(delta_bias),
-        [library.ORDERS[name] for name in directions],
-        _needs_grad(x, delta, A, B, C, D, delta_bias),
-    )
-    return y.to(x.dtype)
+    if not directions or len(set(directions)) != len(directions) or not set(directions) <= set(DIRECTIONS):
+        raise ValueError(f"directions must be different names out of {list(DIRECTIONS)}, got {directions}")
+    return scan_2d(x, delta, A, B, C, D, delta_bias, directions, backend="native", keep_states=True)
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
-def _stream_dtype(tensor: Tensor | None) -> Tensor | None:
-    """float16 is computed as float32; other dtypes are left to the operator's own check."""
-    return tensor.float() if tensor is not None and tensor.dtype is torch.float16 else tensor
-
-
-def _float32(tensor: Tensor | None) -> Tensor | None:
-    """Parameters are taken as float32, whatever a model was cast to."""
-    if tensor is None or tensor.dtype not in (torch.float16, torch.bfloat16):
-        return tensor
-    return tensor.float()
 
 
 def _same_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,11 +8,9 @@ if a C compiler is there. Environment: ``RESTORMIXER_REQUIRE_NATIVE=1`` makes a 
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import struct
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +20,6 @@ from restormixer_arch.errors import UserError
 
 ABI = 1  # of struct scan_call in kernel.h
 LANES, CHUNK, MAX_STATES = 16, 64, 256  # of kernel.h too
-ORDERS = {"row": 0, "column": 1, "row_reverse": 2, "column_reverse": 3}
 CURE = "with a C compiler installed (gcc or clang), run `pip install --force-reinstall --no-deps .` in the project"
 NO_STREAM = (0, 0, 0, 0, 0, 0)
 STREAM_DTYPES = (torch.float32, torch.bfloat16)
@@ -88,22 +85,20 @@ def batch_sum(shares: Tensor) -> Tensor:
     return shares[0] if shares.shape[0] == 1 else shares.sum(0)
 
 
-def no_second_gradient(*_: object) -> None:
-    raise NotImplementedError("the native scan has no second derivative: use backend='definition'")
+def stream_dtype(tensor: Tensor | None) -> Tensor | None:
+    """float16 is computed as float32; other dtypes are left to :func:`check_dtypes`."""
+    return tensor.float() if tensor is not None and tensor.dtype is torch.float16 else tensor
 
 
-def forward_flops(tokens: int, a_shape: Sequence[int]) -> int:
-    """Of a scan with A (..., D, N): 7 operations a state (dt A, exp, decay h, dt u B, both sums), 6 a channel."""
-    return tokens * (7 * math.prod(a_shape) + 6 * math.prod(a_shape[:-1]))
-
-
-def backward_flops(tokens: int, a_shape: Sequence[int]) -> int:
-    """19 operations a state, of which 5 repeat the forward pass, and 15 a channel."""
-    return tokens * (19 * math.prod(a_shape) + 15 * math.prod(a_shape[:-1]))
+def as_float32(tensor: Tensor | None) -> Tensor | None:
+    """Parameters are taken as float32, whatever dtype a model was cast to."""
+    if tensor is None or tensor.dtype not in (torch.float16, torch.bfloat16):
+        return tensor
+    return tensor.float()
 
 
 def check_dtypes(streams: dict[str, Tensor | None], dense: dict[str, Tensor | None]) -> None:
-    """Raises :class:`TypeError` unless streams are float32 or bfloat16 and dense arrays float32, all on the CPU."""
+    """Raises :class:`TypeError` unless streams are float32 or bfloat16 and dense arrays float32."""
     for name, tensor in (*streams.items(), *dense.items()):
         allowed = STREAM_DTYPES if name in streams else (torch.float32,)
         if tensor is not None and tensor.dtype not in allowed:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from restormixer_arch.selective_scan import native_library as library
+from restormixer_arch.selective_scan.operator import backward_flops, forward_flops, no_second_gradient
 
 _ops = torch.library.Library("restormixer", "FRAGMENT")
 _ops.define(
@@ -226,16 +227,16 @@ torch.library.impl(_ops, "scan_1d_backward", "CPU")(_backward)
 torch.library.register_fake("restormixer::scan_1d", _fake_forward, lib=_ops)
 torch.library.register_fake("restormixer::scan_1d_backward", _fake_backward, lib=_ops)
 torch.library.register_autograd("restormixer::scan_1d", _gradient, setup_context=_setup_context, lib=_ops)
-torch.library.register_autograd("restormixer::scan_1d_backward", library.no_second_gradient, lib=_ops)
+torch.library.register_autograd("restormixer::scan_1d_backward", no_second_gradient, lib=_ops)
 
 
 @register_flop_formula(torch.ops.restormixer.scan_1d)
 def _flops(u: Sequence[int], delta: Any, A: Sequence[int], *_: Any, **__: Any) -> int:  # from shapes
-    return library.forward_flops(u[0] * u[2], A)
+    return forward_flops(u[0] * u[2], A)
 
 
 @register_flop_formula(torch.ops.restormixer.scan_1d_backward)
 def _backward_flops(
     grad_y: Any, grad_last: Any, u: Sequence[int], delta: Any, A: Sequence[int], *_: Any, **__: Any
 ) -> int:
-    return library.backward_flops(u[0] * u[2], A)
+    return backward_flops(u[0] * u[2], A)

@@ -37,7 +37,7 @@ class Inputs(NamedTuple):
     softplus: bool
 
 
-def _segments(length: int, states: int, per_token: int, device: torch.device) -> list[tuple[int, int, int]]:
+def segments(length: int, states: int, per_token: int, device: torch.device) -> list[tuple[int, int, int]]:
     """Cut L tokens into segments: (first token, tokens of a part T, parts S) each, covering all without padding.
 
     A segment has at least N tokens, so that the kept states, B G N E numbers for each segment, stay within O(B D L).
@@ -97,7 +97,7 @@ class Segment:
         self.inputs = inputs
         self.state_shape = (*u.shape[1:3], *self.A.shape[1:])  # (B, G, N, E)
         self.per_token = math.prod(self.state_shape)
-        self.cuts = _segments(u.shape[0], self.A.shape[1], self.per_token, u.device)
+        self.cuts = segments(u.shape[0], self.A.shape[1], self.per_token, u.device)
         self.tokens = max(steps * parts for _, steps, parts in self.cuts)
         rows = max((steps + 1) * parts for _, steps, parts in self.cuts)
         self.decay_buffer = self.A.new_empty(self.tokens * self.per_token)

@@ -35,7 +35,7 @@ def _sum_over_channels(states: Tensor, values: Tensor, weights: Tensor) -> Tenso
     return torch.matmul(values.unsqueeze(-2), states.transpose(-1, -2)).squeeze(-2)
 
 
-def _run(inputs: Inputs, *, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def run_tokens(inputs: Inputs, *, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output (L, B, G, E), last state (B, G, N, E) and, where ``keep``, the states that enter the segments."""
     segment = Segment(inputs)
     y = torch.empty_like(inputs.u, dtype=inputs.A.dtype)
@@ -52,11 +52,11 @@ def _run(inputs: Inputs, *, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 class _Scan(torch.autograd.Function):
-    """:func:`_run` with its gradient."""
+    """:func:`run_tokens` with its gradient."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        y, state, starts = _run(Inputs(*inputs), keep=True)
+        y, state, starts = run_tokens(Inputs(*inputs), keep=True)
         *tensors, ctx.softplus = inputs
         ctx.save_for_backward(*tensors, starts)
         return y, state
@@ -66,10 +66,10 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, starts = ctx.saved_tensors
         with torch.autocast(grad_y.device.type, enabled=False):
-            return *_gradients(Inputs(*tensors, ctx.softplus), starts, grad_y, grad_state), None
+            return *token_gradients(Inputs(*tensors, ctx.softplus), starts, grad_y, grad_state), None
 
 
-def _gradients(inputs: Inputs, starts: Tensor, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
+def token_gradients(inputs: Inputs, starts: Tensor, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of all tensors of ``inputs``, in their order; segment by segment, from the last to the first."""
     segment = Segment(inputs)
     u, _, A, _, _, D, bias, softplus = inputs
@@ -126,4 +126,4 @@ def scan_tokens(
         inputs = Inputs(u, delta, A, B, C, D, bias, softplus)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs[:-1]):
             return _Scan.apply(*inputs)
-        return _run(inputs, keep=False)[:2]
+        return run_tokens(inputs, keep=False)[:2]
