@@ -36,7 +36,7 @@ def test_what_is_there():
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_the_photographs_are_held_out(name):
-    with (SAMPLES.parent / "photos.tsv").open(encoding="utf-8", newline="") as file:
+    with (SAMPLES.parent / "preparation" / "photos.tsv").open(encoding="utf-8", newline="") as file:
         parts = {row["file"]: row["part"] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
     assert parts[f"{name}.png"] == "test"
 
