@@ -25,9 +25,16 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from restormixer_arch.data.degradations.compose import add_composition, draw_composition
+from restormixer_arch.data.degradations.labels import parse_label
+from restormixer_arch.data.images.folder import FolderImages, without_suffix
+from restormixer_arch.data.lmdb_io import LmdbImages
+from restormixer_arch.errors import UserError
+
 NAMES = ("psnr", "mean", "positive", "skewness", "angle", "coherence", "run", "width", "smooth")
 INNER = (2.5, 97.5)  # percentiles of the drawn pairs between which a public one counts as covered
 SMOOTH_SIDE = 31  # pixels
+SIDE = 256  # of the part of an image that is looked at
 HIGHEST_PSNR = 99.0  # of pairs that are equal
 
 
@@ -88,6 +95,54 @@ def compare_coverage(
     if not ours or not theirs:
         raise ValueError("both sets need at least one pair")
     return list(_compared(ours, theirs))
+
+
+def compare_folders(
+    lq: str, gt: str, labels: Sequence[str], *, clean: str | None = None, count: int = 100, seed: int = 0
+) -> list[Coverage]:
+    """Return the statistics of pairs in folders or LMDBs, and of as many drawn ones of other clean images.
+
+    Args:
+        lq, gt: degraded and clean images of the same names and sizes; the upper left 256x256 pixels are looked at.
+        labels: of the drawn pairs, in turn.
+        clean: images to degrade; None for those of ``gt``.
+        count: number of drawn pairs.
+        seed: of the draws.
+
+    Raises:
+        UserError: a folder is missing, a label is unknown, or an image has no partner of its size.
+    """
+    for label in labels:
+        parse_label(label)
+    degraded, truths = _open(lq, "--lq"), _open(gt, "--gt")
+    sources = truths if clean is None else _open(clean, "--clean")
+    partners = {without_suffix(name): name for name in truths.names}
+
+    def public() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for name in degraded.names:
+            if without_suffix(name) not in partners:
+                raise UserError(f"--gt: {gt}: has no partner of {name!r}")
+            pair = _corner(degraded.read(name)), _corner(truths.read(partners[without_suffix(name)]))
+            if pair[0].shape != pair[1].shape:
+                raise UserError(f"--lq: {lq}: {name!r} and its partner are of different sizes")
+            yield pair
+
+    def drawn() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        rng = np.random.default_rng(seed)
+        for number in range(count):
+            truth = _corner(sources.read(sources.names[number % len(sources.names)]))
+            yield add_composition(truth, draw_composition(rng, labels[number % len(labels)])), truth
+
+    return compare_coverage(drawn(), public())
+
+
+def _open(root: str, option: str) -> FolderImages | LmdbImages:
+    return LmdbImages(root, option) if root.rstrip("/").endswith(".lmdb") else FolderImages(root, option)
+
+
+def _corner(image: np.ndarray) -> np.ndarray:
+    """Return the upper left of a BGR image as RGB."""
+    return np.ascontiguousarray(image[:SIDE, :SIDE, ::-1])
 
 
 def coverage_table(rows: Sequence[Coverage]) -> str:

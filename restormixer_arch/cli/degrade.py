@@ -1,4 +1,4 @@
-"""``basicsr degrade``: a sheet of all degradations, a fixed set made with them, and their speed."""
+"""``basicsr degrade``: a sheet of all degradations, a fixed set made with them, their speed, and what they cover."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ ACTIONS = {
     "sheet": "draw all degradations of a photograph on a picture sheet",
     "set": "write a fixed validation set: clean images under every label",
     "speed": "measure images/s of each degradation",
+    "coverage": "compare what is drawn with real pairs",
 }
 
 
@@ -27,7 +28,7 @@ def run(arguments: list[str]) -> int:
         raise UserError(
             f"basicsr degrade: unknown action {name!r}, expected {', '.join(ACTIONS)}.{did_you_mean(name, ACTIONS)}"
         )
-    {"sheet": _sheet, "set": _set, "speed": _speed}[name](rest)
+    {"sheet": _sheet, "set": _set, "speed": _speed, "coverage": _coverage}[name](rest)
     return 0
 
 
@@ -81,3 +82,20 @@ def _speed(arguments: list[str]) -> None:
     from restormixer_arch.data.degradations.sheet import report_speeds
 
     report_speeds(args.size, args.seconds)
+
+
+def _coverage(arguments: list[str]) -> None:
+    parser = Parser("degrade coverage", "Compare statistics of drawn degradations with those of real pairs.")
+    parser.add_argument("--lq", required=True, metavar="DIR", help="folder or LMDB of the degraded images")
+    parser.add_argument(
+        "--gt", required=True, metavar="DIR", help="folder or LMDB of the clean images, of the same names"
+    )
+    parser.add_argument("--labels", nargs="+", required=True, metavar="LABEL", help="what to draw, such as rain")
+    parser.add_argument("--clean", metavar="DIR", help="clean images to degrade (default: those of --gt)")
+    parser.add_argument("--count", type=positive_number, default=100, metavar="N", help="drawn pairs (default 100)")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of all chance (default 0)")
+    args = parser.parse_args(arguments)
+    from restormixer_arch.data.degradations.coverage import compare_folders, coverage_table
+
+    rows = compare_folders(args.lq, args.gt, args.labels, clean=args.clean, count=args.count, seed=args.seed)
+    say(coverage_table(rows))

@@ -1,0 +1,72 @@
+"""What draws cover of real pairs: statistics of residuals worked by hand."""
+
+import cv2
+import numpy as np
+import pytest
+
+from restormixer_arch.cli import main
+from restormixer_arch.data.degradations.coverage import compare_coverage, compare_folders, residual_statistics
+from restormixer_arch.data.degradations.rain import RainParameters, add_rain
+
+GRAY = np.full((128, 128, 3), 0.4, np.float32)
+
+
+def rain(**changes):
+    base = {"angle": 0, "angle_spread": 0.0, "length": 40, "width": 2, "density": 5, "intensity": 0.8, "layers": 1}
+    return add_rain(GRAY, RainParameters(**{**base, **changes}))
+
+
+def test_equal_pairs():
+    found = residual_statistics(GRAY, GRAY)
+    assert found["psnr"] == 99 and found["mean"] == 0 and found["positive"] == 0.5
+
+
+def test_a_veil_is_smooth_and_positive():
+    ramp = GRAY + np.linspace(0, 0.2, 128, dtype=np.float32)[:, None, None]
+    found = residual_statistics(ramp, GRAY)
+    assert found["mean"] == pytest.approx(25.5, rel=0.01) and found["positive"] == 1
+    assert found["smooth"] > 0.9
+    assert found["psnr"] == pytest.approx(-10 * np.log10(0.2**2 / 3), abs=0.1)
+
+
+def test_darkening_is_negative():
+    found = residual_statistics(GRAY * np.float32(0.5), GRAY)
+    assert found["positive"] == 0 and found["mean"] == pytest.approx(-51, rel=0.01)
+
+
+@pytest.mark.parametrize("angle", [-40, 0, 25])
+def test_the_angle_of_streaks(angle):
+    found = residual_statistics(rain(angle=angle), GRAY)
+    assert found["angle"] == pytest.approx(abs(angle), abs=6)
+    assert found["coherence"] > 0.7 and found["skewness"] > 1
+
+
+def test_longer_streaks_have_longer_runs_and_wider_ones_wider():
+    short, long, wide = (residual_statistics(rain(**kind), GRAY) for kind in ({"length": 12}, {}, {"width": 6}))
+    assert long["run"] > 1.5 * short["run"] and wide["width"] > 1.5 * long["width"]
+
+
+def test_what_is_outside_is_counted():
+    drawn = [(rain(seed=seed), GRAY) for seed in range(12)]
+    public = [(rain(seed=50), GRAY), (GRAY * np.float32(0.5), GRAY)]
+    shares = {row.name: row.outside for row in compare_coverage(drawn, public)}
+    assert shares["mean"] >= 0.5 and shares["positive"] >= 0.5
+    with pytest.raises(ValueError, match="at least one pair"):
+        compare_coverage(drawn, [])
+
+
+def test_the_command(folder, capsys):
+    for kind in ("lq", "gt"):
+        (folder / kind).mkdir()
+        for seed in range(3):
+            image = rain(seed=seed) if kind == "lq" else GRAY
+            cv2.imwrite(str(folder / kind / f"{seed}.png"), np.round(image * 255).astype(np.uint8))
+    arguments = ["degrade", "coverage", "--lq", "lq", "--gt", "gt", "--labels"]
+    assert main([*arguments, "rain", "--count", "6"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| residual | drawn: 5 % |") and len(lines) == 11
+    assert main([*arguments, "rian"]) == 2 and "Did you mean" in capsys.readouterr().err
+    rows = compare_folders("lq", "gt", ["rain"], count=6)
+    assert lines[2].startswith("| psnr | ") and f"{rows[0].public[1]:.2f}" in lines[2]
+    (folder / "gt/2.png").unlink()
+    assert main([*arguments, "rain"]) == 2 and "has no partner of '2.png'" in capsys.readouterr().err
