@@ -21,7 +21,7 @@ import lmdb
 import numpy as np
 
 from restormixer_arch.config.rules import database_problem
-from restormixer_arch.data.images.folder import checked_folder, decode_image, without_suffix
+from restormixer_arch.data.images.folder import decode_image, existing_folder, without_suffix
 from restormixer_arch.errors import UserError
 
 META_LINE = re.compile(r"(?P<name>.+?)(?:\s+\(\d+,\s*\d+,\s*\d+\))?(?:\s+\d+)?")
@@ -46,7 +46,7 @@ class LmdbImages:
     def __init__(self, root: str | Path, option: str) -> None:
         if problem := database_problem(Path(root), "lmdb"):
             raise UserError(f"{option}: {problem}")
-        self.root, self.option = checked_folder(root, option), option
+        self.root, self.option = existing_folder(root, option), option
         self.names = read_meta_info(self.root / "meta_info.txt")
         self._environment: _Environment | None = _shared_environment(self.root)
 

@@ -64,7 +64,7 @@ def _checkpointed(forward: Any, *inputs: Any, **options: Any) -> Any:
 
 
 @contextmanager
-def explained(what: str, advice: str) -> Iterator[None]:
+def explain_lack_of_memory(what: str, advice: str) -> Iterator[None]:
     """Turn a lack of memory into one line.
 
     Args:

@@ -71,7 +71,7 @@ class Precision:
             self.scaler.load_state_dict(state)
 
 
-def checked_amp(options: dict[str, Any], device: torch.device) -> str:
+def read_amp(options: dict[str, Any], device: torch.device) -> str:
     """Return ``train.amp``, ``off`` by default.
 
     Raises:

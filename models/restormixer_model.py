@@ -19,7 +19,7 @@ from restormixer_arch.inference.weights import read_weights
 from restormixer_arch.models import guard, memory
 from restormixer_arch.models.losses import MultiScaleDualDomainLoss
 from restormixer_arch.models.norms import NormStatistics, frozen_after
-from restormixer_arch.models.precision import Precision, checked_amp
+from restormixer_arch.models.precision import Precision, read_amp
 from restormixer_arch.models.progressive import ProgressivePatches
 from restormixer_arch.models.validation import validate
 from restormixer_arch.protocol import ExemptsFromWeightDecay, Upscales
@@ -88,7 +88,7 @@ class RestorMixerModel(SRModel):
         self.accumulate = options.get("accumulate", 1)
         self._gathered = 0  # batches whose gradients wait for the next step
         self._grad_norm: float | None = None
-        self.precision = Precision(checked_amp(options, self.device), self.device)
+        self.precision = Precision(read_amp(options, self.device), self.device)
         self.precision.prepare(network)
         self.guard = guard.Guard(options.get("max_skipped", guard.DEFAULT_MAX_SKIPPED), get_root_logger())
         self._statistics = NormStatistics(network)
@@ -138,7 +138,7 @@ class RestorMixerModel(SRModel):
         self._paths = [str(path) for path in data.get("lq_path", [])]
 
     def optimize_parameters(self, current_iter: int) -> None:
-        with memory.explained(f"at iteration {current_iter}", self._advice):
+        with memory.explain_lack_of_memory(f"at iteration {current_iter}", self._advice):
             if self.progressive:
                 self.lq, self.gt = self.progressive.select(self.lq, self.gt, current_iter)
             if self.mixup:
@@ -223,7 +223,7 @@ class RestorMixerModel(SRModel):
         height, width = self.lq.shape[-2:]
         advice = "set val.tile or val.max_memory"
         try:
-            with memory.explained(f"restoring an image of {height} x {width}", advice):
+            with memory.explain_lack_of_memory(f"restoring an image of {height} x {width}", advice):
                 self.output = self.restorer(self.lq) if self.restorer else network.forward(self.lq)
         finally:
             network.train(training)

@@ -134,7 +134,7 @@ def _rename(key: str) -> str:
     return f"{place}.{parts}"
 
 
-def stamped(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+def add_stamp(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """A copy of ``state`` with the options of a RestorMixer that the shapes do not show, as int64 tensors."""
     stamp = {
         "window_size": [network.window_size],

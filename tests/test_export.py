@@ -15,7 +15,7 @@ from test_restormixer_arch import golden, small
 from restormixer_arch import cli
 from restormixer_arch.cli import export
 from restormixer_arch.inference.weights import load_network
-from restormixer_arch.weight_options import stamped
+from restormixer_arch.weight_options import add_stamp
 
 ONNX = all(importlib.util.find_spec(name) for name in export.ONNX_PACKAGES)
 needs_onnx = pytest.mark.skipif(not ONNX, reason="the extra 'export' is not installed")
@@ -60,7 +60,7 @@ def test_safetensors_tell_everything(capsys):
     loaded = load_network("net.safetensors")
     assert (loaded.scan_merge, loaded.window_size, loaded.encoder_heads) == ("official", 4, (1, 2))
     torch.testing.assert_close(loaded(picture()), network(picture()), rtol=0, atol=2e-6)
-    wanted = stamped(network.state_dict(), network)
+    wanted = add_stamp(network.state_dict(), network)
     state = load_file("net.safetensors")
     assert state.keys() == wanted.keys() and all(torch.equal(state[name], wanted[name]) for name in wanted)
 
@@ -146,7 +146,7 @@ def check_onnx(network, file, sizes):
 def test_onnx(capsys):
     """Sizes other than the traced one: less than a window, not square, with parts of windows."""
     network = small(window_size=16, num_blocks=(1, 2, 0)).eval()
-    save_file(stamped(network.state_dict(), network), "net.safetensors")
+    save_file(add_stamp(network.state_dict(), network), "net.safetensors")
     exported("net.safetensors", "-o", "net.onnx")
     assert "net.onnx: differs by " in capsys.readouterr().out
     session = check_onnx(network, "net.onnx", [(8, 8), (64, 72), (40, 16), (96, 136)])
@@ -165,7 +165,7 @@ def test_onnx(capsys):
 @pytest.mark.parametrize("merge", ["paper", "official"])
 def test_onnx_of_the_golden_weights(merge):
     network, _ = golden(merge)
-    save_file(stamped(network.state_dict(), network), "golden.safetensors")
+    save_file(add_stamp(network.state_dict(), network), "golden.safetensors")
     exported("golden.safetensors", "-o", "golden.onnx")
     check_onnx(network, "golden.onnx", [(8, 16), (64, 40)])
 
@@ -176,6 +176,6 @@ def test_onnx_of_the_golden_weights(merge):
 @pytest.mark.parametrize(("channels", "upscale"), [(1, 2), (3, 4)])
 def test_onnx_of_super_resolution(channels, upscale):
     network = small(in_channels=channels, out_channels=channels, upscale=upscale).eval()
-    save_file(stamped(network.state_dict(), network), "sr.safetensors")
+    save_file(add_stamp(network.state_dict(), network), "sr.safetensors")
     exported("sr.safetensors", "-o", "sr.onnx")
     check_onnx(network, "sr.onnx", [(8, 16), (40, 24)])

@@ -6,7 +6,7 @@ from training_cases import NETWORKS, build, same, step, weights
 
 from restormixer_arch.basicsr_adapter import register
 from restormixer_arch.errors import UserError
-from restormixer_arch.models.precision import Precision, checked_amp
+from restormixer_arch.models.precision import Precision, read_amp
 
 register.register()
 
@@ -71,8 +71,8 @@ def test_validation_runs_in_float32(tmp_path):
 def test_fp16_needs_a_gpu(tmp_path):
     with pytest.raises(UserError, match=r"train.amp: 'fp16' needs a CUDA device, this is cpu; use 'bf16' or 'off'"):
         build(tmp_path, amp="fp16")
-    assert checked_amp({"amp": "fp16"}, torch.device("cuda")) == "fp16"
-    assert checked_amp({"amp": False}, CPU) == checked_amp({}, CPU) == "off"  # a bare off in YAML
+    assert read_amp({"amp": "fp16"}, torch.device("cuda")) == "fp16"
+    assert read_amp({"amp": False}, CPU) == read_amp({}, CPU) == "off"  # a bare off in YAML
 
 
 def test_an_unknown_precision():
@@ -106,7 +106,7 @@ def test_a_training_in_fp16_goes_on_from_its_loss_scale(tmp_path, monkeypatch):
     """On the CPU, which computes in float16 if it must."""
     from restormixer_arch.models import restormixer_model
 
-    monkeypatch.setattr(restormixer_model, "checked_amp", lambda options, device: "fp16")
+    monkeypatch.setattr(restormixer_model, "read_amp", lambda options, device: "fp16")
     model = build(tmp_path)
     before = weights(model)
     step(model)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from restormixer_arch.atomic_write import atomic_paths
 from restormixer_arch.cli.restore import Job, find_jobs, make_folder
 from restormixer_arch.errors import UserError
-from restormixer_arch.whole_files import whole
 
 
 @pytest.fixture
@@ -109,11 +109,11 @@ def test_files_appear_when_they_are_whole(folder):
     target = folder / "a.png"
     target.write_text("old")
     for error in (ValueError, KeyboardInterrupt):
-        with pytest.raises(error), whole([target]) as [part]:
+        with pytest.raises(error), atomic_paths([target]) as [part]:
             part.write_text("half")
             raise error
         assert target.read_text() == "old" and list(folder.iterdir()) == [target]
-    with whole([target]) as [part]:
+    with atomic_paths([target]) as [part]:
         assert part.suffix == ".png" and part.name.startswith(".")
         part.write_text("new")
     assert target.read_text() == "new" and list(folder.iterdir()) == [target]

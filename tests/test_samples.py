@@ -198,4 +198,4 @@ class TestScript:
         assert "LICENCES.tsv: cannot be read (No such file or directory)" in said("--photos", photos, "--out", out)
         assert not out.exists()
         with pytest.raises(UserError, match="phtos"):
-            make_samples.checked_folder(tmp_path / "phtos", "--photos")
+            make_samples.existing_folder(tmp_path / "phtos", "--photos")

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_restormixer_arch import GOLDEN, golden, small
 
-from restormixer_arch.weight_options import stamped
+from restormixer_arch.weight_options import add_stamp
 
 spandrel = pytest.importorskip("spandrel")
 
@@ -21,7 +21,7 @@ def registry():
 
 
 def saved(network, path, stamp=True):
-    state = stamped(network.state_dict(), network) if stamp else network.state_dict()
+    state = add_stamp(network.state_dict(), network) if stamp else network.state_dict()
     if path.suffix == ".safetensors":
         save_file(state, path)
     else:

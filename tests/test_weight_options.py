@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from test_restormixer_arch import GOLDEN, SMALL
 
 from restormixer_arch import RestorMixer, weight_options
-from restormixer_arch.weight_options import canonical, is_restormixer, options_from_weights, stamped
+from restormixer_arch.weight_options import add_stamp, canonical, is_restormixer, options_from_weights
 
 OPTIONS = {
     "base_channels": st.sampled_from([2, 4, 6, 12]),
@@ -29,7 +29,7 @@ OPTIONS = {
 def test_a_stamped_file_builds_the_network_it_was_saved_from(channels, options):
     torch.manual_seed(0)
     network = RestorMixer(channels, channels, **options).eval()
-    state = stamped(network.state_dict(), network)
+    state = add_stamp(network.state_dict(), network)
     rebuilt = RestorMixer(**options_from_weights(state)).eval()
     rebuilt.load_state_dict(state)
     x = torch.rand(1, channels, 16, 24)
@@ -61,14 +61,14 @@ def test_a_load_renames_each_key_once(monkeypatch):
     monkeypatch.setattr(weight_options, "_rename", lambda key: renamed.append(key) or rename(key))
     network = RestorMixer.from_weights(released)
     assert renamed == list(released)
-    again = RestorMixer.from_weights(stamped(network.state_dict(), network))
+    again = RestorMixer.from_weights(add_stamp(network.state_dict(), network))
     for name, value in network.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
 
 
 def test_a_stamp_survives_a_file_and_is_taken_off_again(tmp_path):
     network = RestorMixer(**SMALL)
-    save_file(stamped(network.state_dict(), network), tmp_path / "net.safetensors")
+    save_file(add_stamp(network.state_dict(), network), tmp_path / "net.safetensors")
     state = load_file(tmp_path / "net.safetensors")
     assert options_from_weights(state)["encoder_heads"] == (2, 2)
     assert canonical(state)[0].keys() == network.state_dict().keys()

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from restormixer_arch import RestorMixer
-from restormixer_arch.weight_options import stamped
+from restormixer_arch.weight_options import add_stamp
 
 
 def tiny_network(**options: int) -> RestorMixer:
@@ -21,5 +21,5 @@ def tiny_network(**options: int) -> RestorMixer:
 
 def save_tiny(path: Path, **options: int) -> Path:
     network = tiny_network(**options)
-    save_file(stamped(network.state_dict(), network), path)
+    save_file(add_stamp(network.state_dict(), network), path)
     return path

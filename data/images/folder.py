@@ -14,7 +14,7 @@ from restormixer_arch.data.images import IMAGE_SUFFIXES
 from restormixer_arch.errors import UserError, not_found
 
 
-def checked_folder(root: str | Path, option: str) -> Path:
+def existing_folder(root: str | Path, option: str) -> Path:
     """Return the folder that an option names. Raises UserError, with similar names, if there is none."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -61,7 +61,7 @@ class FolderImages:
     """
 
     def __init__(self, root: str | Path, option: str, recursive: bool = False) -> None:
-        self.root, self.option = checked_folder(root, option), option
+        self.root, self.option = existing_folder(root, option), option
         self.names = sorted(self._names(recursive))
         if not self.names:
             deeper = 0 if recursive else len(self._names(True))

@@ -12,10 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from restormixer_arch.atomic_write import write_text_atomically
 from restormixer_arch.data.preparation.find_pairs import Unit
 from restormixer_arch.data.preparation.store import meta_line
 from restormixer_arch.data.preparation.sub_images import Prepared, Recipe
-from restormixer_arch.whole_files import write_whole
 
 VERSION = 1
 
@@ -65,7 +65,7 @@ class Journal:
         """Write what is known and be ready for more; skipped units are tried again."""
         self.records = {name: record for name, record in self.records.items() if "skipped" not in record}
         lines = [json.dumps(record) for record in (self.settings, *self.records.values())]
-        write_whole(self.path, "".join(f"{line}\n" for line in lines))
+        write_text_atomically(self.path, "".join(f"{line}\n" for line in lines))
         self._file = self.path.open("a", encoding="utf-8")
 
     def add(self, outcomes: Iterable[Prepared]) -> None:

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from restormixer_arch.data.degradations.rain import add_rain, draw_shower
-from restormixer_arch.data.images.folder import checked_folder
+from restormixer_arch.data.images.folder import existing_folder
 from restormixer_arch.data.lmdb_io import write_lmdb
 from restormixer_arch.data.preparation.sub_images import reduced
 from restormixer_arch.errors import UserError
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     options = parser.parse_args(arguments)
     try:
-        make_samples(checked_folder(options.photos, "--photos"), options.out)
+        make_samples(existing_folder(options.photos, "--photos"), options.out)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -10,11 +10,11 @@ import cv2
 import lmdb
 import numpy as np
 
+from restormixer_arch.atomic_write import atomic_paths
 from restormixer_arch.data.images import IMAGE_SUFFIXES
 from restormixer_arch.data.lmdb_io import LmdbImages
 from restormixer_arch.data.preparation.sub_images import PNG_LEVEL, Entry
 from restormixer_arch.errors import UserError
-from restormixer_arch.whole_files import whole
 
 SLACK = 2**26  # bytes that an LMDB may grow to beyond twice what is written at once
 
@@ -68,7 +68,7 @@ class FolderStore:
         for entry in entries:
             target = self.path / f"{entry.key}{entry.suffix}"
             target.parent.mkdir(parents=True, exist_ok=True)
-            with whole([target]) as [part]:
+            with atomic_paths([target]) as [part]:
                 part.write_bytes(entry.content)
 
     def close(self, lines: Iterable[str]) -> None:

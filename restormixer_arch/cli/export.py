@@ -47,12 +47,12 @@ def run(arguments: list[str]) -> int:
     if not args.output.parent.is_dir():
         raise UserError(f"-o: there is no folder {str(args.output.parent)!r}")
     options = None if args.opt is None else _network_options(args.opt)
+    from restormixer_arch.atomic_write import atomic_paths
     from restormixer_arch.inference.weights import load_network
-    from restormixer_arch.whole_files import whole
 
     network = load_network(args.weights, args.param_key, options)
     try:
-        with whole([args.output]) as [partial]:
+        with atomic_paths([args.output]) as [partial]:
             remark = write(network, partial)
     except OSError as error:
         raise UserError(f"-o: {str(args.output)!r} cannot be written ({error.strerror})") from error
@@ -81,9 +81,9 @@ def _network_options(option_file: str) -> dict[str, Any]:
 def _write_safetensors(network: RestorMixer, path: Path) -> str:
     from safetensors.torch import save
 
-    from restormixer_arch.weight_options import stamped
+    from restormixer_arch.weight_options import add_stamp
 
-    state = {name: tensor.contiguous() for name, tensor in stamped(network.state_dict(), network).items()}
+    state = {name: tensor.contiguous() for name, tensor in add_stamp(network.state_dict(), network).items()}
     path.write_bytes(save(state, metadata={"format": "pt"}))
     return f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from restormixer_arch.cli.parsing import Parser
-from restormixer_arch.data.images.folder import checked_folder
+from restormixer_arch.data.images.folder import existing_folder
 from restormixer_arch.data.preparation.find_pairs import Found, expected_layouts, find_part, forget_folders
 from restormixer_arch.data.preparation.layouts import SETS, TASKS, PublicSet
 from restormixer_arch.data.preparation.photos import PHOTOS, find_photos, fixed_pairs
@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
     """Prepare, check or list. Returns the exit code."""
     args = _parser().parse_args(arguments)
     chosen = _chosen(args)
-    root = checked_folder(args.root, "--root")
+    root = existing_folder(args.root, "--root")
     forget_folders()
     jobs = _photo_jobs(args, root) if args.task == PHOTOS.task else list(_jobs(args, chosen, root))
     if args.dry_run:

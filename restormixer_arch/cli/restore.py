@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from restormixer_arch.atomic_write import PART, atomic_paths
 from restormixer_arch.cli.parsing import Parser, positive_number, whole_number
 from restormixer_arch.data.images import IMAGE_SUFFIXES, VIDEO_CODECS
 from restormixer_arch.errors import UserError, not_found
 from restormixer_arch.memory import parse_bytes
 from restormixer_arch.output import complain, is_first_process, note, say
-from restormixer_arch.whole_files import PART, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -291,7 +291,7 @@ def restore_file(job: Job, restorer: Restorer, *, overwrite: bool, show: Show) -
     make_folder(job.target.parent)
     wanted = [output for output in job.outputs if overwrite or not output.exists()]
     try:
-        with whole(wanted) as parts:
+        with atomic_paths(wanted) as parts:
             places = dict(zip(wanted, parts, strict=True))
             restore = _restore_video if job.is_video else _restore_image
             return restore(job, places, restorer, show)

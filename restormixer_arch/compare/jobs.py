@@ -111,11 +111,11 @@ def step_seconds(file: str, steps: int) -> list[float]:
     from dataclasses import replace
 
     from restormixer_arch.config.check import read_request
-    from restormixer_arch.training.dry_run import shortened, timed_training
+    from restormixer_arch.training.dry_run import shorten_options, timed_training
 
     request = read_request(file, is_train=True)
     with tempfile.TemporaryDirectory(prefix="basicsr_compare_") as folder:
-        options = shortened(request.options, folder, 1)
+        options = shorten_options(request.options, folder, 1)
         options["train"]["total_iter"] = steps + 2
         _, seconds = timed_training(replace(request, options=options))
     return seconds[2:]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from restormixer_arch.whole_files import write_whole
+from restormixer_arch.atomic_write import write_text_atomically
 
 FORMAT = 1
 FILE = "results.json"
@@ -171,7 +171,7 @@ class Comparison(Part):
 
 def write(comparison: Comparison, folder: Path) -> Path:
     """Write ``results.json``; return its place."""
-    return write_whole(folder / FILE, comparison.model_dump_json(indent=1) + "\n")
+    return write_text_atomically(folder / FILE, comparison.model_dump_json(indent=1) + "\n")
 
 
 def read(folder: Path) -> Comparison:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from restormixer_arch.atomic_write import write_text_atomically
 from restormixer_arch.benchmark.tables import show_giga, show_memory, show_minutes, show_parameters, show_time
 from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric
-from restormixer_arch.whole_files import write_whole
 
 INPUT = "input"
 
@@ -63,7 +63,7 @@ def show_difference(difference: Difference, show: Callable[[float], str]) -> str
 def write(comparison: Comparison, folder: Path) -> list[Path]:
     """Write ``table.md`` and ``table.csv``; return their places."""
     texts = {"table.md": markdown(comparison), "table.csv": comma_separated(comparison)}
-    return [write_whole(folder / name, text) for name, text in texts.items()]
+    return [write_text_atomically(folder / name, text) for name, text in texts.items()]
 
 
 def markdown(comparison: Comparison) -> str:

@@ -22,12 +22,12 @@ from typing import Any
 
 import yaml
 
+from restormixer_arch.atomic_write import write_text_atomically
 from restormixer_arch.benchmark.measure import run_in_process
 from restormixer_arch.compare.options import ANY_TOTAL, is_trained, training_options
 from restormixer_arch.compare.results import Training
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import note
-from restormixer_arch.whole_files import write_whole
 
 FOLDER = "training"
 STEPS, ROUNDS = 10, 2  # steps of each competitor that are measured at once, and how often
@@ -85,7 +85,7 @@ def iterations(options: dict[str, Any], names: list[str], place: Path, threads: 
     missing = [name for name in names if name not in seconds]
     if missing:
         seconds |= measure_steps(options, missing, place, threads)
-        write_whole(kept, json.dumps(seconds, indent=1) + "\n")
+        write_text_atomically(kept, json.dumps(seconds, indent=1) + "\n")
     return {name: max(1, round(60 * budget["minutes"] / seconds[name])) for name in names}
 
 
@@ -96,7 +96,9 @@ def measure_steps(options: dict[str, Any], names: list[str], place: Path, thread
     for _ in range(ROUNDS):
         for name in names:
             file = place / f".{name}.step.yml"
-            write_whole(file, yaml.safe_dump(training_options(options, name, ANY_TOTAL, str(place)), sort_keys=False))
+            write_text_atomically(
+                file, yaml.safe_dump(training_options(options, name, ANY_TOTAL, str(place)), sort_keys=False)
+            )
             job = {"kind": "step_seconds", "threads": threads, "arguments": {"file": str(file), "steps": STEPS}}
             try:
                 taken[name] += run_in_process(JOBS, job, f"measuring the training steps of competitors.{name}")
@@ -120,7 +122,7 @@ def option_file(options: dict[str, Any], name: str, total: int, place: Path) -> 
             f"{file}: competitors.{name} was started with other options ({changed}); resume with those, or start again "
             "without --auto_resume"
         )
-    write_whole(file, text)
+    write_text_atomically(file, text)
     return file
 
 
@@ -135,7 +137,7 @@ def _train(options: dict[str, Any], name: str, total: int, file: Path, place: Pa
         begin = time.monotonic()
         code = run_and_wait([sys.executable, "-m", FOLLOWER, "-opt", str(file), "--auto_resume"], log)
         state = {"seconds": state["seconds"] + time.monotonic() - begin, "done": code == 0}
-        write_whole(record, json.dumps(state) + "\n")
+        write_text_atomically(record, json.dumps(state) + "\n")
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             raise Ended(code)
         if code:

@@ -33,7 +33,7 @@ def dry_run(request: Request) -> list[str]:
     train = request.options["train"]
     iterations = (train.get("progressive") or {}).get("iters") or [train["total_iter"]]
     with tempfile.TemporaryDirectory(prefix="basicsr_dry_run_") as folder:
-        options = shortened(request.options, folder, len(iterations))
+        options = shorten_options(request.options, folder, len(iterations))
         run, seconds = timed_training(replace(request, options=options, auto_resume=False))
         stages = [min(seconds[STEPS * stage + 1 : STEPS * (stage + 1)]) for stage in range(len(iterations))]
         restoring = {loader.dataset.opt["name"]: _restoring_seconds(run, loader) for loader in run.val_loaders}
@@ -48,7 +48,7 @@ def timed_training(request: Request) -> tuple[Training, list[float]]:
     return run, [end - begin for begin, end in zip(times, times[1:], strict=False)]
 
 
-def shortened(options: dict[str, Any], folder: str, stages: int) -> dict[str, Any]:
+def shorten_options(options: dict[str, Any], folder: str, stages: int) -> dict[str, Any]:
     """The options of a training of ``STEPS`` iterations a stage that writes to ``folder`` only."""
     options = deepcopy(options)
     options["path"] = {**options["path"], "experiments_root": folder, "resume_state": None}

@@ -42,7 +42,7 @@ def set_generator_states(states: dict[str, Any]) -> None:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def keep_generator_states() -> Iterator[None]:
     """Leave all generators as they are found, whatever is drawn within."""
     states = generator_states()
     try:

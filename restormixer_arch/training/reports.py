@@ -20,7 +20,7 @@ from basicsr.utils import get_root_logger
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from restormixer_arch.whole_files import whole
+from restormixer_arch.atomic_write import atomic_paths
 
 LOSSES, VALIDATIONS, CURVES = "losses.csv", "validations.csv", "learning_curve.png"
 KEY = "iteration"
@@ -166,7 +166,7 @@ class Table:
                 csv.DictWriter(file, self.columns).writerow(row)
 
     def _rewrite(self) -> None:
-        with whole([self.path]) as [part], part.open("w", newline="", encoding="utf-8") as file:
+        with atomic_paths([self.path]) as [part], part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
@@ -216,7 +216,7 @@ def draw_curves(losses: list[dict[str, Any]], validations: list[dict[str, Any]],
     panels[-1].set_xlabel("iteration")
     for panel in panels:
         panel.grid(alpha=0.25)
-    with whole([path]) as [part]:
+    with atomic_paths([path]) as [part]:
         figure.savefig(part, dpi=DPI, format="png")
 
 

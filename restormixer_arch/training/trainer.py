@@ -38,7 +38,7 @@ from restormixer_arch.training.loader import (
     build_validation_loaders,
 )
 from restormixer_arch.training.options import make_folders, make_opt
-from restormixer_arch.training.randomness import set_generator_states, undisturbed
+from restormixer_arch.training.randomness import keep_generator_states, set_generator_states
 from restormixer_arch.training.reports import LOGGERS, Progress, Reports
 from restormixer_arch.training.resume import load_resume_state, resume_training
 
@@ -303,7 +303,7 @@ class Training(Run):
         for number, loader in enumerate(self.val_loaders):
             if self._validated_at[number] == self.iteration or (self.interrupt.agreed() and not last):
                 continue
-            with undisturbed():
+            with keep_generator_states():
                 save_img = self.opt["val"]["save_img"]
                 if not run_validation(self.model, loader, self.iteration, self.tb_logger, save_img, stop):
                     return

@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from restormixer_arch.atomic_write import write_text_atomically
 from restormixer_arch.compare import results, tables
 from restormixer_arch.compare.results import Comparison
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import complain, say
-from restormixer_arch.whole_files import write_whole
 
 FILE = "report.html"
 NEEDED = ("jinja2", "plotly")
@@ -39,7 +39,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     place = folder / FILE
     text = render(comparison, folder)
     try:
-        return write_whole(place, text)
+        return write_text_atomically(place, text)
     except OSError as error:
         raise UserError(f"{place}: cannot be written: {error.strerror}") from error
 
