@@ -26,7 +26,7 @@ from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.selective_scan import checks, cuda, triton_scan
 from restormixer_arch.selective_scan.definition import DIRECTIONS, selective_scan_2d_loop, selective_scan_loop
 from restormixer_arch.selective_scan.layouts import selective_scan_torch
-from restormixer_arch.selective_scan.operator import MAX_STATES, keep_states_by_default, scan_2d
+from restormixer_arch.selective_scan.operator import MAX_STATES, constant_when_traced, keep_states_by_default, scan_2d
 
 __all__ = [
     "BACKENDS",
@@ -71,7 +71,7 @@ def available_backends() -> dict[str, str | None]:
     return reasons | {"triton": triton_scan.unusable_reason(), "cuda": cuda.unusable_reason()}
 
 
-@torch.compiler.assume_constant_result  # torch.compile calls it and does not trace the probes of the kernels
+@constant_when_traced  # torch.compile calls it and does not trace the probes of the kernels
 def _automatic(
     device: torch.device, dtypes: Collection[torch.dtype], states: int, constant_weights: bool = False
 ) -> tuple[str, str]:
@@ -157,7 +157,7 @@ def _choose(
     return backend
 
 
-_explicit_reason = torch.compiler.assume_constant_result(_kernel_reason)
+_explicit_reason = constant_when_traced(_kernel_reason)
 
 
 def selective_scan(

@@ -20,7 +20,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +36,17 @@ MAX_STATES = 256
 KEEP_STATES = {"keep": True, "recompute": False}  # values of the environment variable RESTORMIXER_SCAN_STATES
 
 _ops = torch.library.Library("restormixer", "FRAGMENT")
+
+
+def constant_when_traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let torch.compile call a function while it traces, and take the result as a constant.
+
+    It is ``torch.compiler.assume_constant_result`` without the import of torch._dynamo, which takes seconds.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
 _INPUTS = "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor delta_bias"
 _ops.define(f"scan_2d({_INPUTS}, int[] directions, str backend, bool keep_states) -> (Tensor, Tensor)")
 _ops.define(
@@ -44,7 +55,7 @@ _ops.define(
 )
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def keep_states_by_default() -> bool:
     """What the environment variable ``RESTORMIXER_SCAN_STATES`` says: ``keep`` (default) or ``recompute``."""
     wanted = os.environ.get("RESTORMIXER_SCAN_STATES", "keep")
