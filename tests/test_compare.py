@@ -199,7 +199,10 @@ def test_signals(pairs, write, capsys, monkeypatch):
         patch.setattr(run, "train_all", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         assert cli.main(["compare", "-opt", file]) == 143
     assert capsys.readouterr().err.splitlines()[-1] == again
-    wait, ending = training.run_and_wait, [sys.executable, "-c", "import os; os.kill(os.getpid(), 2)"]
+    wait, ending = (
+        training.run_and_wait,
+        [sys.executable, "-c", "import os, signal; signal.signal(2, signal.SIG_DFL); os.kill(os.getpid(), 2)"],
+    )
     monkeypatch.setattr(training, "run_and_wait", lambda command, log: wait(ending, log))
     assert cli.main(["compare", "-opt", file, "--auto_resume"]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == again

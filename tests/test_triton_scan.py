@@ -106,6 +106,9 @@ def test_a_missing_triton_is_a_reason(monkeypatch):
     assert triton_scan.package_reason().startswith("triton cannot be imported: ModuleNotFoundError: ")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert package.available_backends()["triton"] == triton_scan.package_reason()
+    monkeypatch.setattr(
+        package.importlib.util, "find_spec", lambda name: None
+    )  # another test may stand in for mamba-ssm
     assert "cuda: no device here; a GPU would take torch (triton: " in package.backend_report()
 
 
