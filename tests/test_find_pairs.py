@@ -94,12 +94,12 @@ def test_an_empty_folder_beside_the_clean_images(tmp_path):
 def test_an_image_too_small_to_be_reduced(tmp_path):
     save(tmp_path / "a.png", picture(0, (11, 40)))
     outcome = prepare_unit(Unit("a", tmp_path / "a.png"), Recipe(scales=(2,), multiple=12))
-    assert outcome.fault == f"{tmp_path}/a.png: is 11x40, smaller than 12" and not outcome.entries
+    assert outcome.problem == f"{tmp_path}/a.png: is 11x40, smaller than 12" and not outcome.entries
 
 
 def test_an_image_that_vanished(tmp_path):
     outcome = prepare_unit(Unit("a", tmp_path / "a.png"), Recipe())
-    assert outcome.fault == f"{tmp_path}/a.png: cannot be read (No such file or directory)"
+    assert outcome.problem == f"{tmp_path}/a.png: cannot be read (No such file or directory)"
 
 
 def test_only_the_first_of_many_bad_pairs_are_listed(folder, capsys):

@@ -93,7 +93,7 @@ def recorded_options(out: Path) -> dict[str, Any]:
 
 
 def check_fixed_set(gt: str, out: Path, lmdb: bool, compositions: Compositions | None = None) -> tuple[int, list[str]]:
-    """Make the pairs again from what is recorded beside them and compare. Returns the number of images and the faults.
+    """Make the pairs again from what is recorded beside them and compare. Returns the number of images, and problems.
 
     Args:
         gt: folder or LMDB of the clean images.
@@ -107,7 +107,7 @@ def check_fixed_set(gt: str, out: Path, lmdb: bool, compositions: Compositions |
     form, suffix = ("lmdb", ".lmdb") if lmdb else ("folder", "")
     readers = {kind: open_reader(out / f"{kind}{suffix}", form) for kind in ("gt", "lq")}
     left = {kind: set(reader.names) for kind, reader in readers.items()}
-    count, faults = 0, []
+    count, problems = 0, []
     if (out / COMPOSITIONS).is_file():
         compositions = read_compositions(out / COMPOSITIONS)
     for name, _, images in _pairs(_dataset(gt, recorded_options(out), compositions), gt):
@@ -117,12 +117,12 @@ def check_fixed_set(gt: str, out: Path, lmdb: bool, compositions: Compositions |
             content = cv2.imencode(".png", image)[1].tobytes()
             wrong = difference(readers[kind], Entry(name, ".png", image.shape[:2], content))
             if wrong:
-                faults.append(f"{out / kind}{suffix}: image {name!r} {wrong}")
+                problems.append(f"{out / kind}{suffix}: image {name!r} {wrong}")
     for kind, names in left.items():
         if names:
             text = f"{len(names)} images have no source, the first is {min(names)!r}"
-            faults.append(f"{out / kind}{suffix}: {text}")
-    return count, faults
+            problems.append(f"{out / kind}{suffix}: {text}")
+    return count, problems
 
 
 def _dataset(gt: str, options: dict[str, Any], compositions: Compositions | None) -> DegradedDataset:

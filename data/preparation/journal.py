@@ -72,8 +72,8 @@ class Journal:
         """Record units whose images are on disk, or that were skipped."""
         for outcome in outcomes:
             record: dict[str, Any] = {"unit": outcome.unit.name, "files": signature(outcome.unit)}
-            if outcome.fault:
-                record["skipped"] = outcome.fault
+            if outcome.problem:
+                record["skipped"] = outcome.problem
             else:
                 record["images"] = {k: [meta_line(entry) for entry in made] for k, made in outcome.entries.items()}
                 record["bytes"] = {k: sum(len(e.content) for e in made) for k, made in outcome.entries.items()}

@@ -24,7 +24,7 @@ from restormixer_arch.errors import UserError
 
 CHUNK = 16  # units that a worker takes, and that are written, at once
 AHEAD = 3  # chunks in work for each worker: more would pile up in memory where the disk is slow
-SHOWN = 5  # faults of one kind that are listed
+SHOWN = 5  # problems of one kind that are listed
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ def check_part(job: Job, workers: int) -> tuple[int, list[str]]:
     readers = {kind: open_reader(path, job.form) for kind, path in known.places.items()}
     left = {kind: set(reader.names) for kind, reader in readers.items()}
     skipped = set(record.skipped())
-    count, faults = 0, []
+    count, problems = 0, []
     for outcomes in _outcomes(known.found.units, recipe, workers, f"check {job.found.shown}"):
         for outcome in outcomes:
-            if outcome.fault:
-                faults += [outcome.fault] * (outcome.fault not in skipped)
+            if outcome.problem:
+                problems += [outcome.problem] * (outcome.problem not in skipped)
             for kind, entries in outcome.entries.items():
                 for entry in entries:
                     count += 1
@@ -140,12 +140,12 @@ def check_part(job: Job, workers: int) -> tuple[int, list[str]]:
                     left[kind].discard(entry.key)
                     wrong = difference(readers[kind], entry) or ("" if listed else "is not listed")
                     if wrong:
-                        faults.append(f"{known.places[kind]}: image {entry.key!r} {wrong} (of {outcome.unit.gt})")
+                        problems.append(f"{known.places[kind]}: image {entry.key!r} {wrong} (of {outcome.unit.gt})")
     for kind, names in left.items():
         if names:
             text = f"{len(names)} images have no source, the first is {min(names)!r}"
-            faults.append(f"{known.places[kind]}: {text}")
-    return count, faults
+            problems.append(f"{known.places[kind]}: {text}")
+    return count, problems
 
 
 def _is_there(job: Job, settings: dict[str, object]) -> bool:
@@ -170,9 +170,9 @@ def _write(job: Job, journal: Journal, left: Sequence[Unit], workers: int, skip_
     stores = {kind: STORES[job.form](job.partial / kind) for kind in job.kinds}
     try:
         for outcomes in _outcomes(left, job.recipe, workers, f"prepare {job.found.shown}"):
-            bad = [outcome for outcome in outcomes if outcome.fault]
+            bad = [outcome for outcome in outcomes if outcome.problem]
             if bad and not skip_bad:
-                raise UserError(bad[0].fault)
+                raise UserError(bad[0].problem)
             for kind, store in stores.items():
                 store.put([entry for outcome in outcomes for entry in outcome.entries.get(kind, ())])
             journal.add(outcomes)

@@ -53,7 +53,7 @@ class Prepared:
 
     unit: Unit
     entries: dict[str, list[Entry]]
-    fault: str = ""
+    problem: str = ""
 
 
 def start_worker() -> None:
@@ -63,7 +63,7 @@ def start_worker() -> None:
 
 
 def prepare_units(units: Sequence[Unit], recipe: Recipe) -> list[Prepared]:
-    """Prepare several units; a fault is returned and not raised."""
+    """Prepare several units; a problem is returned and not raised."""
     return [prepare_unit(unit, recipe) for unit in units]
 
 

@@ -118,9 +118,9 @@ def _from_section(entry: Entry) -> Built:
 
     section = deepcopy(entry.network)
     kind = section["type"]
-    fault = spandrel_networks.provide(kind)
-    if fault or (kind not in ARCH_REGISTRY and f"{kind}_basicsr" not in ARCH_REGISTRY):
-        raise UserError(f"competitors.{entry.name}: {fault or f'{kind!r} is no known architecture'}")
+    problem = spandrel_networks.provide(kind)
+    if problem or (kind not in ARCH_REGISTRY and f"{kind}_basicsr" not in ARCH_REGISTRY):
+        raise UserError(f"competitors.{entry.name}: {problem or f'{kind!r} is no known architecture'}")
     network = build_network(section)
     if entry.weights:
         try:
