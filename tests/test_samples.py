@@ -48,15 +48,22 @@ def test_is_small():
     assert names == {"ATTRIBUTION.md", "pictures"} | figures | rainy | small
 
 
+def read_crops(name, count):
+    """The names in an LMDB, and its first images; it is closed before anything is asserted."""
+    database = LmdbImages(SAMPLES / name, "x")
+    return database.names, [database.read(key) for key in database.names[:count]]
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_reduced_crops_belong_to_the_clean_ones(part):
-    clean, small = (
-        LmdbImages(SAMPLES / name, "x") for name in (f"{part}_gt.lmdb", f"{part.replace('rain_', 'sr_')}_x2_lq.lmdb")
-    )
-    assert clean.names == small.names
-    for name in clean.names[:3]:
-        image, half = clean.read(name), small.read(name)
-        assert np.array_equal(half, make_samples.reduced(np.uint8(np.round(image * 255)), 2) / np.float32(255))
+    names, clean = read_crops(f"{part}_gt.lmdb", 3)
+    small_names, small = read_crops(f"{part.replace('rain_', 'sr_')}_x2_lq.lmdb", 3)
+    assert names == small_names
+    for image, half in zip(clean, small, strict=True):
+        again = make_samples.reduced(np.uint8(np.round(image * 255)), 2)
+        # Another processor may round a value that lies between two levels the other way.
+        levels = np.abs(half * 255 - again)
+        assert levels.max() < 1.01 and np.mean(levels > 0.5) < 1e-3
         assert decibels(cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), half) > 25
 
 
@@ -87,15 +94,13 @@ def test_pairs(part, count, low, high):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_basicsr_reads_them(part):
-    ours = PairedRestorationDataset(options(part))
-    wanted = [ours[i] for i in range(2)]
-    del ours
-    theirs = PairedImageDataset(options(part))
-    for index, item in enumerate(wanted):
-        other = theirs[index]
-        assert (item["gt"].numpy() == other["gt"].numpy()).all() and (item["lq"].numpy() == other["lq"].numpy()).all()
-        assert item["lq_path"] == other["lq_path"]
-    del theirs
+    def items(kind):
+        dataset = kind(options(part))
+        return [dataset[index] for index in range(2)]
+
+    for ours, theirs in zip(items(PairedRestorationDataset), items(PairedImageDataset), strict=True):
+        assert (ours["gt"].numpy() == theirs["gt"].numpy()).all() and (ours["lq"].numpy() == theirs["lq"].numpy()).all()
+        assert ours["lq_path"] == theirs["lq_path"]
     root = SAMPLES / f"{part}_gt.lmdb"
     client = FileClient("lmdb", db_paths=str(root), client_keys="gt")
     for line in (root / "meta_info.txt").read_text().splitlines():
