@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 
+from restormixer_arch.basicsr_adapter import register
 from restormixer_arch.models.restormixer_model import RestorMixerModel
+
+register.register()
 
 RESTORMIXER = {
     "type": "RestorMixer",
