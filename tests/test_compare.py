@@ -57,7 +57,7 @@ def here(monkeypatch):
 @pytest.mark.timeout(600)  # five processes are begun one after the other
 @pytest.mark.filterwarnings("ignore:distutils Version")  # thop
 def test_a_killed_comparison_goes_on(pairs, write, capsys, here):
-    """Killed within the second training: the first one stays, the second goes on, and all is measured."""
+    """Killed within the second training: the first one stays, the second resumes, and all is measured."""
     options = compare_options()
     options["train"]["budget"]["iterations"] = 300
     options["competitors"]["edsr"]["train"] = {"pixel_opt": {"loss_weight": 0.5}}

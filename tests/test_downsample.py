@@ -16,7 +16,7 @@ from restormixer_arch.data.degradations.downsample import (
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_equals_basicsr(scale, channels):
-    from basicsr.utils.matlab_functions import imresize  # once compat has mended it
+    from basicsr.utils.matlab_functions import imresize  # once compat has fixed it
 
     image = np.random.default_rng(0).uniform(0, 1, (36, 48, channels)).astype(np.float32)
     wanted = np.clip(imresize(image, 1 / scale), 0, 1)

@@ -114,3 +114,21 @@ def to_stored(linear: np.ndarray) -> np.ndarray:
     """Return the stored values of linear light. Float32 in and out."""
     curve = (1 + OFFSET) * np.maximum(linear, CUT / SLOPE) ** (1 / POWER) - OFFSET
     return np.where(linear <= CUT / SLOPE, linear * SLOPE, curve)
+
+
+def convolve(image: np.ndarray, kernel: np.ndarray, *, linear: bool = True) -> np.ndarray:
+    """Return an image convolved with a kernel, mirrored at its edges.
+
+    Args:
+        image: (H, W, C), float32 in [0, 1].
+        kernel: (K, K), float32, K odd, sum 1.
+        linear: convolve linear light, which a sensor adds up, instead of stored values.
+
+    Returns:
+        float32 (H, W, C) in [0, 1].
+    """
+    turned = np.ascontiguousarray(kernel[::-1, ::-1])  # OpenCV correlates
+    light = to_linear(image) if linear else image
+    blurred = cv2.filter2D(light, -1, turned, borderType=cv2.BORDER_REFLECT)
+    blurred = np.clip(blurred.reshape(image.shape), 0, 1)
+    return np.clip(to_stored(blurred), 0, 1) if linear else blurred

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from restormixer_arch.data.degradations.common import (
     check_image,
+    convolve,
     draw_strength,
     require_not_negative,
     require_unit,
-    to_linear,
-    to_stored,
 )
 
 SUBPIXELS = 8  # along each side of a pixel, by which the disc's edge is drawn
@@ -83,9 +81,7 @@ def add_defocus(image: np.ndarray, parameters: DefocusParameters) -> np.ndarray:
     check_image(image)
     if parameters.radius == 0:
         return image.copy()
-    kernel = defocus_kernel(parameters)[::-1, ::-1]  # OpenCV correlates
-    blurred = cv2.filter2D(to_linear(image), -1, np.ascontiguousarray(kernel), borderType=cv2.BORDER_REFLECT)
-    return np.clip(to_stored(np.clip(blurred.reshape(image.shape), 0, 1)), 0, 1)
+    return convolve(image, defocus_kernel(parameters))
 
 
 def defocus_kernel(parameters: DefocusParameters) -> np.ndarray:

@@ -14,18 +14,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from restormixer_arch.data.degradations.common import (
     check_image,
+    convolve,
     draw_seed,
     draw_strength,
     require_not_negative,
     require_unit,
     splat,
-    to_linear,
-    to_stored,
 )
 
 STEPS = 96  # of the path
@@ -95,11 +93,7 @@ def add_motion_blur(image: np.ndarray, parameters: MotionBlurParameters) -> np.n
     check_image(image)
     if parameters.extent == 0:
         return image.copy()
-    kernel = blur_kernel(parameters)[::-1, ::-1]  # OpenCV correlates
-    light = to_linear(image) if parameters.linear else image
-    blurred = cv2.filter2D(light, -1, np.ascontiguousarray(kernel), borderType=cv2.BORDER_REFLECT)
-    blurred = np.clip(blurred.reshape(image.shape), 0, 1)
-    return np.clip(to_stored(blurred), 0, 1) if parameters.linear else blurred
+    return convolve(image, blur_kernel(parameters), linear=parameters.linear)
 
 
 def blur_kernel(parameters: MotionBlurParameters) -> np.ndarray:

@@ -237,7 +237,7 @@ def steps(tiny: bool) -> Iterator[Row]:
                     row |= {"first_s": round(time.perf_counter() - begin, 1), "loss": round(loss, 5)}
                     work = partial(train_step, network, x, amp)
                     yield row | {"step_ms": milliseconds(work, 5), "peak_MiB": peak_mib(work)}
-                except Exception as error:  # noqa: BLE001 - reported; the other ways go on
+                except Exception as error:  # noqa: BLE001 - reported; the other ways still run
                     yield row | {"error": f"{type(error).__name__}: {str(error)[:300]}"}
                 finally:
                     emvm.selective_scan_2d = original
@@ -395,7 +395,7 @@ def main() -> int:
             for row in part(args.tiny):
                 rows.append(row)
                 print(part.__name__, {k: v for k, v in row.items() if k != "output"}, flush=True)  # noqa: T201
-        except Exception as error:  # noqa: BLE001 - the other parts go on
+        except Exception as error:  # noqa: BLE001 - the other parts still run
             rows.append({"error": f"{type(error).__name__}: {error}"})
         text = json.dumps(result, indent=1, default=str)
         Path(args.out, "acceptance.json").write_text(text + "\n", encoding="utf-8")
