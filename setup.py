@@ -75,6 +75,7 @@ setup(
         "restormixer_arch.data": [
             "samples/*.lmdb/*",
             "samples/*.md",
+            "samples/*.json",
             "samples/pictures/*/*",
             "DATASETS.md",
             "preparation/photos.tsv",

@@ -16,7 +16,6 @@ from restormixer_arch.data.degradations.rain import (
     RainParameters,
     add_rain,
     draw_rain,
-    draw_shower,
     streak_opacity,
 )
 
@@ -158,7 +157,7 @@ def test_no_rain_is_the_identity(nothing):
 
 def test_heaviness_0_is_the_identity():
     image = gradient(33, 20)
-    assert np.array_equal(add_rain(image, draw_shower(np.random.default_rng(1), heaviness=0)), image)
+    assert np.array_equal(add_rain(image, draw_rain(np.random.default_rng(1), 0).showers[0]), image)
 
 
 def test_additive_streaks_add_light():
@@ -200,17 +199,6 @@ def test_same_seed_same_bytes():
     assert np.array_equal(image, before)
     other_places = [digest(add_rain(image, dataclasses.replace(PLAIN, seed=seed))) for seed in range(5)]
     assert len(set(other_places)) == 5
-
-
-def test_draws():
-    first, second = draw_shower(np.random.default_rng(5)), draw_shower(np.random.default_rng(5))
-    assert first == second
-    generators = [np.random.default_rng(7) for _ in range(3)]
-    light, heavy, drawn = (draw_shower(rng, h) for rng, h in zip(generators, (0.2, 1.0, None), strict=True))
-    assert light.density == pytest.approx(0.2 * heavy.density) and light.veil == pytest.approx(0.2 * heavy.veil)
-    assert (light.angle, light.seed, light.length) == (heavy.angle, heavy.seed, heavy.length)
-    assert 0.25 * heavy.density <= drawn.density <= heavy.density
-    assert len({rng.integers(2**62) for rng in generators}) == 1  # all advanced alike
 
 
 def test_strength_scales_streaks_veil_and_mist():
@@ -260,7 +248,7 @@ def test_draws_are_as_wide_as_the_public_sets():
 )
 def test_kind_and_range_are_kept(height, width, channels, seed, value):
     image = np.full((height, width, channels), value, np.float32)
-    parameters = draw_shower(np.random.default_rng(seed), heaviness=1.0)
+    parameters = dataclasses.replace(draw_rain(np.random.default_rng(seed), 1.0).showers[0], additive=False)
     result = add_rain(image, parameters)
     assert result.dtype == np.float32 and result.shape == image.shape
     low, high = min(value, parameters.light), max(value, parameters.light)
@@ -309,8 +297,3 @@ def test_bad_images(image, error, message):
 def test_bad_parameters(name, value, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(PLAIN, **{name: value})
-
-
-def test_bad_heaviness():
-    with pytest.raises(ValueError, match=r"heaviness must be in \[0, 1\], got 1.2"):
-        draw_shower(np.random.default_rng(0), 1.2)

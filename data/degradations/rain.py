@@ -168,34 +168,6 @@ def _draw_wide_shower(rng: np.random.Generator, strength: float, count: int) -> 
     )
 
 
-def draw_shower(rng: np.random.Generator, heaviness: float | None = None) -> RainParameters:
-    """Draw the moderate rain of the demo's pictures: one direction, bright streaks, and a veil.
-
-    Args:
-        rng: the only source of chance; it is advanced by the same number of draws whatever ``heaviness`` is.
-        heaviness: from 0, no rain at all, to 1; None draws it uniformly from [0.25, 1].
-
-    Raises:
-        ValueError: ``heaviness`` is not in [0, 1].
-    """
-    drawn = rng.uniform(0.25, 1)
-    heavy = drawn if heaviness is None else heaviness
-    if not 0 <= heavy <= 1:
-        raise ValueError(f"heaviness must be in [0, 1], got {heaviness}")
-    return RainParameters(
-        angle=float(np.clip(rng.normal(0, 18), -45, 45)),
-        angle_spread=float(rng.uniform(0.5, 3)),
-        length=float(rng.uniform(24, 48)),
-        width=float(rng.uniform(1.2, 2.2)),
-        density=float(heavy * rng.uniform(8, 16)),
-        intensity=float(rng.uniform(0.4, 0.65)),
-        layers=int(rng.integers(2, 5)),
-        light=float(rng.uniform(0.8, 1)),
-        veil=float(heavy * rng.uniform(0, 0.12)),
-        seed=int(rng.integers(2**32)),
-    )
-
-
 def add_rain(image: np.ndarray, parameters: RainParameters | Rain) -> np.ndarray:
     """Return the image in rain. The same image and parameters give the same bytes; the image itself is kept.
 
