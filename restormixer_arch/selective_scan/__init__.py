@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 from collections.abc import Collection
 
 import torch
@@ -23,9 +22,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from restormixer_arch.errors import UserError, did_you_mean
-from restormixer_arch.selective_scan import checks, cuda, triton_scan
+from restormixer_arch.selective_scan import checks, cuda, native_library, triton_scan
 from restormixer_arch.selective_scan.definition import DIRECTIONS, selective_scan_2d_loop, selective_scan_loop
 from restormixer_arch.selective_scan.layouts import selective_scan_torch
+from restormixer_arch.selective_scan.native_scan_1d import selective_scan_native
 from restormixer_arch.selective_scan.operator import MAX_STATES, constant_when_traced, keep_states_by_default, scan_2d
 
 __all__ = [
@@ -47,27 +47,20 @@ _logger = logging.getLogger("restormixer_arch")
 _announced: set[str] = set()
 
 
-def _native_reason() -> str | None:
-    """Why the native kernel cannot be used, or None if it can."""
-    try:
-        from restormixer_arch.selective_scan import native
-    except ImportError as error:
-        if os.environ.get("RESTORMIXER_REQUIRE_NATIVE") == "1":
-            raise
-        return f"the native kernel is not part of this build ({error})"
-    return native.unusable_reason()
-
-
 def _kernel_reason(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this kernel cannot scan tokens on ``device``, or None if it can."""
     if name == "native":
-        return _native_reason() if device.type == "cpu" else f"it needs a CPU tensor, this one is on {device}"
+        return (
+            native_library.unusable_reason()
+            if device.type == "cpu"
+            else f"it needs a CPU tensor, this one is on {device}"
+        )
     return triton_scan.unusable_reason(device, dtype) if name == "triton" else cuda.unusable_reason(device)
 
 
 def available_backends() -> dict[str, str | None]:
     """Each backend's name with None if it can be used on this machine, or the reason why not."""
-    reasons = {"definition": None, "torch": None, "native": _native_reason()}
+    reasons = {"definition": None, "torch": None, "native": native_library.unusable_reason()}
     return reasons | {"triton": triton_scan.unusable_reason(), "cuda": cuda.unusable_reason()}
 
 
@@ -214,12 +207,13 @@ def selective_scan(
         constant_weights=2 in (B.dim(), C.dim()),
     )
     arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
-    if name == "native":
-        from restormixer_arch.selective_scan import native
-
-        return native.selective_scan_native(*arguments)
-    scans = {"definition": selective_scan_loop, "torch": selective_scan_torch, "cuda": cuda.selective_scan_cuda}
-    scans["triton"] = triton_scan.selective_scan_triton
+    scans = {
+        "native": selective_scan_native,
+        "definition": selective_scan_loop,
+        "torch": selective_scan_torch,
+        "triton": triton_scan.selective_scan_triton,
+        "cuda": cuda.selective_scan_cuda,
+    }
     return scans[name](*arguments)
 
 

@@ -112,6 +112,11 @@ def check_grad(grad_y: Tensor, y: Tensor) -> None:
         raise ValueError(f"the output's gradient must have shape {tuple(y.shape)}, got {tuple(grad_y.shape)}")
 
 
+def unusable_reason() -> str | None:
+    """Why the kernel cannot be used, with the cure, or None if it can."""
+    return REASON or None
+
+
 def require() -> None:
     """Raises :class:`UserError` with the cure if the kernel is missing."""
     if REASON:

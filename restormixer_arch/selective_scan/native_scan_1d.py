@@ -1,5 +1,6 @@
-"""``restormixer::scan_1d``, the selective scan with mamba-ssm's arguments, as an operator of torch.
+"""The compiled kernel's selective scan in one dimension: ``restormixer::scan_1d``, an operator of torch.
 
+Streams are float32 or bfloat16, states and sums float32.
 Shape letters: B batch, D channels, L steps, N states, G groups of channels.
 """
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from restormixer_arch.selective_scan import native_library as library
+from restormixer_arch.selective_scan.checks import check_scan
 from restormixer_arch.selective_scan.operator import backward_flops, forward_flops, no_second_gradient
 
 _ops = torch.library.Library("restormixer", "FRAGMENT")
@@ -26,6 +28,7 @@ _ops.define(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _ROW = (0, 0, 0, 0)
+INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
 
 def _groups(B: Tensor, C: Tensor) -> int:
@@ -33,42 +36,13 @@ def _groups(B: Tensor, C: Tensor) -> int:
     return next((tensor.shape[1] for tensor in (B, C) if tensor.dim() == 4), 1)
 
 
-def _check(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-) -> None:
-    if u.dim() != 3:
-        raise ValueError(f"u must be (B, D, L), got shape {tuple(u.shape)}")
-    (batch, channels, length), states, groups = u.shape, A.shape[-1], _groups(B, C)
-    wanted = {
-        "delta": (delta, (batch, channels, length)),
-        "A": (A, (channels, states)),
-        "D": (D, (channels,)),
-        "z": (z, (batch, channels, length)),
-        "delta_bias": (delta_bias, (channels,)),
-    }
-    for name, tensor in (("B", B), ("C", C)):
-        shapes = {2: (channels, states), 3: (batch, states, length), 4: (batch, groups, states, length)}
-        wanted[name] = tensor, shapes.get(tensor.dim(), (channels, states))
-    for name, (tensor, shape) in wanted.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
-    if channels % groups:
-        raise ValueError(f"the groups of B and C must divide D = {channels}, got {groups}")
-    if groups > 1 and 3 in (B.dim(), C.dim()):
-        raise ValueError(f"B and C must have the same groups, got {tuple(B.shape)} and {tuple(C.shape)}")
-    if not 1 <= states <= library.MAX_STATES:
-        raise ValueError(f"A must have 1 to {library.MAX_STATES} states, got {states}")
-    streams, dense = {"u": u, "delta": delta, "z": z}, {"A": A, "D": D, "delta_bias": delta_bias}
-    for name, tensor in (("B", B), ("C", C)):
-        (dense if tensor.dim() == 2 else streams)[name] = tensor
-    library.check_dtypes(streams, dense)
+def _check(*tensors: Tensor | None) -> None:
+    given = {name: tensor for name, tensor in zip(INPUTS, tensors, strict=True) if tensor is not None}
+    check_scan(given)
+    if given["A"].shape[1] > library.MAX_STATES:
+        raise ValueError(f"A must have 1 to {library.MAX_STATES} states, got {given['A'].shape[1]}")
+    dense = {n: t for n, t in given.items() if n in ("A", "D", "delta_bias") or (n in "BC" and t.dim() == 2)}
+    library.check_dtypes({name: tensor for name, tensor in given.items() if name not in dense}, dense)
 
 
 def _channel_stream(tensor: Tensor | None, groups: int) -> library.Stream:
@@ -240,3 +214,33 @@ def _backward_flops(
     grad_y: Any, grad_last: Any, u: Sequence[int], delta: Any, A: Sequence[int], *_: Any, **__: Any
 ) -> int:
     return backward_flops(u[0] * u[2], A)
+
+
+def selective_scan_native(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As :func:`restormixer_arch.selective_scan.selective_scan`; float16 is computed as float32, N <= 256.
+
+    Raises:
+        UserError: the kernel is missing; the message holds the cure.
+    """
+    library.require()
+    dense = [library.as_float32(t) for t in (A, D, delta_bias)]
+    streams = [library.stream_dtype(t) for t in (u, delta, z)]
+    b, c = (library.as_float32(t) if t.dim() == 2 else library.stream_dtype(t) for t in (B, C))
+    given = [t for t in (u, delta, A, B, C, D, z, delta_bias) if t is not None]
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+    y, last_state, _ = torch.ops.restormixer.scan_1d.default(
+        streams[0], streams[1], dense[0], b, c, dense[1], streams[2], dense[2], delta_softplus, keep
+    )
+    y = y.to(u.dtype)
+    return (y, last_state) if return_last_state else y

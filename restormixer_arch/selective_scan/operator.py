@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from restormixer_arch.errors import UserError
+from restormixer_arch.selective_scan.checks import check_scan_2d
 from restormixer_arch.selective_scan.definition import DIRECTIONS, ORDERS
 
 IMPLEMENTATIONS = {"native": "native_scan_2d", "torch": "layouts", "triton": "triton_scan", "cuda": "cuda"}
@@ -47,7 +48,8 @@ def constant_when_traced(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-_INPUTS = "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor delta_bias"
+INPUTS = ("x", "delta", "A", "B", "C", "D", "delta_bias")
+_INPUTS = ", ".join(f"Tensor {name}" for name in INPUTS)
 _ops.define(f"scan_2d({_INPUTS}, int[] directions, str backend, bool keep_states) -> (Tensor, Tensor)")
 _ops.define(
     f"scan_2d_backward(Tensor grad_y, {_INPUTS}, Tensor states, int[] directions, str backend) "
@@ -90,32 +92,17 @@ def _implementation(backend: str) -> ModuleType:
     return importlib.import_module(f"{__package__}.{IMPLEMENTATIONS[backend]}")
 
 
-def _check(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, directions: Sequence[int]
-) -> None:
-    if x.dim() != 4:
-        raise ValueError(f"x must be (B, H, W, D), got shape {tuple(x.shape)}")
-    (batch, height, width, channels), count, states = x.shape, len(directions), A.shape[-1]
-    wanted = {
-        "delta": (delta, (batch, height, width, count, channels)),
-        "A": (A, (count, channels, states)),
-        "B": (B, (batch, height, width, count, states)),
-        "C": (C, (batch, height, width, count, states)),
-        "D": (D, (count, channels)),
-        "delta_bias": (bias, (count, channels)),
-    }
-    for name, (tensor, shape) in wanted.items():
-        if tensor.shape != shape:
-            raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
-    if not 1 <= states <= MAX_STATES:
-        raise ValueError(f"A must have 1 to {MAX_STATES} states, got {states}")
-    if not set(directions) <= set(range(len(DIRECTIONS))) or not 1 <= count <= len(DIRECTIONS):
-        raise ValueError(f"directions must be 1 to 4 numbers from 0 to 3, got {list(directions)}")
+def _check(inputs: Sequence[Tensor], directions: Sequence[int]) -> None:
+    if not set(directions) <= set(range(len(DIRECTIONS))):
+        raise ValueError(f"directions must be numbers from 0 to {len(DIRECTIONS) - 1}, got {list(directions)}")
+    check_scan_2d(dict(zip(INPUTS, inputs, strict=True)), [DIRECTIONS[number] for number in directions])
+    if inputs[2].shape[-1] > MAX_STATES:
+        raise ValueError(f"A must have 1 to {MAX_STATES} states, got {inputs[2].shape[-1]}")
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     *inputs, directions, backend, keep_states = arguments
-    _check(*inputs, directions)
+    _check(inputs, directions)
     x = inputs[0]
     y, states = _implementation(backend).scan_2d_forward(*inputs, directions, keep_states)
     return y.contiguous(), x.new_empty(0) if states is None else states  # as _fake_forward promises
@@ -123,7 +110,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *inputs, states, directions, backend = arguments
-    _check(*inputs, directions)
+    _check(inputs, directions)
     if grad_y.shape != inputs[0].shape:
         raise ValueError(f"grad_y must have the shape of x, {tuple(inputs[0].shape)}, got {tuple(grad_y.shape)}")
     gradients = _implementation(backend).scan_2d_backward(grad_y, *inputs, states, directions)
@@ -132,7 +119,7 @@ def _backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     *inputs, directions, backend, keep_states = arguments
-    _check(*inputs, directions)
+    _check(inputs, directions)
     x, A = inputs[0], inputs[2]
     states = _implementation(backend).kept_states(x, A) if keep_states else x.new_empty(0)
     return x.new_empty(x.shape), states
