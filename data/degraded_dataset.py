@@ -132,7 +132,7 @@ class DegradedDataset(Dataset):
             rng = np.random.default_rng([self.opt["seed"], epoch, number])
             ingredient = self.mixture[rng.choice(len(self.mixture), p=self._probabilities)]
             name = names[number % len(names)]
-            gt = self._varied(self._read(name), rng)
+            gt = self._vary(self._read(name), rng)
         else:
             rng = np.random.default_rng([self.opt["seed"], 0, number])
             ingredient = self.mixture[number % len(self.mixture)]
@@ -158,7 +158,7 @@ class DegradedDataset(Dataset):
     def _read(self, name: str) -> np.ndarray:
         return self._gt.read(name)[..., ::-1]
 
-    def _varied(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _vary(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return a random crop, mirrored and turned at random."""
         size, (low, high) = self.opt["gt_size"], self.opt["resize"]
         source = (

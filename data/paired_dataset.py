@@ -72,7 +72,7 @@ class PairedRestorationDataset(Dataset):
         self.scale, self.training = self.opt["scale"], self.opt["phase"] == "train"
         self._gt, self._lq = (_images(self.opt, key) for key in ("dataroot_gt", "dataroot_lq"))
         template, listing = self.opt.get("filename_tmpl") or "{}", self.opt.get("meta_info_file")
-        names = _listed(self._gt, Path(listing).expanduser()) if listing else self._gt.names
+        names = _read_listing(self._gt, Path(listing).expanduser()) if listing else self._gt.names
         if self.opt.get("shared_gt"):
             self.pairs = shared_pairs(self._gt, self._lq, names, may_be_part=bool(listing))
         else:
@@ -86,7 +86,7 @@ class PairedRestorationDataset(Dataset):
         gt, lq = self._gt.read(gt_name), self._lq.read(lq_name)
         gt = self._matching(gt, lq, gt_name, lq_name)
         if self.training:
-            gt, lq = self._varied(gt, lq)
+            gt, lq = self._vary(gt, lq)
         if self.opt.get("color") == "y":
             gt, lq = (bgr2ycbcr(image, y_only=True)[..., None] for image in (gt, lq))
         gt, lq = img2tensor([gt, lq], bgr2rgb=True, float32=True)
@@ -117,7 +117,7 @@ class PairedRestorationDataset(Dataset):
             )
         return gt[:height, :width]
 
-    def _varied(self, gt: np.ndarray, lq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _vary(self, gt: np.ndarray, lq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the pair cropped, mirrored and turned at random, both alike."""
         size = self.opt["gt_size"]
         gt, lq = enlarge(gt, size), enlarge(lq, size // self.scale)
@@ -195,7 +195,7 @@ def _hint(name: str, choices: Mapping[str, None] | Sequence[str]) -> str:
     return did_you_mean(name, list(choices)[:HINTED])
 
 
-def _listed(gt: FolderImages | LmdbImages, listing: Path) -> list[str]:
+def _read_listing(gt: FolderImages | LmdbImages, listing: Path) -> list[str]:
     """Return those clean images that the file lists, sorted."""
     if not listing.is_file():
         raise UserError(f"meta_info_file: {str(listing)!r} is no file")

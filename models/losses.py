@@ -59,11 +59,11 @@ class MultiScaleDualDomainLoss(nn.Module):
 
     def forward(self, outputs: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
         outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-        losses = [dual_domain_loss(o, _reduced(target, o), self.fft_weight) for o in outputs]
+        losses = [dual_domain_loss(o, _reduce(target, o), self.fft_weight) for o in outputs]
         return self.loss_weight * torch.stack(losses).sum()
 
 
-def _reduced(target: Tensor, output: Tensor) -> Tensor:
+def _reduce(target: Tensor, output: Tensor) -> Tensor:
     """The target at the output's size. (B, C, H, W) -> (B, C, H_k, W_k)"""
     if output.shape[-2:] == target.shape[-2:]:
         return target

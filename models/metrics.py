@@ -34,7 +34,7 @@ def calculate_psnr_y_matlab(img: np.ndarray, img2: np.ndarray, crop_border: int 
     Raises:
         UserError: the images differ in size, are not uint8, or nothing is left between the borders.
     """
-    return _psnr(*(luma(image) for image in _prepared(img, img2, crop_border)))
+    return _psnr(*(luma(image) for image in _prepare(img, img2, crop_border)))
 
 
 @METRIC_REGISTRY.register()
@@ -44,7 +44,7 @@ def calculate_ssim_y_matlab(img: np.ndarray, img2: np.ndarray, crop_border: int 
     Raises:
         UserError: as for the PSNR, or a side is below 11.
     """
-    return _ssim_gaussian(*(luma(image) for image in _prepared(img, img2, crop_border)), PEAK)
+    return _ssim_gaussian(*(luma(image) for image in _prepare(img, img2, crop_border)), PEAK)
 
 
 @METRIC_REGISTRY.register()
@@ -54,7 +54,7 @@ def calculate_psnr_rgb(img: np.ndarray, img2: np.ndarray, crop_border: int = 0, 
     Raises:
         UserError: the images differ in size, are not uint8, or nothing is left between the borders.
     """
-    return _psnr(*_prepared(img, img2, crop_border))
+    return _psnr(*_prepare(img, img2, crop_border))
 
 
 @METRIC_REGISTRY.register()
@@ -64,7 +64,7 @@ def calculate_ssim_skimage(img: np.ndarray, img2: np.ndarray, crop_border: int =
     Raises:
         UserError: as for the PSNR, or a side is below 7.
     """
-    first, second = _prepared(img, img2, crop_border)
+    first, second = _prepare(img, img2, crop_border)
     _check_window(first, UNIFORM_SIDE)
     count = UNIFORM_SIDE**2
     return _ssim(first, second, PEAK, _box, count / (count - 1))
@@ -80,11 +80,11 @@ def calculate_ssim_pooled(img: np.ndarray, img2: np.ndarray, crop_border: int = 
     Raises:
         UserError: as for the PSNR, or a side of what is left is below 11.
     """
-    first, second = (np.atleast_3d(image) / PEAK for image in _prepared(img, img2, crop_border))
+    first, second = (np.atleast_3d(image) / PEAK for image in _prepare(img, img2, crop_border))
     height, width = first.shape[:2]
     ratio = max(1, round(min(height, width) / POOLED_SIDE))
     size = (int(height / ratio), int(width / ratio))
-    return _ssim_gaussian(_pooled(first, size), _pooled(second, size), 1.0)
+    return _ssim_gaussian(_pool(first, size), _pool(second, size), 1.0)
 
 
 def luma(image: np.ndarray) -> np.ndarray:
@@ -95,7 +95,7 @@ def luma(image: np.ndarray) -> np.ndarray:
     return np.floor(exact + 0.5)
 
 
-def _prepared(img: np.ndarray, img2: np.ndarray, crop_border: int) -> tuple[np.ndarray, np.ndarray]:
+def _prepare(img: np.ndarray, img2: np.ndarray, crop_border: int) -> tuple[np.ndarray, np.ndarray]:
     """Return both as float64, cropped; gray ones as (H, W)."""
     for image in (img, img2):
         if image.dtype != np.uint8:
@@ -147,7 +147,7 @@ def _gaussian(image: np.ndarray) -> np.ndarray:
     return cv2.sepFilter2D(image, -1, kernel, kernel)[edge:-edge, edge:-edge]
 
 
-def _pooled(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _pool(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     pooled = F.adaptive_avg_pool2d(torch.from_numpy(image).permute(2, 0, 1), size)  # (H, W, C) -> (C, h, w)
     return pooled.permute(1, 2, 0).contiguous().numpy()  # OpenCV wants channels last
 

@@ -245,4 +245,4 @@ def test_no_gain_is_told_of_an_infinite_value():
         (30.0, 31.5, "PSNR 30.00 -> 31.50 dB (+1.50)"),
     ):
         model = SimpleNamespace(gain=lambda before=before, after=after: {"set": {"psnr": (before, after)}})
-        assert results.measured(model) == {"set": text}
+        assert results.result_lines(model) == {"set": text}

@@ -123,15 +123,15 @@ def job(monkeypatch):
 def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(job):
     interrupt = Interrupt(running=True, launched=True)
     job.other = lambda flag: interrupt.notice(signal.SIGTERM, None)
-    assert interrupt.agreed() == 0 and interrupt.signal == signal.SIGTERM
+    assert interrupt.agree_on_signal() == 0 and interrupt.signal == signal.SIGTERM
     job.other = lambda flag: None
-    assert interrupt.agreed() == signal.SIGTERM
+    assert interrupt.agree_on_signal() == signal.SIGTERM
 
 
 def test_a_ctrl_c_that_another_process_had_first_is_the_same_ctrl_c(job):
     interrupt = Interrupt(running=True, launched=True)
     job.other = lambda flag: flag.fill_(int(signal.SIGINT))
-    assert interrupt.agreed() == signal.SIGINT
+    assert interrupt.agree_on_signal() == signal.SIGINT
     interrupt.notice(signal.SIGINT, None)
     assert not interrupt.insisted
 

@@ -11,7 +11,7 @@ from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.data import lmdb_io
 from restormixer_arch.data.degradations.compose import add_composition, read_compositions
 from restormixer_arch.data.lmdb_io import LmdbImages
-from restormixer_arch.data.preparation.sub_images import reduced
+from restormixer_arch.data.preparation.sub_images import reduce_image
 
 compat.apply()
 
@@ -61,7 +61,7 @@ def test_reduced_crops_belong_to_the_clean_ones(part):
     small_names, small = read_crops(f"{part.replace('rain_', 'sr_')}_x2_lq.lmdb", 3)
     assert names == small_names
     for image, half in zip(clean, small, strict=True):
-        again = reduced(np.uint8(np.round(image * 255)), 2)
+        again = reduce_image(np.uint8(np.round(image * 255)), 2)
         # Another processor may round a value that lies between two levels the other way.
         levels = np.abs(half * 255 - again)
         assert levels.max() < 1.01 and np.mean(levels > 0.5) < 1e-3

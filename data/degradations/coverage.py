@@ -94,7 +94,7 @@ def compare_coverage(
     ours, theirs = ([residual_statistics(lq, gt) for lq, gt in pairs] for pairs in (drawn, public))
     if not ours or not theirs:
         raise ValueError("both sets need at least one pair")
-    return list(_compared(ours, theirs))
+    return list(_compare(ours, theirs))
 
 
 def compare_folders(
@@ -157,7 +157,7 @@ def coverage_table(rows: Sequence[Coverage]) -> str:
     return "\n".join(lines)
 
 
-def _compared(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> Iterator[Coverage]:
+def _compare(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> Iterator[Coverage]:
     for name in NAMES:
         drawn, public = (np.array([one[name] for one in ones]) for ones in (ours, theirs))
         low, high = np.percentile(drawn, INNER)

@@ -54,7 +54,7 @@ class Found:
         return f"{self.public.name} {self.part.name}"
 
     @property
-    def counted(self) -> str:
+    def count_in_words(self) -> str:
         """How many pairs there are, or clean images where there are only these."""
         pairs = sum(len(unit.degraded) for unit in self.units)
         return f"{pairs} pairs" if pairs else f"{len(self.units)} images"

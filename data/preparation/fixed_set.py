@@ -141,10 +141,10 @@ def _pairs(dataset: DegradedDataset, gt: str) -> Iterator[tuple[str, Sample, dic
         if name in seen:
             raise UserError(f"{gt}: more than one image would be named {name!r}")
         seen.add(name)
-        yield name, sample, {"gt": _stored(sample.gt), "lq": _stored(sample.lq)}
+        yield name, sample, {"gt": _to_uint8(sample.gt), "lq": _to_uint8(sample.lq)}
 
 
-def _stored(image: np.ndarray) -> np.ndarray:
+def _to_uint8(image: np.ndarray) -> np.ndarray:
     return np.round(image[..., ::-1] * 255).astype(np.uint8)
 
 

@@ -119,7 +119,7 @@ def difference(reader: LmdbImages | FolderReader, entry: Entry) -> str:
     stored = reader.content(entry.key)
     if stored is None:
         return "is missing"
-    if stored == entry.content or np.array_equal(_decoded(stored), _decoded(entry.content)):
+    if stored == entry.content or np.array_equal(_decode(stored), _decode(entry.content)):
         return ""
     return "differs from its source"
 
@@ -129,7 +129,7 @@ def remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _decoded(content: bytes) -> np.ndarray | None:
+def _decode(content: bytes) -> np.ndarray | None:
     try:
         return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:

@@ -104,7 +104,7 @@ def _entries(unit: Unit, recipe: Recipe) -> dict[str, list[Entry]]:
             )
         entries.setdefault(kind, []).extend(_cut(name, content, image, recipe))
     for scale in recipe.scales:
-        entries[f"x{scale}_lq"] = list(_cut(unit.name, None, reduced(clean, scale), recipe, scale))
+        entries[f"x{scale}_lq"] = list(_cut(unit.name, None, reduce_image(clean, scale), recipe, scale))
     return entries
 
 
@@ -113,12 +113,12 @@ def _cut(name: str, content: bytes | None, image: np.ndarray, recipe: Recipe, sc
     parts = windows(*image.shape[:2], recipe.crop // scale, recipe.step // scale)
     if len(parts) == 1:
         suffix = next((end for start, end in KEPT.items() if content and content.startswith(start)), None)
-        kept = content if suffix else _encoded(image)
+        kept = content if suffix else _encode(image)
         yield Entry(name, suffix or ".png", image.shape[:2], kept)
         return
     for number, (top, left, height, width) in enumerate(parts, start=1):
         part = image[top : top + height, left : left + width]
-        yield Entry(f"{name}_s{number:03d}", ".png", (height, width), _encoded(part))
+        yield Entry(f"{name}_s{number:03d}", ".png", (height, width), _encode(part))
 
 
 def _read(path: Path) -> tuple[bytes, np.ndarray]:
@@ -136,11 +136,11 @@ def _read(path: Path) -> tuple[bytes, np.ndarray]:
     return content, image
 
 
-def _encoded(image: np.ndarray) -> bytes:
+def _encode(image: np.ndarray) -> bytes:
     return cv2.imencode(".png", image, PNG_OPTIONS)[1].tobytes()
 
 
-def reduced(image: np.ndarray, scale: int) -> np.ndarray:
+def reduce_image(image: np.ndarray, scale: int) -> np.ndarray:
     """Return an image reduced as MATLAB's imresize does, with BasicSR's code; imported here, since torch is slow."""
     from restormixer_arch.basicsr_adapter import compat
 

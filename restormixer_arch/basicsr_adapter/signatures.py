@@ -14,8 +14,7 @@ import torch
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
-from restormixer_arch.basicsr_adapter import spandrel_networks
-from restormixer_arch.config.problems import unknown_name
+from restormixer_arch.config.check import unknown_name
 from restormixer_arch.errors import OptionErrors, Problem, closest
 
 # What BasicSR passes to a metric besides the keys of its section; 'better' is read by the model.
@@ -59,8 +58,12 @@ def name_problems(options: dict[str, Any], is_train: bool) -> list[Problem]:
 
 def network_problems(section: dict[str, Any], at: tuple[str, ...]) -> list[Problem]:
     """Check a section that builds a network; one of spandrel's is registered if it is asked for."""
-    text = spandrel_networks.provide(section.get("type"))
-    return [Problem((*at, "type"), text)] if text else list(_class_problems(section, "architecture", ARCH_REGISTRY, at))
+    if _registered(section.get("type"), ARCH_REGISTRY) is None:
+        from restormixer_arch.basicsr_adapter import spandrel_networks
+
+        if text := spandrel_networks.provide(section.get("type")):
+            return [Problem((*at, "type"), text)]
+    return list(_class_problems(section, "architecture", ARCH_REGISTRY, at))
 
 
 def argument_problems(

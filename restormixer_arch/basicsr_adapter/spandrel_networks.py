@@ -46,7 +46,7 @@ def provide(name: Any) -> str | None:
         hint = did_you_mean(network, known).replace("'?", f"{ENDING}'?")
         missing = "" if find_spec("spandrel_extra_arches") else f"; more with {INSTALL}"
         return f"{name!r}: spandrel has no {network!r}.{hint} Known: {', '.join(sorted(known))}{missing}"
-    ARCH_REGISTRY.register(adapted(network, *known[network]), suffix=SUFFIX)
+    ARCH_REGISTRY.register(adapt(network, *known[network]), suffix=SUFFIX)
     return None
 
 
@@ -84,7 +84,7 @@ def model_loader() -> Any | None:
     return ModelLoader(registry=registry)
 
 
-def adapted(name: str, kind: type[nn.Module], architecture: Any) -> type[nn.Module]:
+def adapt(name: str, kind: type[nn.Module], architecture: Any) -> type[nn.Module]:
     """Derive a class that takes pictures of any size and returns one picture, as BasicSR expects of a network.
 
     Arguments, names of parameters and checkpoints are those of ``kind``.

@@ -59,7 +59,7 @@ def summary_lines(summary: Summary) -> list[str]:
     images = ", ".join(f"{kind} {count} ({_size(summary.content[kind])})" for kind, count in summary.images.items())
     (least, most) = summary.sizes or ([0, 0], [0, 0])
     sizes = "x".join(map(str, most)) if least == most else f"{'x'.join(map(str, least))} to {'x'.join(map(str, most))}"
-    parts = [job.found.counted, f"images {images}", f"height x width {sizes}"]
+    parts = [job.found.count_in_words, f"images {images}", f"height x width {sizes}"]
     if summary.skipped:
         parts.append(f"{len(summary.skipped)} skipped")
     if job.found.ignored:
@@ -199,7 +199,7 @@ def _report(line: str, problems: list[str]) -> int:
 def _found_lines(job: Job) -> Iterator[str]:
     found = job.found
     cut = f"sub-images of {job.recipe.crop} every {job.recipe.step}" if job.recipe.crop else "whole images"
-    yield f"{found.shown}: {found.counted}, {cut} -> {_places(job)}"
+    yield f"{found.shown}: {found.count_in_words}, {cut} -> {_places(job)}"
     for folder in found.folders:
         yield f"  from {folder}"
     for path in found.ignored[:SHOWN]:

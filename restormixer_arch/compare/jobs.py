@@ -111,13 +111,13 @@ def step_seconds(file: str, steps: int) -> list[float]:
     from dataclasses import replace
 
     from restormixer_arch.config.check import read_request
-    from restormixer_arch.training.dry_run import shorten_options, timed_training
+    from restormixer_arch.training.dry_run import shorten_options, time_training
 
     request = read_request(file, is_train=True)
     with tempfile.TemporaryDirectory(prefix="basicsr_compare_") as folder:
         options = shorten_options(request.options, folder, 1)
         options["train"]["total_iter"] = steps + 2
-        _, seconds = timed_training(replace(request, options=options))
+        _, seconds = time_training(replace(request, options=options))
     return seconds[2:]
 
 

@@ -11,9 +11,8 @@ from copy import deepcopy
 from typing import Any
 
 from restormixer_arch.config import rules
-from restormixer_arch.config.check import option_problems, raise_problems, read_option_file
+from restormixer_arch.config.check import option_problems, raise_problems, read_option_file, section_problems
 from restormixer_arch.config.compare_schema import CompareFile, CompareTrain
-from restormixer_arch.config.problems import section_problems
 from restormixer_arch.errors import Problem
 
 ANY_TOTAL = 1000  # stands for the iterations while they are not known
@@ -48,7 +47,7 @@ def is_trained(options: dict[str, Any], name: str) -> bool:
     return bool(options.get("train")) and not competitor.get("weights") and not competitor.get("run")
 
 
-def merged_train(options: dict[str, Any], name: str) -> dict[str, Any]:
+def merge_train(options: dict[str, Any], name: str) -> dict[str, Any]:
     """The section ``train`` of one competitor: the common one, with its own keys in their place."""
     train = deepcopy(options["train"])
     for key, value in (options["competitors"][name].get("train") or {}).items():
@@ -66,7 +65,7 @@ def training_options(options: dict[str, Any], name: str, total_iter: int, folder
         total_iter: iterations that the budget gives it.
         folder: that its experiment is made in.
     """
-    train = merged_train(options, name)
+    train = merge_train(options, name)
     schedule = {"type": "CosineAnnealingRestartLR", "periods": [total_iter], "restart_weights": [1]}
     schedule["eta_min"] = train.get("eta_min", 0.0)
     logger = {**LOGGER, "save_checkpoint_freq": max(1, total_iter // CHECKPOINTS)}
@@ -128,7 +127,7 @@ def _shared_problems(options: dict[str, Any]) -> list[Problem]:
     for name in options["competitors"]:
         if not is_trained(options, name):
             continue
-        found = section_problems(CompareTrain, merged_train(options, name), ("train",))
+        found = section_problems(CompareTrain, merge_train(options, name), ("train",))
         if options["competitors"][name].get("network_g"):
             found += option_problems(training_options(options, name, ANY_TOTAL, "."), is_train=True)
         problems += [Problem(in_compare_file(options, name, problem.path), problem.text) for problem in found]

@@ -69,7 +69,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
 def markdown(comparison: Comparison) -> str:
     """Return the means and costs of all competitors, and their differences to the first one, in Markdown."""
     columns = [*_quality(comparison), *_costs(comparison)]
-    names = [INPUT, *(_escaped(competitor.name) for competitor in comparison.competitors)]
+    names = [INPUT, *(_escape(competitor.name) for competitor in comparison.competitors)]
     rows = zip(names, *(column.cells() for column in columns), strict=True)
     parts = [_heading(comparison), _table(["", *(column.title for column in columns)], rows), _notes(comparison)]
     if len(comparison.competitors) > 1:
@@ -115,7 +115,7 @@ def _quality(comparison: Comparison) -> Iterator[Column]:
     for dataset, metric in _measures(comparison):
         measure = comparison.metrics[metric]
         yield Column(
-            _escaped(_title(dataset, metric)),
+            _escape(_title(dataset, metric)),
             [dataset.mean(metric, competitor.name) for competitor in comparison.competitors],
             _digits(measure),
             measure.better,
@@ -139,7 +139,7 @@ def _heading(comparison: Comparison) -> str:
     title = f"# {comparison.name}"
     sets = ", ".join(f"{dataset.name} ({len(dataset.pictures)} pictures)" for dataset in comparison.datasets)
     budget = f" Each was trained for {comparison.budget}." if comparison.budget else ""
-    return f"{title}\n\nMeans over {_escaped(sets)}.{budget} The best value of a column is bold."
+    return f"{title}\n\nMeans over {_escape(sets)}.{budget} The best value of a column is bold."
 
 
 def _notes(comparison: Comparison) -> str:
@@ -158,7 +158,7 @@ def _notes(comparison: Comparison) -> str:
 
 
 def _difference_title(comparison: Comparison) -> str:
-    first = _escaped(comparison.competitors[0].name)
+    first = _escape(comparison.competitors[0].name)
     return f"Difference to {first} on the same pictures: mean, and its 95% interval (Student's t)."
 
 
@@ -168,11 +168,11 @@ def _differences(comparison: Comparison) -> Iterator[list[str]]:
             show_difference(dataset.difference[metric][competitor.name], _digits(comparison.metrics[metric]))
             for dataset, metric in _measures(comparison)
         ]
-        yield [_escaped(competitor.name), *cells]
+        yield [_escape(competitor.name), *cells]
 
 
 def _quality_titles(comparison: Comparison) -> list[str]:
-    return [_escaped(_title(dataset, metric)) for dataset, metric in _measures(comparison)]
+    return [_escape(_title(dataset, metric)) for dataset, metric in _measures(comparison)]
 
 
 def _measures(comparison: Comparison) -> Iterator[tuple[DataSet, str]]:
@@ -189,7 +189,7 @@ def _digits(metric: Metric) -> Callable[[float], str]:
     return lambda value: f"{value:.{metric.digits}f}"
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return text.replace("|", "\\|")
 
 

@@ -30,7 +30,11 @@ def json_schema() -> dict[str, Any]:
         "else": {"if": {"required": ["train"]}, "then": _train_or_test_file(True), "else": _train_or_test_file(False)},
     }
     models = [CompareFile, CompareTrain, *schema.SCHEDULERS.values(), *schema.DATASETS.values()]
-    models += [*schema.TRAIN_DATASETS.values(), schema.opened(schema.TrainDataset), schema.opened(schema.Dataset)]
+    models += [
+        *schema.TRAIN_DATASETS.values(),
+        schema.open_section(schema.TrainDataset),
+        schema.open_section(schema.Dataset),
+    ]
     for model_type in (None, *schema.TRAIN_SECTIONS):
         models += [*schema.sections(model_type, True).values(), *schema.sections(model_type, False).values()]
     inputs = [(model, "validation") for model in dict.fromkeys(models)]
@@ -82,7 +86,7 @@ def _ref(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _open(model: type[BaseModel]) -> dict[str, Any]:
-    return _ref(schema.opened(model))
+    return _ref(schema.open_section(model))
 
 
 def _or_null(model: type[BaseModel]) -> dict[str, Any]:

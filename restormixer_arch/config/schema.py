@@ -35,7 +35,7 @@ class OpenSection(BaseModel):
 
 
 @cache
-def opened(section: type[BaseModel]) -> type[BaseModel]:
+def open_section(section: type[BaseModel]) -> type[BaseModel]:
     """Return the same section, named ``Open...``, to which a plug-in may add keys."""
     return create_model(f"Open{section.__name__}", __base__=section, __cls_kwargs__={"extra": "allow"})
 
@@ -140,7 +140,7 @@ TRAIN_DATASETS = {name: for_training(section) for name, section in DATASETS.item
 def dataset_section(kind: Any, phase: str) -> type[BaseModel]:
     """Return the model of one ``datasets`` section by its ``type``; a type of a plug-in gets an open one."""
     known, other = (TRAIN_DATASETS, TrainDataset) if phase == "train" else (DATASETS, Dataset)
-    return known[kind] if isinstance(kind, str) and kind in known else opened(other)
+    return known[kind] if isinstance(kind, str) and kind in known else open_section(other)
 
 
 # --- train -------------------------------------------------------------------------------------------------------
@@ -370,4 +370,4 @@ def sections(model_type: Any, is_train: bool) -> dict[str, type[BaseModel]]:
     if is_train:
         found |= {"": TrainFile, "val": TiledTrainVal if tiled else TrainVal}
         found["train"] = TRAIN_SECTIONS[model_type] if known else Train
-    return found if known else {key: opened(section) for key, section in found.items()}
+    return found if known else {key: open_section(section) for key, section in found.items()}

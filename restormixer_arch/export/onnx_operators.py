@@ -134,7 +134,7 @@ def _int(value: int) -> Any:
     return op.Constant(value_int=value)
 
 
-def _reversed(tokens: Any) -> Any:
+def _reverse(tokens: Any) -> Any:
     """(L, ...) from the last to the first"""
     return op.Slice(tokens, _ints(-1), _ints(-sys.maxsize), _ints(0), _ints(-1))
 
@@ -143,13 +143,13 @@ def _tokens(image: Any, direction: str, batch: int, lanes: int) -> Any:
     """(B, H, W, E) -> (L, B, E), in the order in which ``direction`` visits the image"""
     axes = [2, 1, 0, 3] if direction.startswith("column") else [1, 2, 0, 3]
     tokens = op.Reshape(op.Transpose(image, perm=axes), _ints(-1, batch, lanes))
-    return _reversed(tokens) if direction.endswith("_reverse") else tokens
+    return _reverse(tokens) if direction.endswith("_reverse") else tokens
 
 
 def _image(tokens: Any, direction: str, height: Any, width: Any, rest: Any) -> Any:
     """(L, B, E) -> (B, H, W, E), the reverse of :func:`_tokens`"""
     if direction.endswith("_reverse"):
-        tokens = _reversed(tokens)
+        tokens = _reverse(tokens)
     if direction.startswith("column"):
         return op.Transpose(op.Reshape(tokens, op.Concat(width, height, rest, axis=0)), perm=[2, 1, 0, 3])
     return op.Transpose(op.Reshape(tokens, op.Concat(height, width, rest, axis=0)), perm=[2, 0, 1, 3])

@@ -1,7 +1,8 @@
 """Saving checkpoints by atomic writes: beside their place, forced to disk, then renamed.
 
 A checkpoint is ``models/net_*_<iteration>.pth`` and then ``training_states/<iteration>.state``. The state is written
-last and holds the digests of the weights, so where it is whole, so is the checkpoint.
+last and holds the digests of the weights, so where it is whole, so is the checkpoint. It also holds the states of all
+random generators of the process.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import random
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,6 @@ from basicsr.utils.dist_util import get_dist_info
 
 from restormixer_arch.errors import UserError
 from restormixer_arch.protocol import KeepsState
-from restormixer_arch.training.randomness import generator_states
 
 PLAIN = (bool, int, float, str, bytes, type(None), torch.Tensor)
 TEMPORARY = ".tmp"
@@ -230,3 +231,42 @@ def remove_unfinished(opt: dict[str, Any]) -> None:
         for path in Path(opt["path"][key]).glob(f"*{TEMPORARY}"):
             if path.name.removesuffix(TEMPORARY).endswith((".pth", ".state")):
                 path.unlink(missing_ok=True)
+
+
+def generator_states() -> dict[str, Any]:
+    """Return the states of the generators of Python, NumPy and torch as tensors and plain values."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    states = {
+        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    if torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_generator_states(states: dict[str, Any]) -> None:
+    """Put back what :func:`generator_states` returned; the state of a device that is not here is left out."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    if "mps" in states and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"])
+
+
+@contextmanager
+def keep_generator_states() -> Iterator[None]:
+    """Leave all generators as they are found, whatever is drawn within."""
+    states = generator_states()
+    try:
+        yield
+    finally:
+        set_generator_states(states)

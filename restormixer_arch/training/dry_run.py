@@ -34,14 +34,14 @@ def dry_run(request: Request) -> list[str]:
     iterations = (train.get("progressive") or {}).get("iters") or [train["total_iter"]]
     with tempfile.TemporaryDirectory(prefix="basicsr_dry_run_") as folder:
         options = shorten_options(request.options, folder, len(iterations))
-        run, seconds = timed_training(replace(request, options=options, auto_resume=False))
+        run, seconds = time_training(replace(request, options=options, auto_resume=False))
         stages = [min(seconds[STEPS * stage + 1 : STEPS * (stage + 1)]) for stage in range(len(iterations))]
         restoring = {loader.dataset.opt["name"]: _restoring_seconds(run, loader) for loader in run.val_loaders}
         memory = torch.cuda.max_memory_allocated() if run.opt["num_gpu"] else peak_bytes()
     return report(request.options, stages, restoring, memory)
 
 
-def timed_training(request: Request) -> tuple[Training, list[float]]:
+def time_training(request: Request) -> tuple[Training, list[float]]:
     """Train; return the training and the seconds of each iteration, its loading included."""
     times: list[float] = []
     run = train(request, on_iteration=lambda iteration: times.append(time.perf_counter()))

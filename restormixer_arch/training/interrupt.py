@@ -65,7 +65,7 @@ class Interrupt:
             self.insisted = True
             signal.default_int_handler(number, frame)
 
-    def agreed(self) -> int:
+    def agree_on_signal(self) -> int:
         """Return the signal that any process of the job has received, or 0. All processes must call it together.
 
         A signal that arrives during the call stays set, and all processes agree on it at the next call.

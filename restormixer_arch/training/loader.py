@@ -7,6 +7,7 @@ resumed within an epoch skips what it has had without loading it.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import re
@@ -14,6 +15,7 @@ import signal
 from collections import deque
 from collections.abc import Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -28,7 +30,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from restormixer_arch.data.lmdb_io import LmdbImages
 from restormixer_arch.errors import UserError
 from restormixer_arch.protocol import IndexedByEpoch
-from restormixer_arch.training.randomness import mixed_seed, seeded
 
 TOO_SMALL = re.compile(r"(LQ .* is smaller than patch size .*)\. Please remove (.*)\.")  # BasicSR's paired_random_crop
 
@@ -79,11 +80,11 @@ class ResumableSampler(Sampler):
         return self._draws(self.epoch, self.consumed)
 
     def _draws(self, epoch: int, first: int) -> Iterator[Draw]:
-        generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
         order = torch.randperm(self.size, generator=generator).tolist()
         rounds = (self.size - first) // self.world_size
         for position in range(first + self.rank, first + rounds * self.world_size, self.world_size):
-            yield Draw(epoch, order[position], mixed_seed(self.seed, epoch, position))
+            yield Draw(epoch, order[position], mix_seed(self.seed, epoch, position))
 
     def set_epoch(self, epoch: int) -> None:
         """Start an epoch: at its first position, unless it is the epoch that :meth:`resume` named."""
@@ -124,7 +125,7 @@ class SeededSamples(Dataset):
         epoch, number, seed = index
         by_epoch = isinstance(self.dataset, IndexedByEpoch)
         try:
-            with seeded(seed):
+            with use_seed(seed):
                 return self.dataset[EpochIndex(epoch, number) if by_epoch else number % len(self.dataset)]
         except ValueError as error:
             found = TOO_SMALL.fullmatch(str(error))
@@ -164,7 +165,7 @@ def build_loader(dataset: Any, section: dict[str, Any], opt: dict[str, Any], sam
     loader = basicsr.data.build_dataloader(
         dataset, section, num_gpu=opt["num_gpu"], dist=opt["dist"], sampler=sampler, seed=seed
     )
-    loader.generator = torch.Generator().manual_seed(mixed_seed(seed))
+    loader.generator = torch.Generator().manual_seed(mix_seed(seed))
     return loader
 
 
@@ -220,7 +221,7 @@ class Batches:
         section = self.opt["datasets"]["train"]
         self._iterator = iter(self.loader)
         if section.get("prefetch_mode") == "cpu":
-            yield from _fetched_by_thread(self._iterator, section.get("num_prefetch_queue", 1))
+            yield from _fetch_by_thread(self._iterator, section.get("num_prefetch_queue", 1))
         elif section.get("prefetch_mode") == "cuda":
             prefetcher = CUDAPrefetcher(self._iterator, self.opt)
             while (batch := prefetcher.next()) is not None:
@@ -240,7 +241,7 @@ class Batches:
                 shut_down()
 
 
-def _fetched_by_thread(iterator: Iterator[Any], count: int) -> Iterator[Any]:
+def _fetch_by_thread(iterator: Iterator[Any], count: int) -> Iterator[Any]:
     """Yield the items of an iterator, of which a thread fetches the next ``count`` ahead; its errors are raised."""
     thread = ThreadPoolExecutor(max_workers=1)
     try:
@@ -269,3 +270,24 @@ def start_worker(worker_id: int) -> None:
 
 def _ignore_once(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def use_seed(seed: int) -> Iterator[None]:
+    """Start the generators of the CPU from ``seed``, and put them back afterwards."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, too
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+
+
+def mix_seed(*numbers: int) -> int:
+    """Return a seed in [0, 2**63) that follows from the numbers, and differs for others."""
+    text = "/".join(str(number) for number in numbers)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

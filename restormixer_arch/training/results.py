@@ -108,7 +108,7 @@ def _finite(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def measured(model: Any) -> dict[str, str]:
+def result_lines(model: Any) -> dict[str, str]:
     """Return data set -> its metrics in words.
 
     A model with ``gain()`` shows what was gained; of any other model of BasicSR the best value of each metric is shown.
@@ -129,7 +129,7 @@ def training_lines(run: Training) -> list[str]:
     models = Path(run.opt["path"]["models"])
     latest = models / "net_g_latest.pth"
     place = f"weights: {os.path.relpath(latest if latest.exists() else models)}"
-    lines = [f"{name}: {text}; {place}" for name, text in measured(run.model).items()]
+    lines = [f"{name}: {text}; {place}" for name, text in result_lines(run.model).items()]
     return lines or [place]
 
 
@@ -140,7 +140,7 @@ def test_lines(run: Testing) -> list[str]:
     of several data sets and that place.
     """
     images = Path(run.opt["path"]["visualization"])
-    texts = measured(run.model)
+    texts = result_lines(run.model)
     lines = []
     for dataset in run.opt["datasets"].values():
         parts = [texts.get(dataset["name"]) or "no metrics"]
@@ -158,12 +158,12 @@ def test_lines(run: Testing) -> list[str]:
 
 def _words(metrics: Mapping[str, tuple[float | None, float]]) -> str:
     return ", ".join(
-        f"{_title(metric)} {_value(metric, after)}" if before is None else _gained(metric, before, after)
+        f"{_title(metric)} {_value(metric, after)}" if before is None else _gain(metric, before, after)
         for metric, (before, after) in metrics.items()
     )
 
 
-def _gained(metric: str, before: float, after: float) -> str:
+def _gain(metric: str, before: float, after: float) -> str:
     # Two identical pictures have an infinite PSNR, which have no gain to show.
     gained = f" ({after - before:+.2f})" if _in_decibels(metric) and math.isfinite(after - before) else ""
     return f"{_title(metric)} {_value(metric, before, unit=False)} -> {_value(metric, after)}{gained}"

@@ -27,7 +27,7 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.models.validation import run_validation
 from restormixer_arch.output import is_first_process, note, warn
 from restormixer_arch.protocol import MeasuresInputs
-from restormixer_arch.training.checkpoint import CheckpointWriter
+from restormixer_arch.training.checkpoint import CheckpointWriter, keep_generator_states, set_generator_states
 from restormixer_arch.training.distributed import opencv_single_threaded, share_cores
 from restormixer_arch.training.interrupt import Interrupt, Stopped, handle_signals
 from restormixer_arch.training.loader import (
@@ -38,7 +38,6 @@ from restormixer_arch.training.loader import (
     build_validation_loaders,
 )
 from restormixer_arch.training.options import make_folders, make_opt
-from restormixer_arch.training.randomness import keep_generator_states, set_generator_states
 from restormixer_arch.training.reports import LOGGERS, Progress, Reports
 from restormixer_arch.training.resume import load_resume_state, resume_training
 
@@ -57,7 +56,7 @@ class Run:
         self.model: Any = None
 
     @contextmanager
-    def _prepared(self) -> Iterator[ExitStack]:
+    def _prepare(self) -> Iterator[ExitStack]:
         """Check the names of the option file; at the end close logs and leave the job, so that a run can follow."""
         check_names(self.request.options, self.request.shown, self.request.is_train)
         try:
@@ -119,7 +118,7 @@ class Training(Run):
             UserError: a mistake in the option file or the data that shows only now; a checkpoint that cannot be saved.
             Stopped: a signal has stopped it.
         """
-        with self._prepared() as stack:
+        with self._prepare() as stack:
             stack.enter_context(opencv_single_threaded())
             stack.enter_context(handle_signals(self.interrupt))
             stack.callback(self._end)
@@ -273,7 +272,7 @@ class Training(Run):
         self._saved_at = self.iteration
 
     def _stop_if_asked(self) -> None:
-        number = self.interrupt.agreed()
+        number = self.interrupt.agree_on_signal()
         if number:
             if self._saved_at != self.iteration:
                 self.save()
@@ -301,7 +300,7 @@ class Training(Run):
         # In a job, the processes could not agree within a validation.
         stop = None if last or self.opt["dist"] else lambda: bool(self.interrupt.signal)
         for number, loader in enumerate(self.val_loaders):
-            if self._validated_at[number] == self.iteration or (self.interrupt.agreed() and not last):
+            if self._validated_at[number] == self.iteration or (self.interrupt.agree_on_signal() and not last):
                 continue
             with keep_generator_states():
                 save_img = self.opt["val"]["save_img"]
@@ -343,7 +342,7 @@ class Testing(Run):
         Raises:
             UserError: a mistake in the option file or the data that shows only now.
         """
-        with self._prepared():
+        with self._prepare():
             opt = self.opt = make_opt(self.request, os.getcwd())
             torch.backends.cudnn.benchmark = True
             make_folders(opt)

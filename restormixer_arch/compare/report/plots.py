@@ -84,7 +84,7 @@ def _plot(comparison: Comparison, dataset: DataSet, cost: Cost) -> str:
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13, "color": NEUTRAL},
         xaxis={"title": {"text": cost.title}, **grid, **_axis([cost.value(c) * cost.factor for c in shown])},
-        yaxis={"title": {"text": y_title}, **grid, "range": _padded([means[c.name] for c in shown])},
+        yaxis={"title": {"text": y_title}, **grid, "range": _pad([means[c.name] for c in shown])},
     )
     return figure.to_html(full_html=False, include_plotlyjs=False, config=CONFIG)
 
@@ -92,14 +92,14 @@ def _plot(comparison: Comparison, dataset: DataSet, cost: Cost) -> str:
 def _axis(values: list[float]) -> dict[str, object]:
     """An axis so wide that names fit: logarithmic with round numbers, where values differ much."""
     if not values or max(values) < LOGARITHMIC * min(values):
-        return {"range": _padded(values)}
-    low, high = _padded([math.log10(value) for value in values])
+        return {"range": _pad(values)}
+    low, high = _pad([math.log10(value) for value in values])
     digits = (1, 2, 5) if high - low > 1 else (1, 1.5, 2, 3, 5, 7)
     ticks = [digit * 10.0**power for power in range(math.floor(low), math.ceil(high)) for digit in digits]
     return {"type": "log", "range": [low, high], "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
-def _padded(values: list[float]) -> list[float] | None:
+def _pad(values: list[float]) -> list[float] | None:
     if not values:
         return None
     low, high = min(values), max(values)
