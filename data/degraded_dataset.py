@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.config.rules import crop_problem
 from restormixer_arch.data.degradations.compose import Composition, add_composition, draw_composition, read_compositions
-from restormixer_arch.data.degradations.mixture import Ingredient, read_mixture
+from restormixer_arch.data.degradations.labels import Ingredient, read_mixture
 from restormixer_arch.data.images.folder import FolderImages, without_suffix
 from restormixer_arch.data.lmdb_io import LmdbImages
 from restormixer_arch.data.paired_dataset import enlarge
@@ -61,7 +61,7 @@ class DegradedDataset(Dataset):
             dataroot_gt: folder or LMDB of the clean images.
             io_backend: ``{type: disk}`` or ``{type: lmdb}``.
             degradations: ``cdd11``, a list of labels, or a table label -> {weight, strength}; see
-                :func:`restormixer_arch.data.degradations.mixture.read_mixture`.
+                :func:`restormixer_arch.data.degradations.labels.read_mixture`.
             phase: ``train``, ``val`` or ``test``; set by BasicSR.
             scale: size of the clean image in degraded ones; set by BasicSR. Above 1 every label needs ``down``.
             gt_size: side of the square crops, a multiple of ``scale``; in validation of the middle, or whole images.

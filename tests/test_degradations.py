@@ -24,7 +24,8 @@ from restormixer_arch.data.degradations.noise import (
 from restormixer_arch.data.degradations.snow import SnowParameters
 
 DRAWN = [name for name in DEGRADATIONS if name != "down"]  # its scale is given, and it changes the size
-OWN_CHANCE = [name for name in DRAWN if name not in ("jpeg", "defocus", "rain")]  # rain's showers have a seed each
+# The showers of rain and the orders of blind have a seed each.
+OWN_CHANCE = [name for name in DRAWN if name not in ("jpeg", "defocus", "rain", "blind")]
 
 
 def ramp(height, width, channels=3):

@@ -173,7 +173,7 @@ def test_a_sample_by_hand(clean):
         ({"phase": "training"}, "phase is 'training'"),
         ({"gt_size": 0}, "gt_size: got 0, expected a multiple of scale 1"),
         ({"gt_size": 10, "scale": 4, "degradations": ["down"]}, "gt_size: got 10, expected a multiple of scale 4"),
-        ({"scale": 2}, "scale 2 needs 'down' in every label"),
+        ({"scale": 2}, "scale 2 needs 'down' or 'blind' in every label"),
         ({"seed": -1}, "seed is -1, expected a whole number from 0"),
         ({"seed": 1.5}, "seed is 1.5"),
         ({"dataroot_gt": "nowhere"}, "dataroot_gt: 'nowhere'"),

@@ -9,6 +9,7 @@ They are applied in the order in which they arise on the light's way, whatever t
 5. ``low``: there is less light, on the haze and the drops as on the scene, and the sensor's noise comes in here.
 6. ``noise``, ``poisson`` and ``camera``: noise of further sources, on stored values.
 7. ``jpeg``: the file is written last.
+8. ``blind``: it is shrunk, compressed and shared again, twice.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from restormixer_arch.data.degradations.blind import BlindParameters, Order, add_blind, draw_blind
 from restormixer_arch.data.degradations.defocus import DefocusParameters, add_defocus, draw_defocus
 from restormixer_arch.data.degradations.downsample import DownsampleParameters, add_downsample
 from restormixer_arch.data.degradations.haze import HazeParameters, add_haze, draw_haze
@@ -60,6 +62,7 @@ DEGRADATIONS: dict[str, tuple[Draw | None, Add]] = {
     "poisson": (draw_poisson_noise, add_poisson_noise),
     "camera": (draw_camera_noise, add_camera_noise),
     "jpeg": (draw_jpeg, add_jpeg),
+    "blind": (draw_blind, add_blind),
 }
 
 
@@ -76,6 +79,7 @@ PARAMETERS: dict[str, type] = {
     "poisson": PoissonNoiseParameters,
     "camera": CameraNoiseParameters,
     "jpeg": JpegParameters,
+    "blind": BlindParameters,
 }
 
 
@@ -104,7 +108,7 @@ def draw_composition(
         rng: the only source of chance, advanced alike whatever ``strength`` is.
         label: names joined by ``_``, or ``clean`` for none.
         strength: of every one, from 0 to 1; None draws one for each from [0, 1].
-        scale: of ``down``.
+        scale: of ``down`` and ``blind``.
 
     Raises:
         UserError: the label is none.
@@ -114,7 +118,10 @@ def draw_composition(
     steps = []
     for name in [name for name in DEGRADATIONS if name in names]:
         draw, _ = DEGRADATIONS[name]
-        steps.append((name, draw(rng, strength) if draw else DownsampleParameters(scale)))
+        if name == "blind":
+            steps.append((name, draw_blind(rng, strength, scale)))
+        else:
+            steps.append((name, draw(rng, strength) if draw else DownsampleParameters(scale)))
     return Composition(label, tuple(steps))
 
 
@@ -126,7 +133,7 @@ def add_composition(image: np.ndarray, composition: Composition) -> np.ndarray:
         composition: what :func:`draw_composition` drew.
 
     Returns:
-        float32 (H, W, C) in [0, 1]; with ``down`` the sides are divided by its scale.
+        float32 (H, W, C) in [0, 1]; with ``down`` or ``blind`` the sides are divided by its scale.
 
     Raises:
         TypeError: the image is not a float32 array.
@@ -178,6 +185,9 @@ def _parameters(step: str, values: Mapping[str, Any]) -> Any:
         mist = values["mist"]
         showers = tuple(RainParameters(**shower) for shower in values["showers"])
         return Rain(showers, _parameters("haze", mist) if mist else None)
+    if step == "blind":
+        orders = {order: dict(values[order]) for order in ("first", "second")}
+        values = {**values, **{name: Order(**{**one, "sigma": tuple(one["sigma"])}) for name, one in orders.items()}}
     if step == "haze":
         values = {**values, "airlight": tuple(values["airlight"])}
     return PARAMETERS[step](**values)

@@ -1,10 +1,17 @@
-"""Labels of degradations: names joined by ``_``, such as ``low_haze_rain``, as CDD-11 names its folders."""
+"""Labels of degradations, and the option that mixes them: which labels, how often, how strong.
+
+A label is names joined by ``_``, such as ``low_haze_rain``, as CDD-11 names its folders.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
 
 from restormixer_arch.errors import UserError, did_you_mean
 
@@ -21,6 +28,7 @@ NAMES = {
     "poisson": "Poisson noise",
     "camera": "camera noise, signal-dependent and correlated",
     "jpeg": "JPEG compression",
+    "blind": "blur, resizing, noise and JPEG, twice",
 }
 CDD11 = (
     *("low", "haze", "rain", "snow"),
@@ -28,6 +36,8 @@ CDD11 = (
     *("low_haze_rain", "low_haze_snow"),
 )
 CLEAN = "clean"  # of an image without any degradation
+GROUPS = {"cdd11": CDD11}
+KEYS = ("weight", "strength")
 
 
 def parse_label(label: str) -> tuple[str, ...]:
@@ -45,6 +55,8 @@ def parse_label(label: str) -> tuple[str, ...]:
             f"{label!r} is no label of degradations: {unknown[0]!r} is none of {', '.join(NAMES)}."
             f"{did_you_mean(unknown[0], list(NAMES))}"
         )
+    if {"down", "blind"} <= set(parts):
+        raise UserError(f"{label!r} is no label of degradations: blind reduces an image itself, without down")
     ordered = tuple(name for name in NAMES if name in parts)
     if parts != ordered:
         raise UserError(f"{label!r} is no label of degradations. Did you mean '{'_'.join(ordered)}'?")
@@ -83,3 +95,90 @@ def label_of(name: str) -> str | None:
             if is_label("_".join(some)):
                 return "_".join(some)
     return None
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """A label, its weight among the others, and the range of its strength; None for each degradation's own draw."""
+
+    label: str
+    weight: float = 1.0
+    strength: tuple[float, float] | None = None
+
+    def draw_strength(self, rng: np.random.Generator) -> float | None:
+        """Return one strength for all degradations of the label, or None; the generator is advanced alike."""
+        part = float(rng.uniform())
+        if self.strength is None:
+            return None
+        low, high = self.strength
+        return low + (high - low) * part
+
+
+def read_mixture(option: Any, scale: int = 1) -> tuple[Ingredient, ...]:
+    """Return the ingredients of the ``degradations`` option.
+
+    Args:
+        option: ``cdd11`` for its eleven labels, a list of labels, or a table label -> {weight, strength} where strength
+            is a number or a range [low, high] in [0, 1].
+        scale: of the task; ``down`` or ``blind`` belongs to every label if it is greater than 1; ``down`` to none
+            otherwise.
+
+    Raises:
+        UserError: another value; the message names it.
+    """
+    if isinstance(option, str):
+        if option not in GROUPS:
+            hint = did_you_mean(option, GROUPS)
+            raise UserError(f"degradations: {option!r} is no group, expected cdd11, a list or a table of labels.{hint}")
+        option = GROUPS[option]
+    if not isinstance(option, Sequence | Mapping) or not option:
+        raise UserError(f"degradations: expected a list or a table of labels, got {option!r}")
+    table = option if isinstance(option, Mapping) else dict.fromkeys(option)
+    if len(table) != len(option):
+        twice = next(label for label in option if list(option).count(label) > 1)
+        raise UserError(f"degradations: {twice!r} is listed twice")
+    ingredients = tuple(_ingredient(label, settings) for label, settings in table.items())
+    for ingredient in ingredients:
+        names = parse_label(ingredient.label)
+        if ("down" in names) > (scale > 1) or (scale > 1 and not {"down", "blind"} & set(names)):
+            needed = "needs 'down' or 'blind' in every label" if scale > 1 else "allows no 'down'"
+            raise UserError(f"degradations: scale {scale} {needed}, got {ingredient.label!r}")
+    return ingredients
+
+
+def _ingredient(label: Any, settings: Any) -> Ingredient:
+    if not isinstance(label, str):
+        raise UserError(f"degradations: expected labels, got {label!r}")
+    try:
+        parse_label(label)
+    except UserError as error:
+        raise UserError(f"degradations: {error}") from error
+    settings = {} if settings is None else settings
+    if not isinstance(settings, Mapping):
+        raise UserError(f"degradations.{label}: expected weight and strength, got {settings!r}")
+    for key in settings:
+        if key not in KEYS:
+            raise UserError(
+                f"degradations.{label}.{key}: unknown key, expected {' or '.join(KEYS)}.{did_you_mean(str(key), KEYS)}"
+            )
+    weight = settings.get("weight", 1.0)
+    if not _is_number(weight) or not 0 < weight < np.inf:
+        raise UserError(f"degradations.{label}.weight: expected a positive number, got {weight!r}")
+    return Ingredient(label, float(weight), _range(label, settings.get("strength")))
+
+
+def _range(label: str, strength: Any) -> tuple[float, float] | None:
+    if strength is None:
+        return None
+    ends = [strength, strength] if _is_number(strength) else strength
+    if isinstance(ends, Sequence) and len(ends) == 2 and all(_is_number(end) for end in ends):
+        low, high = ends
+        if 0 <= low <= high <= 1:
+            return float(low), float(high)
+    raise UserError(
+        f"degradations.{label}.strength: expected a number or a range [low, high] in [0, 1], got {strength!r}"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -24,7 +24,7 @@ from restormixer_arch.data.images.folder import decode_image
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import complain, say
 
-LABELS = (CLEAN, *CDD11, "blur", "defocus", "noise", "poisson", "camera", "jpeg", "down", "blur_noise_jpeg")
+LABELS = (CLEAN, *CDD11, "blur", "defocus", "noise", "poisson", "camera", "jpeg", "down", "blur_noise_jpeg", "blind")
 COLUMNS = 6
 CELL = (240, 320)  # height and width of a picture
 CAPTION = 26  # height of the line below it
@@ -63,7 +63,7 @@ def fill(photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _cell(clean: np.ndarray, label: str, seed: int) -> np.ndarray:
     rng = np.random.default_rng([seed, zlib.crc32(label.encode())])
     strength = STRENGTH if "_" not in label else STRENGTH * 0.75
-    image = add_composition(clean, draw_composition(rng, label, strength, SCALE))
+    image = add_composition(clean, draw_composition(rng, label, strength, SCALE if label == "down" else 1))
     image = cv2.resize(image, CELL[::-1], interpolation=cv2.INTER_NEAREST)
     caption = np.full((CAPTION, CELL[1], 3), 255, np.uint8)
     cv2.putText(caption, label, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from restormixer_arch.data.degradations.labels import CDD11
-from restormixer_arch.data.degradations.mixture import Ingredient, read_mixture
+from restormixer_arch.data.degradations.labels import CDD11, Ingredient, read_mixture
 from restormixer_arch.errors import UserError
 
 
@@ -45,7 +44,7 @@ def test_strengths_are_drawn_from_the_range():
         ({"rain": {"strength": [0.6, 0.2]}}, 1, r"got \[0.6, 0.2\]"),
         ({"rain": {"strength": "x"}}, 1, "got 'x'"),
         (["down"], 1, "scale 1 allows no 'down', got 'down'"),
-        (["down", "noise"], 2, "scale 2 needs 'down' in every label, got 'noise'"),
+        (["down", "noise"], 2, "scale 2 needs 'down' or 'blind' in every label, got 'noise'"),
     ],
 )
 def test_mistakes(option, scale, message):

@@ -1,0 +1,269 @@
+"""Two-order blind degradation: what a picture goes through that is shrunk, compressed and shared again.
+
+The model of Wang et al. ("Real-ESRGAN: Training Real-World Blind Super-Resolution with Pure Synthetic Data", ICCVW
+2021), with the ranges of BasicSR's ``options/train/RealESRGAN``: blur, resizing, noise and JPEG, all of it twice, and
+at the end a sinc filter, which rings as sharpening does, before or after the second JPEG. The kernels are BasicSR's.
+The ground truth is not sharpened, unlike there.
+
+Strength scales every part at once: deviations and noise in proportion, sizes and sinc cut-offs towards none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.data.degradations.common import (
+    check_image,
+    convolve,
+    draw_seed,
+    draw_strength,
+    require_not_negative,
+    require_positive,
+)
+from restormixer_arch.data.degradations.jpeg import JpegParameters, add_jpeg
+from restormixer_arch.data.degradations.noise import poisson_signal
+
+KERNEL_SIZE = 21
+KERNELS = {"gaussian": 0.7, "generalized": 0.15, "plateau": 0.15}  # name -> probability
+INTERPOLATIONS = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+NARROWEST = 0.05  # deviation in pixels from which on a blur changes anything
+
+
+@dataclass(frozen=True)
+class Order:
+    """One round of blur, resizing, noise and compression.
+
+    Args:
+        kernel: ``gaussian``, ``generalized``, ``plateau``, or ``sinc``.
+        sigma: deviations along the kernel's two axes in pixels; below 0.05 nothing is blurred.
+        angle: of the first axis, in radians.
+        beta: shape of the generalized and the plateau-shaped kernel; 1 is a Gaussian's exponent.
+        cutoff: of the sinc filter, in radians for a pixel.
+        factor: by which the sides are multiplied; of the second order before the last resizing.
+        interpolation: ``area``, ``bilinear`` or ``bicubic``.
+        noise: deviation of Gaussian noise, in units of [0, 1].
+        photon: variance of Poisson noise for each unit of signal.
+        gray: the noise is the same in all channels.
+        quality: of JPEG, None for no compression.
+        seed: of the noise.
+
+    Raises:
+        ValueError: a value out of its range, or an unknown name.
+    """
+
+    kernel: str = "gaussian"
+    sigma: tuple[float, float] = (0.0, 0.0)
+    angle: float = 0.0
+    beta: float = 1.0
+    cutoff: float = np.pi
+    factor: float = 1.0
+    interpolation: str = "bicubic"
+    noise: float = 0.0
+    photon: float = 0.0
+    gray: bool = False
+    quality: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_not_negative(self, "noise", "photon", "seed")
+        require_positive(self, "beta", "cutoff", "factor")
+        if self.kernel not in (*KERNELS, "sinc"):
+            raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, sinc, got {self.kernel!r}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+        if min(self.sigma) < 0:
+            raise ValueError(f"sigma must not be negative, got {self.sigma}")
+
+
+@dataclass(frozen=True)
+class BlindParameters:
+    """Everything that determines the degradation.
+
+    Args:
+        first, second: the two orders.
+        scale: how many pixels become one along each side in the end.
+        interpolation: of the last resizing.
+        cutoff: of the last sinc filter, None for no filter.
+        sinc_first: the last resizing and the sinc filter come before the second JPEG.
+
+    Raises:
+        ValueError: the scale is less than 1, or the interpolation unknown.
+    """
+
+    first: Order
+    second: Order
+    scale: int = 1
+    interpolation: str = "bicubic"
+    cutoff: float | None = None
+    sinc_first: bool = True
+
+    def __post_init__(self) -> None:
+        if self.scale < 1:
+            raise ValueError(f"scale must be at least 1, got {self.scale}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+
+
+def draw_blind(rng: np.random.Generator, strength: float | None = None, scale: int = 1) -> BlindParameters:
+    """Draw both orders; None draws the strength from [0, 1].
+
+    Args:
+        rng: the only source of chance, advanced alike whatever ``strength`` is.
+        strength: from 0, which changes nothing but the size, to 1, the ranges of Real-ESRGAN.
+        scale: of the task.
+
+    Raises:
+        ValueError: ``strength`` is not in [0, 1], or ``scale`` is less than 1.
+    """
+    strong = draw_strength(rng, strength)
+    first = _draw_order(rng, strong, widest=3.0, blurred=1.0, sizes=(0.15, 1.5), enlarged=0.2, reduced=0.7, noise=30)
+    second = _draw_order(rng, strong, widest=1.5, blurred=0.8, sizes=(0.3, 1.2), enlarged=0.3, reduced=0.4, noise=25)
+    ringing, cutoff = rng.uniform() < 0.8, _scaled_cutoff(strong, rng.uniform(np.pi / 3, np.pi))
+    return BlindParameters(
+        first=first,
+        second=second,
+        scale=scale,
+        interpolation=str(rng.choice(list(INTERPOLATIONS))) if strong > 0 else "area",
+        cutoff=cutoff if ringing and strong > 0 else None,
+        sinc_first=bool(rng.integers(2)),
+    )
+
+
+def _scaled_cutoff(strong: float, cutoff: float) -> float:
+    return float(np.pi - strong * (np.pi - cutoff))
+
+
+def _draw_order(
+    rng: np.random.Generator,
+    strong: float,
+    *,
+    widest: float,
+    blurred: float,
+    sizes: tuple[float, float],
+    enlarged: float,
+    reduced: float,
+    noise: float,
+) -> Order:
+    """Draw an order whose share ``blurred`` is blurred, ``enlarged`` and ``reduced`` resized, with ``noise`` of 255."""
+    sinc, cutoff = rng.uniform() < 0.1, rng.uniform(np.pi / 3, np.pi)
+    kernel = str(rng.choice(list(KERNELS), p=list(KERNELS.values())))
+    isotropic, blurs = rng.uniform() < 0.65, rng.uniform() < blurred
+    along, across, angle = rng.uniform(0.2, widest), rng.uniform(0.2, widest), rng.uniform(-np.pi, np.pi)
+    beta = rng.uniform(1, 2) if kernel == "plateau" else rng.uniform(0.5, 4)
+    way, up, down = rng.uniform(), rng.uniform(1, sizes[1]), rng.uniform(sizes[0], 1)
+    factor = up if way < enlarged else down if way < enlarged + reduced else 1.0
+    interpolation, gaussian = str(rng.choice(list(INTERPOLATIONS))), rng.uniform() < 0.5
+    sigma, photon = rng.uniform(1, noise) / 255, (rng.uniform(0.05, noise / 10) / 16) ** 2
+    gray, quality, seed = bool(rng.uniform() < 0.4), rng.uniform(30, 95), draw_seed(rng)
+    blur = strong if blurs else 0.0
+    return Order(
+        kernel="sinc" if sinc and blur > 0 else kernel,
+        sigma=(float(blur * along), float(blur * (along if isotropic else across))),
+        angle=float(angle),
+        beta=float(beta),
+        cutoff=_scaled_cutoff(strong, cutoff),
+        factor=float(factor**strong),
+        interpolation=interpolation,
+        noise=float(strong * sigma) if gaussian else 0.0,
+        photon=0.0 if gaussian else float(strong**2 * photon),
+        gray=gray,
+        quality=round(100 - strong * (100 - quality)) if strong > 0 else None,
+        seed=seed,
+    )
+
+
+def add_blind(image: np.ndarray, parameters: BlindParameters) -> np.ndarray:
+    """Return the image after both orders, reduced by ``scale``.
+
+    Args:
+        image: (H, W, 3) RGB or (H, W, 1), float32 in [0, 1].
+        parameters: what :func:`draw_blind` drew.
+
+    Returns:
+        float32 (H / scale, W / scale, C) in [0, 1].
+
+    Raises:
+        TypeError: the image is not a float32 array.
+        ValueError: its shape or range is another, or a side is no multiple of ``scale``.
+    """
+    check_image(image)
+    (height, width), scale = image.shape[:2], parameters.scale
+    if height % scale or width % scale:
+        raise ValueError(f"sides must be multiples of scale {scale}, got {height}x{width}")
+    first, second = parameters.first, parameters.second
+    size = (height // scale, width // scale)
+    result = _blur(image, first)
+    result = _resize(result, (height * first.factor, width * first.factor), first.interpolation)
+    result = _compress(_add_noise(result, first), first)
+    result = _blur(result, second)
+    result = _resize(result, (size[0] * second.factor, size[1] * second.factor), second.interpolation)
+    result = _add_noise(result, second)
+    if not parameters.sinc_first:
+        result = _compress(result, second)
+    result = _resize(result, size, parameters.interpolation)
+    if parameters.cutoff is not None:
+        result = convolve(result, _sinc_kernel(parameters.cutoff), linear=False)
+    return _compress(result, second) if parameters.sinc_first else result
+
+
+def _blur(image: np.ndarray, order: Order) -> np.ndarray:
+    if order.kernel == "sinc":
+        return convolve(image, _sinc_kernel(order.cutoff), linear=False)
+    if max(order.sigma) < NARROWEST:
+        return image
+    return convolve(image, blur_kernel(order), linear=False)
+
+
+def blur_kernel(order: Order) -> np.ndarray:
+    """Return BasicSR's kernel of an order that is no sinc filter: float32 (21, 21), sum 1."""
+    kernels, (along, across) = _kernels(), (max(deviation, NARROWEST) for deviation in order.sigma)
+    functions = {
+        "gaussian": lambda *arguments: kernels.bivariate_Gaussian(*arguments, isotropic=False),
+        "generalized": lambda *arguments: kernels.bivariate_generalized_Gaussian(
+            *arguments, order.beta, isotropic=False
+        ),
+        "plateau": lambda *arguments: kernels.bivariate_plateau(*arguments, order.beta, isotropic=False),
+    }
+    return functions[order.kernel](KERNEL_SIZE, along, across, order.angle).astype(np.float32)
+
+
+def _sinc_kernel(cutoff: float) -> np.ndarray:
+    return _kernels().circular_lowpass_kernel(cutoff, KERNEL_SIZE).astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def _kernels():  # noqa: ANN202
+    """BasicSR's module of kernels; imported here, since it loads torchvision."""
+    compat.apply()
+    from basicsr.data import degradations
+
+    return degradations
+
+
+def _resize(image: np.ndarray, size: tuple[float, float], interpolation: str) -> np.ndarray:
+    height, width = (max(1, round(side)) for side in size)
+    if (height, width) == image.shape[:2]:
+        return image
+    resized = cv2.resize(image, (width, height), interpolation=INTERPOLATIONS[interpolation])
+    return np.clip(resized.reshape(height, width, image.shape[2]), 0, 1)
+
+
+def _add_noise(image: np.ndarray, order: Order) -> np.ndarray:
+    rng = np.random.default_rng(order.seed)
+    signal = image.mean(-1, keepdims=True) if order.gray else image
+    if order.noise > 0:
+        noise = np.float32(order.noise) * rng.standard_normal(signal.shape, np.float32)
+    elif order.photon > 0:
+        noise = poisson_signal(rng, signal, order.photon) - signal
+    else:
+        return image
+    return np.clip(image + noise, 0, 1)
+
+
+def _compress(image: np.ndarray, order: Order) -> np.ndarray:
+    return add_jpeg(image, JpegParameters(order.quality))
