@@ -116,6 +116,7 @@ setup(
             "hypothesis",
             "jinja2",
             "jsonschema",
+            "kornia",
             "onnx",
             "onnxruntime",
             "onnxscript",

@@ -66,7 +66,7 @@ def test_mistakes(sets, capsys):
     assert main(["card", "-o", "there.md"]) == 2
     assert "there.md: is there already" in capsys.readouterr().err and (sets / "there.md").read_text() == "mine"
     assert main(["card", "--tasks", "sr_x2"]) == 2
-    assert "no weights are installed for sr_x2" in capsys.readouterr().err
+    assert "nothing to measure for sr_x2: no weights are installed" in capsys.readouterr().err
 
 
 def test_published_numbers_name_their_source():

@@ -84,7 +84,7 @@ def test_a_fixed_set(photo, folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["shet"], "unknown action 'shet', expected sheet, set, speed, coverage. Did you mean 'sheet'?"),
+        (["shet"], "unknown action 'shet', expected sheet, set, speed, others, coverage. Did you mean 'sheet'?"),
         (["set", "--gt", "nowhere", "--out", "x"], "dataroot_gt: 'nowhere'"),
         (["set", "--gt", ".", "--out", "x", "--seed", "-1"], "expected a whole number from 0, got '-1'"),
         (["set", "--gt", ".", "--out", "x", "--scale", "0"], "expected a positive whole number, got '0'"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from restormixer_arch.cli.parsing import Parser
-from restormixer_arch.config.check import read_request
+from restormixer_arch.config.check import NoDataSet, read_request
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.inference.weights import SHIPPED, shipped_tasks
 from restormixer_arch.output import note, say
@@ -42,10 +42,27 @@ def _sr(scale: int) -> Measurement:
     return Measurement(f"sr_x{scale}", "options/test_public_sr.yml", overrides)
 
 
+def _others(task: str, label: str) -> Measurement:
+    """Test pairs by the generators of other libraries, see ``basicsr degrade others``."""
+    weights = f"restormixer_arch/weights/restormixer_s_{task}.safetensors"
+    overrides = [f"name=others_{task}", f"path:pretrain_network_g={weights}"]
+    for number, library in enumerate(("albumentations", "kornia"), start=1):
+        name, at = f"{library}_{label}", f"datasets:test_{number}"
+        overrides += [f"{at}:name={name}"]
+        overrides += [f"{at}:dataroot_{kind}=datasets/others/{name}/{kind}.lmdb" for kind in ("gt", "lq")]
+    return Measurement(task, "options/test_public_others.yml", tuple(overrides), psnr="psnr", ssim="ssim")
+
+
 MEASUREMENTS = (
     Measurement("derain", "options/test_public_derain.yml"),
     *(_sr(scale) for scale in (2, 3, 4)),
     Measurement("denoise", "options/test_public_denoise.yml", psnr="psnr", ssim="ssim"),
+    _others("derain", "rain"),
+    _others("desnow", "snow"),
+    _others("dehaze", "haze"),
+    _others("deblur", "blur"),
+    _others("deblur", "defocus"),
+    *(_others("mixed", label) for label in ("rain", "snow", "haze")),
 )
 
 
@@ -61,7 +78,7 @@ class TaskTable:
 def run(arguments: list[str]) -> int:
     """Measure and write the tables. Returns the exit code."""
     parser = Parser("card", "Measure the installed weights on public test sets, beside published numbers.")
-    tasks = [measurement.task for measurement in MEASUREMENTS]
+    tasks = list(dict.fromkeys(measurement.task for measurement in MEASUREMENTS))
     parser.add_argument("--tasks", nargs="+", default=tasks, metavar="TASK", help=f"of {', '.join(tasks)}")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="Markdown file to write, too")
     args = parser.parse_args(arguments)
@@ -72,16 +89,21 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"{args.out}: is there already; remove it first or choose another file")
     published = read_published(PUBLISHED)
     texts = []
+    for task in [task for task in args.tasks if task not in shipped_tasks()]:
+        note(f"{task}: no weights are installed")
     for measurement in MEASUREMENTS:
-        if measurement.task not in args.tasks:
+        if measurement.task not in args.tasks or measurement.task not in shipped_tasks():
             continue
-        if measurement.task not in shipped_tasks():
-            note(f"{measurement.task}: no weights are installed")
+        try:
+            texts.append("\n".join(task_lines(measure(measurement), published)) + "\n")
+        except NoDataSet as error:
+            note(str(error))
             continue
-        texts.append("\n".join(task_lines(measure(measurement), published)) + "\n")
         say(texts[-1])
     if not texts:
-        raise UserError(f"no weights are installed for {', '.join(args.tasks)}")
+        raise UserError(
+            f"nothing to measure for {', '.join(args.tasks)}: no weights are installed, or no test set is there"
+        )
     if args.out:
         args.out.write_text("\n".join(texts), encoding="utf-8")
     return 0
@@ -91,7 +113,8 @@ def measure(measurement: Measurement) -> TaskTable:
     """Test the installed weights by an option file; data sets that are not there are left out.
 
     Raises:
-        UserError: no data set is there, or the test fails.
+        NoDataSet: no data set is there.
+        UserError: the test fails.
     """
     request = read_request(
         measurement.option_file, is_train=False, force_yml=list(measurement.overrides), skip_missing=True

@@ -1,4 +1,4 @@
-"""``basicsr degrade``: a sheet of all degradations, a fixed set made with them, their speed, and what they cover."""
+"""``basicsr degrade``: a sheet of all degradations, fixed sets by them and by other libraries, speed and coverage."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ ACTIONS = {
     "sheet": "draw all degradations of a photograph on a picture sheet",
     "set": "write a fixed validation set: clean images under every label",
     "speed": "measure images/s of each degradation",
+    "others": "write test sets by the generators of albumentations and kornia",
     "coverage": "compare what is drawn with real pairs",
 }
 
@@ -28,7 +29,7 @@ def run(arguments: list[str]) -> int:
         raise UserError(
             f"basicsr degrade: unknown action {name!r}, expected {', '.join(ACTIONS)}.{did_you_mean(name, ACTIONS)}"
         )
-    {"sheet": _sheet, "set": _set, "speed": _speed, "coverage": _coverage}[name](rest)
+    {"sheet": _sheet, "set": _set, "speed": _speed, "others": _others, "coverage": _coverage}[name](rest)
     return 0
 
 
@@ -70,6 +71,20 @@ def _set(arguments: list[str]) -> None:
         lmdb=args.lmdb,
     )
     say(f"{args.out}: {count} pairs under {len(labels)} labels ({', '.join(labels)})")
+
+
+def _others(arguments: list[str]) -> None:
+    from restormixer_arch.data.preparation.other_generators import INSTALL, write_other_sets
+
+    parser = Parser("degrade others", "Write test sets by the generators of other libraries, which must be installed.")
+    parser.add_argument("--gt", required=True, metavar="DIR", help="folder or LMDB of the clean images")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the sets")
+    parser.add_argument("--libraries", nargs="+", default=list(INSTALL), metavar="NAME", help=" or ".join(INSTALL))
+    parser.add_argument("--gt-size", type=positive_number, default=256, metavar="N", help="cut out the middle (256)")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of all chance (default 0)")
+    args = parser.parse_args(arguments)
+    sets = write_other_sets(args.gt, args.out, tuple(args.libraries), args.gt_size, args.seed)
+    say(f"{args.out}: {', '.join(sets)}")
 
 
 def _speed(arguments: list[str]) -> None:

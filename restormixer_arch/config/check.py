@@ -35,6 +35,10 @@ EXPECTED = {
 }
 
 
+class NoDataSet(UserError):
+    """None of the data sets of an option file is there."""
+
+
 @dataclass(frozen=True)
 class Request:
     """A checked option file and the switches of the command line for BasicSR's pipelines.
@@ -76,7 +80,8 @@ def read_request(
         skip_missing: leave out the data sets whose folder or LMDB is not there, with a note.
 
     Raises:
-        UserError: it cannot be found or read, or all of its data sets are missing.
+        UserError: it cannot be found or read.
+        NoDataSet: all of its data sets are missing.
         OptionErrors: it has problems; all of them are listed.
     """
     path, options = read_option_file(option_file, force_yml)
@@ -101,7 +106,7 @@ def _leave_out_missing(options: dict[str, Any], shown: str) -> None:
         if absent:
             missing[phase] = f"{dataset.get('name', phase)} ({absent[0]})"
     if len(missing) == len(datasets):
-        raise UserError(f"{shown}: datasets: none is there: {', '.join(missing.values())}; see data/DATASETS.md")
+        raise NoDataSet(f"{shown}: datasets: none is there: {', '.join(missing.values())}; see data/DATASETS.md")
     for phase in missing:
         del datasets[phase]
     if missing:

@@ -1,0 +1,112 @@
+"""Test pairs by other people's generators of rain, snow, fog and blur: those of albumentations and kornia.
+
+A network that was trained with this package's degradations must not be tested with them alone. The other generators are
+simpler and mostly harsher; what counts is that no restored picture is worse than its input. Both libraries are loaded
+here only: ``pip install kornia`` and ``pip install --no-deps albumentations==2.0.8 albucore==0.0.24`` with
+``stringzilla simsimd`` (the last release under the MIT licence; its own requirements would bring a second OpenCV).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from restormixer_arch.data.images.folder import FolderImages, without_suffix
+from restormixer_arch.data.lmdb_io import LmdbImages, write_lmdb
+from restormixer_arch.errors import UserError
+
+INSTALL = {
+    "albumentations": "pip install --no-deps albumentations==2.0.8 albucore==0.0.24 && pip install stringzilla simsimd",
+    "kornia": "pip install kornia",
+}
+LABELS = {"albumentations": ("rain", "snow", "haze", "blur", "defocus"), "kornia": ("rain", "snow", "blur")}
+
+
+def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: int = 256, seed: int = 0) -> list[str]:
+    """Write ``<out>/<library>_<label>/{gt,lq}.lmdb`` for every label that a library has a generator for.
+
+    Args:
+        gt: folder or LMDB of clean images.
+        out: folder to write to; a set that is there already is left as it is.
+        libraries: of :data:`LABELS`.
+        gt_size: the middle of each image is taken, this many pixels a side at most.
+        seed: of all chance; each image has its own from it.
+
+    Returns:
+        The names of the sets.
+
+    Raises:
+        UserError: a library is not installed or unknown, or an image cannot be read.
+    """
+    for library in libraries:
+        if library not in INSTALL:
+            raise UserError(f"{library!r} is no library with generators here, expected {' or '.join(INSTALL)}")
+        if importlib.util.find_spec(library) is None:
+            raise UserError(f"needs {library}, which is not installed: {INSTALL[library]}")
+    source = LmdbImages(gt, "--gt") if gt.endswith(".lmdb") else FolderImages(gt, "--gt", False)
+    images = {}
+    for name in source.names:
+        image = np.round(source.read(name) * 255).astype(np.uint8)
+        top, left = ((side - min(side, gt_size)) // 2 for side in image.shape[:2])
+        images[without_suffix(name)] = np.ascontiguousarray(image[top : top + gt_size, left : left + gt_size])
+    sets = []
+    for library in libraries:
+        for label in LABELS[library]:
+            sets.append(f"{library}_{label}")
+            folder = out / sets[-1]
+            if folder.exists():
+                continue
+            degrade = GENERATORS[library]
+            # The generators work on RGB, LMDBs hold BGR.
+            lq = {
+                name: degrade(image[..., ::-1], label, seed + number)[..., ::-1]
+                for number, (name, image) in enumerate(images.items())
+            }
+            folder.mkdir(parents=True)
+            write_lmdb(folder / "gt.lmdb", [(f"{label}/{name}", image) for name, image in images.items()])
+            write_lmdb(folder / "lq.lmdb", [(f"{label}/{name}", np.ascontiguousarray(i)) for name, i in lq.items()])
+    return sets
+
+
+def by_albumentations(image: np.ndarray, label: str, seed: int) -> np.ndarray:
+    """Return an image, uint8 RGB (H, W, 3), degraded by albumentations with the defaults of its transforms."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import albumentations
+
+        kinds = {"rain": "RandomRain", "snow": "RandomSnow", "haze": "RandomFog", "blur": "MotionBlur"}
+        transform = getattr(albumentations, kinds.get(label, "Defocus"))(p=1)
+        pipeline = albumentations.Compose([transform], seed=seed)
+        return pipeline(image=np.ascontiguousarray(image))["image"]
+
+
+def by_kornia(image: np.ndarray, label: str, seed: int) -> np.ndarray:
+    """Return an image, uint8 RGB (H, W, 3), degraded by kornia."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from kornia import augmentation
+
+        transforms = {
+            "rain": lambda: augmentation.RandomRain(p=1),
+            "snow": lambda: augmentation.RandomSnow(snow_coefficient=(0.2, 0.6), brightness=(1.5, 3), p=1),
+            "blur": lambda: augmentation.RandomMotionBlur((5, 15), 180.0, (-1.0, 1.0), border_type="reflect", p=1),
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+            result = transforms[label]()(tensor)[0].permute(1, 2, 0).clamp(0, 1)
+    return np.round(result.numpy() * 255).astype(np.uint8)
+
+
+GENERATORS: dict[str, Callable[[np.ndarray, str, int], np.ndarray]] = {
+    "albumentations": by_albumentations,
+    "kornia": by_kornia,
+}
