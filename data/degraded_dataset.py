@@ -19,7 +19,7 @@ from restormixer_arch.data.degradations.compose import Composition, add_composit
 from restormixer_arch.data.degradations.labels import Ingredient, read_mixture
 from restormixer_arch.data.images.folder import FolderImages, without_suffix
 from restormixer_arch.data.lmdb_io import LmdbImages
-from restormixer_arch.data.paired_dataset import enlarge
+from restormixer_arch.data.paired_dataset import enlarge, result_names
 from restormixer_arch.errors import UserError
 
 compat.apply()  # basicsr can be imported from here on
@@ -77,7 +77,8 @@ class DegradedDataset(Dataset):
 
     Item:
         ``lq`` (3, h, w) and ``gt`` (3, scale * h, scale * w): float32 tensors, RGB, in [0, 1]; ``label``; ``gt_path``;
-        ``lq_path``, which is no file but names results: ``<label>/<image>_<label>.png``.
+        ``lq_path``, which is no file but holds the label: ``<label>/<image>_<label>.png``; ``result_name``, which names
+        the result: ``<image>_<label>``.
 
     Raises:
         UserError: an option is missing or wrong, or an image cannot be read.
@@ -94,6 +95,7 @@ class DegradedDataset(Dataset):
         weights = np.array([ingredient.weight for ingredient in self.mixture])
         self._probabilities = weights / weights.sum()
         self._gt = _images(self.opt)
+        self._stems = dict(zip(self._gt.names, result_names(self._gt.names, ""), strict=True))
         self.compositions = read_compositions(Path(self.opt["compositions"])) if self.opt.get("compositions") else None
 
     @property
@@ -111,12 +113,13 @@ class DegradedDataset(Dataset):
         else:
             raise IndexError(f"index must be in [0, {len(self)}), got {index}")
         sample = self.sample(epoch, number)
-        stem = without_suffix(sample.name.rpartition("/")[2])
+        stem = self._stems[sample.name]
         return {
             "lq": _tensor(sample.lq),
             "gt": _tensor(sample.gt),
             "label": sample.label,
             "lq_path": f"{sample.label}/{stem}_{sample.label}.png",
+            "result_name": f"{stem}_{sample.label}",
             "gt_path": self._gt.locate(sample.name),
         }
 

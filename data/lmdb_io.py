@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import weakref
 from collections import Counter
@@ -24,8 +26,7 @@ from restormixer_arch.config.rules import database_problem
 from restormixer_arch.data.images.folder import decode_image, existing_folder, without_suffix
 from restormixer_arch.errors import UserError
 
-META_LINE = re.compile(r"(?P<name>.+?)(?:\s+\(\d+,\s*\d+,\s*\d+\))?(?:\s+\d+)?")
-UNWRITTEN = 256  # pages that a sound file may lack at its end, since LMDB need not write those it has freed again
+SHAPE = re.compile(r"\(\d+,\s*\d+,\s*\d+\)(?:\s+\d+)?\Z")  # of a line of meta_info.txt, with the compression
 
 
 class LmdbImages:
@@ -97,10 +98,19 @@ def read_names(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from error
-    names = [META_LINE.fullmatch(line.strip())["name"] for line in lines if line.strip()]
+    names = [_image_name(line.strip()) for line in lines if line.strip()]
     if not names:
         raise UserError(f"{path}: lists no image")
     return names
+
+
+def _image_name(line: str) -> str:
+    """Return what comes before shape and compression, either of which may be missing. The name may hold blanks."""
+    shape = SHAPE.search(line)
+    if shape and line[: shape.start()].strip() and line[shape.start() - 1].isspace():
+        return line[: shape.start()].rstrip()
+    words = line.rsplit(maxsplit=1)
+    return words[0] if len(words) == 2 and words[1].isdigit() else line
 
 
 def write_lmdb(root: Path, images: Sequence[tuple[str, np.ndarray]], compression: int = 9) -> None:
@@ -163,6 +173,20 @@ def _open(root: Path) -> lmdb.Environment:
     except lmdb.Error as error:
         raise UserError(f"{root}: cannot be opened as an LMDB ({error})") from error
     page, pages, size = handle.stat()["psize"], handle.info()["last_pgno"] + 1, (root / "data.mdb").stat().st_size
-    if size < (pages - UNWRITTEN) * page:  # reading beyond the end of the file would kill the process
+    if size < pages * page and not _can_be_read(root):
+        handle.close()
         raise UserError(f"{root}: data.mdb is cut short: it has {size} bytes of {pages * page}")
     return handle
+
+
+def _can_be_read(root: Path) -> bool:
+    """Whether a process that reads all of an LMDB survives it: beyond the end of the file it would be killed.
+
+    A sound file may lack pages at its end, since LMDB need not write those that it has freed again.
+    """
+    code = (
+        "import lmdb, sys\n"
+        "with lmdb.open(sys.argv[1], readonly=True, lock=False).begin(buffers=True) as transaction:\n"
+        "    sum(value[-1] for _, value in transaction.cursor() if len(value))\n"
+    )
+    return subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, check=False).returncode == 0

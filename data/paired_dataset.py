@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Protocol
@@ -58,7 +59,8 @@ class PairedRestorationDataset(Dataset):
 
     Item:
         ``lq`` (C, h, w) and ``gt`` (C, scale * h, scale * w): float32 tensors, RGB, in [0, 1] before mean and std;
-        ``lq_path`` and ``gt_path``: file paths, or keys of the LMDBs.
+        ``lq_path`` and ``gt_path``: file paths, or keys of the LMDBs. Where two images have one name, also
+        ``result_name``, which names the result, see :func:`result_names`.
         With ``shared_gt`` the name in ``lq_path`` ends in the label, ``low/00001_low``: results are named after it.
 
     Raises:
@@ -77,6 +79,9 @@ class PairedRestorationDataset(Dataset):
             self.pairs = shared_pairs(self._gt, self._lq, names, may_be_part=bool(listing))
         else:
             self.pairs = pair_names(self._gt, self._lq, names, template, may_be_part=bool(listing))
+        paths = [self._result_path(lq_name) for _, lq_name in self.pairs]
+        names = result_names(paths, self.opt["dataroot_lq"])
+        self._names = None if names == [without_suffix(PurePath(path).name) for path in paths] else names
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -92,7 +97,12 @@ class PairedRestorationDataset(Dataset):
         gt, lq = img2tensor([gt, lq], bgr2rgb=True, float32=True)
         if self.opt.get("mean") is not None:
             gt, lq = (normalize(image, self.opt["mean"], self.opt["std"]) for image in (gt, lq))
-        return {"lq": lq, "gt": gt, "lq_path": self._result_path(lq_name), "gt_path": self._gt.locate(gt_name)}
+        return {"lq": lq, "gt": gt, **self._places(index)}
+
+    def _places(self, index: int) -> dict[str, str]:
+        gt_name, lq_name = self.pairs[index]
+        places = {"lq_path": self._result_path(lq_name), "gt_path": self._gt.locate(gt_name)}
+        return places if self._names is None else {**places, "result_name": self._names[index]}
 
     def _result_path(self, name: str) -> str:
         """Return where a degraded image is; results are named after the last part, which must differ between labels."""
@@ -123,6 +133,22 @@ class PairedRestorationDataset(Dataset):
         gt, lq = enlarge(gt, size), enlarge(lq, size // self.scale)
         gt, lq = paired_random_crop(gt, lq, size, self.scale)
         return tuple(augment([gt, lq], self.opt["use_hflip"], self.opt["use_rot"]))
+
+
+def result_names(paths: Sequence[str], root: str | Path) -> list[str]:
+    """Return a file name without extension for each image: its own, or with folders and extension where it must be.
+
+    ``a/x.png`` and ``b/x.png`` become ``a_x`` and ``b_x``, ``a.jpg`` and ``a.png`` become ``a_jpg`` and ``a_png``.
+    """
+    places = [PurePath(path) for path in paths]
+    places = [place.relative_to(root) if place.is_relative_to(root) else place for place in places]
+    names = [without_suffix(place.name) for place in places]
+    with_folders = ["_".join(place.with_name(name).parts) for place, name in zip(places, names, strict=True)]
+    whole = ["_".join(place.parts).replace(".", "_") for place in places]
+    for longer in (with_folders, whole):
+        counts = Counter(names)
+        names = [name if counts[name] == 1 else other for name, other in zip(names, longer, strict=True)]
+    return names
 
 
 def enlarge(image: np.ndarray, size: int) -> np.ndarray:
@@ -159,18 +185,20 @@ def pair_names(
     by_stem: dict[str, list[str]] = {}
     for name in lq.names:
         by_stem.setdefault(without_suffix(name), []).append(name)
+    exact = {name: wanted for name in names if (wanted := _partner(name, template)) in left}
+    taken = set(exact.values())  # an exact name pairs first, so that a.jpg leaves a.png to its own partner
     pairs, alone = [], []
     for name in names:
         wanted = _partner(name, template)
-        same_stem = by_stem.get(without_suffix(wanted), ())
-        if wanted in left:
+        free = [other for other in by_stem.get(without_suffix(wanted), ()) if other in left and other not in taken]
+        if name in exact:
             partner = wanted
-        elif len(same_stem) == 1 and same_stem[0] in left:
-            partner = same_stem[0]
+        elif len(free) == 1:
+            partner = free[0]
         else:
             alone.append(wanted)
             continue
-        del left[partner]
+        left.pop(partner, None)
         pairs.append((name, partner))
     if alone:
         raise UserError(

@@ -277,6 +277,11 @@ class RestorMixerModel(SRModel):
         except RuntimeError as error:  # what torch raises for missing, unexpected and misshapen tensors
             reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
             raise UserError(f"{load_path}: does not fit the network of network_g: {reasons[:400]}") from error
+        if {name for name, _ in bare.named_parameters()} <= set(keys.missing_keys):
+            raise UserError(
+                f"{load_path}: has no tensor of the network of network_g, so that nothing of it would be loaded; "
+                f"its first is {next(iter(keys.unexpected_keys), None)!r}, expected such as {keys.missing_keys[0]!r}"
+            )
         if keys.missing_keys or keys.unexpected_keys:
             get_root_logger().warning(
                 f"{load_path}: missing keys {keys.missing_keys}, unexpected keys {keys.unexpected_keys}"

@@ -11,7 +11,8 @@ of its name: a folder (``low_haze/0001.png``) or the end or beginning of the ste
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from os import path as osp
 from pathlib import Path
@@ -166,6 +167,8 @@ def _restore_and_measure(
     extended = isinstance(model, MeasuresInputs)
     input_metrics = metrics if extended and name not in model.input_values else {}
     pictures = PICTURES if extended and tb_logger and model.opt["is_train"] else 0
+    stems = Counter(Path(path).stem for path in getattr(dataset, "paths", []) if isinstance(path, str))
+    doubles = {stem for stem, count in stems.items() if count > 1}
     measured = []
     bar = tqdm(total=len(loader), unit="image", disable=rank > 0 or not options.get("pbar", False))
     if extended:
@@ -173,7 +176,7 @@ def _restore_and_measure(
     try:
         for number, item in enumerate(loader):
             path = item["lq_path"][0]
-            stem = osp.splitext(osp.basename(path))[0]
+            stem = item["result_name"][0] if "result_name" in item else _result_name(path, doubles)
             visuals = _restore(model, item)
             image = tensor2img([visuals["result"]])
             if save_img:
@@ -192,6 +195,12 @@ def _restore_and_measure(
         if extended:
             model.validating = False
     return measured
+
+
+def _result_name(path: str, doubles: Collection[str]) -> str:
+    """Return what names a result: the image's name, with its extension where two images differ in that alone."""
+    stem, suffix = osp.splitext(osp.basename(path))
+    return f"{stem}_{suffix[1:]}" if stem in doubles else stem
 
 
 def _restore(model: Any, item: dict[str, Any]) -> dict[str, Tensor]:
@@ -222,10 +231,12 @@ def _enlarged_input(visuals: dict[str, Tensor]) -> Tensor:
 
 
 def _image_path(model: Any, dataset: str, stem: str, current_iter: int | str) -> str:
-    """Where SRModel writes a restored image."""
+    """Where SRModel writes a restored image; in a training with several sets, below the name of its set."""
     root = model.opt["path"]["visualization"]
     if model.opt["is_train"]:
-        return osp.join(root, stem, f"{stem}_{current_iter}.png")
+        sets = [phase for phase in model.opt["datasets"] if phase != "train"]
+        folder = osp.join(root, dataset) if len(sets) > 1 else root  # two sets may have images of one name
+        return osp.join(folder, stem, f"{stem}_{current_iter}.png")
     return osp.join(root, dataset, f"{stem}_{model.opt['val'].get('suffix') or model.opt['name']}.png")
 
 

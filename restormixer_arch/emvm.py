@@ -38,9 +38,14 @@ class DirectionalScan(nn.Module):
 
     Shape:
         (B, H, W, C) -> (B, H, W, C)
+
+    Raises:
+        ValueError: ``d_state`` or D is less than 1.
     """
 
     def __init__(self, channels: int, *, directions: tuple[str, ...], d_state: int, expand: float) -> None:
+        if d_state < 1 or expand * channels < 1:
+            raise ValueError(f"d_state and expand must be at least 1, got {d_state} and {expand}")
         super().__init__()
         inner, count, rank = int(expand * channels), len(directions), math.ceil(channels / 16)
         self.directions = directions

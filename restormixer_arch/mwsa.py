@@ -71,9 +71,14 @@ class MWSA(nn.Module):
 
     Shape:
         (B, H, W, C) -> (B, H, W, C)
+
+    Raises:
+        ValueError: a window, or the MLP, has no size.
     """
 
     def __init__(self, channels: int, *, heads: int, window_size: int, mlp_ratio: float) -> None:
+        if window_size < 1 or mlp_ratio * channels < 1:
+            raise ValueError(f"window_size and mlp_ratio must be positive, got {window_size} and {mlp_ratio}")
         super().__init__()
         self.window_size = window_size
         self.norm1 = nn.LayerNorm(channels)

@@ -18,6 +18,7 @@ from restormixer_arch.errors import UserError
 
 compat.apply()
 
+from basicsr.archs import build_network  # noqa: E402
 from basicsr.losses import build_loss  # noqa: E402
 from basicsr.models.base_model import BaseModel  # noqa: E402
 from basicsr.utils import FileClient, imfrombytes  # noqa: E402
@@ -172,6 +173,19 @@ def test_an_image_of_an_lmdb_is_named_with_its_database(tmp_path):
 def test_a_value_that_a_loss_refuses_is_the_user_s_to_correct():
     with pytest.raises(UserError, match=r"^L1Loss refuses an option: Unsupported reduction mode: mena\."):
         build_loss({"type": "L1Loss", "reduction": "mena"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"type": "MSRResNet", "num_block": "a"}, r"^MSRResNet cannot be built with these options \(TypeError: "),
+        ({"type": "MSRResNet", "num_feat": -1}, r"^MSRResNet cannot be built with these options \(RuntimeError: "),
+        ({"type": "MSRResNet", "num_feat": 10**7}, "^not enough memory to build MSRResNet with these options"),
+    ],
+)
+def test_what_a_network_cannot_be_built_with_is_one_line(options, message):
+    with pytest.raises(UserError, match=message):
+        build_network(options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the patch is for machines without CUDA")

@@ -228,6 +228,22 @@ def test_no_file_is_read_and_no_address_fetched_but_what_was_sent(server, path):
 
 
 @pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "evil.example:7860", "Origin": "http://evil.example:7860"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "127.0.0.1"}, 200),
+        ({"Host": "localhost:80", "Origin": "http://localhost"}, 200),
+        ({"Host": "[::1]:80"}, 200),
+    ],
+)
+def test_other_hosts_are_refused(server, headers, status):
+    assert requests.get(server[0], headers=headers, timeout=SECONDS).status_code == status
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "--task: no weights for 'derain'"),

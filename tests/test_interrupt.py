@@ -71,7 +71,8 @@ def at_iteration(monkeypatch, number, action):
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "hint"), [("SIGINT", 130, "; Ctrl-C again leaves at once"), ("SIGTERM", 143, "")]
+    ("name", "code", "hint"),
+    [("SIGINT", 130, "; Ctrl-C again leaves at once"), ("SIGTERM", 143, ""), ("SIGHUP", 129, "")],
 )
 def test_a_signal_saves_after_the_iteration_and_has_its_exit_code(train_file, capfd, monkeypatch, name, code, hint):
     number = getattr(signal, name)

@@ -9,6 +9,7 @@ from restormixer_arch.errors import OptionErrors
 
 compat.apply()
 
+from restormixer_arch.basicsr_adapter import register  # noqa: E402, F401 - RestorMixer and its loss
 from restormixer_arch.basicsr_adapter.signatures import argument_problems, check_names  # noqa: E402
 
 
@@ -42,6 +43,33 @@ def test_an_unknown_name_is_answered_with_the_registry(train_options, path, name
     place[last] = name
     (line,) = faults(train_options)
     assert line.startswith(f"x.yml: {path}: {name!r} is no known ") and text in line
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "text"),
+    [
+        ("network_g.base_channels", [1, 2], "got [1, 2], expected a whole number"),
+        ("network_g.base_channels", True, "got True, expected a whole number"),
+        ("network_g.num_blocks", ["x", 2, 2], "got ['x', 2, 2], expected a whole number"),
+        ("network_g.num_blocks", [2, 2], "got [2, 2], expected 3 values"),
+        ("network_g.upscale", "2", "got '2', expected a whole number"),
+        ("train.pixel_opt.loss_weight", "a", "got 'a', expected a number"),
+        ("train.pixel_opt.fft_weight", "a", "got 'a', expected a number"),
+    ],
+)
+def test_values_are_compared_with_annotations_and_defaults(train_options, path, value, text):
+    train_options["network_g"] = {"type": "RestorMixer", "mlp_ratio": 2, "num_blocks": [2, 2, 2]}
+    if path.endswith("fft_weight"):
+        train_options["train"]["pixel_opt"]["type"] = "MultiScaleDualDomainLoss"
+        train_options["train"]["pixel_opt"].pop("reduction", None)
+    check_names(train_options, "x.yml", True)
+    section, key = path.rsplit(".", 1)
+    place = train_options
+    for name in section.split("."):
+        place = place[name]
+    place[key] = value
+    (line,) = faults(train_options)
+    assert line == f"x.yml: {path}: {text}"
 
 
 def test_an_optimizer_that_this_basicsr_cannot_build_is_named(train_options):

@@ -222,6 +222,11 @@ def _naming_refused_value(original: Callable[..., Any]) -> Callable[..., Any]:
             raise
         except ValueError as error:
             raise UserError(f"{opt['type']} refuses an option: {error}") from error
+        except (TypeError, ArithmeticError, RuntimeError, MemoryError) as error:
+            if isinstance(error, MemoryError) or "allocate" in str(error):
+                raise UserError(f"not enough memory to build {opt['type']} with these options") from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(f"{opt['type']} cannot be built with these options ({reason})") from error
 
     return build
 

@@ -7,14 +7,15 @@ compared with the signature of the class or function that will receive them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, get_origin, get_type_hints
 
 import torch
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+from pydantic import TypeAdapter, ValidationError
 
-from restormixer_arch.config.check import unknown_name
+from restormixer_arch.config.check import expected_of, unknown_name
 from restormixer_arch.errors import OptionErrors, Problem, closest
 
 # What BasicSR passes to a metric besides the keys of its section; 'better' is read by the model.
@@ -68,19 +69,19 @@ def network_problems(section: dict[str, Any], at: tuple[str, ...]) -> list[Probl
 
 def argument_problems(
     target: Callable[..., Any],
-    keys: Iterable[str],
+    section: Mapping[str, Any],
     at: tuple[str, ...],
     *,
     given: Iterable[str] = (),
     other: Iterable[str] = (),
 ) -> Iterator[Problem]:
-    """Compare the keys of a section with the parameters of what is called with them.
+    """Compare the keys of a section, and the types of its values, with the parameters of what is called with them.
 
     Where the target takes ``**kwargs`` an unknown key may be meant, so only a near miss of a parameter is a problem.
 
     Args:
         target: class or function.
-        keys: keys of the section, without ``type``.
+        section: the section; its ``type`` is left out.
         at: path of the section.
         given: parameters that the caller fills in.
         other: keys that are read by somebody else.
@@ -89,7 +90,7 @@ def argument_problems(
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     swallows = any(p.kind is p.VAR_KEYWORD for p in parameters)
     free = {p.name for p in named} - set(given)
-    keys = set(keys) - set(other)
+    keys = set(section) - {"type"} - set(other)
     required = {p.name for p in named if p.default is p.empty} & free
     corrected = set()
     for key in sorted(keys - free):
@@ -98,8 +99,31 @@ def argument_problems(
             corrected.add(close)
             hint = f" Did you mean '{close}'?" if close else f" Known: {', '.join(sorted(free)) or 'none'}"
             yield Problem((*at, key), f"{target.__name__} has no such argument.{hint}")
+    for parameter in named:
+        if parameter.name in keys and (expected := _type_expected(parameter, section[parameter.name], target)):
+            yield Problem((*at, parameter.name), f"got {section[parameter.name]!r}, expected {expected}")
     for key in sorted(required - keys - corrected):
         yield Problem((*at, key), f"required argument of {target.__name__} is missing")
+
+
+def _type_expected(parameter: inspect.Parameter, value: Any, target: Callable[..., Any]) -> str | None:
+    """Say what type a value should have had by the parameter's annotation, or by its default where that is a number."""
+    try:
+        annotation = get_type_hints(target.__init__ if inspect.isclass(target) else target).get(parameter.name)
+        if annotation is not None:
+            value = tuple(value) if isinstance(value, list) and get_origin(annotation) is not list else value
+            TypeAdapter(annotation, config={"strict": True, "arbitrary_types_allowed": True}).validate_python(value)
+            return None
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        wrong = [item for item in errors if item["type"] != "missing"]  # else values of a list are missing
+        return " or ".join(dict.fromkeys(map(expected_of, wrong))) or f"{len(value) + len(errors)} values"
+    except Exception:  # noqa: BLE001 - an annotation of foreign code may be anything
+        return None
+    default = parameter.default
+    if isinstance(default, int | float) and not isinstance(default, bool) and isinstance(value, str | list | dict):
+        return "a number"
+    return None
 
 
 def _registered(name: Any, registry: Any) -> Any | None:
@@ -119,7 +143,7 @@ def _class_problems(
     if target is None:
         yield Problem((*at, "type"), unknown_name(section.get("type"), kind, registry.keys()))
     else:
-        yield from argument_problems(target, section.keys() - {"type"}, at, given=given, other=other)
+        yield from argument_problems(target, section, at, given=given, other=other)
 
 
 def _optimizer_problems(options: dict[str, Any]) -> Iterator[Problem]:
@@ -135,7 +159,7 @@ def _optimizer_problems(options: dict[str, Any]) -> Iterator[Problem]:
             return
     target = getattr(torch.optim, name, None)
     if isinstance(target, type) and issubclass(target, torch.optim.Optimizer):
-        yield from argument_problems(target, section.keys() - {"type"}, at, given=["params"])
+        yield from argument_problems(target, section, at, given=["params"])
 
 
 def _buildable_optimizers(model: type[BaseModel]) -> list[str]:

@@ -68,9 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("stopped")
         return 130
+    except MemoryError:
+        complain("error: not enough memory")
+        return 2
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at its end
         return 1
+    except OSError as error:  # a full disk, a folder that may not be written to
+        if error.errno is None or not error.strerror:
+            raise
+        complain(f"error: {': '.join(str(part) for part in (error.filename, error.strerror) if part)}")
+        return 2
 
 
 def user_message(error: UserError) -> str:

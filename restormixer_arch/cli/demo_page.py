@@ -7,12 +7,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import gradio as gr
 import numpy as np
 from gradio_client.utils import is_http_url_like
 from PIL import Image
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from restormixer_arch.data.images import IMAGE_SUFFIXES
 from restormixer_arch.data.images.picture import (
@@ -85,6 +91,7 @@ class Page:
             footer_links=[],
             theme=gr.themes.Default(font=FONTS, font_mono=["monospace"]),
             css=CSS,
+            app_kwargs={"middleware": [Middleware(LocalRequests, host=host)]},
         )
 
     def close(self) -> None:
@@ -137,6 +144,31 @@ class Page:
         restorer = self._restorer_for(task)
         progress(0, desc="restoring")
         return picture, as_png(restore_picture(restorer, picture, on_tile))
+
+
+class LocalRequests:
+    """Answers requests for this computer alone: by an address, ``localhost`` or the name that is listened on.
+
+    A page of another site can have a name of its own that points here (DNS rebinding); its requests carry that name in
+    ``Host``, or the site in ``Origin``, and are refused.
+    """
+
+    def __init__(self, app: ASGIApp, host: str) -> None:
+        self.app, self.names = app, {"localhost", host.lower()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope) if scope["type"] in ("http", "websocket") else {}
+        if all(self._is_here(headers[name]) for name in ("host", "origin") if name in headers):
+            await self.app(scope, receive, send)
+        else:
+            await PlainTextResponse("This page is for another host.", status_code=403)(scope, receive, send)
+
+    def _is_here(self, place: str) -> bool:
+        name = urlsplit(place if "://" in place else f"//{place}").hostname or ""
+        try:
+            return name in self.names or bool(ip_address(name))
+        except ValueError:
+            return False
 
 
 def _refuse_addresses(upload: gr.File) -> None:

@@ -77,7 +77,7 @@ def _items(dataset: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     seen: dict[str, int] = {}
     for index in range(len(dataset)):
         item = dataset[index]
-        stem = Path(item["lq_path"]).stem
+        stem = item.get("result_name", Path(item["lq_path"]).stem)
         seen[stem] = seen.get(stem, 0) + 1
         yield (stem if seen[stem] == 1 else f"{stem}~{seen[stem]}"), item
 

@@ -26,6 +26,7 @@ from restormixer_arch.config.rules import NO_REFERENCE_METRICS
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import note
 from restormixer_arch.training.distributed import cores
+from restormixer_arch.training.options import FolderLock
 
 CONFIDENCE = 0.95  # of the interval of a difference
 
@@ -49,9 +50,12 @@ def compare(options: dict[str, Any], *, resume: bool) -> tuple[Comparison, Path]
     earlier = [_find_entry(options, name) for name in options["competitors"]]
     for entry in filter(None, earlier):
         build(entry)  # weights that do not fit are reported before anything is trained
+    lock = FolderLock()
+    lock.take(folder)
     if folder.exists() and not resume:
         _put_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    lock.take(folder)
     trained = train_all(options, folder, threads) if options.get("train") else {}
     names = options["competitors"]
     entries = [entry or _trained_entry(options, name, folder) for name, entry in zip(names, earlier, strict=True)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from restormixer_arch.atomic_write import write_text_atomically
 from restormixer_arch.benchmark.tables import show_giga, show_memory, show_minutes, show_parameters, show_time
 from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric
+from restormixer_arch.training.results import csv_text, markdown_text
 
 INPUT = "input"
 
@@ -69,7 +70,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
 def markdown(comparison: Comparison) -> str:
     """Return the means and costs of all competitors, and their differences to the first one, in Markdown."""
     columns = [*_quality(comparison), *_costs(comparison)]
-    names = [INPUT, *(_escape(competitor.name) for competitor in comparison.competitors)]
+    names = [INPUT, *(markdown_text(competitor.name) for competitor in comparison.competitors)]
     rows = zip(names, *(column.cells() for column in columns), strict=True)
     parts = [_heading(comparison), _table(["", *(column.title for column in columns)], rows), _notes(comparison)]
     if len(comparison.competitors) > 1:
@@ -99,7 +100,7 @@ def comma_separated(comparison: Comparison) -> str:
 def _cost_cells(competitor: Competitor) -> dict[str, object]:
     training = competitor.training
     return {
-        "competitor": competitor.name,
+        "competitor": csv_text(competitor.name),
         "arch": competitor.arch,
         "parameters": competitor.parameters,
         "macs": competitor.macs,
@@ -115,7 +116,7 @@ def _quality(comparison: Comparison) -> Iterator[Column]:
     for dataset, metric in _measures(comparison):
         measure = comparison.metrics[metric]
         yield Column(
-            _escape(_title(dataset, metric)),
+            markdown_text(_title(dataset, metric)),
             [dataset.mean(metric, competitor.name) for competitor in comparison.competitors],
             _digits(measure),
             measure.better,
@@ -139,7 +140,7 @@ def _heading(comparison: Comparison) -> str:
     title = f"# {comparison.name}"
     sets = ", ".join(f"{dataset.name} ({len(dataset.pictures)} pictures)" for dataset in comparison.datasets)
     budget = f" Each was trained for {comparison.budget}." if comparison.budget else ""
-    return f"{title}\n\nMeans over {_escape(sets)}.{budget} The best value of a column is bold."
+    return f"{title}\n\nMeans over {markdown_text(sets)}.{budget} The best value of a column is bold."
 
 
 def _notes(comparison: Comparison) -> str:
@@ -158,7 +159,7 @@ def _notes(comparison: Comparison) -> str:
 
 
 def _difference_title(comparison: Comparison) -> str:
-    first = _escape(comparison.competitors[0].name)
+    first = markdown_text(comparison.competitors[0].name)
     return f"Difference to {first} on the same pictures: mean, and its 95% interval (Student's t)."
 
 
@@ -168,11 +169,11 @@ def _differences(comparison: Comparison) -> Iterator[list[str]]:
             show_difference(dataset.difference[metric][competitor.name], _digits(comparison.metrics[metric]))
             for dataset, metric in _measures(comparison)
         ]
-        yield [_escape(competitor.name), *cells]
+        yield [markdown_text(competitor.name), *cells]
 
 
 def _quality_titles(comparison: Comparison) -> list[str]:
-    return [_escape(_title(dataset, metric)) for dataset, metric in _measures(comparison)]
+    return [markdown_text(_title(dataset, metric)) for dataset, metric in _measures(comparison)]
 
 
 def _measures(comparison: Comparison) -> Iterator[tuple[DataSet, str]]:
@@ -187,10 +188,6 @@ def _title(dataset: DataSet, metric: str) -> str:
 
 def _digits(metric: Metric) -> Callable[[float], str]:
     return lambda value: f"{value:.{metric.digits}f}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def _table(head: list[str], rows: Iterator[tuple[str, ...] | list[str]]) -> str:

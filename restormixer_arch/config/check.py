@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from restormixer_arch.config import rules, schema
 from restormixer_arch.config.yaml_file import apply_overrides, find_in_package, locate_option_file, read_options
@@ -31,7 +33,6 @@ EXPECTED = {
     "less_than_equal": "at most {le}",
     "too_short": "{min_length} or more values",
     "too_long": "no more than {max_length} values",
-    "string_pattern_mismatch": rules.NO_SLASH,  # the one pattern of the schema
 }
 
 
@@ -125,6 +126,7 @@ def read_option_file(option_file: str, force_yml: list[str] | None = None) -> tu
     path = locate_option_file(option_file)
     options = read_options(path, option_file)
     apply_overrides(options, force_yml or [])
+    _write_whole_numbers(options)
     taken = [] if Path(option_file).expanduser().exists() else [option_file]
     for section, key_path in list(rules.path_keys(options)):
         value = section[key_path[-1]]
@@ -135,6 +137,44 @@ def read_option_file(option_file: str, force_yml: list[str] | None = None) -> tu
     if taken:
         note(f"taken from the installed package {Path(__file__).parents[1]}: {', '.join(dict.fromkeys(taken))}")
     return path, options
+
+
+def _write_whole_numbers(node: Any) -> None:
+    """Make ``5e3`` or ``5000.0`` a whole number, in place, under every key that takes whole numbers alone."""
+    if isinstance(node, list):
+        for value in node:
+            _write_whole_numbers(value)
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if key in _whole_number_keys():
+            whole = [_whole(one) for one in value] if isinstance(value, list) else _whole(value)
+            node[key] = whole
+        else:
+            _write_whole_numbers(value)
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+@cache
+def _whole_number_keys() -> frozenset[str]:
+    """Return the keys of all sections whose values are whole numbers, or lists of them, wherever they stand."""
+    models, keys, others = [schema.Section, schema.OpenSection], set(), set()
+    while models:
+        model = models.pop()
+        models += model.__subclasses__()
+        for key, field in model.model_fields.items():
+            kinds = set(_plain_types(field.annotation))
+            if int in kinds and not kinds & {float, str}:
+                keys.add(key)
+            elif float in kinds:
+                others.add(key)
+    return frozenset(keys - others)
+
+
+def _plain_types(annotation: Any) -> list[Any]:
+    arguments = [argument for argument in get_args(annotation) if not isinstance(argument, FieldInfo)]
+    return [kind for argument in arguments for kind in _plain_types(argument)] if arguments else [annotation]
 
 
 def check_options(options: dict[str, Any], shown: str, is_train: bool, *, paths: bool = True) -> None:
@@ -229,8 +269,7 @@ def section_problems(section: type[BaseModel], options: Any, at: tuple[str, ...]
         elif item["type"] == "missing":
             missing.append(path)
         else:
-            text = EXPECTED.get(item["type"], item["msg"]).format(**item.get("ctx", {}))
-            expected.setdefault(path, (item["input"], []))[1].append(text)
+            expected.setdefault(path, (item["input"], []))[1].append(expected_of(item))
     problems, corrected = [], set()
     for path in unknown:
         keys = _model_at(section, path[:-1]).model_fields
@@ -244,6 +283,11 @@ def section_problems(section: type[BaseModel], options: Any, at: tuple[str, ...]
         if path not in corrected:  # else the misspelt key was reported already
             problems.append(Problem(at + path, _missing_key(_model_at(section, path[:-1]), path, options)))
     return problems
+
+
+def expected_of(error: Mapping[str, Any]) -> str:
+    """Say what was expected, from an error as pydantic lists it."""
+    return EXPECTED.get(error["type"], error["msg"]).format(**error.get("ctx", {}))
 
 
 def _missing_key(model: type[BaseModel], path: tuple[str, ...], options: Any) -> str:

@@ -14,8 +14,10 @@ from typing import Any
 
 from restormixer_arch.errors import Problem, did_you_mean, not_found
 
-NAME_PATTERN = r"^[^/\\]+$"  # of what names a file or a folder
-NO_SLASH = "a name without / and \\"
+NAME_PATTERN = r"^[^/\\\x00-\x1f]*[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$"  # of what names a file or a folder: not . or ..
+NAME_LENGTH = 150  # of its UTF-8, since file systems allow 255 bytes with what is added to it
+NO_SLASH = "a name without / and \\, of at most 150 bytes"
+WITH_LOSS = ("SRModel", "SwinIRModel", "RestorMixerModel")
 WITH_TRUTH = ("PairedImageDataset", "PairedRestorationDataset", "DegradedDataset")
 WITHOUT_TRUTH = ("SingleImageDataset",)
 NO_REFERENCE_METRICS = ("calculate_niqe",)  # need no ground truth; less is better
@@ -50,7 +52,8 @@ def path_problem(path: str) -> str | None:
 
 def name_problem(name: str) -> str | None:
     """What names a file or a folder has no slash."""
-    return None if re.fullmatch(NAME_PATTERN, name) else f"got {name!r}, expected {NO_SLASH}"
+    fits = re.fullmatch(NAME_PATTERN, name) and len(name.encode()) <= NAME_LENGTH
+    return None if fits else f"got {name!r}, expected {NO_SLASH}"
 
 
 def phase_kind(phase: Any) -> str:
@@ -73,6 +76,7 @@ def file_problems(options: dict[str, Any], is_train: bool, *, paths: bool = True
     if is_train:
         yield from schedule(options)
         yield from crops(options)
+        yield from losses(options)
         yield from progressive(options)
         yield from logging(options)
     yield from scale(options)
@@ -94,6 +98,13 @@ def phases(options: dict[str, Any], is_train: bool) -> Iterator[Problem]:
             hint = did_you_mean(str(phase), kinds)
             text = f"unknown phase for 'basicsr {command}', expected {allowed}.{hint}"
             yield Problem(("datasets", str(phase)), text)
+    names: dict[str, str] = {}
+    for phase, dataset in datasets.items():
+        restored = phase_kind(phase) in kinds and phase_kind(phase) != "train"
+        name = dataset.get("name") if isinstance(dataset, dict) and restored else None
+        if isinstance(name, str) and names.setdefault(name, str(phase)) != str(phase):
+            text = f"got {name!r}, which names datasets.{names[name]} already, expected another: results would mix"
+            yield Problem(("datasets", str(phase), "name"), text)
     if is_train and "train" not in datasets:
         yield Problem(("datasets", "train"), "required section is missing (the images to train on)")
     if not is_train and not datasets:
@@ -152,6 +163,13 @@ def logging(options: dict[str, Any]) -> Iterator[Problem]:
         yield Problem(("logger", "use_tb_logger"), "must be true for logger.wandb, which follows tensorboard's files")
     if importlib.util.find_spec("wandb") is None:
         yield Problem(("logger", "wandb"), "needs the package wandb: pip install wandb")
+
+
+def losses(options: dict[str, Any]) -> Iterator[Problem]:
+    """SRModel and the models made of it need a loss."""
+    train = _section(options, "train")
+    if options.get("model_type") in WITH_LOSS and train.get("pixel_opt") is train.get("perceptual_opt") is None:
+        yield Problem(("train", "pixel_opt"), "a loss is missing: expected pixel_opt or perceptual_opt")
 
 
 def scale(options: dict[str, Any]) -> Iterator[Problem]:

@@ -13,13 +13,23 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 from pydantic_core import PydanticCustomError
 
-from restormixer_arch.config.rules import NAME_PATTERN
+from restormixer_arch.config.rules import NAME_PATTERN, NO_SLASH, name_problem
 from restormixer_arch.memory import parse_bytes
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-FileName = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+def _check_name(name: str) -> str:
+    if name_problem(name):
+        raise PydanticCustomError("name", NO_SLASH)
+    return name
+
+
+FileName = Annotated[str, Field(json_schema_extra={"pattern": NAME_PATTERN}), AfterValidator(_check_name)]
+Workers = Annotated[int, Field(ge=0, le=256)]
+Crop = Annotated[int, Field(ge=1, le=8192)]
 
 
 class Section(BaseModel):
@@ -56,11 +66,11 @@ class IoBackend(OpenSection):
 class Dataset(Section):
     """What BasicSR's loader reads for any data set."""
 
-    name: str = Field(description="names the set in logs and results")
+    name: FileName = Field(description="names the set in logs and results")
     type: str = Field(description="the registered name of the data set's class")
-    num_worker_per_gpu: Count | None = None
+    num_worker_per_gpu: Workers | None = None
     batch_size_per_gpu: Positive | None = None
-    dataset_enlarge_ratio: Annotated[float, Field(gt=0)] = 1
+    dataset_enlarge_ratio: Annotated[float, Field(gt=0, le=1e6)] = 1
     use_shuffle: bool | None = None
     prefetch_mode: Literal["cpu", "cuda"] | None = None
     num_prefetch_queue: Positive = 1
@@ -69,7 +79,7 @@ class Dataset(Section):
 
 
 class TrainDataset(Dataset):
-    num_worker_per_gpu: Count = Field(description="loader processes, 0 to load in the main one")
+    num_worker_per_gpu: Workers = Field(description="loader processes, 0 to load in the main one")
     batch_size_per_gpu: Positive = Field(description="images per iteration")
 
 
@@ -85,13 +95,13 @@ class SingleImages(Dataset):
 class Crops(Section):
     """The keys of the data sets that can be trained on; required there, see :func:`for_training`."""
 
-    gt_size: Positive | None = None
+    gt_size: Crop | None = None
     use_hflip: bool | None = None
     use_rot: bool | None = None
 
 
 class TrainCrops(TrainDataset):
-    gt_size: Positive = Field(description="side of the square crops")
+    gt_size: Crop = Field(description="side of the square crops")
     use_hflip: bool = Field(description="flip at random")
     use_rot: bool = Field(description="turn by multiples of 90 degrees at random")
 
@@ -152,7 +162,7 @@ class Optimizer(Section):
     type: str = Field(description="name of the optimizer, such as Adam")
     lr: Rate = Field(description="learning rate")
     weight_decay: Rate = 0.0
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] | None = None
     eps: Rate | None = None
     amsgrad: bool | None = None
     momentum: Rate | None = None
@@ -235,7 +245,7 @@ class Steps(Section):
 
 class Progressive(Section):
     iters: Annotated[list[Positive], Field(min_length=1)] = Field(description="iterations of each stage")
-    gt_sizes: Annotated[list[Positive], Field(min_length=1)] = Field(description="side of the patches of each stage")
+    gt_sizes: Annotated[list[Crop], Field(min_length=1)] = Field(description="side of the patches of each stage")
     batch_sizes: Annotated[list[Positive], Field(min_length=1)] = Field(description="images of a batch of each stage")
 
 
@@ -255,6 +265,7 @@ TRAIN_SECTIONS: dict[str, type[BaseModel]] = {
 
 
 class Metric(Typed):
+    crop_border: Count = 0
     better: Literal["higher", "lower"] = "higher"
 
 
@@ -323,7 +334,7 @@ class Logger(Section):
 
 class DistParams(OpenSection):
     backend: str | None = None
-    port: Count | None = None
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
     timeout_minutes: Positive | None = None
 
 
@@ -334,12 +345,12 @@ class AnyFile(Section):
     num_gpu: Count | Literal["auto"] = Field(description="0 for the CPU, a count of GPUs, or auto")
     scale: Positive = 1
     device: Literal["cpu", "cuda", "mps"] | None = None
-    num_threads: Positive | None = None
+    num_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
 
 
 class ModelFile(AnyFile):
     model_type: str = Field(description="the registered name of the model, such as RestorMixerModel")
-    manual_seed: Count | None = None
+    manual_seed: Annotated[int, Field(ge=0, lt=2**32 - 2**16)] | None = None  # each process adds its rank
     datasets: dict[str, dict[str, Any]] = Field(description="the data, one section per set")
     network_g: Typed = Field(description="type and arguments of the network")
     path: dict[str, Any] = Field(description="weights to start from; 'path: {}' if there are none")

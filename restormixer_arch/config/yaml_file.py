@@ -55,6 +55,10 @@ def locate_option_file(path: str | Path) -> Path:
     return found
 
 
+LARGEST = 1_000_000  # bytes of an option file
+MOST_VALUES = 100_000
+
+
 class OptionLoader(yaml.SafeLoader):
     """PyYAML's safe loader (YAML 1.1) that refuses a key given twice and takes ``1e-3`` for a number, as YAML 1.2."""
 
@@ -77,6 +81,38 @@ OptionLoader.add_implicit_resolver(
 )
 
 
+def load_yaml(text: str) -> Any:
+    """Return what a YAML text holds.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, or aliases in it stand for more than 100,000 values, or for themselves.
+    """
+    loader = OptionLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count_values(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Return how many values a node stands for once its aliases are written out."""
+    if id(node) in counts:
+        if counts[id(node)] == 0:
+            raise yaml.YAMLError("an alias stands for a value that it is part of")
+        return counts[id(node)]
+    counts[id(node)] = 0  # not known yet
+    inner = node.value if isinstance(node, yaml.CollectionNode) else []
+    values = (value for item in inner for value in (item if isinstance(item, tuple) else (item,)))
+    counts[id(node)] = 1 + sum(_count_values(value, counts) for value in values)
+    if counts[id(node)] > MOST_VALUES:
+        raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES} values")
+    return counts[id(node)]
+
+
 def read_options(path: Path, shown: str) -> dict[str, Any]:
     """Read an option file.
 
@@ -88,11 +124,17 @@ def read_options(path: Path, shown: str) -> dict[str, Any]:
         UserError: unreadable, not YAML, a key given twice, or not a mapping; the message has line and column.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)  # a device such as /dev/zero never ends
+        text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{shown}: cannot be read ({error})") from error
+    if len(content) > LARGEST:
+        raise UserError(f"{shown}: is larger than {LARGEST // 1000} kB, too large for an option file")
     try:
-        options = yaml.load(text, OptionLoader)
+        options = load_yaml(text)
+    except RecursionError as error:
+        raise UserError(f"{shown}: is nested too deeply for an option file") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise UserError(f"{shown}:{mark.line + 1}:{mark.column + 1}: {_reason(error)}") from error
@@ -125,7 +167,7 @@ def apply_overrides(options: dict[str, Any], entries: list[str]) -> None:
                 raise UserError(f"--force_yml: {entry!r}: the option file has no section {name!r}.{hint}")
             place = inner
         try:
-            place[last] = yaml.load(text, OptionLoader)
+            place[last] = load_yaml(text)
         except yaml.YAMLError as error:
             reason = _reason(error) if isinstance(error, yaml.MarkedYAMLError) else str(error)
             raise UserError(f"--force_yml: {entry!r}: {reason}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,11 @@ from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.restormixer_arch import RestorMixer
 from restormixer_arch.weight_options import is_restormixer
 
-PARAM_KEYS = ("params_ema", "params", "state_dict")  # where tools of the field put the weights, best first
+# Where tools of the field put the weights, best first, and what they put in front of the names of a network's tensors.
+PARAM_KEYS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "net_g", "net", "generator", "network")
+WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+OWNERS = ("model.", "net_g.", "net.", "generator.", "network.", "netG.", "params.")
+COUNTERS = ("total_ops", "total_params")  # which thop leaves in a network
 SHIPPED = Path(__file__).parents[1] / "weights"  # the weights that are installed with the package
 PREFIX = "restormixer_s_"
 DEFAULT_TASK = "derain"
@@ -80,31 +83,72 @@ def read_weights(path: str | Path, param_key: str | None = None) -> dict[str, Te
             not in the file, the first of :data:`PARAM_KEYS` that is there is taken, or else the file itself.
 
     Returns:
-        Tensors by name, without the prefix ``module.`` of DistributedDataParallel.
+        Tensors by name, without thop's counters and without the prefixes of DistributedDataParallel, torch.compile
+        and, around a RestorMixer, of a training's own class such as ``model.``.
 
     Raises:
-        UserError: the file is missing, damaged, or holds no weights.
+        UserError: the file is missing, damaged, or holds no weights, or some that are not finite.
     """
     path = Path(path)
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         raise UserError(f"{path}: no such file of weights.{did_you_mean(path.name, near)}")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    for key in (param_key, *PARAM_KEYS):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
+    content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_pickle(path, "PyTorch weights")
+    while inner := [key for key in (param_key, *PARAM_KEYS) if isinstance(content, dict) and _is_filled(content, key)]:
+        content = content[inner[0]]
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"{path}: holds no network weights (a dict of tensors was expected).")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    state = {str(name): tensor for name, tensor in content.items() if str(name).rpartition(".")[2] not in COUNTERS}
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {name} holds values that are not finite (NaN or infinity)")
+    return _without_prefixes(state)
 
 
-def _read_pickle(path: Path) -> object:
+def _is_filled(content: dict[Any, Any], key: str | None) -> bool:
+    return isinstance(content.get(key), dict) and len(content[key]) > 0
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in WRAPPERS * 2:  # either may be inside of the other
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    for prefix in OWNERS:
+        inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        if not is_restormixer(state) and is_restormixer(_without_wrappers(inner)):
+            return _without_wrappers(inner)
+    return state
+
+
+def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("_orig_mod.").removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def read_pickle(path: Path, kind: str) -> object:
+    """Read what torch has saved, on the CPU; only tensors and plain containers are unpickled.
+
+    Args:
+        path: the file.
+        kind: what was expected, for messages.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: cannot be read as PyTorch weights ({reason})") from error
+    except Exception as error:  # noqa: BLE001 - damaged bytes make the unpickler raise anything
+        raise UserError(f"{path}: cannot be read as {kind} ({_reason(path, error)})") from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why torch cannot read a file. Its own text advises to switch its protection off."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    start = path.read_bytes()[:64].lstrip().lower()
+    if start.startswith((b"<", b"version https://git-lfs")):
+        return "it is a web page or a pointer to a file: download the file itself"
+    if "Unsupported global" in str(error) or "GLOBAL" in str(error):
+        return "it holds Python objects, which are not loaded since they could run code"
+    return "it is damaged, or no file of torch.save"
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

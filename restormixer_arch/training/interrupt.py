@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM stop a training after the current iteration, with a checkpoint."""
+"""SIGINT, SIGTERM and SIGHUP stop a training after the current iteration, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from restormixer_arch.output import is_first_process
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 TOGETHER = 2.0  # seconds in which a terminal's and a launcher's SIGINT for the same Ctrl-C arrive
 HINT = b"basicsr: %s: saving a checkpoint after this iteration%s\n"
 
@@ -52,7 +52,7 @@ class Interrupt:
     def notice(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: remember the first one, leave at the second SIGINT."""
         if not self.running:
-            if number == signal.SIGTERM:
+            if number != signal.SIGINT:
                 raise Stopped(number)
             self.insisted = True
             signal.default_int_handler(number, frame)

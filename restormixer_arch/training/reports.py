@@ -83,24 +83,27 @@ class Reports:
     Args:
         opt: options of the run.
         start: the iteration from which it is resumed, or 0.
+
+    Attributes:
+        sums: losses of the iterations since the last row, which a checkpoint keeps.
     """
 
     def __init__(self, opt: dict[str, Any], start: int) -> None:
         self.folder, self.title = Path(opt["path"]["log"]), opt["name"]
         self.losses = Table(self.folder / LOSSES, start)
         self.validations = Table(self.folder / VALIDATIONS, start)
-        self._sums: dict[str, list[float]] = {}  # of the losses since the last row
+        self.sums: dict[str, list[float]] = {}
 
     def add_losses(self, losses: dict[str, float]) -> None:
         """Take the losses of one iteration."""
         for name, value in losses.items():
-            self._sums.setdefault(name, []).append(value)
+            self.sums.setdefault(name, []).append(value)
 
     def write_losses(self, iteration: int, learning_rate: float) -> None:
         """Write the means of the losses since the last row."""
-        means = {name: _mean(values) for name, values in self._sums.items()}
+        means = {name: _mean(values) for name, values in self.sums.items()}
         self.losses.add({KEY: iteration, "lr": learning_rate, **means})
-        self._sums = {}
+        self.sums = {}
 
     def write_validation(
         self, iteration: int, dataset: str, metrics: dict[str, float], inputs: dict[str, float]

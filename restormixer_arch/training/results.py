@@ -52,7 +52,7 @@ def markdown(rows: list[Row]) -> str:
     lines = [f"| set | images | {' | '.join(metrics)} |", f"| --- | --: |{' --: |' * len(metrics)}"]
     for row in rows:
         cells = [_cell(metric, row.values.get(metric)) for metric in metrics]
-        lines.append(f"| {row.name} | {row.images} | {' | '.join(cells)} |")
+        lines.append(f"| {markdown_text(row.name)} | {row.images} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -68,8 +68,18 @@ def comma_separated(rows: list[Row]) -> str:
     for row in rows:
         cells = {metric: after for metric, (_, after) in row.values.items()}
         cells |= {f"{metric}_input": before for metric, (before, _) in row.values.items() if before is not None}
-        table.writerow({"set": row.name, "images": row.images, **cells})
+        table.writerow({"set": csv_text(row.name), "images": row.images, **cells})
     return text.getvalue()
+
+
+def csv_text(name: str) -> str:
+    """Return a name as a spreadsheet shows it: none is taken for a formula."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+
+
+def markdown_text(name: str) -> str:
+    """Return a name as a cell of a Markdown table."""
+    return " ".join(name.split()).replace("|", "\\|")
 
 
 def json_text(rows: list[Row]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -14,13 +13,13 @@ from basicsr.models.base_model import BaseModel
 from basicsr.utils import check_resume, get_root_logger
 
 from restormixer_arch.errors import UserError, not_found
+from restormixer_arch.inference.weights import read_pickle
 from restormixer_arch.output import note, warn
 from restormixer_arch.protocol import KeepsState
 from restormixer_arch.training.checkpoint import digest, plain, prune, remove_unfinished, saved_states
 
 MOVING = {"lr", "initial_lr", "params"}  # of an optimizer's group: what the schedule and the network set
 STRUCTURAL = {"amsgrad"}  # they change what an optimizer remembers
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError)
 
 
 def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
@@ -80,11 +79,7 @@ def read_state(path: Path) -> dict[str, Any]:
         UserError: it is damaged or no training state.
     """
     torch.serialization.add_safe_globals([Counter])  # the milestones of BasicSR's MultiStepRestartLR
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: cannot be read as a training state ({reason or type(error).__name__})") from error
+    state = read_pickle(path, "a training state")
     if not isinstance(state, dict) or not {"epoch", "iter", "optimizers", "schedulers"} <= state.keys():
         raise UserError(f"{path}: is no training state of BasicSR")
     return state
@@ -111,13 +106,13 @@ def find_weights(opt: dict[str, Any], path: Path, state: dict[str, Any]) -> dict
 
 
 def _check_weights(weights: Path, state: Path, expected: str | None) -> None:
+    if expected is None:  # a state of BasicSR itself
+        read_pickle(weights, "weights")
+        return
     try:
-        if expected is None:  # a state of BasicSR itself
-            torch.load(weights, map_location="cpu", weights_only=True)
-        same = expected is None or digest(weights) == expected
-    except UNREADABLE as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{weights}: cannot be read as weights ({reason or type(error).__name__})") from error
+        same = digest(weights) == expected
+    except OSError as error:
+        raise UserError(f"{weights}: cannot be read as weights ({error.strerror})") from error
     if not same:
         raise UserError(f"{weights}: is damaged, or not the one that was saved with {state.name}")
 

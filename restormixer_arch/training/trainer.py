@@ -37,7 +37,7 @@ from restormixer_arch.training.loader import (
     build_training_loader,
     build_validation_loaders,
 )
-from restormixer_arch.training.options import make_folders, make_opt
+from restormixer_arch.training.options import FolderLock, make_folders, make_opt
 from restormixer_arch.training.reports import LOGGERS, Progress, Reports
 from restormixer_arch.training.resume import load_resume_state, resume_training
 
@@ -52,6 +52,7 @@ class Run:
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.lock = FolderLock()
         self.opt: dict[str, Any] = {}
         self.model: Any = None
 
@@ -61,6 +62,7 @@ class Run:
         check_names(self.request.options, self.request.shown, self.request.is_train)
         try:
             with ExitStack() as stack:
+                stack.callback(self.lock.release)
                 yield stack
         finally:
             for logger in map(logging.getLogger, LOGGERS):
@@ -71,6 +73,10 @@ class Run:
             initialized_logger.pop("basicsr", None)
             if self.opt.get("dist") and torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
+
+    def _lock_folder(self) -> None:
+        if self.opt["rank"] == 0:
+            self.lock.take(self.opt["path"]["log"])
 
     def _open_log(self, kind: str) -> logging.Logger:
         """Open BasicSR's log, to the screen and to a file. What the network logs goes there, too."""
@@ -105,6 +111,7 @@ class Training(Run):
         self.batches: Batches | None = None
         self.reports: Reports | None = None  # of the first process of a job only
         self._saved_at = 0  # the iteration of the last checkpoint
+        self._loss_sums: dict[str, list[float]] = {}  # of the checkpoint that it is resumed from
         self._validated_at: list[int] = []  # for each of val_loaders
 
     @property
@@ -149,9 +156,11 @@ class Training(Run):
         opt["root_path"] = root
         self.interrupt.launched = opt["dist"]
         torch.backends.cudnn.benchmark = True
+        self._lock_folder()
         state = load_resume_state(opt)
         if state is None:
             make_folders(opt)
+            self._lock_folder()
         elif self.request.options.get("manual_seed") is None:
             opt["manual_seed"] = state.get("manual_seed", opt["manual_seed"])  # the one drawn at the first start
         copy_opt_file(str(self.request.path), opt["path"]["experiments_root"])
@@ -171,6 +180,7 @@ class Training(Run):
         resume_training(self.model, state)
         self.logger.info(f"Resuming training from epoch: {state['epoch']}, iter: {state['iter']}.")
         self.iteration = self._saved_at = state["iter"]
+        self._loss_sums = state.get("loss_sums") or {}
         if self.iteration > self.total:
             raise UserError(
                 f"{self.request.shown}: train.total_iter: is {self.total}, but the training to resume has done "
@@ -191,6 +201,7 @@ class Training(Run):
         self.message_logger = MessageLogger(self.opt, self.iteration, self.tb_logger)
         if self.opt["rank"] == 0:
             self.reports = Reports(self.opt, self.iteration)
+            self.reports.sums = self._loss_sums
             if self.tb_logger:
                 self.tb_logger.add_text("options", as_markdown(self.opt), self.iteration)
         shown = None if is_first_process() else False
@@ -203,6 +214,7 @@ class Training(Run):
             "position": self.sampler.position(),
             "manual_seed": self.opt["manual_seed"],
             "validated": all(iteration == self.iteration for iteration in self._validated_at),
+            "loss_sums": self.reports.sums if self.reports else {},
         }
 
     # --- iterate -----------------------------------------------------------------------------------------------------
@@ -345,7 +357,9 @@ class Testing(Run):
         with self._prepare():
             opt = self.opt = make_opt(self.request, os.getcwd())
             torch.backends.cudnn.benchmark = True
+            self._lock_folder()
             make_folders(opt)
+            self._lock_folder()
             logger, loaders = self._open_log("test"), []
             for phase, section in sorted(opt["datasets"].items()):
                 dataset = build_dataset(phase, section, self.request.shown)

@@ -1,0 +1,245 @@
+"""What other tools write, and what damage or malice makes of it: option files, weights, states, LMDBs, names."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_network import tiny_network
+
+from restormixer_arch.cli import main
+from restormixer_arch.config.check import option_problems, read_option_file
+from restormixer_arch.config.yaml_file import read_options
+from restormixer_arch.data.lmdb_io import LmdbImages, read_names, write_lmdb
+from restormixer_arch.data.paired_dataset import result_names
+from restormixer_arch.errors import UserError
+from restormixer_arch.inference.weights import load_network, read_weights
+from restormixer_arch.training.options import FolderLock
+from restormixer_arch.training.results import Row, comma_separated, markdown
+from restormixer_arch.weight_options import add_stamp
+
+# --- option files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["!!float 5e3", "5e3", "5000.0", "5000"])
+def test_a_whole_valued_number_is_a_whole_number(folder, text):
+    Path("x.yml").write_text(
+        f"val:\n  val_freq: {text}\ntrain:\n  scheduler:\n    periods: [{text}]\n  optim_g:\n    lr: 1.0\n"
+    )
+    _, options = read_option_file("x.yml")
+    values = [options["val"]["val_freq"], *options["train"]["scheduler"]["periods"]]
+    assert values == [5000, 5000] and all(type(value) is int for value in values)
+    assert type(options["train"]["optim_g"]["lr"]) is float
+    assert not [p for p in option_problems(options, True) if p.path[-1] in ("val_freq", "periods")]
+
+
+def aliases(levels):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (aliases(9), "its aliases stand for more than 100000 values"),
+        ("a: &a [*a]\n", "an alias stands for a value that it is part of"),
+        ("a: " + "[" * 1500, "is nested too deeply for an option file"),
+        ("#" * 1_000_001, "is larger than 1000 kB"),
+    ],
+)
+def test_option_files_that_would_take_all_memory_are_refused(folder, text, message):
+    Path("x.yml").write_text(text)
+    with pytest.raises(UserError, match=f"^x.yml: .*{message}"):
+        read_options(Path("x.yml"), "x.yml")
+
+
+def test_a_device_without_end_is_no_option_file(capsys):
+    assert main(["train", "-opt", "/dev/zero"]) == 2
+    assert "/dev/zero: is larger than 1000 kB" in capsys.readouterr().err
+
+
+def test_few_aliases_are_taken(folder):
+    Path("x.yml").write_text("a: &a {b: 1}\nc: *a\nd: {<<: *a, e: 2}\n")
+    assert read_options(Path("x.yml"), "x.yml") == {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1, "e": 2}}
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def state():
+    network = tiny_network()
+    return add_stamp(network.state_dict(), network)
+
+
+def named(prefix, tensors):
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "net_g.", "model._orig_mod."]
+)
+@pytest.mark.parametrize("key", [None, "params", "model", "net", "generator", "state_dict"])
+def test_prefixes_and_places_of_other_tools(folder, prefix, key):
+    tensors = named(prefix, state()) | {"total_ops": torch.zeros(1), "encoder.total_params": torch.zeros(1)}
+    torch.save({key: tensors, "epoch": 3} if key else tensors, "w.PTH")
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(load_network("w.PTH")(x)[0], tiny_network().eval()(x)[0])
+
+
+def test_an_empty_average_is_passed_over(folder):
+    torch.save({"params_ema": {}, "params": state()}, "w.pth")
+    assert read_weights("w.pth").keys() == state().keys()
+
+
+def test_a_capital_suffix_is_safetensors_too(folder):
+    save_file(state(), "w.SafeTensors")
+    assert load_network("w.SafeTensors").window_size == 8
+
+
+def test_prefixes_of_other_networks_stay(folder):
+    torch.save({"model.0.weight": torch.zeros(2)}, "w.pth")
+    assert list(read_weights("w.pth")) == ["model.0.weight"]
+
+
+def test_weights_of_which_nothing_would_be_loaded_are_refused(folder, tmp_path):
+    from training_cases import RESTORMIXER, options
+
+    from restormixer_arch.models.restormixer_model import RestorMixerModel
+
+    torch.save({"params": {"a": torch.zeros(2)}}, "w.pth")
+    opt = options(tmp_path, RESTORMIXER)
+    opt["path"] |= {"pretrain_network_g": "w.pth", "strict_load_g": False}
+    with pytest.raises(UserError, match=r"^w\.pth: has no tensor of the network of network_g, .* its first is 'a'"):
+        RestorMixerModel(opt)
+
+
+class Runs:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!doctype html><html></html>", "it is a web page or a pointer to a file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a web page or a pointer to a file"),
+        (b"", "it is damaged, or no file of torch.save"),
+        (bytes(range(256)) * 20, "it is damaged, or no file of torch.save"),
+        (pickle.dumps(Runs()), "it is damaged, or no file of torch.save"),
+    ],
+)
+def test_what_are_no_weights(folder, content, message):
+    Path("w.pth").write_bytes(content)
+    with pytest.raises(UserError, match=f"^w.pth: cannot be read as PyTorch weights \\({message}") as caught:
+        read_weights("w.pth")
+    assert "weights_only" not in str(caught.value) and not Path("ran").exists()
+
+
+def test_python_objects_are_not_loaded(folder):
+    torch.save({"params": Runs()}, "w.pth")
+    with pytest.raises(UserError, match="it holds Python objects, which are not loaded since they could run code"):
+        read_weights("w.pth")
+    assert not Path("ran").exists()
+
+
+def test_weights_that_are_not_finite_are_named(folder):
+    tensors = state()
+    tensors["encoder.stem.0.conv.weight"] = torch.full_like(tensors["encoder.stem.0.conv.weight"], torch.nan)
+    torch.save(tensors, "w.pth")
+    with pytest.raises(UserError, match=r"^w.pth: encoder\.stem\.0\.conv\.weight holds values that are not finite"):
+        read_weights("w.pth")
+
+
+@pytest.mark.parametrize(("name", "values"), [("window_size", [0]), ("encoder_heads", [3, 3]), ("scan_merge", [9])])
+def test_a_wrong_stamp_is_one_line(folder, name, values):
+    torch.save(state() | {f"restormixer_options.{name}": torch.tensor(values)}, "w.pth")
+    with pytest.raises(UserError, match=r"^w\.pth: no RestorMixer can be built from it \("):
+        load_network("w.pth")
+
+
+# --- LMDBs -----------------------------------------------------------------------------------------------------------
+
+
+def test_lines_of_a_meta_info(folder):
+    lines = {
+        "a.png (480,321,3) 1": "a.png",
+        "b c.png (480, 321, 3)": "b c.png",
+        "d e.png 9": "d e.png",
+        "f (1,2,3).png (4,5,3) 1": "f (1,2,3).png",
+        "g(1,2,3)": "g(1,2,3)",
+        "h" + " " * 40_000 + "i.png": "h" + " " * 40_000 + "i.png",
+        "(1,2,3) 1": "(1,2,3)",
+    }
+    Path("meta_info.txt").write_text("\n".join(lines) + "\n")
+    assert read_names(Path("meta_info.txt")) == list(lines.values())
+
+
+@pytest.mark.parametrize("missing", [1, 4096, 60_000, 500_000])
+def test_an_lmdb_that_is_cut_short_is_named_and_kills_nobody(folder, missing):
+    noise = np.random.default_rng(0).integers(0, 256, (10, 200, 200, 3), np.uint8)
+    write_lmdb(folder / "x.lmdb", [(str(number), image) for number, image in enumerate(noise)], compression=0)
+    file = Path("x.lmdb/data.mdb")
+    os.truncate(file, file.stat().st_size - missing)
+    code = (
+        "from restormixer_arch.data.lmdb_io import LmdbImages\n"
+        "images = LmdbImages('x.lmdb', 'dataroot_gt')\n"
+        "print(sum(images.read(name).shape[0] for name in images.names))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.returncode  # a signal would be negative
+    assert done.returncode == 0 or "x.lmdb: data.mdb is cut short: it has" in done.stderr
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_results_of_one_name_get_names_of_their_own():
+    paths = ["d/a/x.png", "d/b/x.png", "d/y.jpg", "d/y.png", "d/z.png"]
+    assert result_names(paths, "d") == ["a_x", "b_x", "y_jpg", "y_png", "z"]
+    assert result_names(["k/1", "k/2"], "x.lmdb") == ["1", "2"]
+
+
+def test_names_in_tables_are_no_formulas_and_no_rows():
+    rows = [Row("=1+1\n| evil |", 1, {"psnr": (None, 30.0)}), Row("plain", 1, {"psnr": (None, 31.0)})]
+    assert list(csv.reader(io.StringIO(comma_separated(rows))))[1][0] == "'=1+1\n| evil |"
+    lines = markdown(rows).splitlines()
+    assert len(lines) == 4 and lines[2] == "| =1+1 \\| evil \\| | 1 | 30.00 |"
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(train_file, capsys):
+    assert main(["train", "-opt", train_file, "--force_yml", "path:experiments_root=/dev/null"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "basicsr: error: /dev/null/tiny: Not a directory"
+
+
+def test_two_processes_do_not_write_into_one_folder(folder):
+    Path("run").mkdir()
+    code = (
+        "import sys\nfrom restormixer_arch.training.options import FolderLock\n"
+        "lock = FolderLock()\nlock.take('run')\nprint('taken', flush=True)\nsys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"taken\n"
+        with pytest.raises(UserError, match=f"^run: process {other.pid} on .* is writing into it"):
+            FolderLock().take("run")
+        other.kill()
+    lock = FolderLock()
+    lock.take("run")  # the lock has ended with its process
+    lock.release()
+
+
+def test_images_of_an_lmdb_keep_their_names(folder):
+    image = np.zeros((4, 4, 3), np.uint8)
+    write_lmdb(folder / "x.lmdb", [("a/1", image), ("b/1", image)])
+    names = LmdbImages(folder / "x.lmdb", "x").names
+    assert result_names(names, "") == ["a_1", "b_1"]
