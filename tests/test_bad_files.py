@@ -217,8 +217,8 @@ def test_names_in_tables_are_no_formulas_and_no_rows():
     assert len(lines) == 4 and lines[2] == "| =1+1 \\| evil \\| | 1 | 30.00 |"
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(train_file, capsys):
-    assert main(["train", "-opt", train_file, "--force_yml", "path:experiments_root=/dev/null"]) == 2
+def test_a_folder_that_cannot_be_made_is_one_line(pairs, train_options, write, capsys):
+    assert main(["train", "-opt", write(train_options), "--force_yml", "path:experiments_root=/dev/null"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "basicsr: error: /dev/null/tiny: Not a directory"
 
 
