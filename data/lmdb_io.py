@@ -14,7 +14,8 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def write_lmdb(root: Path, images: Sequence[tuple[str, np.ndarray]], compression
         _, content = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, compression])
         encoded.append((key.encode(), content.tobytes()))
     size = 2 * sum(len(content) for _, content in encoded) + 2**20
-    with lmdb.open(str(partial / "growing"), map_size=size) as environment:
+    with writing(root), lmdb.open(str(partial / "growing"), map_size=size) as environment:
         with environment.begin(write=True) as transaction:
             for key, content in encoded:
                 transaction.put(key, content)
@@ -144,6 +145,15 @@ def write_lmdb(root: Path, images: Sequence[tuple[str, np.ndarray]], compression
     shutil.rmtree(partial / "growing")
     (partial / "meta_info.txt").write_text("".join(lines), encoding="utf-8")
     partial.rename(root)
+
+
+@contextmanager
+def writing(root: Path) -> Iterator[None]:
+    """Turn LMDB's own errors, such as that of a full disk, into one line. Raises UserError."""
+    try:
+        yield
+    except lmdb.Error as error:
+        raise UserError(f"{root}: cannot be written ({str(error).rpartition(': ')[2]})") from error
 
 
 class _Environment:

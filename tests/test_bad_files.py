@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -243,3 +244,39 @@ def test_images_of_an_lmdb_keep_their_names(folder):
     write_lmdb(folder / "x.lmdb", [("a/1", image), ("b/1", image)])
     names = LmdbImages(folder / "x.lmdb", "x").names
     assert result_names(names, "") == ["a_1", "b_1"]
+
+
+# --- full disks ------------------------------------------------------------------------------------------------------
+
+FULL = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))  # a file that grows beyond it cannot be written
+from restormixer_arch.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit"),
+    [
+        (["degrade", "set", "--gt", "raw/Set5/HR", "--out", "out", "--labels", "noise"], 20_000),
+        (["degrade", "set", "--gt", "raw/Set5/HR", "--out", "out", "--labels", "noise", "--lmdb"], 20_000),
+        (["degrade", "sheet", "--photo", "raw/Set5/HR/0.png", "--out", "out.png"], 20_000),
+        (["prepare", "sr", "--root", "raw", "--out", "out", "--workers", "1"], 20_000),
+        (["prepare", "sr", "--root", "raw", "--out", "out", "--workers", "1", "--format", "folder"], 20_000),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing_half(folder, arguments, limit):
+    Path("raw/Set5/HR").mkdir(parents=True)
+    for number in range(3):
+        image = np.random.default_rng(number).integers(0, 256, (96, 96, 3), np.uint8)
+        Path(f"raw/Set5/HR/{number}.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    code = FULL.format(limit=limit)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("basicsr: error: ") and ("too large" in last.lower() or "cannot be written" in last), last
+    assert "Traceback" not in done.stderr
+    if arguments[0] == "degrade":
+        assert not Path("out").exists() and not Path("out.png").exists()

@@ -39,6 +39,21 @@ def cutting(request, monkeypatch):
         monkeypatch.setattr(segment, "CPU_STEP", 10**6 if request.param == "short parts" else 1)
 
 
+@pytest.mark.parametrize("backend", ["torch", usable("native")])
+@pytest.mark.parametrize("where", [(0, 1, 2), ...])
+def test_a_time_step_of_minus_infinity_is_none(backend, where):
+    """softplus(-inf) = 0: the state stays, the token is not seen, and D = 0 leaves nothing of it."""
+    tensors = scan_inputs(groups=1, width=3, states=4, length=6, dtype=torch.float32)
+    tensors["delta"][where] = -torch.inf
+    tensors["D"] = torch.zeros_like(tensors["D"])
+    found, wanted = (
+        results(scan, {name: t.clone() for name, t in tensors.items()}, delta_softplus=True)
+        for scan in (partial(selective_scan, backend=backend), selective_scan_loop)
+    )
+    assert all(torch.isfinite(value).all() for value in found.values())
+    assert_close(found, wanted, 2e-5)
+
+
 @pytest.mark.parametrize("backend", ["definition", "torch", usable("native")])
 def test_three_tokens_by_hand(backend):
     """One channel, one state, decay exp(-ln 2) = 1/2: h = 1, 1/2 + 2, 5/4 + 6."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from restormixer_arch.atomic_write import atomic_paths
 from restormixer_arch.data.degradations.compose import DEGRADATIONS, add_composition, draw_composition
 from restormixer_arch.data.degradations.labels import CDD11, CLEAN
 from restormixer_arch.data.images.folder import decode_image
@@ -82,7 +83,8 @@ def write_sheet(photo: Path, out: Path, seed: int = 0) -> None:
     flags = [] if out.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
     _, encoded = cv2.imencode(out.suffix.lower(), sheet[..., ::-1], flags)
     try:
-        out.write_bytes(encoded.tobytes())
+        with atomic_paths([out]) as [part]:
+            part.write_bytes(encoded.tobytes())
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})") from error
 

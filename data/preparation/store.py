@@ -12,7 +12,7 @@ import numpy as np
 
 from restormixer_arch.atomic_write import atomic_paths
 from restormixer_arch.data.images import IMAGE_SUFFIXES
-from restormixer_arch.data.lmdb_io import LmdbImages
+from restormixer_arch.data.lmdb_io import LmdbImages, writing
 from restormixer_arch.data.preparation.sub_images import PNG_LEVEL, Entry
 from restormixer_arch.errors import UserError
 
@@ -40,7 +40,7 @@ class LmdbStore:
         needed = info["last_pgno"] * page + 2 * sum(len(entry.content) for entry in entries) + SLACK // 2
         if needed > info["map_size"]:
             self._environment.set_mapsize(max(2 * info["map_size"], needed))
-        with self._environment.begin(write=True) as transaction:
+        with writing(self.path), self._environment.begin(write=True) as transaction:
             for entry in entries:
                 transaction.put(entry.key.encode(), entry.content)
 

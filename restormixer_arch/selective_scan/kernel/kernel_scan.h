@@ -26,12 +26,13 @@
 
 /* ------------------------------------------------------------------ functions of one value */
 
-/* exp(-|x|): the product with log2(e) in two parts, since its error would be multiplied by |x|. */
+/* exp(-|x|): the product with log2(e) in two parts, since its error would be multiplied by |x|. Below -128 it is 0 in
+ * float32, and infinity would give NaN. */
 INLINE vec exp_of_minus_abs(vec x) {
-    const vec a = vec_abs(x), high = vec_set(-LOG2_E);
+    const vec a = vec_max(vec_set(-128.0f), vec_sub(vec_set(0.0f), vec_abs(x))), high = vec_set(LOG2_E);
     const vec v = vec_mul(a, high);
     const vec rest = vec_fma(a, high, vec_sub(vec_set(0.0f), v));
-    const vec low = vec_fma(a, vec_set(-LOG2_E_LOW), rest);
+    const vec low = vec_fma(a, vec_set(LOG2_E_LOW), rest);
     const vec e = vec_exp2(v);
     return vec_fma(vec_mul(e, vec_set(LN_2)), low, e);
 }
