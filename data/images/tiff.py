@@ -264,6 +264,7 @@ def write_tiff(planes: np.ndarray, metadata: dict[str, Any]) -> bytes:
 
 def _with_directories(file: BytesIO, directories: dict[int, dict[int, Any]], order: str) -> bytes:
     """Append directories of tags to a TIFF, and write their places where their tags point."""
+    file.seek(0)
     with tifffile.TiffFile(file) as tiff:
         places = {code: tiff.pages[0].tags[code].valueoffset for code in directories}
     for code, content in directories.items():

@@ -177,7 +177,7 @@ def run(arguments: list[str]) -> int:
     """Restore the files. Returns the exit code: 0, 2 if a file could not be restored, 130 if stopped."""
     args = parser().parse_args(arguments)
     jobs = find_jobs(args.inputs, args.output, compare=args.compare)
-    todo = [job for job in jobs if args.overwrite or not all(output.exists() for output in job.outputs)]
+    todo = [job for job in jobs if args.overwrite or not all(os.path.exists(output) for output in job.outputs)]
     restored, failed, stopped = 0, 0, False
     left_out: dict[tuple[str, str], int] = defaultdict(int)
     options = FileOptions(args.max_pixels, args.video_quality, args.overwrite)
@@ -287,7 +287,7 @@ def restore_file(job: Job, restorer: Restorer, *, options: FileOptions, show: Sh
         UserError: the file cannot be read, or the result not written.
     """
     make_folder(job.target.parent)
-    wanted = [output for output in job.outputs if options.overwrite or not output.exists()]
+    wanted = [output for output in job.outputs if options.overwrite or not os.path.exists(output)]
     restore = _restore_video if job.is_video else _restore_image
     with _errors_of_writing(job.target):
         return restore(job, wanted, restorer, options, show)

@@ -90,11 +90,11 @@ def _key(path: Path) -> str:
 def _named_files(text: str, out: Path) -> list[tuple[Path, Path]]:
     """Return the files of one argument, and their names below the output folder."""
     given = Path(text).expanduser()
-    if given.is_dir():
+    if os.path.isdir(given):  # and not is_dir(), which raises for a name that is too long
         files, left_out = _files_below(given, out)
         found = [(file, file.relative_to(given)) for file in files]
         nothing = f"{text}: no image or video in this folder ({' '.join(SUFFIXES)})"
-    elif given.exists():
+    elif os.path.exists(given):
         if given.suffix.lower() not in SUFFIXES:
             raise UserError(f"{text}: is not an image or video by its name, expected one of {' '.join(SUFFIXES)}")
         return [(given, Path(given.name))]
