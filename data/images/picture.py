@@ -312,6 +312,7 @@ def _read_png(path: Path, max_pixels: int | None) -> Picture:
         orientation = orientation if orientation in UPRIGHT else 1
         chunks = png.turned(ImageOps.exif_transpose(image).info) if orientation != 1 else png.chunks
         if png.depth == 16:
+            png.check_deep()
             pixels, alpha = _read_deep_png(png.pixels, gray=png.color in (0, 4), path=path)
             if png.transparent:
                 alpha = alpha_of_color(pixels, png.transparent)

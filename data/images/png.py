@@ -39,6 +39,7 @@ class PngFile:
         color: PNG's color type: 0 gray, 2 RGB, 3 palette, 4 gray with alpha, 6 RGBA.
         frames: number of images, more than one in an animation.
         pixels: a PNG of the pixels alone.
+        damage: what is wrong with the chunks of the pixels, "" if nothing is.
         transparent: the color that is transparent, as samples, or None; not of palettes.
         chunks: all that can stay, in the file's order.
         left_out: types of the other chunks.
@@ -51,27 +52,46 @@ class PngFile:
         if content[:8] != SIGNATURE or content[12:16] != b"IHDR" or len(content) < 33:
             raise UserError(f"{source}: cannot be read as an image (it does not start as a PNG does)")
         self.width, self.height, self.depth, self.color = struct.unpack(">IIBB", content[16:26])
-        self.frames, self.chunks, self.left_out = 1, [], []
+        self.frames, self.chunks, self.left_out, self.damage = 1, [], [], "it is cut short"
         self.transparent: tuple[int, ...] | None = None
-        pixels, place = [SIGNATURE], 8
+        pixels, place, damaged = [SIGNATURE], 8, False
         while place + 8 <= len(content):
             length, kind = struct.unpack(">I4s", content[place : place + 8])
             end = place + 12 + length
             data = content[place + 8 : end - 4]
+            sound = zlib.crc32(data, zlib.crc32(kind)) == int.from_bytes(content[end - 4 : end], "big")
             if kind in PIXELS:
-                pixels.append(content[place:end])  # of a file cut short too: the decoder reports it
+                pixels.append(content[place:end])  # of a file cut short too: Pillow reports it
+                damaged = damaged or not sound
             elif kind == b"acTL" and length == 8:
                 self.frames = int.from_bytes(data[:4], "big")
-            elif end <= len(content) and zlib.crc32(kind + data) == int.from_bytes(content[end - 4 : end], "big"):
+            elif end <= len(content) and sound:
                 self._sort((kind, data))
             elif kind not in OUTDATED:
                 self.left_out.append(kind.decode("latin-1"))
             if kind == b"tRNS" and self.color in (0, 2) and length == 2 * CHANNELS[self.color] and end <= len(content):
                 self.transparent = struct.unpack(f">{length // 2}H", data)
             if kind == b"IEND":
+                self.damage = "a checksum is wrong" if damaged else ""
                 break
             place = end
         self.pixels = b"".join(pixels)
+
+    def check_deep(self) -> None:
+        """Raise ValueError if the pixels are damaged: OpenCV's libpng would print a line of its own."""
+        if self.damage:
+            raise ValueError(self.damage)
+        unpack, place, size = zlib.decompressobj(), 8, 0
+        while place + 8 <= len(self.pixels):
+            length, kind = struct.unpack(">I4s", self.pixels[place : place + 8])
+            if kind == b"IDAT":
+                waiting = self.pixels[place + 8 : place + 8 + length]
+                while waiting and not unpack.eof:
+                    size += len(unpack.decompress(waiting, 2**20))
+                    waiting = unpack.unconsumed_tail
+            place += 12 + length
+        if not unpack.eof or size < self.height * (1 + 2 * self.width * CHANNELS.get(self.color, 1)):
+            raise ValueError("pixels are missing")
 
     def _sort(self, chunk: Chunk) -> None:
         kind, data = chunk

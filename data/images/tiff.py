@@ -6,6 +6,7 @@ tifffile lacks the decompression. tifffile writes.
 
 from __future__ import annotations
 
+import logging
 import struct
 from dataclasses import dataclass
 from io import BytesIO
@@ -20,13 +21,14 @@ from tifffile import TiffPage
 
 from restormixer_arch.errors import UserError
 
-MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong is reported in our own line
+
 EXIF_TAGS = {34665: "EXIF", 34853: "GPS"}  # tags that point to a directory of further tags
 RESOLUTION = (282, 283, 296)
 PROFILE = 34675
 # Tags that describe how pixels are stored, or point into the file: the new file has its own.
 STRUCTURE = frozenset(
-    [*range(254, 270), 273, 274, *range(277, 282), *RESOLUTION, 284, *range(288, 294), 297, 301, 317, 320, 321]
+    [*range(254, 269), 273, 274, *range(277, 282), *RESOLUTION, 284, *range(288, 294), 297, 317, 320, 321]
     + [*range(322, 326), 330, *range(332, 348), 351, *range(400, 406), *range(512, 522), *range(529, 533), 559, PROFILE]
     + [*EXIF_TAGS, 40965, 32995, 32996, 32997, 32998, 37724, 50784, 50838, 50839]
 )
@@ -249,7 +251,7 @@ def write_tiff(planes: np.ndarray, metadata: dict[str, Any]) -> bytes:
         options |= {name: metadata[name] for name in ("resolution", "resolutionunit")}
     elif "dpi" in metadata:
         options |= {"resolution": tuple(float(dpi) for dpi in metadata["dpi"]), "resolutionunit": "INCH"}
-    pointers = [(code, 4, 1, 0, True) for code in directories]
+    pointers = [(code - 1, 4, 1, 0, True) for code in directories]  # tifffile does not write the code itself
     file, order = BytesIO(), metadata.get("byteorder", "<")
     with tifffile.TiffWriter(file, byteorder=order, bigtiff=planes.nbytes > 2**32 - 2**25) as writer:
         writer.write(
@@ -266,7 +268,7 @@ def _with_directories(file: BytesIO, directories: dict[int, dict[int, Any]], ord
     """Append directories of tags to a TIFF, and write their places where their tags point."""
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
-        places = {code: tiff.pages[0].tags[code].valueoffset for code in directories}
+        pointers = {code: tiff.pages[0].tags[code - 1] for code in directories}
     for code, content in directories.items():
         tags = ImageFileDirectory_v2((b"II*\0" if order == "<" else b"MM\0*") + bytes(4))
         for tag, value in content.items():
@@ -274,6 +276,8 @@ def _with_directories(file: BytesIO, directories: dict[int, dict[int, Any]], ord
         start = file.seek(0, 2)
         start += file.write(bytes(start % 2))
         file.write(tags.tobytes(start))
-        file.seek(places[code])
+        file.seek(pointers[code].offset)
+        file.write(struct.pack(f"{order}H", code))
+        file.seek(pointers[code].valueoffset)
         file.write(struct.pack(f"{order}I", start))
     return file.getvalue()

@@ -104,7 +104,7 @@ def parser() -> Parser:
 def add_settings(parser: Parser) -> None:
     """Add the arguments that :func:`restorer_of` reads."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--weights", metavar="FILE", help="weights, .pth or .safetensors")
+    source.add_argument("--weights", type=_path, metavar="FILE", help="weights, .pth or .safetensors")
     source.add_argument("--task", metavar="NAME", help="installed weights, such as derain (the default)")
     parser.add_argument(
         "--self-ensemble",
@@ -146,6 +146,8 @@ def _memory(text: str) -> int:
 
 
 def _path(text: str) -> Path:
+    if not text:  # of a shell variable that is not set
+        raise argparse.ArgumentTypeError("expected a name, got none")
     return Path(text).expanduser()
 
 
@@ -238,7 +240,7 @@ def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> 
 
     device = pick_device(args.device)
     return load_restorer(
-        weights or (_path(args.weights) if args.weights else shipped_weights(args.task or DEFAULT_TASK)),
+        weights or args.weights or shipped_weights(args.task or DEFAULT_TASK),
         device,
         tile=args.tile,
         overlap=args.overlap,
@@ -274,9 +276,9 @@ def _restore_or_report(job: Job, restorer: Restorer, options: FileOptions, bar: 
         outcome.failures.append(str(error))
     with tqdm.external_write_mode() if sys.stderr is not None else open(os.devnull) as _:
         for failure in outcome.failures:
-            complain(f"error: {failure}")
+            complain(f"error: {failure}".replace("\n", "\\n"))
         for remark in outcome.remarks if is_first_process() else ():
-            note(remark)
+            note(remark.replace("\n", "\\n"))
     return outcome
 
 

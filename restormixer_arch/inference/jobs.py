@@ -89,6 +89,8 @@ def _key(path: Path) -> str:
 
 def _named_files(text: str, out: Path) -> list[tuple[Path, Path]]:
     """Return the files of one argument, and their names below the output folder."""
+    if not text:  # of a shell variable that is not set
+        raise UserError("INPUT: expected the name of a file or folder, got none")
     given = Path(text).expanduser()
     if os.path.isdir(given):  # and not is_dir(), which raises for a name that is too long
         files, left_out = _files_below(given, out)
