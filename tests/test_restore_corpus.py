@@ -252,7 +252,7 @@ def test_bad_inputs_are_one_line_each(folder):
         json.dumps(["restore", *case, *([] if "--task" in case or "--device" in case else weights)]) for case in cases
     ]
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
+        [sys.executable, "-c", DRIVER, str(SECONDS)],
         input="\n".join(lines),
         capture_output=True,
         text=True,

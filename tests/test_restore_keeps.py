@@ -172,6 +172,34 @@ def test_tags_of_tiff_stay(place, capsys, dtype):
         assert exif.get_ifd(34853)[ExifTags.GPS.GPSLatitudeRef] == "N"
 
 
+def test_metadata_that_cannot_be_written_cost_no_result(place, capsys, monkeypatch):
+    original = pictures._by_pillow
+
+    def refuse(picture, **metadata):
+        if "exif" in metadata:
+            raise ValueError("EXIF data is too long")
+        return original(picture, **metadata)
+
+    monkeypatch.setattr(pictures, "_by_pillow", refuse)
+    Image.fromarray(SMOOTH).save("a.jpg", exif=EXIF)
+    restored("a.jpg")
+    assert capsys.readouterr().err == "basicsr: note: JPEG: left out all metadata (EXIF data is too long)\n"
+    monkeypatch.setattr(pictures, "_by_pillow", lambda *arguments, **metadata: original(None))
+    assert run("a.jpg", "-o", "more") == 2
+    assert "a.jpg: the result cannot be written as JPEG (" in capsys.readouterr().err
+
+
+def test_damaged_directories_of_a_tiff_are_named(place, capsys):
+    picture = pictures.Picture(RGB, format="TIFF", metadata={"directories": {34665: {33434: 0.25}}})
+    content = bytearray(pictures.encode_picture(picture))
+    with Image.open(__import__("io").BytesIO(content)) as image:
+        at = image.tag_v2[34665]
+    content[at : at + 2] = b"\xff\xff"  # as many tags as there is no room for
+    (place / "a.tif").write_bytes(content[: at + 9])
+    restored("a.tif")
+    np.testing.assert_array_equal(tifffile.imread("out/a.tif"), RGB)
+
+
 def test_the_page_of_a_tiff_beside_its_thumbnail_is_restored(place, capsys):
     for name, first in (("first.tif", False), ("last.tif", True)):
         with tifffile.TiffWriter(f"in/{name}") as writer:

@@ -28,6 +28,16 @@ def decode(content: bytes, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray | No
         cv2.utils.logging.setLogLevel(before)
 
 
+def decode_16_bit(content: bytes, source: str) -> np.ndarray:
+    """Decode an image file of 16 bits to uint16 (H, W, 1, 3 or 4), gray, RGB or RGBA. Raises UserError if it is not."""
+    image = decode(content)
+    if image is None or image.dtype != np.uint16:
+        raise UserError(f"{source}: cannot be decoded as a 16-bit image")
+    image = image[..., None] if image.ndim == 2 else image
+    channels = image.shape[2]
+    return image if channels == 1 else image[..., [2, 1, 0, 3][:channels]]
+
+
 def decode_color(content: bytes, source: str) -> np.ndarray:
     """Decode an image file to BGR uint8 (H, W, 3), as training does.
 

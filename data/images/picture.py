@@ -26,7 +26,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ from restormixer_arch.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "AVIF", "HEIF")
 MPO = "MPO"  # a JPEG with a preview or a second view behind it; the first image is read
-LOSSY = {"quality": 95, "subsampling": "4:4:4"}
 LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65536, "HEIF": 16384}  # pixels that can be written
+CODING = ("quality", "subsampling", "lossless", "exact", "chroma")  # what is no metadata among a writer's arguments
 ORIENTATION = 0x0112  # the EXIF tag
 DAMAGES = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError, TypeError)
 DAMAGES += (ArithmeticError, RuntimeError)
@@ -106,11 +106,14 @@ def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
             return _read_tiff(path, max_pixels)
         if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
             _register_heif(path)
-        with Image.open(path, formats=_formats()) as image:
+        with Image.open(path, formats=_formats(start)) as image:
             _check_size(image.size, max_pixels)
             _check_supported(image, path)
-            if image.format == "PPM" and _white_of_pnm(image) > 255:
-                return Picture(_read_deep_pnm(path, _white_of_pnm(image)), None, "PPM")
+            if image.format == "PPM" and (white := _white_of_pnm(image)) > 255:
+                from restormixer_arch.data.images import opencv
+
+                pixels = opencv.decode_16_bit(path.read_bytes(), str(path)) * np.float64(65535 / white)
+                return Picture(np.minimum(np.rint(pixels), 65535).astype(np.uint16), None, "PPM")
             from restormixer_arch.data.images.metadata import left_out, metadata_of
 
             image.load()
@@ -126,12 +129,16 @@ def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
 def picture_size(path: str | Path) -> tuple[int, int]:
     """Return (width, height) in pixels from the file's header. Raises UserError if it cannot be read."""
     with _user_errors(path, pixel_limit()):
-        if Path(path).read_bytes()[:4].startswith(b"\x89PNG"):
+        with Path(path).open("rb") as file:
+            start = file.read(33)
+        if start.startswith(b"\x89PNG"):
             from restormixer_arch.data.images.png import PngFile
 
-            png = PngFile(Path(path).read_bytes(), str(path))
+            png = PngFile(start, str(path))
             return png.width, png.height
-        with Image.open(path, formats=_formats()) as image:
+        if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
+            _register_heif(path)
+        with Image.open(path, formats=_formats(start)) as image:
             return image.size
 
 
@@ -143,14 +150,34 @@ def size_problem(format: str, width: int, height: int) -> str:
     return f"{width} x {height} pixels are more than {format} can hold ({most} on a side)"
 
 
+def with_writable_metadata(picture: Picture, path: str | Path) -> Picture:
+    """Return the picture without metadata that the writer refuses, so that no finished result is lost to them.
+
+    Raises:
+        UserError: the picture cannot be written at all.
+    """
+    corner = Picture(picture.pixels[:64, :64], None, picture.format, picture.metadata)
+    reason: object = ""
+    for metadata in (picture.metadata, {name: picture.metadata[name] for name in CODING if name in picture.metadata}):
+        try:
+            encode_picture(replace(corner, metadata=metadata))
+        except DAMAGES as error:
+            reason = error
+            continue
+        if not reason:
+            return picture
+        return replace(picture, metadata=metadata, left_out=(*picture.left_out, f"all metadata ({reason})"))
+    raise UserError(f"{path}: the result cannot be written as {picture.format} ({reason})")
+
+
 def as_png(picture: Picture) -> Picture:
     """Return the same picture as PNG, with the metadata that PNG can hold."""
     from restormixer_arch.data.images.png import chunks_of
 
     if picture.format == "PNG":
         return picture
-    kept = {name: value for name, value in picture.metadata.items() if name == "icc_profile"}
-    return Picture(picture.pixels, picture.alpha, "PNG", {**kept, "chunks": chunks_of(picture.metadata)})
+    metadata = {"chunks": chunks_of(picture.metadata), "icc_profile": picture.metadata.get("icc_profile")}
+    return Picture(picture.pixels, picture.alpha, "PNG", metadata)
 
 
 def write_picture(picture: Picture, path: str | Path) -> None:
@@ -254,11 +281,12 @@ def _user_errors(path: str | Path, max_pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _formats() -> tuple[str, ...]:
-    """Return the formats to open, with GIF, so that the error names it. AVIF and HEIF may be missing."""
-    Image.preinit()
+def _formats(start: bytes) -> tuple[str, ...]:
+    """Return the formats to try for a file that starts so, with GIF, so that the error names it."""
+    if start.startswith((b"\xff\xd8", b"BM", b"P", b"GIF")):
+        return "JPEG", "BMP", "PPM", "GIF"  # Pillow loads its other plug-ins for other formats only
     Image.init()
-    return tuple(name for name in (*FORMATS, "GIF") if name in Image.OPEN)
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF and HEIF may be missing
 
 
 def _register_heif(source: str | Path) -> None:
@@ -300,6 +328,14 @@ def _from_cmyk(image: Image.Image, metadata: dict[str, Any]) -> tuple[Image.Imag
     return image.convert("RGB"), metadata
 
 
+def _white_of_pnm(image: Image.Image) -> int:
+    """Return the value of white that a PGM or PPM states; Pillow names it for the decoder, or its mode."""
+    arguments = image.tile[0].args if image.tile else ()
+    if image.mode == "I" and isinstance(arguments, str):
+        return 65535
+    return max((number for number in arguments if isinstance(number, int)), default=255)
+
+
 def _read_png(path: Path, max_pixels: int | None) -> Picture:
     from restormixer_arch.data.images.png import PngFile, profile_of
 
@@ -313,7 +349,10 @@ def _read_png(path: Path, max_pixels: int | None) -> Picture:
         chunks = png.turned(ImageOps.exif_transpose(image).info) if orientation != 1 else png.chunks
         if png.depth == 16:
             png.check_deep()
-            pixels, alpha = _read_deep_png(png.pixels, gray=png.color in (0, 4), path=path)
+            from restormixer_arch.data.images import opencv
+
+            pixels, alpha = split_alpha(opencv.decode_16_bit(png.pixels, str(path)))
+            pixels = pixels[..., :1] if png.color in (0, 4) else pixels  # gray with alpha comes as RGBA
             if png.transparent:
                 alpha = alpha_of_color(pixels, png.transparent)
             pixels, alpha = (plane if plane is None else UPRIGHT[orientation](plane) for plane in (pixels, alpha))
@@ -322,39 +361,8 @@ def _read_png(path: Path, max_pixels: int | None) -> Picture:
             plain, _ = to_rgb(image, {})
             pixels, alpha = split_alpha(UPRIGHT[orientation](np.array(plain)))
     pixels, alpha = (plane if plane is None else np.ascontiguousarray(plane) for plane in (pixels, alpha))
-    profile = profile_of(chunks)
-    metadata = {"chunks": chunks, **({"icc_profile": profile} if profile else {})}
+    metadata = {"chunks": chunks, "icc_profile": profile_of(chunks)}
     return Picture(pixels, alpha, "PNG", metadata, tuple(png.left_out))
-
-
-def _read_deep_png(content: bytes, *, gray: bool, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Decode uint16 pixels (H, W, 1 or 3) and alpha (H, W) or None; OpenCV makes three channels of gray with alpha."""
-    from restormixer_arch.data.images import opencv
-
-    image = opencv.decode(content)
-    if image is None or image.dtype != np.uint16:
-        raise UserError(f"{path}: cannot be decoded as a 16-bit image")
-    image = image[..., None] if image.ndim == 2 else image
-    return (image[..., :1] if gray else image[..., 2::-1]), (image[..., 3] if image.shape[2] == 4 else None)
-
-
-def _white_of_pnm(image: Image.Image) -> int:
-    """Return the value of white that a PGM or PPM states; Pillow names it for the decoder, or its mode."""
-    arguments = image.tile[0].args if image.tile else ()
-    if image.mode == "I" and isinstance(arguments, str):
-        return 65535
-    return max((number for number in arguments if isinstance(number, int)), default=255)
-
-
-def _read_deep_pnm(path: Path, white: int) -> np.ndarray:
-    """Decode a PGM or PPM of more than 8 bits to uint16 (H, W, 1 or 3)."""
-    from restormixer_arch.data.images import opencv
-
-    image = opencv.decode(path.read_bytes())
-    if image is None or image.dtype != np.uint16:
-        raise UserError(f"{path}: cannot be decoded as a 16-bit image")
-    image = image[..., None] if image.ndim == 2 else image[..., ::-1]
-    return np.minimum(np.rint(image * np.float64(65535 / white)), 65535).astype(np.uint16)
 
 
 def _read_tiff(path: Path, max_pixels: int | None) -> Picture:
@@ -364,10 +372,10 @@ def _read_tiff(path: Path, max_pixels: int | None) -> Picture:
     _check_size(structure.size, max_pixels)
     metadata, left_out = structure.metadata, list(structure.left_out)
     with Image.open(path, formats=["TIFF"]) if _pillow_reads(path) else Image.new("L", (1, 1)) as image:
-        known = image.format == "TIFF"
-        if known:
+        if known := image.format == "TIFF":
             image.seek(structure.index)
-            metadata["directories"] = tiff.directories_of(image)
+            metadata["directories"], damaged = tiff.directories_of(image)
+            left_out += damaged
         if not known or (structure.bits == 16 and not structure.cmyk):
             pixels, alpha, orientation = tiff.read_samples(path, structure.index)
             pixels, alpha = (

@@ -124,7 +124,7 @@ class PngFile:
 def chunks_of(metadata: Mapping[str, Any]) -> list[Chunk]:
     """Return the chunks of Pillow's ``icc_profile``, ``dpi``, ``exif``, ``xmp`` and ``comment``."""
     chunks = []
-    if "icc_profile" in metadata:
+    if metadata.get("icc_profile"):
         chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(metadata["icc_profile"])))
     if "dpi" in metadata:
         chunks.append((b"pHYs", struct.pack(">IIB", *(round(float(dpi) / 0.0254) for dpi in metadata["dpi"][:2]), 1)))

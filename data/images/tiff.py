@@ -224,11 +224,26 @@ def _metadata(page: TiffPage, order: str) -> tuple[dict[str, Any], list[str]]:
     return metadata, left_out
 
 
-def directories_of(image: Image.Image) -> dict[int, dict[int, Any]]:
-    """Return the EXIF and GPS tags of a page that Pillow is at, by the code that points to them."""
-    exif = image.getexif()
-    found = {code: {tag: value for tag, value in exif.get_ifd(code).items() if tag != 40965} for code in EXIF_TAGS}
-    return {code: tags for code, tags in found.items() if tags}
+def directories_of(image: Image.Image) -> tuple[dict[int, dict[int, Any]], list[str]]:
+    """Return the EXIF and GPS tags of Pillow's page, by the code that points to them, and what is damaged."""
+    found, left_out = {}, []
+    for code, name in EXIF_TAGS.items():
+        try:
+            tags = {tag: value for tag, value in image.getexif().get_ifd(code).items() if tag != 40965}
+            _directory(tags, "<").tobytes(8)
+        except (OSError, ValueError, TypeError, LookupError, ArithmeticError, struct.error):
+            left_out.append(f"damaged {name} tags")
+            continue
+        if tags:
+            found[code] = tags
+    return found, left_out
+
+
+def _directory(content: dict[int, Any], order: str) -> ImageFileDirectory_v2:
+    tags = ImageFileDirectory_v2((b"II*\0" if order == "<" else b"MM\0*") + bytes(4))
+    for tag, value in content.items():
+        tags[tag] = value
+    return tags
 
 
 def write_tiff(planes: np.ndarray, metadata: dict[str, Any]) -> bytes:
@@ -270,12 +285,9 @@ def _with_directories(file: BytesIO, directories: dict[int, dict[int, Any]], ord
     with tifffile.TiffFile(file) as tiff:
         pointers = {code: tiff.pages[0].tags[code - 1] for code in directories}
     for code, content in directories.items():
-        tags = ImageFileDirectory_v2((b"II*\0" if order == "<" else b"MM\0*") + bytes(4))
-        for tag, value in content.items():
-            tags[tag] = value
         start = file.seek(0, 2)
         start += file.write(bytes(start % 2))
-        file.write(tags.tobytes(start))
+        file.write(_directory(content, order).tobytes(start))
         file.seek(pointers[code].offset)
         file.write(struct.pack(f"{order}H", code))
         file.seek(pointers[code].valueoffset)

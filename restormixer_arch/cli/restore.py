@@ -307,10 +307,16 @@ def _errors_of_writing(target: Path) -> Iterator[None]:
 
 
 def _restore_image(job: Job, wanted: list[Path], restorer: Restorer, options: FileOptions, show: Show) -> Outcome:
-    from restormixer_arch.data.images.picture import Picture, read_picture, size_problem, split_alpha
+    from restormixer_arch.data.images.picture import (
+        Picture,
+        read_picture,
+        size_problem,
+        split_alpha,
+        with_writable_metadata,
+    )
     from restormixer_arch.inference.restore import restore_picture, side_by_side
 
-    picture = read_picture(job.source, options.max_pixels)
+    picture = with_writable_metadata(read_picture(job.source, options.max_pixels), job.source)
     outcome = Outcome(picture.format, picture.left_out)
     height, width = (restorer.scale * side for side in picture.pixels.shape[:2])
     if problem := size_problem(picture.format, width, height):
@@ -358,7 +364,10 @@ def _restore_video(job: Job, wanted: list[Path], restorer: Restorer, options: Fi
         kinds = {job.target: lambda before, after: after, job.pair: side_by_side}
 
         def restore(frame: np.ndarray) -> np.ndarray:
-            return restore_picture(restorer, Picture(*split_alpha(frame))).planes
+            try:
+                return restore_picture(restorer, Picture(*split_alpha(frame))).planes
+            except UserError as error:
+                raise UserError(f"{job.source}: {error}") from error
 
         with atomic_paths(wanted) as parts:
             transform_video(
