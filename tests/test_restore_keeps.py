@@ -184,7 +184,7 @@ def test_metadata_that_cannot_be_written_cost_no_result(place, capsys, monkeypat
     Image.fromarray(SMOOTH).save("a.jpg", exif=b"Exif\0\0" + EXIF)
     restored("a.jpg")
     assert capsys.readouterr().err == "basicsr: note: JPEG: left out all metadata (EXIF data is too long)\n"
-    monkeypatch.setattr(pictures, "_by_pillow", lambda *arguments, **metadata: original(None))
+    monkeypatch.setattr(pictures, "_by_pillow", lambda picture, **metadata: original(picture, quality="none"))
     assert run("a.jpg", "-o", "more") == 2
     assert "a.jpg: the result cannot be written as JPEG (" in capsys.readouterr().err
 
