@@ -22,7 +22,6 @@ import numpy as np
 
 from restormixer_arch.data.degradations.rain import add_rain, draw_shower
 from restormixer_arch.data.images.folder import existing_folder
-from restormixer_arch.data.images.opencv import decode_color, write_png
 from restormixer_arch.data.lmdb_io import write_lmdb
 from restormixer_arch.data.preparation.sub_images import reduced
 from restormixer_arch.errors import UserError
@@ -71,9 +70,10 @@ class Pair:
 def read_photograph(photos: Path, name: str, short_side: int = SHORT_SIDE) -> np.ndarray:
     """Return a photograph, BGR uint8, reduced to ``short_side`` where it is larger. Raises UserError: not there."""
     path = photos / f"{name}.png"
-    if not path.is_file():
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
+    if image is None:
         raise UserError(f"{path}: no such photograph, or not a PNG")
-    return reduce_to(decode_color(path.read_bytes(), str(path)), short_side)
+    return reduce_to(image, short_side)
 
 
 def reduce_to(image: np.ndarray, short_side: int) -> np.ndarray:
@@ -143,7 +143,7 @@ def write_pictures(out: Path, pairs: Sequence[Pair]) -> None:
         folder = out / "pictures" / kind
         folder.mkdir(parents=True, exist_ok=True)
         for pair in pairs:
-            write_png(folder / f"{pair.name}.png", getattr(pair, kind), (cv2.IMWRITE_PNG_COMPRESSION, 9))
+            cv2.imwrite(str(folder / f"{pair.name}.png"), getattr(pair, kind), [cv2.IMWRITE_PNG_COMPRESSION, 9])
 
 
 def attribution(table: Path) -> str:
