@@ -23,12 +23,13 @@ import torch.nn.functional as F
 from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger, imwrite, tensor2img
+from basicsr.utils import get_root_logger, tensor2img
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from restormixer_arch.data.degradations.labels import CDD11, label_of
+from restormixer_arch.data.images.opencv import write_png
 from restormixer_arch.errors import UserError
 from restormixer_arch.protocol import MeasuresInputs
 
@@ -180,7 +181,7 @@ def _restore_and_measure(
             visuals = _restore(model, item)
             image = tensor2img([visuals["result"]])
             if save_img:
-                imwrite(image, _image_path(model, name, stem, current_iter))
+                write_png(Path(_image_path(model, name, stem, current_iter)), image)
             finite = bool(torch.isfinite(visuals["result"]).all())
             values = _measure(image, visuals, metrics) if finite else dict.fromkeys(metrics, math.nan)
             inputs = _measure(tensor2img([_enlarged_input(visuals)]), visuals, input_metrics)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from restormixer_arch.atomic_write import atomic_paths
-from restormixer_arch.cli.restore import Job, find_jobs, make_folder
 from restormixer_arch.errors import UserError
+from restormixer_arch.inference.jobs import Job, find_jobs, make_folder
 
 
 @pytest.fixture

@@ -11,12 +11,23 @@ from restormixer_arch import RestorMixer
 from restormixer_arch.weight_options import add_stamp
 
 
-def tiny_network(**options: int) -> RestorMixer:
+def identity_network(**options: int) -> RestorMixer:
+    """A network as it is before training: it returns the picture, enlarged bicubically by its upscale."""
     torch.manual_seed(0)
     heads = {"encoder_heads": (2, 2), "decoder_heads": (2, 2)}
-    network = RestorMixer(base_channels=4, num_blocks=(1, 2, 2), d_state=4, **heads, **options)
-    torch.nn.init.constant_(network.decoder.head_full.norm.weight, 0.5)  # 0 at first: the picture itself
+    return RestorMixer(base_channels=4, num_blocks=(1, 2, 2), d_state=4, **heads, **options)
+
+
+def tiny_network(**options: int) -> RestorMixer:
+    network = identity_network(**options)
+    torch.nn.init.constant_(network.decoder.head_full.norm.weight, 0.5)
     return network.fuse()
+
+
+def save_identity(path: Path, **options: int) -> Path:
+    network = identity_network(**options)
+    save_file(add_stamp(network.state_dict(), network), path)
+    return path
 
 
 def save_tiny(path: Path, **options: int) -> Path:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from restormixer_arch.data.images import IMAGE_SUFFIXES
+from restormixer_arch.data.images.opencv import decode_color
 from restormixer_arch.errors import UserError, not_found
 
 
@@ -37,15 +37,9 @@ def decode_image(content: bytes, source: str) -> np.ndarray:
         source: name of the image for messages.
 
     Raises:
-        UserError: OpenCV cannot decode it.
+        UserError: OpenCV cannot decode it, or it has too many pixels.
     """
-    try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-    except cv2.error:
-        image = None
-    if image is None:
-        raise UserError(f"{source}: cannot be decoded as an image ({len(content)} bytes)")
-    return image.astype(np.float32) / 255
+    return decode_color(content, source).astype(np.float32) / 255
 
 
 class FolderImages:

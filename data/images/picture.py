@@ -1,16 +1,20 @@
 """Read and write image files of any kind, keeping depth, gray, alpha, color profile and metadata.
 
-Pillow reads and writes 8-bit images and all metadata. It reduces 16-bit colors to 8 bits, so OpenCV reads those, and
-OpenCV (PNG) or tifffile (TIFF) writes them. What is kept:
+Pillow reads and writes 8-bit images. Around it, PNG (``png.py``) and TIFF (``tiff.py``) have code of their own, which
+copies metadata as it is, and 16-bit pixels, which Pillow would reduce to 8 bits. What is kept:
 
 =====================  =====================================================================================
-JPEG, PNG, WebP        ICC profile, EXIF, XMP, resolution; JPEG's comment; PNG's texts (not in 16-bit PNG)
-TIFF                   ICC profile, resolution
-BMP, PGM, PPM          nothing but pixels
+JPEG                   ICC profile, EXIF, XMP, IPTC, comment, resolution
+PNG                    color chunks (ICC, gAMA, cHRM, sRGB, cICP, ...), EXIF, XMP, texts, resolution, of any size
+TIFF                   ICC profile, tags, EXIF, GPS, XMP, IPTC, resolution
+WebP, AVIF, HEIF       ICC profile, EXIF, XMP; a lossless WebP stays lossless
+BMP                    resolution
+PGM, PPM               nothing but pixels
 =====================  =====================================================================================
 
-The EXIF orientation is applied to the pixels and removed. Palettes become RGB, CMYK becomes sRGB. JPEG and WebP are
-written with quality 95. Animations and files with several pages are refused, since all but one would be lost.
+What a file has beyond that is in :attr:`Picture.left_out`. The orientation is applied to the pixels and removed.
+Palettes become RGB, CMYK becomes 8-bit sRGB. JPEG, lossy WebP, AVIF and HEIF are written with quality 95. Animations
+and files with several pages are refused, since all but one would be lost.
 
 Shape letters: H x W size in pixels, C channels (1 gray, 3 RGB).
 """
@@ -22,7 +26,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -30,14 +34,18 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from restormixer_arch.data.images import pixel_limit, pixel_problem
 from restormixer_arch.errors import UserError
 
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM")
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "AVIF", "HEIF")
 MPO = "MPO"  # a JPEG with a preview or a second view behind it; the first image is read
-LOSSY = {"quality": 95, "subsampling": "4:4:4"}
+LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65536, "HEIF": 16384}  # pixels that can be written
+CODING = ("quality", "subsampling", "lossless", "exact", "chroma")  # what is no metadata among a writer's arguments
 ORIENTATION = 0x0112  # the EXIF tag
-DAMAGES = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, TypeError)
+DAMAGES = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError, TypeError)
+DAMAGES += (ArithmeticError, RuntimeError)
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -> what turns the image upright
     1: lambda image: image,
     2: lambda image: image[:, ::-1],
@@ -58,13 +66,16 @@ class Picture:
         pixels: (H, W, C), RGB or gray, uint8 or uint16.
         alpha: (H, W) of the same dtype, or None.
         format: Pillow's name for it, such as ``JPEG``.
-        metadata: keyword arguments for the writer, as for Pillow's ``save``.
+        metadata: for the writer: keyword arguments as for Pillow's ``save``; for PNG also ``chunks``, for TIFF the
+            arguments of :func:`~restormixer_arch.data.images.tiff.write_tiff`.
+        left_out: what the file held and a written picture will not.
     """
 
     pixels: np.ndarray
     alpha: np.ndarray | None = None
     format: str = "PNG"
     metadata: dict[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def planes(self) -> np.ndarray:
@@ -72,61 +83,147 @@ class Picture:
         return self.pixels if self.alpha is None else np.dstack([self.pixels, self.alpha])
 
 
-def read_picture(path: str | Path) -> Picture:
+def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
     """Read an image file; its content decides the format, not its extension.
 
+    Args:
+        path: the file.
+        max_pixels: the most pixels that it may have; None for :func:`~restormixer_arch.data.images.pixel_limit`.
+
     Raises:
-        UserError: the file cannot be read, is damaged, has more than 179 megapixels, holds several images, or has
-            samples that are neither 8- nor 16-bit integers.
+        UserError: the file cannot be read, is damaged, has too many pixels, holds several images, or has samples that
+            are neither 8- nor 16-bit integers.
     """
-    with _user_errors(path):
-        if Path(path).stat().st_size == 0:
+    path = Path(path)
+    with _user_errors(path, max_pixels or pixel_limit()):
+        with path.open("rb") as file:
+            start = file.read(16)
+        if not start:
             raise UserError(f"{path}: is empty")
-        _refuse_other_samples(path)
-        with Image.open(path, formats=(*FORMATS, "GIF")) as image:  # GIF: to name it in the error
+        if start.startswith(b"\x89PNG"):
+            return _read_png(path, max_pixels)
+        if start.startswith(TIFF_MAGIC):
+            return _read_tiff(path, max_pixels)
+        if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
+            _register_heif(path)
+        with Image.open(path, formats=_formats(start)) as image:
+            _check_size(image.size, max_pixels)
             _check_supported(image, path)
-            deep, gray = _is_16_bit(image), _is_gray(image)
-            orientation = 1 if image.format == "TIFF" else image.getexif().get(ORIENTATION, 1)
+            if image.format == "PPM" and (white := _white_of_pnm(image)) > 255:
+                from restormixer_arch.data.images import opencv
+
+                pixels = opencv.decode_16_bit(path.read_bytes(), str(path)) * np.float64(65535 / white)
+                return Picture(np.minimum(np.rint(pixels), 65535).astype(np.uint16), None, "PPM")
+            from restormixer_arch.data.images.metadata import left_out, metadata_of
+
             image.load()
             upright = ImageOps.exif_transpose(image)
-            metadata = _metadata(upright, image)
-            if deep:
-                pixels, alpha = _read_16_bit(path, gray=gray, orientation=orientation)
-            else:
-                upright, metadata = to_rgb(upright, metadata)
-                pixels, alpha = split_alpha(np.array(upright))
-    return Picture(pixels, alpha, "JPEG" if image.format == MPO else image.format, metadata)
+            metadata = metadata_of(upright, image, path)
+            plain, metadata = to_rgb(upright, metadata)
+            pixels, alpha = split_alpha(np.array(plain))
+            return Picture(
+                pixels, alpha, "JPEG" if image.format == MPO else image.format, metadata, left_out(image, path)
+            )
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:
     """Return (width, height) in pixels from the file's header. Raises UserError if it cannot be read."""
-    with _user_errors(path), Image.open(path, formats=(*FORMATS, "GIF")) as image:
-        return image.size
+    with _user_errors(path, pixel_limit()):
+        with Path(path).open("rb") as file:
+            start = file.read(33)
+        if start.startswith(b"\x89PNG"):
+            from restormixer_arch.data.images.png import PngFile
+
+            png = PngFile(start, str(path))
+            return png.width, png.height
+        if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
+            _register_heif(path)
+        with Image.open(path, formats=_formats(start)) as image:
+            return image.size
+
+
+def size_problem(format: str, width: int, height: int) -> str:
+    """Return why a picture of this size cannot be written in a format, "" if it can."""
+    most = LARGEST_SIDE.get(format)
+    if most is None or max(width, height) <= most:
+        return ""
+    return f"{width} x {height} pixels are more than {format} can hold ({most} on a side)"
+
+
+def with_writable_metadata(picture: Picture, path: str | Path) -> Picture:
+    """Return the picture without metadata that the writer refuses, so that no finished result is lost to them.
+
+    Raises:
+        UserError: the picture cannot be written at all.
+    """
+    corner = Picture(picture.pixels[:64, :64], None, picture.format, picture.metadata)
+    reason: object = ""
+    for metadata in (picture.metadata, {name: picture.metadata[name] for name in CODING if name in picture.metadata}):
+        try:
+            encode_picture(replace(corner, metadata=metadata))
+        except DAMAGES as error:
+            reason = error
+            continue
+        if not reason:
+            return picture
+        return replace(picture, metadata=metadata, left_out=(*picture.left_out, f"all metadata ({reason})"))
+    raise UserError(f"{path}: the result cannot be written as {picture.format} ({reason})")
 
 
 def as_png(picture: Picture) -> Picture:
     """Return the same picture as PNG, with the metadata that PNG can hold."""
-    from PIL.PngImagePlugin import PngInfo
+    from restormixer_arch.data.images.png import chunks_of
 
-    kept = {name: value for name, value in picture.metadata.items() if name in ("icc_profile", "dpi", "exif")}
-    texts = picture.metadata.get("pnginfo") or PngInfo()
-    for name, key in (("xmp", "XML:com.adobe.xmp"), ("comment", "Comment")):
-        if name in picture.metadata:
-            texts.add_itxt(key, picture.metadata[name].decode("utf-8", "replace"))
-    return Picture(picture.pixels, picture.alpha, "PNG", {**kept, "pnginfo": texts})
+    if picture.format == "PNG":
+        return picture
+    metadata = {"chunks": chunks_of(picture.metadata), "icc_profile": picture.metadata.get("icc_profile")}
+    return Picture(picture.pixels, picture.alpha, "PNG", metadata)
 
 
 def write_picture(picture: Picture, path: str | Path) -> None:
     """Write a picture in its own format, whatever the extension. Raises UserError if it cannot be written."""
     try:
-        if picture.pixels.dtype == np.uint16 and picture.format in _WRITERS_16_BIT:
-            _WRITERS_16_BIT[picture.format](picture.planes, path, picture.metadata)
-        else:
-            content = BytesIO()  # Pillow does not notice a full disk
-            to_pillow(picture).save(content, format=picture.format, **picture.metadata)
-            Path(path).write_bytes(content.getvalue())
-    except (OSError, ValueError) as error:
+        Path(path).write_bytes(encode_picture(picture))
+    except (OSError, ValueError, struct.error) as error:
         raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
+
+
+def encode_picture(picture: Picture) -> bytes:
+    """Return the file of a picture in its own format. Raises OSError or ValueError if it has none there."""
+    if problem := size_problem(picture.format, picture.pixels.shape[1], picture.pixels.shape[0]):
+        raise ValueError(problem)
+    if picture.format == "TIFF":
+        from restormixer_arch.data.images.tiff import write_tiff
+
+        return write_tiff(picture.planes, picture.metadata)
+    if picture.format == "PNG":
+        from restormixer_arch.data.images import png
+
+        deep = picture.pixels.dtype == np.uint16
+        content = png.encode_16_bit(picture.planes) if deep else _by_pillow(picture)
+        chunks = picture.metadata.get("chunks")
+        return png.with_chunks(content, png.chunks_of(picture.metadata) if chunks is None else chunks)
+    if picture.format == "BMP" and picture.alpha is not None:
+        return _by_opencv(".bmp", picture.planes if picture.planes.shape[2] == 4 else picture.planes[..., [0, 0, 0, 1]])
+    if picture.format == "PPM" and picture.pixels.dtype == np.uint16:
+        return _by_opencv(".ppm" if picture.pixels.shape[2] == 3 else ".pgm", picture.pixels)
+    if picture.format == "HEIF":
+        _register_heif("HEIF")
+    return _by_pillow(picture, **picture.metadata)
+
+
+def _by_pillow(picture: Picture, **metadata: Any) -> bytes:
+    content = BytesIO()
+    to_pillow(picture).save(content, format=picture.format, **metadata)
+    return content.getvalue()
+
+
+def _by_opencv(suffix: str, planes: np.ndarray) -> bytes:
+    from restormixer_arch.data.images import opencv
+
+    channels = planes.shape[2]
+    bgr = planes if channels == 1 else np.ascontiguousarray(planes[..., [2, 1, 0, 3][:channels]])
+    return opencv.encode(suffix, bgr)
 
 
 def to_pillow(picture: Picture) -> Image.Image:
@@ -154,10 +251,19 @@ def split_alpha(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     return planes[..., :-1], planes[..., -1]
 
 
+def alpha_of_color(pixels: np.ndarray, transparent: tuple[int, ...]) -> np.ndarray:
+    """Return the alpha (H, W) of pixels (H, W, C) of which one color is transparent."""
+    white = np.iinfo(pixels.dtype).max
+    return np.where((pixels == np.array(transparent)).all(axis=2), 0, white).astype(pixels.dtype)
+
+
 @contextmanager
-def _user_errors(path: str | Path) -> Iterator[None]:
-    """Turn the exceptions of the decoders into UserErrors, and silence their warnings."""
+def _user_errors(path: str | Path, max_pixels: int) -> Iterator[None]:
+    """Turn the exceptions of the decoders into UserErrors, silence their warnings, and lift Pillow's own limit."""
+    before = Image.MAX_IMAGE_PIXELS
     try:
+        if before is not None and max_pixels > 2 * before:
+            Image.MAX_IMAGE_PIXELS = max_pixels
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken EXIF, more than 89 megapixels
             yield
@@ -165,20 +271,45 @@ def _user_errors(path: str | Path) -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: is not an image that can be read ({', '.join(FORMATS)})") from error
+    except MemoryError as error:
+        raise UserError(f"{path}: cannot be read as an image (not enough memory)") from error
     except (Image.DecompressionBombError, *DAMAGES) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path}: cannot be read as an image ({reason})") from error
+    finally:
+        if Image.MAX_IMAGE_PIXELS != before:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _formats(start: bytes) -> tuple[str, ...]:
+    """Return the formats to try for a file that starts so, with GIF, so that the error names it."""
+    if start.startswith((b"\xff\xd8", b"BM", b"P", b"GIF")):
+        return "JPEG", "BMP", "PPM", "GIF"  # Pillow loads its other plug-ins for other formats only
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF and HEIF may be missing
+
+
+def _register_heif(source: str | Path) -> None:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise UserError(f"{source}: HEIC images are read by pillow-heif: pip install 'restormixer[heif]'") from error
+    if "HEIF" not in Image.OPEN:
+        pillow_heif.register_heif_opener(thumbnails=False)
+
+
+def _check_size(size: tuple[int, int], max_pixels: int | None) -> None:
+    if problem := pixel_problem(*size, max_pixels):
+        raise ValueError(problem)
 
 
 def _check_supported(image: Image.Image, path: str | Path) -> None:
     if image.format not in (*FORMATS, MPO):
         raise UserError(f"{path}: {image.format} images are not supported, expected one of {', '.join(FORMATS)}")
     frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != MPO:
+    if frames > 1 and image.format not in (MPO, "HEIF", "TIFF"):
         raise UserError(f"{path}: holds {frames} images, expected one; write each to its own file")
-    if image.format == "PPM" and any(isinstance(white, int) and white > 255 for white in image.tile[0].args):
-        raise UserError(f"{path}: has 16-bit samples, which are read from PNG and TIFF only")
-    if image.mode in ("F", "LAB", "HSV") or (image.mode == "I" and image.format != "PNG"):
+    if image.mode in ("F", "LAB", "HSV") or (image.mode == "I" and image.format != "PPM"):
         raise UserError(f"{path}: has samples of mode {image.mode!r}, expected 8- or 16-bit gray or RGB")
 
 
@@ -197,110 +328,73 @@ def _from_cmyk(image: Image.Image, metadata: dict[str, Any]) -> tuple[Image.Imag
     return image.convert("RGB"), metadata
 
 
-def _metadata(upright: Image.Image, image: Image.Image) -> dict[str, Any]:
-    """Return the arguments for Pillow's ``save``, from an upright copy and the image as it was opened."""
-    info, kind = upright.info, image.format
-    kept = {name: info[name] for name in ("icc_profile", "dpi") if info.get(name)}
-    if kind in ("JPEG", MPO, "PNG", "WEBP"):
-        kept |= {"exif": info["exif"]} if info.get("exif") else {}  # the file's own bytes if it was upright
-    if kind in ("JPEG", MPO, "WEBP"):
-        kept |= {name: info[name] for name in ("xmp", "comment") if info.get(name)}
-        kept |= LOSSY if kind != "WEBP" else {"quality": LOSSY["quality"]}
-    if kind == "PNG":
-        kept["pnginfo"] = _texts(upright, image)
-    if kind == "TIFF":
-        kept["compression"] = "tiff_adobe_deflate"
-    return kept
+def _white_of_pnm(image: Image.Image) -> int:
+    """Return the value of white that a PGM or PPM states; Pillow names it for the decoder, or its mode."""
+    arguments = image.tile[0].args if image.tile else ()
+    if image.mode == "I" and isinstance(arguments, str):
+        return 65535
+    return max((number for number in arguments if isinstance(number, int)), default=255)
 
 
-def _texts(upright: Image.Image, image: Image.Image) -> Any:
-    """Return PNG's text chunks; XMP is one of them, without the orientation in the upright copy."""
-    from PIL.PngImagePlugin import PngInfo
+def _read_png(path: Path, max_pixels: int | None) -> Picture:
+    from restormixer_arch.data.images.png import PngFile, profile_of
 
-    texts = PngInfo()
-    for name, text in image.text.items():
-        text = upright.info.get(name, text)
-        texts.add_itxt(name, text, getattr(text, "lang", "") or "", getattr(text, "tkey", "") or "")
-    return texts
+    png = PngFile(path.read_bytes(), str(path))
+    _check_size((png.width, png.height), max_pixels)
+    if png.frames > 1:
+        raise UserError(f"{path}: holds {png.frames} images, expected one; write each to its own file")
+    with png.open() as image:
+        orientation = image.getexif().get(ORIENTATION, 1)
+        orientation = orientation if orientation in UPRIGHT else 1
+        chunks = png.turned(ImageOps.exif_transpose(image).info) if orientation != 1 else png.chunks
+        if png.depth == 16:
+            png.check_deep()
+            from restormixer_arch.data.images import opencv
 
-
-def _refuse_other_samples(path: str | Path) -> None:
-    """Raise UserError for a TIFF whose samples are not 8- or 16-bit integers; Pillow does not know all of them."""
-    with Path(path).open("rb") as file:
-        if file.read(4) not in TIFF_MAGIC:
-            return
-    import tifffile
-
-    with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages[0]
-        if page.dtype is not None and page.dtype not in (np.bool_, np.uint8, np.uint16):
-            raise UserError(f"{path}: has samples of type {page.dtype}, expected 8- or 16-bit integers")
-
-
-def _is_16_bit(image: Image.Image) -> bool:
-    """Return whether a file that Pillow has opened, but not loaded, has 16 bits per sample."""
-    if image.mode.startswith("I"):
-        return True
-    if image.format == "TIFF":
-        return max(image.tag_v2.get(258, (1,))) == 16  # BitsPerSample
-    return image.format == "PNG" and any(";16" in str(tile.args) for tile in image.tile)
+            pixels, alpha = split_alpha(opencv.decode_16_bit(png.pixels, str(path)))
+            pixels = pixels[..., :1] if png.color in (0, 4) else pixels  # gray with alpha comes as RGBA
+            if png.transparent:
+                alpha = alpha_of_color(pixels, png.transparent)
+            pixels, alpha = (plane if plane is None else UPRIGHT[orientation](plane) for plane in (pixels, alpha))
+        else:
+            image.load()
+            plain, _ = to_rgb(image, {})
+            pixels, alpha = split_alpha(UPRIGHT[orientation](np.array(plain)))
+    pixels, alpha = (plane if plane is None else np.ascontiguousarray(plane) for plane in (pixels, alpha))
+    metadata = {"chunks": chunks, "icc_profile": profile_of(chunks)}
+    return Picture(pixels, alpha, "PNG", metadata, tuple(png.left_out))
 
 
-def _is_gray(image: Image.Image) -> bool:
-    """Return whether a 16-bit file that Pillow has opened, but not loaded, is gray. Pillow turns LA into RGBA."""
-    return image.mode.startswith("I") or any("LA;16" in str(tile.args) for tile in image.tile)
+def _read_tiff(path: Path, max_pixels: int | None) -> Picture:
+    from restormixer_arch.data.images import tiff
+
+    structure = tiff.read_structure(path)
+    _check_size(structure.size, max_pixels)
+    metadata, left_out = structure.metadata, list(structure.left_out)
+    with Image.open(path, formats=["TIFF"]) if _pillow_reads(path) else Image.new("L", (1, 1)) as image:
+        if known := image.format == "TIFF":
+            image.seek(structure.index)
+            metadata["directories"], damaged = tiff.directories_of(image)
+            left_out += damaged
+        if not known or (structure.bits == 16 and not structure.cmyk):
+            pixels, alpha, orientation = tiff.read_samples(path, structure.index)
+            pixels, alpha = (
+                plane if plane is None else np.ascontiguousarray(UPRIGHT.get(orientation, UPRIGHT[1])(plane))
+                for plane in (pixels, alpha)
+            )
+            return Picture(pixels, alpha, "TIFF", metadata, tuple(left_out))
+        _check_supported(image, path)
+        image.load()
+        if structure.cmyk and structure.bits == 16:
+            left_out.append("8 of the 16 bits of CMYK")
+        plain, metadata = to_rgb(image, metadata)
+        pixels, alpha = split_alpha(np.array(plain))
+    return Picture(pixels, alpha, "TIFF", metadata, tuple(left_out))
 
 
-def _read_16_bit(path: str | Path, *, gray: bool, orientation: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read uint16 pixels (H, W, 1 or 3), RGB, and alpha (H, W) or None.
-
-    Args:
-        path: the file.
-        gray: the file is gray; OpenCV makes three channels of gray with alpha.
-        orientation: the EXIF orientation to apply; 1 for TIFF, where OpenCV applies it.
-
-    Raises:
-        UserError: OpenCV cannot decode it to 16 bits.
-    """
-    import cv2
-
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None or image.dtype != np.uint16:
-        raise UserError(f"{path}: cannot be decoded as a 16-bit image")
-    image = UPRIGHT.get(orientation, UPRIGHT[1])(image[..., None] if image.ndim == 2 else image)
-    alpha = np.ascontiguousarray(image[..., 3]) if image.shape[2] == 4 else None
-    pixels = image[..., :1] if gray else image[..., 2::-1]
-    return np.ascontiguousarray(pixels), alpha
-
-
-def _write_png_16_bit(planes: np.ndarray, path: str | Path, metadata: dict[str, Any]) -> None:
-    """Write uint16 (H, W, 1 to 4), gray or RGB with or without alpha, with ICC profile and EXIF."""
-    import cv2
-
-    if planes.shape[2] == 2:  # OpenCV's PNG has no gray with alpha
-        planes = planes[..., [0, 0, 0, 1]]
-    bgr = planes if planes.shape[2] == 1 else planes[..., [2, 1, 0, 3][: planes.shape[2]]]
-    kinds = {"exif": cv2.IMAGE_METADATA_EXIF, "icc_profile": cv2.IMAGE_METADATA_ICCP}
-    kept = {kinds[name]: np.frombuffer(metadata[name], np.uint8) for name in kinds if name in metadata}
-    done, content = cv2.imencodeWithMetadata(".png", np.ascontiguousarray(bgr), list(kept), list(kept.values()))
-    if not done:
-        raise OSError("OpenCV could not encode it")
-    Path(path).write_bytes(content.tobytes())
-
-
-def _write_tiff_16_bit(planes: np.ndarray, path: str | Path, metadata: dict[str, Any]) -> None:
-    """Write uint16 (H, W, 1, 3 or 4), gray, RGB or RGBA, with ICC profile and resolution."""
-    import tifffile
-
-    channels = planes.shape[2]
-    options: dict[str, Any] = {"photometric": "rgb" if channels >= 3 else "minisblack", "compression": "zlib"}
-    if channels == 4:
-        options["extrasamples"] = ["unassalpha"]
-    if "icc_profile" in metadata:
-        options["iccprofile"] = metadata["icc_profile"]
-    if "dpi" in metadata:
-        options |= {"resolution": tuple(float(d) for d in metadata["dpi"]), "resolutionunit": "INCH"}
-    tifffile.imwrite(path, planes[..., 0] if channels == 1 else planes, metadata=None, **options)
-
-
-_WRITERS_16_BIT = {"PNG": _write_png_16_bit, "TIFF": _write_tiff_16_bit}
+def _pillow_reads(path: Path) -> bool:
+    try:
+        with Image.open(path, formats=["TIFF"]):
+            return True
+    except UnidentifiedImageError:
+        return False

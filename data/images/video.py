@@ -1,111 +1,245 @@
-"""Read and write video files frame by frame with OpenCV. Sound and subtitles are not kept.
+"""Read video files frame by frame with PyAV, upright and in the colors that players show.
 
-OpenCV's writer drops the last row or column of an odd size.
+Only the file itself is read: it is handed over as an open file, its container is decided by its first bytes, and
+nothing that it points to is opened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 
-from restormixer_arch.data.images import VIDEO_CODECS
+from restormixer_arch.data.images import pixel_limit, pixel_problem
 from restormixer_arch.errors import UserError
 
-DEFAULT_RATE = 25.0  # frames per second, for files that do not say
+try:
+    import av
+    from av.video.reformatter import Interpolation
+except ImportError as error:
+    raise UserError("videos are read and written by PyAV: pip install 'restormixer[video]'") from error
+
+av.logging.set_level(None)  # what is wrong is reported in our own line
+
+DEFAULT_RATE = Fraction(25)  # frames per second, for files that do not say
+# swscale's default makes every frame one or two levels darker. Colors that pixels share are given to each of them, and
+# averaged in the end: what a network leaves as it is comes back exactly.
+ACCURATE = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+SPREAD, AVERAGE = ACCURATE | Interpolation.POINT, ACCURATE | Interpolation.AREA
+BT709, UNKNOWN, BT601 = 1, 2, 5  # FFmpeg's numbers of the matrices; 0 is RGB
+MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}  # FFmpeg's number -> swscale's
+LIMITED, FULL = 1, 2  # ranges
+HD_WIDTH, HD_HEIGHT = 1280, 576  # from this width, or above this height, untagged videos are BT.709
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders leave the alpha out
 
 
-class VideoFrames:
-    """The frames of a video, upright.
+@dataclass(frozen=True)
+class VideoFrame:
+    """A decoded frame.
 
     Attributes:
-        count: number of frames according to the file, often an estimate; 0 if it does not say.
-        rate: frames per second.
-
-    Raises:
-        UserError: OpenCV cannot open the file.
+        planes: uint8 or uint16 (H, W, 3 or 4), RGB or RGBA, upright.
+        time: when it is shown, in units of the video's ``time_base``.
+        duration: how long, in the same units; 0 if the file does not say.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = path
-        self._capture = cv2.VideoCapture(str(path))
-        if not self._capture.isOpened():
-            raise UserError(f"{path}: cannot be read as a video")
-        self.count = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        self.rate = self._capture.get(cv2.CAP_PROP_FPS) or DEFAULT_RATE
+    planes: np.ndarray
+    time: int
+    duration: int
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield RGB uint8 (H, W, 3). Raises UserError if no frame can be decoded."""
-        number = 0
+
+class VideoSource:
+    """A video file to restore; iterate over :meth:`packets`.
+
+    Attributes:
+        count: number of frames according to the file, 0 if it does not say.
+        expected: the same, or an estimate from the duration.
+        rate: frames per second on average.
+        time_base: seconds per unit of time.
+        matrix, range: of YUV, FFmpeg's numbers; decided from the tags, or else from the size.
+        primaries, transfer: FFmpeg's numbers from the tags.
+        display_matrix: the nine numbers by which a player turns the frames, or None.
+        turns: quarter turns counterclockwise that make a frame upright.
+        problems: what was wrong with the file, for the user.
+
+    Raises:
+        UserError: the file is not a video of a known container, or has too many pixels.
+    """
+
+    def __init__(self, path: str | Path, max_pixels: int | None = None) -> None:
+        self.path, limit = path, max_pixels or pixel_limit()
+        self._file = open(path, "rb")  # noqa: SIM115, closed by close()
         try:
-            while True:
-                read, frame = self._capture.read()
-                if not read:
+            self._open(limit)
+        except (av.FFmpegError, ValueError, OSError, MemoryError) as error:
+            self._file.close()
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path}: cannot be read as a video ({_reason(error)})") from error
+
+    def _open(self, limit: int) -> None:
+        start = self._file.read(64)
+        self._file.seek(0)
+        if not start:
+            raise UserError(f"{self.path}: cannot be read as a video (it is empty)")
+        kind = container_of(start)
+        if kind is None:
+            raise UserError(f"{self.path}: cannot be read as a video (not an AVI, MP4, MOV, MKV or WebM file)")
+        options = {"protocol_whitelist": "none", "max_pixels": str(limit)}
+        self.container = av.open(
+            self._file, "r", format=kind, options=options, io_open=_refuse, metadata_errors="replace"
+        )
+        videos = [stream for stream in self.container.streams.video if not _is_cover(stream)]
+        if not videos:
+            raise UserError(f"{self.path}: cannot be read as a video (no video track)")
+        self.stream = stream = videos[0]
+        if problem := pixel_problem(stream.width, stream.height, limit):
+            raise UserError(f"{self.path}: cannot be read as a video ({problem})")
+        if stream.codec_context is None or not stream.width or not stream.height:
+            raise UserError(f"{self.path}: cannot be read as a video (unknown codec or size)")
+        self.time_base = stream.time_base or Fraction(1, 1000)
+        rate = stream.average_rate or stream.guessed_rate
+        self.rate = rate if rate and 0 < rate <= 1000 else DEFAULT_RATE
+        self.count = stream.frames
+        seconds = (self.container.duration or 0) / av.time_base
+        self.expected = self.count or round(seconds * float(self.rate))
+        tags = {name.lower(): value for name, value in stream.metadata.items()}
+        self._decoder = stream.codec_context
+        if tags.get("alpha_mode") == "1" and self._decoder.name in ALPHA_DECODERS:
+            self._decoder = av.CodecContext.create(ALPHA_DECODERS[stream.codec_context.name], "r")
+        else:
+            self._decoder.thread_type = "AUTO"
+        self.format, self.interlaced, self.display_matrix, self.turns = stream.format, False, None, 0
+        self.matrix = self.range = self.primaries = self.transfer = 0
+        self.problems: list[str] = []
+        self.left_out: set[str] = set()
+        self._last: int | None = None
+        self._first_packet: int | None = None
+        self._shift = 0
+        self._number = self._discarded = self._damaged = 0
+
+    def close(self) -> None:
+        """Close the file."""
+        self.container.close()
+        self._file.close()
+
+    def packets(self) -> Iterator[VideoFrame | Any]:
+        """Yield the frames, and between them the packets of sound and other tracks, in the order of the file.
+
+        Raises:
+            UserError: no frame can be decoded.
+        """
+        packets = self.container.demux()
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
                     break
-                number += 1
-                yield np.ascontiguousarray(frame[..., ::-1])
-        finally:
-            self._capture.release()
-        if number == 0:
+                if packet.stream is not self.stream:
+                    if packet.size:
+                        yield packet
+                    continue
+                self._discarded += packet.is_discard
+                self._first_packet = packet.dts if self._first_packet is None else self._first_packet
+                frames = self._decoder.decode(packet if packet.size else None)
+            except (av.FFmpegError, ValueError) as error:
+                self._damaged += 1
+                if isinstance(error, av.EOFError) or self._damaged > 1000:
+                    break
+                continue
+            for frame in frames:
+                yield self._converted(frame)
+        if self._number == 0:
             raise UserError(f"{self.path}: cannot be read as a video (no frame can be decoded)")
+        lost = self.count - self._discarded - self._number
+        if lost > 0:
+            self.problems.append(f"only {self._number} of its {self.count} frames could be decoded")
+        elif self._damaged:
+            self.problems.append(f"{self._damaged} damaged parts were skipped")
+
+    def _converted(self, frame: av.VideoFrame) -> VideoFrame:
+        if self._number == 0:
+            self._describe(frame)
+        self._number += 1
+        deep = bits_of(frame.format) > 8
+        kind = ("rgba" if has_alpha(frame.format) else "rgb") + (
+            "64le" if deep and has_alpha(frame.format) else "48le" if deep else "" if has_alpha(frame.format) else "24"
+        )
+        converted = frame.reformat(
+            format=kind,
+            interpolation=SPREAD,
+            src_colorspace=MATRICES.get(self.matrix),
+            src_color_range=self.range,
+            dst_color_range=FULL,
+        )
+        planes = np.ascontiguousarray(np.rot90(converted.to_ndarray(), self.turns))
+        step = max(1, round(1 / self.rate / self.time_base))
+        if frame.pts is None:  # the file does not say
+            time = 0 if self._last is None else self._last + step
+        else:
+            time = frame.pts - self._shift
+        if self._last is not None and time <= self._last:
+            time = self._last + 1
+        self._last = time
+        return VideoFrame(planes, time, frame.duration or 0)
+
+    def _describe(self, frame: av.VideoFrame) -> None:
+        """Set colors and rotation from the first frame."""
+        self.format = frame.format
+        is_rgb = frame.format.is_rgb
+        hd = frame.width >= HD_WIDTH or frame.height > HD_HEIGHT
+        tagged = int(frame.colorspace)
+        self.matrix = tagged if tagged in MATRICES else (BT709 if is_rgb or hd else BT601)
+        full = is_rgb or frame.format.name.startswith("yuvj") or int(frame.color_range) == FULL
+        self.range = FULL if full else LIMITED
+        self.primaries, self.transfer = int(frame.color_primaries), int(frame.color_trc)
+        self.interlaced = frame.interlaced_frame
+        if self.interlaced:
+            self.left_out.add("the flag for interlaced video")
+        for data in frame.side_data:
+            name = getattr(data.type, "name", "")
+            if name == "DISPLAYMATRIX" and len(bytes(data)) >= 36:
+                self.display_matrix = struct.unpack("=9i", bytes(data)[:36])
+            if name in ("MASTERING_DISPLAY_METADATA", "DYNAMIC_HDR_PLUS", "DOVI_METADATA", "DOVI_RPU_BUFFER"):
+                self.left_out.add("HDR metadata of the display")
+        self.turns = round(frame.rotation / 90) % 4
+        if self.container.format.name == "avi" and frame.pts is not None and self._first_packet is not None:
+            self._shift = frame.pts - self._first_packet  # AVI has no times; FFmpeg shifts H.264 by a frame
 
 
-def transform_video(
-    frames: VideoFrames,
-    targets: dict[Path, Callable[[np.ndarray, np.ndarray], np.ndarray]],
-    restore: Callable[[np.ndarray], np.ndarray],
-    on_frame: Callable[[int], None],
-) -> int:
-    """Restore a video and write one or more videos from its frames and their restorations.
-
-    Args:
-        frames: the video to read.
-        targets: file to write -> function of (frame, restored frame) that returns the frame to write; all are RGB
-            uint8 (H, W, 3).
-        restore: restores a frame.
-        on_frame: called after each frame with its number, from 1.
-
-    Returns:
-        The number of frames.
-
-    Raises:
-        UserError: a file cannot be written, or no frame can be read.
-    """
-    writers: dict[Path, cv2.VideoWriter] = {}
-    number = 0
-    try:
-        for number, frame in enumerate(frames, start=1):
-            result = restore(frame)
-            for path, compose in targets.items():
-                picture = compose(frame, result)
-                if path not in writers:
-                    writers[path] = _writer(path, frames.rate, picture.shape[1], picture.shape[0])
-                writers[path].write(np.ascontiguousarray(picture[..., ::-1]))
-            on_frame(number)
-    finally:
-        for writer in writers.values():
-            writer.release()
-    for path in targets:
-        _check_complete(path, number)
-    return number
+def container_of(start: bytes) -> str | None:
+    """Return FFmpeg's name of the container that begins with these bytes, None if it is another."""
+    if start[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"pnot"):
+        return "mov"
+    if start.startswith(b"\x1a\x45\xdf\xa3"):
+        return "matroska"
+    if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
+        return "avi"
+    return None
 
 
-def _check_complete(path: Path, number: int) -> None:
-    """Raise UserError if the file holds fewer than ``number`` frames: OpenCV's writers do not report a full disk."""
-    capture = cv2.VideoCapture(str(path))
-    held = 0
-    while capture.grab():
-        held += 1
-    capture.release()
-    if held < number:
-        raise UserError(f"{path}: cannot be written (it holds {held} of {number} frames; is the disk full?)")
+def bits_of(format: av.VideoFormat) -> int:
+    """Return the bits per sample of a pixel format."""
+    return max((component.bits for component in format.components), default=8)
 
 
-def _writer(path: Path, rate: float, width: int, height: int) -> cv2.VideoWriter:
-    codec = VIDEO_CODECS[path.suffix.lower()]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), rate, (width, height))
-    if not writer.isOpened():
-        raise UserError(f"{path}: cannot be written as a video of {width} x {height} pixels ({codec})")
-    return writer
+def has_alpha(format: av.VideoFormat) -> bool:
+    """Return whether a pixel format has an alpha channel."""
+    return any(component.is_alpha for component in format.components)
+
+
+def _refuse(url: str, flags: int, options: dict[str, str]) -> None:
+    raise OSError(f"the file points to another one, {url!r}")
+
+
+def _is_cover(stream: av.VideoStream) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _reason(error: BaseException) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).partition("\n")[0]

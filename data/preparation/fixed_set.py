@@ -15,6 +15,7 @@ from restormixer_arch import __version__
 from restormixer_arch.data.degradations.compose import Composition, compositions_text, read_compositions
 from restormixer_arch.data.degraded_dataset import DegradedDataset, Sample
 from restormixer_arch.data.images.folder import without_suffix
+from restormixer_arch.data.images.opencv import write_png
 from restormixer_arch.data.lmdb_io import write_lmdb
 from restormixer_arch.data.preparation.store import difference, open_reader
 from restormixer_arch.data.preparation.sub_images import Entry
@@ -72,7 +73,7 @@ def write_fixed_set(
             if lmdb:
                 pairs[kind].append((name, image))
             else:
-                _write_png(partial / kind / f"{name}.png", image)
+                write_png(partial / kind / f"{name}.png", image)
     for kind, images in pairs.items():
         if lmdb:
             write_lmdb(partial / f"{kind}.lmdb", images, compression=6)
@@ -146,9 +147,3 @@ def _pairs(dataset: DegradedDataset, gt: str) -> Iterator[tuple[str, Sample, dic
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:
     return np.round(image[..., ::-1] * 255).astype(np.uint8)
-
-
-def _write_png(path: Path, image: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), image):
-        raise UserError(f"{path}: cannot be written")

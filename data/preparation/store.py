@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-import cv2
 import lmdb
 import numpy as np
 
 from restormixer_arch.atomic_write import atomic_paths
 from restormixer_arch.data.images import IMAGE_SUFFIXES
+from restormixer_arch.data.images.opencv import decode_color
 from restormixer_arch.data.lmdb_io import LmdbImages, writing
 from restormixer_arch.data.preparation.sub_images import PNG_LEVEL, Entry
 from restormixer_arch.errors import UserError
@@ -131,6 +131,6 @@ def remove(path: Path) -> None:
 
 def _decode(content: bytes) -> np.ndarray | None:
     try:
-        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
+        return decode_color(content, "an image")
+    except UserError:
         return None

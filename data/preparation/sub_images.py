@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from restormixer_arch.data.images.opencv import decode_color
 from restormixer_arch.data.preparation.find_pairs import Unit
 from restormixer_arch.errors import UserError
 
@@ -127,13 +128,7 @@ def _read(path: Path) -> tuple[bytes, np.ndarray]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-    except cv2.error:
-        image = None
-    if image is None:
-        raise UserError(f"{path}: cannot be decoded as an image ({len(content)} bytes)")
-    return content, image
+    return content, decode_color(content, str(path))
 
 
 def _encode(image: np.ndarray) -> bytes:

@@ -172,6 +172,8 @@ def name_images() -> None:
     import cv2
     from basicsr.utils import FileClient
 
+    from restormixer_arch.data.images.opencv import check_pixels
+
     original_get, original_decode = FileClient.get, basicsr.utils.img_util.imfrombytes
 
     def get(self: FileClient, filepath: str | Path, client_key: str = "default") -> NamedBytes:
@@ -191,8 +193,9 @@ def name_images() -> None:
         return named
 
     def imfrombytes(content: bytes, flag: str = "color", float32: bool = False) -> Any:
-        """Decode an image. Raises UserError: the bytes are no image that OpenCV reads."""
+        """Decode an image. Raises UserError: the bytes are no image that OpenCV reads, or one with too many pixels."""
         source = getattr(content, "source", NamedBytes.source)
+        check_pixels(content, source)
         try:
             image = original_decode(content, flag, float32) if len(content) else None
         except (AttributeError, cv2.error):  # None.astype where decoding fails

@@ -8,10 +8,16 @@ a temporary name and renamed when it is complete.
 from __future__ import annotations
 
 import argparse
-import glob
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+import signal
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,60 +25,86 @@ from tqdm import tqdm
 
 from restormixer_arch.atomic_write import PART, atomic_paths
 from restormixer_arch.cli.parsing import Parser, positive_number, whole_number
-from restormixer_arch.data.images import IMAGE_SUFFIXES, VIDEO_CODECS
-from restormixer_arch.errors import UserError, not_found
+from restormixer_arch.data.images import VIDEO_FORMATS
+from restormixer_arch.errors import UserError
+from restormixer_arch.inference.jobs import Job, find_jobs, make_folder
 from restormixer_arch.memory import parse_bytes
-from restormixer_arch.output import complain, is_first_process, note, say
+from restormixer_arch.output import complain, is_first_process, note, printable, say
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from restormixer_arch.data.images.picture import Picture
     from restormixer_arch.inference.restorer import Restorer
 
-DESCRIPTION = """Restore images and videos. Folders are read with their sub-folders; names are kept; files that exist
-already are skipped. Depth, gray, alpha, color profile and metadata are kept, the EXIF orientation is applied; a video's
-sound is not kept. Exit code 2 if a file could not be restored; the others are."""
-SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_CODECS)
+DESCRIPTION = "Restore images and videos. Folders are read with their sub-folders; names are kept; files that exist"
+DESCRIPTION += " already are skipped. Exit code 2 if a file could not be restored; the others are."
+WHAT_STAYS = """what stays and what does not:
+  all images   size, 8 or 16 bits, gray or RGB, alpha. The EXIF orientation is applied to the pixels. Palettes become
+               RGB, CMYK becomes 8-bit sRGB. Animations and files of several pages are refused.
+  JPEG         ICC profile, EXIF, XMP, IPTC, comment, resolution; written with quality 95, 4:4:4
+  PNG          color chunks (ICC, gAMA, cHRM, sRGB, cICP, ...), EXIF, XMP, texts, resolution, whatever their size
+  TIFF         ICC profile, tags, EXIF, GPS, XMP, IPTC, resolution; written with deflate; thumbnail pages go
+  WebP         ICC profile, EXIF, XMP; lossless stays lossless, lossy is written with quality 95
+  AVIF, HEIC   ICC profile, EXIF, XMP; 8 bits; written with quality 95 (HEIC needs 'restormixer[heif]')
+  BMP          resolution
+  PGM, PPM     nothing but pixels
+  videos       ('restormixer[video]') time of each frame, size, rotation, color tags, sound, subtitles, chapters,
+               title and other tags; encoded again: H.264, VP9 in WebM. 10 bits stay with H.264; alpha stays in WebM
+               and MKV (VP9), and in MOV (ProRes). AVI, MP4, M4V, MOV, MKV and WebM are read.
+Whatever else a file holds and its result lacks is named at the end of the run.
+"""
+LARGEST_VIDEO = 16384  # pixels: the longest side that the encoders take
 Show = Callable[[str, int, int], None]  # unit, number done, number of all or 0 if unknown
 
 
 @dataclass(frozen=True)
-class Job:
-    """One file to restore.
+class FileOptions:
+    """How files are read and written: ``--max-pixels``, ``--video-quality`` and ``--overwrite``."""
 
-    Attributes:
-        source: the image or video.
-        target: where its restoration goes.
-        pair: where the image or video of before and after goes, or None.
-    """
+    max_pixels: int | None = None
+    video_quality: int | None = None
+    overwrite: bool = False
 
-    source: Path
-    target: Path
-    pair: Path | None = None
 
-    @property
-    def is_video(self) -> bool:
-        return self.source.suffix.lower() in VIDEO_CODECS
+@dataclass
+class Outcome:
+    """What the user should know of a result: remarks on this file, what its kind of file left out, and what failed."""
 
-    @property
-    def outputs(self) -> list[Path]:
-        return [self.target] if self.pair is None else [self.target, self.pair]
+    kind: str
+    left_out: tuple[str, ...] = ()
+    remarks: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
 
 def parser() -> Parser:
     parser = Parser("restore", DESCRIPTION)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description, parser.epilog = "\n".join(re.findall(r".{1,110}(?: |$)", DESCRIPTION)), WHAT_STAYS
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, or pattern in quotes")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write into")
+    parser.add_argument("-o", "--output", type=_path, required=True, metavar="DIR", help="folder to write into")
     add_settings(parser)
     parser.add_argument("--overwrite", action="store_true", help="restore and replace files that exist already")
     parser.add_argument("--compare", action="store_true", help="also write before and after side by side")
+    parser.add_argument(
+        "--video-quality",
+        type=_quality,
+        metavar="N",
+        help="of videos, from 0 (lossless) to 51 (smallest file), H.264's constant rate factor (default 12)",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=_pixels,
+        metavar="N",
+        help="most pixels of an image, such as 200M, for images that you trust (default 179M); see also --max-memory",
+    )
     return parser
 
 
 def add_settings(parser: Parser) -> None:
     """Add the arguments that :func:`restorer_of` reads."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--weights", metavar="FILE", help="weights, .pth or .safetensors")
+    source.add_argument("--weights", type=_path, metavar="FILE", help="weights, .pth or .safetensors")
     source.add_argument("--task", metavar="NAME", help="installed weights, such as derain (the default)")
     parser.add_argument(
         "--self-ensemble",
@@ -113,6 +145,26 @@ def _memory(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _path(text: str) -> Path:
+    if not text:  # of a shell variable that is not set
+        raise argparse.ArgumentTypeError("expected a name, got none")
+    return Path(text).expanduser()
+
+
+def _quality(text: str) -> int:
+    if not text.isdigit() or int(text) > 51:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 51, got {text!r}")
+    return int(text)
+
+
+def _pixels(text: str) -> int:
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)([kKmMgG]?)", text)
+    number = int(float(found[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[found[2].lower()]) if found else 0
+    if not number:
+        raise argparse.ArgumentTypeError(f"expected a number of pixels such as 200M, got {text!r}")
+    return number
+
+
 def _share(text: str) -> float:
     try:
         value = float(text)
@@ -127,25 +179,54 @@ def run(arguments: list[str]) -> int:
     """Restore the files. Returns the exit code: 0, 2 if a file could not be restored, 130 if stopped."""
     args = parser().parse_args(arguments)
     jobs = find_jobs(args.inputs, args.output, compare=args.compare)
-    todo = [job for job in jobs if args.overwrite or not all(output.exists() for output in job.outputs)]
-    restored, failed = 0, 0
+    todo = [job for job in jobs if args.overwrite or not all(os.path.exists(output) for output in job.outputs)]
+    restored, failed, stopped = 0, 0, False
+    left_out: dict[tuple[str, str], int] = defaultdict(int)
+    options = FileOptions(args.max_pixels, args.video_quality, args.overwrite)
     if todo:
         restorer = restorer_of(args)
         make_folder(args.output)
         try:
-            with tqdm(todo, desc="restore", unit="file", disable=None, dynamic_ncols=True) as bar:
+            quiet = None if sys.stderr is not None else True
+            with _stop_by_signals(), tqdm(todo, desc="restore", unit="file", disable=quiet, dynamic_ncols=True) as bar:
                 for job in bar:
-                    if _restore_or_report(job, restorer, args.overwrite, bar):
-                        restored += 1
-                    else:
-                        failed += 1
+                    outcome = _restore_or_report(job, restorer, options, bar)
+                    restored, failed = restored + (not outcome.failures), failed + bool(outcome.failures)
+                    for text in dict.fromkeys(outcome.left_out):
+                        left_out[outcome.kind, text] += 1
         except KeyboardInterrupt:
-            hint = "" if args.overwrite else "; run the same command again for the rest"
-            complain(f"stopped after {restored + failed} of {len(todo)} files{hint}")
-            return 130
+            stopped = True
+    for kind in sorted({kind for kind, _ in left_out}):
+        texts = [f"{text} ({number} files)" for (of, text), number in left_out.items() if of == kind]
+        note(f"{kind}: left out {', '.join(text.replace(' (1 files)', '') for text in texts)}")
+    if stopped:
+        hint = "" if args.overwrite else "; run the same command again for the rest"
+        complain(f"stopped after {restored + failed} of {len(todo)} files{hint}")
+        return 130
     parts = [f"{restored} restored", f"{len(jobs) - len(todo)} already there", f"{failed} failed"]
     say(f"{args.output}: {', '.join(part for part in parts if not part.startswith('0 ')) or 'nothing to do'}")
     return 2 if failed else 0
+
+
+@contextmanager
+def _stop_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP stop the run as Ctrl-C does, so that no unfinished file stays."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {number: signal.getsignal(number) for number in numbers}
+    numbers = [number for number in numbers if before[number] == signal.SIG_DFL]  # nohup ignores SIGHUP
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
 
 
 def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> Restorer:
@@ -171,170 +252,133 @@ def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> 
     )
 
 
-# --- which files -----------------------------------------------------------------------------------------------------
-
-
-def find_jobs(inputs: Sequence[str], out: Path, *, compare: bool = False) -> list[Job]:
-    """Find the files to restore and where their results go.
-
-    Args:
-        inputs: files, folders (with their sub-folders), and patterns such as ``"holiday/**/*.jpg"``.
-        out: the folder to write into; it is not read if it is inside an input folder.
-        compare: also write ``<name>_compare.<suffix>``.
-
-    Raises:
-        UserError: an input does not exist, cannot be read, is not an image or video, or contains none; two outputs
-            would have the same name; or an output would replace an input.
-    """
-    jobs: dict[Path, Job] = {}  # by source: an input may be given twice
-    for text in inputs:
-        found = _named_files(text, out)
-        for source, name in found:
-            target = out / name
-            pair = target.with_name(f"{target.stem}_compare{target.suffix}") if compare else None
-            jobs.setdefault(source.parent.resolve() / source.name, Job(source, target, pair))  # a link keeps its name
-    sources = {source.resolve() for source in jobs}
-    writers: dict[Path, Path] = {}
-    for job in jobs.values():
-        for output in job.outputs:
-            place = output.resolve()
-            if place in sources:
-                raise UserError(f"-o: {output} is an input itself and would be replaced; give another folder")
-            if place in writers:
-                raise UserError(
-                    f"{job.source}: would be written to {output}, and so would {writers[place]}; "
-                    "restore them into different folders"
-                )
-            writers[place] = job.source
-    return list(jobs.values())
-
-
-def _named_files(text: str, out: Path) -> list[tuple[Path, Path]]:
-    """Return the files of one argument, and their names below the output folder."""
-    given = Path(text).expanduser()
-    if given.is_dir():
-        files = _files_below(given, out)
-        if not files:
-            raise UserError(f"{text}: no image or video in this folder ({' '.join(SUFFIXES)})")
-        return [(file, file.relative_to(given)) for file in files]
-    if given.exists():
-        if given.suffix.lower() not in SUFFIXES:
-            raise UserError(f"{text}: is not an image or video by its name, expected one of {' '.join(SUFFIXES)}")
-        return [(given, Path(given.name))]
-    if not glob.has_magic(text):
-        raise UserError(f"{text}: {not_found(text)}")
-    matches = sorted(Path(match) for match in glob.glob(str(given), recursive=True))
-    files = [match for match in matches if match.suffix.lower() in SUFFIXES and match.is_file()]
-    if not files:
-        raise UserError(f"{text}: matches no image or video ({' '.join(SUFFIXES)})")
-    return [(file, Path(file.name)) for file in files]
-
-
-def _files_below(folder: Path, out: Path) -> list[Path]:
-    def refuse(error: OSError) -> None:  # rglob would silently skip the folder
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
-
-    paths = [Path(place, name) for place, _, names in os.walk(folder, onerror=refuse) for name in names]
-    results = None if out.resolve() == folder.resolve() else out.resolve()
-    return [
-        path
-        for path in sorted(paths)
-        if path.suffix.lower() in SUFFIXES
-        and not path.name.startswith(".")
-        and path.is_file()
-        and (results is None or results not in path.resolve().parents)
-    ]
-
-
-def make_folder(folder: Path) -> None:
-    """Make an output folder. Raises UserError if it cannot be made or written into."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"-o: {str(folder)!r} cannot be created ({error.strerror})") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"-o: {str(folder)!r} cannot be written into (permission denied)")
-
-
 # --- one file --------------------------------------------------------------------------------------------------------
 
 
-def _restore_or_report(job: Job, restorer: Restorer, overwrite: bool, bar: tqdm) -> bool:
-    """Restore one file; report a UserError and return False."""
+def _restore_or_report(job: Job, restorer: Restorer, options: FileOptions, bar: tqdm) -> Outcome:
+    """Restore one file; report remarks and failures."""
+    name, started = printable(job.source.name, sys.stderr), time.monotonic()
 
     def show(unit: str, done: int, total: int) -> None:
-        count = f"{done}/{total}" if total else str(done)
-        bar.set_postfix_str(f"{job.source.name}, {unit} {count}")
+        text = f"{name}, {unit} {done}"
+        if total:
+            text += f"/{total}"
+        if 0 < done < total:
+            left = round((time.monotonic() - started) / done * (total - done))
+            text += f", {tqdm.format_interval(left)} left"
+        bar.set_postfix_str(text)
 
-    bar.set_postfix_str(job.source.name)
+    bar.set_postfix_str(name)
+    outcome = Outcome("")
     try:
-        remark = restore_file(job, restorer, overwrite=overwrite, show=show)
+        outcome = restore_file(job, restorer, options=options, show=show)
     except UserError as error:
-        with tqdm.external_write_mode():
-            complain(f"error: {error}")
-        return False
-    if remark and is_first_process():
-        with tqdm.external_write_mode():
-            note(remark)
-    return True
+        outcome.failures.append(str(error))
+    with tqdm.external_write_mode() if sys.stderr is not None else open(os.devnull) as _:
+        for failure in outcome.failures:
+            complain(f"error: {failure}".replace("\n", "\\n"))
+        for remark in outcome.remarks if is_first_process() else ():
+            note(remark.replace("\n", "\\n"))
+    return outcome
 
 
-def restore_file(job: Job, restorer: Restorer, *, overwrite: bool, show: Show) -> str:
-    """Restore one file. Outputs that exist already are replaced only with ``overwrite``.
-
-    Returns:
-        What the user should know about the result, or "".
+def restore_file(job: Job, restorer: Restorer, *, options: FileOptions, show: Show) -> Outcome:
+    """Restore one file. Outputs that exist already are replaced only with ``options.overwrite``.
 
     Raises:
         UserError: the file cannot be read, or the result not written.
     """
     make_folder(job.target.parent)
-    wanted = [output for output in job.outputs if overwrite or not output.exists()]
+    wanted = [output for output in job.outputs if options.overwrite or not os.path.exists(output)]
+    restore = _restore_video if job.is_video else _restore_image
+    with _errors_of_writing(job.target):
+        return restore(job, wanted, restorer, options, show)
+
+
+@contextmanager
+def _errors_of_writing(target: Path) -> Iterator[None]:
+    """Turn errors of the file system into UserErrors, and show the names that files will have."""
     try:
-        with atomic_paths(wanted) as parts:
-            places = dict(zip(wanted, parts, strict=True))
-            restore = _restore_video if job.is_video else _restore_image
-            return restore(job, places, restorer, show)
+        yield
     except UserError as error:
-        raise UserError(str(error).replace(f"{os.sep}{PART}", os.sep)) from error
-    except OSError as error:  # of the file system: disk full, no permission
-        raise UserError(f"{job.target}: cannot be written ({error.strerror or error})") from error
+        raise UserError(re.sub(rf"(?<={re.escape(os.sep)}){re.escape(PART)}", "", str(error))) from error
+    except OSError as error:  # disk full, no permission
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
 
 
-def _restore_image(job: Job, places: dict[Path, Path], restorer: Restorer, show: Show) -> str:
-    from restormixer_arch.data.images.picture import Picture, read_picture, split_alpha, write_picture
+def _restore_image(job: Job, wanted: list[Path], restorer: Restorer, options: FileOptions, show: Show) -> Outcome:
+    from restormixer_arch.data.images.picture import (
+        Picture,
+        read_picture,
+        size_problem,
+        split_alpha,
+        with_writable_metadata,
+    )
     from restormixer_arch.inference.restore import restore_picture, side_by_side
 
-    picture = read_picture(job.source)
+    picture = with_writable_metadata(read_picture(job.source, options.max_pixels), job.source)
+    outcome = Outcome(picture.format, picture.left_out)
+    height, width = (restorer.scale * side for side in picture.pixels.shape[:2])
+    if problem := size_problem(picture.format, width, height):
+        raise UserError(f"{job.source}: the result cannot be written: {problem}")
+    if job.pair in wanted and (problem := size_problem(picture.format, 2 * width, height)):
+        outcome.failures.append(f"{job.pair}: cannot be written: {problem}")
+        wanted = [output for output in wanted if output != job.pair]
     try:
         result = restore_picture(restorer, picture, lambda done, total: show("tile", done, total))
     except UserError as error:
         raise UserError(f"{job.source}: {error}") from error
-    if job.target in places:
-        write_picture(result, places[job.target])
-    if job.pair in places:
+    if job.target in wanted:
+        _write(result, job.target)
+    if job.pair in wanted:
         pixels, alpha = split_alpha(side_by_side(picture.planes, result.planes))
-        write_picture(Picture(pixels, alpha, result.format, result.metadata), places[job.pair])
-    return ""
+        try:
+            _write(Picture(pixels, alpha, result.format, result.metadata), job.pair)
+        except UserError as error:  # the result itself is there
+            outcome.failures.append(str(error))
+    return outcome
 
 
-def _restore_video(job: Job, places: dict[Path, Path], restorer: Restorer, show: Show) -> str:
-    from restormixer_arch.data.images.picture import Picture
-    from restormixer_arch.data.images.video import VideoFrames, transform_video
+def _write(picture: Picture, path: Path) -> None:
+    from restormixer_arch.data.images import picture as pictures
+
+    with _errors_of_writing(path), atomic_paths([path]) as [part]:
+        pictures.write_picture(picture, part)
+
+
+def _restore_video(job: Job, wanted: list[Path], restorer: Restorer, options: FileOptions, show: Show) -> Outcome:
+    from restormixer_arch.data.images.picture import Picture, split_alpha
+    from restormixer_arch.data.images.video import VideoSource
+    from restormixer_arch.data.images.video_writer import QUALITY, transform_video
     from restormixer_arch.inference.restore import restore_picture, side_by_side
 
-    frames = VideoFrames(job.source)
-    kinds = {job.target: lambda before, after: after, job.pair: side_by_side}
+    source = VideoSource(job.source, options.max_pixels)
+    outcome = Outcome(f"videos in {VIDEO_FORMATS[job.target.suffix.lower()]}")
+    try:
+        longest = restorer.scale * max(source.stream.width, source.stream.height)
+        if longest > LARGEST_VIDEO:
+            raise UserError(f"{job.source}: a result of {longest} pixels on a side is more than videos hold")
+        if job.pair in wanted and 2 * longest > LARGEST_VIDEO:
+            outcome.failures.append(f"{job.pair}: cannot be written: it would have {2 * longest} pixels on a side")
+            wanted = [output for output in wanted if output != job.pair]
+        kinds = {job.target: lambda before, after: after, job.pair: side_by_side}
 
-    def restore(frame: np.ndarray) -> np.ndarray:
-        return restore_picture(restorer, Picture(frame)).pixels
+        def restore(frame: np.ndarray) -> np.ndarray:
+            try:
+                return restore_picture(restorer, Picture(*split_alpha(frame))).planes
+            except UserError as error:
+                raise UserError(f"{job.source}: {error}") from error
 
-    number = transform_video(
-        frames,
-        {part: kinds[output] for output, part in places.items()},
-        restore,
-        lambda done: show("frame", done, frames.count),
-    )
-    if number < frames.count:
-        return f"{job.source}: only {number} of its {frames.count} frames could be decoded"
-    return ""
+        with atomic_paths(wanted) as parts:
+            transform_video(
+                source,
+                {part: kinds[output] for output, part in zip(wanted, parts, strict=True)},
+                restore,
+                lambda done: show("frame", done, source.expected),
+                QUALITY if options.video_quality is None else options.video_quality,
+            )
+    finally:
+        source.close()
+    outcome.left_out = tuple(sorted(source.left_out))
+    outcome.remarks += [f"{job.source}: {problem}" for problem in source.problems]
+    return outcome

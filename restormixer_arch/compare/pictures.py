@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
 from torch import Tensor, nn
 
+from restormixer_arch.data.images.opencv import write_png
 from restormixer_arch.errors import UserError
 from restormixer_arch.training.loader import build_dataset
 
@@ -111,8 +111,5 @@ def _value(name: str, metric: dict[str, Any], image: np.ndarray, truth: np.ndarr
 
 
 def _write(folder: Path, relative: str, image: np.ndarray) -> str:
-    place = folder / relative
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(place), image):
-        raise UserError(f"{place}: cannot be written")
+    write_png(folder / relative, image)
     return relative

@@ -20,7 +20,8 @@ from restormixer_arch.inference.weights import DEFAULT_TASK, shipped_weights
 from restormixer_arch.memory import parse_bytes
 
 CHANNELS = (1, 3)
-PILLOW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16")
+PILLOW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B")
+DEEP_MODES = ("I;16", "I;16L", "I;16B")
 
 
 def restore(
@@ -127,7 +128,7 @@ def _restore_tensor(restorer: Restorer, image: Tensor) -> Tensor:
             f"a tensor must have the shape (C, H, W) or (B, C, H, W) with C 1 or 3, got {tuple(image.shape)}"
         )
     batch = image.detach() if image.ndim == 4 else image.detach()[None]
-    _check_range(batch.dtype, batch.is_floating_point(), float(batch.min()), float(batch.max()))
+    _check_range(batch)
     result = to_type(restorer(batch), image.dtype).to(image.device)
     return result if image.ndim == 4 else result[0]
 
@@ -135,9 +136,9 @@ def _restore_tensor(restorer: Restorer, image: Tensor) -> Tensor:
 def _restore_array(restorer: Restorer, image: np.ndarray) -> np.ndarray:
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 2, 3, 4)) or 0 in image.shape:
         raise ValueError(f"an array must have the shape (H, W) or (H, W, 1 to 4), got {image.shape}")
+    _check_range(image)
     floating = np.issubdtype(image.dtype, np.floating)
-    _check_range(image.dtype, floating, float(image.min()), float(image.max()))
-    plain = image.astype(np.float32) if floating else np.array(image)
+    plain = image.astype(np.float32 if floating else image.dtype.newbyteorder("="))
     result = restore_picture(restorer, Picture(*split_alpha(plain))).planes.astype(image.dtype)
     return result if image.ndim == 3 else result[..., 0]
 
@@ -145,17 +146,37 @@ def _restore_array(restorer: Restorer, image: np.ndarray) -> np.ndarray:
 def _restore_pillow(restorer: Restorer, image: Image.Image) -> Image.Image:
     if image.mode not in PILLOW_MODES:
         raise ValueError(f"a PIL image must be of mode {', '.join(PILLOW_MODES)}, got {image.mode}")
-    plain, info = to_rgb(image, image.info) if image.mode != "I;16" else (image, image.info)
+    if image.mode in DEEP_MODES:
+        return _restore_deep_pillow(restorer, image)
+    plain, info = to_rgb(image, image.info)
     result = to_pillow(restore_picture(restorer, Picture(*split_alpha(np.array(plain)))))
     result.info = {name: value for name, value in info.items() if name != "transparency"}
     return result
 
 
-def _check_range(dtype: object, floating: bool, lowest: float, highest: float) -> None:
-    if not floating and str(dtype).removeprefix("torch.") not in ("uint8", "uint16"):
-        raise ValueError(f"image must be uint8, uint16 or floating point, got {dtype}")
-    if floating and not (0 <= lowest and highest <= 1):
-        raise ValueError(f"a floating-point image must be within [0, 1], got {lowest:g} to {highest:g}")
+def _restore_deep_pillow(restorer: Restorer, image: Image.Image) -> Image.Image:
+    """Restore 16-bit gray. Pillow has no alpha of 16 bits: its transparent color stays, and no other pixel has it."""
+    dtype = {"I;16": "<u2", "I;16L": "<u2", "I;16B": ">u2"}.get(image.mode, "=u2")
+    pixels = np.frombuffer(image.tobytes(), dtype).reshape(image.height, image.width)
+    result = _restore_array(restorer, pixels.astype(np.uint16))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        alpha = _resize((pixels != transparent).astype(np.uint8), result.shape)
+        other = transparent + 1 if transparent < 65535 else transparent - 1
+        result = np.where(result == transparent, other, result)
+        result = np.where(alpha == 0, transparent, result).astype(np.uint16)
+    restored = Image.fromarray(result)
+    restored.info = dict(image.info)
+    return restored
+
+
+def _check_range(image: np.ndarray | Tensor) -> None:
+    floating = image.is_floating_point() if isinstance(image, Tensor) else np.issubdtype(image.dtype, np.floating)
+    dtype = str(image.dtype).removeprefix("torch.") if isinstance(image, Tensor) else image.dtype.name
+    if not floating and dtype not in ("uint8", "uint16"):
+        raise ValueError(f"image must be uint8, uint16 or floating point, got {image.dtype}")
+    if floating and not (0 <= (lowest := float(image.min())) and float(image.max()) <= 1):
+        raise ValueError(f"a floating-point image must be within [0, 1], got {lowest:g} to {float(image.max()):g}")
 
 
 def _resize(planes: np.ndarray | None, size: tuple[int, int]) -> np.ndarray | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.memory import MEDIUM, TileMemory, is_out_of_memory, measure_tile_memory
-from restormixer_arch.inference.tiles import ALIGNMENT, DEFAULT_OVERLAP, restore_tiles
+from restormixer_arch.inference.tiles import ALIGNMENT, DEFAULT_OVERLAP, overlap_for, restore_tiles
 from restormixer_arch.inference.weights import best_tile, load_network
 from restormixer_arch.memory import parse_bytes
 
@@ -231,7 +231,7 @@ def load_restorer(
     path = Path(weights)
     if tile is None and overlap is None and max_memory is None:
         tile = best_tile(path)
-    overlap = DEFAULT_OVERLAP if overlap is None else overlap
+    overlap = overlap_for(tile) if overlap is None else overlap
     network = load_network(path).to(device)
     return Restorer(network, tile, overlap, blend, precision, self_ensemble, max_memory, strength)
 
@@ -244,7 +244,7 @@ def restorer_of_options(network: nn.Module, val: dict[str, Any]) -> Restorer | N
     return Restorer(
         network,
         tile=val.get("tile"),
-        overlap=DEFAULT_OVERLAP if overlap is None else overlap,
+        overlap=overlap_for(val.get("tile")) if overlap is None else overlap,
         blend=val.get("tile_blend") or "hann",
         max_memory=parse_bytes(memory) if memory else None,
     )

@@ -113,6 +113,11 @@ def restore_tiles(
     return result
 
 
+def overlap_for(tile: int | None) -> int:
+    """Return the overlap for a tile size that was given without one: the default, or what the tile leaves room for."""
+    return DEFAULT_OVERLAP if tile is None else max(0, min(DEFAULT_OVERLAP, tile - ALIGNMENT))
+
+
 def axis_tiles(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
     """Return (first, last + 1) of the tiles along one side: as few as ``tile`` allows, as small as possible."""
     if length <= tile:

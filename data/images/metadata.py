@@ -1,0 +1,103 @@
+"""What surrounds the pixels of the formats that Pillow writes as it reads them: JPEG, WebP, AVIF, HEIF and BMP."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+QUALITY = 95
+IPTC = b"Photoshop 3.0\0"
+LONG_XMP = b"http://ns.adobe.com/xmp/extension/\0"
+KNOWN = {  # segments of JPEG that Pillow keeps, or that belong to the pixels
+    "APP0": (b"JFIF\0",),
+    "APP1": (b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0"),
+    "APP2": (b"ICC_PROFILE\0", b"MPF\0"),  # MPF lists further images, which are named by their number
+    "APP14": (b"Adobe",),
+}
+COPIED = {"APP1": (LONG_XMP,), "APP13": (IPTC,)}  # segments that are written as they are
+SRGB = ((b"\0\1", b"\0\r"), (b"\0\2", b"\0\2"), (b"\0\1", b"\0\1"))  # primaries and transfer that need no words
+HEAD = 2**16  # bytes of an AVIF in which its properties are
+
+
+def metadata_of(upright: Image.Image, image: Image.Image, path: Path) -> dict[str, Any]:
+    """Return the arguments for Pillow's ``save``, from an upright copy and the image as it was opened."""
+    info, kind = upright.info, image.format
+    kept = {name: info[name] for name in ("icc_profile", "dpi") if info.get(name)}
+    if kind == "BMP":
+        return {name: value for name, value in kept.items() if name == "dpi"}
+    if kind == "PPM":
+        return {}
+    kept |= {name: info[name] for name in ("exif", "xmp") if info.get(name)}  # the file's own bytes if it was upright
+    if kind == "WEBP":
+        return {**kept, **({"lossless": True, "exact": True} if is_lossless(path) else {"quality": QUALITY})}
+    if kind == "HEIF":
+        return {**kept, "quality": QUALITY, "chroma": 444}
+    kept |= {"quality": QUALITY, "subsampling": "4:4:4"}
+    if kind == "AVIF":
+        return kept
+    kept |= {"comment": info["comment"]} if info.get("comment") else {}
+    extra = b"".join(
+        struct.pack(">BBH", 0xFF, 0xE0 + int(name[3:]), 2 + len(data)) + data
+        for name, data in image.applist
+        if data.startswith(COPIED.get(name, ())) and len(data) < 65534
+    )
+    return {**kept, **({"extra": extra} if extra else {})}
+
+
+def left_out(image: Image.Image, path: Path) -> tuple[str, ...]:
+    """Return what a file holds that :func:`metadata_of` has no place for."""
+    return tuple(dict.fromkeys(_left_out(image, path)))
+
+
+def _left_out(image: Image.Image, path: Path) -> Iterator[str]:
+    kind = image.format
+    if kind in ("JPEG", "MPO"):
+        for name, data in image.applist:
+            if not data.startswith((*KNOWN.get(name, ()), *COPIED.get(name, ()))) and name != "COM":
+                yield f"{name} {_label(data)}".strip()
+    others = getattr(image, "n_frames", 1) - 1
+    if others > 0:
+        yield "the other images in the file, such as a preview, gain map or second view"
+    if kind == "HEIF":
+        if image.info.get("bit_depth", 8) > 8:
+            yield f"{image.info['bit_depth'] - 8} of {image.info['bit_depth']} bits per sample"
+        if image.info.get("depth_images"):
+            yield "the depth map"
+        if image.info.get("aux"):
+            yield "auxiliary images, such as a gain map"
+    if kind == "AVIF":
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+        deep = re.search(rb"av1C\x81.(.)", head, re.DOTALL)
+        if deep and deep.group(1)[0] & 0x40:
+            yield "the bits per sample beyond 8"
+        color = re.search(rb"colrnclx(..)(..)", head, re.DOTALL)
+        if color and color.groups() not in SRGB:
+            yield "the color space (nclx)"
+    if kind == "BMP":
+        with path.open("rb") as file:
+            head = file.read(74)
+        if int.from_bytes(head[14:18], "little") >= 108 and head[70:74] in (b"DEBM", b"KNIL", b"\0\0\0\0"):
+            yield "the color space or profile"
+
+
+def _label(data: bytes) -> str:
+    """Return the readable start of a segment."""
+    return re.match(rb"[\w .:/-]{0,30}", data).group().decode("ascii")
+
+
+def is_lossless(path: Path) -> bool:
+    """Return whether the image of a WebP file is coded without loss."""
+    with path.open("rb") as file:
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            kind, length = struct.unpack("<4sI", head)
+            if kind in (b"VP8L", b"VP8 "):
+                return kind == b"VP8L"
+            file.seek(length + length % 2, 1)
+    return False

@@ -1,0 +1,106 @@
+"""OpenCV's decoders and encoders, without their log lines, and limited in pixels."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from restormixer_arch.data.images import pixel_problem
+from restormixer_arch.errors import UserError
+
+SILENT = cv2.utils.logging.LOG_LEVEL_SILENT
+
+
+def decode(content: bytes, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray | None:
+    """Decode an image file to (H, W) or BGR (H, W, C); None if OpenCV cannot."""
+    before = cv2.utils.logging.setLogLevel(SILENT)
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
+    except cv2.error:
+        return None
+    finally:
+        cv2.utils.logging.setLogLevel(before)
+
+
+def decode_16_bit(content: bytes, source: str) -> np.ndarray:
+    """Decode an image file of 16 bits to uint16 (H, W, 1, 3 or 4), gray, RGB or RGBA. Raises UserError if it is not."""
+    image = decode(content)
+    if image is None or image.dtype != np.uint16:
+        raise UserError(f"{source}: cannot be decoded as a 16-bit image")
+    image = image[..., None] if image.ndim == 2 else image
+    channels = image.shape[2]
+    return image if channels == 1 else image[..., [2, 1, 0, 3][:channels]]
+
+
+def decode_color(content: bytes, source: str) -> np.ndarray:
+    """Decode an image file to BGR uint8 (H, W, 3), as training does.
+
+    Args:
+        content: of the file.
+        source: name of the image for messages.
+
+    Raises:
+        UserError: OpenCV cannot decode it, or it has more pixels than :func:`pixel_limit` allows.
+    """
+    image = decode(content, cv2.IMREAD_COLOR) if check_pixels(content, source) else None
+    if image is None:
+        raise UserError(f"{source}: cannot be decoded as an image ({len(content)} bytes)")
+    return image
+
+
+def check_pixels(content: bytes, source: str) -> bool:
+    """Raise UserError if an image file claims too many pixels; return False if it is of no known kind."""
+    size = claimed_size(content)
+    if size and (problem := pixel_problem(*size)):
+        raise UserError(f"{source}: cannot be decoded as an image ({problem})")
+    return size is not None
+
+
+def claimed_size(content: bytes) -> tuple[int, int] | None:
+    """Return the (width, height) that the header of an image file claims, None if it is of no known kind."""
+    if content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) >= 24:  # at once: most training images are PNG
+        return struct.unpack(">II", content[16:24])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(BytesIO(content)) as image:
+                return image.size
+    except Image.DecompressionBombError:
+        return 2**20, 2**20  # larger than Pillow opens
+    except Exception:  # noqa: BLE001, the header of any kind of damaged file
+        return None
+
+
+def encode(suffix: str, image: np.ndarray, flags: tuple[int, ...] = ()) -> bytes:
+    """Encode (H, W) or BGR (H, W, C) for a suffix such as ``.png``. Raises OSError if OpenCV cannot."""
+    try:
+        done, content = cv2.imencode(suffix, image, flags)
+    except cv2.error as error:
+        raise OSError(f"OpenCV cannot encode it: {error.err}") from error
+    if not done:
+        raise OSError("OpenCV cannot encode it")
+    return content.tobytes()
+
+
+def write_png(path: Path, image: np.ndarray, flags: tuple[int, ...] = ()) -> None:
+    """Write (H, W) or BGR (H, W, C) as PNG; ``cv2.imwrite`` would not notice a full disk.
+
+    Raises:
+        UserError: it cannot be written; nothing is left.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = encode(".png", image, flags)
+        try:
+            path.write_bytes(content)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -1,0 +1,181 @@
+"""PNG files chunk by chunk, so that what surrounds the pixels is copied as it is: any size, any kind.
+
+Pillow and OpenCV read the pixels from a copy of the file with the chunks of the pixels alone. They refuse large texts
+and profiles, lose the color chunks, and (OpenCV) have no 16-bit gray with alpha.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from restormixer_arch.errors import UserError
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+COLORS = (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"mDCV", b"cLLI", b"sBIT")
+KEPT = (*COLORS, b"bKGD")  # and all that PNG calls safe to copy: texts, EXIF, pHYs, ...
+OUTDATED = (b"PLTE", b"tRNS", b"hIST", b"tIME", b"acTL", b"fcTL", b"fdAT")  # the new pixels have none, or others
+LARGEST_EXIF = 2**20  # bytes of a chunk that may hold an orientation
+CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by color type, a palette as RGB
+COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
+
+Chunk = tuple[bytes, bytes]  # type, content
+
+
+class PngFile:
+    """A PNG in its parts.
+
+    Attributes:
+        width, height: in pixels.
+        depth: bits per sample.
+        color: PNG's color type: 0 gray, 2 RGB, 3 palette, 4 gray with alpha, 6 RGBA.
+        frames: number of images, more than one in an animation.
+        pixels: a PNG of the pixels alone.
+        damage: what is wrong with the chunks of the pixels, "" if nothing is.
+        transparent: the color that is transparent, as samples, or None; not of palettes.
+        chunks: all that can stay, in the file's order.
+        left_out: types of the other chunks.
+
+    Raises:
+        UserError: the content does not start as a PNG does.
+    """
+
+    def __init__(self, content: bytes, source: str) -> None:
+        if content[:8] != SIGNATURE or content[12:16] != b"IHDR" or len(content) < 33:
+            raise UserError(f"{source}: cannot be read as an image (it does not start as a PNG does)")
+        self.width, self.height, self.depth, self.color = struct.unpack(">IIBB", content[16:26])
+        self.frames, self.chunks, self.left_out, self.damage = 1, [], [], "it is cut short"
+        self.transparent: tuple[int, ...] | None = None
+        pixels, place, damaged = [SIGNATURE], 8, False
+        while place + 8 <= len(content):
+            length, kind = struct.unpack(">I4s", content[place : place + 8])
+            end = place + 12 + length
+            data = content[place + 8 : end - 4]
+            sound = zlib.crc32(data, zlib.crc32(kind)) == int.from_bytes(content[end - 4 : end], "big")
+            if kind in PIXELS:
+                pixels.append(content[place:end])  # of a file cut short too: Pillow reports it
+                damaged = damaged or not sound
+            elif kind == b"acTL" and length == 8:
+                self.frames = int.from_bytes(data[:4], "big")
+            elif end <= len(content) and sound:
+                self._sort((kind, data))
+            elif kind not in OUTDATED:
+                self.left_out.append(kind.decode("latin-1"))
+            if kind == b"tRNS" and self.color in (0, 2) and length == 2 * CHANNELS[self.color] and end <= len(content):
+                self.transparent = struct.unpack(f">{length // 2}H", data)
+            if kind == b"IEND":
+                self.damage = "a checksum is wrong" if damaged else ""
+                break
+            place = end
+        self.pixels = b"".join(pixels)
+
+    def check_deep(self) -> None:
+        """Raise ValueError if the pixels are damaged: OpenCV's libpng would print a line of its own."""
+        if self.damage:
+            raise ValueError(self.damage)
+        unpack, place, size = zlib.decompressobj(), 8, 0
+        while place + 8 <= len(self.pixels):
+            length, kind = struct.unpack(">I4s", self.pixels[place : place + 8])
+            if kind == b"IDAT":
+                waiting = self.pixels[place + 8 : place + 8 + length]
+                while waiting and not unpack.eof:
+                    size += len(unpack.decompress(waiting, 2**20))
+                    waiting = unpack.unconsumed_tail
+            place += 12 + length
+        if not unpack.eof or size < self.height * (1 + 2 * self.width * CHANNELS.get(self.color, 1)):
+            raise ValueError("pixels are missing")
+
+    def _sort(self, chunk: Chunk) -> None:
+        kind, data = chunk
+        planes = CHANNELS.get(self.color, 0) + (self.transparent is not None)
+        fits = {b"sBIT": len(data) == planes, b"bKGD": self.color != 3}.get(kind, True)
+        safe = kind[3:4].islower() and kind not in OUTDATED
+        if (kind in KEPT or safe) and fits:
+            self.chunks.append(chunk)
+        elif kind not in OUTDATED:
+            self.left_out.append(kind.decode("latin-1"))
+
+    def open(self) -> Image.Image:
+        """Return Pillow's image of the pixels and of the orientation that EXIF or XMP give."""
+        turning = [chunk for chunk in self.chunks if _may_turn(chunk) and len(chunk[1]) <= LARGEST_EXIF]
+        for added in (turning, []):
+            try:
+                return Image.open(BytesIO(with_chunks(self.pixels, added)), formats=("PNG",))
+            except ValueError:  # a text that is too large to be unpacked
+                if not added:
+                    raise
+        raise AssertionError
+
+    def turned(self, info: Mapping[str, Any]) -> list[Chunk]:
+        """Return the chunks for upright pixels, with EXIF and XMP from ``info`` of Pillow's upright image."""
+        others = [chunk for chunk in self.chunks if not _may_turn(chunk)]
+        kept = {"exif": info.get("exif"), "xmp": info.get("xmp") or info.get("XML:com.adobe.xmp")}
+        return others + chunks_of({name: value for name, value in kept.items() if value})
+
+
+def chunks_of(metadata: Mapping[str, Any]) -> list[Chunk]:
+    """Return the chunks of Pillow's ``icc_profile``, ``dpi``, ``exif``, ``xmp`` and ``comment``."""
+    chunks = []
+    if metadata.get("icc_profile"):
+        chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(metadata["icc_profile"])))
+    if "dpi" in metadata:
+        chunks.append((b"pHYs", struct.pack(">IIB", *(round(float(dpi) / 0.0254) for dpi in metadata["dpi"][:2]), 1)))
+    if "exif" in metadata:
+        chunks.append((b"eXIf", metadata["exif"].removeprefix(b"Exif\0\0")))
+    for name, key in (("xmp", b"XML:com.adobe.xmp"), ("comment", b"Comment")):
+        if name in metadata:
+            text = metadata[name]
+            text = text.encode() if isinstance(text, str) else text.decode("utf-8", "replace").encode()
+            chunks.append((b"iTXt", key + b"\0\0\0\0\0" + text))
+    return chunks
+
+
+def with_chunks(content: bytes, chunks: Iterable[Chunk]) -> bytes:
+    """Return a PNG with chunks added behind its header."""
+    return content[:33] + b"".join(_chunk(kind, data) for kind, data in chunks) + content[33:]
+
+
+def encode_16_bit(planes: np.ndarray) -> bytes:
+    """Return uint16 (H, W, 1 to 4), gray or RGB with or without alpha, as PNG."""
+    height, width, channels = planes.shape
+    rows = planes.astype(">u2").view(np.uint8).reshape(height, -1)
+    step = 2 * channels
+    coded = np.empty((height, 1 + rows.shape[1]), np.uint8)
+    coded[:, 0] = 1  # the filter: differences to the pixel on the left
+    coded[:, 1 : 1 + step] = rows[:, :step]
+    coded[:, 1 + step :] = rows[:, step:] - rows[:, :-step]
+    header = struct.pack(">IIBBBBB", width, height, 16, COLOR_TYPES[channels], 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(coded.tobytes(), 6)), (b"IEND", b""))
+    return SIGNATURE + b"".join(_chunk(kind, data) for kind, data in parts)
+
+
+def profile_of(chunks: Iterable[Chunk]) -> bytes | None:
+    """Return the ICC profile of a PNG's chunks, None if it has none or one of more than a megabyte."""
+    for kind, data in chunks:
+        if kind == b"iCCP":
+            try:
+                unpack = zlib.decompressobj()
+                profile = unpack.decompress(data[data.index(b"\0") + 2 :], LARGEST_EXIF)
+            except (ValueError, zlib.error):
+                return None
+            return profile if unpack.eof else None
+    return None
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _may_turn(chunk: Chunk) -> bool:
+    kind, data = chunk
+    return kind == b"eXIf" or (
+        kind in (b"iTXt", b"zTXt", b"tEXt") and bool(re.match(rb"XML:com\.adobe\.xmp\0|Raw profile type exif\0", data))
+    )

@@ -1,0 +1,295 @@
+"""TIFF: which page to restore, 16-bit pixels, and tags that are copied as they are.
+
+tifffile reads the structure. Pixels of 8 bits and less are Pillow's; 16-bit pixels are tifffile's, or OpenCV's where
+tifffile lacks the decompression. tifffile writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from tifffile import TiffPage
+
+from restormixer_arch.errors import UserError
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong is reported in our own line
+
+EXIF_TAGS = {34665: "EXIF", 34853: "GPS"}  # tags that point to a directory of further tags
+RESOLUTION = (282, 283, 296)
+PROFILE = 34675
+# Tags that describe how pixels are stored, or point into the file: the new file has its own.
+STRUCTURE = frozenset(
+    [*range(254, 269), 273, 274, *range(277, 282), *RESOLUTION, 284, *range(288, 294), 297, 317, 320, 321]
+    + [*range(322, 326), 330, *range(332, 348), 351, *range(400, 406), *range(512, 522), *range(529, 533), 559, PROFILE]
+    + [*EXIF_TAGS, 40965, 32995, 32996, 32997, 32998, 37724, 50784, 50838, 50839]
+)
+NAMES = {37724: "Photoshop layers"}  # of tags in STRUCTURE that a user would miss
+BITS = (1, 2, 4, 8, 16)
+LARGEST_TAG = 2**26  # bytes
+ASSOCIATED, UNASSOCIATED = 1, 2  # values of ExtraSamples: premultiplied and straight alpha
+
+
+@dataclass
+class TiffStructure:
+    """What a TIFF holds.
+
+    Attributes:
+        index: of the page to restore among the file's pages.
+        bits: per sample.
+        cmyk: the colors are those of print.
+        size: width and height in pixels.
+        metadata: for :func:`write_tiff`.
+        left_out: what cannot be kept.
+    """
+
+    index: int
+    bits: int
+    cmyk: bool
+    size: tuple[int, int]
+    metadata: dict[str, Any]
+    left_out: list[str]
+
+
+def read_structure(path: Path) -> TiffStructure:
+    """Read everything but the pixels. Raises UserError: several images, or samples that are not 8- or 16-bit."""
+    with path.open("rb") as file, tifffile.TiffFile(file) as tiff:
+        pages = list(tiff.pages)
+        main = [page for page in pages if not _is_extra(page)] or pages[:1]
+        if len(main) > 1:
+            raise UserError(f"{path}: holds {len(main)} images, expected one; write each to its own file")
+        page = main[0]
+        if page.dtype is None or page.dtype not in (np.bool_, np.uint8, np.uint16):
+            raise UserError(f"{path}: has samples of type {page.dtype}, expected 8- or 16-bit integers")
+        bits = page.bitspersample
+        if bits not in BITS:
+            raise UserError(f"{path}: has {bits} bits per sample, expected one of {', '.join(map(str, BITS))}")
+        metadata, left_out = _metadata(page, tiff.byteorder)
+        if len(pages) > 1:
+            left_out.append("smaller pages, such as a thumbnail")
+        left_out += [name for code, name in NAMES.items() if code in page.tags]
+        _, extra = _channels(page)
+        left_out += ["channels beyond color and alpha"] if extra else []
+        size, cmyk = (page.imagewidth, page.imagelength), page.photometric == 5
+        return TiffStructure(pages.index(page), bits, cmyk, size, metadata, left_out)
+
+
+def _is_extra(page: TiffPage) -> bool:
+    """Return whether a page is a reduced copy or a mask of another."""
+    kind, old = (page.tags.valueof(code, 0) for code in (254, 255))
+    return bool(int(kind) & 0b101) or old == 2
+
+
+def read_samples(path: Path, index: int) -> tuple[np.ndarray, np.ndarray | None, int]:
+    """Read a page of 8- or 16-bit gray or RGB.
+
+    Returns:
+        pixels (H, W, 1 or 3), alpha (H, W) or None, and the EXIF orientation.
+
+    Raises:
+        UserError: other colors, or a compression that cannot be read here.
+    """
+    with path.open("rb") as file, tifffile.TiffFile(file) as tiff:
+        page = tiff.pages[index]
+        if page.photometric not in (0, 1, 2):
+            kind = getattr(page.photometric, "name", page.photometric)
+            raise UserError(f"{path}: has {page.bitspersample}-bit colors of type {kind}, expected gray or RGB")
+        try:
+            planes = page.asarray(maxworkers=1)
+        except ValueError as error:  # tifffile has few decompressions without imagecodecs
+            if "imagecodecs" not in str(error):
+                raise
+            planes = _by_opencv(page, path)
+        samples, shape = page.samplesperpixel, (page.imagelength, page.imagewidth)
+        planes = planes.reshape(samples, *shape).transpose(1, 2, 0) if _is_planar(page) else planes
+        planes = planes.reshape(*shape, samples)
+        orientation = page.tags.valueof(274, 1)
+        alpha_at, _ = _channels(page)
+        alpha_kind = page.extrasamples[alpha_at - _colors(page)] if alpha_at and page.extrasamples else UNASSOCIATED
+        white = np.iinfo(planes.dtype).max
+        pixels, alpha = planes[..., : _colors(page)], planes[..., alpha_at] if alpha_at else None
+        if page.photometric == 0:
+            pixels = white - pixels
+        if alpha is not None and alpha_kind == ASSOCIATED:
+            pixels = _straight(pixels, alpha, white)
+        return pixels, alpha, int(orientation)
+
+
+def _straight(pixels: np.ndarray, alpha: np.ndarray, white: int) -> np.ndarray:
+    """Divide by the alpha; where it is 0 the color is lost, and black."""
+    divisor = np.maximum(alpha, 1).astype(np.float32)[..., None]
+    return np.minimum(np.rint(pixels * (white / divisor)), white).astype(pixels.dtype)
+
+
+def _colors(page: TiffPage) -> int:
+    return 3 if page.photometric == 2 else 1
+
+
+def _channels(page: TiffPage) -> tuple[int | None, int]:
+    """Return which channel is alpha, or None, and how many others there are beyond the colors."""
+    colors = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}.get(page.photometric, page.samplesperpixel)
+    extra = page.samplesperpixel - colors
+    if extra > 0 and not page.extrasamples:  # the file does not say: taken for alpha, as other programs do
+        return colors, extra - 1
+    for number, kind in enumerate(page.extrasamples[: max(extra, 0)]):
+        if kind in (ASSOCIATED, UNASSOCIATED):
+            return colors + number, extra - 1
+    return None, max(extra, 0)
+
+
+def _is_planar(page: TiffPage) -> bool:
+    return page.planarconfig == 2 and page.samplesperpixel > 1
+
+
+def _by_opencv(page: TiffPage, path: Path) -> np.ndarray:
+    """Decode a page, or each of its planes, as a TIFF of nothing but stored pixels: OpenCV would mix them up."""
+    from restormixer_arch.data.images import opencv
+
+    planes = page.samplesperpixel if _is_planar(page) else 1
+    samples = page.samplesperpixel // planes
+    count = len(page.dataoffsets) // planes
+    results = []
+    for first in range(0, planes * count, count):
+        segments = [
+            _read_at(page, page.dataoffsets[number], page.databytecounts[number])
+            for number in range(first, first + count)
+        ]
+        image = opencv.decode(_stored_pixels(page, segments, samples)) if samples != 2 else None
+        if image is None or image.dtype != page.dtype or image.size != samples * page.imagelength * page.imagewidth:
+            name = getattr(page.compression, "name", page.compression)
+            raise UserError(f"{path}: {name} compression of such a TIFF cannot be read; store it uncompressed")
+        image = image.reshape(page.imagelength, page.imagewidth, samples)
+        results.append(image[..., [2, 1, 0, 3][:samples]] if samples > 1 else image)
+    return np.stack([result[..., 0] for result in results]) if planes > 1 else results[0]
+
+
+def _stored_pixels(page: TiffPage, segments: list[bytes], samples: int) -> bytes:
+    """Return a TIFF of these segments (strips or tiles) of a page, with ``samples`` channels side by side."""
+    order = page.parent.byteorder
+    tags = ImageFileDirectory_v2((b"II*\0" if order == "<" else b"MM\0*") + bytes(4))
+    for code in (256, 257, 259, 266, 278, 317, 322, 323):
+        if code in page.tags:
+            tags[code] = int(page.tags[code].value)
+    tags[258], tags[262], tags[277] = (page.bitspersample,) * samples, 2 if samples > 1 else 1, samples
+    if samples == 4:
+        tags[338] = 2
+    offsets, counts = (324, 325) if page.is_tiled else (273, 279)
+    tags[counts] = tuple(map(len, segments))
+    tags[offsets] = (2**20,) * len(segments)  # so that the directory has its final length
+    places = [8 + len(tags.tobytes(8)) if page.is_tiled else 0]  # Pillow counts strips from the directory's end
+    for segment in segments[:-1]:
+        places.append(places[-1] + len(segment))
+    tags[offsets] = tuple(places)
+    header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
+    return header + tags.tobytes(8) + b"".join(segments)
+
+
+def _read_at(page: TiffPage, offset: int, count: int) -> bytes:
+    file = page.parent.filehandle
+    file.seek(offset)
+    return file.read(count)
+
+
+def _metadata(page: TiffPage, order: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the arguments of :func:`write_tiff`, and what cannot be kept."""
+    tags, left_out = [], []
+    for tag in page.tags:
+        size = tag.valuebytecount
+        if tag.code in STRUCTURE:
+            continue
+        if size > LARGEST_TAG:
+            left_out.append(f"tag {tag.code}")
+            continue
+        tags.append((tag.code, int(tag.dtype), tag.count, _read_at(page, tag.valueoffset, size), True))
+    metadata: dict[str, Any] = {"byteorder": order, "extratags": tags}
+    if PROFILE in page.tags:
+        profile = page.tags[PROFILE]
+        metadata["icc_profile"] = _read_at(page, profile.valueoffset, min(profile.valuebytecount, LARGEST_TAG))
+    if 282 in page.tags and 283 in page.tags:
+        unit = int(page.tags.valueof(296, 2))
+        resolution = tuple(tuple(map(int, page.tags[code].value)) for code in (282, 283))
+        metadata |= {"resolution": resolution, "resolutionunit": unit}
+        if unit == 2 and all(divisor for _, divisor in resolution):
+            metadata["dpi"] = tuple(number / divisor for number, divisor in resolution)
+    if 274 in page.tags:  # the pixels will be upright, whatever XMP says
+        tags.append((274, 3, 1, 1, True))
+    return metadata, left_out
+
+
+def directories_of(image: Image.Image) -> tuple[dict[int, dict[int, Any]], list[str]]:
+    """Return the EXIF and GPS tags of Pillow's page, by the code that points to them, and what is damaged."""
+    found, left_out = {}, []
+    for code, name in EXIF_TAGS.items():
+        try:
+            tags = {tag: value for tag, value in image.getexif().get_ifd(code).items() if tag != 40965}
+            _directory(tags, "<").tobytes(8)
+        except (OSError, ValueError, TypeError, LookupError, ArithmeticError, struct.error):
+            left_out.append(f"damaged {name} tags")
+            continue
+        if tags:
+            found[code] = tags
+    return found, left_out
+
+
+def _directory(content: dict[int, Any], order: str) -> ImageFileDirectory_v2:
+    tags = ImageFileDirectory_v2((b"II*\0" if order == "<" else b"MM\0*") + bytes(4))
+    for tag, value in content.items():
+        tags[tag] = value
+    return tags
+
+
+def write_tiff(planes: np.ndarray, metadata: dict[str, Any]) -> bytes:
+    """Return uint8 or uint16 (H, W, 1 to 4), gray or RGB with or without alpha, as TIFF with its tags.
+
+    Args:
+        planes: the pixels.
+        metadata: ``extratags``, ``byteorder``, ``icc_profile``, ``resolution`` and ``resolutionunit``, or ``dpi``;
+            ``directories``: code of :data:`EXIF_TAGS` -> its tags.
+    """
+    channels = planes.shape[2]
+    directories = metadata.get("directories", {})
+    options: dict[str, Any] = {"photometric": "rgb" if channels >= 3 else "minisblack", "compression": "zlib"}
+    options["planarconfig"] = "contig" if channels > 1 else None
+    if channels in (2, 4):
+        options["extrasamples"] = ["unassalpha"]
+    if "icc_profile" in metadata:
+        options["iccprofile"] = metadata["icc_profile"]
+    if "resolution" in metadata:
+        options |= {name: metadata[name] for name in ("resolution", "resolutionunit")}
+    elif "dpi" in metadata:
+        options |= {"resolution": tuple(float(dpi) for dpi in metadata["dpi"]), "resolutionunit": "INCH"}
+    pointers = [(code - 1, 4, 1, 0, True) for code in directories]  # tifffile does not write the code itself
+    file, order = BytesIO(), metadata.get("byteorder", "<")
+    with tifffile.TiffWriter(file, byteorder=order, bigtiff=planes.nbytes > 2**32 - 2**25) as writer:
+        writer.write(
+            planes[..., 0] if channels == 1 else planes,
+            metadata=None,
+            software=False,
+            extratags=[*metadata.get("extratags", ()), *pointers],
+            **options,
+        )
+    return _with_directories(file, directories, order) if directories else file.getvalue()
+
+
+def _with_directories(file: BytesIO, directories: dict[int, dict[int, Any]], order: str) -> bytes:
+    """Append directories of tags to a TIFF, and write their places where their tags point."""
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        pointers = {code: tiff.pages[0].tags[code - 1] for code in directories}
+    for code, content in directories.items():
+        start = file.seek(0, 2)
+        start += file.write(bytes(start % 2))
+        file.write(_directory(content, order).tobytes(start))
+        file.seek(pointers[code].offset)
+        file.write(struct.pack(f"{order}H", code))
+        file.seek(pointers[code].valueoffset)
+        file.write(struct.pack(f"{order}I", start))
+    return file.getvalue()

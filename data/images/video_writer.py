@@ -1,0 +1,261 @@
+"""Write restored videos with PyAV: H.264, or VP9 in WebM; sound, subtitles and tags are copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange
+
+from restormixer_arch.data.images import VIDEO_FORMATS
+from restormixer_arch.data.images.video import (
+    AVERAGE,
+    FULL,
+    MATRICES,
+    VideoFrame,
+    VideoSource,
+    bits_of,
+    has_alpha,
+)
+from restormixer_arch.errors import UserError
+
+QUALITY, WORST = 12, 51  # constant rate factor of H.264: 0 is lossless
+VP9_WORST = 63
+OWN_TAGS = (
+    "major_brand",
+    "minor_version",
+    "compatible_brands",
+    "encoder",
+    "duration",
+    "alpha_mode",
+    "number_of_frames",
+)
+OWN_TAGS += ("number_of_bytes", "bps")
+Compose = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def transform_video(
+    source: VideoSource,
+    targets: dict[Path, Compose],
+    restore: Callable[[np.ndarray], np.ndarray],
+    on_frame: Callable[[int], None],
+    quality: int = QUALITY,
+) -> int:
+    """Restore a video and write one or more videos from its frames and their restorations.
+
+    Args:
+        source: the video to read. What cannot be kept is added to its ``left_out``.
+        targets: file to write -> function of (frame, restored frame) that returns the frame to write; all are
+            uint8 or uint16 (H, W, 3 or 4), RGB or RGBA. The suffix decides the container.
+        restore: restores a frame.
+        on_frame: called after each frame with its number, from 1.
+        quality: constant rate factor from 0, lossless, to 51.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        UserError: a file cannot be written, or no frame can be read.
+        OSError: of the file system.
+    """
+    writers = {path: _Writer(path, source, quality) for path in targets}
+    number, waiting = 0, []
+    try:
+        for item in source.packets():
+            if not isinstance(item, VideoFrame):
+                if number == 0:
+                    waiting.append(item)  # the files begin with the first frame
+                else:
+                    _copy(item, writers)
+                continue
+            number += 1
+            result = restore(item.planes)
+            for path, compose in targets.items():
+                writers[path].write(compose(item.planes, result), item)
+            for packet in waiting:
+                _copy(packet, writers)
+            waiting.clear()
+            on_frame(number)
+        for writer in writers.values():
+            writer.finish()
+    except (av.FFmpegError, ValueError) as error:
+        if isinstance(error, UserError | OSError) and not isinstance(error, av.FFmpegError):
+            raise
+        if isinstance(error, OSError) and error.errno in (27, 28):  # file too large, disk full
+            raise
+        raise UserError(f"{source.path}: cannot be written as a video ({error})") from error
+    finally:
+        for writer in writers.values():
+            writer.close()
+    return number
+
+
+def _copy(packet: av.Packet, writers: dict[Path, _Writer]) -> None:
+    """Write a packet of another track to each file; writing changes it, so that all but the last get a copy."""
+    *others, last = writers.values()
+    for writer in others:
+        copied = av.Packet(bytes(packet))
+        for name in ("pts", "dts", "duration", "time_base", "is_keyframe"):
+            setattr(copied, name, getattr(packet, name))
+        writer.copy(copied, packet.stream)
+    last.copy(packet, packet.stream)
+
+
+class _Writer:
+    """One video file that grows."""
+
+    def __init__(self, path: Path, source: VideoSource, quality: int) -> None:
+        self.path, self.source, self.quality = path, source, quality
+        self.kind = VIDEO_FORMATS[path.suffix.lower()]
+        self._file = open(path, "wb")  # noqa: SIM115, closed by close()
+        self._output: Any = None
+        self._tracks: dict[int, Any] = {}
+        self._durations: dict[int, int] = {}
+        self._last: VideoFrame | None = None
+
+    def _start(self, planes: np.ndarray) -> None:
+        source, turned = self.source, self.source.turns % 2
+        height, width = planes.shape[1::-1] if turned else planes.shape[:2]
+        codec, pixels, options = _encoder(self.kind, source, (height, width), self.quality)
+        self._output = output = av.open(self._file, "w", format=self.kind)
+        output.metadata.update(_own(source.container.metadata))
+        stream = output.add_stream(codec, rate=source.rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
+        stream.time_base = Fraction(1) / source.rate if self.kind == "avi" else source.time_base
+        context = stream.codec_context
+        context.time_base = stream.time_base
+        context.bit_rate = 0
+        context.colorspace, context.color_range = source.matrix, source.range
+        context.color_primaries, context.color_trc = source.primaries, source.transfer
+        if source.stream.sample_aspect_ratio:
+            context.sample_aspect_ratio = source.stream.sample_aspect_ratio
+        if source.display_matrix:
+            stream.set_display_matrix(source.display_matrix)
+        stream.metadata.update(_own(source.stream.metadata))
+        if pixels.startswith("yuva") and codec == "libvpx-vp9":
+            stream.metadata["alpha_mode"] = "1"
+        self._stream = stream
+        for track in source.container.streams:
+            if track is not source.stream:
+                self._add_track(track)
+        chapters = source.container.chapters()
+        if chapters:
+            output.set_chapters(chapters)
+
+    def _add_track(self, track: Any) -> None:
+        """Add a track to copy, or name it among what is left out."""
+        try:
+            if track.type == "attachment":
+                self._output.add_attachment(track.name or "file", track.mimetype or "", track.data)
+                return
+            if track.type not in ("audio", "subtitle", "video") or track.codec_context is None:
+                raise ValueError
+            copied = self._output.add_stream_from_template(track, opaque=True)
+            copied.metadata.update(_own(track.metadata))
+            copied.disposition = track.disposition
+            self._tracks[track.index] = copied
+        except (ValueError, TypeError, av.FFmpegError):
+            name = getattr(track.codec_context, "name", None) or "unknown"
+            self.source.left_out.add(f"{track.type} track ({name})")
+
+    def write(self, planes: np.ndarray, frame: VideoFrame) -> None:
+        if self._output is None:
+            self._start(planes)
+        if self._last is not None:
+            self._durations[self._last.time] = frame.time - self._last.time
+        self._last = frame
+        self._durations[frame.time] = frame.duration
+        turned = np.ascontiguousarray(np.rot90(planes, -self.source.turns))
+        deep, alpha = planes.dtype == np.uint16, planes.shape[2] == 4
+        kind = {(False, False): "rgb24", (False, True): "rgba", (True, False): "rgb48le", (True, True): "rgba64le"}
+        image = av.VideoFrame.from_ndarray(turned, kind[deep, alpha])
+        image = image.reformat(
+            width=self._stream.width,
+            height=self._stream.height,
+            format=self._stream.pix_fmt,
+            interpolation=AVERAGE,
+            dst_colorspace=MATRICES[self.source.matrix],
+            src_color_range=FULL,
+            dst_color_range=self.source.range,
+        )
+        image.colorspace, image.color_range = self.source.matrix, ColorRange(self.source.range)
+        image.color_primaries, image.color_trc = self.source.primaries, self.source.transfer
+        image.pts, image.time_base = frame.time, self.source.time_base
+        image.duration = frame.duration
+        self._mux(self._stream.encode(image))
+
+    def _mux(self, packets: list[av.Packet]) -> None:
+        for packet in packets:
+            ticks = packet.pts * packet.time_base / self.source.time_base if packet.pts is not None else -1
+            duration = self._durations.get(round(ticks), 0)
+            if duration > 0:
+                packet.duration = max(1, round(duration * self.source.time_base / packet.time_base))
+            self._output.mux(packet)
+
+    def copy(self, packet: av.Packet, track: Any) -> None:
+        if track.index not in self._tracks:
+            return
+        if packet.dts is None and track.type != "video":
+            packet.dts = packet.pts
+        packet.stream = self._tracks[track.index]
+        try:
+            self._output.mux(packet)
+        except (av.InvalidDataError, av.ArgumentError):  # no time, or one that was before
+            self.source.left_out.add(f"damaged parts of a {track.type} track")
+
+    def finish(self) -> None:
+        """Write what the encoder still holds, and the end of the file."""
+        if self._output is not None:
+            self._mux(self._stream.encode(None))
+            self._output.close()
+            self._output = None
+        self._file.close()
+
+    def close(self) -> None:
+        """Close the file, also where it stays unfinished."""
+        self._file.close()  # before the container, which then does not write an end
+
+
+def _encoder(kind: str, source: VideoSource, size: tuple[int, int], quality: int) -> tuple[str, str, dict[str, str]]:
+    """Return codec, pixel format and options; what they cannot hold is named in ``source.left_out``."""
+    bits, alpha = bits_of(source.format), has_alpha(source.format)
+    chroma = _chroma(source.format)
+    most = 8 if kind == "webm" or (alpha and kind == "matroska") else 10
+    if bits > most and source.stream.codec_context.name != "prores":  # ProRes has 10 bits, FFmpeg decodes to 12
+        source.left_out.add(f"{bits - most} of {bits} bits per sample")
+    if alpha and kind == "mov":
+        return "prores_ks", "yuva444p10le", {"profile": "4444"}
+    if kind == "webm" or (alpha and kind == "matroska"):
+        pixels = f"yuva{'444' if chroma == '444' else '420'}p" if alpha else f"yuv{chroma}p"
+        crf = round(quality * VP9_WORST / WORST)
+        speed = {"deadline": "good", "cpu-used": "2", "row-mt": "1", "lag-in-frames": "16"}
+        return "libvpx-vp9", pixels, {"crf": str(crf), "b": "0", "auto-alt-ref": "0" if alpha else "1", **speed}
+    if alpha:
+        source.left_out.add("the alpha channel (kept in MKV, MOV and WebM)")
+    height, width = size
+    if (width % 2 and chroma != "444") or (height % 2 and chroma == "420"):
+        chroma = "444"  # H.264 shares colors among pairs of pixels, and has no half pair
+    pixels = f"yuv{chroma}p" + ("10le" if bits > 8 else "")
+    options = {"crf": str(quality), "preset": "medium", "rc-lookahead": "20", "chromaoffset": "-3"}
+    return "libx264", pixels, {**options, "bf": "0"} if kind == "avi" else options
+
+
+def _chroma(format: av.VideoFormat) -> str:
+    """Return how a pixel format shares colors among pixels: 444, 422 or 420."""
+    if format.is_rgb or len(format.components) < 3:
+        return "444" if format.is_rgb else "420"
+    across, down = format.chroma_width(64), format.chroma_height(64)
+    return {(64, 64): "444", (32, 64): "422", (32, 32): "420"}.get((across, down), "444")
+
+
+def _own(metadata: dict[str, str]) -> dict[str, str]:
+    """Return the tags that are the user's, without those that describe the file that was read."""
+    return {
+        key: value
+        for key, value in metadata.items()
+        if key.lower().partition("-")[0] not in OWN_TAGS and not key.startswith("_STATISTICS")
+    }

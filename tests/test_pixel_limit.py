@@ -1,0 +1,108 @@
+"""A small file that claims to be huge is refused by every reader, before it is decoded."""
+
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.data.images import MOST_PIXELS, pixel_limit
+from restormixer_arch.data.images.opencv import claimed_size, decode_color, write_png
+from restormixer_arch.data.lmdb_io import LmdbImages, write_lmdb
+from restormixer_arch.data.paired_dataset import PairedRestorationDataset
+from restormixer_arch.data.preparation.sub_images import _read
+from restormixer_arch.errors import UserError
+
+RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+MESSAGE = r"cannot be decoded as an image \(Image size \(600 pixels\) exceeds limit of 599 pixels; "
+
+
+@pytest.fixture
+def place(folder, monkeypatch):
+    for kind in ("gt", "lq"):
+        (folder / kind).mkdir()
+        cv2.imwrite(f"{kind}/a.png", RGB)
+    monkeypatch.setenv("RESTORMIXER_MAX_PIXELS", "599")
+    return folder
+
+
+def paired():
+    options = {"dataroot_gt": "gt", "dataroot_lq": "lq", "io_backend": {"type": "disk"}, "phase": "val", "scale": 1}
+    return PairedRestorationDataset({**options, "name": "x"})[0]
+
+
+def basicsr_own():
+    compat.apply()
+    from basicsr.data.paired_image_dataset import PairedImageDataset
+
+    options = {"dataroot_gt": "gt", "dataroot_lq": "lq", "io_backend": {"type": "disk"}, "phase": "val", "scale": 1}
+    return PairedImageDataset({**options, "name": "x"})[0]
+
+
+def prepared(place):
+    return _read(place / "gt/a.png")
+
+
+def stored(place):
+    write_lmdb(place / "a.lmdb", [("a", RGB)])
+    return LmdbImages(place / "a.lmdb", "x").read("a")
+
+
+@pytest.mark.parametrize("reader", [paired, basicsr_own, prepared, stored])
+def test_every_reader_refuses(place, reader, monkeypatch):
+    arguments = [place] if reader in (prepared, stored) else []
+    with pytest.raises(UserError, match=MESSAGE):
+        reader(*arguments)
+    monkeypatch.setenv("RESTORMIXER_MAX_PIXELS", "600")
+    if reader is stored:
+        (place / "a.lmdb").rename(place / "old.lmdb")
+    assert reader(*arguments) is not None
+
+
+def test_the_limit(monkeypatch):
+    assert pixel_limit() == MOST_PIXELS == 178_956_970
+    for text in ("", "0", "many"):
+        monkeypatch.setenv("RESTORMIXER_MAX_PIXELS", text)
+        assert pixel_limit() == MOST_PIXELS
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".tif", ".ppm", ".pgm"])
+def test_sizes_are_read_from_the_header(suffix):
+    content = cv2.imencode(suffix, RGB[..., 0] if suffix == ".pgm" else RGB)[1].tobytes()
+    assert claimed_size(content) == (30, 20) and decode_color(content, "x").shape == (20, 30, 3)
+
+
+def test_a_bomb_is_not_decoded(monkeypatch):
+    header = struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(20001 * 20000), 9)
+    parts = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    coded = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts)
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(coded)
+    assert len(content) < 400_000
+    monkeypatch.setattr(cv2, "imdecode", lambda *arguments: pytest.fail("it was decoded"))
+    with pytest.raises(UserError, match="400000000 pixels"):
+        decode_color(content, "bomb.png")
+    assert claimed_size(b"no image") is None
+    with pytest.raises(UserError, match=r"text.png: cannot be decoded as an image \(8 bytes\)"):
+        decode_color(b"no image", "text.png")
+
+
+def test_a_file_that_cannot_be_written_whole_is_no_file(folder, monkeypatch):
+    write_png(folder / "deep/a.png", RGB)
+    with Image.open("deep/a.png") as image:
+        np.testing.assert_array_equal(np.asarray(image)[..., ::-1], RGB)
+
+    def full(self, content):
+        with self.open("wb") as file:
+            file.write(content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(folder), "write_bytes", full)
+    with pytest.raises(UserError, match=r"b.png: cannot be written \(No space left on device\)"):
+        write_png(folder / "b.png", RGB)
+    assert not (folder / "b.png").exists()
+    with pytest.raises(UserError, match=r"c.png: cannot be written \("):
+        write_png(folder / "c.png", np.zeros((0, 5, 3), np.uint8))
