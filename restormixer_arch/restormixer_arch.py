@@ -252,7 +252,6 @@ class RestorMixer(nn.Module):
         super().__init__()
         _check_arguments(in_channels, out_channels, base_channels, num_blocks, encoder_heads, decoder_heads, upscale)
         self.in_channels = in_channels
-        self.deep_supervision = deep_supervision
         self.upscale = upscale
         self.window_size, self.scan_merge = window_size, scan_merge
         self.encoder_heads, self.decoder_heads = tuple(encoder_heads), tuple(decoder_heads)
@@ -270,6 +269,7 @@ class RestorMixer(nn.Module):
         # With a last scale of 1 the residual would start at variance 1, a hundred times too much, and training would
         # spend its first thousands of steps on shrinking it. With 0 the network starts as the identity.
         nn.init.zeros_(self.decoder.head_full.norm.weight)
+        self.set_deep_supervision(deep_supervision)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         if self.training and self.deep_supervision:
@@ -304,6 +304,16 @@ class RestorMixer(nn.Module):
         for stage in stages:
             stage.checkpointing = on
         return sum(len(stage.units) for stage in stages)
+
+    def set_deep_supervision(self, on: bool) -> None:
+        """Switch the outputs at 1/4 and 1/2 in training. Off, their heads get no gradient.
+
+        A ``DistributedDataParallel`` that wraps the network afterwards does not wait for the heads' gradients.
+        """
+        self.deep_supervision = on
+        heads = ("decoder.head_quarter.", "decoder.head_half.")
+        unused = [] if on else [name for name, _ in self.named_parameters() if name.startswith(heads)]
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, unused)
 
     @classmethod
     def from_weights(cls, state_dict: Mapping[str, Tensor], options: Mapping[str, Any] | None = None) -> RestorMixer:

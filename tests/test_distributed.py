@@ -106,6 +106,22 @@ def test_two_processes_are_as_one_with_the_whole_batch(pairs, train_options, wri
 
 
 @forked
+@pytest.mark.parametrize("kind", ["no deep supervision", "a loss on one output"])
+def test_heads_without_a_gradient_do_not_stop_a_job(pairs, train_options, write, kind):
+    options = architecture(several_batches(train_options, total=3), "RestorMixer")
+    options["val"] = None
+    if kind == "no deep supervision":
+        options["network_g"]["deep_supervision"] = False
+    options["train"]["pixel_opt"] = {"type": "L1Loss"}
+    codes, errors = job("train", "-opt", write(options))
+    assert codes == [0, 0], errors
+    before, after = (load(f"models/net_g_{name}.pth")["params"] for name in ("2", "latest"))
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert "decoder.head_full.conv.weight" in moved
+    assert not any(name.startswith(("decoder.head_half.", "decoder.head_quarter.")) for name in moved)
+
+
+@forked
 @pytest.mark.parametrize("network", ["EDSR", "RestorMixer"])
 def test_a_shared_validation_has_the_numbers_of_one_process(pairs, train_options, test_options, write, capsys, network):
     Path("pairs/gt/6.png").write_bytes(Path("pairs/gt/5.png").read_bytes())  # seven images for two processes
