@@ -1,6 +1,7 @@
 """Acceptance on a GPU: accuracy, time and memory of every scan, training steps, and the commands, in one run.
 
-    python tests/gpu/acceptance.py --out FOLDER            on a GPU, about ten minutes
+    python tests/gpu/acceptance.py --out FOLDER            on a GPU, some ten minutes, most of them for compiling
+    python tests/gpu/acceptance.py --only accuracy scans   these parts alone; what was compiled is kept
     python tests/gpu/acceptance.py --out FOLDER --tiny     on any machine, with tiny shapes, to try the script itself
 
 The scan's parts need torch and Triton only, and run from a checkout that is not installed. A part that cannot run says

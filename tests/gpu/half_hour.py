@@ -14,10 +14,11 @@ Tasks: ``derain`` (wide rain, mist included, and clean pictures), ``mixed`` (the
 
 The pack holds whole photographs, lossless, as many as fit in 45 MiB: about a quarter of the training set.
 
-Throughput, an ESTIMATE from operation counts, not measured: a step with 32 crops of 128x128 is 1.2 TFLOP. At the 10 to
-15 TFLOP/s that small channels and depthwise convolutions leave of an H100, that is 80 to 120 ms, 10 to 12 of them
-scans: about 15,000 steps in 27 minutes. They need 270 to 400 crops a second, so 40 to 60 ms of a core for each of 16
-workers. The log shows how long steps wait for crops.
+Throughput, an ESTIMATE from operation counts, never run on a GPU: a step with 32 crops of 128x128 is 1.2 TFLOP. At the
+10 to 15 TFLOP/s that small channels and depthwise convolutions may leave of an H100, that is 80 to 120 ms, 10 to 12 of
+them scans: about 15,000 steps in 27 minutes, 270 to 400 crops a second. Measured on a CPU: a crop takes 7 ms of a core
+for rain, 10 for mixtures and 1 for super-resolution, so that 16 cores draw at least 1,500 a second. The log shows how
+long steps wait for crops.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ STEPS = (  # in the order of the light's way
     ("low", low_light.draw_low_light, low_light.add_low_light),
     ("noise", noise.draw_gaussian_noise, noise.add_gaussian_noise),
 )
+Arrays = tuple[np.ndarray, np.ndarray]
 TASKS = {  # label -> weight
     "derain": {"rain": 9.0, "clean": 1.0},
     "mixed": dict.fromkeys((*CDD11, "noise"), 1.0),
@@ -82,8 +84,9 @@ def encode(image: np.ndarray) -> bytes:
     up = np.diff(planes, axis=0, prepend=np.zeros_like(planes[:1]))
     left = np.diff(planes, axis=1, prepend=np.zeros_like(planes[:, :1]))
     both = np.diff(up, axis=1, prepend=np.zeros_like(up[:, :1]))
-    forms = (np.ascontiguousarray(form.transpose(2, 0, 1)).tobytes() for form in (up, left, both))
-    return min((bytes([kind]) + zlib.compress(form, 9) for kind, form in enumerate(forms)), key=len)
+    forms = [np.ascontiguousarray(form.transpose(2, 0, 1)).tobytes() for form in (up, left, both)]
+    best = min(range(3), key=lambda kind: len(zlib.compress(forms[kind], 1)))
+    return bytes([best]) + zlib.compress(forms[best], 9)
 
 
 def decode(content: bytes, height: int, width: int) -> np.ndarray:
@@ -139,20 +142,21 @@ def degrade(rng: np.random.Generator, image: np.ndarray, label: str) -> np.ndarr
 
 
 class Pairs(torch.utils.data.IterableDataset):
-    """Batches without end: uint8 pairs (B, 3, S, S), drawn by each worker from its own generator."""
+    """Batches without end: uint8 arrays (B, 3, S, S), degraded and clean, drawn by each worker from its own generator.
+
+    Arrays, since tensors would travel through shared memory, of which a container may have 64 MiB.
+    """
 
     def __init__(self, images: list[np.ndarray], task: str, batch: int, side: int, seed: list[int]) -> None:
         self.images, self.task, self.batch, self.side, self.seed = images, task, batch, side, seed
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Arrays]:
         torch.set_num_threads(1)
         worker = torch.utils.data.get_worker_info()
         rng = np.random.default_rng([*self.seed, worker.id if worker else 0])
         while True:
             pairs = [self.pair(rng) for _ in range(self.batch)]
-            yield tuple(
-                torch.from_numpy(np.stack(part).transpose(0, 3, 1, 2).copy()) for part in zip(*pairs, strict=True)
-            )
+            yield tuple(np.stack(part).transpose(0, 3, 1, 2).copy() for part in zip(*pairs, strict=True))
 
     def pair(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Degraded and clean crop, uint8 (S, S, 3)."""
@@ -178,9 +182,9 @@ class Pairs(torch.utils.data.IterableDataset):
         return np.ascontiguousarray(part)
 
 
-def on_device(pair: tuple[Tensor, Tensor], device: torch.device, scale: int) -> tuple[Tensor, Tensor]:
+def on_device(pair: Arrays, device: torch.device, scale: int) -> tuple[Tensor, Tensor]:
     """float32 in [0, 1]. For super-resolution the input is the clean crop, reduced as MATLAB does but at its edges."""
-    lq, gt = (part.to(device, non_blocking=True).float().div_(255) for part in pair)
+    lq, gt = (torch.from_numpy(part).to(device).float().div_(255) for part in pair)
     if scale > 1:
         lq = F.interpolate(gt, scale_factor=1 / scale, mode="bicubic", antialias=True, align_corners=False)
         lq = lq.clamp_(0, 1).mul_(255).round_().div_(255)
@@ -294,9 +298,7 @@ class Training:
         args, images = self.args, read_pack(self.args.crops)
         held_out = min(HELD_OUT, len(images) // 4)
         pairs = Pairs(images[held_out:], args.task, args.batch, args.side, [args.seed, 1, self.iteration])
-        loader = torch.utils.data.DataLoader(
-            pairs, batch_size=None, num_workers=args.workers, pin_memory=self.device.type == "cuda"
-        )
+        loader = torch.utils.data.DataLoader(pairs, batch_size=None, num_workers=args.workers, collate_fn=unchanged)
         start, until = self.seconds, min(self.seconds + 60 * args.now, 60 * args.minutes)
         begin, said, waited, losses = time.monotonic(), time.monotonic(), 0.0, []
         batches = iter(loader)
@@ -323,6 +325,10 @@ class Training:
             f"step {self.iteration}, {self.seconds / 60:.1f} min, lr {self.rate():.2e}: loss {mean:.5f}, "
             f"{rate:.1f} crops/s, {waited / seconds:.0%} of the time waiting for them"
         )
+
+
+def unchanged(batch: Arrays) -> Arrays:
+    return batch
 
 
 def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -82,7 +82,8 @@ def accuracy(tiny: bool) -> Iterator[Row]:
             *(((2, 31, 29), 96, 16, S3), ((1, 24, 40), 256, 5, DIRECTIONS), ((1, 9, 11), 64, 64, ("row",))),
         ]
     for size, channels, states, directions in cases:
-        for dtype in LIMITS if not tiny else (torch.float32,):
+        # Every number of states and dtype is compiled anew, so 16 bits are tried on the network's own kernels.
+        for dtype in LIMITS if states == 16 and size[0] == 2 else (torch.float32,):
             torch.manual_seed(0)
             inputs = scan_inputs(size, channels, states, len(directions), dtype)
             grad = torch.randn(inputs[0].shape, device=DEVICE).to(dtype)
@@ -151,7 +152,7 @@ def scans(tiny: bool) -> Iterator[Row]:
             inputs = scan_inputs(size, channels, states, len(directions), dtype)
             grad = torch.randn(inputs[0].shape, device=DEVICE)
             ways: list[Way] = [(backend, keep, None) for backend in usable_backends() for keep in (True, False)]
-            if "triton" in usable_backends():
+            if "triton" in usable_backends() and (tiny or dtype == torch.bfloat16):
                 ways += [("triton", True, config) for config in (CONFIGS[:1] if tiny else CONFIGS)]
             for backend, keep, config in ways:
                 row = {"shape": shape, "dtype": str(dtype)[6:], "backend": backend, "keep": keep, "config": config}
