@@ -224,6 +224,20 @@ def test_nccl_is_taken_on_gpus(monkeypatch):
     assert distributed.choose_backend(None, True) == distributed.choose_backend("nccl", True) == "nccl"
 
 
+def test_processes_on_gpus_agree_over_gloo_without_waiting_for_the_gpu(monkeypatch):
+    joined = []
+    monkeypatch.setattr(distributed, "choose_backend", lambda *_: "nccl")
+    monkeypatch.setattr(distributed, "_own_gpu", lambda backend: 0)
+    monkeypatch.setattr(distributed.distributed, "init_process_group", lambda **given: joined.append(given["backend"]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda **_: "spawn")
+    for name in distributed.LAUNCHED:
+        monkeypatch.setenv(name, "0")
+    distributed.start("pytorch", {}, 1)
+    assert joined == ["cpu:gloo,cuda:nccl"]
+
+
 def test_an_unknown_backend_is_refused(monkeypatch):
     with pytest.raises(UserError, match=r"dist_params\.backend: 'glo' is none of .*Did you mean 'gloo'\?"):
         distributed.choose_backend("glo", False)
