@@ -12,7 +12,7 @@ the degradations in worker processes, and follows a cosine over ``--minutes`` of
 Tasks: ``derain`` (wide rain, mist included, and clean pictures), ``mixed`` (the eleven labels of CDD-11, and noise) and
 ``sr_x2``. There is no JPEG encoder on a bare machine, so that rain has no compressed pictures here.
 
-The pack holds whole photographs, lossless, as many as fit in 45 MiB: about a quarter of the training set.
+The pack holds whole photographs, lossless, as many as fit in 45 MiB: about 590 of 256x256.
 
 Throughput, an ESTIMATE from operation counts, never run on a GPU: a step with 32 crops of 128x128 is 1.2 TFLOP. At the
 10 to 15 TFLOP/s that small channels and depthwise convolutions may leave of an H100, that is 80 to 120 ms, 10 to 12 of
