@@ -24,18 +24,30 @@ class NormStatistics:
     def __init__(self, network: nn.Module) -> None:
         self._norms = _norms(network)
         self._buffers = _buffers(self._norms)
+        self._groups = [  # of one dtype each: the statistics, and the counts of batches
+            group
+            for floating in (True, False)
+            if (group := [b for b in self._buffers if b.is_floating_point() == floating])
+        ]
         self._kept: list[Tensor] = []
 
     @torch.no_grad()
     def keep(self) -> None:
         """Remember the statistics."""
-        self._kept = [buffer.clone() for buffer in self._buffers]
+        self._kept = [_joined(group) for group in self._groups]
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Put back what :meth:`keep` remembered."""
-        for buffer, kept in zip(self._buffers, self._kept, strict=True):
-            buffer.copy_(kept)
+    def restore(self, unless: Tensor | None = None) -> None:
+        """Put back what :meth:`keep` remembered.
+
+        Args:
+            unless: a flag on the network's device; where it is true nothing changes. It is not read by the CPU.
+        """
+        for group, kept in zip(self._groups, self._kept, strict=True):
+            if unless is not None:
+                kept = torch.where(unless, _joined(group), kept)
+            parts = kept.split([buffer.numel() for buffer in group])
+            torch._foreach_copy_(group, [part.view_as(buffer) for part, buffer in zip(parts, group, strict=True)])
 
     @torch.no_grad()
     def freeze(self, average: nn.Module | None = None) -> None:
@@ -50,13 +62,16 @@ class NormStatistics:
         for norm in self._norms:
             norm.eval()
         if average is not None:
-            for buffer, value in zip(self._buffers, _buffers(_norms(average)), strict=True):
-                buffer.copy_(value)
+            torch._foreach_copy_(self._buffers, _buffers(_norms(average)))
 
 
 def frozen_after(share: float | None, total_iter: int) -> float:
     """The last iteration whose norms use the batch: a share of the training, or never ending if there is none."""
     return math.inf if share is None else round(share * total_iter)
+
+
+def _joined(buffers: list[Tensor]) -> Tensor:
+    return torch.cat([buffer.flatten() for buffer in buffers])
 
 
 def _norms(network: nn.Module) -> list[nn.Module]:

@@ -3,11 +3,15 @@
 Under ``train.amp: bf16`` or ``fp16`` convolutions, linear layers and attention run in 16 bits. Weights, optimiser,
 LayerNorm, GroupNorm, the state of the selective scan, and all losses stay in float32; so do the statistics and the
 arithmetic of BatchNorm, which reads its input as it comes. Validation runs in float32 throughout.
+
+On NVIDIA GPUs since Ampere, float32 products may round their factors to TF32, 10 bits of mantissa. Torch does so in
+convolutions and not in matrix products; ``train.tf32`` sets both.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -54,13 +58,28 @@ class Precision:
         """Undo the loss scale in the gradients, in place."""
         self.scaler.unscale_(optimizer)
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        self.scaler.step(optimizer)
+    def step(self, optimizer: torch.optim.Optimizer, finite: Tensor | None = None) -> None:
+        """Take a step.
+
+        Args:
+            finite: a flag on the GPU: where it is false, the kernels of a fused optimizer change nothing.
+        """
+        if finite is None:
+            self.scaler.step(optimizer)
+        else:
+            optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
+            optimizer.step()
+            del optimizer.grad_scale, optimizer.found_inf
         self.scaler.update()
 
     def skip(self) -> None:
         """Lower the loss scale instead of a step, if it was what made the unscaled gradients overflow."""
         self.scaler.update()
+
+    def overflowing_scale(self) -> float | None:
+        """The loss scale, halved after an overflow that it explains, or None if it does not: it is below 1 or off."""
+        scale = self.scaler.get_scale() if self.scaler.is_enabled() else 0.0
+        return scale if scale >= 1.0 else None
 
     def extra_state(self) -> dict[str, Any]:
         return self.scaler.state_dict()
@@ -81,6 +100,26 @@ def read_amp(options: dict[str, Any], device: torch.device) -> str:
     if amp == "fp16" and device.type != "cuda":
         raise UserError(f"train.amp: 'fp16' needs a CUDA device, this is {device.type}; use 'bf16' or 'off'")
     return amp
+
+
+def set_tf32(wanted: bool | None) -> str:
+    """Allow or forbid TF32 in this process, or leave it as it is, and return a line for the log."""
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    if wanted is not None:
+        convolutions.allow_tf32 = products.allow_tf32 = wanted
+    state = [f"{'on' if place.allow_tf32 else 'off'}" for place in (convolutions, products)]
+    return "TF32: {} in convolutions, {} in matrix products (train.tf32).".format(*state)
+
+
+@contextmanager
+def varying_sizes() -> Iterator[None]:
+    """Let cuDNN choose its algorithms without trying them all, which it would repeat for every size of image."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _float32(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

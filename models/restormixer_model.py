@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from restormixer_arch.inference.weights import read_weights
 from restormixer_arch.models import guard, memory
 from restormixer_arch.models.losses import MultiScaleDualDomainLoss
 from restormixer_arch.models.norms import NormStatistics, frozen_after
-from restormixer_arch.models.precision import Precision, read_amp
+from restormixer_arch.models.precision import Precision, read_amp, set_tf32, varying_sizes
 from restormixer_arch.models.progressive import ProgressivePatches
 from restormixer_arch.models.validation import validate
-from restormixer_arch.protocol import ExemptsFromWeightDecay, Upscales
+from restormixer_arch.protocol import DeeplySupervised, ExemptsFromWeightDecay, Upscales
 
 DEFAULT_GRAD_CLIP = 0.01  # the value of the network's family (SFNet, IRNeXt, ConvIR)
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
@@ -40,7 +41,7 @@ class RestorMixerModel(SRModel):
     - ``ema_decay``: reached by a warm-up, min(decay, (1 + i) / (10 + i)) at step i; buffers (BatchNorm
       statistics) are averaged as the weights are.
     - ``pixel_opt.type: MultiScaleDualDomainLoss`` sees all outputs; another loss sees the one at full resolution.
-    - ``amp``: ``bf16``, ``fp16`` (CUDA only) or ``off``, see :mod:`.precision`.
+    - ``amp``: ``bf16``, ``fp16`` (CUDA only) or ``off``, and ``tf32``, see :mod:`.precision`.
     - ``accumulate``: n. An iteration stays one batch of the loader, also for ``total_iter`` and the schedule; the
       weights move after every n-th and after the last, along the mean gradient of the batches since the step before.
     - ``checkpointing``: keep fewer activations and compute them twice, see :func:`.memory.set_checkpointing`.
@@ -50,7 +51,8 @@ class RestorMixerModel(SRModel):
       of the averaged weights, and leaves them alone, see :mod:`.norms`. Not set: never.
     - ``mixup``: blend the pairs of a batch, see :func:`mix_pairs`; the value is the alpha of its Beta distribution.
     - ``max_skipped``: a step whose loss or gradient is not finite is skipped; more than this many in a row (10 by
-      default) end the training.
+      default) end the training. Overflows that float16's loss scale explains do not count. On a GPU nothing waits for
+      the loss: skipped steps are counted an iteration later, see :mod:`.guard`, and the log's values are tensors.
 
     Under ``val``, ``tile``, ``tile_overlap`` and ``tile_blend`` restore validated and tested pictures tile by tile, and
     ``max_memory`` (such as ``3G``) chooses the tiles' size; the whole picture is then never on the device, see
@@ -59,8 +61,8 @@ class RestorMixerModel(SRModel):
     Validation also measures the inputs (:class:`restormixer_arch.protocol.MeasuresInputs`). A checkpoint also holds the
     loss scale, the counts of skipped steps and waiting gradients (:class:`restormixer_arch.protocol.KeepsState`).
 
-    Overridden: init_training_settings, setup_optimizers, get_optimizer, feed_data, optimize_parameters, model_ema,
-    test, nondist_validation, dist_validation, load_network, print_network.
+    Overridden: model_to_device, init_training_settings, setup_optimizers, get_optimizer, feed_data,
+    optimize_parameters, model_ema, test, nondist_validation, dist_validation, load_network, print_network.
     """
 
     nondist_validation = dist_validation = validate  # shares the images out where there are several processes
@@ -81,16 +83,32 @@ class RestorMixerModel(SRModel):
         """The network with averaged weights, if there is one, on this process alone."""
         return self.net_g_ema if hasattr(self, "net_g_ema") else self.get_bare_model(self.net_g)
 
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        if self.opt["num_gpu"] > 1 and not self.opt["dist"]:
+            if self.is_train:
+                raise UserError(
+                    f"num_gpu: {self.opt['num_gpu']} needs a process for each GPU; start with torchrun "
+                    f"--nproc_per_node={self.opt['num_gpu']} $(which basicsr) train ... --launcher pytorch, or set "
+                    "num_gpu: 1"
+                )
+            return net.to(self.device)
+        if self.is_train and isinstance(net, DeeplySupervised) and not _sees_all_outputs(self.opt["train"]):
+            net.set_deep_supervision(False)  # outputs that no loss sees
+        return super().model_to_device(net)
+
     def init_training_settings(self) -> None:
         options, network = self.opt["train"], self.get_bare_model(self.net_g)
         self.grad_clip = options.get("grad_clip", DEFAULT_GRAD_CLIP)
         self._advice = memory.training_advice(self.opt)
         self.accumulate = options.get("accumulate", 1)
         self._gathered = 0  # batches whose gradients wait for the next step
-        self._grad_norm: float | None = None
+        self._grad_norm: float | Tensor | None = None
+        if self.device.type == "cuda":
+            get_root_logger().info(set_tf32(options.get("tf32")))
         self.precision = Precision(read_amp(options, self.device), self.device)
         self.precision.prepare(network)
-        self.guard = guard.Guard(options.get("max_skipped", guard.DEFAULT_MAX_SKIPPED), get_root_logger())
+        limit = options.get("max_skipped", guard.DEFAULT_MAX_SKIPPED)
+        self.guard = guard.Guard(limit, get_root_logger(), self.precision.overflowing_scale)
         self._statistics = NormStatistics(network)
         self.frozen_after = frozen_after(options.get("frozen_norms"), options["total_iter"])
         self._seed = f"{self.opt.get('manual_seed')} {self.opt.get('rank', 0)}"
@@ -126,6 +144,8 @@ class RestorMixerModel(SRModel):
                 f"train.optim_g.type: {optim_type!r} is none of {', '.join(OPTIMIZERS)}."
                 f"{did_you_mean(optim_type, OPTIMIZERS)}"
             )
+        if self.device.type == "cuda" and not kwargs.get("foreach") and not kwargs.get("differentiable"):
+            kwargs.setdefault("fused", True)  # see _waits
         return OPTIMIZERS[optim_type](params, lr, **kwargs)
 
     def feed_data(self, data: dict[str, Any]) -> None:
@@ -149,11 +169,30 @@ class RestorMixerModel(SRModel):
             due = current_iter % self.accumulate == 0 or current_iter == self.opt["train"]["total_iter"]
             if due and self._gathered:
                 self._step(current_iter)
-        self.log_dict = self.reduce_loss_dict(losses)
+        self.log_dict = self.reduce_loss_dict(losses) if self._waits else self._queued_losses(losses)
         if self._grad_norm is not None:
             self.log_dict["grad_norm"] = self._grad_norm
         if self.guard.total:
             self.log_dict["skipped"] = self.guard.total
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the loss is read before the backward pass, and the norm of the gradient before the step.
+
+        On a GPU they need not be: a fused optimizer can leave out a step by itself. With ``accumulate`` they are, so
+        that the gradients of a bad batch do not reach those that wait.
+        """
+        fused = all(group.get("fused") for group in self.optimizer_g.param_groups)
+        return self.device.type != "cuda" or self.accumulate > 1 or not fused
+
+    @torch.no_grad()
+    def _queued_losses(self, losses: dict[str, Tensor]) -> dict[str, Any]:
+        """The losses, their mean over all processes, which nobody has waited for."""
+        values = torch.stack(list(losses.values()))
+        if self.opt["dist"]:
+            torch.distributed.all_reduce(values)
+            values /= self.opt["world_size"]
+        return dict(zip(losses, values, strict=True))
 
     def _gather_gradients(self, current_iter: int) -> dict[str, Tensor]:
         """Add the gradients of one batch to those that wait, unless its loss is not finite."""
@@ -166,14 +205,20 @@ class RestorMixerModel(SRModel):
         self.output = outputs[-1]
         losses = self._losses(outputs)
         total = torch.stack(list(losses.values())).sum()
-        if self._everywhere(torch.isfinite(total)):
+        self._finite_loss = self._everywhere(torch.isfinite(total))
+        network, pictures = self.get_bare_model(self.net_g), {"lq": self.lq, "gt": self.gt}
+        losses_alone = {name: loss.detach() for name, loss in losses.items()}
+        outputs = [output.detach() for output in outputs]
+        self._bad_forward = partial(guard.bad_forward, network, pictures, outputs, losses_alone, self._paths)
+        if self._waits and not self._finite_loss:
+            self._statistics.restore()
+            self.guard.skip(current_iter, self._bad_forward())
+        else:
             self.precision.backward(total)
             self._gathered += 1
-        else:
-            self._statistics.restore()
-            network, pictures = self.get_bare_model(self.net_g), {"lq": self.lq, "gt": self.gt}
-            self.guard.skip(current_iter, guard.bad_forward(network, pictures, outputs, losses, self._paths))
-        return losses
+            if not self._waits:
+                self._statistics.restore(unless=self._finite_loss)
+        return losses_alone
 
     def _losses(self, outputs: list[Tensor]) -> dict[str, Tensor]:
         losses = OrderedDict()
@@ -193,26 +238,42 @@ class RestorMixerModel(SRModel):
         if self._gathered > 1:
             torch._foreach_div_(gradients, self._gathered)
         self._gathered = 0
-        norm = guard.norm_of(gradients)
-        self._grad_norm = norm.item()
-        if not torch.isfinite(norm):  # the same in every process, since gradients are averaged over them
-            self.precision.skip()
-            self.guard.skip(current_iter, guard.bad_gradient(self.get_bare_model(self.net_g), norm))
-            return
+        norms = guard.norms_of(gradients)
+        norm = torch.linalg.vector_norm(norms)
+        finite = torch.isfinite(norm)  # the same in every process, since gradients are averaged over them
+        named = self.get_bare_model(self.net_g).named_parameters()
+        names = [name for name, parameter in named if parameter.grad is not None]
+        bad_gradient = partial(guard.bad_gradient, names, norms)
+        if self._waits:
+            self._grad_norm = norm.item()
+            if not finite:
+                self.precision.skip()
+                self.guard.count_overflow(current_iter, bad_gradient)
+                return
+        else:
+            self._grad_norm = norm
+            flags = guard.Flags(torch.stack([self._finite_loss, finite]))
+            step = guard.Step(current_iter, flags, self._bad_forward, bad_gradient)
+            finite &= self._finite_loss
         if self.grad_clip:
             guard.clip(gradients, norm, self.grad_clip)
-        self.precision.step(self.optimizer_g)
-        self.guard.passed()
-        if self.ema_decay > 0:
+        self.precision.step(self.optimizer_g, None if self._waits else finite)
+        if self.ema_decay > 0:  # after a step that a GPU left out, the same weights are averaged in once more
             steps = -(-current_iter // self.accumulate)
             self.model_ema(decay=min(self.ema_decay, (1 + steps) / (10 + steps)))
+        if self._waits:
+            self.guard.passed()
+        else:
+            self.guard.queue(step)
+            if current_iter == self.opt["train"]["total_iter"]:
+                self.guard.count_queued()
 
-    def _everywhere(self, flag: Tensor) -> bool:
-        """True if the flag is true in all processes, which must agree on whether to run the backward pass."""
+    def _everywhere(self, flag: Tensor) -> Tensor:
+        """A flag that is true if it is so in all processes, which must agree on whether to run the backward pass."""
         if self.opt["dist"]:
             flag = flag.float()
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
-        return bool(flag)
+        return flag.bool()
 
     @torch.no_grad()
     def test(self) -> None:
@@ -224,7 +285,11 @@ class RestorMixerModel(SRModel):
         advice = "set val.tile or val.max_memory"
         try:
             with memory.explain_lack_of_memory(f"restoring an image of {height} x {width}", advice):
-                self.output = self.restorer(self.lq) if self.restorer else network.forward(self.lq)
+                if self.restorer:
+                    self.output = self.restorer(self.lq)
+                else:
+                    with varying_sizes():
+                        self.output = network.forward(self.lq)
         finally:
             network.train(training)
 
@@ -237,6 +302,7 @@ class RestorMixerModel(SRModel):
 
     def extra_state(self) -> dict[str, Any]:
         """What a checkpoint needs besides weights, optimiser and schedule, in plain values and tensors."""
+        self.guard.count_queued()
         waiting = {}
         if self._gathered:
             named = self.get_bare_model(self.net_g).named_parameters()
@@ -260,11 +326,13 @@ class RestorMixerModel(SRModel):
     @torch.no_grad()
     def model_ema(self, decay: float = 0.999) -> None:
         current = self.get_bare_model(self.net_g).state_dict()
-        for name, average in self.net_g_ema.state_dict().items():
-            if average.is_floating_point():
-                average.lerp_(current[name].to(average.dtype), 1 - decay)
-            else:
-                average.copy_(current[name])
+        averages = self.net_g_ema.state_dict()
+        floating = [name for name, average in averages.items() if average.is_floating_point()]
+        others = [name for name in averages if name not in set(floating)]
+        values = [current[name].to(averages[name].dtype) for name in floating]
+        torch._foreach_lerp_([averages[name] for name in floating], values, 1 - decay)
+        if others:
+            torch._foreach_copy_([averages[name] for name in others], [current[name] for name in others])
 
     def load_network(
         self, net: nn.Module, load_path: str | Path, strict: bool = True, param_key: str | None = "params"
@@ -292,6 +360,11 @@ class RestorMixerModel(SRModel):
         bare = self.get_bare_model(net)
         count = sum(p.numel() for p in bare.parameters())
         get_root_logger().info(f"Network: {type(bare).__name__}, {count:,} parameters.")
+
+
+def _sees_all_outputs(train: dict[str, Any]) -> bool:
+    """Whether a loss of ``train`` sees the outputs at lower resolutions too."""
+    return (train.get("pixel_opt") or {}).get("type") == MultiScaleDualDomainLoss.__name__
 
 
 def _mean(values: list[dict[str, float]], metric: str) -> float:

@@ -66,6 +66,14 @@ class Checkpointable(Protocol):
 
 
 @runtime_checkable
+class DeeplySupervised(Protocol):
+    """A network that returns outputs at lower resolutions too while training."""
+
+    def set_deep_supervision(self, on: bool) -> None:
+        """Switch them. Off, what only they use must not keep ``DistributedDataParallel`` waiting."""
+
+
+@runtime_checkable
 class Fusable(Protocol):
     """A network that runs faster once its BatchNorm is folded into the convolutions."""
 

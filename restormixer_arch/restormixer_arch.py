@@ -20,58 +20,13 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from restormixer_arch.cnn_blocks import FAM, RDCNN, SCM
 from restormixer_arch.emvm import EMVM
 from restormixer_arch.layers import ConvNorm, ConvNormAct, by_rows, conv, gelu, pad_to_multiple
 from restormixer_arch.mwsa import MWSA
-from restormixer_arch.rdcnn import RDCNN
 from restormixer_arch.weight_options import canonical, options_of
 
 SIZE_MULTIPLE = 8  # two halvings, and one more inside the EMVM block
-
-
-class SCM(nn.Module):
-    """Shallow convolution module: turns the reduced input image into features of a stage.
-
-    3x3, 1x1 and 3x3 convolutions with BatchNorm and GELU, a 1x1 convolution, then InstanceNorm.
-
-    Args:
-        in_channels: channels of the image.
-        out_channels: C, a multiple of 4.
-
-    Shape:
-        (B, in_channels, H, W) -> (B, C, H, W)
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv1 = ConvNormAct(conv(in_channels, out_channels // 4, 3))
-        self.conv2 = ConvNormAct(conv(out_channels // 4, out_channels // 2, 1))
-        self.conv3 = ConvNormAct(conv(out_channels // 2, out_channels // 2, 3))
-        self.conv4 = conv(out_channels // 2, out_channels, 1, bias=True)
-        self.norm = nn.InstanceNorm2d(out_channels, affine=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv4(self.conv3(self.conv2(self.conv1(x)))))
-
-
-class FAM(nn.Module):
-    """Feature attention module: the features of the input image join those of the encoder.
-
-    As in the later networks of the MIMO-UNet family, a concatenation and one 3x3 convolution.
-
-    Args:
-        channels: C of both inputs and of the output.
-
-    Shape:
-        (B, C, H, W), (B, C, H, W) -> (B, C, H, W)
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = conv(2 * channels, channels, 3, bias=True)
-
-    def forward(self, features: Tensor, image: Tensor) -> Tensor:
-        return self.conv(torch.cat([features, image], dim=1))
 
 
 class MTStage(nn.Module):
@@ -252,7 +207,6 @@ class RestorMixer(nn.Module):
         super().__init__()
         _check_arguments(in_channels, out_channels, base_channels, num_blocks, encoder_heads, decoder_heads, upscale)
         self.in_channels = in_channels
-        self.deep_supervision = deep_supervision
         self.upscale = upscale
         self.window_size, self.scan_merge = window_size, scan_merge
         self.encoder_heads, self.decoder_heads = tuple(encoder_heads), tuple(decoder_heads)
@@ -270,6 +224,7 @@ class RestorMixer(nn.Module):
         # With a last scale of 1 the residual would start at variance 1, a hundred times too much, and training would
         # spend its first thousands of steps on shrinking it. With 0 the network starts as the identity.
         nn.init.zeros_(self.decoder.head_full.norm.weight)
+        self.set_deep_supervision(deep_supervision)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         if self.training and self.deep_supervision:
@@ -304,6 +259,16 @@ class RestorMixer(nn.Module):
         for stage in stages:
             stage.checkpointing = on
         return sum(len(stage.units) for stage in stages)
+
+    def set_deep_supervision(self, on: bool) -> None:
+        """Switch the outputs at 1/4 and 1/2 in training. Off, their heads get no gradient.
+
+        A ``DistributedDataParallel`` that wraps the network afterwards does not wait for the heads' gradients.
+        """
+        self.deep_supervision = on
+        heads = ("decoder.head_quarter.", "decoder.head_half.")
+        unused = [] if on else [name for name, _ in self.named_parameters() if name.startswith(heads)]
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, unused)
 
     @classmethod
     def from_weights(cls, state_dict: Mapping[str, Tensor], options: Mapping[str, Any] | None = None) -> RestorMixer:

@@ -112,18 +112,23 @@ def test_what_is_not_installed_is_left_out(monkeypatch):
     ("arguments", "message"),
     [
         (["--rounds", "0"], "--rounds: got 0, expected at least 1"),
+        (
+            ["--device", "cuda"],
+            "--device: 'cuda' is not available here, torch finds no CUDA device; expected cpu",
+        ),
         (["--threads", "-1"], "--threads: got -1, expected at least 1"),
         (["--json", "no/such/folder.json"], "--json: 'no/such/folder.json' must be a new file in a folder that exists"),
     ],
 )
-def test_mistakes(arguments, message, capsys):
+def test_mistakes(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(["bench", *arguments]) == 2
     assert capsys.readouterr().err == f"basicsr: error: {message}\n"
 
 
 def test_the_command_prints_tables_and_writes_json(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(
-        suite, "run_suite", lambda threads, rounds, quick: {**RESULT, "asked": [threads, rounds, quick]}
+        suite, "run_suite", lambda threads, rounds, quick, device: {**RESULT, "asked": [threads, rounds, quick]}
     )
     file = tmp_path / "bench.json"
     assert cli.main(["bench", "--rounds", "3", "--threads", "2", "--quick", "--json", str(file)]) == 0
@@ -131,3 +136,47 @@ def test_the_command_prints_tables_and_writes_json(monkeypatch, tmp_path, capsys
     written = json.loads(file.read_text())
     assert written["asked"] == [2, 3, True] and len(written["figures"]) == 6
     assert cli.main(["bench", "--json", str(file)]) == 2  # never overwritten
+
+
+# ------------------------------------------------------------------ on a GPU, without one
+
+
+@pytest.mark.parametrize(
+    ("work", "arguments"),
+    [
+        ("forward", {"name": "RestorMixer", "size": 16, "dtype": "float32"}),
+        ("step", {"name": "RestorMixer", "size": 16, "batch": 1}),
+        ("gemm", {"size": 8}),
+    ],
+)
+def test_works_stay_on_their_device(work, arguments):
+    """On torch's meta device, which mixes with no other."""
+    measure.WORKS[work](**arguments, device="meta")()
+
+
+def test_a_job_on_a_gpu_waits_for_it_and_takes_its_memory(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(1))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 77)
+    monkeypatch.setattr(measure, "WORKS", {"x": lambda device: lambda: waited.append(device)})
+    job = {"threads": 1, "device": "cuda", "kind": "times", "rounds": 1, "works": {"one": ["x", {}]}}
+    assert measure.run_job(job).keys() == {"one"} and waited == ["cuda", 1] * 3
+    memory = {"threads": 1, "device": "cuda", "kind": "memory", "work": "x", "arguments": {}}
+    assert measure.run_job(memory) == {"peak_bytes": 77}
+
+
+def test_the_suite_of_a_gpu(monkeypatch):
+    jobs = {}
+    reasons = {"triton": None, "cuda": "mamba-ssm is not installed"}
+    monkeypatch.setattr(suite, "available_backends", lambda: reasons)
+    monkeypatch.setattr(suite, "backend_report", lambda: "cpu: native\ncuda:0: triton")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Card")
+    monkeypatch.setattr(suite, "_run", lambda job, label: jobs.setdefault(label, job) and {})
+    result = suite.run_suite(threads=1, rounds=1, quick=True, device="cuda")
+    assert {job["device"] for job in jobs.values()} == {"cuda"} and "forward 256, own malloc" not in jobs
+    assert "triton" in jobs["scan, forward and backward"]["works"]
+    assert not {"native", "cuda", "torch"} & jobs["scan, forward and backward"]["works"].keys()
+    assert (result["machine"]["gpu"], result["machine"]["scan_on_gpu"]) == ("Card", "cuda:0: triton")
+    text = markdown({**RESULT, "machine": {**RESULT["machine"], "gpu": "Card", "scan_on_gpu": "cuda:0: triton"}})
+    assert text.startswith("Card, scan cuda:0: triton; times and memory are the GPU's.\na processor, ")

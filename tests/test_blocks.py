@@ -4,11 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from restormixer_arch.cnn_blocks import FAM, RDCNN, SCM
 from restormixer_arch.emvm import EMVM, DirectionalScan, StridedScan
 from restormixer_arch.layers import ConvNorm, ConvNormAct, Mlp, conv, pad_to_multiple
 from restormixer_arch.mwsa import MWSA, WindowAttention
-from restormixer_arch.rdcnn import RDCNN
-from restormixer_arch.restormixer_arch import FAM, SCM
 
 
 def naive_attention(attention, x):

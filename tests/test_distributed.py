@@ -106,6 +106,22 @@ def test_two_processes_are_as_one_with_the_whole_batch(pairs, train_options, wri
 
 
 @forked
+@pytest.mark.parametrize("kind", ["no deep supervision", "a loss on one output"])
+def test_heads_without_a_gradient_do_not_stop_a_job(pairs, train_options, write, kind):
+    options = architecture(several_batches(train_options, total=3), "RestorMixer")
+    options["val"] = None
+    if kind == "no deep supervision":
+        options["network_g"]["deep_supervision"] = False
+    options["train"]["pixel_opt"] = {"type": "L1Loss"}
+    codes, errors = job("train", "-opt", write(options))
+    assert codes == [0, 0], errors
+    before, after = (load(f"models/net_g_{name}.pth")["params"] for name in ("2", "latest"))
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert "decoder.head_full.conv.weight" in moved
+    assert not any(name.startswith(("decoder.head_half.", "decoder.head_quarter.")) for name in moved)
+
+
+@forked
 @pytest.mark.parametrize("network", ["EDSR", "RestorMixer"])
 def test_a_shared_validation_has_the_numbers_of_one_process(pairs, train_options, test_options, write, capsys, network):
     Path("pairs/gt/6.png").write_bytes(Path("pairs/gt/5.png").read_bytes())  # seven images for two processes
@@ -206,6 +222,20 @@ def test_nccl_is_taken_on_gpus(monkeypatch):
     monkeypatch.setattr(distributed.distributed, "is_nccl_available", lambda: True)
     monkeypatch.setattr(distributed.distributed, "is_backend_available", lambda name: True)
     assert distributed.choose_backend(None, True) == distributed.choose_backend("nccl", True) == "nccl"
+
+
+def test_processes_on_gpus_agree_over_gloo_without_waiting_for_the_gpu(monkeypatch):
+    joined = []
+    monkeypatch.setattr(distributed, "choose_backend", lambda *_: "nccl")
+    monkeypatch.setattr(distributed, "_own_gpu", lambda backend: 0)
+    monkeypatch.setattr(distributed.distributed, "init_process_group", lambda **given: joined.append(given["backend"]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda **_: "spawn")
+    for name in distributed.LAUNCHED:
+        monkeypatch.setenv(name, "0")
+    distributed.start("pytorch", {}, 1)
+    assert joined == ["cpu:gloo,cuda:nccl"]
 
 
 def test_an_unknown_backend_is_refused(monkeypatch):

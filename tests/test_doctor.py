@@ -90,6 +90,27 @@ def test_a_copy_of_basicsr_in_the_working_directory_is_a_problem(folder, monkeyp
     assert f"!!  basicsr            {folder}/basicsr: another project's copy" in "\n".join(lines(doctor.upstream))
 
 
+def test_mps_is_what_option_files_take(monkeypatch):
+    import torch
+
+    from restormixer_arch.config.schema import AnyFile
+
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    (found,) = [line for line in lines(doctor.devices) if "mps" in line]
+    assert found.startswith("ok  mps                found; taken by 'device: mps'")
+    assert AnyFile(name="x", num_gpu=0, device="mps").device == "mps"
+
+
+def test_several_gpus_need_a_process_each(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Card")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=8 * 2**30))
+    assert any(line.startswith("--  several GPUs") and "torchrun" in line for line in lines(doctor.devices))
+
+
 def test_gpus_are_listed(monkeypatch):
     import torch
 

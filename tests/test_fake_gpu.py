@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from training_cases import batch, options
 
 from restormixer_arch.basicsr_adapter import register
+from restormixer_arch.models import guard
 from restormixer_arch.models.restormixer_model import RestorMixerModel
 from restormixer_arch.selective_scan import triton_scan
 
@@ -21,18 +22,29 @@ SCAN = torch.ops.restormixer.scan_2d.default
 
 
 class FakeGpu(FakeTensorMode):
-    """Reads any number from a fake tensor as one, and keeps the inputs of all scans."""
+    """Reads any number from a fake tensor as one, counts these, and keeps the inputs of all scans."""
 
     def __init__(self):
         super().__init__()
-        self.scans = []
+        self.scans, self.read = [], 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func == ITEM:
+            self.read += 1
             return 1.0 if args[0].is_floating_point() else True
         if func == SCAN:
             self.scans.append(args)
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+class FakeFlags:
+    """In place of flags that are copied to the CPU: a step is fine."""
+
+    def __init__(self, flags):
+        assert (flags.device, flags.shape, flags.dtype) == (GPU, (2,), torch.bool)
+
+    def read(self):
+        return [True, True]
 
 
 @pytest.fixture
@@ -46,6 +58,7 @@ def fake_gpu(monkeypatch):
         self.device = GPU
 
     monkeypatch.setattr(BaseModel, "__init__", on_gpu)
+    monkeypatch.setattr(guard, "Flags", FakeFlags)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
     monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **_: tensor)  # draws until numbers fit
@@ -84,9 +97,13 @@ def test_a_training_step(fake_gpu, train, amp, tmp_path, monkeypatch):
     opt["num_gpu"] = 1
     with GPU:
         model = RestorMixerModel(opt)
+    fake_gpu.read = 0
     for iteration in (1, 2):
         loss = train_step(model, iteration, monkeypatch)
         assert (loss.device, loss.dtype) == (GPU, torch.float32)
+    if not model._waits:
+        assert fake_gpu.read == 0  # nothing waits for the GPU
+    assert model._waits == ("accumulate" in train) and model.optimizer_g.defaults["fused"]
     networks = [model.net_g, *([model.net_g_ema] if "ema_decay" in train else [])]
     assert {value.device for network in networks for value in network.state_dict().values()} == {GPU}
     assert {p.dtype for p in model.net_g.parameters()} == {torch.float32}

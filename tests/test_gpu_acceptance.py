@@ -25,10 +25,52 @@ def accepted(folder, *parts, **environment):
 
 @pytest.mark.timeout(600)
 def test_parts_that_need_torch_alone(tmp_path):
-    parts = ("accuracy", "spills", "scans", "steps", "depthwise", "distributed", "rivals")
+    parts = ("accuracy", "spills", "wide", "scans", "steps", "depthwise", "distributed", "rivals", "sanitizer")
     result = accepted(tmp_path, *parts)
     assert {row["backend"] for row in result["accuracy"]} >= {"torch"}
     assert result["steps"][0]["loss"] == pytest.approx(result["distributed"][0]["losses"][0], abs=1e-4)
+
+
+BARE = """
+import runpy, sys
+for name in ("einops", "cv2", "basicsr", "safetensors", "lmdb", "scipy", "torchvision", "pydantic", "yaml", "PIL"):
+    sys.modules[name] = None
+sys.path.insert(0, sys.argv[1])
+"""
+
+
+def bare(folder, code, *arguments):
+    command = [sys.executable, "-c", BARE + code, str(SCRIPT.parent), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.timeout(600)
+def test_torch_and_numpy_are_enough(tmp_path):
+    run = "sys.argv = ['acceptance.py', '--tiny', '--only', 'accuracy', 'steps', 'commands']\n"
+    bare(tmp_path, run + f"runpy.run_path({str(SCRIPT)!r})['main']()")
+    result = json.loads((tmp_path / "acceptance.json").read_text())
+    assert result["commands"] == [{"command": "basicsr", "left out": "basicsr is not installed"}]
+    assert all(row["ok"] for row in result["accuracy"]) and result["steps"][0]["loss"] > 0
+
+
+@pytest.mark.timeout(600)
+def test_so_they_are_to_train_for_half_an_hour(tmp_path):
+    code = """
+from argparse import Namespace
+from pathlib import Path
+import half_hour, numpy as np, torch
+image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+for task in half_hour.TASKS:
+    args = Namespace(task=task, network="tiny", seed=0, lr=1e-3, amp="off", compile=False, out=Path(task), minutes=1.0)
+    args.out.mkdir()
+    training = half_hour.Training(args, torch.device("cpu"))
+    pair = next(iter(half_hour.Pairs([image], task, 2, 16, [0])))
+    assert torch.isfinite(training.step(*half_hour.on_device(pair, training.device, training.scale)))
+    training.save()
+"""
+    bare(tmp_path, code)
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == 3
 
 
 @pytest.mark.slow
@@ -42,7 +84,8 @@ def test_the_commands(tmp_path):
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_the_triton_scan_in_the_interpreter(tmp_path):
-    result = accepted(tmp_path, "accuracy", "scans", TRITON_INTERPRET="1")
+    result = accepted(tmp_path, "accuracy", "wide", "scans", TRITON_INTERPRET="1")
+    assert [row["ok"] for row in result["wide"]] == [True]
     assert {row["backend"] for row in result["accuracy"]} == {"triton", "torch"}
 
 

@@ -9,7 +9,8 @@ from training_cases import NETWORKS, SWINIR, batch, build, same, step, weights
 
 from restormixer_arch.basicsr_adapter import register
 from restormixer_arch.errors import UserError
-from restormixer_arch.models import guard
+from restormixer_arch.models import guard, restormixer_model
+from restormixer_arch.models.restormixer_model import RestorMixerModel
 
 register.register()
 
@@ -115,15 +116,14 @@ def test_the_first_cause_is_named():
     with torch.no_grad():
         network.bias[0] = NAN
     assert call(network, {"lq": good}, [bad], {"l_pix": bad}, []) == "the parameter bias is not finite"
-    network.weight.grad, network.bias.grad = torch.zeros(2, 2), bad.expand(2)
-    assert guard.bad_gradient(network, bad) == "the gradient of bias is not finite"
-    network.bias.grad = None
-    assert guard.bad_gradient(network, torch.tensor(float("inf"))) == "the norm of the gradient is inf"
+    norms = guard.norms_of([torch.zeros(2, 2), bad.expand(2)])
+    assert guard.bad_gradient(["weight", "bias"], norms) == "the gradient of bias is not finite"
+    assert guard.bad_gradient(["weight", "bias"], torch.full((2,), 3e38)) == "the norm of the gradient is inf"
 
 
 def test_norm_and_clipping_by_hand():
     tensors = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]
-    norm = guard.norm_of(tensors)
+    norm = torch.linalg.vector_norm(guard.norms_of(tensors))
     assert norm.item() == 5.0 and tensors[0].tolist() == [3.0, 0.0]
     guard.clip(tensors, norm, 10.0)
     assert [t.tolist() for t in tensors] == [[3.0, 0.0], [[4.0]]]
@@ -161,3 +161,91 @@ def test_counts_are_saved(tmp_path):
     other = build(tmp_path)
     other.load_extra_state(model.extra_state())
     assert (other.guard.total, other.guard.consecutive) == (1, 1)
+
+
+# ------------------------------------------------------------------ steps of a GPU, which nobody waits for
+
+
+@pytest.fixture
+def queued(monkeypatch):
+    """Let a model on the CPU take its steps as on a GPU; its fused optimizer knows flags too."""
+    monkeypatch.setattr(RestorMixerModel, "_waits", False)
+    return {"optim_g": {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.1, "fused": True}, "ema_decay": 0.9}
+
+
+def moments(model):
+    return {(n, k): v.clone() for n, s in enumerate(model.optimizer_g.state.values()) for k, v in s.items()}
+
+
+def test_queued_steps_are_the_same_steps(tmp_path, queued, monkeypatch):
+    model = build(tmp_path, **queued)
+    for iteration in range(1, 4):
+        step(model, iteration)
+    assert model.guard._queued.iteration == 3
+    log = model.get_current_log()
+    assert all(isinstance(value, torch.Tensor) for value in log.values())
+    monkeypatch.setattr(RestorMixerModel, "_waits", True)
+    other = build(tmp_path, **queued)
+    for iteration in range(1, 4):
+        step(other, iteration)
+    assert same(weights(model), weights(other)) and same(model.net_g_ema.state_dict(), other.net_g_ema.state_dict())
+    assert {name: value.item() for name, value in log.items()} == other.get_current_log()
+
+
+@pytest.mark.parametrize("key", ["lq", "gt"])
+def test_a_bad_batch_in_the_queue_changes_nothing_and_is_named_later(tmp_path, log, queued, key):
+    model = build(tmp_path, **queued)
+    step(model, 1)
+    before, state = weights(model), moments(model)
+    step(model, 2, spoiled(key))
+    assert same(before, weights(model)) and same(state, moments(model)) and log() == []
+    assert all(v.isfinite().all() for v in model.net_g_ema.state_dict().values())
+    step(model, 3)
+    assert log() == [
+        f"Iteration 2: the input {key} is not finite (images: rain/1_0.png, rain/1_1.png); "
+        "the step is skipped (1 in a row, 1 in all)"
+    ]
+    assert not same(before, weights(model))
+    model.extra_state()  # a checkpoint waits for the step before it
+    assert model.guard.consecutive == 0 and model.guard.total == 1 and model.guard._queued is None
+
+
+def test_a_bad_gradient_in_the_queue_is_named_and_ends_the_training_in_time(tmp_path, log, queued):
+    model = build(tmp_path, max_skipped=1, **queued)
+    weight = dict(model.net_g.named_parameters())["decoder.head_half.weight"]
+    weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = {name: p.detach().clone() for name, p in model.net_g.named_parameters()}
+    step(model, 1)
+    step(model, 2)
+    with pytest.raises(UserError, match="iteration 2: the gradient of decoder.head_half.weight is not finite, and 2"):
+        step(model, 3)
+    assert all(torch.equal(before[name], p) for name, p in model.net_g.named_parameters())
+
+
+def test_the_last_step_is_counted_at_once(tmp_path, queued):
+    model = build(tmp_path, max_skipped=0, **queued)
+    with pytest.raises(UserError, match="stopped at iteration 10: the input lq is not finite"):
+        step(model, 10, spoiled("lq"))
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_overflows_of_float16_do_not_count_until_the_scale_is_low(tmp_path, log, queued, waits, monkeypatch):
+    """On the CPU, which computes in float16 if it must."""
+    monkeypatch.setattr(restormixer_model, "read_amp", lambda options, device: "fp16")
+    monkeypatch.setattr(RestorMixerModel, "_waits", waits)
+    model = build(tmp_path, max_skipped=0, **queued)
+    model.precision.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    weight = dict(model.net_g.named_parameters())["decoder.head_half.weight"]
+    handle = weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = {name: p.detach().clone() for name, p in model.net_g.named_parameters()}
+    for iteration in (1, 2):  # the scale falls to 2, then to 1
+        step(model, iteration)
+    model.guard.count_queued()
+    assert all(torch.equal(before[name], p) for name, p in model.net_g.named_parameters())
+    assert log() == [] and model.guard.total == 0 and model.precision.scaler.get_scale() == 1.0
+    with pytest.raises(UserError, match="stopped at iteration 3: the gradient of decoder.head_half.weight"):
+        step(model, 3)
+        model.guard.count_queued()
+    handle.remove()
+    step(model, 4)
+    assert not all(torch.equal(before[name], p) for name, p in model.net_g.named_parameters())

@@ -28,6 +28,19 @@ def test_what_was_kept_is_put_back():
     assert same(statistics(net), before)
 
 
+def test_a_flag_decides_without_being_read():
+    net = network()
+    norms, before = NormStatistics(net), statistics(net)
+    norms.keep()
+    net(torch.rand(2, 3, 8, 8))
+    after = statistics(net)
+    norms.restore(unless=torch.tensor(True))
+    assert same(statistics(net), after)
+    net(torch.full((2, 3, 8, 8), torch.nan))
+    norms.restore(unless=torch.tensor(False))
+    assert same(statistics(net), before)
+
+
 def test_frozen_norms_give_each_picture_what_it_gets_alone():
     net = network()
     pictures = torch.rand(4, 3, 8, 8)

@@ -6,7 +6,7 @@ from training_cases import NETWORKS, build, same, step, weights
 
 from restormixer_arch.basicsr_adapter import register
 from restormixer_arch.errors import UserError
-from restormixer_arch.models.precision import Precision, read_amp
+from restormixer_arch.models.precision import Precision, read_amp, set_tf32, varying_sizes
 
 register.register()
 
@@ -115,3 +115,28 @@ def test_a_training_in_fp16_goes_on_from_its_loss_scale(tmp_path, monkeypatch):
     other = build(tmp_path)
     other.load_extra_state(model.extra_state())
     assert other.precision.scaler.get_scale() == 1024.0
+
+
+def test_tf32_is_set_and_said(monkeypatch):
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        assert set_tf32(True) == "TF32: on in convolutions, on in matrix products (train.tf32)."
+        assert set_tf32(False) == set_tf32(None) == "TF32: off in convolutions, off in matrix products (train.tf32)."
+        assert not cudnn.allow_tf32 and not matmul.allow_tf32
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def test_validation_tries_no_algorithms_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with pytest.raises(RuntimeError), varying_sizes():
+        assert not torch.backends.cudnn.benchmark
+        raise RuntimeError
+    assert torch.backends.cudnn.benchmark
+    model, seen = build(tmp_path), []
+    model.net_g.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    monkeypatch.setattr(model.net_g, "forward", lambda x: seen.append(torch.backends.cudnn.benchmark) or x)
+    model.feed_data({"lq": torch.rand(1, 3, 16, 16)})
+    model.test()
+    assert seen == [False] and torch.backends.cudnn.benchmark

@@ -138,7 +138,7 @@ def test_another_loss_sees_the_full_resolution_only(tmp_path):
     data = batch()
     model.feed_data(data)
     with torch.no_grad():
-        wanted = (model.net_g(data["lq"])[-1] - data["gt"]).abs().mean()
+        wanted = (model.net_g.forward_multiscale(data["lq"])[-1] - data["gt"]).abs().mean()
     model.optimize_parameters(1)
     assert model.get_current_log()["l_pix"] == pytest.approx(wanted.item(), rel=1e-5)
 
@@ -309,3 +309,37 @@ def test_tiles_stay_on_the_cpu_until_they_are_restored(tmp_path):
 def test_a_tile_too_small_is_refused_at_the_start(tmp_path):
     with pytest.raises(UserError, match="tile: 100 is too small for an overlap of 64, expected at least 128"):
         validated(tmp_path, tile=100)
+
+
+# ------------------------------------------------------------------ several devices and processes
+
+
+def test_several_gpus_need_a_launcher(tmp_path):
+    opt = options(tmp_path) | {"num_gpu": 4}
+    with pytest.raises(UserError, match=r"num_gpu: 4 needs a process for each GPU; start with torchrun --nproc_per_n"):
+        RestorMixerModel(opt)
+
+
+def test_outputs_that_no_loss_sees_are_not_computed(tmp_path):
+    every, last = build(tmp_path), build(tmp_path, pixel_opt={"type": "L1Loss"})
+    ignored = [model.net_g._ddp_params_and_buffers_to_ignore for model in (every, last)]
+    heads = [f"decoder.head_{size}.weight" for size in ("half", "quarter")]
+    assert ignored[0] == [] and sorted(ignored[1]) == heads
+    step(last)
+    assert {name for name, p in last.net_g.named_parameters() if p.grad is None} == set(heads)
+    assert len(last.optimizer_g.param_groups[0]["params"]) == len(every.optimizer_g.param_groups[0]["params"])
+
+
+def test_averages_are_those_of_a_loop(tmp_path):
+    model = build(tmp_path, ema_decay=0.9)
+    step(model)
+    wanted = {name: value.clone() for name, value in model.net_g_ema.state_dict().items()}
+    for name, value in model.net_g.state_dict().items():
+        if value.is_floating_point():
+            wanted[name].lerp_(value, 0.25)
+        else:
+            wanted[name].copy_(value)
+    model.model_ema(0.75)
+    found = model.net_g_ema.state_dict()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-9)

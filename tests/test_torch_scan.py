@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from scan_cases import scan_inputs
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from restormixer_arch.selective_scan import segment, selective_scan, selective_scan_2d, torch_scan
+from restormixer_arch import selective_scan as package
+from restormixer_arch.selective_scan import layouts, segment, selective_scan, selective_scan_2d, torch_scan
 from restormixer_arch.selective_scan.definition import selective_scan_loop
 
 
@@ -83,3 +85,28 @@ def test_softplus_is_as_accurate_as_that_of_torch(dtype):
     x = torch.cat([torch.linspace(-80, 120, 100_001, dtype=dtype), torch.tensor([-torch.inf, torch.inf], dtype=dtype)])
     rounding = 2 * torch.finfo(dtype).eps
     torch.testing.assert_close(segment._softplus(x).double(), F.softplus(x.double()), rtol=rounding, atol=0)
+
+
+class NoFloat64(TorchDispatchMode):
+    """Fails at any tensor of a dtype that MPS devices do not have."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            assert getattr(tensor, "dtype", None) != torch.float64, func
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_an_mps_device_takes_the_torch_scan_which_needs_no_float64(dtype):
+    """A fake MPS tensor needs a torch that was built for it; so the operations are watched on the CPU."""
+    for kind in (torch.float32, torch.float16):
+        found = package._automatic(torch.device("mps"), {kind}, 16)
+        assert found == ("torch", "there is no kernel for mps tensors")
+    shapes = [(1, 3, 4, 5), (1, 3, 4, 2, 5), (2, 5, 3), (1, 3, 4, 2, 3), (1, 3, 4, 2, 3), (2, 5), (2, 5)]
+    tensors = [torch.randn(shape) for shape in shapes]
+    streams = [tensor.to(dtype) if number in (0, 1, 3, 4) else tensor for number, tensor in enumerate(tensors)]
+    with NoFloat64():
+        y, states = layouts.scan_2d_forward(*streams, [0, 3], True)
+        gradients = layouts.scan_2d_backward(y, *streams, states, [0, 3])
+    assert y.dtype == dtype and [g.dtype for g in gradients] == [t.dtype for t in streams]

@@ -123,6 +123,14 @@ def test_the_report_says_what_a_gpu_would_take(monkeypatch):
     assert package.backend_report().endswith("take cuda, if it passes its probe there (triton: too old)")
 
 
+def test_a_missing_c_compiler_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(triton_scan, "package_reason", lambda: None)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(package.shutil, "which", lambda name: None)
+    assert package.backend_report().endswith("; Triton needs a C compiler, and neither gcc nor clang is found")
+
+
 def test_triton_on_a_cpu_tensor_is_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(UserError, match="'triton' cannot be used: it needs a CUDA tensor, this one is on cpu"):

@@ -23,24 +23,24 @@ from restormixer_arch.memory import keep_freed_memory, peak_bytes
 from restormixer_arch.protocol import Fusable
 
 
-def forward_work(name: str, size: int, dtype: str = "float32") -> Callable[[], object]:
+def forward_work(name: str, size: int, dtype: str = "float32", device: str = "cpu") -> Callable[[], object]:
     """One restoration of a (1, 3, size, size) picture by a network of the benchmark."""
-    network = COMPETITORS[name].build().eval()
+    network = COMPETITORS[name].build().eval().to(device)
     if isinstance(network, Fusable):
         network.fuse()
-    return restoring(network, size, dtype)
+    return restoring(network, size, dtype, device)
 
 
-def restoring(network: nn.Module, size: int, dtype: str = "float32") -> Callable[[], object]:
-    """One restoration of a (1, 3, size, size) picture by any network, as it is."""
-    x = torch.rand(1, 3, size, size)
+def restoring(network: nn.Module, size: int, dtype: str = "float32", device: str = "cpu") -> Callable[[], object]:
+    """One restoration of a (1, 3, size, size) picture by any network, as it is; the network is on the device."""
+    x = torch.rand(1, 3, size, size, device=device)
     if dtype == "float32":
         run = network
     else:
         kind = getattr(torch, dtype)
 
         def run(x: Tensor) -> Tensor:
-            with torch.autocast("cpu", dtype=kind):
+            with torch.autocast(device, dtype=kind):
                 return network(x)
 
     def work() -> object:
@@ -50,11 +50,11 @@ def restoring(network: nn.Module, size: int, dtype: str = "float32") -> Callable
     return work
 
 
-def step_work(name: str, size: int, batch: int) -> Callable[[], object]:
+def step_work(name: str, size: int, batch: int, device: str = "cpu") -> Callable[[], object]:
     """One training step, L1 loss and AdamW, on a (batch, 3, size, size) picture."""
-    network = COMPETITORS[name].build().train()
+    network = COMPETITORS[name].build().train().to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
-    x, target = torch.rand(2, batch, 3, size, size).unbind(0)
+    x, target = torch.rand(2, batch, 3, size, size, device=device).unbind(0)
 
     def work() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -67,7 +67,9 @@ def step_work(name: str, size: int, batch: int) -> Callable[[], object]:
     return work
 
 
-def scan_work(backend: str, batch: int, channels: int, length: int, states: int) -> Callable[[], object]:
+def scan_work(
+    backend: str, batch: int, channels: int, length: int, states: int, device: str = "cpu"
+) -> Callable[[], object]:
     """One selective scan, forward and backward."""
     tensors = {
         "u": torch.randn(batch, channels, length),
@@ -76,8 +78,7 @@ def scan_work(backend: str, batch: int, channels: int, length: int, states: int)
         "B": torch.randn(batch, states, length),
         "C": torch.randn(batch, states, length),
     }
-    for tensor in tensors.values():
-        tensor.requires_grad_()
+    tensors = {name: tensor.to(device).requires_grad_() for name, tensor in tensors.items()}
     scan = _mambapy_scan if backend == "mambapy" else _own_scan(backend)
 
     def work() -> None:
@@ -104,13 +105,23 @@ def _mambapy_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> 
     return (states @ C[..., None])[..., 0]
 
 
-def gemm_work(size: int) -> Callable[[], object]:
+def gemm_work(size: int, device: str = "cpu") -> Callable[[], object]:
     """One product of two square matrices."""
-    a, b = torch.rand(2, size, size).unbind(0)
+    a, b = torch.rand(2, size, size, device=device).unbind(0)
     return lambda: a @ b
 
 
 WORKS = {"forward": forward_work, "step": step_work, "scan": scan_work, "gemm": gemm_work}
+
+
+def finished(work: Callable[[], object]) -> Callable[[], None]:
+    """The same work, left when the GPU has done it."""
+
+    def wait() -> None:
+        work()
+        torch.cuda.synchronize()
+
+    return wait
 
 
 def times(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -172,19 +183,21 @@ def run_in_process(module: str, job: dict[str, Any], label: str) -> Any:
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Run one job: ``{"kind": "times" | "memory" | "operations", ...}``."""
+    """Run one job: ``{"kind": "times" | "memory" | "operations", "device": "cpu" | "cuda", ...}``."""
+    device = job.get("device", "cpu")
+    on_gpu = device == "cuda"
     if not job.get("own_malloc"):
         keep_freed_memory()  # as the command does, for every network
     torch.manual_seed(0)
     torch.set_num_threads(job["threads"])
     if job["kind"] == "times":
-        works = {label: WORKS[work](**arguments) for label, (work, arguments) in job["works"].items()}
-        return times(works, job["rounds"])
+        works = {label: WORKS[work](**arguments, device=device) for label, (work, arguments) in job["works"].items()}
+        return times({label: finished(work) if on_gpu else work for label, work in works.items()}, job["rounds"])
     if job["kind"] == "memory":
-        work = WORKS[job["work"]](**job["arguments"])
+        work = WORKS[job["work"]](**job["arguments"], device=device)
         work()
         work()
-        return {"peak_bytes": peak_bytes()}
+        return {"peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_bytes()}
     network = COMPETITORS[job["network"]].build()
     return {
         "parameters": sum(p.numel() for p in network.parameters()),

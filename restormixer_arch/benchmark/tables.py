@@ -40,7 +40,13 @@ def markdown(result: dict[str, Any]) -> str:
     """Return the results as text that reads well in a terminal and in a document."""
     machine = result["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    gpu = (
+        [f"{machine['gpu']}, scan {machine['scan_on_gpu']}; times and memory are the GPU's."]
+        if "gpu" in machine
+        else []
+    )
     parts = [
+        *gpu,
         f"{machine['processor']}, {machine['threads']} threads, {machine['cpu_capability']}, "
         f"scan kernel {machine['scan_kernel']}; {versions}.",
         "",

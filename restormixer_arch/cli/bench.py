@@ -12,7 +12,8 @@ from restormixer_arch.output import say
 
 def run(arguments: list[str]) -> int:
     """Measure, print tables and write JSON if asked. Returns the exit code."""
-    parser = Parser("bench", "Measure RestorMixer beside other networks on this machine's CPU.")
+    parser = Parser("bench", "Measure RestorMixer beside other networks on this machine.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--json", metavar="FILE", help="also write all figures to FILE, which must not exist yet")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements of each work (default: 7)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads (default: all cores)")
@@ -26,10 +27,12 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"--json: {args.json!r} must be a new file in a folder that exists")
     import torch
 
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device: 'cuda' is not available here, torch finds no CUDA device; expected cpu")
     from restormixer_arch.benchmark.suite import run_suite
     from restormixer_arch.benchmark.tables import figures, markdown
 
-    result = run_suite(args.threads or torch.get_num_threads(), args.rounds, args.quick)
+    result = run_suite(args.threads or torch.get_num_threads(), args.rounds, args.quick, args.device)
     say(markdown(result))
     if args.json:
         text = json.dumps({**result, "figures": figures(result)}, indent=1)

@@ -29,7 +29,7 @@ REQUIRED = (
 MAMBA = "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm"  # newer releases leave the scan out
 OPTIONAL = (
     ("tensorboard", "tensorboard", "logger.use_tb_logger: true"),
-    ("triton", "triton", "the scan on a GPU; it comes with torch's CUDA builds"),
+    ("triton", "triton", "the scan on a GPU; it comes with torch's CUDA builds, and needs gcc or clang"),
     ("mamba-ssm", "mamba_ssm", f"the scan on a GPU where Triton does not work; with a CUDA compiler: {MAMBA}"),
     ("causal-conv1d", "causal_conv1d", "mamba-ssm"),
 )
@@ -97,8 +97,10 @@ def devices() -> Iterator[Finding]:
     else:
         reason = f": {str(caught[0].message).partition(chr(10))[0]}" if caught else ""
         yield Finding("cuda", f"no device found (torch is built for CUDA {torch.version.cuda}){reason}", "--")
+    if found and torch.cuda.device_count() > 1:
+        yield Finding("several GPUs", "need a process each: torchrun --nproc_per_node=N, or num_gpu: 1 for one", "--")
     if torch.backends.mps.is_available():
-        yield Finding("mps", "found; BasicSR trains on CUDA devices or the CPU only", "--")
+        yield Finding("mps", "found; taken by 'device: mps' in an option file, or by basicsr restore --device mps")
 
 
 def upstream() -> Iterator[Finding]:

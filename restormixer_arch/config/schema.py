@@ -233,6 +233,9 @@ class Steps(Section):
 
     grad_clip: Rate = Field(default=0.01, description="largest norm of the gradient, 0 for no limit")
     amp: Literal["off", "bf16", "fp16", False] = Field(default="off", description="16 bits in the forward pass")
+    tf32: bool | None = Field(
+        default=None, description="TF32 on a GPU, in convolutions and products; torch's own settings if unset"
+    )
     accumulate: Positive = Field(default=1, description="batches of the loader for one step of the optimizer")
     checkpointing: bool = Field(default=False, description="less memory: compute the activations of blocks twice")
     compile: bool = Field(default=False, description="run the network through torch.compile while training")

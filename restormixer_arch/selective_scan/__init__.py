@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
+import shutil
 from collections.abc import Collection
 
 import torch
@@ -111,7 +113,9 @@ def _prospect() -> str:
     """What a GPU would run the scan on, as far as the installed packages show."""
     reason = triton_scan.package_reason()
     if reason is None:
-        return "a GPU would take triton, if it passes its probe there"
+        compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or os.name == "nt"
+        lacking = "" if compiler else "; Triton needs a C compiler, and neither gcc nor clang is found"
+        return f"a GPU would take triton, if it passes its probe there{lacking}"
     if importlib.util.find_spec("mamba_ssm") is not None:
         return f"a GPU would take cuda, if it passes its probe there (triton: {reason})"
     return f"a GPU would take torch (triton: {reason}; cuda: mamba-ssm is not installed)"

@@ -1,8 +1,9 @@
 """The selective scan on a GPU, by this package's Triton kernels: launches, memory, and whether they can be used here.
 
-Triton comes with every CUDA build of torch, so no compiler and no other package is needed. The kernels read tokens in
-all four directions by index: nothing is flipped, transposed or copied, except a stream whose channels are not dense
-or whose pixels are not evenly spaced in memory. Results are the same bit by bit from run to run.
+Triton comes with every CUDA build of torch, so no CUDA compiler and no other package is needed; its launchers are built
+with a C compiler, gcc or clang. The kernels read tokens in all four directions by index: nothing is flipped, transposed
+or copied, except a stream whose channels are not dense or whose pixels are not evenly spaced in memory. Results are the
+same bit by bit from run to run.
 
 Memory: kept for the backward pass is the state of every T-th token, float32, 4 N / T bytes for each token, channel and
 direction (T = 4: 16 bytes with N = 16). With ``keep_states=False`` nothing is kept, and the backward pass scans

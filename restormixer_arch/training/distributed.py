@@ -59,6 +59,8 @@ def start(
     timeout = timedelta(minutes=dist_params.get("timeout_minutes") or DEFAULT_TIMEOUT)
     # Of the depthwise convolutions' weights, whose axis of length 1 may have any stride: nothing is slower for it.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    if backend == "nccl" and distributed.is_gloo_available():
+        backend = "cpu:gloo,cuda:nccl"  # what the processes agree on, such as a signal, need not wait for the GPU
     distributed.init_process_group(backend=backend, timeout=timeout)
 
 

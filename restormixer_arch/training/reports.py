@@ -10,6 +10,7 @@ import csv
 import logging
 import math
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -47,6 +48,7 @@ class Progress:
         self.psnr: float | None = None
         self.learning_rate: float | None = None
         self._bar: tqdm | None = None
+        self._read_at = -math.inf
         self._stack = ExitStack()
 
     def __enter__(self) -> Progress:
@@ -64,16 +66,21 @@ class Progress:
             self._bar = self._stack.enter_context(bar)
 
     def step(self, iteration: int, losses: Mapping[str, float]) -> None:
-        """Move to ``iteration``, the number of iterations done, and show their last total loss."""
+        """Move to ``iteration``, the number of iterations done, and show a recent total loss.
+
+        Losses on a GPU are read twice a second, since reading one waits for it.
+        """
         if self._bar is None:
             return
-        total = sum(value for name, value in losses.items() if name.startswith("l_"))
-        parts = [f"loss {total:.4f}"]
-        if self.psnr is not None:
-            parts.append(f"PSNR {self.psnr:.2f}")
-        if self.learning_rate is not None:
-            parts.append(f"lr {self.learning_rate:.1e}")
-        self._bar.set_postfix_str(", ".join(parts), refresh=False)
+        if iteration >= self.total or time.monotonic() - self._read_at > 0.5:
+            self._read_at = time.monotonic()
+            total = sum(value for name, value in losses.items() if name.startswith("l_"))
+            parts = [f"loss {total:.4f}"]
+            if self.psnr is not None:
+                parts.append(f"PSNR {self.psnr:.2f}")
+            if self.learning_rate is not None:
+                parts.append(f"lr {self.learning_rate:.1e}")
+            self._bar.set_postfix_str(", ".join(parts), refresh=False)
         self._bar.update(iteration - self._bar.n)
 
 
@@ -98,6 +105,10 @@ class Reports:
         """Take the losses of one iteration."""
         for name, value in losses.items():
             self.sums.setdefault(name, []).append(value)
+
+    def sums_as_numbers(self) -> dict[str, list[float]]:
+        """Return :attr:`sums` for a checkpoint; on a GPU they are tensors."""
+        return {name: [float(value) for value in values] for name, values in self.sums.items()}
 
     def write_losses(self, iteration: int, learning_rate: float) -> None:
         """Write the means of the losses since the last row."""
@@ -131,8 +142,8 @@ class Reports:
 
 
 def _mean(values: list[float]) -> float:
-    """The mean of the finite values: the step of the others was skipped."""
-    finite = [value for value in values if math.isfinite(value)]
+    """The mean of the finite values, numbers or tensors: the step of the others was skipped."""
+    finite = [value for value in map(float, values) if math.isfinite(value)]
     return math.fsum(finite) / len(finite) if finite else math.nan
 
 

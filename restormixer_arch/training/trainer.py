@@ -214,7 +214,7 @@ class Training(Run):
             "position": self.sampler.position(),
             "manual_seed": self.opt["manual_seed"],
             "validated": all(iteration == self.iteration for iteration in self._validated_at),
-            "loss_sums": self.reports.sums if self.reports else {},
+            "loss_sums": self.reports.sums_as_numbers() if self.reports else {},
         }
 
     # --- iterate -----------------------------------------------------------------------------------------------------
