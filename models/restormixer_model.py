@@ -18,8 +18,8 @@ from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.inference.restorer import Restorer, restorer_of_options
 from restormixer_arch.inference.weights import read_weights
 from restormixer_arch.models import guard, memory
+from restormixer_arch.models.guard import NormStatistics, frozen_after
 from restormixer_arch.models.losses import MultiScaleDualDomainLoss
-from restormixer_arch.models.norms import NormStatistics, frozen_after
 from restormixer_arch.models.precision import Precision, read_amp, set_tf32, varying_sizes
 from restormixer_arch.models.progressive import ProgressivePatches
 from restormixer_arch.models.validation import validate
@@ -48,7 +48,7 @@ class RestorMixerModel(SRModel):
     - ``compile``: run the training's forward and backward pass through ``torch.compile``.
     - ``progressive``: stages of growing patches, see :mod:`.progressive`.
     - ``frozen_norms``: share of the training, 0 to 1, after which BatchNorm normalizes by its running statistics, those
-      of the averaged weights, and leaves them alone, see :mod:`.norms`. Not set: never.
+      of the averaged weights, and leaves them alone, see :class:`.guard.NormStatistics`. Not set: never.
     - ``mixup``: blend the pairs of a batch, see :func:`mix_pairs`; the value is the alpha of its Beta distribution.
     - ``max_skipped``: a step whose loss or gradient is not finite is skipped; more than this many in a row (10 by
       default) end the training. Overflows that float16's loss scale explains do not count. On a GPU nothing waits for

@@ -235,7 +235,7 @@ def _image_path(model: Any, dataset: str, stem: str, current_iter: int | str) ->
     """Where SRModel writes a restored image; in a training with several sets, below the name of its set."""
     root = model.opt["path"]["visualization"]
     if model.opt["is_train"]:
-        sets = [phase for phase in model.opt["datasets"] if phase != "train"]
+        sets = [phase for phase in model.opt.get("datasets", {}) if phase != "train"]
         folder = osp.join(root, dataset) if len(sets) > 1 else root  # two sets may have images of one name
         return osp.join(folder, stem, f"{stem}_{current_iter}.png")
     return osp.join(root, dataset, f"{stem}_{model.opt['val'].get('suffix') or model.opt['name']}.png")

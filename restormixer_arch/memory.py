@@ -39,7 +39,7 @@ def reset_peak() -> bool:
 def keep_freed_memory() -> bool:
     """Reuse the memory of freed tensors up to 100 MB instead of returning it to the system; glibc only.
 
-    By default glibc maps every tensor above 32 MB afresh and unmaps it when it is freed, and the kernel clears each
+    By default glibc maps every tensor above 32 MB again and unmaps it when it is freed, and the kernel clears each
     page at its first use: more than half of the time of a forward pass at 1024x1024. The setting holds for the whole
     process, so a command may make it and a library must not.
 

@@ -43,7 +43,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, place):
-    """The report, opened afresh; the console must stay empty, and nothing but the file may be asked for."""
+    """The report, opened again; the console must stay empty, and nothing but the file may be asked for."""
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", DESKTOP)
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
     browser.get(place)

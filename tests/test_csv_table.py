@@ -1,4 +1,4 @@
-"""The CSV files of an experiment: rows, new columns, going on after a kill."""
+"""The CSV files of an experiment: rows, new columns, resuming after a kill."""
 
 from restormixer_arch.training.reports import Table
 
@@ -25,7 +25,7 @@ def test_a_resumed_training_drops_what_it_does_again(tmp_path):
     assert path.read_text().split()[-1] == "6,rain,27.0,0.8"
 
 
-def test_a_file_that_is_no_table_of_ours_is_begun_anew(tmp_path):
+def test_a_file_that_is_no_table_of_ours_is_started_again(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("half a li")
     Table(path, 5).add({"iteration": 6, "psnr": 27.0})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from restormixer_arch import cli, selective_scan
-from restormixer_arch.basicsr_adapter import plugins
+from restormixer_arch.basicsr_adapter import register
 from restormixer_arch.cli import doctor
 
 
@@ -56,7 +56,9 @@ def test_a_section_that_fails_is_a_problem():
 
 
 def test_a_broken_plug_in_and_a_missing_restormixer_are_problems(monkeypatch):
-    monkeypatch.setattr(plugins, "load", lambda: [plugins.Plugin("other", "a.b", "other 1", "ImportError: c")])
+    monkeypatch.setattr(
+        register, "load_plugins", lambda: [register.Plugin("other", "a.b", "other 1", "ImportError: c")]
+    )
     found = lines(doctor.plug_ins)
     assert found[0] == "!!  other              a.b of other 1: ImportError: c"
     assert found[1].startswith("!!  restormixer        not found as a plug-in")

@@ -1,4 +1,4 @@
-"""``basicsr train --dry-run``: it finds what a training would stumble over, keeps nothing, and tells the time."""
+"""``basicsr train --dry-run``: it finds what a training would stumble over, keeps nothing, and reports the time."""
 
 import re
 from pathlib import Path

@@ -46,7 +46,7 @@ def assert_same_end(expected):
     assert [key for key in state if not same(found[key], state[key])] == []
 
 
-def assert_goes_on_as_if_not_stopped(file, monkeypatch, killed):
+def assert_resumes_as_if_not_stopped(file, monkeypatch, killed):
     expected = at_once(file)
     revive = kill_at(monkeypatch, killed)
     with pytest.raises(Killed):
@@ -61,18 +61,18 @@ def assert_goes_on_as_if_not_stopped(file, monkeypatch, killed):
     ("network", "workers", "killed"),
     [("EDSR", 0, 6), ("EDSR", 2, 6), ("EDSR", 0, 7), ("SwinIR", 0, 4), ("SwinIR", 2, 6), ("RestorMixer", 2, 6)],
 )
-def test_going_on_is_as_not_having_stopped(pairs, train_options, write, monkeypatch, network, workers, killed):
+def test_resuming_is_as_not_having_stopped(pairs, train_options, write, monkeypatch, network, workers, killed):
     options = architecture(several_batches(train_options), network)
     options["datasets"]["train"]["num_worker_per_gpu"] = workers
     options["val"]["val_freq"] = 2
-    assert_goes_on_as_if_not_stopped(write(options), monkeypatch, killed)
+    assert_resumes_as_if_not_stopped(write(options), monkeypatch, killed)
 
 
 @pytest.mark.parametrize("killed", [4, 6])
-def test_frozen_norms_go_on_as_they_were(pairs, train_options, write, monkeypatch, killed):
+def test_frozen_norms_resume_as_they_were(pairs, train_options, write, monkeypatch, killed):
     options = architecture(several_batches(train_options), "RestorMixer")
     options["train"]["frozen_norms"] = 0.5  # after iteration 4 of 8
-    assert_goes_on_as_if_not_stopped(write(options), monkeypatch, killed)
+    assert_resumes_as_if_not_stopped(write(options), monkeypatch, killed)
 
 
 @pytest.mark.parametrize("write_number", range(3, 7))
@@ -186,7 +186,7 @@ def test_a_drawn_seed_is_kept(pairs, train_options, write):
     assert load("training_states/8.state")["manual_seed"] == seed
 
 
-def test_another_data_set_begins_its_epoch_anew_and_another_seed_is_told(pairs, train_options, write, capsys):
+def test_another_data_set_starts_its_epoch_again_and_another_seed_is_reported(pairs, train_options, write, capsys):
     file = write(several_batches(train_options))
     assert train(file) == 0
     command = ["--auto_resume", "--force_yml", "train:total_iter=9", "manual_seed=3"]

@@ -107,7 +107,7 @@ def test_a_loader_process_that_raises_ends_the_training(pairs, train_options, wr
 
 
 @pytest.mark.timeout(MINUTE)
-def test_a_loader_process_that_is_killed_is_told(pairs, train_options, write, monkeypatch, capsys):
+def test_a_loader_process_that_is_killed_is_reported(pairs, train_options, write, monkeypatch, capsys):
     original, parent = PairedImageDataset.__getitem__, os.getpid()
 
     def getitem(self, index):

@@ -19,7 +19,7 @@ def accepted(folder, *parts, **environment):
     result = json.loads((folder / "acceptance.json").read_text())
     assert list(result) == ["machine", *parts]
     text = (folder / "acceptance.md").read_text()
-    assert all(f"## {part}" in text for part in parts) and text.endswith("## Faults\n\n- none\n")
+    assert all(f"## {part}" in text for part in parts) and text.endswith("## Failures\n\n- none\n")
     return result
 
 

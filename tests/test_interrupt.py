@@ -1,4 +1,4 @@
-"""Ctrl-C on a real training, and going on from what it left."""
+"""Ctrl-C on a real training, and resuming from what it left."""
 
 from __future__ import annotations
 

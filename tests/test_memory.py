@@ -73,7 +73,7 @@ def test_compiled_training(tmp_path, network, monkeypatch):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-6, msg=name)
     compiled.save(0, 1)
     build(tmp_path, network).load_network(eager.net_g, tmp_path / "net_g_1.pth", strict=True)
-    compiled.feed_data({"lq": torch.rand(1, 3, 24, 32)})  # another size is not compiled anew
+    compiled.feed_data({"lq": torch.rand(1, 3, 24, 32)})  # another size is not compiled again
     compiled.test()
     assert compiled.output.shape == (1, 3, 24, 32)
 

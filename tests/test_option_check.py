@@ -15,7 +15,7 @@ from restormixer_arch.errors import OptionErrors, UserError
 MISSING = object()
 
 
-def faults(name: str, is_train: bool = True) -> list[str]:
+def problems_of(name: str, is_train: bool = True) -> list[str]:
     with pytest.raises(OptionErrors) as caught:
         read_request(name, is_train=is_train)
     return caught.value.lines
@@ -98,7 +98,7 @@ def test_correct_files_pass(pairs, train_options, test_options, write):
 )
 def test_one_mistake_one_line(pairs, train_options, write, path, value, text):
     put(train_options, path, value)
-    assert faults(write(train_options)) == [f"x.yml: {path}: {text.replace('{cwd}', str(Path.cwd()))}"]
+    assert problems_of(write(train_options)) == [f"x.yml: {path}: {text.replace('{cwd}', str(Path.cwd()))}"]
 
 
 @pytest.mark.parametrize(
@@ -117,18 +117,18 @@ def test_tiles_are_for_the_model_that_knows_them(pairs, train_options, test_opti
     for options, is_train in ((train_options, True), (test_options, False)):
         options["path"] = {}
         options["val"].update(good)
-        assert faults(write(options), is_train) == [f"x.yml: val.{name}: unknown key." for name in good]
+        assert problems_of(write(options), is_train) == [f"x.yml: val.{name}: unknown key." for name in good]
         options["model_type"] = "RestorMixerModel"
         read_request(write(options), is_train=is_train)
         options["val"][key] = value
-        assert faults(write(options), is_train) == [f"x.yml: val.{key}: {text}"]
+        assert problems_of(write(options), is_train) == [f"x.yml: val.{key}: {text}"]
 
 
 def test_a_share_is_between_0_and_1(pairs, train_options, write):
     train_options["model_type"] = "RestorMixerModel"
     for value, text in ((1.5, "at most 1.0"), (-0.1, "at least 0.0"), ("half", "a number")):
         train_options["train"]["frozen_norms"] = value
-        [line] = faults(write(train_options))
+        [line] = problems_of(write(train_options))
         assert line == f"x.yml: train.frozen_norms: got {value!r}, expected {text}"
 
 
@@ -140,7 +140,7 @@ def test_a_file_can_be_checked_where_its_data_is_not(folder, train_options):
 
 def test_an_unknown_scheduler_is_answered_with_the_list(pairs, train_options, write):
     train_options["train"]["scheduler"]["type"] = "CosineAnealingRestartLR"
-    assert faults(write(train_options)) == [
+    assert problems_of(write(train_options)) == [
         "x.yml: train.scheduler.type: 'CosineAnealingRestartLR' is no known scheduler. Did you mean "
         "'CosineAnnealingRestartLR'? Known: CosineAnnealingRestartLR, MultiStepLR, MultiStepRestartLR"
     ]
@@ -150,7 +150,7 @@ def test_a_misspelt_required_key_is_one_fault_and_all_faults_come_in_file_order(
     train_options["train"]["totl_iter"] = train_options["train"].pop("total_iter")
     train_options["num_gpu"] = 1.5
     train_options["logger"]["print_freq"] = 0
-    assert faults(write(train_options)) == [
+    assert problems_of(write(train_options)) == [
         "x.yml: num_gpu: got 1.5, expected a whole number, or 'auto'",
         "x.yml: train.totl_iter: unknown key. Did you mean 'total_iter'?",
         "x.yml: logger.print_freq: got 0, expected at least 1",
@@ -160,7 +160,7 @@ def test_a_misspelt_required_key_is_one_fault_and_all_faults_come_in_file_order(
 def test_the_schedule_must_last_as_long_as_the_training(pairs, train_options, write):
     cosine = {"type": "CosineAnnealingRestartLR", "periods": [2, 2], "restart_weights": [1]}
     train_options["train"]["scheduler"] = cosine
-    assert faults(write(train_options)) == [
+    assert problems_of(write(train_options)) == [
         "x.yml: train.scheduler.periods: the sum of [2, 2] is 4, less than total_iter 5",
         "x.yml: train.scheduler.restart_weights: got 1 values, expected one for each of the 2 periods",
     ]
@@ -172,11 +172,11 @@ def test_databases_and_backend_go_together(pairs, train_options, write):
     at, val = "x.yml: datasets.val.dataroot", train_options["datasets"]["val"]
     val["io_backend"] = {"type": "lmdb"}
     reason = "must end in '.lmdb' because io_backend.type is 'lmdb'"
-    assert faults(write(train_options)) == [f"{at}_gt: 'pairs/gt' {reason}", f"{at}_lq: 'pairs/lq' {reason}"]
+    assert problems_of(write(train_options)) == [f"{at}_gt: 'pairs/gt' {reason}", f"{at}_lq: 'pairs/lq' {reason}"]
     Path("x.lmdb").mkdir()
     val.update(io_backend={"type": "disk"}, dataroot_gt="x.lmdb")
     reason = "is an LMDB, which needs io_backend.type 'lmdb', got 'disk'"
-    assert faults(write(train_options)) == [f"{at}_gt: 'x.lmdb' {reason}"]
+    assert problems_of(write(train_options)) == [f"{at}_gt: 'x.lmdb' {reason}"]
 
 
 def test_an_lmdb_folder_has_both_of_its_files(pairs, train_options, write):
@@ -187,7 +187,7 @@ def test_an_lmdb_folder_has_both_of_its_files(pairs, train_options, write):
         train_options["datasets"]["val"][f"dataroot_{kind}"] = str(root)
     Path("lq.lmdb/meta_info.txt").touch()
     train_options["datasets"]["val"]["io_backend"] = {"type": "lmdb"}
-    assert faults(write(train_options)) == [
+    assert problems_of(write(train_options)) == [
         "x.yml: datasets.val.dataroot_gt: 'gt.lmdb' is no LMDB of BasicSR: it has no meta_info.txt"
     ]
 
@@ -195,7 +195,7 @@ def test_an_lmdb_folder_has_both_of_its_files(pairs, train_options, write):
 def test_metrics_need_a_ground_truth(pairs, test_options, write):
     single = {"type": "SingleImageDataset", "name": "s", "dataroot_lq": "pairs/lq", "io_backend": {"type": "disk"}}
     test_options.update(datasets={"test_1": single}, path={})
-    assert faults(write(test_options), is_train=False) == [
+    assert problems_of(write(test_options), is_train=False) == [
         "x.yml: datasets.test_1.type: 'SingleImageDataset' has no ground truth for val.metrics (calculate_psnr)"
     ]
     test_options["val"]["metrics"] = {"niqe": {"type": "calculate_niqe", "crop_border": 0}}
@@ -213,7 +213,7 @@ def test_metrics_need_a_ground_truth(pairs, test_options, write):
 def test_phases_are_those_of_the_command(pairs, train_options, test_options, write, phase, is_train, text):
     options = train_options if is_train else test_options | {"path": {}}
     options["datasets"][phase] = dict(options["datasets"]["val" if is_train else "test_1"])
-    assert faults(write(options), is_train) == [f"x.yml: datasets.{phase}: unknown phase for 'basicsr {text}"]
+    assert problems_of(write(options), is_train) == [f"x.yml: datasets.{phase}: unknown phase for 'basicsr {text}"]
 
 
 def test_a_plug_in_s_classes_may_have_keys_of_their_own(pairs, train_options, write):
@@ -224,7 +224,9 @@ def test_a_plug_in_s_classes_may_have_keys_of_their_own(pairs, train_options, wr
     train_options["datasets"]["val"].update(type="PluginDataset", rain=0.5)
     assert read_request(write(train_options), is_train=True).options == train_options
     del train_options["train"]["total_iter"]  # which BasicSR's own loop reads
-    assert faults(write(train_options)) == ["x.yml: train.total_iter: required key is missing (iterations to train)"]
+    assert problems_of(write(train_options)) == [
+        "x.yml: train.total_iter: required key is missing (iterations to train)"
+    ]
 
 
 # --- files in the package --------------------------------------------------------------------------------------------
@@ -292,7 +294,7 @@ def test_a_crop_is_a_multiple_of_the_scale(train_options):
 def test_stages_of_patches_are_checked_before_the_training(pairs, train_options, write):
     train_options.update(model_type="RestorMixerModel", scale=2)
     train_options["train"]["progressive"] = {"iters": [2, 2], "gt_sizes": [8, 15], "batch_sizes": [4]}
-    assert faults(write(train_options)) == [
+    assert problems_of(write(train_options)) == [
         "x.yml: train.progressive: iters, gt_sizes and batch_sizes must be of one length, got 2, 2 and 1",
         "x.yml: train.progressive.gt_sizes: got 15, expected a multiple of scale 2",
     ]
@@ -319,7 +321,7 @@ def test_wandb_needs_its_package_and_tensorboard(train_options, monkeypatch):
         (16, [2, 8, 0], "of 16 pixels 8 are left at 1/2, where the largest window has 32"),
     ],
 )
-def test_windows_that_see_padding_are_told(train_options, size, blocks, advice):
+def test_windows_that_see_padding_are_reported(train_options, size, blocks, advice):
     train_options["network_g"] = {"type": "RestorMixer", "num_blocks": blocks}
     train_options["datasets"]["train"]["gt_size"] = size
     text = rules.window_advice(train_options)

@@ -129,9 +129,9 @@ def test_check_finds_a_changed_and_a_foreign_picture(small, tmp_path, capsys):
     changed = sorted((out / "lq/rain").iterdir())[0]
     save(changed, 255 - cv2.imread(str(changed)))
     save(out / "gt/rain/mine.png", picture(1))
-    count, faults = check_fixed_set(str(tmp_path / "photos/test_gt"), out, lmdb=False)
+    count, problems = check_fixed_set(str(tmp_path / "photos/test_gt"), out, lmdb=False)
     assert count == 32
-    assert faults == [
+    assert problems == [
         f"{out}/lq: image 'rain/{changed.stem}' differs from its source",
         f"{out}/gt: 1 images have no source, the first is 'rain/mine'",
     ]

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from restormixer_arch.basicsr_adapter import compat, plugins
+from restormixer_arch.basicsr_adapter import compat, register
 
 compat.apply()
 
@@ -19,8 +19,8 @@ from basicsr.utils.registry import ARCH_REGISTRY  # noqa: E402
 def found(monkeypatch):
     """Replace the installed plug-ins by a list; whatever they register is taken out again."""
     entries = []
-    monkeypatch.setattr(plugins, "entry_points", lambda group: entries if group == "basicsr.plugins" else [])
-    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setattr(register, "entry_points", lambda group: entries if group == "basicsr.plugins" else [])
+    monkeypatch.setattr(register, "_loaded", {})
     monkeypatch.setattr(ARCH_REGISTRY, "_obj_map", dict(ARCH_REGISTRY._obj_map))
 
     def add(name, value):
@@ -50,9 +50,9 @@ def package(monkeypatch):
 def test_a_function_is_called_once(found, package):
     found("fake", "fake_plugin:register")
     found("fake", "fake_plugin:register")  # as an editable install may list it
-    assert [plugin.error for plugin in plugins.load()] == [None]
+    assert [plugin.error for plugin in register.load_plugins()] == [None]
     assert "FakeNet" in ARCH_REGISTRY
-    plugins.load()
+    register.load_plugins()
     assert package.calls == 1
 
 
@@ -62,7 +62,7 @@ def test_a_module_is_imported(found, tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     found("fake", "fake_module")
-    plugins.load()
+    register.load_plugins()
     assert "ByImport" in ARCH_REGISTRY
 
 
@@ -81,11 +81,14 @@ def test_a_broken_plug_in_is_named_and_the_others_load(found, package, capsys, v
     package.fail = fail
     found("a_broken", value)
     found("works", "fake_plugin:register")
-    assert [(plugin.name, plugin.error) for plugin in plugins.load()] == [("a_broken", reason), ("works", None)]
+    assert [(plugin.name, plugin.error) for plugin in register.load_plugins()] == [
+        ("a_broken", reason),
+        ("works", None),
+    ]
     assert "FakeNet" in ARCH_REGISTRY
     expected = f"basicsr: warning: plug-in 'a_broken' of an unknown package was left out: {value}: {reason}\n"
     assert capsys.readouterr().err == expected
-    plugins.load()
+    register.load_plugins()
     assert capsys.readouterr().err == ""
 
 

@@ -245,29 +245,29 @@ def test_an_lmdb_grows_as_needed(root, monkeypatch):
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
-def broken_rain(root: Path, fault: str) -> None:
+def broken_rain(root: Path, mistake: str) -> None:
     pairs(root, "train/Rain13K/target", "train/Rain13K/input", [(f"{n}.png",) * 2 for n in range(3)])
     clean, rainy = (root / "train/Rain13K" / kind for kind in ("target", "input"))
-    if fault == "layout":
+    if mistake == "layout":
         clean.rename(clean.with_name("targets"))
-    elif fault == "no clean partner":
+    elif mistake == "no clean partner":
         (clean / "1.png").unlink()
-    elif fault == "no degraded partner":
+    elif mistake == "no degraded partner":
         (rainy / "1.png").unlink()
-    elif fault == "two sizes":
+    elif mistake == "two sizes":
         save(rainy / "1.png", picture(1, (32, 41)))
-    elif fault == "no image":
+    elif mistake == "no image":
         (rainy / "1.png").write_bytes(b"text")
-    elif fault == "empty file":
+    elif mistake == "empty file":
         (rainy / "1.png").write_bytes(b"")
-    elif fault == "two of one name":
+    elif mistake == "two of one name":
         save(rainy / "1.jpg", picture(1))
-    elif fault == "nothing":
+    elif mistake == "nothing":
         shutil.rmtree(root / "train")
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"),
+    ("mistake", "message"),
     [
         (
             "layout",
@@ -297,17 +297,17 @@ def broken_rain(root: Path, fault: str) -> None:
         ),
     ],
 )
-def test_a_wrong_set_is_one_line_with_the_path(root, capsys, fault, message):
-    broken_rain(root, fault)
+def test_a_wrong_set_is_one_line_with_the_path(root, capsys, mistake, message):
+    broken_rain(root, mistake)
     assert run("derain", "--root", "root", "--sets", "Rain13K") == 2
     (line,) = errors(capsys)
     assert line.startswith(message)
     assert not list(Path().glob("datasets/Rain13K/train_*"))
 
 
-@pytest.mark.parametrize("fault", ["two sizes", "no image"])
-def test_bad_pairs_can_be_left_out(root, capsys, fault):
-    broken_rain(root, fault)
+@pytest.mark.parametrize("mistake", ["two sizes", "no image"])
+def test_bad_pairs_can_be_left_out(root, capsys, mistake):
+    broken_rain(root, mistake)
     (root / "train/Rain13K/input/Thumbs.db").write_bytes(b"x")
     assert run("derain", "--root", "root", "--sets", "Rain13K", "--skip-bad") == 0
     out = capsys.readouterr().out

@@ -14,7 +14,7 @@ TABLE = {"iters": [2, 3, 1], "gt_sizes": [4, 8, 16], "batch_sizes": [4, 2, 1]}
 
 
 def numbered(side=16, scale=1):
-    """Pictures in which a value tells its place: 100000 for an image, 1000 for a row, 1 for a column."""
+    """Pictures in which a value shows its place: 100000 for an image, 1000 for a row, 1 for a column."""
     rows, columns = torch.arange(float(side))[:, None], torch.arange(float(side))[None, :]
     image = torch.arange(4.0)[:, None, None, None] * 100000
     lq = image + 1000 * rows + columns

@@ -100,7 +100,7 @@ def test_a_video(place, capsys):
     assert shapes == [[(48, 64, 3)] * 3, [(48, 128, 3)] * 3]
 
 
-def test_a_video_that_breaks_off_is_told(place, capsys, monkeypatch):
+def test_a_video_that_breaks_off_is_reported(place, capsys, monkeypatch):
     write_video(place / "film.avi", count=3)
     original = VideoSource.__init__
 
@@ -129,7 +129,7 @@ def test_too_little_memory_is_reported_for_the_image(place, capsys):
     assert "error: in/a.png: max-memory: 0.00 GB is not enough for 30 x 20 pixels" in capsys.readouterr().err
 
 
-def test_results_that_cannot_be_written_are_told(place, capsys):
+def test_results_that_cannot_be_written_are_reported(place, capsys):
     (place / "out").mkdir()
     (place / "out/sub").write_bytes(b"in the way")
     assert run("in", "-o", "out", "--weights", "w.safetensors") == 2

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from restormixer_arch.atomic_write import atomic_paths
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.jobs import Job, find_jobs, make_folder
+from restormixer_arch.output import atomic_paths
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_files_appear_when_they_are_whole(folder):
     assert target.read_text() == "new" and list(folder.iterdir()) == [target]
 
 
-def test_a_folder_that_cannot_be_read_is_told(files, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_reported(files, monkeypatch):
     original = os.scandir
 
     def scandir(path):

@@ -283,7 +283,7 @@ def test_validation_in_tiles(tmp_path):
     psnr = whole.results["large"]["psnr"]
     assert tiled.results["large"]["psnr"] == pytest.approx(psnr, abs=0.1) and psnr < 50
     assert tiled.net_g.training
-    step(tiled)  # and training goes on as before
+    step(tiled)  # and training continues as before
     assert np.isfinite(tiled.get_current_log()["l_pix"])
 
 
@@ -308,7 +308,7 @@ def test_tiles_stay_on_the_cpu_until_they_are_restored(tmp_path):
 
 def test_a_tile_too_small_is_refused_at_the_start(tmp_path):
     with pytest.raises(UserError, match="tile: 100 is too small for an overlap of 64, expected at least 128"):
-        validated(tmp_path, tile=100)
+        validated(tmp_path, tile=100, tile_overlap=64)
 
 
 # ------------------------------------------------------------------ several devices and processes

@@ -48,7 +48,7 @@ def test_an_edit_of_the_optimizer_is_followed(pairs, train_options, write, capsy
     assert load("training_states/6.state")["optimizers"][0]["param_groups"][0]["weight_decay"] == 0.125
 
 
-def test_without_an_edit_nothing_is_told(pairs, train_options, write, capsys):
+def test_without_an_edit_nothing_is_reported(pairs, train_options, write, capsys):
     file = write(several_batches(train_options, total=4))
     assert train(file) == 0
     assert train(file, "--auto_resume", "--force_yml", "train:total_iter=5") == 0

@@ -13,7 +13,7 @@ from restormixer_arch.basicsr_adapter import register  # noqa: E402, F401 - Rest
 from restormixer_arch.basicsr_adapter.signatures import argument_problems, check_names  # noqa: E402
 
 
-def faults(options, is_train=True):
+def problems_of(options, is_train=True):
     with pytest.raises(OptionErrors) as caught:
         check_names(options, "x.yml", is_train)
     return caught.value.lines
@@ -41,7 +41,7 @@ def test_an_unknown_name_is_answered_with_the_registry(train_options, path, name
     for section in sections:
         place = place[section]
     place[last] = name
-    (line,) = faults(train_options)
+    (line,) = problems_of(train_options)
     assert line.startswith(f"x.yml: {path}: {name!r} is no known ") and text in line
 
 
@@ -68,14 +68,14 @@ def test_values_are_compared_with_annotations_and_defaults(train_options, path, 
     for name in section.split("."):
         place = place[name]
     place[key] = value
-    (line,) = faults(train_options)
+    (line,) = problems_of(train_options)
     assert line == f"x.yml: {path}: {text}"
 
 
 def test_an_optimizer_that_this_basicsr_cannot_build_is_named(train_options):
     """BasicSR 1.4.2 builds Adam alone; later versions more, of which none is called Lion."""
     train_options["train"]["optim_g"]["type"] = "Lion"
-    (line,) = faults(train_options)
+    (line,) = problems_of(train_options)
     known = line.removeprefix("x.yml: train.optim_g.type: 'Lion' is no known optimizer of SRModel. Known: ")
     assert "Adam" in known.split(", ")
 
@@ -87,7 +87,7 @@ def test_arguments_are_compared_with_the_signature(train_options):
     metric = train_options["val"]["metrics"]["psnr"]
     metric.update(better="higher", test_y_chanel=True, for_another=1)  # the metric takes **kwargs
     del metric["crop_border"]
-    assert [line.partition(" Known:")[0] for line in faults(train_options)] == [
+    assert [line.partition(" Known:")[0] for line in problems_of(train_options)] == [
         "x.yml: network_g.num_feats: EDSR has no such argument. Did you mean 'num_feat'?",
         "x.yml: network_g.num_in_ch: required argument of EDSR is missing",
         "x.yml: train.pixel_opt.reductio: L1Loss has no such argument. Did you mean 'reduction'?",
@@ -101,9 +101,11 @@ def test_keyword_only_arguments_and_kwargs():
     def target(first, *, width=1, **rest):
         return first, width, rest
 
-    found = [str(fault) for fault in argument_problems(target, ["widht", "anything"], ("n",), given=["first"])]
+    found = [
+        str(problem) for problem in argument_problems(target, {"widht": 1, "anything": 1}, ("n",), given=["first"])
+    ]
     assert found == ["n.widht: target has no such argument. Did you mean 'width'?"]
-    assert [str(fault) for fault in argument_problems(target, [], ("n",))] == [
+    assert [str(problem) for problem in argument_problems(target, {}, ("n",))] == [
         "n.first: required argument of target is missing"
     ]
 

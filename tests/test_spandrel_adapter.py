@@ -1,4 +1,4 @@
-"""RestorMixer in the real spandrel: files of ours are told from others, built right, and restore pictures."""
+"""RestorMixer in the real spandrel: our files are distinguished from others, built right, and restore pictures."""
 
 import pytest
 import torch

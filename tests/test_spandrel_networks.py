@@ -19,8 +19,8 @@ NAFNET = {"type": "NAFNet_spandrel", "width": 4, "enc_blk_nums": [1], "dec_blk_n
 UFORMER = {"type": "Uformer_spandrel", "embed_dim": 4, "depths": [1] * 9}
 
 
-def faults(**section):
-    return [str(fault) for fault in network_problems(section, ("network_g",))]
+def problems_of(**section):
+    return [str(problem) for problem in network_problems(section, ("network_g",))]
 
 
 def built(section):
@@ -91,20 +91,20 @@ def test_all_of_spandrels_networks_have_a_name_of_their_own():
 
 
 def test_names_and_arguments_are_checked():
-    (fault,) = faults(type="NAFNt_spandrel")
+    (problem,) = problems_of(type="NAFNt_spandrel")
     start = "network_g.type: 'NAFNt_spandrel': spandrel has no 'NAFNt'. Did you mean 'NAFNet_spandrel'? Known: "
-    assert fault.startswith(start)
+    assert problem.startswith(start)
     expected = "network_g.type: 'Uformer' is no known architecture. Did you mean 'Uformer_spandrel'?"
-    assert faults(type="Uformer") == [expected]
-    (fault,) = faults(type="NAFNet_spandrel", widht=4)
-    assert fault == "network_g.widht: NAFNet has no such argument. Did you mean 'width'?"
-    assert faults(type="SwinIR") == [] and faults(type="EDSR", num_in_ch=3, num_out_ch=3) == []
+    assert problems_of(type="Uformer") == [expected]
+    (problem,) = problems_of(type="NAFNet_spandrel", widht=4)
+    assert problem == "network_g.widht: NAFNet has no such argument. Did you mean 'width'?"
+    assert problems_of(type="SwinIR") == [] and problems_of(type="EDSR", num_in_ch=3, num_out_ch=3) == []
 
 
 def test_without_spandrel_its_names_tell_how_to_get_it(monkeypatch):
     monkeypatch.setattr(spandrel_networks, "find_spec", lambda name: None)
-    (fault,) = faults(type="SCUNet_spandrel")
-    assert fault == (
+    (problem,) = problems_of(type="SCUNet_spandrel")
+    assert problem == (
         "network_g.type: 'SCUNet_spandrel' needs the package spandrel: pip install spandrel spandrel-extra-arches"
     )
 

@@ -67,7 +67,7 @@ RANKS = {
     "compare": 6,
     "cli": 7,
 }
-EVERYBODYS = ("errors", "output", "memory", "atomic_write", "protocol")
+EVERYBODYS = ("errors", "output", "memory", "protocol")
 
 
 def imports_of(path):

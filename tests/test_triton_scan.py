@@ -123,7 +123,7 @@ def test_the_report_says_what_a_gpu_would_take(monkeypatch):
     assert package.backend_report().endswith("take cuda, if it passes its probe there (triton: too old)")
 
 
-def test_a_missing_c_compiler_is_told(monkeypatch):
+def test_a_missing_c_compiler_is_reported(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(triton_scan, "package_reason", lambda: None)
     monkeypatch.delenv("CC", raising=False)

@@ -118,7 +118,7 @@ def test_an_output_that_is_not_finite_has_no_value(tmp_path, monkeypatch):
 
 
 def test_labels_from_names_below_the_root(tmp_path, monkeypatch):
-    """A folder above the data set's, though named like a label, tells nothing of its images."""
+    """A folder above the data set's, though named like a label, says nothing about its images."""
     items = [{"lq_path": [f"/data/rain/test/{name}"]} for name in ("low/1.png", "2_haze_snow.png", "3.png")]
     _, values = results_of(items, [1.0, 2.0, 3.0], tmp_path, monkeypatch, root="/data/rain/test")
     assert values == {"low": {"psnr": [1.0]}, "haze_snow": {"psnr": [2.0]}, "other": {"psnr": [3.0]}}

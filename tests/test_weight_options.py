@@ -1,4 +1,4 @@
-"""Which network a state dict belongs to: told by shapes, and by the stamp where shapes do not tell."""
+"""Which network a state dict belongs to: shown by shapes, and by the stamp where shapes do not show it."""
 
 import pytest
 import torch

@@ -18,12 +18,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from restormixer_arch.atomic_write import atomic_paths
 from restormixer_arch.data.degradations.compose import DEGRADATIONS, add_composition, draw_composition
 from restormixer_arch.data.degradations.labels import CDD11, CLEAN
 from restormixer_arch.data.images.folder import decode_image
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import complain, say
+from restormixer_arch.output import atomic_paths, complain, say
 
 LABELS = (CLEAN, *CDD11, "blur", "defocus", "noise", "poisson", "camera", "jpeg", "down", "blur_noise_jpeg", "blind")
 COLUMNS = 6

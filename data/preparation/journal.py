@@ -12,10 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from restormixer_arch.atomic_write import write_text_atomically
 from restormixer_arch.data.preparation.find_pairs import Unit
 from restormixer_arch.data.preparation.store import meta_line
 from restormixer_arch.data.preparation.sub_images import Prepared, Recipe
+from restormixer_arch.output import write_text_atomically
 
 VERSION = 1
 

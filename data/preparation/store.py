@@ -9,12 +9,12 @@ from pathlib import Path
 import lmdb
 import numpy as np
 
-from restormixer_arch.atomic_write import atomic_paths
 from restormixer_arch.data.images import IMAGE_SUFFIXES
 from restormixer_arch.data.images.opencv import decode_color
 from restormixer_arch.data.lmdb_io import LmdbImages, writing
 from restormixer_arch.data.preparation.sub_images import PNG_LEVEL, Entry
 from restormixer_arch.errors import UserError
+from restormixer_arch.output import atomic_paths
 
 SLACK = 2**26  # bytes that an LMDB may grow to beyond twice what is written at once
 

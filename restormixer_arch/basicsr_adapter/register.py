@@ -1,10 +1,24 @@
-"""RestorMixer's own plug-in: importing this module registers its network, model, loss and data set in BasicSR."""
+"""Registration in BasicSR: importing this module registers RestorMixer's networks, models, losses, metrics, data.
+
+:func:`load_plugins` also finds those of other installed packages.
+
+A package names its plug-in in the entry-point group ``basicsr.plugins``::
+
+    [project.entry-points."basicsr.plugins"]
+    mine = "mypackage.register"          # a module, which is imported
+    other = "mypackage.setup:register"   # or a function, which is called
+
+Either registers its classes in BasicSR's registries. RestorMixer is the first such plug-in.
+"""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 
 from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.output import warn
 
 # These carry BasicSR's decorators themselves. The network's module knows nothing of BasicSR.
 REGISTERING_MODULES = (
@@ -14,6 +28,8 @@ REGISTERING_MODULES = (
     "restormixer_arch.data.paired_dataset",
     "restormixer_arch.data.degraded_dataset",
 )
+
+GROUP = "basicsr.plugins"
 
 
 def register() -> None:
@@ -29,6 +45,44 @@ def register() -> None:
             ARCH_REGISTRY.register(network)
     for module in REGISTERING_MODULES:
         importlib.import_module(module)
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plug-in that was found: its name, what it loads, the package it is from, and why it failed, if it did."""
+
+    name: str
+    target: str
+    package: str
+    error: str | None = None
+
+
+_loaded: dict[tuple[str, str], Plugin] = {}
+
+
+def load_plugins() -> list[Plugin]:
+    """Import BasicSR and load every plug-in once. One that fails is left out with a warning; the others work."""
+    compat.apply()
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        key = (entry.name, entry.value)
+        if key not in _loaded:  # an editable install may list an entry twice
+            _loaded[key] = _load(entry)
+            if _loaded[key].error:
+                plugin = _loaded[key]
+                warn(f"plug-in {plugin.name!r} of {plugin.package} was left out: {plugin.target}: {plugin.error}")
+    return list(_loaded.values())
+
+
+def _load(entry: EntryPoint) -> Plugin:
+    package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown package"
+    try:
+        target = entry.load()
+        if callable(target):
+            target()
+    except Exception as error:  # noqa: BLE001 - anything may go wrong in foreign code, and one must not stop all
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return Plugin(entry.name, entry.value, package, reason)
+    return Plugin(entry.name, entry.value, package)
 
 
 register()

@@ -119,9 +119,9 @@ def measure(measurement: Measurement) -> TaskTable:
     request = read_request(
         measurement.option_file, is_train=False, force_yml=list(measurement.overrides), skip_missing=True
     )
-    from restormixer_arch.basicsr_adapter import plugins
+    from restormixer_arch.basicsr_adapter import register
 
-    plugins.load()
+    register.load_plugins()
     from restormixer_arch.training.results import values
     from restormixer_arch.training.trainer import test
 

@@ -24,9 +24,9 @@ def run(arguments: list[str]) -> int:
     from restormixer_arch.compare.options import name_problems_of, read_compare_file
 
     options = read_compare_file(args.opt, args.force_yml)
-    from restormixer_arch.basicsr_adapter import plugins
+    from restormixer_arch.basicsr_adapter import register
 
-    plugins.load()
+    register.load_plugins()
     raise_problems(name_problems_of(options, "."), options, args.opt)
     from restormixer_arch.compare import results, tables
     from restormixer_arch.compare.report import page

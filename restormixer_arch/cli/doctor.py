@@ -127,9 +127,9 @@ def upstream() -> Iterator[Finding]:
 
 
 def plug_ins() -> Iterator[Finding]:
-    from restormixer_arch.basicsr_adapter import plugins
+    from restormixer_arch.basicsr_adapter import register
 
-    found = plugins.load()
+    found = register.load_plugins()
     for plugin in found:
         text = f"{plugin.target} of {plugin.package}"
         yield Finding(plugin.name, f"{text}: {plugin.error}" if plugin.error else text, "!!" if plugin.error else "ok")

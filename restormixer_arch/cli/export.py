@@ -47,8 +47,8 @@ def run(arguments: list[str]) -> int:
     if not args.output.parent.is_dir():
         raise UserError(f"-o: there is no folder {str(args.output.parent)!r}")
     options = None if args.opt is None else _network_options(args.opt)
-    from restormixer_arch.atomic_write import atomic_paths
     from restormixer_arch.inference.weights import load_network
+    from restormixer_arch.output import atomic_paths
 
     network = load_network(args.weights, args.param_key, options)
     try:

@@ -23,13 +23,12 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from restormixer_arch.atomic_write import PART, atomic_paths
 from restormixer_arch.cli.parsing import Parser, positive_number, whole_number
 from restormixer_arch.data.images import VIDEO_FORMATS
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.jobs import Job, find_jobs, make_folder
 from restormixer_arch.memory import parse_bytes
-from restormixer_arch.output import complain, is_first_process, note, printable, say
+from restormixer_arch.output import PART, atomic_paths, complain, is_first_process, note, printable, say
 
 if TYPE_CHECKING:
     import numpy as np

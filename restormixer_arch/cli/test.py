@@ -21,9 +21,9 @@ def run(arguments: list[str]) -> int:
         debug=args.debug,
         skip_missing=args.skip_missing,
     )
-    from restormixer_arch.basicsr_adapter import plugins
+    from restormixer_arch.basicsr_adapter import register
 
-    plugins.load()
+    register.load_plugins()
     from restormixer_arch.training.results import test_lines
     from restormixer_arch.training.trainer import test
 

@@ -39,9 +39,9 @@ def run(arguments: list[str]) -> int:
         auto_resume=args.auto_resume,
         debug=args.debug,
     )
-    from restormixer_arch.basicsr_adapter import plugins
+    from restormixer_arch.basicsr_adapter import register
 
-    plugins.load()
+    register.load_plugins()
     if args.dry_run:
         from restormixer_arch.training.dry_run import dry_run
 

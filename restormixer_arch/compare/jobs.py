@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from restormixer_arch.basicsr_adapter import plugins
+from restormixer_arch.basicsr_adapter import register
 from restormixer_arch.errors import UserError
 from restormixer_arch.memory import keep_freed_memory
 from restormixer_arch.output import complain
@@ -23,7 +23,7 @@ from restormixer_arch.output import complain
 def run_job(job: dict[str, Any]) -> Any:
     """Run one job: its ``kind`` names the function, ``arguments`` are handed to it."""
     keep_freed_memory()  # as the command does, for every network
-    plugins.load()
+    register.load_plugins()
     torch.manual_seed(0)
     torch.set_num_threads(job["threads"])
     return JOBS[job["kind"]](**job["arguments"])

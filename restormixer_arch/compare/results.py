@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from restormixer_arch.atomic_write import write_text_atomically
+from restormixer_arch.output import write_text_atomically
 
 FORMAT = 1
 FILE = "results.json"

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from restormixer_arch.atomic_write import write_text_atomically
 from restormixer_arch.benchmark.tables import show_giga, show_memory, show_minutes, show_parameters, show_time
 from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric
+from restormixer_arch.output import write_text_atomically
 from restormixer_arch.training.results import csv_text, markdown_text
 
 INPUT = "input"

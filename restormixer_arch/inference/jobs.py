@@ -83,7 +83,7 @@ def find_jobs(inputs: Sequence[str], out: Path, *, compare: bool = False) -> lis
 
 
 def _key(path: Path) -> str:
-    """Return what two names of one file share: Windows and macOS do not tell capitals apart."""
+    """Return what two names of one file share: Windows and macOS do not distinguish capitals."""
     return str(path).casefold() if sys.platform in ("win32", "darwin") else str(path)
 
 

@@ -21,7 +21,7 @@ from basicsr.utils import get_root_logger
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from restormixer_arch.atomic_write import atomic_paths
+from restormixer_arch.output import atomic_paths
 
 LOSSES, VALIDATIONS, CURVES = "losses.csv", "validations.csv", "learning_curve.png"
 KEY = "iteration"

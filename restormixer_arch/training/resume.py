@@ -56,7 +56,7 @@ def _choose(opt: dict[str, Any]) -> tuple[Path, dict[str, Path]] | None:
     if opt["path"].get("resume_state"):
         candidates.append(Path(opt["path"]["resume_state"]))
     if opt["auto_resume"] and not candidates:
-        note(f"nothing to resume in {os.path.relpath(opt['path']['training_states'])}, starting afresh")
+        note(f"nothing to resume in {os.path.relpath(opt['path']['training_states'])}, starting from the beginning")
     for path in candidates:
         try:
             state = read_state(path)

@@ -40,12 +40,14 @@ def machine() -> Row:
 
 def failed(result: dict[str, list[Row]]) -> list[str]:
     """What is wrong, by part."""
-    faults = []
+    failures = []
     for part in PARTS:
         for row in result.get(part.__name__, []):
             if row.get("ok") is False or "error" in row:
-                faults.append(f"{part.__name__}: {row.get('error') or {k: v for k, v in row.items() if k != 'output'}}")
-    return faults
+                failures.append(
+                    f"{part.__name__}: {row.get('error') or {k: v for k, v in row.items() if k != 'output'}}"
+                )
+    return failures
 
 
 def markdown(result: Row) -> str:
@@ -58,7 +60,7 @@ def markdown(result: Row) -> str:
             lines += ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
             lines += ["| " + " | ".join(str(row.get(name, "")) for name in names) + " |" for row in rows]
         lines.append("")
-    return "\n".join(lines + ["## Faults", "", *(f"- {fault}" for fault in failed(result) or ["none"]), ""])
+    return "\n".join(lines + ["## Failures", "", *(f"- {failure}" for failure in failed(result) or ["none"]), ""])
 
 
 def main() -> int:
@@ -84,9 +86,9 @@ def main() -> int:
         text = json.dumps(result, indent=1, default=str)
         Path(args.out, "acceptance.json").write_text(text + "\n", encoding="utf-8")
         Path(args.out, "acceptance.md").write_text(markdown(result), encoding="utf-8")
-    faults = failed(result)
-    print("ACCEPTED" if not faults else "\n".join(["REJECTED", *faults]))  # noqa: T201
-    return 1 if faults else 0
+    failures = failed(result)
+    print("ACCEPTED" if not failures else "\n".join(["REJECTED", *failures]))  # noqa: T201
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The parts of the acceptance, see acceptance.py. Each yields rows: tables of plain values.
 
-A row with ``ok`` False, or with an ``error``, is a fault; ``left out`` says what could not run, and why.
+A row with ``ok`` False, or with an ``error``, is a failure; ``left out`` says what could not run, and why.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def accuracy(tiny: bool) -> Iterator[Row]:
             *(((2, 31, 29), 96, 16, S3), ((1, 24, 40), 256, 5, DIRECTIONS), ((1, 9, 11), 64, 64, ("row",))),
         ]
     for size, channels, states, directions in cases:
-        # Every number of states and dtype is compiled anew, so 16 bits are tried on the network's own kernels.
+        # Every number of states and dtype is compiled again, so 16 bits are tried on the network's own kernels.
         for dtype in LIMITS if states == 16 and size[0] == 2 else (torch.float32,):
             torch.manual_seed(0)
             inputs = scan_inputs(size, channels, states, len(directions), dtype)

@@ -11,11 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from restormixer_arch.atomic_write import write_text_atomically
 from restormixer_arch.compare import results, tables
 from restormixer_arch.compare.results import Comparison
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import complain, say
+from restormixer_arch.output import complain, say, write_text_atomically
 
 FILE = "report.html"
 NEEDED = ("jinja2", "plotly")
