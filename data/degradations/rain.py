@@ -52,7 +52,9 @@ PIXELS_PER_DENSITY = 10_000  # the area that `density` counts streaks in
 DISTANCE_STEP = 1.6  # how much farther each layer is than the one before it
 SHOWERS = (0.62, 0.2, 0.1, 0.08)  # probability of one, two, three and four
 SHORTEST = 4  # pixels, of the streaks of a layer that is drawn
-MISTY = 0.4  # share of rain with mist
+MODERATE = 0.25  # share of moderate rain from one direction: the commonest, which wide ranges would make rare
+MISTY = 0.2  # share of the other rain with mist
+VEILED = 0.25  # share of its showers with a veil
 DIAMETERS = (0.3, 2.5)  # smallest and largest drop, in mean diameters
 SOFT_END = 0.3  # part of a streak, at each end, over which it fades, where the parameters give no other
 TENT_VARIANCE = 1 / 6  # of a point shared out among its four pixels; that much blur is there already
@@ -125,6 +127,7 @@ def draw_rain(rng: np.random.Generator, strength: float | None = None) -> Rain:
         ValueError: ``strength`` is not in [0, 1].
     """
     strong = draw_strength(rng, strength)
+    moderate, common = rng.uniform() < MODERATE, _draw_moderate_shower(rng, strong)
     count = int(rng.choice(len(SHOWERS), p=SHOWERS) + 1)
     showers = [_draw_wide_shower(rng, strong, count) for _ in range(len(SHOWERS))]
     misty, beta = rng.uniform() < MISTY, np.sqrt(strong) * rng.uniform(0.2, 2.2)
@@ -138,7 +141,23 @@ def draw_rain(rng: np.random.Generator, strength: float | None = None) -> Rain:
         relief=float(rng.uniform(0, 0.4)),
         seed=draw_seed(rng),
     )
-    return Rain(tuple(showers[:count]), mist if misty else None)
+    return Rain((common,)) if moderate else Rain(tuple(showers[:count]), mist if misty else None)
+
+
+def _draw_moderate_shower(rng: np.random.Generator, strength: float) -> RainParameters:
+    """Draw bright streaks that hide the scene in part, with a thin veil."""
+    return RainParameters(
+        angle=float(np.clip(rng.normal(0, 18), -45, 45)),
+        angle_spread=float(rng.uniform(0.5, 3)),
+        length=float(rng.uniform(24, 48)),
+        width=float(rng.uniform(1.2, 2.2)),
+        density=float(strength * rng.uniform(8, 16)),
+        intensity=float(rng.uniform(0.4, 0.65)),
+        layers=int(rng.integers(2, 5)),
+        light=float(rng.uniform(0.8, 1)),
+        veil=float(strength * rng.uniform(0, 0.12)),
+        seed=draw_seed(rng),
+    )
 
 
 def _draw_wide_shower(rng: np.random.Generator, strength: float, count: int) -> RainParameters:
@@ -160,7 +179,7 @@ def _draw_wide_shower(rng: np.random.Generator, strength: float, count: int) -> 
         intensity=float(intensity),
         layers=layers,
         light=float(rng.uniform(0.65, 1) if rng.uniform() < 0.88 else rng.uniform(0.35, 0.65)),
-        veil=float(strength * (rng.uniform() < 0.4) * rng.uniform(0, 0.25) / count),
+        veil=float(strength * (rng.uniform() < VEILED) * rng.uniform(0, 0.25) / count),
         soft_end=float(rng.uniform(0, 0.5)),
         defocus=float((rng.uniform() < 0.3) * log_uniform(rng, 0.4, 3)),
         additive=additive,
