@@ -236,7 +236,7 @@ def test_two_processes_do_not_write_into_one_folder(folder):
         other.kill()
     lock = FolderLock()
     lock.take("run")  # the lock has ended with its process
-    lock.release()
+    lock.close()
 
 
 def test_images_of_an_lmdb_keep_their_names(folder):

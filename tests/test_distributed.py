@@ -285,7 +285,24 @@ def test_slurm_s_environment_is_torch_s(monkeypatch):
     assert os.environ["MASTER_PORT"] == "4000"
 
 
+def test_processes_that_do_not_meet_are_one_line(monkeypatch):
+    places = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "9"}
+    for name, value in places.items():
+        monkeypatch.setenv(name, value)
+
+    def join(**_):
+        raise torch.distributed.DistStoreError("Timed out after 61 seconds waiting for clients.\nmore")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", join)
+    text = (
+        r"^--launcher pytorch: the 2 processes of the job did not meet at h:9 \(Timed out after 61 seconds .*\); dist_"
+    )
+    with pytest.raises(UserError, match=text + r"params\.timeout_minutes sets how long they wait \(5\)$"):
+        distributed.start("pytorch", {"backend": "gloo", "timeout_minutes": 5}, 0)
+
+
 def test_only_a_lost_connection_is_another_process_s_end():
+    assert distributed.lost_peer(RuntimeError("[gloo] Timed out waiting 60000ms for recv operation to complete"))
     assert distributed.lost_peer(RuntimeError("[gloo/x.cc:1] Connection closed by peer [127.0.0.1]:3"))
     assert not distributed.lost_peer(RuntimeError("shapes do not match"))
     assert not distributed.lost_peer(ValueError("Connection closed by peer"))

@@ -48,8 +48,7 @@ def as_lmdb(options, size=None):
 @pytest.mark.timeout(MINUTE)
 @pytest.mark.parametrize("kind", ["PairedImageDataset", "PairedRestorationDataset"])
 @pytest.mark.parametrize("size", [4096, 16384])
-def test_an_lmdb_that_was_cut_short_is_named(pairs, train_options, write, capsys, kind, size, monkeypatch):
-    monkeypatch.setattr("restormixer_arch.data.lmdb_io.UNWRITTEN", 0)
+def test_an_lmdb_that_was_cut_short_is_named(pairs, train_options, write, capsys, kind, size):
     options = as_lmdb(several_batches(train_options), size)
     for dataset in options["datasets"].values():
         dataset["type"] = kind

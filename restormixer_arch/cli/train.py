@@ -64,7 +64,10 @@ def run(arguments: list[str]) -> int:
         return 128 + stopped.signal
     except RuntimeError as error:
         if training.opt.get("dist") and lost_peer(error):
-            raise UserError(f"{place(training)}: another process of the job has ended, see its message") from error
+            raise UserError(
+                f"{place(training)}: another process of the job has ended, see its message, or has not answered for "
+                "dist_params.timeout_minutes"
+            ) from error
         lost = LOST_LOADER.search(str(error))
         if lost is None:
             raise

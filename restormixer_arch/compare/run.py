@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -50,16 +51,16 @@ def compare(options: dict[str, Any], *, resume: bool) -> tuple[Comparison, Path]
     earlier = [_find_entry(options, name) for name in options["competitors"]]
     for entry in filter(None, earlier):
         build(entry)  # weights that do not fit are reported before anything is trained
-    lock = FolderLock()
-    lock.take(folder)
-    if folder.exists() and not resume:
-        _put_aside(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock.take(folder)
-    trained = train_all(options, folder, threads) if options.get("train") else {}
-    names = options["competitors"]
-    entries = [entry or _trained_entry(options, name, folder) for name, entry in zip(names, earlier, strict=True)]
-    return measure(options, entries, trained, folder, threads), folder
+    with closing(FolderLock()) as lock:
+        lock.take(folder)
+        if folder.exists() and not resume:
+            _put_aside(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.take(folder)
+        trained = train_all(options, folder, threads) if options.get("train") else {}
+        names = options["competitors"]
+        entries = [entry or _trained_entry(options, name, folder) for name, entry in zip(names, earlier, strict=True)]
+        return measure(options, entries, trained, folder, threads), folder
 
 
 def _find_entry(options: dict[str, Any], name: str) -> Entry | None:

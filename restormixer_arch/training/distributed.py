@@ -24,6 +24,7 @@ DEFAULT_PORT = 29500
 DEFAULT_TIMEOUT = 60  # minutes; a slow disk or a long validation of one process is not an error
 LOST = re.compile(
     r"Connection closed by peer|Connection reset by peer|Broken pipe|remote process exited|Connection refus"
+    r"|[Tt]imed out"
 )
 
 
@@ -61,7 +62,15 @@ def start(
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     if backend == "nccl" and distributed.is_gloo_available():
         backend = "cpu:gloo,cuda:nccl"  # what the processes agree on, such as a signal, need not wait for the GPU
-    distributed.init_process_group(backend=backend, timeout=timeout)
+    try:
+        distributed.init_process_group(backend=backend, timeout=timeout)
+    except (distributed.DistError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"--launcher {launcher}: the {os.environ['WORLD_SIZE']} processes of the job did not meet at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({reason}); "
+            f"dist_params.timeout_minutes sets how long they wait ({timeout.total_seconds() / 60:g})"
+        ) from error
 
 
 def choose_backend(wanted: str | None, on_gpu: bool) -> str:

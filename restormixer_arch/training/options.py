@@ -138,7 +138,8 @@ class FolderLock:
         file.flush()
         self._files.append(file)
 
-    def release(self) -> None:
+    def close(self) -> None:
+        """Unlock all folders."""
         while self._files:
             self._files.pop().close()
 

@@ -62,7 +62,7 @@ class Run:
         check_names(self.request.options, self.request.shown, self.request.is_train)
         try:
             with ExitStack() as stack:
-                stack.callback(self.lock.release)
+                stack.callback(self.lock.close)
                 yield stack
         finally:
             for logger in map(logging.getLogger, LOGGERS):
