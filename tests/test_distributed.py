@@ -175,8 +175,8 @@ def test_a_process_that_fails_ends_the_job_with_its_message(pairs, train_options
     assert codes == [2, 2]
     assert errors[1].splitlines()[-1] == "basicsr: error: pairs/lq/3.png: cannot be decoded as an image"
     assert errors[0].splitlines()[-1] == (
-        "basicsr: error: process 0 of 2: another process of the job has ended, see its message, or has not answered for "
-        "dist_params.timeout_minutes"
+        "basicsr: error: process 0 of 2: another process of the job has ended, see its message, or has not answered "
+        "for dist_params.timeout_minutes"
     )
 
 
