@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,9 +21,11 @@ from restormixer_arch.models import guard, memory
 from restormixer_arch.models.guard import NormStatistics, frozen_after
 from restormixer_arch.models.losses import MultiScaleDualDomainLoss
 from restormixer_arch.models.precision import Precision, read_amp, set_tf32, varying_sizes
-from restormixer_arch.models.progressive import ProgressivePatches
 from restormixer_arch.models.validation import validate
 from restormixer_arch.protocol import DeeplySupervised, ExemptsFromWeightDecay, Upscales
+
+if TYPE_CHECKING:
+    from restormixer_arch.models.progressive import ProgressivePatches
 
 DEFAULT_GRAD_CLIP = 0.01  # the value of the network's family (SFNet, IRNeXt, ConvIR)
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
@@ -124,6 +126,8 @@ class RestorMixerModel(SRModel):
     def _progressive(self, table: dict[str, Any] | None) -> ProgressivePatches | None:
         if not table:
             return None
+        from restormixer_arch.models.progressive import ProgressivePatches
+
         return ProgressivePatches(**table, scale=self.opt.get("scale", 1), seed=self._seed)
 
     def setup_optimizers(self) -> None:
