@@ -21,6 +21,7 @@ Shape letters: H x W size in pixels, C channels (1 gray, 3 RGB).
 
 from __future__ import annotations
 
+import re
 import struct
 import warnings
 import zlib
@@ -251,12 +252,6 @@ def split_alpha(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     return planes[..., :-1], planes[..., -1]
 
 
-def alpha_of_color(pixels: np.ndarray, transparent: tuple[int, ...]) -> np.ndarray:
-    """Return the alpha (H, W) of pixels (H, W, C) of which one color is transparent."""
-    white = np.iinfo(pixels.dtype).max
-    return np.where((pixels == np.array(transparent)).all(axis=2), 0, white).astype(pixels.dtype)
-
-
 @contextmanager
 def _user_errors(path: str | Path, max_pixels: int) -> Iterator[None]:
     """Turn the exceptions of the decoders into UserErrors, silence their warnings, and lift Pillow's own limit."""
@@ -275,6 +270,8 @@ def _user_errors(path: str | Path, max_pixels: int) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read as an image (not enough memory)") from error
     except (Image.DecompressionBombError, *DAMAGES) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+        if isinstance(error, Image.DecompressionBombError) and (count := re.search(r"\d+", reason)):
+            reason = pixel_problem(int(count[0]), 1, max_pixels)
         raise UserError(f"{path}: cannot be read as an image ({reason})") from error
     finally:
         if Image.MAX_IMAGE_PIXELS != before:
@@ -337,7 +334,7 @@ def _white_of_pnm(image: Image.Image) -> int:
 
 
 def _read_png(path: Path, max_pixels: int | None) -> Picture:
-    from restormixer_arch.data.images.png import PngFile, profile_of
+    from restormixer_arch.data.images.png import PngFile, alpha_of_color, profile_of
 
     png = PngFile(path.read_bytes(), str(path))
     _check_size((png.width, png.height), max_pixels)

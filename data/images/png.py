@@ -179,3 +179,9 @@ def _may_turn(chunk: Chunk) -> bool:
     return kind == b"eXIf" or (
         kind in (b"iTXt", b"zTXt", b"tEXt") and bool(re.match(rb"XML:com\.adobe\.xmp\0|Raw profile type exif\0", data))
     )
+
+
+def alpha_of_color(pixels: np.ndarray, transparent: tuple[int, ...]) -> np.ndarray:
+    """Return the alpha (H, W) of pixels (H, W, C) of which one color is transparent."""
+    white = np.iinfo(pixels.dtype).max
+    return np.where((pixels == np.array(transparent)).all(axis=2), 0, white).astype(pixels.dtype)
