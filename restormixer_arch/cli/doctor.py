@@ -28,6 +28,8 @@ REQUIRED = (
 )
 MAMBA = "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm"  # newer releases leave the scan out
 OPTIONAL = (
+    ("av", "av", "videos"),
+    ("pillow-heif", "pillow_heif", "HEIC pictures"),
     ("tensorboard", "tensorboard", "logger.use_tb_logger: true"),
     ("triton", "triton", "the scan on a GPU; it comes with torch's CUDA builds, and needs gcc or clang"),
     ("mamba-ssm", "mamba_ssm", f"the scan on a GPU where Triton does not work; with a CUDA compiler: {MAMBA}"),
