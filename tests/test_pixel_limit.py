@@ -2,12 +2,14 @@
 
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.data.images import MOST_PIXELS, pixel_limit
 from restormixer_arch.data.images.opencv import claimed_size, decode_color, write_png
@@ -106,3 +108,21 @@ def test_a_file_that_cannot_be_written_whole_is_no_file(folder, monkeypatch):
     assert not (folder / "b.png").exists()
     with pytest.raises(UserError, match=r"c.png: cannot be written \("):
         write_png(folder / "c.png", np.zeros((0, 5, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prepare", "sr", "--root", "raw", "--out", "out", "--workers", "1"],
+        ["degrade", "set", "--gt", "raw/Set5/HR", "--out", "out", "--labels", "noise"],
+        ["degrade", "coverage", "--lq", "raw/Set5/HR", "--gt", "raw/Set5/HR", "--labels", "rain"],
+        ["degrade", "sheet", "--photo", "raw/Set5/HR/a.png", "--out", "x.png"],
+        ["restore", "raw/Set5/HR/a.png", "-o", "out"],
+    ],
+)
+def test_every_command_has_the_limit(folder, monkeypatch, capsys, arguments):
+    Path("raw/Set5/HR").mkdir(parents=True)
+    cv2.imwrite("raw/Set5/HR/a.png", np.zeros((48, 48, 3), np.uint8))
+    monkeypatch.setenv("RESTORMIXER_MAX_PIXELS", "2000")
+    assert cli.main(arguments) == 2
+    assert "Image size (2304 pixels) exceeds limit of 2000 pixels" in capsys.readouterr().err
