@@ -20,8 +20,9 @@ from tiny_network import tiny_network
 from restormixer_arch.cli import main
 from restormixer_arch.config.check import option_problems, read_option_file
 from restormixer_arch.config.yaml_file import read_options
+from restormixer_arch.data.images.folder import FolderImages
 from restormixer_arch.data.lmdb_io import LmdbImages, read_names, write_lmdb
-from restormixer_arch.data.paired_dataset import result_names
+from restormixer_arch.data.paired_dataset import pair_names, result_names
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.weights import load_network, read_weights
 from restormixer_arch.training.options import FolderLock
@@ -209,6 +210,15 @@ def test_results_of_one_name_get_names_of_their_own():
     paths = ["d/a/x.png", "d/b/x.png", "d/y.jpg", "d/y.png", "d/z.png"]
     assert result_names(paths, "d") == ["a_x", "b_x", "y_jpg", "y_png", "z"]
     assert result_names(["k/1", "k/2"], "x.lmdb") == ["1", "2"]
+
+
+def test_an_exact_name_pairs_first(folder):
+    image = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    for name in ("gt/a.jpg", "gt/a.png", "gt/b.png", "lq/a.bmp", "lq/a.png", "lq/b.jpg"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(image)
+    gt, lq = (FolderImages(name, f"dataroot_{name}", False) for name in ("gt", "lq"))
+    assert pair_names(gt, lq, gt.names) == [("a.jpg", "a.bmp"), ("a.png", "a.png"), ("b.png", "b.jpg")]
 
 
 def test_names_in_tables_are_no_formulas_and_no_rows():

@@ -34,13 +34,15 @@ def kill_at(monkeypatch, iteration):
 def at_once(file):
     """Train without a break; return the last state and weights."""
     assert train(file) == 0
-    expected = load("training_states/8.state"), load("models/net_g_8.pth"), load("models/net_g_latest.pth")
+    losses = (EXPERIMENT / "losses.csv").read_text()
+    expected = load("training_states/8.state"), load("models/net_g_8.pth"), load("models/net_g_latest.pth"), losses
     shutil.rmtree(EXPERIMENT)
     return expected
 
 
 def assert_same_end(expected):
-    state, weights, latest = expected
+    state, weights, latest, losses = expected
+    assert (EXPERIMENT / "losses.csv").read_text() == losses
     assert same(load("models/net_g_8.pth"), weights) and same(load("models/net_g_latest.pth"), latest)
     found = load("training_states/8.state")
     assert [key for key in state if not same(found[key], state[key])] == []
@@ -62,6 +64,7 @@ def assert_resumes_as_if_not_stopped(file, monkeypatch, killed):
     [("EDSR", 0, 6), ("EDSR", 2, 6), ("EDSR", 0, 7), ("SwinIR", 0, 4), ("SwinIR", 2, 6), ("RestorMixer", 2, 6)],
 )
 def test_resuming_is_as_not_having_stopped(pairs, train_options, write, monkeypatch, network, workers, killed):
+    train_options["logger"]["print_freq"] = 3  # losses of iterations before and after the break make one row
     options = architecture(several_batches(train_options), network)
     options["datasets"]["train"]["num_worker_per_gpu"] = workers
     options["val"]["val_freq"] = 2
