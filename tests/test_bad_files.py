@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -258,35 +259,45 @@ def test_images_of_an_lmdb_keep_their_names(folder):
 
 # --- full disks ------------------------------------------------------------------------------------------------------
 
+COMMANDS = [
+    ["degrade", "set", "--gt", "raw/Set5/HR", "--out", "out0", "--labels", "noise"],
+    ["degrade", "set", "--gt", "raw/Set5/HR", "--out", "out1", "--labels", "noise", "--lmdb"],
+    ["degrade", "sheet", "--photo", "raw/Set5/HR/0.png", "--out", "out2.png"],
+    ["prepare", "sr", "--root", "raw", "--out", "out3", "--workers", "1"],
+    ["prepare", "sr", "--root", "raw", "--out", "out4", "--workers", "1", "--format", "folder"],
+]
 FULL = """
-import resource, signal, sys
+import json, resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))  # a file that grows beyond it cannot be written
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # a file that grows beyond it cannot be written
 from restormixer_arch.cli import main
-sys.exit(main(sys.argv[1:]))
+codes = []
+for arguments in json.loads(sys.argv[1]):
+    codes.append(main(arguments))
+    sys.stderr.write("----\\n")
+print(json.dumps(codes))
 """
 
 
-@pytest.mark.parametrize(
-    ("arguments", "limit"),
-    [
-        (["degrade", "set", "--gt", "raw/Set5/HR", "--out", "out", "--labels", "noise"], 20_000),
-        (["degrade", "set", "--gt", "raw/Set5/HR", "--out", "out", "--labels", "noise", "--lmdb"], 20_000),
-        (["degrade", "sheet", "--photo", "raw/Set5/HR/0.png", "--out", "out.png"], 20_000),
-        (["prepare", "sr", "--root", "raw", "--out", "out", "--workers", "1"], 20_000),
-        (["prepare", "sr", "--root", "raw", "--out", "out", "--workers", "1", "--format", "folder"], 20_000),
-    ],
-)
-def test_a_full_disk_is_one_line_and_leaves_nothing_half(folder, arguments, limit):
-    Path("raw/Set5/HR").mkdir(parents=True)
+@pytest.fixture(scope="module")
+def full_disk(tmp_path_factory):
+    """What each command says, its exit code and what is left, where no file may grow beyond 20 kB; in one process."""
+    folder = tmp_path_factory.mktemp("full")
+    (folder / "raw/Set5/HR").mkdir(parents=True)
     for number in range(3):
         image = np.random.default_rng(number).integers(0, 256, (96, 96, 3), np.uint8)
-        Path(f"raw/Set5/HR/{number}.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
-    code = FULL.format(limit=limit)
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    last = done.stderr.splitlines()[-1]
+        (folder / f"raw/Set5/HR/{number}.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    command = [sys.executable, "-c", FULL, json.dumps(COMMANDS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    assert "Traceback" not in done.stderr, done.stderr
+    return folder, json.loads(done.stdout.splitlines()[-1]), done.stderr.split("----\n")
+
+
+@pytest.mark.parametrize("number", range(len(COMMANDS)))
+def test_a_full_disk_is_one_line_and_leaves_nothing_half(full_disk, number):
+    folder, codes, said = full_disk
+    assert codes[number] == 2
+    last = said[number].splitlines()[-1]
     assert last.startswith("basicsr: error: ") and ("too large" in last.lower() or "cannot be written" in last), last
-    assert "Traceback" not in done.stderr
-    if arguments[0] == "degrade":
-        assert not Path("out").exists() and not Path("out.png").exists()
+    if COMMANDS[number][0] == "degrade":
+        assert not (folder / f"out{number}").exists() and not (folder / f"out{number}.png").exists()
