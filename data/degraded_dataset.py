@@ -77,8 +77,7 @@ class DegradedDataset(Dataset):
 
     Item:
         ``lq`` (3, h, w) and ``gt`` (3, scale * h, scale * w): float32 tensors, RGB, in [0, 1]; ``label``; ``gt_path``;
-        ``lq_path``, which is no file but holds the label: ``<label>/<image>_<label>.png``; ``result_name``, which names
-        the result: ``<image>_<label>``.
+        ``lq_path``, which is no file but names results: ``<label>/<image>_<label>.png``.
 
     Raises:
         UserError: an option is missing or wrong, or an image cannot be read.
@@ -119,7 +118,6 @@ class DegradedDataset(Dataset):
             "gt": _tensor(sample.gt),
             "label": sample.label,
             "lq_path": f"{sample.label}/{stem}_{sample.label}.png",
-            "result_name": f"{stem}_{sample.label}",
             "gt_path": self._gt.locate(sample.name),
         }
 

@@ -24,7 +24,7 @@ import lmdb
 import numpy as np
 
 from restormixer_arch.config.rules import database_problem
-from restormixer_arch.data.images.folder import decode_image, existing_folder, without_suffix
+from restormixer_arch.data.images.folder import FolderImages, decode_image, existing_folder, without_suffix
 from restormixer_arch.errors import UserError
 
 SHAPE = re.compile(r"\(\d+,\s*\d+,\s*\d+\)(?:\s+\d+)?\Z")  # of a line of meta_info.txt, with the compression
@@ -78,6 +78,11 @@ class LmdbImages:
                 return transaction.get(name.encode())
         except lmdb.Error as error:
             raise UserError(f"{self.describe(name)}: cannot be read ({error})") from error
+
+
+def open_images(root: str, option: str) -> FolderImages | LmdbImages:
+    """Return the images of a folder, or of an LMDB if its name says so. Raises UserError: see the two."""
+    return LmdbImages(root, option) if root.rstrip("/").endswith(".lmdb") else FolderImages(root, option)
 
 
 def read_meta_info(path: Path) -> list[str]:

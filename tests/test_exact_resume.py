@@ -1,4 +1,4 @@
-"""A training that was stopped and goes on ends bit by bit where it would have ended."""
+"""A training that was stopped and resumed ends bit by bit where it would have ended."""
 
 from __future__ import annotations
 

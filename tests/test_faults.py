@@ -132,7 +132,7 @@ def test_a_loader_process_that_is_killed_is_reported(pairs, train_options, write
 @pytest.mark.timeout(10 * MINUTE)
 @pytest.mark.parametrize(("network", "workers"), [("EDSR", 0), ("RestorMixer", 1)])
 def test_killed_at_random_moments(pairs, train_options, write, network, workers):
-    """20 trainings in all are killed, each followed by one that goes on; the end is that of a training at a stretch."""
+    """20 trainings in all are killed, each followed by one that resumes; the end is that of an unbroken training."""
     options = architecture(several_batches(train_options, total=60), network)
     options["datasets"]["train"]["num_worker_per_gpu"] = workers
     options["logger"].update(save_checkpoint_freq=3, print_freq=100, keep_last=3)

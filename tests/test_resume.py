@@ -1,4 +1,4 @@
-"""From which state a training goes on, on a machine without CUDA and after a run that was killed while saving."""
+"""From which state a training resumes, on a machine without CUDA and after a run that was killed while saving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Edits of the option file between a training and the one that goes on: followed or refused, never ignored."""
+"""Edits of the option file between a training and the one that resumes it: followed or refused, never ignored."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ import numpy as np
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.data.degradations.common import (
     check_image,
+    check_scale,
     convolve,
     draw_seed,
     draw_strength,
@@ -32,6 +33,11 @@ KERNEL_SIZE = 21
 KERNELS = {"gaussian": 0.7, "generalized": 0.15, "plateau": 0.15}  # name -> probability
 INTERPOLATIONS = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 NARROWEST = 0.05  # deviation in pixels from which on a blur changes anything
+
+
+def _check_interpolation(name: str) -> None:
+    if name not in INTERPOLATIONS:
+        raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {name!r}")
 
 
 @dataclass(frozen=True)
@@ -74,8 +80,7 @@ class Order:
         require_positive(self, "beta", "cutoff", "factor")
         if self.kernel not in (*KERNELS, "sinc"):
             raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, sinc, got {self.kernel!r}")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+        _check_interpolation(self.interpolation)
         if min(self.sigma) < 0:
             raise ValueError(f"sigma must not be negative, got {self.sigma}")
 
@@ -105,8 +110,7 @@ class BlindParameters:
     def __post_init__(self) -> None:
         if self.scale < 1:
             raise ValueError(f"scale must be at least 1, got {self.scale}")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+        _check_interpolation(self.interpolation)
 
 
 def draw_blind(rng: np.random.Generator, strength: float | None = None, scale: int = 1) -> BlindParameters:
@@ -193,8 +197,7 @@ def add_blind(image: np.ndarray, parameters: BlindParameters) -> np.ndarray:
     """
     check_image(image)
     (height, width), scale = image.shape[:2], parameters.scale
-    if height % scale or width % scale:
-        raise ValueError(f"sides must be multiples of scale {scale}, got {height}x{width}")
+    check_scale(image, scale)
     first, second = parameters.first, parameters.second
     size = (height // scale, width // scale)
     result = _blur(image, first)
@@ -221,15 +224,11 @@ def _blur(image: np.ndarray, order: Order) -> np.ndarray:
 
 def blur_kernel(order: Order) -> np.ndarray:
     """Return BasicSR's kernel of an order that is no sinc filter: float32 (21, 21), sum 1."""
-    kernels, (along, across) = _kernels(), (max(deviation, NARROWEST) for deviation in order.sigma)
-    functions = {
-        "gaussian": lambda *arguments: kernels.bivariate_Gaussian(*arguments, isotropic=False),
-        "generalized": lambda *arguments: kernels.bivariate_generalized_Gaussian(
-            *arguments, order.beta, isotropic=False
-        ),
-        "plateau": lambda *arguments: kernels.bivariate_plateau(*arguments, order.beta, isotropic=False),
-    }
-    return functions[order.kernel](KERNEL_SIZE, along, across, order.angle).astype(np.float32)
+    along, across = (max(deviation, NARROWEST) for deviation in order.sigma)
+    names = {"gaussian": "Gaussian", "generalized": "generalized_Gaussian", "plateau": "plateau"}
+    make = getattr(_kernels(), f"bivariate_{names[order.kernel]}")
+    shape = () if order.kernel == "gaussian" else (order.beta,)
+    return make(KERNEL_SIZE, along, across, order.angle, *shape, isotropic=False).astype(np.float32)
 
 
 def _sinc_kernel(cutoff: float) -> np.ndarray:

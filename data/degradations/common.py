@@ -30,6 +30,12 @@ def check_image(image: np.ndarray) -> None:
         raise ValueError(f"image must be in [0, 1], got [{image.min():g}, {image.max():g}]")
 
 
+def check_scale(image: np.ndarray, scale: int) -> None:
+    """Raise ValueError unless both sides of an image are multiples of the scale."""
+    if image.shape[0] % scale or image.shape[1] % scale:
+        raise ValueError(f"sides must be multiples of scale {scale}, got {image.shape[0]}x{image.shape[1]}")
+
+
 def require_unit(parameters: Any, *names: str) -> None:
     """Raise ValueError unless the attributes named are in [0, 1]."""
     for name in names:

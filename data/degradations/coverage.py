@@ -27,8 +27,8 @@ import numpy as np
 
 from restormixer_arch.data.degradations.compose import add_composition, draw_composition
 from restormixer_arch.data.degradations.labels import parse_label
-from restormixer_arch.data.images.folder import FolderImages, without_suffix
-from restormixer_arch.data.lmdb_io import LmdbImages
+from restormixer_arch.data.images.folder import without_suffix
+from restormixer_arch.data.lmdb_io import open_images
 from restormixer_arch.errors import UserError
 
 NAMES = ("psnr", "mean", "positive", "skewness", "angle", "coherence", "run", "width", "smooth")
@@ -114,8 +114,8 @@ def compare_folders(
     """
     for label in labels:
         parse_label(label)
-    degraded, truths = _open(lq, "--lq"), _open(gt, "--gt")
-    sources = truths if clean is None else _open(clean, "--clean")
+    degraded, truths = open_images(lq, "--lq"), open_images(gt, "--gt")
+    sources = truths if clean is None else open_images(clean, "--clean")
     partners = {without_suffix(name): name for name in truths.names}
 
     def public() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -134,10 +134,6 @@ def compare_folders(
             yield add_composition(truth, draw_composition(rng, labels[number % len(labels)])), truth
 
     return compare_coverage(drawn(), public())
-
-
-def _open(root: str, option: str) -> FolderImages | LmdbImages:
-    return LmdbImages(root, option) if root.rstrip("/").endswith(".lmdb") else FolderImages(root, option)
 
 
 def _corner(image: np.ndarray) -> np.ndarray:

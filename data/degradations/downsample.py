@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from restormixer_arch.basicsr_adapter import compat
-from restormixer_arch.data.degradations.common import check_image
+from restormixer_arch.data.degradations.common import check_image, check_scale
 
 compat.apply()  # basicsr can be imported from here on
 
@@ -51,8 +51,7 @@ def add_downsample(image: np.ndarray, parameters: DownsampleParameters) -> np.nd
     """
     check_image(image)
     scale = parameters.scale
-    if image.shape[0] % scale or image.shape[1] % scale:
-        raise ValueError(f"sides must be multiples of scale {scale}, got {image.shape[0]}x{image.shape[1]}")
+    check_scale(image, scale)
     if scale == 1:
         return image.copy()
     rows, columns = reduction(image.shape[0], scale), reduction(image.shape[1], scale)

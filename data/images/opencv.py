@@ -13,6 +13,7 @@ from PIL import Image
 
 from restormixer_arch.data.images import pixel_problem
 from restormixer_arch.errors import UserError
+from restormixer_arch.output import atomic_paths
 
 SILENT = cv2.utils.logging.LOG_LEVEL_SILENT
 
@@ -97,10 +98,7 @@ def write_png(path: Path, image: np.ndarray, flags: tuple[int, ...] = ()) -> Non
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = encode(".png", image, flags)
-        try:
-            path.write_bytes(content)
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
+        with atomic_paths([path]) as [part]:
+            part.write_bytes(content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from restormixer_arch.data.images.folder import FolderImages, without_suffix
-from restormixer_arch.data.lmdb_io import LmdbImages, write_lmdb
+from restormixer_arch.data.images.folder import without_suffix
+from restormixer_arch.data.lmdb_io import open_images, write_lmdb
 from restormixer_arch.errors import UserError
 
 INSTALL = {
@@ -48,7 +48,7 @@ def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: in
             raise UserError(f"{library!r} is no library with generators here, expected {' or '.join(INSTALL)}")
         if importlib.util.find_spec(library) is None:
             raise UserError(f"needs {library}, which is not installed: {INSTALL[library]}")
-    source = LmdbImages(gt, "--gt") if gt.endswith(".lmdb") else FolderImages(gt, "--gt", False)
+    source = open_images(gt, "--gt")
     images = {}
     for name in source.names:
         image = np.round(source.read(name) * 255).astype(np.uint8)

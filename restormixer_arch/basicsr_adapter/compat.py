@@ -217,6 +217,8 @@ def name_refused_values() -> None:
 
 
 def _naming_refused_value(original: Callable[..., Any]) -> Callable[..., Any]:
+    from restormixer_arch.inference.memory import is_out_of_memory
+
     @functools.wraps(original)
     def build(opt: dict[str, Any]) -> Any:
         try:
@@ -226,7 +228,7 @@ def _naming_refused_value(original: Callable[..., Any]) -> Callable[..., Any]:
         except ValueError as error:
             raise UserError(f"{opt['type']} refuses an option: {error}") from error
         except (TypeError, ArithmeticError, RuntimeError, MemoryError) as error:
-            if isinstance(error, MemoryError) or "allocate" in str(error):
+            if is_out_of_memory(error):
                 raise UserError(f"not enough memory to build {opt['type']} with these options") from error
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UserError(f"{opt['type']} cannot be built with these options ({reason})") from error

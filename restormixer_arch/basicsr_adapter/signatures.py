@@ -99,17 +99,27 @@ def argument_problems(
             corrected.add(close)
             hint = f" Did you mean '{close}'?" if close else f" Known: {', '.join(sorted(free)) or 'none'}"
             yield Problem((*at, key), f"{target.__name__} has no such argument.{hint}")
+    annotations = _annotations(target)
     for parameter in named:
-        if parameter.name in keys and (expected := _type_expected(parameter, section[parameter.name], target)):
+        if parameter.name not in keys:
+            continue
+        annotation = annotations.get(parameter.name)
+        if expected := _type_expected(annotation, parameter.default, section[parameter.name]):
             yield Problem((*at, parameter.name), f"got {section[parameter.name]!r}, expected {expected}")
     for key in sorted(required - keys - corrected):
         yield Problem((*at, key), f"required argument of {target.__name__} is missing")
 
 
-def _type_expected(parameter: inspect.Parameter, value: Any, target: Callable[..., Any]) -> str | None:
-    """Say what type a value should have had by the parameter's annotation, or by its default where that is a number."""
+def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
     try:
-        annotation = get_type_hints(target.__init__ if inspect.isclass(target) else target).get(parameter.name)
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # noqa: BLE001 - an annotation of foreign code may be anything
+        return dict.fromkeys(inspect.signature(target).parameters, Any)
+
+
+def _type_expected(annotation: Any, default: Any, value: Any) -> str | None:
+    """Say what type a value should have had by a parameter's annotation, or by its default where that is a number."""
+    try:
         if annotation is not None:
             value = tuple(value) if isinstance(value, list) and get_origin(annotation) is not list else value
             TypeAdapter(annotation, config={"strict": True, "arbitrary_types_allowed": True}).validate_python(value)
@@ -120,7 +130,6 @@ def _type_expected(parameter: inspect.Parameter, value: Any, target: Callable[..
         return " or ".join(dict.fromkeys(map(expected_of, wrong))) or f"{len(value) + len(errors)} values"
     except Exception:  # noqa: BLE001 - an annotation of foreign code may be anything
         return None
-    default = parameter.default
     if isinstance(default, int | float) and not isinstance(default, bool) and isinstance(value, str | list | dict):
         return "a number"
     return None

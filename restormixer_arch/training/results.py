@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from restormixer_arch.output import is_first_process
+from restormixer_arch.output import is_first_process, write_text_atomically
 from restormixer_arch.protocol import ReportsGain
 from restormixer_arch.training.trainer import Testing, Training
 
@@ -94,12 +94,10 @@ def json_text(rows: list[Row]) -> str:
 
 
 def write_tables(folder: Path, rows: list[Row]) -> Path:
-    """Write ``results.md``, ``results.csv`` and ``results.json``, each under another name first; return the first."""
+    """Write ``results.md``, ``results.csv`` and ``results.json``, by atomic writes; return the first."""
     rows = with_average(rows)
     for suffix, text in (("csv", comma_separated(rows)), ("json", json_text(rows)), ("md", markdown(rows))):
-        partial = folder / f".results.{suffix}"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / f"results.{suffix}")
+        write_text_atomically(folder / f"results.{suffix}", text)
     return folder / "results.md"
 
 

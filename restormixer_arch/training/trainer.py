@@ -75,6 +75,7 @@ class Run:
                 torch.distributed.destroy_process_group()
 
     def _lock_folder(self) -> None:
+        """Lock the folder of the results: an earlier run's before it is moved aside, and the new one."""
         if self.opt["rank"] == 0:
             self.lock.take(self.opt["path"]["log"])
 
