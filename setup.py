@@ -30,9 +30,7 @@ if sys.platform == "win32":
     KERNEL_FLAGS = ["/O2", "/std:c11"]
 kernel = Extension(
     "restormixer_arch.selective_scan._kernel",
-    sources=[
-        f"{KERNEL}/{name}.c" for name in ("kernel", "kernel_plain", "kernel_avx2", "kernel_avx512", "kernel_neon")
-    ],
+    sources=[path.as_posix() for path in sorted(Path(KERNEL).glob("kernel*.c"))],
     depends=[path.as_posix() for path in sorted(Path(KERNEL).glob("kernel*.h"))],
     extra_compile_args=KERNEL_FLAGS,
     extra_link_args=[] if sys.platform == "win32" else ["-pthread"],

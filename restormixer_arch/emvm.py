@@ -7,13 +7,14 @@ directions, N states, R rank of dt.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from restormixer_arch.layers import Mlp, by_rows, channels_last, silu
+from restormixer_arch.layers import Mlp, by_rows, channels_last, conv_act, linear_act
 from restormixer_arch.selective_scan import selective_scan_2d
 
 SCAN_MERGES = ("paper", "official")
@@ -64,9 +65,10 @@ class DirectionalScan(nn.Module):
         self.out_proj = nn.Linear(inner, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = by_rows(lambda x: silu(channels_last(self.conv, self.in_proj(x))), x, halo=1)  # (B, H, W, D)
+        convolve = partial(conv_act, self.conv, activation="swish")
+        tokens = by_rows(lambda x: channels_last(convolve, self.in_proj(x)), x, halo=1)  # (B, H, W, D)
         y = self.merge_scans(tokens)
-        return by_rows(lambda x, y: self.out_proj(self.norm(y) * silu(self.gate_proj(x))), x, y)
+        return by_rows(lambda x, y: self.out_proj(self.norm(y) * linear_act(self.gate_proj, x, "swish")), x, y)
 
     def merge_scans(self, tokens: Tensor) -> Tensor:
         """The sum of the scans over all directions. (B, H, W, D) -> (B, H, W, D)"""

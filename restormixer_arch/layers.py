@@ -5,14 +5,19 @@ Shape letters: B batch, C channels, H x W size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial, wraps
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils.flop_counter import register_flop_formula
+
+from restormixer_arch import native_blocks
 
 STRIP_ELEMENTS = 1 << 21  # 8 MB of float32: fits the last-level cache
 
@@ -71,12 +76,64 @@ def rowwise(*, dim: int = 1, multiple: int | str = 1, halo: int = 0) -> Callable
 
 def gelu(x: Tensor) -> Tensor:
     """GELU, in place where no gradient is wanted."""
+    if native_blocks.usable(x):
+        return native_blocks.gelu(x) if torch.is_grad_enabled() else native_blocks.gelu_(x)
     return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
 def silu(x: Tensor) -> Tensor:
     """SiLU, in place where no gradient is wanted."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def _has_onednn() -> bool:
+    try:
+        return all(hasattr(torch.ops.mkldnn, name) for name in ("_convolution_pointwise", "_linear_pointwise"))
+    except (AttributeError, RuntimeError):  # a torch without oneDNN
+        return False
+
+
+ONEDNN = _has_onednn()
+ACTIVATIONS = {"gelu": gelu, "swish": silu}  # by oneDNN's names
+
+
+def _fuses(x: Tensor, layer: nn.Module) -> bool:
+    """Whether oneDNN can apply an activation while it writes the result of a layer: without a gradient, which these
+    operators of torch lack, and without a hook, such as one that counts operations."""
+    allowed = ONEDNN and torch.backends.mkldnn.enabled and not torch.is_grad_enabled()
+    return allowed and native_blocks.on_cpu(x) and not layer._forward_hooks
+
+
+def conv_act(conv: nn.Conv2d, x: Tensor, activation: str, fused: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """A convolution, then an activation of ACTIVATIONS; ``fused`` are a weight and a bias in place of its own.
+
+    Shape:
+        that of ``conv``
+    """
+    weight, bias = fused or (conv.weight, conv.bias)
+    if _fuses(x, conv):
+        sizes = conv.padding, conv.stride, conv.dilation, conv.groups
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *sizes, activation, [], "none")
+    y = conv(x) if fused is None else F.conv2d(x, weight, bias, conv.stride, conv.padding)
+    return ACTIVATIONS[activation](y)
+
+
+def linear_act(layer: nn.Linear, x: Tensor, activation: str) -> Tensor:
+    """A linear layer, then an activation of ACTIVATIONS. (..., C) -> (..., C')"""
+    if _fuses(x, layer):
+        return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, activation, [], "none")
+    return ACTIVATIONS[activation](layer(x))
+
+
+if ONEDNN:
+
+    @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
+    def _convolution_flops(x: Any, weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+        return 2 * math.prod(weight[1:]) * math.prod(out_shape)
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _linear_flops(x: Any, weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+        return 2 * weight[1] * math.prod(out_shape)
 
 
 def channels_last(layer: nn.Module, x: Tensor) -> Tensor:
@@ -154,7 +211,16 @@ class ConvNormAct(ConvNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return gelu(super().forward(x))
+        if self.fused_weight is not None:
+            if isinstance(self.conv, nn.ConvTranspose2d):
+                return gelu(super().forward(x))
+            return conv_act(self.conv, x, "gelu", (self.fused_weight, self.fused_bias))
+        y = self.conv(x)
+        if self.norm.training or not native_blocks.usable(y):
+            return gelu(self.norm(y))
+        norm = self.norm  # its statistics stay: a scale and a shift
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        return native_blocks.gelu(y, scale, norm.bias - norm.running_mean * scale)
 
 
 class Mlp(nn.Module):
@@ -170,4 +236,4 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(gelu(self.fc1(x)))
+        return self.fc2(linear_act(self.fc1, x, "gelu"))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from restormixer_arch import native_blocks
 from restormixer_arch.layers import Mlp, rowwise
 
 
@@ -52,7 +53,10 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "g t (three heads c) -> three g heads t c", three=3, heads=self.heads)
+        qkv = self.qkv(x)
+        if native_blocks.usable(qkv):
+            return self.proj(native_blocks.window_attention(qkv, self.heads))
+        q, k, v = rearrange(qkv, "g t (three heads c) -> three g heads t c", three=3, heads=self.heads)
         y = F.scaled_dot_product_attention(q, k, v)
         return self.proj(rearrange(y, "g heads t c -> g t (heads c)"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -246,3 +247,14 @@ def test_no_gain_is_told_of_an_infinite_value():
     ):
         model = SimpleNamespace(gain=lambda before=before, after=after: {"set": {"psnr": (before, after)}})
         assert results.result_lines(model) == {"set": text}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "wanted"),
+    [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active"), ({"GOMP_SPINCOUNT": "7"}, "None")],
+)
+def test_threads_wait_asleep_unless_the_user_chose(chosen, wanted):
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | chosen
+    code = "import os, restormixer_arch.cli; print(os.environ.get('OMP_WAIT_POLICY'))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == wanted

@@ -633,10 +633,11 @@ def test_environment_forces_an_instruction_set():
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # the sanitizers make compilers slow
 @pytest.mark.parametrize("flags", [(), ("-DSCAN_SCALAR",)], ids=["vectors", "scalar"])
-def test_sanitizers(tmp_path, flags):
+@pytest.mark.parametrize("name", ["check_kernel", "check_blocks"])
+def test_sanitizers(tmp_path, flags, name):
     compiler = shutil.which("gcc") or shutil.which("clang") or pytest.skip("needs gcc or clang")
-    program = tmp_path / "check_kernel"
-    sources = [HERE / "native" / "check_kernel.c", *sorted(KERNEL.glob("kernel*.c"))]
+    program = tmp_path / name
+    sources = [HERE / "native" / f"{name}.c", *sorted(KERNEL.glob("kernel*.c"))]
     strict = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-O1", "-g1"]
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     subprocess.run(

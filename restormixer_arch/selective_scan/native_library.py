@@ -18,7 +18,7 @@ from torch import Tensor
 
 from restormixer_arch.errors import UserError
 
-ABI = 1  # of struct scan_call in kernel.h
+ABI = 2  # KERNEL_ABI of kernel.h
 LANES, CHUNK, MAX_STATES = 16, 64, 256  # of kernel.h too
 CURE = "with a C compiler installed (gcc or clang), run `pip install --force-reinstall --no-deps .` in the project"
 NO_STREAM = (0, 0, 0, 0, 0, 0)
@@ -43,6 +43,10 @@ def load(folder: Path) -> tuple[ctypes.CDLL | None, str, str]:
     library.restormixer_scan_isa.restype = ctypes.c_char_p
     for function in (library.restormixer_scan_forward, library.restormixer_scan_backward):
         function.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_char_p]
+    for function in (library.restormixer_gelu, library.restormixer_attention):
+        function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_char_p]
+    library.restormixer_gelu_tiles.argtypes = [ctypes.c_int64, ctypes.c_int64]
+    library.restormixer_gelu_tiles.restype = ctypes.c_int64
     wanted = os.environ.get("RESTORMIXER_ISA", "")
     isa = library.restormixer_scan_isa(wanted.encode())
     if isa is None:
@@ -174,3 +178,19 @@ def call(
     status = run(values, 98, _ISA)
     if status:
         raise (MemoryError if status == 1 else RuntimeError)(f"native selective scan: {_STATUS[status]}")
+
+
+def run(function: str, arguments: ctypes.Structure) -> None:
+    """One call of ``restormixer_gelu`` or ``restormixer_attention``.
+
+    Raises:
+        MemoryError, RuntimeError: the kernel's status.
+    """
+    status = getattr(_LIBRARY, function)(ctypes.byref(arguments), torch.get_num_threads(), _parallel, _ISA)
+    if status:
+        raise (MemoryError if status == 1 else RuntimeError)(f"native {function}: {_STATUS[status]}")
+
+
+def gelu_tiles(count: int, period: int) -> int:
+    """Rows of partial sums that the backward pass of ``restormixer_gelu`` writes."""
+    return _LIBRARY.restormixer_gelu_tiles(count, period)

@@ -10,45 +10,17 @@
  *   A                (part, channel, state)         dense float32, any sign
  *   D, bias          (part, channel)                dense float32
  *
- * Threads. The tiles (batch item x part x range of channels) are independent, so threads take the next tile from a
- * counter. Results depend on how the channels were cut into ranges (the sums of dB and dC over channels), which depends
- * on the number of threads alone: the same number of threads gives the same bits. PyTorch's own OpenMP threads are used
- * where the caller passes the address of their GOMP_parallel: they spin for milliseconds after each operator, and
- * a second set of threads would fight with them for the cores (two cores, 64 x 64 x 128 after a matrix product: 0.65 ms
- * on PyTorch's threads, 0.7 to 1.5 ms on others, 1.09 ms on one). Without that address (after fork, where an OpenMP
- * runtime must not be used, on Windows, or in plain C programs) threads are started for the call and joined, 20
- * microseconds each, if the call is long enough to gain from it. So fork needs no care here.
+ * Threads. The tiles (batch item x part x range of channels) are independent tasks, see kernel_threads.h. Results
+ * depend on how the channels were cut into ranges (the sums of dB and dC over channels), which depends on the number of
+ * threads alone: the same number of threads gives the same bits.
  */
-#include <stdlib.h>
-#include <string.h>
-
-#include "kernel.h"
-
-#if defined(_WIN32)
-#define WIN32_LEAN_AND_MEAN
-#include <intrin.h>
-#include <windows.h>
-#define EXPORT __declspec(dllexport)
-typedef volatile LONG64 counter;
-static int64_t fetch_and_add(counter *c) { return InterlockedIncrement64(c) - 1; }
-#else
-#include <pthread.h>
-#define EXPORT __attribute__((visibility("default")))
-typedef int64_t counter;
-static int64_t fetch_and_add(counter *c) { return __atomic_fetch_add(c, 1, __ATOMIC_RELAXED); }
-#endif
+#include "kernel_threads.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #if !defined(_MSC_VER)
 #include <cpuid.h>
 #endif
-#include <immintrin.h>
 #endif
-
-#define ALIGNMENT 64
-#define MAX_THREADS 256
-#define WORTH_WAKING 100000   /* state updates, about 10 us, for which waking a thread pays */
-#define WORTH_A_THREAD 400000 /* the same for starting one */
 
 /* ------------------------------------------------------------------ the processor */
 
@@ -110,104 +82,26 @@ static const struct scan_variant *const *all_variants(void) {
     return variants;
 }
 
-/* Numbers below 1e-38 cost a hundred times as much as others and mean nothing here: taken as 0 while a tile runs. */
-static uint64_t flush_denormals(void) {
-#if defined(__x86_64__) || defined(_M_X64)
-    const uint64_t before = _mm_getcsr();
-    _mm_setcsr((unsigned)before | 0x8040); /* flush to zero, denormals are zero */
-    return before;
-#elif defined(__aarch64__) && defined(__GNUC__)
-    uint64_t before;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
-    __asm__ volatile("msr fpcr, %0" ::"r"(before | 1u << 24));
-    return before;
-#else
-    return 0;
-#endif
+/* The variant of that name; NULL if there is none. */
+const struct scan_variant *kernel_variant(const char *isa) {
+    const struct scan_variant *const *variant = all_variants();
+    while (*variant && strcmp((*variant)->name, isa) != 0) variant++;
+    return *variant;
 }
 
-static void restore_denormals(uint64_t before) {
-#if defined(__x86_64__) || defined(_M_X64)
-    _mm_setcsr((unsigned)before);
-#elif defined(__aarch64__) && defined(__GNUC__)
-    __asm__ volatile("msr fpcr, %0" ::"r"(before));
-#else
-    (void)before;
-#endif
-}
-
-/* ------------------------------------------------------------------ threads */
+/* ------------------------------------------------------------------ the tiles of a scan */
 
 struct job {
     const struct scan_call *call;
-    void (*run)(const struct job *job, int64_t index, float *scratch);
     void (*tile)(const struct scan_call *call, struct tile tile, float *scratch);
     void (*merge)(const struct scan_call *call, int64_t ranges, int64_t index);
-    int64_t tiles, ranges, scratch; /* scratch: floats that a thread needs */
-    counter next;                   /* the next tile that nobody has taken */
+    int64_t ranges;
 };
-
-static void work(void *argument) {
-    struct job *job = argument;
-    char *memory = malloc(sizeof(float) * (size_t)job->scratch + ALIGNMENT);
-    if (!memory) return; /* the other threads take its tiles; run_job sees if nobody did */
-    float *scratch = (float *)(memory + (ALIGNMENT - (uintptr_t)memory % ALIGNMENT));
-    const uint64_t before = flush_denormals();
-    for (int64_t i = fetch_and_add(&job->next); i < job->tiles; i = fetch_and_add(&job->next))
-        job->run(job, i, scratch);
-    restore_denormals(before);
-    free(memory);
-}
-
-#if defined(_WIN32)
-typedef HANDLE thread;
-static DWORD WINAPI enter_thread(LPVOID job) {
-    work(job);
-    return 0;
-}
-static int start_thread(thread *t, struct job *job) {
-    return (*t = CreateThread(NULL, 0, enter_thread, job, 0, NULL)) != NULL;
-}
-static void join_thread(thread t) {
-    WaitForSingleObject(t, INFINITE);
-    CloseHandle(t);
-}
-#else
-typedef pthread_t thread;
-static void *enter_thread(void *job) {
-    work(job);
-    return NULL;
-}
-static int start_thread(thread *t, struct job *job) { return pthread_create(t, NULL, enter_thread, job) == 0; }
-static void join_thread(thread t) { pthread_join(t, NULL); }
-#endif
-
-/* Runs all tiles; a thread that cannot be started leaves its share to the others. */
-static int run_job(struct job *job) {
-    const struct scan_call *call = job->call;
-    const int64_t updates = call->batch * call->parts * call->height * call->width * call->channels * call->states;
-    int64_t threads = call->threads < job->tiles ? call->threads : job->tiles;
-    if (updates < WORTH_WAKING) threads = 1;
-    if (threads > 1 && call->parallel) {
-        void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
-        memcpy(&parallel, &call->parallel, sizeof parallel);
-        /* All threads and not just as many as tiles: the runtime would end the others and start them again later. */
-        parallel(work, job, (unsigned)call->threads, 0);
-    } else {
-        thread started[MAX_THREADS];
-        int count = 0;
-        if (threads > updates / WORTH_A_THREAD + 1) threads = updates / WORTH_A_THREAD + 1;
-        if (threads > MAX_THREADS) threads = MAX_THREADS;
-        while (count < threads - 1 && start_thread(&started[count], job)) count++;
-        work(job);
-        while (count > 0) join_thread(started[--count]);
-    }
-    return job->next < job->tiles ? SCAN_NO_MEMORY : SCAN_OK;
-}
 
 static int64_t blocks_of(const struct scan_call *call) { return (call->channels + LANES - 1) / LANES; }
 
-static void run_tile(const struct job *job, int64_t index, float *scratch) {
+static void run_tile(const void *context, int64_t index, float *scratch) {
+    const struct job *job = context;
     const struct scan_call *call = job->call;
     const int64_t blocks = blocks_of(call);
     struct tile tile;
@@ -232,21 +126,16 @@ static int64_t choose_ranges(const struct scan_call *call, int64_t tiles) {
     return best;
 }
 
-static struct job make_job(const struct scan_call *call, const struct scan_variant *variant, int backward) {
-    struct job job = {.call = call, .run = run_tile, .merge = variant->merge};
-    job.tile = backward ? variant->backward : variant->forward;
-    const int64_t outer = call->batch * (call->summed ? 1 : call->parts);
-    job.ranges = choose_ranges(call, outer);
-    job.tiles = outer * job.ranges;
-    const int64_t range = (blocks_of(call) + job.ranges - 1) / job.ranges, table = call->states * LANES;
-    job.scratch = range * (4 * table + 2 * LANES + 5 * CHUNK * LANES) + 2 * call->states * CHUNK;
-    if (backward)
-        job.scratch +=
-            range * (4 * table + 2 * LANES + 3 * CHUNK * LANES) + 2 * call->states * CHUNK + (2 * CHUNK + 1) * table;
-    return job;
+static int64_t scratch_of(const struct scan_call *call, int64_t ranges, int backward) {
+    const int64_t range = (blocks_of(call) + ranges - 1) / ranges, table = call->states * LANES;
+    const int64_t forward = range * (4 * table + 2 * LANES + 5 * CHUNK * LANES) + 2 * call->states * CHUNK;
+    if (!backward) return forward;
+    return forward + range * (4 * table + 2 * LANES + 3 * CHUNK * LANES) + 2 * call->states * CHUNK +
+           (2 * CHUNK + 1) * table;
 }
 
-static void run_merge(const struct job *job, int64_t index, float *scratch) {
+static void run_merge(const void *context, int64_t index, float *scratch) {
+    const struct job *job = context;
     (void)scratch;
     job->merge(job->call, job->ranges, index);
 }
@@ -261,27 +150,28 @@ static int is_sound(const struct scan_call *call) {
 
 static int run(const int64_t *fields, int64_t count, const char *isa, int backward) {
     struct scan_call call;
-    const struct scan_variant *const *variant = all_variants();
-    while (*variant && strcmp((*variant)->name, isa) != 0) variant++;
-    if (!*variant || count != (int64_t)(sizeof call / sizeof(int64_t))) return SCAN_BAD_CALL;
+    const struct scan_variant *variant = kernel_variant(isa);
+    if (!variant || count != (int64_t)(sizeof call / sizeof(int64_t))) return SCAN_BAD_CALL;
     memcpy(&call, fields, sizeof call);
     if (!is_sound(&call)) return SCAN_BAD_CALL;
-    struct job job = make_job(&call, *variant, backward);
+    const int64_t outer = call.batch * (call.summed ? 1 : call.parts), ranges = choose_ranges(&call, outer);
     const int64_t rows = call.batch * call.parts * call.height * call.width;
+    const struct job job = {&call, backward ? variant->backward : variant->forward, variant->merge, ranges};
+    struct tasks tasks = {run_tile, &job, outer * ranges, scratch_of(&call, ranges, backward), call.threads,
+                          call.parallel, rows * call.channels * call.states, 0};
     float *partial = NULL;
-    if (backward && job.ranges > 1 && rows > 0) {
-        partial = malloc(sizeof(float) * 2 * (size_t)(job.ranges * rows * call.states));
+    if (backward && ranges > 1 && rows > 0) {
+        partial = malloc(sizeof(float) * 2 * (size_t)(ranges * rows * call.states));
         if (!partial) return SCAN_NO_MEMORY;
         call.partial = (int64_t)(uintptr_t)partial;
     }
-    int status = run_job(&job);
+    int status = run_tasks(&tasks);
     if (status == SCAN_OK && partial) {
-        struct job merge = job;
-        merge.run = run_merge;
-        merge.next = 0;
-        merge.tiles = (call.batch * call.parts) * ((call.height * call.width + CHUNK - 1) / CHUNK);
-        merge.scratch = 0;
-        status = run_job(&merge);
+        tasks.run = run_merge;
+        tasks.next = 0;
+        tasks.count = (call.batch * call.parts) * ((call.height * call.width + CHUNK - 1) / CHUNK);
+        tasks.scratch = 0;
+        status = run_tasks(&tasks);
     }
     free(partial);
     return status;

@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#define KERNEL_ABI 1   /* native.py refuses a library with another number */
+#define KERNEL_ABI 2   /* native.py refuses a library with another number */
 #define LANES 16       /* channels of a block */
 #define CHUNK 64       /* steps between two saved states */
 #define MAX_STATES 256 /* N, as in mamba-ssm */
@@ -47,13 +47,41 @@ struct tile {
     int64_t batch, first_part, end_part, range, first_block, end_block;
 };
 
+/* GELU of (row, channel) values, each first times scale[channel] plus shift[channel] where there is a scale. The two are
+ * repeated to a multiple of sixteen values, `period`, so that no vector has channels of two repeats.
+ */
+struct gelu_call {
+    const float *x, *scale, *shift; /* (count), (period), (period); the latter NULL for plain GELU, period is then 16 */
+    float *y;                       /* (count): the output, or the gradient of x */
+    int64_t count, period;
+    const float *grad_y; /* (count); NULL in the forward pass */
+    float *partial;      /* (tiles, 2, period): the gradients of scale and shift, summed by the caller */
+};
+#define GELU_TILE 16384 /* values of a tile, rounded down to whole periods */
+
+/* Softmax(scale q k^T) v in each window and head. qkv is (window, token, [q k v], head, dim), y (window, token, head,
+ * dim), both dense. */
+struct attention_call {
+    const float *qkv;
+    float *y, *norms; /* norms: (window, head, [largest exponent, 1 / sum], token), absent in the forward pass alone */
+    int64_t windows, tokens, heads, dim;
+    const float *grad_y; /* the backward pass alone: like y */
+    float *grad_qkv;     /* like qkv */
+};
+
 struct scan_variant {
     const char *name;
     void (*forward)(const struct scan_call *call, struct tile tile, float *scratch);
     void (*backward)(const struct scan_call *call, struct tile tile, float *scratch);
     /* the sums of grad_b and grad_c over the ranges, for chunk `index` of all batch items and parts */
     void (*merge)(const struct scan_call *call, int64_t ranges, int64_t index);
+    /* values `first` to `end` of a call; grad_sums: (2, period), where the sums for scale and shift are added */
+    void (*gelu)(const struct gelu_call *call, int64_t first, int64_t end, float *grad_sums);
+    void (*attention)(const struct attention_call *call, int64_t window, float *scratch);
+    void (*attention_backward)(const struct attention_call *call, int64_t window, float *scratch);
 };
+
+const struct scan_variant *kernel_variant(const char *isa);
 
 extern const struct scan_variant scan_plain, scan_avx2, scan_avx512, scan_neon;
 

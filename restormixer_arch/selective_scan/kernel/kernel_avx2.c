@@ -9,9 +9,11 @@
 #endif
 
 #define SCAN_AVX2
+#include "kernel_attention.h"
+#include "kernel_gelu.h"
 #include "kernel_tile.h"
 
-const struct scan_variant scan_avx2 = {"avx2", forward_tile, backward_tile, merge_shares};
+const struct scan_variant scan_avx2 = {"avx2", forward_tile, backward_tile, merge_shares, gelu, attention, attention_backward};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -10,9 +10,11 @@
 #endif
 
 #define SCAN_AVX512
+#include "kernel_attention.h"
+#include "kernel_gelu.h"
 #include "kernel_tile.h"
 
-const struct scan_variant scan_avx512 = {"avx512", forward_tile, backward_tile, merge_shares};
+const struct scan_variant scan_avx512 = {"avx512", forward_tile, backward_tile, merge_shares, gelu, attention, attention_backward};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,0 +1,161 @@
+"""GELU and window attention of the compiled library: values and gradients against torch in float64, fallbacks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from restormixer_arch import native_blocks
+from restormixer_arch.layers import ConvNormAct, conv, conv_act, linear_act
+from restormixer_arch.mwsa import WindowAttention
+from restormixer_arch.selective_scan import native_library
+
+pytestmark = pytest.mark.skipif(bool(native_library.REASON), reason=native_library.REASON or "the library is there")
+
+
+def attention_in_float64(qkv, heads):
+    q, k, v = qkv.double().unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    weights = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, dim=-1)
+    return (weights @ v).permute(0, 2, 1, 3).flatten(2)
+
+
+def test_gelu_everywhere():
+    x = torch.cat([torch.linspace(-14, 14, 200_003), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 80.0, -80.0, 3e38])])
+    wanted = F.gelu(x.double())
+    torch.testing.assert_close(native_blocks.gelu(x).double(), wanted, rtol=3e-7, atol=4e-7)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(native_blocks.gelu(x[:-1]).sum(), x)
+    (expected,) = torch.autograd.grad(F.gelu(x.double()).sum(), x)
+    torch.testing.assert_close(gradient[:-1], expected[:-1], rtol=0, atol=5e-7)
+
+
+def test_gelu_of_what_is_no_number():
+    x = torch.tensor([float("nan"), float("inf")])
+    y = native_blocks.gelu(x)
+    assert torch.isnan(y[0]) and y[1] == float("inf")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.sampled_from([1, 3, 8, 16, 20, 48]), st.integers(1, 9), st.integers(1, 40)),
+    channels_last=st.booleans(),
+    grad_channels_last=st.booleans(),
+)
+def test_gelu_with_a_scale(shape, channels_last, grad_channels_last):
+    formats = {True: torch.channels_last, False: torch.contiguous_format}
+    generator = torch.Generator().manual_seed(sum(shape))
+    x = torch.randn(shape, generator=generator).to(memory_format=formats[channels_last]).requires_grad_()
+    scale, shift = (torch.randn(shape[1], generator=generator).requires_grad_() for _ in range(2))
+    weight = torch.randn(shape, generator=generator).to(memory_format=formats[grad_channels_last])
+    y = native_blocks.gelu(x, scale, shift)
+    wanted = F.gelu(x.double() * scale.double()[:, None, None] + shift.double()[:, None, None])
+    torch.testing.assert_close(y.double(), wanted, rtol=1e-6, atol=1e-6)
+    found = torch.autograd.grad(y, (x, scale, shift), weight)
+    expected = torch.autograd.grad(wanted, (x, scale, shift), weight.double())
+    for gradient, value in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, value, rtol=1e-5, atol=1e-5 * (1 + value.abs().max().item()))
+
+
+@pytest.mark.parametrize(
+    "view", [lambda x: x, lambda x: x[:, :, 1:5], lambda x: x.transpose(2, 3), lambda x: x[..., ::2]]
+)
+def test_gelu_in_place(view):
+    x = torch.randn(2, 16, 8, 12)
+    around, part = x.clone(), view(x)
+    wanted = F.gelu(part)
+    assert native_blocks.gelu_(part) is part
+    torch.testing.assert_close(part, wanted)
+    view(around).copy_(wanted)
+    torch.testing.assert_close(x, around)  # what is not in the view is kept
+
+
+@pytest.mark.parametrize("tokens", [1, 9, 16, 64, 100, 256])
+@pytest.mark.parametrize(("heads", "dim"), [(1, 1), (2, 3), (4, 8), (3, 12), (2, 32)])
+def test_attention(tokens, heads, dim):
+    qkv = torch.randn(3, tokens, 3 * heads * dim).requires_grad_()
+    weight = torch.randn(3, tokens, heads * dim)
+    y = native_blocks.window_attention(qkv, heads)
+    wanted = attention_in_float64(qkv, heads)
+    torch.testing.assert_close(y.double(), wanted, rtol=1e-5, atol=1e-5)
+    (found,) = torch.autograd.grad(y, qkv, weight)
+    (expected,) = torch.autograd.grad(wanted, qkv, weight.double())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_with_large_exponents():
+    """The softmax of exponents that float32's exp cannot take."""
+    qkv = 40 * torch.randn(2, 64, 3 * 16)
+    torch.testing.assert_close(
+        native_blocks.window_attention(qkv, 2).double(), attention_in_float64(qkv, 2), rtol=1e-4, atol=1e-3
+    )
+
+
+def test_threads_give_the_same_values():
+    qkv, x = torch.randn(40, 64, 96), torch.randn(2, 16, 130, 130)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            results.append((native_blocks.window_attention(qkv, 4), native_blocks.gelu(x)))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_layers_take_the_operators_and_fall_back_to_torch(monkeypatch):
+    torch.manual_seed(0)
+    layer, attention = ConvNormAct(conv(3, 24, 3)), WindowAttention(24, 4)
+    nn.init.normal_(layer.norm.weight)
+    layer.norm.running_mean.normal_()
+    layer.norm.running_var.uniform_(0.5, 2)
+    depthwise, linear = nn.Conv2d(24, 24, 3, padding=1, groups=24), nn.Linear(24, 30)
+    x, windows = torch.randn(2, 3, 10, 11), torch.randn(5, 64, 24)
+
+    def results():
+        layer.train()
+        layer.norm.eval()  # frozen
+        gradients = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
+        layer.eval().fuse()
+        with torch.no_grad():
+            y = layer(x)
+            rest = conv_act(depthwise, y, "swish"), linear_act(linear, windows, "gelu"), attention(windows)
+        return [*gradients, y, *rest]
+
+    fast = results()
+    monkeypatch.setattr(native_blocks, "on_cpu", lambda x: False)
+    for one, other in zip(fast, results(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_other_dtypes_and_traces_are_left_to_torch():
+    assert native_blocks.usable(torch.zeros(2))
+    assert not native_blocks.usable(torch.zeros(2, dtype=torch.float64))
+    assert not native_blocks.usable(torch.zeros(2, device="meta"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not native_blocks.usable(torch.zeros(2))
+
+
+def test_hooks_of_layers_still_run():
+    called, layer = [], nn.Linear(4, 4)
+    layer.register_forward_hook(lambda *_: called.append(1))
+    with torch.no_grad():
+        linear_act(layer, torch.zeros(1, 4), "gelu")
+    assert called
+
+
+def test_operations_are_counted():
+    """A convolution, a product and an attention, by hand: two operations for a multiply-add."""
+    depthwise, linear = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Linear(8, 5)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        conv_act(depthwise, torch.zeros(1, 8, 6, 7), "swish")
+        assert counter.get_total_flops() == 2 * 9 * 8 * 6 * 7
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        linear_act(linear, torch.zeros(3, 8), "gelu")
+        assert counter.get_total_flops() == 2 * 3 * 8 * 5
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        native_blocks.window_attention(torch.zeros(2, 16, 24), 2)
+        assert counter.get_total_flops() == 2 * 2 * (2 * 16 * 16 * 8)
