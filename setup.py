@@ -70,7 +70,7 @@ setup(
     cmdclass={"build_ext": BuildLibrary},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},  # the kernel knows nothing of Python
     package_data={
-        "restormixer_arch": ["weights/*"],
+        "restormixer_arch": ["weights/*", "HUB.md"],
         "restormixer_arch.compare.report": ["templates/*"],
         "restormixer_arch.data": [
             "samples/*.lmdb/*",
@@ -111,12 +111,14 @@ setup(
         "demo": ["gradio>=6"],
         "heif": ["pillow-heif"],
         "video": ["av>=18; python_version >= '3.11'"],
+        "hub": ["huggingface_hub>=0.30"],
         "export": ["onnx", "onnxscript", "onnxruntime"],
         "test": [
             "pytest",
             "pytest-timeout",
             "hypothesis",
             "av>=18; python_version >= '3.11'",
+            "huggingface_hub>=0.30",
             "jinja2",
             "jsonschema",
             "kornia",
