@@ -111,6 +111,7 @@ setup(
         "demo": ["gradio>=6"],
         "heif": ["pillow-heif"],
         "video": ["av>=18; python_version >= '3.11'"],
+        "metrics": ["torchmetrics>=1.8"],
         "hub": ["huggingface_hub>=0.30"],
         "export": ["onnx", "onnxscript", "onnxruntime"],
         "test": [
@@ -130,6 +131,7 @@ setup(
             "scikit-image",
             "selenium",
             "spandrel",
+            "torchmetrics>=1.8",
             "ruff",
         ],
     },

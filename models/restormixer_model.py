@@ -20,6 +20,7 @@ from restormixer_arch.inference.weights import read_weights
 from restormixer_arch.models import guard, memory
 from restormixer_arch.models.guard import NormStatistics, frozen_after
 from restormixer_arch.models.losses import MultiScaleDualDomainLoss
+from restormixer_arch.models.metrics import load_metric_networks
 from restormixer_arch.models.precision import Precision, read_amp, set_tf32, varying_sizes
 from restormixer_arch.models.validation import validate
 from restormixer_arch.protocol import DeeplySupervised, ExemptsFromWeightDecay, Upscales
@@ -80,6 +81,7 @@ class RestorMixerModel(SRModel):
         if isinstance(network, Upscales) and network.upscale != scale:
             raise UserError(f"scale: must equal network_g.upscale ({network.upscale}), got {scale}")
         self.restorer = restorer_of_options(self._tested_network(), opt.get("val") or {})
+        load_metric_networks((opt.get("val") or {}).get("metrics") or {})
 
     def _tested_network(self) -> nn.Module:
         """The network with averaged weights, if there is one, on this process alone."""
