@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +22,15 @@ def explain_missing_weights(needed_by: str, backbone: str) -> Iterator[None]:
         backbone: torchvision's name, such as ``vgg19``.
 
     Raises:
-        UserError: the file is not there and cannot be fetched, or is damaged.
+        UserError: the file is not there and cannot be fetched.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* deprecated since 0.13", category=UserWarning)  # BasicSR's way
+            yield
     except UserError:
         raise
-    except (OSError, RuntimeError) as error:  # RuntimeError: not the expected digest
+    except OSError as error:
         url = torchvision.models.get_model_weights(backbone).DEFAULT.url
         file = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
         reason = getattr(error, "reason", None) or str(error).partition("\n")[0]
