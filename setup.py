@@ -81,7 +81,7 @@ setup(
             "preparation/photos.tsv",
             "preparation/photos_pairs.json",
         ],
-        "restormixer_arch.options": ["*.yml", "schema.json"],
+        "restormixer_arch.options": ["*.yml", "*.md", "schema.json"],
     },
     install_requires=[
         # BasicSR's released sdist cannot be built from Python 3.13 on (its setup.py reads exec()'s locals).
@@ -112,6 +112,7 @@ setup(
         "heif": ["pillow-heif"],
         "video": ["av>=18; python_version >= '3.11'"],
         "metrics": ["torchmetrics>=1.8"],
+        "optimizers": ["schedulefree>=1.4", "pytorch-optimizer>=3.5"],
         "hub": ["huggingface_hub>=0.30"],
         "export": ["onnx", "onnxscript", "onnxruntime"],
         "test": [
@@ -128,6 +129,7 @@ setup(
             "onnxscript",
             "pillow-heif",
             "plotly",
+            "schedulefree>=1.4",
             "scikit-image",
             "selenium",
             "spandrel",
