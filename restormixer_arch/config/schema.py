@@ -160,10 +160,7 @@ TORCH_OPTIMIZERS = ("Adam", "AdamW", "Adamax", "SGD", "ASGD", "RMSprop", "Rprop"
 
 
 class Optimizer(Section):
-    """The keys of torch's optimizers; which of them a given optimizer takes is checked once torch is imported.
-
-    Those of other packages have further keys, which are compared with the class alone.
-    """
+    """The keys of torch's optimizers, which are compared with the class later; other packages' have more keys."""
 
     @model_validator(mode="before")
     @classmethod
@@ -258,9 +255,7 @@ class Steps(Section):
     )
     max_skipped: Count = Field(default=10, description="steps in a row that may be skipped for NaN or infinity")
     mixup: Annotated[float, Field(gt=0)] | None = Field(default=None, description="blend pairs, by Beta(mixup, mixup)")
-    cutblur: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        default=None, description="probability of CutBlur: a part of the input is clean"
-    )
+    cutblur: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, description="probability of CutBlur")
 
 
 class Progressive(Section):
