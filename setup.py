@@ -68,7 +68,7 @@ setup(
     cmdclass={"build_ext": BuildLibrary},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},  # the kernel knows nothing of Python
     package_data={
-        "restormixer_arch": ["weights/*"],
+        "restormixer_arch": ["weights/*", "HUB.md"],
         "restormixer_arch.compare.report": ["templates/*"],
         "restormixer_arch.data": [
             "samples/*.lmdb/*",
@@ -79,7 +79,7 @@ setup(
             "preparation/photos.tsv",
             "preparation/photos_pairs.json",
         ],
-        "restormixer_arch.options": ["*.yml", "schema.json"],
+        "restormixer_arch.options": ["*.yml", "*.md", "schema.json"],
     },
     install_requires=[
         # BasicSR's released sdist cannot be built from Python 3.13 on (its setup.py reads exec()'s locals).
@@ -109,12 +109,16 @@ setup(
         "demo": ["gradio>=6"],
         "heif": ["pillow-heif"],
         "video": ["av>=18; python_version >= '3.11'"],
+        "metrics": ["torchmetrics>=1.8"],
+        "optimizers": ["schedulefree>=1.4", "pytorch-optimizer>=3.5"],
+        "hub": ["huggingface_hub>=0.30"],
         "export": ["onnx", "onnxscript", "onnxruntime"],
         "test": [
             "pytest",
             "pytest-timeout",
             "hypothesis",
             "av>=18; python_version >= '3.11'",
+            "huggingface_hub>=0.30",
             "jinja2",
             "jsonschema",
             "kornia",
@@ -123,9 +127,11 @@ setup(
             "onnxscript",
             "pillow-heif",
             "plotly",
+            "schedulefree>=1.4",
             "scikit-image",
             "selenium",
             "spandrel",
+            "torchmetrics>=1.8",
             "ruff",
         ],
     },

@@ -12,6 +12,14 @@ import torch.nn.functional as F
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
+from restormixer_arch.errors import UserError
+
+# Wang, Simoncelli and Bovik, Multi-scale structural similarity, Asilomar 2003: weights of the scales, finest first.
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+WINDOW, SIGMA = 11, 1.5
+C1, C2 = 0.01**2, 0.03**2
+LEAST = 1e-6  # a scale's similarity, since the slope of x^0.04 at 0 is infinite
+
 
 def dual_domain_loss(output: Tensor, target: Tensor, fft_weight: float) -> Tensor:
     """L1 distance of two images plus ``fft_weight`` times the L1 distance of their spectra.
@@ -61,6 +69,91 @@ class MultiScaleDualDomainLoss(nn.Module):
         outputs = [outputs] if isinstance(outputs, Tensor) else outputs
         losses = [dual_domain_loss(o, _reduce(target, o), self.fft_weight) for o in outputs]
         return self.loss_weight * torch.stack(losses).sum()
+
+
+def ms_ssim(output: Tensor, target: Tensor, scales: int = 5) -> Tensor:
+    """Multi-scale structural similarity of images in [0, 1], 1 for equal ones; the mean over the batch.
+
+    Windows of 11x11 that lie inside the image, Gaussian with sigma 1.5; 2x2 means between the scales. With fewer than
+    five scales the weights of the first ones are raised to the sum of 1. Computed in float32 whatever autocast is on.
+
+    Shape:
+        (B, C, H, W), (B, C, H, W) -> ()
+
+    Raises:
+        UserError: the images are too small for so many scales.
+    """
+    least, sides = WINDOW << (scales - 1), output.shape[-2:]
+    if min(sides) < least:
+        raise UserError(
+            f"MS-SSIM: {scales} scales need patches of at least {least}x{least}, got {sides[0]}x{sides[1]}; "
+            "raise gt_size or lower scales"
+        )
+    with torch.autocast(output.device.type, enabled=False):
+        first, second = output.float(), target.float()
+        weights = torch.tensor(SCALE_WEIGHTS[:scales], device=first.device)
+        similarities = []
+        for scale in range(scales):
+            if scale:
+                first, second = F.avg_pool2d(first, 2), F.avg_pool2d(second, 2)
+            structure, luminance = _similarity(first, second)
+            similarities.append((structure * luminance if scale == scales - 1 else structure).mean((1, 2, 3)))
+        stacked = torch.stack(similarities, dim=1).clamp(min=LEAST)
+        return (stacked ** (weights / weights.sum())).prod(dim=1).mean()
+
+
+@LOSS_REGISTRY.register()
+class MSSSIMLoss(nn.Module):
+    """1 - MS-SSIM, see :func:`ms_ssim`, plus an L1 distance, without which colors may drift.
+
+    Zhao et al. (arXiv 1511.08861) train with 0.84 of the one and 0.16 of the other: ``l1_weight: 0.19``.
+
+    Args:
+        loss_weight: factor of the whole.
+        l1_weight: factor of the L1 distance.
+        scales: 1 to 5; the patches' sides must be at least 11, 22, 44, 88 or 176 pixels.
+
+    Shape:
+        (B, C, H, W), (B, C, H, W) in [0, 1] -> ()
+
+    Raises:
+        ValueError: a negative weight, or another number of scales.
+        UserError: in ``forward``, the patches are too small.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, l1_weight: float = 0.0, scales: int = 5) -> None:
+        super().__init__()
+        for name, value in (("loss_weight", loss_weight), ("l1_weight", l1_weight)):
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        if not 1 <= scales <= len(SCALE_WEIGHTS):
+            raise ValueError(f"scales must be from 1 to {len(SCALE_WEIGHTS)}, got {scales}")
+        self.loss_weight, self.l1_weight, self.scales = loss_weight, l1_weight, scales
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        loss = 1 - ms_ssim(output, target, self.scales)
+        if self.l1_weight:
+            loss = loss + self.l1_weight * F.l1_loss(output, target)
+        return self.loss_weight * loss
+
+
+def _similarity(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Contrast with structure, and luminance, of each window. (B, C, H, W) twice -> (B, C, H - 10, W - 10) twice"""
+    mean_1, mean_2 = _window_mean(first), _window_mean(second)
+    variances = _window_mean(first**2) - mean_1**2 + _window_mean(second**2) - mean_2**2
+    covariance = _window_mean(first * second) - mean_1 * mean_2
+    structure = (2 * covariance + C2) / (variances + C2)
+    return structure, (2 * mean_1 * mean_2 + C1) / (mean_1**2 + mean_2**2 + C1)
+
+
+def _window_mean(x: Tensor) -> Tensor:
+    """Gaussian mean of the windows inside. (B, C, H, W) -> (B, C, H - 10, W - 10)"""
+    channels = x.shape[1]
+    offsets = torch.arange(WINDOW, device=x.device, dtype=x.dtype) - WINDOW // 2
+    kernel = torch.exp(-(offsets**2) / (2 * SIGMA**2))
+    kernel = (kernel / kernel.sum()).expand(channels, 1, WINDOW)
+    x = F.conv2d(x, kernel[:, :, None, :], groups=channels)
+    return F.conv2d(x, kernel[..., None], groups=channels)
 
 
 def _reduce(target: Tensor, output: Tensor) -> Tensor:

@@ -4,27 +4,36 @@ All take two images, uint8 in [0, 255], BGR (H, W, 3) or gray (H, W), as BasicSR
 is its own luma. ``crop_border`` pixels are cut off at each edge first. ``better`` is read by BasicSR's models and
 changes nothing here.
 
+LPIPS and DISTS are torchmetrics' (the extra ``metrics``), by networks whose weights torchvision fetches when they are
+first needed. NIQE is BasicSR's own.
+
 Two identical images have an infinite PSNR, and a mean over pictures that include such a pair is infinite too, as
 MATLAB's and numpy's means are: nothing is capped or left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from basicsr.utils.registry import METRIC_REGISTRY
+from torch import Tensor, nn
 
-from restormixer_arch.errors import UserError
+from restormixer_arch.basicsr_adapter.torchvision_weights import explain_missing_weights
+from restormixer_arch.errors import UserError, did_you_mean
 
 PEAK = 255.0
 K1, K2 = 0.01, 0.03  # Wang et al., Image quality assessment, IEEE TIP 13(4), 2004
 GAUSSIAN_SIDE, GAUSSIAN_SIGMA = 11, 1.5
 UNIFORM_SIDE = 7
 POOLED_SIDE = 256
+BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # of LPIPS -> torchvision's names
+DEEP_SIDE = 32  # the smallest image that all of these take
 
 
 @METRIC_REGISTRY.register()
@@ -85,6 +94,93 @@ def calculate_ssim_pooled(img: np.ndarray, img2: np.ndarray, crop_border: int = 
     ratio = max(1, round(min(height, width) / POOLED_SIDE))
     size = (int(height / ratio), int(width / ratio))
     return _ssim_gaussian(_pool(first, size), _pool(second, size), 1.0)
+
+
+@METRIC_REGISTRY.register()
+def calculate_lpips(
+    img: np.ndarray, img2: np.ndarray, crop_border: int = 0, net: str = "alex", better: str = "lower"
+) -> float:
+    """LPIPS, the learned distance of deep features (Zhang et al., CVPR 2018), version 0.1; 0 for equal images.
+
+    Args:
+        net: ``alex``, as published tables have it, ``vgg`` or ``squeeze``.
+
+    Raises:
+        UserError: as for the PSNR, a side is below 32, an unknown ``net``, torchmetrics is not installed, or the
+            network's weights cannot be fetched.
+    """
+    first, second = _deep_inputs("LPIPS", img, img2, crop_border)
+    metric = _load_lpips(net).to(first.device)
+    with torch.no_grad():
+        value = float(metric(first, second))
+    metric.reset()
+    return value
+
+
+@METRIC_REGISTRY.register()
+def calculate_dists(img: np.ndarray, img2: np.ndarray, crop_border: int = 0, better: str = "lower") -> float:
+    """DISTS, a distance of structure and texture of VGG features (Ding et al., TPAMI 2020); 0 for equal images.
+
+    The image is measured at its own size, while the authors' code reduces it to a short side of 256 first.
+
+    Raises:
+        UserError: as for the PSNR, a side is below 32, torchmetrics is not installed, or the network's weights cannot
+            be fetched.
+    """
+    first, second = _deep_inputs("DISTS", img, img2, crop_border)
+    with torch.no_grad():
+        return float(_load_dists().to(first.device)(first, second))
+
+
+def load_metric_networks(metrics: Mapping[str, Mapping[str, Any]]) -> None:
+    """Load the networks of ``val.metrics``, so that what they lack shows before a training begins.
+
+    Raises:
+        UserError: torchmetrics is not installed, or weights cannot be fetched.
+    """
+    for options in metrics.values():
+        if options["type"] == "calculate_lpips":
+            _load_lpips(options.get("net", "alex"))
+        if options["type"] == "calculate_dists":
+            _load_dists()
+
+
+@lru_cache
+def _load_lpips(net: str) -> nn.Module:
+    if net not in BACKBONES:
+        hint = did_you_mean(net, BACKBONES)
+        raise UserError(f"metric: net of LPIPS is {net!r}, expected {', '.join(BACKBONES)}.{hint}")
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+    except ImportError as error:
+        raise _not_installed("LPIPS") from error
+    with explain_missing_weights("LPIPS", BACKBONES[net]):
+        return LearnedPerceptualImagePatchSimilarity(net_type=net, normalize=True)
+
+
+@lru_cache
+def _load_dists() -> nn.Module:
+    try:
+        from torchmetrics.functional.image.dists import DISTSNetwork  # torchmetrics' class loads it for every image
+    except ImportError as error:
+        raise _not_installed("DISTS") from error
+    with explain_missing_weights("DISTS", "vgg16"):
+        return DISTSNetwork().eval()
+
+
+def _not_installed(name: str) -> UserError:
+    return UserError(f"{name}: needs torchmetrics; pip install 'restormixer[metrics]'")
+
+
+def _deep_inputs(name: str, img: np.ndarray, img2: np.ndarray, crop_border: int) -> list[Tensor]:
+    """Return both as (1, 3, H, W), RGB in [0, 1], on the GPU if this process uses one."""
+    images = [np.atleast_3d(image) for image in _prepare(img, img2, crop_border)]
+    height, width = images[0].shape[:2]
+    if min(height, width) < DEEP_SIDE:
+        raise UserError(f"metric: {name} needs images of at least {DEEP_SIDE}x{DEEP_SIDE}, got {height}x{width}")
+    device = "cuda" if torch.cuda.is_initialized() else "cpu"
+    tensors = [torch.from_numpy(np.ascontiguousarray(image[..., ::-1])).to(device) for image in images]
+    return [(t.permute(2, 0, 1)[None] / PEAK).float().expand(1, 3, height, width) for t in tensors]
 
 
 def luma(image: np.ndarray) -> np.ndarray:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
-from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.errors import UserError
 from restormixer_arch.inference.restorer import Restorer, restorer_of_options
 from restormixer_arch.inference.weights import read_weights
 from restormixer_arch.models import guard, memory
 from restormixer_arch.models.guard import NormStatistics, frozen_after
 from restormixer_arch.models.losses import MultiScaleDualDomainLoss
+from restormixer_arch.models.metrics import load_metric_networks
+from restormixer_arch.models.mixing import cut_blur, mix_pairs
+from restormixer_arch.models.optimizers import OWN, ScheduleFree, build_optimizer, is_schedule_free
 from restormixer_arch.models.precision import Precision, read_amp, set_tf32, varying_sizes
 from restormixer_arch.models.validation import validate
 from restormixer_arch.protocol import DeeplySupervised, ExemptsFromWeightDecay, Upscales
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
     from restormixer_arch.models.progressive import ProgressivePatches
 
 DEFAULT_GRAD_CLIP = 0.01  # the value of the network's family (SFNet, IRNeXt, ConvIR)
-OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 COMPILE_BACKEND = "inductor"
 
 
@@ -39,7 +41,8 @@ class RestorMixerModel(SRModel):
     It works for any network of ARCH_REGISTRY. Options beyond SRModel's, all under ``train``:
 
     - ``grad_clip``: largest norm of the gradient, 0.01 by default, 0 for no clipping.
-    - ``optim_g.type``: ``Adam`` or ``AdamW``. Parameters that the network's ``no_weight_decay()`` names get none.
+    - ``optim_g.type``: ``Adam``, ``AdamW``, or one of other packages, see :mod:`.optimizers`. Parameters that the
+      network's ``no_weight_decay()`` names get no weight decay. A schedule-free one tests and saves averaged weights.
     - ``ema_decay``: reached by a warm-up, min(decay, (1 + i) / (10 + i)) at step i; buffers (BatchNorm
       statistics) are averaged as the weights are.
     - ``pixel_opt.type: MultiScaleDualDomainLoss`` sees all outputs; another loss sees the one at full resolution.
@@ -51,7 +54,7 @@ class RestorMixerModel(SRModel):
     - ``progressive``: stages of growing patches, see :mod:`.progressive`.
     - ``frozen_norms``: share of the training, 0 to 1, after which BatchNorm normalizes by its running statistics, those
       of the averaged weights, and leaves them alone, see :class:`.guard.NormStatistics`. Not set: never.
-    - ``mixup``: blend the pairs of a batch, see :func:`mix_pairs`; the value is the alpha of its Beta distribution.
+    - ``mixup``: the alpha of :func:`.mixing.mix_pairs`; ``cutblur``: the probability of :func:`.mixing.cut_blur`.
     - ``max_skipped``: a step whose loss or gradient is not finite is skipped; more than this many in a row (10 by
       default) end the training. Overflows that float16's loss scale explains do not count. On a GPU nothing waits for
       the loss: skipped steps are counted an iteration later, see :mod:`.guard`, and the log's values are tensors.
@@ -64,7 +67,7 @@ class RestorMixerModel(SRModel):
     loss scale, the counts of skipped steps and waiting gradients (:class:`restormixer_arch.protocol.KeepsState`).
 
     Overridden: model_to_device, init_training_settings, setup_optimizers, get_optimizer, feed_data,
-    optimize_parameters, model_ema, test, nondist_validation, dist_validation, load_network, print_network.
+    optimize_parameters, model_ema, test, nondist_validation, dist_validation, save, load_network, print_network.
     """
 
     nondist_validation = dist_validation = validate  # shares the images out where there are several processes
@@ -73,6 +76,7 @@ class RestorMixerModel(SRModel):
         self.results: dict[str, dict[str, float]] = {}
         self.input_values: dict[str, list[dict[str, float]]] = {}
         self.validating = False
+        self.schedule_free: ScheduleFree | None = None
         self.restorer: Restorer | None = None  # restores tile by tile, if the options ask for it
         self._paths: list[str] = []  # of the images of the batch
         super().__init__(opt)
@@ -80,6 +84,7 @@ class RestorMixerModel(SRModel):
         if isinstance(network, Upscales) and network.upscale != scale:
             raise UserError(f"scale: must equal network_g.upscale ({network.upscale}), got {scale}")
         self.restorer = restorer_of_options(self._tested_network(), opt.get("val") or {})
+        load_metric_networks((opt.get("val") or {}).get("metrics") or {})
 
     def _tested_network(self) -> nn.Module:
         """The network with averaged weights, if there is one, on this process alone."""
@@ -115,7 +120,7 @@ class RestorMixerModel(SRModel):
         self.frozen_after = frozen_after(options.get("frozen_norms"), options["total_iter"])
         self._seed = f"{self.opt.get('manual_seed')} {self.opt.get('rank', 0)}"
         self.progressive = self._progressive(options.get("progressive"))
-        self.mixup = options.get("mixup")
+        self.mixup, self.cutblur = options.get("mixup"), options.get("cutblur")
         if options.get("checkpointing"):
             count = memory.set_checkpointing(network)
             get_root_logger().info(f"Gradient checkpointing of {count} blocks.")
@@ -141,16 +146,15 @@ class RestorMixerModel(SRModel):
         ]
         self.optimizer_g = self.get_optimizer(options.pop("type"), [g for g in groups if g["params"]], **options)
         self.optimizers.append(self.optimizer_g)
+        self.schedule_free = ScheduleFree(self.optimizer_g, bare) if is_schedule_free(self.optimizer_g) else None
+        if self.schedule_free and self.ema_decay > 0:
+            raise UserError("train.ema_decay: must be 0 with a schedule-free optimizer, which averages the weights")
 
     def get_optimizer(self, optim_type: str, params: list[dict[str, Any]], lr: float, **kwargs: Any) -> Any:
-        if optim_type not in OPTIMIZERS:
-            raise UserError(
-                f"train.optim_g.type: {optim_type!r} is none of {', '.join(OPTIMIZERS)}."
-                f"{did_you_mean(optim_type, OPTIMIZERS)}"
-            )
-        if self.device.type == "cuda" and not kwargs.get("foreach") and not kwargs.get("differentiable"):
+        on_gpu = optim_type in OWN and self.device.type == "cuda"
+        if on_gpu and not kwargs.get("foreach") and not kwargs.get("differentiable"):
             kwargs.setdefault("fused", True)  # see _waits
-        return OPTIMIZERS[optim_type](params, lr, **kwargs)
+        return build_optimizer(optim_type, params, lr, **kwargs)
 
     def feed_data(self, data: dict[str, Any]) -> None:
         if self.validating and self.restorer:  # the tiles go to the device one by one
@@ -165,8 +169,12 @@ class RestorMixerModel(SRModel):
         with memory.explain_lack_of_memory(f"at iteration {current_iter}", self._advice):
             if self.progressive:
                 self.lq, self.gt = self.progressive.select(self.lq, self.gt, current_iter)
+            if self.cutblur:
+                self.lq = cut_blur(self.lq, self.gt, self.cutblur, f"{self._seed} {current_iter}")
             if self.mixup:
                 self.lq, self.gt = mix_pairs(self.lq, self.gt, self.mixup, f"{self._seed} {current_iter}")
+            if self.schedule_free:
+                self.schedule_free.see(self.lq)
             if self._gathered == 0:
                 self.optimizer_g.zero_grad(set_to_none=True)
             losses = self._gather_gradients(current_iter)
@@ -283,19 +291,23 @@ class RestorMixerModel(SRModel):
     def test(self) -> None:
         """Restore ``lq`` in float32, on this process alone and without a compiled network, since sizes differ."""
         network = self._tested_network()
-        training = network.training
-        network.eval()
-        height, width = self.lq.shape[-2:]
-        advice = "set val.tile or val.max_memory"
-        try:
-            with memory.explain_lack_of_memory(f"restoring an image of {height} x {width}", advice):
+        training, (height, width) = network.training, self.lq.shape[-2:]
+        lack = memory.explain_lack_of_memory(
+            f"restoring an image of {height} x {width}", "set val.tile or val.max_memory"
+        )
+        with self._averaged_weights(), lack:
+            network.eval()
+            try:
                 if self.restorer:
                     self.output = self.restorer(self.lq)
                 else:
                     with varying_sizes():
                         self.output = network.forward(self.lq)
-        finally:
-            network.train(training)
+            finally:
+                network.train(training)
+
+    def _averaged_weights(self) -> AbstractContextManager[None]:
+        return self.schedule_free.averaged() if self.schedule_free else nullcontext()
 
     def gain(self) -> dict[str, dict[str, tuple[float, float]]]:
         """Data set -> metric -> (mean of the inputs, mean of the restored images) of the last validation."""
@@ -316,6 +328,7 @@ class RestorMixerModel(SRModel):
             "guard": self.guard.extra_state(),
             "gathered": self._gathered,
             "gradients": waiting,
+            "trained": self.schedule_free.extra_state() if self.schedule_free else {},
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -326,6 +339,16 @@ class RestorMixerModel(SRModel):
         for name, parameter in self.get_bare_model(self.net_g).named_parameters():
             if name in state["gradients"]:
                 parameter.grad = state["gradients"][name].to(parameter.device)
+        if self.schedule_free:
+            self.schedule_free.load_extra_state(state["trained"])
+
+    def save(self, epoch: int, current_iter: int | str) -> None:
+        if not self.schedule_free:
+            super().save(epoch, current_iter)
+            return
+        with self._averaged_weights():
+            self.save_network(self.net_g, "net_g", current_iter)
+        self.save_training_state(epoch, current_iter)
 
     @torch.no_grad()
     def model_ema(self, decay: float = 0.999) -> None:
@@ -373,20 +396,3 @@ def _sees_all_outputs(train: dict[str, Any]) -> bool:
 
 def _mean(values: list[dict[str, float]], metric: str) -> float:
     return sum(of_image[metric] for of_image in values) / len(values)
-
-
-def mix_pairs(lq: Tensor, gt: Tensor, alpha: float, seed: str) -> tuple[Tensor, Tensor]:
-    """Blend each pair of a batch with another one, by one weight for the whole batch: mixup (arXiv 1710.09412).
-
-    Args:
-        lq, gt: the batch, in [0, 1].
-        alpha: of the weight's distribution Beta(alpha, alpha); small values seldom blend much.
-        seed: the same seed gives the same blend.
-
-    Shape:
-        (B, C, h, w), (B, C, H, W) -> the same
-    """
-    rng = np.random.default_rng(list(seed.encode()))
-    weight = float(rng.beta(alpha, alpha))
-    shift = int(rng.integers(1, max(lq.shape[0], 2)))  # to another image than itself
-    return torch.lerp(lq.roll(shift, 0), lq, weight), torch.lerp(gt.roll(shift, 0), gt, weight)

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from restormixer_arch.config.rules import better
 from restormixer_arch.data.degradations.labels import CDD11, label_of
 from restormixer_arch.data.images.opencv import write_png
 from restormixer_arch.errors import UserError
@@ -125,6 +126,9 @@ def validate(model: Any, loader: Any, current_iter: int | str, tb_logger: Any, s
         measured = _of_all_processes(measured)
     if metrics:
         means = {metric: sum(one.values[metric] for one in measured) / count for metric in metrics}
+        for options in metrics.values():
+            if better(options) == "lower":
+                options["better"] = "lower"  # BasicSR's models take higher where nothing is said
         model.metric_results = means
         model._initialize_best_metric_results(name)
         for metric, value in means.items():

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from restormixer_arch.cnn_blocks import FAM, RDCNN, SCM
 from restormixer_arch.emvm import EMVM
+from restormixer_arch.hub import HubMixin
 from restormixer_arch.layers import ConvNorm, ConvNormAct, by_rows, conv, gelu, pad_to_multiple
 from restormixer_arch.mwsa import MWSA
 from restormixer_arch.weight_options import canonical, options_of
@@ -156,7 +157,7 @@ class Decoder(nn.Module):
         return residuals
 
 
-class RestorMixer(nn.Module):
+class RestorMixer(HubMixin, nn.Module):
     """RestorMixer for restoration (``upscale=1``) and super-resolution.
 
     The defaults are the paper's base network (3.195 M parameters); ``num_blocks=(8, 8, 8)`` is the large one

@@ -3,8 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from skimage.metrics import structural_similarity
 
-from restormixer_arch.models.losses import MultiScaleDualDomainLoss, dual_domain_loss
+from restormixer_arch import cli
+from restormixer_arch.errors import UserError
+from restormixer_arch.models.losses import (
+    SCALE_WEIGHTS,
+    MSSSIMLoss,
+    MultiScaleDualDomainLoss,
+    dual_domain_loss,
+    ms_ssim,
+)
 
 
 def test_by_hand():
@@ -56,3 +65,100 @@ def test_float32_under_autocast():
 def test_negative_weights(option, value):
     with pytest.raises(ValueError, match=f"{option} must not be negative, got {value}"):
         MultiScaleDualDomainLoss(**{option: value})
+
+
+# --- MS-SSIM ---------------------------------------------------------------------------------------------------------
+
+
+def smooth_pair(side=192, channels=3):
+    rng = torch.Generator().manual_seed(0)
+    target = F.interpolate(torch.rand(2, channels, 24, 24, generator=rng), size=(side, side + 8), mode="bicubic")
+    target = target.clamp(0, 1)
+    return (target + 0.1 * torch.randn(target.shape, generator=rng)).clamp(0, 1), target
+
+
+@pytest.mark.parametrize(("side", "scales"), [(192, 5), (176, 5), (128, 3), (128, 2)])
+def test_ms_ssim_is_that_of_torchmetrics(side, scales):
+    functional = pytest.importorskip("torchmetrics.functional.image")
+    output, target = smooth_pair(side)
+    betas = torch.tensor(SCALE_WEIGHTS[:scales])
+    wanted = functional.multiscale_structural_similarity_index_measure(
+        output, target, data_range=1.0, betas=tuple((betas / betas.sum()).tolist())
+    )
+    assert 0.1 < wanted < 0.99
+    # It pads the coarsest scale by reflection; here, as in Wang's code, only windows inside of it count.
+    torch.testing.assert_close(ms_ssim(output, target, scales), wanted, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("side", [11, 48])
+def test_one_scale_is_the_ssim_of_scikit_image(side):
+    output, target = smooth_pair(side)
+    pairs = zip(output.permute(0, 2, 3, 1).numpy(), target.permute(0, 2, 3, 1).numpy(), strict=True)
+    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+    wanted = [structural_similarity(a, b, channel_axis=2, **settings) for a, b in pairs]
+    assert ms_ssim(output, target, 1).item() == pytest.approx(sum(wanted) / 2, abs=1e-5)
+
+
+def test_ms_ssim_of_one_scale_by_hand():
+    """Constants of 0.2 and 0.6: no variance, so what is left is (2 * 0.12 + 1e-4) / (0.04 + 0.36 + 1e-4)."""
+    first, second = torch.full((1, 1, 16, 16), 0.2), torch.full((1, 1, 16, 16), 0.6)
+    assert ms_ssim(first, second, 1).item() == pytest.approx(0.2401 / 0.4001, abs=2e-4)
+    loss = MSSSIMLoss(loss_weight=2.0, l1_weight=0.5, scales=1)(first, second)
+    assert loss.item() == pytest.approx(2 * (1 - 0.2401 / 0.4001 + 0.5 * 0.4), abs=5e-4)
+
+
+def test_the_gradient_of_ms_ssim_is_finite_everywhere():
+    output, target = (x.double() for x in smooth_pair(44, 1))
+    for first in (output, target, 1 - target, torch.zeros_like(target)):  # also where the structure is negative
+        first = first.clone().requires_grad_()
+        loss = MSSSIMLoss(scales=3)(first, target)
+        loss.backward()
+        assert loss.isfinite() and first.grad.isfinite().all()
+    assert MSSSIMLoss(scales=3)(target, target).item() == pytest.approx(0, abs=1e-6)
+    step = 1e-2 * torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    first = output.clone().requires_grad_()
+    MSSSIMLoss(scales=3)(first, target).backward()
+    ahead, behind = (MSSSIMLoss(scales=3)(output + sign * step, target).item() for sign in (1, -1))
+    assert (ahead - behind) / 2 == pytest.approx((first.grad * step).sum().item(), rel=0.02)
+
+
+def test_patches_that_are_too_small_and_other_values():
+    with pytest.raises(UserError, match="5 scales need patches of at least 176x176, got 64x72; raise gt_size or lower"):
+        MSSSIMLoss()(*smooth_pair(64))
+    with pytest.raises(ValueError, match="scales must be from 1 to 5, got 6"):
+        MSSSIMLoss(scales=6)
+    with pytest.raises(ValueError, match="l1_weight must not be negative, got -1"):
+        MSSSIMLoss(l1_weight=-1)
+
+
+@pytest.mark.parametrize("model", ["SRModel", "RestorMixerModel"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"type": "CharbonnierLoss", "loss_weight": 2.0, "eps": 1e-6},
+        {"type": "MSSSIMLoss", "scales": 1, "l1_weight": 0.2},
+    ],
+)
+def test_option_files_train_with_them(pairs, train_options, write, model, loss):
+    train_options["train"]["pixel_opt"] = loss
+    train_options["model_type"] = model
+    assert cli.main(["train", "-opt", write(train_options)]) == 0
+    rows = [row.split(",") for row in (pairs / "experiments/tiny/losses.csv").read_text().splitlines()]
+    values = [float(row[rows[0].index("l_pix")]) for row in rows[1:]]
+    assert len(values) == 5 and all(0 < value < 2 for value in values)
+
+
+def test_charbonnier_is_the_root_of_square_and_eps():
+    from basicsr.losses import build_loss
+
+    loss = build_loss({"type": "CharbonnierLoss", "eps": 1e-2})
+    wanted = ((0.3**2 + 1e-2) ** 0.5 + 1e-2**0.5) / 2
+    assert loss(torch.tensor([0.3, 0.0]), torch.zeros(2)).item() == pytest.approx(wanted)
+
+
+def test_a_loss_that_does_not_fit_the_patches_is_one_line(pairs, train_options, write, capsys):
+    train_options["train"]["pixel_opt"] = {"type": "MSSSIMLoss", "scales": 4}
+    train_options["model_type"] = "RestorMixerModel"
+    assert cli.main(["train", "-opt", write(train_options)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "MS-SSIM: 4 scales need patches of at least 88x88, got 16x16; raise gt_size or lower scales" in error

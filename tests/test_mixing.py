@@ -1,10 +1,12 @@
-"""Mixup of pairs."""
+"""Mixup of pairs, and CutBlur."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 from training_cases import build, step
 
-from restormixer_arch.models.restormixer_model import mix_pairs
+from restormixer_arch import cli
+from restormixer_arch.models.mixing import cut_blur, mix_pairs
 
 
 def test_input_and_truth_are_blended_alike():
@@ -35,3 +37,73 @@ def test_a_model_trains_on_blended_pairs(tmp_path):
     model.mixup = None
     step(model)
     assert not torch.equal(model.lq, lq)
+
+
+# --- CutBlur ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_rectangle_is_clean_or_all_but_a_rectangle():
+    lq, gt = torch.zeros(200, 3, 40, 60), torch.ones(200, 3, 40, 60)
+    mixed = cut_blur(lq, gt, 1.0, "0 1")
+    clean_inside = 0
+    for picture in mixed:
+        assert torch.equal(picture[0], picture[1]) and set(picture.unique().tolist()) == {0.0, 1.0}
+        inner = [part for part in (picture[0], 1 - picture[0]) if is_rectangle(part)]
+        assert len(inner) == 1 and inner[0].mean().item() == pytest.approx(0.49, abs=0.07)  # 0.7 of each side
+        clean_inside += torch.equal(inner[0], picture[0])
+    assert 60 < clean_inside < 140
+    assert len({tuple(picture[0].any(1).tolist()) for picture in mixed}) > 10
+    assert torch.equal(lq, torch.zeros_like(lq))
+
+
+def is_rectangle(part):
+    return part.sum() == part.any(1).sum() * part.any(0).sum()
+
+
+def test_cuts_follow_the_seed_and_the_probability():
+    lq, gt = torch.zeros(400, 1, 8, 8), torch.ones(400, 1, 8, 8)
+    assert torch.equal(cut_blur(lq, gt, 0.3, "0 1"), cut_blur(lq, gt, 0.3, "0 1"))
+    assert not torch.equal(cut_blur(lq, gt, 0.3, "0 1"), cut_blur(lq, gt, 0.3, "0 2"))
+    cut = cut_blur(lq, gt, 0.3, "0 1").flatten(1).any(1)
+    assert cut.float().mean().item() == pytest.approx(0.3, abs=0.07)
+
+
+def test_in_super_resolution_the_clean_part_is_the_reduced_truth():
+    rng = torch.Generator().manual_seed(0)
+    gt, noise = torch.rand(8, 3, 32, 48, generator=rng), torch.rand(8, 3, 16, 24, generator=rng)
+    clean = F.interpolate(gt, size=(16, 24), mode="bicubic", antialias=True).clamp(0, 1)
+    mixed = cut_blur(noise, gt, 1.0, "0 1")
+    from_truth, from_input = mixed == clean, mixed == noise
+    assert (from_truth | from_input).all() and from_truth.any() and from_input.any()
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_an_option_file_trains_with_cutblur_and_resumes(pairs, train_options, write, monkeypatch, scale):
+    import cv2
+
+    from restormixer_arch.models import restormixer_model
+
+    for number in range(6 if scale == 2 else 0):
+        image = cv2.imread(f"pairs/lq/{number}.png")
+        cv2.imwrite(f"pairs/lq/{number}.png", image[::2, ::2])
+    train_options |= {"model_type": "RestorMixerModel", "scale": scale}
+    train_options["network_g"] = {**train_options["network_g"], "upscale": scale}
+    train_options["train"] |= {"cutblur": 0.75, "mixup": 1.2}
+    seen = []
+
+    def cut(lq, gt, probability, seed):
+        seen.append((tuple(lq.shape), tuple(gt.shape), probability, seed))
+        return cut_blur(lq, gt, probability, seed)
+
+    monkeypatch.setattr(restormixer_model, "cut_blur", cut)
+    assert cli.main(["train", "-opt", write(train_options)]) == 0
+    side = 16 // scale
+    assert seen == [((4, 3, side, side), (4, 3, 16, 16), 0.75, f"0 0 {number}") for number in range(1, 6)]
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0, "more than 0"), (1.5, "at most 1")])
+def test_cutblur_is_a_probability(pairs, train_options, write, capsys, value, expected):
+    train_options["model_type"] = "RestorMixerModel"
+    train_options["train"]["cutblur"] = value
+    assert cli.main(["train", "-opt", write(train_options)]) == 2
+    assert f"train.cutblur: got {value}, expected {expected}" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,14 @@ import torch
 from restormixer_arch.basicsr_adapter import register
 from restormixer_arch.compare import options as compare_options
 from restormixer_arch.config import rules
-from restormixer_arch.config.check import check_options
+from restormixer_arch.config.check import check_options, read_request
 from restormixer_arch.config.yaml_file import read_options
 
 register.register()
 
 from basicsr.archs import build_network  # noqa: E402 - BasicSR can be imported only now
 from basicsr.losses import build_loss  # noqa: E402
+from basicsr.utils.registry import LOSS_REGISTRY, METRIC_REGISTRY  # noqa: E402
 
 from restormixer_arch.basicsr_adapter import signatures  # noqa: E402
 
@@ -56,7 +58,7 @@ def test_is_valid_and_builds(path, monkeypatch):
         restored = network(torch.rand(1, 3, 16, 24))
     assert restored.shape == (1, 3, 16 * scale, 24 * scale)
     for key, section in options.get("train", {}).items():
-        if key.endswith("_opt"):
+        if key.endswith("_opt") and key != "gan_opt":  # that one judges what a discriminator says
             loss = build_loss(copy.deepcopy(section))(restored, torch.rand_like(restored))
             assert loss.isfinite() and loss > 0
 
@@ -121,3 +123,18 @@ def test_test_files_fit_their_training_files():
                 assert Path(weights).stem == f"{network}_{size}_{task}" and (ROOT / weights).is_file()
             else:
                 assert train["name"] in weights
+
+
+def test_the_commands_of_the_page_on_losses_and_metrics_are_valid(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(rules, "missing_paths", lambda options: ())
+    text = (ROOT / "options/LOSSES_AND_METRICS.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [shlex.split(line)[1:] for line in re.findall(r"^basicsr .+$", text, re.M)]
+    assert len(commands) >= 5
+    for command, _, file, *rest in commands:
+        overrides = rest[1:]
+        assert rest[:1] in ([], ["--force_yml"])
+        request = read_request(file, is_train=command == "train", force_yml=overrides)
+        signatures.check_names(request.options, file, command == "train")
+    for name in re.findall(r"`(calculate_\w+|\w+Loss)`", text):
+        assert name in METRIC_REGISTRY or name in LOSS_REGISTRY, name

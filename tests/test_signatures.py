@@ -31,7 +31,7 @@ def test_correct_options_pass(train_options, test_options):
         ("datasets.val.type", "PairdImageDataset", "no known data set. Did you mean 'PairedImageDataset'? Known: "),
         ("network_g.type", "msrresnet", "'msrresnet' is no known architecture. Did you mean 'MSRResNet'? Known: "),
         ("train.pixel_opt.type", "L1", "'L1' is no known loss. Known: CharbonnierLoss, GANLoss, L1Loss, "),
-        ("val.metrics.psnr.type", "calculate_pnsr", "metric. Did you mean 'calculate_psnr'? Known: calculate_niqe, "),
+        ("val.metrics.psnr.type", "calculate_pnsr", "metric. Did you mean 'calculate_psnr'? Known: calculate_dists, "),
         ("train.optim_g.type", "SGDX", "'SGDX' is no known optimizer of SRModel. "),
     ],
 )

@@ -217,11 +217,15 @@ def name_refused_values() -> None:
 
 
 def _naming_refused_value(original: Callable[..., Any]) -> Callable[..., Any]:
+    from restormixer_arch.basicsr_adapter.torchvision_weights import explain_missing_weights
     from restormixer_arch.inference.memory import is_out_of_memory
 
     @functools.wraps(original)
     def build(opt: dict[str, Any]) -> Any:
         try:
+            if opt["type"] == "PerceptualLoss":
+                with explain_missing_weights("PerceptualLoss", opt.get("vgg_type", "vgg19")):
+                    return original(opt)
             return original(opt)
         except UserError:
             raise

@@ -79,12 +79,9 @@ def _network_options(option_file: str) -> dict[str, Any]:
 
 
 def _write_safetensors(network: RestorMixer, path: Path) -> str:
-    from safetensors.torch import save
+    from restormixer_arch.hub import to_safetensors
 
-    from restormixer_arch.weight_options import add_stamp
-
-    state = {name: tensor.contiguous() for name, tensor in add_stamp(network.state_dict(), network).items()}
-    path.write_bytes(save(state, metadata={"format": "pt"}))
+    path.write_bytes(to_safetensors(network))
     return f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters"
 
 

@@ -103,7 +103,7 @@ def parser() -> Parser:
 def add_settings(parser: Parser) -> None:
     """Add the arguments that :func:`restorer_of` reads."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--weights", type=_path, metavar="FILE", help="weights, .pth or .safetensors")
+    source.add_argument("--weights", type=_path, metavar="FILE", help=".pth, .safetensors, or ORG/NAME on a hub")
     source.add_argument("--task", metavar="NAME", help="installed weights, such as derain (the default)")
     parser.add_argument(
         "--self-ensemble",

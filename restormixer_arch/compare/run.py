@@ -23,7 +23,7 @@ from restormixer_arch.compare.networks import Entry, build, entry_of_run
 from restormixer_arch.compare.options import is_trained, testing_options
 from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric, Picture, Training
 from restormixer_arch.compare.training import JOBS, train_all, weights_of
-from restormixer_arch.config.rules import NO_REFERENCE_METRICS
+from restormixer_arch.config.rules import better
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import note
 from restormixer_arch.training.distributed import cores
@@ -196,8 +196,3 @@ def budget_in_words(options: dict[str, Any]) -> str:
 def _metric(section: dict[str, Any]) -> Metric:
     arguments = {key: value for key, value in section.items() if key not in ("type", "better")}
     return Metric(type=section["type"], arguments=arguments, better=better(section))
-
-
-def better(section: dict[str, Any]) -> str:
-    """Which way a metric is better, where its section does not say so: lower for NIQE, higher for the others."""
-    return section.get("better") or ("lower" if section["type"] in NO_REFERENCE_METRICS else "higher")

@@ -20,7 +20,8 @@ NO_SLASH = "a name without / and \\, of at most 150 bytes"
 WITH_LOSS = ("SRModel", "SwinIRModel", "RestorMixerModel")
 WITH_TRUTH = ("PairedImageDataset", "PairedRestorationDataset", "DegradedDataset")
 WITHOUT_TRUTH = ("SingleImageDataset",)
-NO_REFERENCE_METRICS = ("calculate_niqe",)  # need no ground truth; less is better
+NO_REFERENCE_METRICS = ("calculate_niqe",)  # need no ground truth
+LESS_IS_BETTER = ("calculate_niqe", "calculate_lpips", "calculate_dists")
 
 
 # --- values ------------------------------------------------------------------------------------------------------
@@ -217,6 +218,11 @@ def path_keys(options: dict[str, Any]) -> Iterator[tuple[dict[str, Any], tuple[s
     for key, value in paths.items():
         if isinstance(value, str) and (str(key).startswith("pretrain_network") or key == "resume_state"):
             yield paths, ("path", key)
+
+
+def better(metric: Mapping[str, Any]) -> str:
+    """Return which way a metric is better: what its section says, or else what its type has by nature."""
+    return metric.get("better") or ("lower" if metric["type"] in LESS_IS_BETTER else "higher")
 
 
 def window_advice(options: dict[str, Any]) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
 from restormixer_arch.config.rules import NAME_PATTERN, NO_SLASH, name_problem
@@ -156,8 +156,19 @@ def dataset_section(kind: Any, phase: str) -> type[BaseModel]:
 # --- train -------------------------------------------------------------------------------------------------------
 
 
+TORCH_OPTIMIZERS = ("Adam", "AdamW", "Adamax", "SGD", "ASGD", "RMSprop", "Rprop")  # those of BasicSR's models
+
+
 class Optimizer(Section):
-    """The keys of torch's optimizers; which of them a given optimizer takes is checked once torch is imported."""
+    """The keys of torch's optimizers, which are compared with the class later; other packages' have more keys."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_to_other_packages(cls, section: Any) -> Any:
+        name = section.get("type") if isinstance(section, dict) else None
+        if not isinstance(name, str) or name in TORCH_OPTIMIZERS:
+            return section
+        return {key: value for key, value in section.items() if key in ("type", "lr", "weight_decay")}
 
     type: str = Field(description="name of the optimizer, such as Adam")
     lr: Rate = Field(description="learning rate")
@@ -244,6 +255,7 @@ class Steps(Section):
     )
     max_skipped: Count = Field(default=10, description="steps in a row that may be skipped for NaN or infinity")
     mixup: Annotated[float, Field(gt=0)] | None = Field(default=None, description="blend pairs, by Beta(mixup, mixup)")
+    cutblur: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, description="probability of CutBlur")
 
 
 class Progressive(Section):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.hub import locate, network_options, read_safetensors
 from restormixer_arch.restormixer_arch import RestorMixer
 from restormixer_arch.weight_options import is_restormixer
 
@@ -54,18 +55,19 @@ def load_network(
     """Build the network of a file of weights, ready to restore: in eval mode, on the CPU, BatchNorm folded.
 
     Args:
-        weights: the file.
+        weights: a file, a folder, or a repository of the Hugging Face Hub, see :func:`restormixer_arch.hub.locate`.
         param_key: see :func:`read_weights`.
         options: the network's arguments; None to read them from the weights.
 
     Raises:
         UserError: the file is missing, damaged, or holds the weights of another network.
     """
-    state = read_weights(weights, param_key)
+    path = locate(weights)
+    state = read_weights(path, param_key)
     if not is_restormixer(state):
         raise UserError(f"{weights}: are not the weights of a RestorMixer")
     try:
-        network = RestorMixer.from_weights(state, options)
+        network = RestorMixer.from_weights(state, options or network_options(RestorMixer, path, state))
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:  # incomplete or changed weights
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{weights}: no RestorMixer can be built from it ({reason})") from error
@@ -78,7 +80,7 @@ def read_weights(path: str | Path, param_key: str | None = None) -> dict[str, Te
     Only tensors and plain containers are unpickled, so a file from a stranger cannot run code.
 
     Args:
-        path: the file.
+        path: the file, or what :func:`restormixer_arch.hub.locate` takes.
         param_key: entry of a ``.pth`` that holds the weights, such as ``params`` or ``params_ema``. If it is None or
             not in the file, the first of :data:`PARAM_KEYS` that is there is taken, or else the file itself.
 
@@ -89,11 +91,8 @@ def read_weights(path: str | Path, param_key: str | None = None) -> dict[str, Te
     Raises:
         UserError: the file is missing, damaged, or holds no weights, or some that are not finite.
     """
-    path = Path(path)
-    if not path.is_file():
-        near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such file of weights.{did_you_mean(path.name, near)}")
-    content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_pickle(path, "PyTorch weights")
+    path = locate(path)
+    content = read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_pickle(path, "PyTorch weights")
     while inner := [key for key in (param_key, *PARAM_KEYS) if isinstance(content, dict) and _is_filled(content, key)]:
         content = content[inner[0]]
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
@@ -149,13 +148,3 @@ def _reason(path: Path, error: Exception) -> str:
     if "Unsupported global" in str(error) or "GLOBAL" in str(error):
         return "it holds Python objects, which are not loaded since they could run code"
     return "it is damaged, or no file of torch.save"
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({error})") from error

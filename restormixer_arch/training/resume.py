@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections import Counter
@@ -144,7 +145,7 @@ def _resume_optimizers(model: Any, resume_state: dict[str, Any]) -> None:
     for optimizer, saved, groups in zip(model.optimizers, resume_state["optimizers"], fresh_groups, strict=True):
         optimizer.load_state_dict(saved)
         for group, fresh in zip(optimizer.param_groups, groups, strict=True):
-            edits += _set_options(group, fresh)
+            edits += _set_options(optimizer, group, fresh)
     changed = _schedule_edits(model, resume_state, fresh_groups)
     if changed:
         _run_schedule_again(model, resume_state["iter"], fresh_groups)
@@ -177,9 +178,10 @@ def _check_optimizers(model: Any, state: dict[str, Any]) -> None:
                     raise UserError(f"train.optim_*.{key}: was {old[key]}, and cannot be {group[key]} when resuming")
 
 
-def _set_options(group: dict[str, Any], fresh: dict[str, Any]) -> list[str]:
-    edits = []
-    for key in fresh.keys() - MOVING:
+def _set_options(optimizer: torch.optim.Optimizer, group: dict[str, Any], fresh: dict[str, Any]) -> list[str]:
+    """Set the options of a group to those of the option file; what else is in a group is state of the optimizer."""
+    edits, arguments = [], inspect.signature(type(optimizer)).parameters
+    for key in (fresh.keys() & arguments.keys()) - MOVING:
         if key in group and plain(group[key]) != plain(fresh[key]):
             edits.append(f"train.optim_*.{key}: {group[key]} -> {fresh[key]}")
         group[key] = fresh[key]

@@ -1,0 +1,180 @@
+"""Optimizers by name: torch's Adam and AdamW, those of the packages schedulefree and pytorch-optimizer.
+
+A schedule-free optimizer (arXiv 2405.15682) moves the weights y; what is to be tested and saved are the averaged
+weights x. :class:`ScheduleFree` switches between the two.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from restormixer_arch.basicsr_adapter.signatures import argument_problems
+from restormixer_arch.errors import UserError, did_you_mean
+
+OWN = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+SCHEDULE_FREE = ("AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree")  # of the package schedulefree
+FOR_NORMS = 8  # batches, at most, whose statistics the averaged weights get
+MOST_BYTES = 32 << 20  # of these batches, which checkpoints hold too
+
+
+def build_optimizer(name: str, params: list[dict[str, Any]], lr: float, **options: Any) -> torch.optim.Optimizer:
+    """Build the optimizer of ``train.optim_g``.
+
+    Args:
+        name: ``Adam``, ``AdamW``, one of :data:`SCHEDULE_FREE`, or a class of pytorch-optimizer such as ``Lion``.
+        params: parameter groups.
+        lr: learning rate.
+        options: further arguments of its class.
+
+    Raises:
+        UserError: there is none of this name, its package is not installed, or it refuses an option.
+    """
+    kind = _find(name)
+    problems = list(argument_problems(kind, {"lr": lr, **options}, ("train", "optim_g"), given=["params"]))
+    if problems:
+        raise UserError("\n".join(map(str, problems)))
+    try:
+        if name not in OWN:
+            _try_out(kind, lr, options)
+        return kind(params, lr=lr, **options)
+    except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"train.optim_g: {name} cannot be used with these options ({reason})") from error
+
+
+def _find(name: str) -> type[torch.optim.Optimizer]:
+    if name in OWN:
+        return OWN[name]
+    package = "schedulefree" if name in SCHEDULE_FREE else "pytorch_optimizer"
+    known = [*OWN, *SCHEDULE_FREE]
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(
+            f"train.optim_g.type: {name!r} is none of {', '.join(OWN)}.{did_you_mean(name, known)} "
+            "Those of schedulefree and pytorch-optimizer need 'pip install restormixer[optimizers]'"
+        ) from error
+    kinds = {key: kind for key, kind in vars(module).items() if _is_optimizer(kind)}
+    if name not in kinds:
+        raise UserError(
+            f"train.optim_g.type: {name!r} is none of {', '.join(OWN)}.{did_you_mean(name, [*known, *kinds])} "
+            f"Neither is it one of {', '.join(SCHEDULE_FREE)}, or of pytorch-optimizer"
+        )
+    return kinds[name]
+
+
+def _is_optimizer(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+
+
+def _try_out(kind: type[torch.optim.Optimizer], lr: float, options: dict[str, Any]) -> None:
+    """Take two steps of a convolution and a bias: some need a closure, second derivatives, or marked parameters."""
+    with torch.random.fork_rng():
+        params = [nn.Parameter(torch.randn(4, 4, 3, 3)), nn.Parameter(torch.randn(4))]
+        optimizer = kind([{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.0}], lr=lr, **options)
+        if is_schedule_free(optimizer):
+            optimizer.train()
+        for _ in range(2):
+            for parameter in params:
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+
+
+def is_schedule_free(optimizer: torch.optim.Optimizer) -> bool:
+    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+
+
+class ScheduleFree:
+    """Switches a network between the weights that are trained and the averaged ones that are tested and saved.
+
+    BatchNorm's running statistics belong to the weights that are trained. Those of the averaged weights are taken from
+    the latest batches, each time that these weights are wanted.
+
+    Args:
+        optimizer: a schedule-free one; it is put into its mode for training.
+        network: whose parameters it has, without wrappers.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
+        self._optimizer, self._network = optimizer, network
+        norms = [module for module in network.modules() if isinstance(module, _NormBase)]
+        self._norms = [norm for norm in norms if norm.running_mean is not None]
+        self._inputs: deque[Tensor] = deque(maxlen=FOR_NORMS if self._norms else 0)
+        self._averaged: list[Tensor] | None = None  # statistics of the averaged weights, when they were last wanted
+        optimizer.train()
+
+    def see(self, inputs: Tensor) -> None:
+        """Remember the inputs of a training step. (B, C, H, W)"""
+        self._inputs.append(inputs.detach())
+        while len(self._inputs) > 1 and sum(one.nbytes for one in self._inputs) > MOST_BYTES:
+            self._inputs.popleft()
+        self._averaged = None
+
+    @contextmanager
+    @torch.no_grad()
+    def averaged(self) -> Iterator[None]:
+        """Give the network the averaged weights; afterwards it has those that are trained again, bit by bit."""
+        if not self._optimizer.param_groups[0]["train_mode"]:
+            yield  # they are there already
+            return
+        trained = self._copies()
+        self._optimizer.eval()
+        self._set_statistics()
+        try:
+            yield
+        finally:
+            self._optimizer.train()
+            self._put_back(trained)
+
+    def extra_state(self) -> dict[str, Any]:
+        """The weights that are trained, since the saved weights are the averaged ones, and the latest inputs."""
+        weights = {name: tensor.detach().cpu() for name, tensor in self._tensors().items()}
+        return {"weights": weights, "inputs": [inputs.cpu() for inputs in self._inputs]}
+
+    @torch.no_grad()
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`extra_state` gave, once the averaged weights and the optimizer's state are loaded."""
+        self._averaged = [buffer.clone() for buffer in self._statistics()]
+        self._optimizer.train()
+        self._put_back(state["weights"])
+        device = next(self._network.parameters()).device
+        self._inputs.extend(inputs.to(device) for inputs in state["inputs"])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**dict(self._network.named_parameters()), **dict(self._network.named_buffers())}
+
+    def _copies(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
+
+    def _put_back(self, saved: dict[str, Tensor]) -> None:
+        for name, tensor in self._tensors().items():
+            tensor.copy_(saved[name])
+
+    def _statistics(self) -> list[Tensor]:
+        return [buffer for norm in self._norms for buffer in norm.buffers(recurse=False)]
+
+    def _set_statistics(self) -> None:
+        """Set BatchNorm's statistics to the mean over the latest batches, unless the norms are frozen."""
+        if self._averaged is not None:
+            for buffer, value in zip(self._statistics(), self._averaged, strict=True):
+                buffer.copy_(value)
+            return
+        if self._inputs and any(norm.training for norm in self._norms):
+            momenta = [norm.momentum for norm in self._norms]
+            for norm in self._norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the plain mean
+            with torch.random.fork_rng():
+                for inputs in self._inputs:
+                    self._network(inputs)
+            for norm, momentum in zip(self._norms, momenta, strict=True):
+                norm.momentum = momentum
+        self._averaged = [buffer.clone() for buffer in self._statistics()]

@@ -1,0 +1,40 @@
+"""What to say where torchvision's trained backbones, which some losses and metrics are made of, are not there."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torchvision
+
+from restormixer_arch.errors import UserError
+
+
+@contextmanager
+def explain_missing_weights(needed_by: str, backbone: str) -> Iterator[None]:
+    """Turn the errors of fetching a backbone into one line that says where its file is looked for.
+
+    Args:
+        needed_by: the loss or metric, for the message.
+        backbone: torchvision's name, such as ``vgg19``.
+
+    Raises:
+        UserError: the file is not there and cannot be fetched.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* deprecated since 0.13", category=UserWarning)  # BasicSR's way
+            yield
+    except UserError:
+        raise
+    except OSError as error:
+        url = torchvision.models.get_model_weights(backbone).DEFAULT.url
+        file = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+        reason = getattr(error, "reason", None) or str(error).partition("\n")[0]
+        raise UserError(
+            f"{needed_by}: needs the weights {file}, which cannot be fetched from {url} ({reason}); put them there "
+            "yourself, or set TORCH_HOME to the folder that has hub/checkpoints"
+        ) from error

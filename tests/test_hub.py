@@ -1,0 +1,299 @@
+"""Networks in folders and on the Hugging Face Hub, without a network: it is stood in for, or lies in a cache."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_network import tiny_network
+
+from restormixer_arch import RestorMixer, cli, hub, restore
+from restormixer_arch.errors import UserError
+
+X = torch.rand(1, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def offline(folder, monkeypatch):
+    """An empty working directory and an empty cache."""
+    monkeypatch.setenv("HF_HOME", str(folder / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def huggingface_hub(folder, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "cache/token"))
+    import huggingface_hub.errors
+
+    return huggingface_hub
+
+
+def cached(repo_id, files):
+    """Put files into the cache, as the hub's own client does."""
+    top = Path("cache", f"models--{repo_id.replace('/', '--')}")
+    snapshot = top / "snapshots" / ("0" * 40)
+    shutil.copytree(files, snapshot)
+    (top / "refs").mkdir()
+    (top / "refs/main").write_text("0" * 40)
+    return snapshot
+
+
+def restored(*arguments):
+    cv2.imwrite("photo.png", np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8))
+    return cli.main(["restore", "photo.png", "-o", "out", "--overwrite", *arguments])
+
+
+def error_of(capsys, *arguments):
+    assert restored(*arguments) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(errors) == 1
+    return errors[0].removeprefix("basicsr: error: ")
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"upscale": 2}, {"in_channels": 1, "out_channels": 1}, {"window_size": 4}])
+def test_a_folder_holds_the_network(options):
+    network = tiny_network(**options)
+    assert network.save_pretrained("net") == Path("net")
+    assert sorted(path.name for path in Path("net").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    loaded = RestorMixer.from_pretrained("net")
+    assert not loaded.training
+    assert loaded.window_size == network.window_size and loaded.upscale == network.upscale
+    x = X[:, : network.in_channels]
+    torch.testing.assert_close(loaded(x), network(x), rtol=0, atol=1e-5)
+    assert loaded.state_dict().keys() == network.state_dict().keys()
+    loaded.train()(x)  # it can be trained further
+
+
+@torch.no_grad()
+def test_config_builds_the_same_network():
+    network = RestorMixer(base_channels=4, num_blocks=(1, 2, 2), encoder_heads=(1, 2), deep_supervision=False)
+    network.save_pretrained("net")
+    again = RestorMixer(**json.loads(Path("net/config.json").read_text()))
+    again.load_state_dict(load_file("net/model.safetensors"))
+    assert torch.equal(again.eval()(X), network.eval()(X))
+    assert not RestorMixer.from_pretrained("net").deep_supervision
+
+
+@torch.no_grad()
+def test_config_says_what_weights_without_a_stamp_do_not():
+    network = tiny_network(window_size=4, scan_merge="official")
+    network.save_pretrained("net")
+    save_file(network.state_dict(), "net/model.safetensors")
+    for loaded in (RestorMixer.from_pretrained("net"), RestorMixer.from_pretrained("net/model.safetensors")):
+        assert (loaded.window_size, loaded.scan_merge, loaded.encoder_heads) == (4, "official", (2, 2))
+    result = restore(X, weights="net")
+    torch.testing.assert_close(result, network(X).clamp(0, 1), rtol=0, atol=1e-5)
+
+
+def test_the_card_is_the_hubs_and_is_kept(huggingface_hub):
+    tiny_network(upscale=2).save_pretrained("net", license="cc-by-4.0")
+    data = huggingface_hub.ModelCard.load("net/README.md").data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("cc-by-4.0", "restormixer", "image-to-image")
+    assert data.tags == ["image-restoration", "restormixer", "super-resolution"]
+    Path("net/README.md").write_text("mine")
+    tiny_network().save_pretrained("net")
+    assert Path("net/README.md").read_text() == "mine"
+    assert RestorMixer.from_pretrained("net").upscale == 1
+
+
+@torch.no_grad()
+def test_huggingface_hubs_own_mixin_reads_and_writes_the_same_files(huggingface_hub):
+    class Mixed(huggingface_hub.PyTorchModelHubMixin, RestorMixer):
+        pass
+
+    network = tiny_network(window_size=4)
+    network.save_pretrained("ours")
+    theirs = Mixed.from_pretrained("ours")
+    torch.testing.assert_close(theirs(X), network(X), rtol=0, atol=1e-5)
+    theirs.save_pretrained("theirs")
+    ours = RestorMixer.from_pretrained("theirs")
+    assert ours.window_size == 4
+    assert torch.equal(ours(X), theirs(X))
+
+
+def test_the_command_restores_with_a_folder(capsys):
+    tiny_network().save_pretrained("net")
+    assert restored("--weights", "net") == 0
+    folder = cv2.imread("out/photo.png")
+    assert restored("--weights", "net/model.safetensors") == 0
+    np.testing.assert_array_equal(cv2.imread("out/photo.png"), folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nett", "nett: no such file of weights. Did you mean 'net'?"),
+        ("empty", "empty: no such file of weights."),
+        ("net/model.safetensor", "net/model.safetensor: cannot be fetched: no such file here, and the Hugging Face"),
+        ("net/models.safetensors", "net/models.safetensors: no such file of weights. Did you mean 'model.safetensors"),
+        ("damaged", "damaged/model.safetensors: cannot be read as safetensors ("),
+        ("other", "other: no RestorMixer can be built from it (not the weights of a RestorMixer"),
+        ("config", "config: no RestorMixer can be built from it (config.json is not JSON: "),
+        ("list", "list: no RestorMixer can be built from it (config.json holds no object)"),
+        ("heads", "heads: no RestorMixer can be built from it (window_size"),
+    ],
+)
+def test_a_folder_that_cannot_be_used(huggingface_hub, name, message):
+    tiny_network().save_pretrained("net")
+    for copy in ("damaged", "other", "config", "list", "heads"):
+        shutil.copytree("net", copy)
+    Path("empty").mkdir()
+    Path("damaged/model.safetensors").write_bytes(b"1")
+    save_file({"a": torch.zeros(1)}, "other/model.safetensors")
+    Path("config/config.json").write_text("{")
+    Path("list/config.json").write_text("[]")
+    save_file(tiny_network().state_dict(), "heads/model.safetensors")
+    Path("heads/config.json").write_text('{"window_size": 0}')
+    with pytest.raises(UserError) as caught:
+        RestorMixer.from_pretrained(name)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+# --- the hub ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_repository_in_the_cache(huggingface_hub, capsys):
+    network = tiny_network()
+    cached("org/name", network.save_pretrained("net"))
+    torch.testing.assert_close(RestorMixer.from_pretrained("org/name")(X), network(X), rtol=0, atol=1e-5)
+    assert restored("--weights", "org/name") == 0
+    assert "basicsr: note: org/name: no such file here, taken from the Hugging Face Hub" in capsys.readouterr().err
+    fetched = cv2.imread("out/photo.png")
+    assert restored("--weights", "net") == 0
+    np.testing.assert_array_equal(cv2.imread("out/photo.png"), fetched)
+
+
+def test_what_is_here_comes_first(huggingface_hub):
+    cached("org/name", tiny_network().save_pretrained("net"))
+    tiny_network(upscale=2).save_pretrained("org/name")
+    assert RestorMixer.from_pretrained("org/name").upscale == 2
+
+
+def test_everything_about_the_repository_reaches_the_hub(huggingface_hub, monkeypatch):
+    tiny_network().save_pretrained("net")
+    calls = []
+
+    def download(repo_id, filename, **settings):
+        calls.append((repo_id, filename, settings))
+        if filename == "config.json":
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not there")
+        return f"net/{filename}"
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    settings = {"revision": "v1", "cache_dir": "x", "token": "t", "force_download": True, "local_files_only": True}
+    assert isinstance(RestorMixer.from_pretrained("org/name", **settings), RestorMixer)
+    assert calls == [("org/name", name, settings) for name in ("model.safetensors", "config.json")]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("LocalEntryNotFoundError", "no such file here, and the Hugging Face Hub cannot be reached (no network, or"),
+        ("RepositoryNotFoundError", "no such file here, and no such repository on the Hugging Face Hub (a private"),
+        ("GatedRepoError", "the repository asks for an agreement on its page, and for 'hf auth login'"),
+        ("RevisionNotFoundError", "the repository has no such revision"),
+        ("RemoteEntryNotFoundError", "the repository has no model.safetensors, so no weights of RestorMixer"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(huggingface_hub, monkeypatch, capsys, error, message):
+    kind = getattr(huggingface_hub.errors, error)
+
+    def fail(*arguments, **settings):
+        raise kind.__new__(kind, "reason")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    assert error_of(capsys, "--weights", "org/name").startswith(f"org/name: cannot be fetched: {message}")
+    assert not Path("out").exists()
+
+
+def test_without_a_network(huggingface_hub, capsys):
+    assert "cannot be reached" in error_of(capsys, "--weights", "org/name")
+
+
+def test_a_repository_of_another_network(huggingface_hub, capsys):
+    Path("net").mkdir()
+    save_file({"a": torch.zeros(1)}, "net/model.safetensors")
+    cached("org/name", "net")
+    assert error_of(capsys, "--weights", "org/name") == "org/name: are not the weights of a RestorMixer"
+
+
+def test_without_the_package(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    message = "org/name: is no file or folder here, and the Hugging Face Hub needs huggingface_hub; pip install "
+    assert error_of(capsys, "--weights", "org/name") == message + "'restormixer[hub]'"
+    assert error_of(capsys, "--weights", "a/b/c.pth") == "a/b/c.pth: no such file of weights."
+    tiny_network().save_pretrained("net")
+    RestorMixer.from_pretrained("net")
+    with pytest.raises(UserError, match="needs huggingface_hub"):
+        tiny_network().push_to_hub("org/name")
+
+
+class FakeApi:
+    """The calls that an upload makes of ``HfApi``."""
+
+    card, uploads = False, []
+
+    def __init__(self, token=None):
+        self.token = token
+
+    def create_repo(self, repo_id, private=None, exist_ok=False):
+        assert exist_ok
+        return type("Url", (), {"repo_id": f"me/{repo_id}"})
+
+    def file_exists(self, repo_id, name, revision=None):
+        return self.card
+
+    def upload_folder(self, repo_id, folder_path, commit_message, revision):
+        shutil.copytree(folder_path, "uploaded")
+        self.uploads.append((repo_id, commit_message, revision, self.token))
+        return f"https://hub/{repo_id}/commit/1"
+
+
+@pytest.mark.parametrize("card", [False, True])
+def test_upload(huggingface_hub, monkeypatch, card):
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    monkeypatch.setattr(FakeApi, "card", card)
+    monkeypatch.setattr(FakeApi, "uploads", [])
+    url = tiny_network().push_to_hub("name", token="t", revision="r", commit_message="first")
+    assert url == "https://hub/me/name/commit/1"
+    assert FakeApi.uploads == [("me/name", "first", "r", "t")]
+    assert Path("uploaded/README.md").exists() != card
+    if not card:
+        assert "--weights me/name" in Path("uploaded/README.md").read_text()
+    RestorMixer.from_pretrained("uploaded")
+
+
+def test_an_upload_without_a_network(huggingface_hub):
+    with pytest.raises(UserError, match="^me/name: cannot be uploaded"):
+        tiny_network().push_to_hub("me/name")
+
+
+def test_local_files_do_not_import_the_package():
+    tiny_network().save_pretrained("net")
+    code = "import sys; from restormixer_arch import RestorMixer, restore; import torch\n"
+    code += "RestorMixer.from_pretrained('net'); restore(torch.zeros(1, 3, 16, 16), weights='net')\n"
+    code += "RestorMixer(base_channels=4, num_blocks=(1, 0, 0)).save_pretrained('again')\n"
+    code += "assert 'huggingface_hub' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
+def test_the_files_are_named_as_the_hubs_client_does(huggingface_hub):
+    constants = huggingface_hub.constants
+    assert (hub.WEIGHTS, hub.CONFIG) == (constants.SAFETENSORS_SINGLE_FILE, constants.CONFIG_NAME)

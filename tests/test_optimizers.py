@@ -1,0 +1,205 @@
+"""Optimizers of other packages, and what is tested, saved and resumed with a schedule-free one."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from test_exact_resume import assert_resumes_as_if_not_stopped
+from training_cases import SWINIR, batch, build, step
+from whole_trainings import EXPERIMENT, architecture, load, same, several_batches, train
+
+from restormixer_arch import cli
+from restormixer_arch.errors import UserError
+from restormixer_arch.models import optimizers
+from restormixer_arch.models.optimizers import FOR_NORMS
+
+FREE = {"type": "AdamWScheduleFree", "lr": 2e-3, "weight_decay": 0.1, "warmup_steps": 2}
+
+
+def free(tmp_path, network=None, **train):
+    pytest.importorskip("schedulefree")
+    return build(tmp_path, network, optim_g=dict(FREE), **train)
+
+
+def tensors(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+# --- schedule-free ---------------------------------------------------------------------------------------------------
+
+
+def test_averaged_weights_are_tested_and_saved(tmp_path):
+    """x is the running mean of z, whose last step is y's; both follow from the definition in float64."""
+    model = free(tmp_path, grad_clip=0)
+    optimizer = model.optimizer_g
+    name, parameter = next(iter(model.net_g.named_parameters()))
+    z = x = parameter.detach().double().clone()
+    weights = 0.0
+    for iteration in range(1, 6):
+        step(model, iteration)
+        rate = FREE["lr"] * min(1.0, iteration / 2)
+        state = optimizer.state[parameter]
+        z, weights = state["z"].double(), weights + rate**2
+        share = rate**2 / weights
+        x = (1 - share) * x + share * z
+    trained = tensors(model.net_g)
+    torch.testing.assert_close(parameter.detach().double(), 0.1 * z + 0.9 * x, rtol=0, atol=1e-5)
+    assert (parameter.detach().double() - x).abs().max() > 1e-5
+    with model.schedule_free.averaged():
+        torch.testing.assert_close(parameter.detach().double(), x, rtol=0, atol=1e-5)
+        averaged = tensors(model.net_g)
+        restored = model.net_g.eval().forward(batch()["lq"])
+        model.net_g.train()
+    assert same(tensors(model.net_g), trained)
+    model.feed_data(batch())
+    model.test()
+    assert torch.equal(model.output, restored) and same(tensors(model.net_g), trained)
+    assert model.net_g.training and optimizer.param_groups[0]["train_mode"]
+    model.save(0, 5)
+    saved = torch.load(tmp_path / "net_g_5.pth", weights_only=True)["params"]
+    assert same(saved, averaged) and not torch.equal(saved[name], trained[name])
+    assert same(tensors(model.net_g), trained)
+
+
+def test_norms_get_the_statistics_of_the_averaged_weights(tmp_path):
+    """With momentum None BatchNorm's statistics are the mean over batches; the first norm is enough to compare."""
+    model = free(tmp_path)
+    for iteration in range(1, FOR_NORMS + 3):
+        step(model, iteration)
+    conv, norm = model.net_g.encoder.stem[0].conv, model.net_g.encoder.stem[0].norm
+    trained, momentum = norm.running_mean.clone(), norm.momentum
+    with model.schedule_free.averaged(), torch.no_grad():
+        features = [conv(batch(iteration)["lq"]) for iteration in range(3, FOR_NORMS + 3)]
+        wanted = torch.stack([feature.mean((0, 2, 3)) for feature in features]).mean(0)
+        torch.testing.assert_close(norm.running_mean, wanted)
+    assert torch.equal(norm.running_mean, trained) and norm.momentum == momentum
+
+
+def test_large_batches_are_not_gathered(tmp_path, monkeypatch):
+    monkeypatch.setattr(optimizers, "MOST_BYTES", 3 * batch()["lq"].nbytes)
+    model = free(tmp_path)
+    for iteration in range(1, 6):
+        step(model, iteration)
+    inputs = model.schedule_free.extra_state()["inputs"]
+    assert [torch.equal(x, batch(number)["lq"]) for x, number in zip(inputs, (3, 4, 5), strict=True)] == [True] * 3
+
+
+def test_frozen_norms_stay_as_they_are(tmp_path):
+    model = free(tmp_path, frozen_norms=0.2)
+    for iteration in range(1, 5):
+        step(model, iteration)
+    norm = model.net_g.encoder.stem[0].norm
+    frozen = norm.running_mean.clone()
+    for _ in range(2):
+        model.feed_data(batch())
+        model.test()
+        with model.schedule_free.averaged():
+            assert torch.equal(norm.running_mean, frozen)
+
+
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # BasicSR's SwinIR
+def test_networks_that_draw_are_not_disturbed(tmp_path):
+    model = free(tmp_path, {**SWINIR, "drop_rate": 0.2})
+    step(model)
+    state = torch.get_rng_state()
+    with model.schedule_free.averaged():
+        pass
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def schedule_free_options(options, network="RestorMixer"):
+    pytest.importorskip("schedulefree")
+    options = architecture(several_batches(options), network)
+    options["model_type"] = "RestorMixerModel"
+    if network == "RestorMixer":
+        options["network_g"]["num_blocks"] = [1, 0, 0]  # BatchNorm is what counts here
+    options["train"] |= {"optim_g": dict(FREE), "ema_decay": 0, "warmup_iter": -1}
+    options["train"]["scheduler"] = {"type": "MultiStepLR", "milestones": [100]}
+    options["val"]["val_freq"] = 3
+    return options
+
+
+@pytest.mark.parametrize(("network", "killed"), [("RestorMixer", 6), ("EDSR", 7)])
+def test_a_resumed_training_is_an_unbroken_one(pairs, train_options, write, monkeypatch, network, killed):
+    """Also where the validations of the unbroken training lie before and after the break."""
+    file = write(schedule_free_options(train_options, network))
+    assert_resumes_as_if_not_stopped(file, monkeypatch, killed)
+
+
+def test_the_option_file_is_followed_when_resuming(pairs, train_options, write):
+    options = schedule_free_options(train_options, "EDSR")
+    assert train(write(options), "--force_yml", "train:total_iter=4") == 0
+    assert train(write(options), "--auto_resume", "--force_yml", "train:optim_g:weight_decay=0.5") == 0
+    group = load("training_states/8.state")["optimizers"][0]["param_groups"][0]
+    assert (group["weight_decay"], group["k"], group["train_mode"]) == (0.5, 8, True)
+    log = sorted(EXPERIMENT.glob("train_*.log"))[-1].read_text()
+    assert "is followed: train.optim_*.weight_decay: 0.1 -> 0.5" in log and "optim_*.k" not in log
+
+
+def test_ema_beside_it_is_refused(pairs, train_options, write, capsys):
+    options = schedule_free_options(train_options)
+    options["train"]["ema_decay"] = 0.9
+    assert cli.main(["train", "-opt", write(options)]) == 2
+    assert "train.ema_decay: must be 0 with a schedule-free optimizer" in capsys.readouterr().err
+
+
+# --- pytorch-optimizer -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"type": "Lion", "lr": 1e-4, "betas": [0.9, 0.99]},
+        {"type": "Adan", "lr": 1e-3, "betas": [0.98, 0.92, 0.99]},
+        {"type": "Prodigy", "lr": 1.0, "d0": 1e-5},
+        {"type": "ScheduleFreeAdamW", "lr": 1e-3},
+    ],
+    ids=lambda optimizer: optimizer["type"],
+)
+def test_option_files_train_and_resume(pairs, train_options, write, monkeypatch, optimizer):
+    pytest.importorskip("pytorch_optimizer")
+    options = several_batches(train_options)
+    options["model_type"] = "RestorMixerModel"
+    options["train"] |= {"optim_g": optimizer, "warmup_iter": -1}
+    if optimizer["type"].startswith("ScheduleFree"):
+        options["train"]["ema_decay"] = 0
+    assert_resumes_as_if_not_stopped(write(options), monkeypatch, 6)
+    assert load("training_states/8.state")["optimizer_types"] == [optimizer["type"]]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        ({"type": "Lyon"}, "'Lyon' is none of Adam, AdamW. Did you mean 'Lion'?"),
+        ({"type": "Lion", "beta": [0.9, 0.99]}, "train.optim_g.beta: Lion has no such argument. Did you mean 'betas'?"),
+        ({"type": "Lion", "betas": [0.9, 2.0]}, "Lion cannot be used with these options ("),
+        ({"type": "AdaHessian"}, "AdaHessian cannot be used with these options ("),
+        ({"type": "AdamWScheduleFree", "warmup": 2}, "AdamWScheduleFree has no such argument. Did you mean 'warmup_s"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(pairs, train_options, write, capsys, optimizer, message):
+    pytest.importorskip("pytorch_optimizer")
+    pytest.importorskip("schedulefree")
+    train_options["model_type"] = "RestorMixerModel"
+    train_options["train"]["optim_g"] = {"lr": 1e-4, **optimizer}
+    assert cli.main(["train", "-opt", write(train_options)]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("name", "hint"), [("Lion", ""), ("AdmW", "Did you mean 'AdamW'?"), (FREE["type"], "")])
+def test_without_the_packages(tmp_path, monkeypatch, name, hint):
+    for package in ("schedulefree", "pytorch_optimizer"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError) as caught:
+        build(tmp_path, optim_g={"type": name, "lr": 1e-3})
+    text = str(caught.value)
+    assert text.startswith(f"train.optim_g.type: {name!r} is none of Adam, AdamW.") and hint in text
+    assert "pip install restormixer[optimizers]" in text
+
+
+def test_keys_of_torchs_own_are_still_checked_first(pairs, train_options, write, capsys):
+    train_options["train"]["optim_g"] |= {"weight_dacay": 0.1}
+    assert cli.main(["train", "-opt", write(train_options)]) == 2
+    assert "train.optim_g.weight_dacay: unknown key. Did you mean 'weight_decay'?" in capsys.readouterr().err
