@@ -75,7 +75,7 @@ setup(
             "samples/*.md",
             "samples/*.json",
             "samples/pictures/*/*",
-            "DATASETS.md",
+            "*.md",
             "preparation/photos.tsv",
             "preparation/photos_pairs.json",
         ],

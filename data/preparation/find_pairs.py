@@ -92,6 +92,27 @@ def find_part(root: Path, public: PublicSet, part: Part) -> Found | None:
     return found
 
 
+def pair_folders(public: PublicSet, part: Part, layout: Layout, gt: Path, labelled: dict[str, Path]) -> Found:
+    """Return the pairs of a clean folder and the degraded folders of each label, wherever they are.
+
+    Raises:
+        UserError: there is no image, an image has no partner, or two have one name.
+    """
+    images = {folder: _images(folder) for folder in (gt, *labelled.values())}
+    if not images[gt].by_stem:
+        raise UserError(f"{gt}: has no image in it ({' '.join(IMAGE_SUFFIXES)})")
+    units = sorted(_units(layout, gt, labelled, "", images), key=lambda unit: unit.name)
+    ignored = [path for content in images.values() for path in content.ignored]
+    found = Found(public, part, units, list(images), ignored)
+    _check_names(found)
+    return found
+
+
+def images_in(folder: Path) -> dict[str, Path]:
+    """Return the images of a folder by name without extension. Raises UserError: two have one name."""
+    return _images(folder).by_stem
+
+
 def expected_layouts(public: PublicSet) -> str:
     """Say in which folders a set's parts are looked for, those of the most usual layouts."""
     texts = []

@@ -27,7 +27,11 @@ COMMANDS = {
     "restore": ("restormixer_arch.cli.restore", "restore your own pictures and videos"),
     "demo": ("restormixer_arch.cli.demo", "restore pictures on a web page of this computer"),
     "export": ("restormixer_arch.cli.export", "write a network's weights as safetensors, or the network as ONNX"),
-    "prepare": ("restormixer_arch.cli.prepare", "turn public data sets into what the option files expect"),
+    "prepare": (
+        "restormixer_arch.cli.prepare",
+        "turn public data sets, or your own images, into what the option files expect",
+    ),
+    "init": ("restormixer_arch.cli.init", "write an option file for your own data and this machine"),
     "degrade": ("restormixer_arch.cli.degrade", "degrade clean images: a picture sheet, a fixed set, or the speed"),
     "card": ("restormixer_arch.cli.card", "measure the installed weights on public test sets"),
     "bench": ("restormixer_arch.cli.bench", "measure speed and memory beside other networks on this CPU"),

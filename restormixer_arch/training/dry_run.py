@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +28,27 @@ def dry_run(request: Request) -> list[str]:
     Raises:
         UserError: with a launcher, or whatever mistake the training itself would meet.
     """
+    measured = measure(request)
+    return report(request.options, measured.stages, measured.restoring, measured.memory)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a few iterations took.
+
+    Args:
+        stages: seconds of an iteration, for each stage of patches.
+        restoring: validation set -> (seconds of its first image, number of images).
+        memory: peak in bytes, if the system reports it.
+    """
+
+    stages: list[float]
+    restoring: dict[str, tuple[float, int]]
+    memory: int | None
+
+
+def measure(request: Request) -> Measured:
+    """Train a few iterations in a folder that is removed; see :func:`dry_run`."""
     if request.launcher != "none":
         raise UserError(f"--dry-run: runs in one process, got --launcher {request.launcher}")
     train = request.options["train"]
@@ -38,7 +59,7 @@ def dry_run(request: Request) -> list[str]:
         stages = [min(seconds[STEPS * stage + 1 : STEPS * (stage + 1)]) for stage in range(len(iterations))]
         restoring = {loader.dataset.opt["name"]: _restoring_seconds(run, loader) for loader in run.val_loaders}
         memory = torch.cuda.max_memory_allocated() if run.opt["num_gpu"] else peak_bytes()
-    return report(request.options, stages, restoring, memory)
+    return Measured(stages, restoring, memory)
 
 
 def time_training(request: Request) -> tuple[Training, list[float]]:

@@ -1,0 +1,69 @@
+"""Find training images that are also in a test set, by content: whatever their names, formats and sizes are.
+
+Images are compared by thumbnails of 16 x 16 gray values. A copy that was saved again as JPEG, or resized, has nearly
+the same thumbnail; one that was cropped, turned or strongly edited has another.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from restormixer_arch.data.lmdb_io import LmdbImages
+from restormixer_arch.data.preparation.store import FolderReader
+
+SIDE = 16
+LARGEST = 2.0  # mean difference of two thumbnails of the same picture, in levels of 255
+FLAT = 4.0  # deviation of a thumbnail below which a picture is too plain to be told from others
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """Reduce a gray (H, W) uint8 image to (256,) float32 levels."""
+    return cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
+
+
+def find_copies(training: Iterable[Path], root: Path) -> list[tuple[Path, str]]:
+    """Return the training images that are also in a prepared test set, each with the set and the image's name there.
+
+    Args:
+        training: files of the clean training images.
+        root: folder of the prepared sets; test sets are ``<set>/test*_gt.lmdb``, or folders ``<set>/test*_gt``.
+    """
+    names, thumbnails = [], []
+    for path in sorted((*root.glob("*/test*_gt.lmdb"), *root.glob("*/test*_gt"))):
+        if not path.is_dir():
+            continue
+        reader = LmdbImages(path, str(path)) if path.suffix == ".lmdb" else FolderReader(path)
+        for name in reader.names:
+            content = np.frombuffer(reader.content(name), np.uint8)
+            names.append(f"{path.relative_to(root)}: {name}")
+            thumbnails.append(_decoded(content))
+    known = [(name, small) for name, small in zip(names, thumbnails, strict=True) if small is not None]
+    if not known:
+        return []
+    matrix = np.stack([small for _, small in known])
+    copies = []
+    files = tqdm(list(training), desc="compare with test sets", unit="image", disable=not sys.stderr.isatty())
+    for file in files:
+        small = _decoded(np.fromfile(file, np.uint8))
+        if small is None:
+            continue
+        differences = np.abs(matrix - small).mean(axis=1)
+        nearest = int(differences.argmin())
+        if differences[nearest] <= LARGEST:
+            copies.append((file, known[nearest][0]))
+    return copies
+
+
+def _decoded(content: np.ndarray) -> np.ndarray | None:
+    """The thumbnail of an encoded image; None if it cannot be read or is too plain."""
+    image = cv2.imdecode(content, cv2.IMREAD_REDUCED_GRAYSCALE_2)
+    if image is None:
+        return None
+    small = thumbnail(image)
+    return small if small.std() >= FLAT else None

@@ -1,0 +1,46 @@
+"""``basicsr init``: write an option file for your own data and this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from restormixer_arch.cli.parsing import Parser
+from restormixer_arch.errors import UserError
+from restormixer_arch.output import say
+
+DESCRIPTION = (
+    "Write a commented option file for a folder of 'basicsr prepare pairs'. Patches, batch and iterations are chosen "
+    "by training a few iterations on this machine; the learning rate follows the batch."
+)
+
+
+def run(arguments: list[str]) -> int:
+    """Write the file. Returns the exit code."""
+    parser = Parser("init", DESCRIPTION)
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder that 'basicsr prepare pairs' wrote")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="option file to write")
+    parser.add_argument("--name", help="of the training (default: that of the file)")
+    parser.add_argument("--task", help="start from the installed weights of a task, such as derain: fine-tuning")
+    parser.add_argument("--network", choices=("s", "base"), default="s", help="size of the network (default: s)")
+    parser.add_argument("--hours", type=float, default=1.0, metavar="H", help="length of the training (default: 1)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    args = parser.parse_args(arguments)
+    file = Path(args.output).expanduser()
+    if file.exists() and not args.overwrite:
+        raise UserError(f"{file}: is there already; choose another --output, or --overwrite")
+    if file.suffix.lower() not in (".yml", ".yaml"):
+        raise UserError(f"--output: expected a name that ends in .yml, got {args.output!r}")
+    if not args.hours > 0:
+        raise UserError(f"--hours: expected a positive number, got {args.hours:g}")
+    if args.task and args.network != "s":
+        raise UserError("--task: the installed weights are those of --network s")
+    data = Path(args.data).expanduser()
+    if not data.is_dir():
+        raise UserError(f"--data: {data} is no folder")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    from restormixer_arch.basicsr_adapter import register
+    from restormixer_arch.training.new_options import Wanted, write_options  # imports torch
+
+    register.load_plugins()
+    say(write_options(Wanted(data, file, args.name or file.stem, args.task, args.network, args.hours)))
+    return 0

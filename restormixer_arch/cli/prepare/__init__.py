@@ -1,0 +1,14 @@
+"""``basicsr prepare``: public data sets, or your own images, become the sets that the option files expect."""
+
+from __future__ import annotations
+
+
+def run(arguments: list[str]) -> int:
+    """Prepare public sets, or with ``pairs`` as the first argument your own images. Returns the exit code."""
+    if arguments[:1] == ["pairs"]:
+        from restormixer_arch.cli.prepare import own_images
+
+        return own_images.run(arguments[1:])
+    from restormixer_arch.cli.prepare import public_sets
+
+    return public_sets.run(arguments)

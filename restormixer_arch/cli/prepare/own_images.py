@@ -1,0 +1,62 @@
+"""``basicsr prepare pairs``: your own images become a set for training and validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from restormixer_arch.cli.parsing import Parser, whole_number
+from restormixer_arch.cli.prepare.writing import (
+    add_writing_options,
+    check_sizes,
+    make_job,
+    prepare_jobs,
+    write_pairs_once,
+)
+from restormixer_arch.data.degradations.labels import read_mixture
+from restormixer_arch.data.images.folder import existing_folder
+from restormixer_arch.data.preparation.find_pairs import forget_folders
+from restormixer_arch.data.preparation.own_pairs import find_own_images
+from restormixer_arch.errors import UserError
+from restormixer_arch.output import say
+
+DESCRIPTION = (
+    "Pair the images of two folders by name, check them, keep some for validation, cut the others into overlapping "
+    "sub-images, and write LMDBs in BasicSR's format. With --degrade instead of --lq, training makes the degraded "
+    "images itself, and pairs for validation are made once."
+)
+
+
+def run(arguments: list[str]) -> int:
+    """Prepare the images. Returns the exit code."""
+    parser = Parser("prepare pairs", DESCRIPTION)
+    parser.add_argument("--gt", required=True, metavar="DIR", help="folder of the clean images")
+    parser.add_argument("--lq", metavar="DIR", help="folder of the degraded ones, named like their clean partners")
+    parser.add_argument("--degrade", metavar="LABELS", help="such as rain,haze_rain,jpeg: basicsr degrade --help")
+    parser.add_argument("--scale", type=int, choices=(1, 2, 3, 4), default=1, help="with --degrade down (default: 1)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the new set, such as datasets/mine")
+    parser.add_argument(
+        "--val", type=whole_number, metavar="N", help="clean images for validation (default: a tenth, at most 50)"
+    )
+    add_writing_options(parser)
+    args = parser.parse_args(arguments)
+    check_sizes(args.crop, args.step)
+    if bool(args.lq) == bool(args.degrade):
+        raise UserError("basicsr prepare pairs: expected either --lq or --degrade")
+    if args.scale > 1 and not args.degrade:
+        raise UserError("--scale: belongs to --degrade; pairs of two folders have the same size")
+    labels = [label.strip() for label in args.degrade.split(",")] if args.degrade else []
+    if labels:
+        read_mixture(labels, args.scale)
+    gt, out = existing_folder(args.gt, "--gt"), Path(args.out).expanduser()
+    lq = existing_folder(args.lq, "--lq") if args.lq else None
+    forget_folders()
+    parts = find_own_images(gt, lq, args.val)
+    jobs = [make_job(found, args, out, multiple=args.scale) for found in parts]
+    if not prepare_jobs(jobs, args.workers, args.skip_bad, out.parent):
+        return 130
+    if labels and len(parts) > 1:
+        options = {"degradations": labels, "scale": args.scale}
+        shown = f"pairs {out.name}: {', '.join(labels)}"
+        say(write_pairs_once(shown, jobs[-1].places["gt"], out / "val_pairs", options, args.format))
+    say(f"next: basicsr init --data {out} --output my.yml")
+    return 0

@@ -1,0 +1,134 @@
+"""What all preparations share: arguments, jobs, what is shown of them, and the warning of copies of test images."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from restormixer_arch.cli.parsing import Parser
+from restormixer_arch.data.preparation.find_pairs import Found
+from restormixer_arch.data.preparation.overlap import find_copies
+from restormixer_arch.data.preparation.prepare import SHOWN, Job, Summary, prepare_part
+from restormixer_arch.data.preparation.sub_images import Recipe
+from restormixer_arch.errors import UserError
+from restormixer_arch.output import complain, say, warn
+
+if TYPE_CHECKING:
+    from restormixer_arch.data.preparation.fixed_set import Compositions
+
+
+def add_writing_options(parser: Parser) -> None:
+    """Add what all preparations take: the format, sub-images, processes, and what happens to bad pairs."""
+    parser.add_argument("--format", choices=["lmdb", "folder"], default="lmdb", help="default: lmdb")
+    parser.add_argument("--crop", type=int, metavar="N", help="side of training sub-images, 0 for whole images")
+    parser.add_argument("--step", type=int, metavar="N", help="pixels between two sub-images")
+    parser.add_argument("--workers", type=int, default=_cores(), metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out bad pairs instead of stopping at the first")
+
+
+def check_sizes(crop: int | None, step: int | None) -> None:
+    """Raise UserError: sizes of sub-images that make no sense."""
+    if crop is not None and (crop < 0 or crop % 12):
+        raise UserError(f"--crop must be 0 or a multiple of 12, which all scales divide, got {crop}")
+    if step is not None and (step < 1 or step % 12):
+        raise UserError(f"--step must be a multiple of 12, which all scales divide, got {step}")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_job(
+    found: Found, args: Namespace, folder: Path, scales: tuple[int, ...] = (), multiple: int | None = None
+) -> Job:
+    """Return the job of a part by ``--crop``, ``--step`` and ``--format``. Raises UserError: a step beyond the crop."""
+    part = found.part
+    crop = part.crop if args.crop is None or part.name != "train" else args.crop
+    step = (args.step or (part.step if crop == part.crop else max(crop // 24 * 12, 12))) if crop else 0
+    if step > crop:
+        raise UserError(f"--step must be at most --crop, or pixels between sub-images are lost: {step} > {crop}")
+    return Job(found, Recipe(crop, step, scales, multiple or (12 if scales else 1)), args.format, folder)
+
+
+def prepare_jobs(jobs: list[Job], workers: int, skip_bad: bool, root: Path) -> bool:
+    """Prepare parts, show what became of each, and warn of training images that are in a test set under ``root``.
+
+    Returns:
+        False if Ctrl-C stopped it.
+    """
+    for job in jobs:
+        try:
+            summary = prepare_part(job, workers, skip_bad)
+        except KeyboardInterrupt:
+            complain(f"stopped; what is done of {job.found.shown} is kept, the same command resumes from there")
+            return False
+        for line in summary_lines(summary):
+            say(line)
+        if job.found.part.name == "train" and not summary.was_there:
+            _warn_of_copies(job, root)
+    return True
+
+
+def _warn_of_copies(job: Job, root: Path) -> None:
+    copies = find_copies([unit.gt for unit in job.found.units], root)
+    if copies:
+        file, test = copies[0]
+        warn(
+            f"{job.found.shown}: {len(copies)} training images are also in a test set, first {file} ({test}): results "
+            "on it would be too good; remove them and prepare again"
+        )
+
+
+def summary_lines(summary: Summary) -> list[str]:
+    """Say what became of a part, in a line, and one more for each pair that was left out, up to a few."""
+    job = summary.job
+    images = ", ".join(f"{kind} {count} ({_size(summary.content[kind])})" for kind, count in summary.images.items())
+    (least, most) = summary.sizes or ([0, 0], [0, 0])
+    sizes = "x".join(map(str, most)) if least == most else f"{'x'.join(map(str, least))} to {'x'.join(map(str, most))}"
+    parts = [job.found.count_in_words, f"images {images}", f"height x width {sizes}"]
+    if summary.skipped:
+        parts.append(f"{len(summary.skipped)} skipped")
+    if job.found.ignored:
+        parts.append(f"{len(job.found.ignored)} files that are no images ignored ({job.found.ignored[0].name}, ...)")
+    if summary.was_there:
+        parts.append("there already")
+    else:
+        resumed = f", {summary.resumed} done before" if summary.resumed else ""
+        now = 1 - summary.resumed / len(job.found.units)
+        rate = now * sum(summary.images.values()) / max(summary.seconds, 1e-3)
+        parts.append(f"{summary.seconds:.1f} s, {rate:.0f} images/s{resumed}")
+    lines = [f"{job.found.shown}: {'; '.join(parts)} -> {places(job)}"]
+    lines += [f"  skipped: {reason}" for reason in summary.skipped[:SHOWN]]
+    if len(summary.skipped) > SHOWN:
+        lines.append(f"  and {len(summary.skipped) - SHOWN} more, listed in {job.record}")
+    return lines
+
+
+def write_pairs_once(
+    shown: str, gt: Path, out: Path, options: dict[str, Any], form: str, compositions: Compositions | None = None
+) -> str:
+    """Write a fixed set of pairs, or find it there. Returns a line that says so.
+
+    Raises:
+        UserError: a set is there that was made with other settings.
+    """
+    from restormixer_arch.data.preparation.fixed_set import recorded_options, write_fixed_set  # imports torch
+
+    if not out.exists():
+        count, _ = write_fixed_set(str(gt), out, **options, lmdb=form == "lmdb", compositions=compositions)
+        return f"{shown}; {count} pairs -> {out}"
+    if options.items() <= recorded_options(out).items():
+        return f"{shown}; there already -> {out}"
+    raise UserError(f"{out}: was made with other settings; remove it or choose another --out")
+
+
+def places(job: Job) -> str:
+    paths = list(job.places.values())
+    stem, end = f"{job.folder / job.found.part.name}_", paths[0].suffix
+    return f"{stem}{{{','.join(job.kinds)}}}{end}" if len(job.kinds) > 1 else str(paths[0])
+
+
+def _size(content: int) -> str:
+    return f"{content / 1e9:.2f} GB" if content >= 1e9 else f"{content / 1e6:.1f} MB"

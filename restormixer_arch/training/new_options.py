@@ -1,0 +1,266 @@
+"""``basicsr init``: an option file for a folder of ``basicsr prepare pairs`` and for this machine."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from restormixer_arch.config.check import read_request
+from restormixer_arch.errors import UserError
+from restormixer_arch.inference.weights import shipped_weights
+from restormixer_arch.output import note
+from restormixer_arch.training.dry_run import measure
+
+PATCHES = {"cpu": ((96, 8), (64, 8), (64, 4), (48, 4)), "cuda": ((256, 16), (192, 8), (128, 8), (96, 4))}
+SLOW = {"cpu": 2.0, "cuda": 1.0}  # seconds of an iteration above which the next smaller patch is tried
+RATES = {False: 2e-3, True: 1e-3}  # for a batch of RATE_BATCH, from nothing and from weights
+RATE_BATCH = 8
+NETWORKS = {
+    "s": "  base_channels: 16  # RestorMixer-S, 0.54 M parameters\n  num_blocks: [2, 2, 2]\n",
+    "base": "  base_channels: 32  # the paper's base network, 3.2 M parameters\n  num_blocks: [4, 4, 4]\n",
+}
+
+TEMPLATE = """\
+# Written by: basicsr init
+#   basicsr train -opt {file}
+#   basicsr train -opt {file} --auto_resume   (after a stop)
+#   basicsr restore PICTURE -o restored --weights experiments/{name}/models/net_g_latest.pth
+name: {name}
+model_type: RestorMixerModel
+scale: {scale}
+num_gpu: auto  # all GPUs that are there, or the CPU
+manual_seed: 42
+
+datasets:
+  train:
+    name: {data_name}
+{train}
+    gt_size: {patch}  # side of the patches; larger ones show more context and take longer
+    use_hflip: true
+    use_rot: {turned}  # quarter turns; not for rain and snow, which always fall down
+    use_shuffle: true
+    num_worker_per_gpu: 1
+    batch_size_per_gpu: {batch}
+    dataset_enlarge_ratio: {batch}  # an epoch is then as many iterations as there are images
+    prefetch_mode: ~
+{val}
+network_g:
+  type: RestorMixer
+{network}  deep_supervision: false  # outputs at lower resolutions cost time, and PSNR in short trainings
+{upscale}
+path:
+  pretrain_network_g: {weights}
+  strict_load_g: true
+  resume_state: ~
+
+train:
+  total_iter: {iterations}  # {hours:g} h at {seconds:.2f} s, measured on this machine
+  warmup_iter: -1  # none
+  ema_decay: 0.999
+  frozen_norms: 0  # BatchNorm stays what it starts as, a scale and a shift
+  grad_clip: 0.01
+  optim_g:
+    type: AdamW
+    lr: {rate}  # {base_rate:g} for a batch of {rate_batch}, and in proportion to the square root of the batch
+    weight_decay: 1.0e-4
+    betas: [0.9, 0.999]
+  scheduler:
+    type: CosineAnnealingRestartLR
+    periods: [{iterations}]  # the same number as total_iter
+    restart_weights: [1]
+    eta_min: 1.0e-6
+  pixel_opt:
+    type: {loss}
+    loss_weight: 1.0
+{validation}
+logger:
+  print_freq: 100
+  save_checkpoint_freq: {freq}
+  use_tb_logger: true
+  keep_last: 2
+
+dist_params:
+  backend: nccl
+  port: 29500
+"""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asked for.
+
+    Args:
+        data: folder of ``basicsr prepare pairs``.
+        file: the option file to write.
+        name: of the training.
+        task: whose installed weights to start from, or None.
+        network: a key of :data:`NETWORKS`.
+        hours: how long the training may take, validation not counted.
+    """
+
+    data: Path
+    file: Path
+    name: str
+    task: str | None
+    network: str
+    hours: float
+
+
+def write_options(wanted: Wanted) -> str:
+    """Measure patches on this machine, write the option file, and return a line that shows what was chosen.
+
+    Raises:
+        UserError: the folder is no prepared set, the weights are not installed, or the training cannot run.
+    """
+    installed = shipped_weights(wanted.task) if wanted.task else None
+    data = _read_data(wanted.data)
+    patch, batch, seconds = _choose(wanted, data, installed)
+    iterations = max(round(wanted.hours * 3600 / seconds, -2), 100)
+    portable = f"restormixer_arch/weights/{installed.name}" if installed else "~"
+    text = _fill(wanted, data, portable, patch, batch, int(iterations), seconds)
+    wanted.file.write_text(text, encoding="utf-8")
+    start = f"from the weights of {wanted.task}" if wanted.task else "from nothing"
+    return (
+        f"{wanted.file}: {int(iterations)} iterations of {batch} patches of {patch} pixels, {seconds:.2f} s each, "
+        f"{start}; next: basicsr train -opt {wanted.file}"
+    )
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The sections of the option file that depend on the set."""
+
+    train: str
+    val: str
+    scale: int
+    side: int | None  # of the smallest training image
+    falls: bool  # rain or snow is drawn
+
+
+def _read_data(folder: Path) -> _Data:
+    backend, suffix = ("lmdb", ".lmdb") if (folder / "train_gt.lmdb").is_dir() else ("disk", "")
+    gt = folder / f"train_gt{suffix}"
+    if not gt.is_dir():
+        raise UserError(f"--data: {folder} has no train_gt.lmdb and no train_gt; make it by 'basicsr prepare pairs'")
+    lq, val, drawn = folder / f"train_lq{suffix}", folder / f"val_lq{suffix}", folder / "val_pairs"
+    labels, scale = [], 1
+    if drawn.is_dir():
+        from restormixer_arch.data.preparation.fixed_set import recorded_options
+
+        recorded = recorded_options(drawn)
+        labels, scale = list(recorded["degradations"]), recorded["scale"]
+    if not lq.is_dir() and not labels:
+        raise UserError(f"--data: {folder} has neither {lq.name} nor val_pairs; make it by 'basicsr prepare pairs'")
+    source = [f"    dataroot_gt: {gt.as_posix()}"]
+    if lq.is_dir():
+        source = ["    type: PairedRestorationDataset", *source, f"    dataroot_lq: {lq.as_posix()}"]
+    else:
+        weights = "".join(f"\n      {label}:\n        weight: 1" for label in [*labels, *_clean(scale)])
+        source = ["    type: DegradedDataset", *source, f"    degradations:{weights}"]
+    source += [f"    io_backend:\n      type: {backend}"]
+    pairs = (folder / f"val_gt{suffix}", val) if val.is_dir() else (drawn / f"gt{suffix}", drawn / f"lq{suffix}")
+    falls = any(set(label.split("_")) & {"rain", "snow"} for label in labels)
+    val_text = _validation_set(folder.name, pairs, backend, bool(labels)) if pairs[1].is_dir() else ""
+    return _Data("\n".join(source), val_text, scale, _smallest_side(gt), falls)
+
+
+def _clean(scale: int) -> list[str]:
+    return ["clean"] if scale == 1 else []
+
+
+def _validation_set(name: str, pairs: tuple[Path, Path], backend: str, nested: bool) -> str:
+    recursive = "    recursive: true\n" if nested and backend == "disk" else ""
+    return (
+        f"\n  val:\n    name: val_{name}\n    type: PairedRestorationDataset\n    dataroot_gt: {pairs[0].as_posix()}\n"
+        f"    dataroot_lq: {pairs[1].as_posix()}\n{recursive}    io_backend:\n      type: {backend}\n"
+    )
+
+
+def _smallest_side(gt: Path) -> int | None:
+    """Side of the smallest image of an LMDB, from its list; None for a folder."""
+    listed = gt / "meta_info.txt"
+    if not listed.is_file():
+        return None
+    sizes = re.findall(r"\((\d+),(\d+),\d+\)", listed.read_text(encoding="utf-8"))
+    return min((int(side) for size in sizes for side in size), default=None)
+
+
+def _choose(wanted: Wanted, data: _Data, installed: Path | None) -> tuple[int, int, float]:
+    """Return side and number of patches, and the seconds of an iteration: the largest that is not slow."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tried: tuple[int, int, float] | None = None
+    for side, batch in _candidates(device, data):
+        part = wanted.file.with_name(f".{wanted.file.name}.partial")
+        part.write_text(_fill(wanted, data, str(installed or "~"), side, batch, 100, 1.0), encoding="utf-8")
+        try:
+            request = read_request(str(part), is_train=True)
+            logging.disable(logging.INFO)  # BasicSR's account of a training that is not kept
+            seconds = measure(request).stages[0]
+        except torch.OutOfMemoryError:
+            note(f"{batch} patches of {side} pixels: not enough memory")
+            continue
+        finally:
+            logging.disable(logging.NOTSET)
+            part.unlink()
+        note(f"{batch} patches of {side} pixels: {seconds:.2f} s")
+        tried = side, batch, seconds
+        if seconds <= SLOW[device]:
+            break
+    if tried is None:
+        raise UserError("not enough memory for the smallest patches")
+    return tried
+
+
+def _candidates(device: str, data: _Data) -> Iterator[tuple[int, int]]:
+    step = 4 * data.scale
+    largest = None if data.side is None else data.side // step * step
+    shown = set()
+    for side, batch in PATCHES[device]:
+        side = side * data.scale if device == "cpu" else side // step * step
+        side = side if largest is None else min(side, largest)
+        if side and (side, batch) not in shown:
+            shown.add((side, batch))
+            yield side, batch
+    if not shown:
+        raise UserError(f"the smallest training image has a side of {data.side} pixels, which is less than {step}")
+
+
+def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, iterations: int, seconds: float) -> str:
+    base_rate = RATES[wanted.task is not None]
+    values: dict[str, Any] = {
+        "file": wanted.file.as_posix(),
+        "name": wanted.name,
+        "scale": data.scale,
+        "data_name": wanted.data.name,
+        "train": data.train,
+        "val": data.val,
+        "patch": patch,
+        "batch": batch,
+        "turned": "false" if data.falls else "true",
+        "network": NETWORKS[wanted.network],
+        "upscale": f"  upscale: {data.scale}\n" if data.scale > 1 else "",
+        "weights": weights,
+        "iterations": iterations,
+        "hours": wanted.hours,
+        "seconds": seconds,
+        "rate": f"{base_rate * math.sqrt(batch / RATE_BATCH):.2e}",
+        "base_rate": base_rate,
+        "rate_batch": RATE_BATCH,
+        "loss": "L1Loss" if data.scale > 1 else "MultiScaleDualDomainLoss",
+        "freq": max(iterations // 10, 1),
+        "validation": "",
+    }
+    if data.val:
+        metric = (
+            f"    psnr:\n      type: calculate_psnr_rgb\n      crop_border: {data.scale if data.scale > 1 else 0}\n"
+        )
+        freq = max(iterations // 10, 1)
+        values["validation"] = f"\nval:\n  val_freq: {freq}\n  save_img: false\n  pbar: false\n  metrics:\n{metric}"
+    return TEMPLATE.format(**values)
