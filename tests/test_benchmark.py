@@ -1,13 +1,14 @@
 """The benchmark's arithmetic, on made-up times, and its counters, on real networks. No timing is asserted."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from restormixer_arch import cli
 from restormixer_arch.benchmark import measure, suite
-from restormixer_arch.benchmark.networks import COMPETITORS
+from restormixer_arch.benchmark.networks import COMPETITORS, SMALL
 from restormixer_arch.benchmark.tables import figures, markdown, summarize
 
 RESULT = {
@@ -88,11 +89,30 @@ def test_works_are_timed_in_turn():
             {"x"},
         ),
         ({"kind": "memory", "work": "gemm", "arguments": {"size": 8}}, {"peak_bytes"}),
+        ({"kind": "times", "rounds": 1, "busy": 2, "works": {"x": ["gemm", {"size": 8}]}}, {"x"}),
+        ({"kind": "times", "rounds": 1, "works": {"x": ["start", {"command": "restore"}]}}, {"x"}),
+        (
+            {
+                "kind": "times",
+                "rounds": 1,
+                "works": {"x": ["picture", {"task": "derain", "height": 40, "width": 400}]},
+            },
+            {"x"},
+        ),
     ],
 )
 def test_jobs(job, keys, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # not for the tests that follow
     assert measure.run_job({"threads": 1, **job}).keys() == keys
+
+
+@pytest.mark.parametrize(("name", "parameters"), list(zip(SMALL, (542_220, 645_427, 588_640, 519_507), strict=True)))
+def test_the_small_networks_are_those_of_the_comparison(name, parameters):
+    """options/compare_equal_budget.yml has the same numbers."""
+    pytest.importorskip(COMPETITORS[name].package)
+    assert sum(parameter.numel() for parameter in COMPETITORS[name].build().parameters()) == parameters
+    text = (Path(__file__).parents[1] / "options" / "compare_equal_budget.yml").read_text(encoding="utf-8")
+    assert f"{parameters:,}" in text
 
 
 def test_a_step_of_the_smallest_size():

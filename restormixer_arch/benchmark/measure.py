@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -23,17 +26,21 @@ from restormixer_arch.memory import keep_freed_memory, peak_bytes
 from restormixer_arch.protocol import Fusable
 
 
-def forward_work(name: str, size: int, dtype: str = "float32", device: str = "cpu") -> Callable[[], object]:
-    """One restoration of a (1, 3, size, size) picture by a network of the benchmark."""
+def forward_work(
+    name: str, size: int, dtype: str = "float32", device: str = "cpu", batch: int = 1
+) -> Callable[[], object]:
+    """One restoration of (batch, 3, size, size) pictures by a network of the benchmark."""
     network = COMPETITORS[name].build().eval().to(device)
     if isinstance(network, Fusable):
         network.fuse()
-    return restoring(network, size, dtype, device)
+    return restoring(network, size, dtype, device, batch)
 
 
-def restoring(network: nn.Module, size: int, dtype: str = "float32", device: str = "cpu") -> Callable[[], object]:
-    """One restoration of a (1, 3, size, size) picture by any network, as it is; the network is on the device."""
-    x = torch.rand(1, 3, size, size, device=device)
+def restoring(
+    network: nn.Module, size: int, dtype: str = "float32", device: str = "cpu", batch: int = 1
+) -> Callable[[], object]:
+    """One restoration of (batch, 3, size, size) pictures by any network, as it is; the network is on the device."""
+    x = torch.rand(batch, 3, size, size, device=device)
     if dtype == "float32":
         run = network
     else:
@@ -111,7 +118,52 @@ def gemm_work(size: int, device: str = "cpu") -> Callable[[], object]:
     return lambda: a @ b
 
 
-WORKS = {"forward": forward_work, "step": step_work, "scan": scan_work, "gemm": gemm_work}
+def picture_work(task: str, height: int, width: int, device: str = "cpu") -> Callable[[], object]:
+    """One restoration of a picture by installed weights, in tiles, as ``basicsr restore`` does it."""
+    from restormixer_arch.inference.restorer import load_restorer
+    from restormixer_arch.inference.weights import shipped_weights
+
+    restorer = load_restorer(shipped_weights(task), torch.device(device))
+    picture = torch.rand(1, 3, height, width)
+    return lambda: restorer(picture)
+
+
+def start_work(command: str, device: str = "cpu") -> Callable[[], object]:
+    """A new Python process: ``torch``, its import alone, or ``restore``, the restoration of a picture of 384x256."""
+    if command == "torch":
+        return lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True)
+
+    def restore() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            picture = f"{folder}/picture.png"
+            Image.effect_noise((384, 256), 64).convert("RGB").save(picture)
+            arguments = ["restore", picture, "-o", f"{folder}/restored", "--device", device]
+            run = [sys.executable, "-m", "restormixer_arch.cli", *arguments]
+            subprocess.run(run, check=True, capture_output=True)
+
+    return restore
+
+
+WORKS = {
+    "forward": forward_work,
+    "step": step_work,
+    "scan": scan_work,
+    "gemm": gemm_work,
+    "picture": picture_work,
+    "start": start_work,
+}
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Keep processes running that never rest."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def finished(work: Callable[[], object]) -> Callable[[], None]:
@@ -192,7 +244,8 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
     if job["kind"] == "times":
         works = {label: WORKS[work](**arguments, device=device) for label, (work, arguments) in job["works"].items()}
-        return times({label: finished(work) if on_gpu else work for label, work in works.items()}, job["rounds"])
+        with busy_processes(job.get("busy", 0)):
+            return times({label: finished(work) if on_gpu else work for label, work in works.items()}, job["rounds"])
     if job["kind"] == "memory":
         work = WORKS[job["work"]](**job["arguments"], device=device)
         work()

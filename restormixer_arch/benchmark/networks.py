@@ -38,6 +38,32 @@ def swinir_light() -> nn.Module:
     )
 
 
+# The small networks are those of options/compare_equal_budget.yml.
+def restormixer_s() -> nn.Module:
+    from restormixer_arch.restormixer_arch import RestorMixer
+
+    return RestorMixer(base_channels=16, num_blocks=(2, 2, 2), deep_supervision=False)
+
+
+def nafnet_s() -> nn.Module:
+    from spandrel.architectures.NAFNet import NAFNet
+
+    return NAFNet(width=16, enc_blk_nums=[1, 1, 1], middle_blk_num=4, dec_blk_nums=[1, 1, 1])
+
+
+def restormer_s() -> nn.Module:
+    from spandrel_extra_arches.architectures.Restormer import Restormer
+
+    sizes = {"dim": 12, "num_blocks": [1, 1, 1, 2], "num_refinement_blocks": 1, "heads": [1, 2, 4, 6]}
+    return Restormer(**sizes, ffn_expansion_factor=2.0)
+
+
+def unet_s() -> nn.Module:
+    from spandrel.architectures.DRUNet import DRUNet
+
+    return DRUNet(in_nc=3, out_nc=3, nc=[16, 32, 64, 64], nb=2)
+
+
 @dataclass(frozen=True)
 class Competitor:
     """A network to compare with: how to build it, and the package that must be there."""
@@ -51,7 +77,12 @@ COMPETITORS = {
     "NAFNet-32": Competitor(nafnet_32, "spandrel"),
     "Restormer": Competitor(restormer, "spandrel_extra_arches"),
     "SwinIR-light": Competitor(swinir_light, "basicsr"),
+    "RestorMixer-S": Competitor(restormixer_s, "torch"),
+    "NAFNet-S": Competitor(nafnet_s, "spandrel"),
+    "U-Net-S": Competitor(unet_s, "spandrel"),
+    "Restormer-S": Competitor(restormer_s, "spandrel_extra_arches"),
 }
+SMALL = ("RestorMixer-S", "NAFNet-S", "U-Net-S", "Restormer-S")  # 0.52 to 0.65 M parameters
 
 
 def missing(name: str) -> str | None:

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from restormixer_arch import __version__
 from restormixer_arch.benchmark.measure import run_in_process
-from restormixer_arch.benchmark.networks import COMPETITORS, missing
-from restormixer_arch.benchmark.tables import OURS, OWN_MALLOC, RIVAL
+from restormixer_arch.benchmark.networks import COMPETITORS, SMALL, missing
+from restormixer_arch.benchmark.tables import BUSY, OURS, OWN_MALLOC, RIVAL, SMALL_STEP
+from restormixer_arch.inference.weights import shipped_tasks
 from restormixer_arch.selective_scan import available_backends, backend_report
 
 SCAN = {"batch": 4, "channels": 128, "length": 4096, "states": 16}
@@ -66,7 +67,7 @@ def run_suite(threads: int, rounds: int, quick: bool, device: str = "cpu") -> di
     result = {"machine": machine(threads, device), "times": {}, "memory": {}, "networks": {}, "left_out": left_out}
     jobs = list(_jobs(present, rounds, quick, left_out, device))
     for table, label, job in tqdm(jobs, desc="bench", unit="job", disable=not sys.stderr.isatty()):
-        result[table][label] = _run({**job, "threads": threads, "device": device}, label)
+        result[table][label] = _run({"threads": threads, "device": device, **job}, label)
     return result
 
 
@@ -77,7 +78,8 @@ def _jobs(
     pair = [name for name in (OURS, RIVAL) if name in present]
     matrices = {"kind": "times", "rounds": 5 * rounds, "works": {"float32 2048": ("gemm", {"size": 2048})}}
     yield "times", "matrix product", matrices
-    for size, names in ((256, present), (512, pair), (1024, pair)):
+    large = [name for name in present if name not in SMALL]
+    for size, names in ((256, large), (512, pair), (1024, pair)):
         if quick and size > 256:
             continue
         works = {name: ("forward", {"name": name, "size": size}) for name in names}
@@ -89,6 +91,9 @@ def _jobs(
             yield "times", OWN_MALLOC, job
     works = {name: ("step", {"name": name, **STEP}) for name in pair}
     yield "times", "training step", {"kind": "times", "rounds": rounds, "works": works}
+    yield from _small_jobs(present, rounds, quick)
+    if device == "cpu":
+        yield from _machine_jobs(rounds, quick)
     usable = available_backends()
     backends = ["native"] if device == "cpu" else [name for name in ("triton", "cuda") if usable[name] is None]
     if not quick:
@@ -111,6 +116,27 @@ def _jobs(
             yield "memory", f"{name}, forward {size}", {"kind": "memory", "work": "forward", "arguments": arguments}
     for name in present:
         yield "networks", name, {"kind": "operations", "network": name, "size": 256}
+
+
+def _small_jobs(present: list[str], rounds: int, quick: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """RestorMixer-S beside networks of its size: pictures one by one and eight at once, a training step."""
+    names = [name for name in SMALL if name in present]
+    for batch in (1,) if quick else (1, 8):
+        works = {name: ("forward", {"name": name, "size": 256, "batch": batch}) for name in names}
+        yield "times", f"forward 256, small, batch {batch}", {"kind": "times", "rounds": rounds, "works": works}
+    works = {name: ("step", {"name": name, "size": 64, "batch": 8}) for name in names}
+    yield "times", SMALL_STEP, {"kind": "times", "rounds": rounds, "works": works, "threads": 1}
+
+
+def _machine_jobs(rounds: int, quick: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """What a user of the command waits for: a busy machine, a cold start, a large picture."""
+    works = {OURS: ("forward", {"name": OURS, "size": 256})}
+    yield "times", BUSY, {"kind": "times", "rounds": rounds, "works": works, "busy": 2}
+    works = {"import torch": ("start", {"command": "torch"}), "basicsr restore": ("start", {"command": "restore"})}
+    yield "times", "cold start, 384x256", {"kind": "times", "rounds": rounds, "works": works}
+    if not quick and "derain" in shipped_tasks():
+        works = {"derain": ("picture", {"task": "derain", "height": 4000, "width": 6000})}
+        yield "times", "24 megapixels, one thread", {"kind": "times", "rounds": 1, "works": works, "threads": 1}
 
 
 def _run(job: dict[str, Any], label: str) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 
 OURS, RIVAL = "RestorMixer", "NAFNet-32"
 OWN_MALLOC = "forward 256, own malloc"  # freed memory goes back to the system, as outside of the basicsr command
+SMALL_STEP = "training step, small, 8x3x64x64, one thread"
+BUSY = "forward 256, beside two busy processes"
 
 
 def show_parameters(count: float) -> str:
@@ -82,6 +84,12 @@ def figures(result: dict[str, Any]) -> dict[str, str]:
             ratio(f"{forward}, {other} / {OURS}", (forward, other), (forward, OURS))
     ratio(f"forward 256, {OURS}, float32 / bfloat16", ("forward 256", OURS), ("forward 256", f"{OURS} bfloat16"))
     ratio(f"training step, {OURS} / {RIVAL}", ("training step", OURS), ("training step", RIVAL))
+    ratio(f"{BUSY} / alone", (BUSY, OURS), ("forward 256", OURS))
+    for other in ("NAFNet-S", "U-Net-S", "Restormer-S"):
+        for work in ("forward 256, small, batch 1", "forward 256, small, batch 8", SMALL_STEP):
+            ratio(f"{work}, RestorMixer-S / {other}", (work, "RestorMixer-S"), (work, other))
+    start = "cold start, 384x256"
+    ratio(f"{start}, restore / import torch", (start, "basicsr restore"), (start, "import torch"))
     ratio(f"{OURS}, time per pixel, 1024 / 256", ("forward 1024", OURS), ("forward 256", OURS), 1 / 16)
     for other in ("torch", "mambapy"):
         scan = "scan, forward and backward"
