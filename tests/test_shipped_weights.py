@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 
+import cv2
 import numpy as np
 import pytest
 from test_samples import SAMPLES
@@ -12,6 +13,7 @@ from test_samples import SAMPLES
 import restormixer_arch
 from restormixer_arch.data.degradations.compose import add_composition, compositions_of
 from restormixer_arch.data.images.picture import read_picture
+from restormixer_arch.data.preparation.sub_images import reduce_image
 from restormixer_arch.inference.weights import SHIPPED, load_network, shipped_tasks, shipped_weights
 
 PHOTOGRAPHS = ("budgie-backgrounds__perched-osprey", "budgie-backgrounds__roman-colosseum")
@@ -26,11 +28,12 @@ def psnr(image, truth):
 
 
 def test_what_is_there():
-    assert shipped_tasks() == ["derain", "mixed"]
+    assert shipped_tasks() == ["derain", "mixed", "sr_x2"]
     for task in shipped_tasks():
         assert shipped_weights(task).stat().st_size < 6e6
         network = load_network(shipped_weights(task))
-        assert sum(parameter.numel() for parameter in network.parameters()) == 542_220
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        assert (parameters, network.upscale) == ((543_534, 2) if task == "sr_x2" else (542_220, 1))
     card = (SHIPPED / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert all(shipped_weights(task).name in card for task in shipped_tasks())
 
@@ -60,3 +63,12 @@ def test_mixed_degradations_are_reduced(label):
         restored = restormixer_arch.restore(degraded.astype(np.float32), task="mixed")
         gains.append(psnr(restored, clean) - psnr(degraded, clean))
     assert np.mean(gains) > 3
+
+
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_a_reduced_photograph_is_enlarged_better_than_by_bicubic_interpolation(name):
+    clean = sample("clean", name)
+    reduced = reduce_image(np.round(clean * 255).astype(np.uint8), 2)
+    restored = restormixer_arch.restore(reduced.astype(np.float32) / 255, task="sr_x2")
+    bicubic = cv2.resize(reduced, (clean.shape[1], clean.shape[0]), interpolation=cv2.INTER_CUBIC) / 255
+    assert psnr(np.clip(restored, 0, 1), clean) > psnr(bicubic, clean) + 1
