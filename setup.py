@@ -54,13 +54,47 @@ def packages() -> list[str]:
     return found
 
 
+# The address of the public repository, such as https://host/owner/name, once there is one. The package index then
+# shows it, and the README's links and pictures, which are relative, work there.
+HOME = ""
+
+
+def long_description() -> str:
+    """Return the README, its relative links made absolute where the repository has an address."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"\]\((?!https?:|#)", f"]({HOME}/raw/main/", text) if HOME else text
+
+
 setup(
     name="restormixer",
     version=VERSION,
     description="RestorMixer, an image-restoration network, as a plug-in of BasicSR",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=long_description(),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    project_urls={"Source": HOME, "Changelog": f"{HOME}/blob/main/CHANGELOG.md"} if HOME else {},
+    keywords=[
+        *("image restoration", "deraining", "dehazing", "desnowing", "deblurring", "super-resolution"),
+        *("mamba", "selective scan", "basicsr", "pytorch"),
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX :: Linux",
+        "Operating System :: MacOS",
+        "Operating System :: Microsoft :: Windows",
+        "Programming Language :: C",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Multimedia :: Graphics",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Processing",
+    ],
     python_requires=">=3.10",
     packages=packages(),
     package_dir=PACKAGE_DIR,

@@ -125,13 +125,14 @@ def test_onnx_needs_its_packages(capsys, monkeypatch):
 
 
 @torch.no_grad()
-def check_onnx(network, file, sizes):
+def check_onnx(network, file, sizes, batch=1):
     """onnxruntime gives what the network gives, relative to the largest value."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     for size in sizes:
-        x = picture(*size, channels=network.in_channels)
+        x = picture(*size, channels=network.in_channels).repeat(batch, 1, 1, 1)
+        x[1:] = x[1:].flip(-1)
         (output,) = session.run(["output"], {"input": x.numpy()})
         wanted = network.fuse()(x).numpy()
         assert output.shape == wanted.shape
@@ -144,18 +145,25 @@ def check_onnx(network, file, sizes):
 @needs_onnx
 @pytest.mark.timeout(600)
 def test_onnx(capsys):
-    """Sizes other than the traced one: less than a window, not square, with parts of windows."""
+    """Sizes other than the traced one: less than a window, not square, with parts of windows; and a batch."""
+    import onnx
+
     network = small(window_size=16, num_blocks=(1, 2, 0)).eval()
     save_file(add_stamp(network.state_dict(), network), "net.safetensors")
     exported("net.safetensors", "-o", "net.onnx")
-    assert "net.onnx: differs by " in capsys.readouterr().out
+    written = capsys.readouterr().out
+    assert "net.onnx: differs by " in written and "; opset 18; " in written
     session = check_onnx(network, "net.onnx", [(8, 8), (64, 72), (40, 16), (96, 136)])
     assert session.get_modelmeta().custom_metadata_map == {
         "scale": "1",
         "size_multiple": "8",
         "value_range": "[0, 1], not clamped",
         "channel_order": "RGB",
+        "opset": "18",
+        "precision": "float32",
     }
+    assert {entry.domain: entry.version for entry in onnx.load("net.onnx").opset_import}[""] == 18
+    check_onnx(network, "net.onnx", [(24, 16)], batch=3)
     assert [path.name for path in Path().glob("*.onnx*")] == ["net.onnx"]
 
 

@@ -206,7 +206,7 @@ def test_installed_weights(tmp_path, monkeypatch):
         save_tiny(tmp_path / f"restormixer_s_{task}.safetensors")
     assert shipped_weights("derain") == tmp_path / "restormixer_s_derain.safetensors"
     with pytest.raises(
-        UserError, match="no weights for 'dreain'; installed are: derain, mixed, sr_x2. Did you mean 'derain'\\? Name a file"
+        UserError, match="no weights for 'dreain'; installed are: derain, mixed. Did you mean 'derain'\\? Name a file"
     ):
         shipped_weights("dreain")
 

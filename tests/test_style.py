@@ -64,6 +64,8 @@ RANKS = {
     "training": 4,
     "benchmark": 5,
     "export": 5,
+    "spandrel_adapter": 5,
+    "comfyui_node": 5,
     "compare": 6,
     "cli": 7,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from restormixer_arch.restormixer_arch import RestorMixer
 
 DESCRIPTION = """Write a RestorMixer for other tools: FILE.safetensors holds its weights and what is needed to build it,
-for 'basicsr restore' and spandrel; FILE.onnx holds the whole network for pictures of any size in multiples of 8."""
+for 'basicsr restore' and spandrel; FILE.onnx holds the whole network for batches of any number and pictures of any size
+in multiples of 8."""
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -30,6 +32,11 @@ def parser() -> Parser:
         metavar="FILE",
         help="option file whose network_g gives heads, windows and merge, which no weights hold",
     )
+    parser.add_argument(
+        "--half",
+        action="store_true",
+        help="of *.onnx: weights and arithmetic in float16, except within the scans; inputs and outputs stay float32",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it is there")
     return parser
 
@@ -42,25 +49,35 @@ def run(arguments: list[str]) -> int:
     """
     args = parser().parse_args(arguments)
     write = _writer(args.output)
+    if args.half and args.output.suffix != ".onnx":
+        raise UserError(
+            f"--half: is for *.onnx only, got {str(args.output)!r}; no other file has its arithmetic inside"
+        )
     if args.output.exists() and not args.overwrite:
         raise UserError(f"-o: {str(args.output)!r} is there already; --overwrite replaces it")
     if not args.output.parent.is_dir():
         raise UserError(f"-o: there is no folder {str(args.output.parent)!r}")
     options = None if args.opt is None else _network_options(args.opt)
+    from restormixer_arch.inference.onnx_network import is_onnx
     from restormixer_arch.inference.weights import load_network
     from restormixer_arch.output import atomic_paths
+
+    if is_onnx(args.weights):
+        raise UserError(
+            f"{args.weights}: is an ONNX file, which is not exported again; give the weights it was made of"
+        )
 
     network = load_network(args.weights, args.param_key, options)
     try:
         with atomic_paths([args.output]) as [partial]:
-            remark = write(network, partial)
+            remark = write(network, partial, args)
     except OSError as error:
         raise UserError(f"-o: {str(args.output)!r} cannot be written ({error.strerror})") from error
     say(f"{args.output}: {remark}; {args.output.stat().st_size / 1e6:.1f} MB")
     return 0
 
 
-def _writer(output: Path) -> Callable[[RestorMixer, Path], str]:
+def _writer(output: Path) -> Callable[[RestorMixer, Path, Namespace], str]:
     writers = {".safetensors": _write_safetensors, ".onnx": _write_onnx}
     if output.suffix not in writers:
         hint = did_you_mean(output.suffix, writers)
@@ -78,15 +95,19 @@ def _network_options(option_file: str) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key != "type"}
 
 
-def _write_safetensors(network: RestorMixer, path: Path) -> str:
+def _write_safetensors(network: RestorMixer, path: Path, args: Namespace) -> str:
     from restormixer_arch.hub import to_safetensors
 
     path.write_bytes(to_safetensors(network))
     return f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters"
 
 
-def _write_onnx(network: RestorMixer, path: Path) -> str:
-    from restormixer_arch.export.onnx_file import export_onnx, largest_difference
+def _write_onnx(network: RestorMixer, path: Path, args: Namespace) -> str:
+    from restormixer_arch.export.onnx_file import OPSET, compare_outputs, export_onnx
+    from restormixer_arch.inference.weights import best_tile
 
-    export_onnx(network, path)
-    return f"differs by {largest_difference(network, path):.1e} at most from torch, run by onnxruntime"
+    export_onnx(network, path, half=args.half, tile=best_tile(Path(args.weights)))
+    largest, psnr = compare_outputs(network, path)
+    number = "float16, " if args.half else ""
+    closeness = f", {psnr:.1f} dB" if args.half else ""
+    return f"differs by {largest:.1e} at most from torch{closeness}, run by onnxruntime; {number}opset {OPSET}"

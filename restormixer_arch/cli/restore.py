@@ -103,7 +103,7 @@ def parser() -> Parser:
 def add_settings(parser: Parser) -> None:
     """Add the arguments that :func:`restorer_of` reads."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--weights", type=_path, metavar="FILE", help=".pth, .safetensors, or ORG/NAME on a hub")
+    source.add_argument("--weights", type=_path, metavar="FILE", help=".pth, .safetensors, .onnx, or ORG/NAME on a hub")
     source.add_argument("--task", metavar="NAME", help="installed weights, such as derain (the default)")
     parser.add_argument(
         "--self-ensemble",
@@ -237,10 +237,10 @@ def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> 
     from restormixer_arch.inference.restorer import load_restorer, pick_device
     from restormixer_arch.inference.weights import DEFAULT_TASK, shipped_weights
 
-    device = pick_device(args.device)
+    path = weights or args.weights or shipped_weights(args.task or DEFAULT_TASK)
     return load_restorer(
-        weights or args.weights or shipped_weights(args.task or DEFAULT_TASK),
-        device,
+        path,
+        pick_device(args.device, path),
         tile=args.tile,
         overlap=args.overlap,
         blend=args.blend,

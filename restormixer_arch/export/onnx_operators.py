@@ -1,105 +1,140 @@
 """The scan and the attention's windows in standard ONNX operators.
 
 ONNX knows no selective scan, and its Scan would visit the tokens one by one: 16384 steps for the first scan of a
-256x256 picture, each of a few microseconds of work. Here the L tokens are cut into S parts of T tokens that advance
-side by side. Three Scans: over T from empty states, for what each part ends with; over S, for the state that enters
-each part; over T again, from these states, for the outputs. T + S + T steps, and no decay is ever divided by.
+256x256 picture, each of a few microseconds of work. Here the tokens come in chunks, which follow one another, and the
+S * T tokens of a chunk are cut into S parts of T tokens, which advance side by side. Three Scans within a chunk: over
+T from empty states, for what each part ends with; over S, for the state that enters each part; over T again, from these
+states, for the outputs. No decay is ever divided by.
 
-Shape letters: B batch, H x W image, L = S * T tokens, K scan directions, D channels, N states, w window side.
+Shape letters: B batch, H x W image, L tokens, K scan directions, D channels, N states, R rank of dt, w window side.
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import onnxscript
-from onnxscript import FLOAT, graph, script
+import torch
+from onnxscript import BOOL, FLOAT, INT64, graph, script
 from onnxscript import opset18 as op
 
-from restormixer_arch.export.operators import FROM_WINDOWS, SCAN, TO_WINDOWS
+from restormixer_arch.export.operators import DIRECTIONS, FROM_WINDOWS, TO_WINDOWS
 from restormixer_arch.selective_scan.definition import ORDERS
 
 OPSET = 18
 NAMES = {number: name for name, number in ORDERS.items()}
+STEPS = 32  # T
+LANES = 32768  # at most, of all parts: S * K * N * D, so that the second-level cache holds a step of the parts
+PARTS = (2, 16)  # the least and the largest S
 FLOATS = FLOAT[...]  # onnxscript reads annotations as ONNX types
 
 
 @script(onnxscript.values.Opset("restormixer", 1), default_opset=op)
-def scan_of_parts(u: FLOATS, dt: FLOATS, A: FLOATS, B: FLOATS, C: FLOATS) -> FLOATS:
-    """(T, S, B, K, 1, D) twice, (K, N, D), (T, S, B, K, N, 1) and (T, S, B, K, 1, N) -> (T, S, B, K, 1, D)"""
-    dt_u = op.Mul(dt, u)
-    empty = op.Mul(op.Mul(op.Gather(dt_u, 0, axis=0), op.Gather(B, 0, axis=0)), 0.0)  # (S, B, K, N, D)
+def scan_of_chunks(
+    x: FLOATS, ranks: FLOATS, B: FLOATS, C: FLOATS, dt_proj: FLOATS, dt_bias: FLOATS, A: FLOATS, empty: FLOATS
+) -> FLOATS:
+    """(chunks, K, S, T, B, D), (chunks, K, S * T * B, R), (chunks, T, N, K, S, B, 1), (chunks, T, K, S, B, 1, N),
+    (K, R, D), (K, 1, D), (N, K, S, B, D), (N, K, B, D) -> (chunks, K, S, T, B, D)
+
+    The states (N, K, S, B, D) have N in front so that a product with a decay rate runs over many numbers in a row.
+    """
 
     @graph()
-    def advance(state: FLOATS, dt_t: FLOATS, dt_u_t: FLOATS, B_t: FLOATS):
-        after = op.Add(op.Mul(op.Exp(op.Mul(dt_t, A)), state), op.Mul(dt_u_t, B_t))
-        return op.Identity(after)
+    def scan_chunk(number: INT64, going: BOOL, before: FLOATS):
+        x_c = op.Gather(x, number, axis=0)
+        # dt = softplus(v) = log(1 + exp(v)), of operators that onnxruntime has vectorized, which its Softplus is not
+        v = op.Add(op.MatMul(op.Gather(ranks, number, axis=0), dt_proj), dt_bias)
+        z = op.Exp(op.Neg(op.Abs(v)))
+        w = op.Add(z, 1.0)
+        lost = op.Sub(z, op.Sub(w, 1.0))  # by rounding the sum: all of z where it is small
+        softplus = op.Add(op.Max(v, 0.0), op.Add(op.Log(w), op.Div(lost, w)))
+        in_parts = op.Reshape(softplus, op.Shape(x_c))
+        dt_u = op.Transpose(op.Mul(in_parts, x_c), perm=[2, 0, 1, 3, 4])
+        dt = op.Transpose(in_parts, perm=[2, 0, 1, 3, 4])  # (T, K, S, B, D)
+        decays = op.Exp(op.Mul(A, op.Unsqueeze(dt, [1])))  # (T, N, K, S, B, D)
+        entering = op.Mul(op.Gather(B, number, axis=0), op.Unsqueeze(dt_u, [1]))
 
-    ends = op.Scan(empty, dt, dt_u, B, body=advance, num_scan_inputs=3)
-    decays = op.Exp(op.Mul(op.ReduceSum(dt, [0], keepdims=0), A))  # of whole parts
+        @graph()
+        def advance(state: FLOATS, decay: FLOATS, entering_t: FLOATS):
+            after = op.Add(op.Mul(decay, state), entering_t)
+            return op.Identity(after)
 
-    @graph()
-    def join(entry: FLOATS, decay: FLOATS, end: FLOATS):
-        following = op.Add(op.Mul(decay, entry), end)
-        entered = op.Identity(entry)
-        return following, entered
+        ends = op.Scan(op.Expand(0.0, op.Shape(A)), decays, entering, body=advance, num_scan_inputs=2)
+        of_parts = op.Exp(op.Mul(A, op.ReduceSum(dt, [0], keepdims=0)))
 
-    last, entries = op.Scan(op.Gather(empty, 0, axis=0), decays, ends, body=join, num_scan_inputs=2)
+        @graph()
+        def join(entry: FLOATS, decay_p: FLOATS, end_p: FLOATS):
+            following = op.Add(op.Mul(decay_p, entry), end_p)
+            kept = op.Identity(entry)
+            return following, kept
 
-    @graph()
-    def put_out(state: FLOATS, dt_t: FLOATS, dt_u_t: FLOATS, B_t: FLOATS, C_t: FLOATS):
-        after = op.Add(op.Mul(op.Exp(op.Mul(dt_t, A)), state), op.Mul(dt_u_t, B_t))
-        out = op.MatMul(C_t, after)
-        return after, out
+        # A Scan must know how many dimensions its results have, which those of a Loop's state do not show.
+        entry_of_chunk = op.Reshape(before, op.Shape(op.Gather(A, 0, axis=2)))  # (N, K, B, D)
+        last, entries = op.Scan(
+            entry_of_chunk, of_parts, ends, body=join, num_scan_inputs=2, scan_input_axes=[2, 2], scan_output_axes=[2]
+        )
 
-    ends_again, y = op.Scan(entries, dt, dt_u, B, C, body=put_out, num_scan_inputs=4)
+        @graph()
+        def put_out(state_2: FLOATS, decay_2: FLOATS, entering_2: FLOATS, C_t: FLOATS):
+            after_2 = op.Add(op.Mul(decay_2, state_2), entering_2)
+            out = op.MatMul(C_t, op.Transpose(after_2, perm=[1, 2, 3, 0, 4]))  # (K, S, B, 1, D)
+            return after_2, out
+
+        C_c = op.Gather(C, number, axis=0)
+        ends_2, out_c = op.Scan(entries, decays, entering, C_c, body=put_out, num_scan_inputs=3)
+        y_c = op.Transpose(op.Squeeze(out_c, [4]), perm=[1, 2, 0, 3, 4])
+        on = op.Identity(going)
+        return on, last, y_c
+
+    # OpenVINO has no Scan within a Scan, and within a Loop one that uses its own inputs only.
+    end, y = op.Loop(op.Squeeze(op.Shape(x, start=0, end=1)), op.Cast(1, to=9), empty, body=scan_chunk)
     return y
 
 
-def scan_2d(
-    x: Any,
-    delta: Any,
-    A: Any,
-    B: Any,
-    C: Any,
-    D: Any,
-    delta_bias: Any,
-    directions: Sequence[int],
-    backend: str,
-    keep_states: bool,
-) -> tuple[Any, Any]:
-    """``restormixer::scan_2d`` for a batch of known size; the states that training keeps are left out."""
-    names = [NAMES[number] for number in directions]
-    batch, channels, states = x.shape[0], x.shape[3], A.shape[2]
-    height, width = op.Shape(x, start=1, end=2), op.Shape(x, start=2, end=3)
+def scan_directions(x: Any, projected: Any, dt_proj: Any, dt_bias: Any, A: Any, orders: Sequence[int]) -> Any:
+    """``restormixer::directions``: the sum of one scan per direction, without the skips; float32 inside"""
+    given, shapes = x, (dt_proj.shape, A.shape)
+    x, projected, dt_proj, dt_bias, A = (op.Cast(t, to=FLOAT.dtype) for t in (x, projected, dt_proj, dt_bias, A))
+    names = [NAMES[number] for number in orders]
+    count, channels, states, rank = len(names), given.shape[3], shapes[1][1], shapes[0][1]
+    parts = PARTS[0]
+    while parts < PARTS[1] and 2 * parts * count * channels * states <= LANES:
+        parts *= 2
+    batch, height, width = (op.Shape(x, start=axis, end=axis + 1) for axis in range(3))
+    length = op.Mul(height, width)
+    missing = op.Mod(op.Neg(length), _ints(parts * STEPS))
 
-    def parts(image_of: Callable[[int], Any], lanes: int, shape: tuple[int, ...]) -> Any:
-        """K images (B, H, W, E) -> (T, S, B, K, E), as ``shape`` after the T and S"""
-        tokens = [_tokens(image_of(k), name, batch, lanes) for k, name in enumerate(names)]
-        joined = op.Concat(*[op.Unsqueeze(one, _ints(2)) for one in tokens], axis=2)  # (L, B, K, E)
-        cut = op.Reshape(joined, op.Concat(height, width, _ints(batch, *shape), axis=0))
-        return op.Transpose(cut, perm=[1, 0, *range(2, 3 + len(shape))])
+    def in_chunks(images: Sequence[Any], lanes: int) -> Any:
+        """K images (B, H, W, E) -> (chunks, K, S, T, B, E), each in its direction's order, zeros up to whole chunks"""
+        zeros = op.ConstantOfShape(op.Concat(missing, batch, _ints(lanes), axis=0))
+        shape = op.Concat(_ints(-1, 1, parts, STEPS), batch, _ints(lanes), axis=0)
+        tokens = [_tokens(image, name, batch, lanes) for image, name in zip(images, names, strict=True)]
+        chunks = [op.Reshape(op.Concat(one, zeros, axis=0), shape) for one in tokens]
+        return op.Concat(*chunks, axis=1) if count > 1 else chunks[0]
 
-    def of(tensor: Any) -> Callable[[int], Any]:
-        return lambda k: op.Gather(tensor, _int(k), axis=3)
-
-    count = len(names)
-    dt = op.Softplus(op.Add(delta, delta_bias))  # torch's is linear above 20, where the difference is below 3e-9
-    y = scan_of_parts(
-        parts(lambda k: x, channels, (count, 1, channels)),
-        parts(of(dt), channels, (count, 1, channels)),
-        op.Transpose(A, perm=[0, 2, 1]),
-        parts(of(B), states, (count, states, 1)),
-        parts(of(C), states, (count, 1, states)),
+    each = rank + 2 * states
+    stacked = in_chunks([_part(projected, 3, k * each, each) for k in range(count)], each)
+    ranks, B, C = (_part(stacked, 5, *span) for span in ((0, rank), (rank, states), (rank + states, states)))
+    A = op.Unsqueeze(op.Transpose(A, perm=[1, 0, 2]), _ints(2, 3))  # (N, K, 1, 1, D)
+    y = scan_of_chunks(
+        in_chunks([x] * count, channels),
+        op.Reshape(ranks, _ints(0, count, -1, rank)),
+        op.Unsqueeze(op.Transpose(B, perm=[0, 3, 5, 1, 2, 4]), _ints(6)),
+        op.Unsqueeze(op.Transpose(C, perm=[0, 3, 1, 2, 4, 5]), _ints(5)),
+        dt_proj,
+        op.Unsqueeze(dt_bias, _ints(1)),
+        op.Expand(A, op.Concat(_ints(states, count, parts), batch, _ints(channels), axis=0)),
+        op.ConstantOfShape(op.Concat(_ints(states, count), batch, _ints(channels), axis=0)),
     )
-    y = op.Reshape(op.Transpose(y, perm=[1, 0, 2, 3, 4, 5]), _ints(-1, batch, count, channels))  # (L, B, K, D)
-    total = op.Mul(x, op.ReduceSum(D, _ints(0), keepdims=0))
+    images = []
     for k, name in enumerate(names):
-        image = _image(op.Gather(y, _int(k), axis=2), name, height, width, _ints(batch, channels))
-        total = op.Add(total, image)
-    return total, op.Identity(x)
+        tokens = op.Reshape(op.Gather(y, _int(k), axis=1), op.Concat(_ints(-1), batch, _ints(channels), axis=0))
+        tokens = op.Slice(tokens, _ints(0), length, _ints(0))
+        images.append(_image(tokens, name, height, width, batch, channels))
+    return op.CastLike(op.Sum(*images), given)
 
 
 def to_windows(x: Any, side: int) -> Any:
@@ -123,7 +158,21 @@ def from_windows(windows: Any, like: Any, side: int) -> Any:
     return op.Slice(op.Reshape(tiles, whole), _ints(0, 0), size, _ints(1, 2))
 
 
-TRANSLATIONS = {SCAN: scan_2d, TO_WINDOWS: to_windows, FROM_WINDOWS: from_windows}
+def gelu(x: Any, approximate: str = "none") -> Any:
+    """``aten::gelu`` in the form that onnxruntime replaces by a single kernel"""
+
+    def like(value: float) -> Any:
+        return op.CastLike(op.Constant(value_float=value), x)
+
+    return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, like(math.sqrt(2)))), like(1.0))), like(0.5))
+
+
+TRANSLATIONS = {
+    DIRECTIONS: scan_directions,
+    TO_WINDOWS: to_windows,
+    FROM_WINDOWS: from_windows,
+    torch.ops.aten.gelu.default: gelu,
+}
 
 
 def _ints(*values: int) -> Any:
@@ -134,25 +183,30 @@ def _int(value: int) -> Any:
     return op.Constant(value_int=value)
 
 
+def _part(x: Any, axis: int, first: int, size: int) -> Any:
+    return op.Slice(x, _ints(first), _ints(first + size), _ints(axis))
+
+
 def _reverse(tokens: Any) -> Any:
     """(L, ...) from the last to the first"""
     return op.Slice(tokens, _ints(-1), _ints(-sys.maxsize), _ints(0), _ints(-1))
 
 
-def _tokens(image: Any, direction: str, batch: int, lanes: int) -> Any:
+def _tokens(image: Any, direction: str, batch: Any, lanes: int) -> Any:
     """(B, H, W, E) -> (L, B, E), in the order in which ``direction`` visits the image"""
     axes = [2, 1, 0, 3] if direction.startswith("column") else [1, 2, 0, 3]
-    tokens = op.Reshape(op.Transpose(image, perm=axes), _ints(-1, batch, lanes))
+    tokens = op.Reshape(op.Transpose(image, perm=axes), op.Concat(_ints(-1), batch, _ints(lanes), axis=0))
     return _reverse(tokens) if direction.endswith("_reverse") else tokens
 
 
-def _image(tokens: Any, direction: str, height: Any, width: Any, rest: Any) -> Any:
+def _image(tokens: Any, direction: str, height: Any, width: Any, batch: Any, lanes: int) -> Any:
     """(L, B, E) -> (B, H, W, E), the reverse of :func:`_tokens`"""
     if direction.endswith("_reverse"):
         tokens = _reverse(tokens)
-    if direction.startswith("column"):
-        return op.Transpose(op.Reshape(tokens, op.Concat(width, height, rest, axis=0)), perm=[2, 1, 0, 3])
-    return op.Transpose(op.Reshape(tokens, op.Concat(height, width, rest, axis=0)), perm=[2, 0, 1, 3])
+    by_columns = direction.startswith("column")
+    sides = (width, height) if by_columns else (height, width)
+    image = op.Reshape(tokens, op.Concat(*sides, batch, _ints(lanes), axis=0))
+    return op.Transpose(image, perm=[2, 1, 0, 3] if by_columns else [2, 0, 1, 3])
 
 
 def _window_counts(x: Any, side: int) -> tuple[Any, Any]:

@@ -1,11 +1,12 @@
-"""The network as ``torch.export`` can follow it where height and width are unknown.
+"""The network as ``torch.export`` can follow it where batch, height and width are unknown.
 
-Two parts cannot be followed: the selective scan, a loop over a number of tokens that is not known, and the windows of
+Two parts cannot be followed: the selective scans, loops over a number of tokens that is not known, and the windows of
 the attention, since the padding to whole windows makes expressions of sizes that grow from block to block until they
 cannot be simplified any more. Within :func:`exportable` both are single operators, of which the exporter knows the
 results' shapes only; :mod:`restormixer_arch.export.onnx_operators` has their bodies in ONNX.
 
-Shape letters: B batch, H x W size of the stage, C channels, w window side, G windows in the batch, K scan directions.
+Shape letters: B batch, H x W size of the stage, C channels, w window side, G windows in the batch, K scan directions,
+D inner channels of a scan, N states, R rank of dt.
 """
 
 from __future__ import annotations
@@ -14,19 +15,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
-from restormixer_arch import emvm, mwsa
-from restormixer_arch.selective_scan import operator  # noqa: F401  (registers restormixer::scan_2d)
+from restormixer_arch import mwsa
+from restormixer_arch.emvm import DirectionalScan
 from restormixer_arch.selective_scan.definition import ORDERS
 
 _library = torch.library.Library("restormixer", "FRAGMENT")
+_library.define(
+    "directions(Tensor x, Tensor projected, Tensor dt_proj, Tensor dt_bias, Tensor A, int[] orders) -> Tensor"
+)
 _library.define("to_windows(Tensor x, int side) -> Tensor")
 _library.define("from_windows(Tensor windows, Tensor like, int side) -> Tensor")
 
-SCAN = torch.ops.restormixer.scan_2d.default
+DIRECTIONS = torch.ops.restormixer.directions.default
 TO_WINDOWS = torch.ops.restormixer.to_windows.default
 FROM_WINDOWS = torch.ops.restormixer.from_windows.default
+
+
+@torch.library.register_fake("restormixer::directions", lib=_library)
+def _scanned_shape(
+    x: Tensor, projected: Tensor, dt_proj: Tensor, dt_bias: Tensor, A: Tensor, orders: list[int]
+) -> Tensor:
+    """(B, H, W, D), (B, H, W, K * (R + 2N)), (K, R, D), (K, D), (K, N, D) -> (B, H, W, D)"""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("restormixer::to_windows", lib=_library)
@@ -41,27 +55,23 @@ def _features_shape(windows: Tensor, like: Tensor, side: int) -> Tensor:
     return torch.empty_like(like, memory_format=torch.contiguous_format)
 
 
-def _scan(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    delta_bias: Tensor,
-    directions: tuple[str, ...],
-) -> Tensor:
-    """In the place of :func:`~restormixer_arch.selective_scan.selective_scan_2d`."""
-    orders = [ORDERS[name] for name in directions]
-    return SCAN(x, delta, A, B, C, D, delta_bias, orders, "torch", False)[0]
+def _scan(self: DirectionalScan, tokens: Tensor, chosen: slice = slice(None)) -> Tensor:
+    """In the place of :meth:`DirectionalScan.scan`: dt, B and C are put in order before dt grows to D channels."""
+    projected = F.linear(tokens, rearrange(self.x_proj[chosen], "k e d -> (k e) d"))
+    dt_proj, A = (
+        rearrange(t, "k d e -> k e d") for t in (self.dt_proj[chosen], -torch.exp(self.A_log[chosen].float()))
+    )
+    orders = [ORDERS[name] for name in self.directions[chosen]]
+    scanned = DIRECTIONS(tokens, projected, dt_proj, self.dt_bias[chosen], A, orders)
+    return scanned + tokens * self.D_skip[chosen].sum(0)
 
 
 @contextmanager
 def exportable() -> Iterator[None]:
     """Within, scans and windows are operators, which can be traced but not run."""
-    before = emvm.selective_scan_2d, mwsa.to_windows, mwsa.from_windows
-    emvm.selective_scan_2d, mwsa.to_windows, mwsa.from_windows = _scan, TO_WINDOWS, FROM_WINDOWS
+    before = DirectionalScan.scan, mwsa.to_windows, mwsa.from_windows
+    DirectionalScan.scan, mwsa.to_windows, mwsa.from_windows = _scan, TO_WINDOWS, FROM_WINDOWS
     try:
         yield
     finally:
-        emvm.selective_scan_2d, mwsa.to_windows, mwsa.from_windows = before
+        DirectionalScan.scan, mwsa.to_windows, mwsa.from_windows = before

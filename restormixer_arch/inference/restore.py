@@ -44,7 +44,7 @@ def restore(
         image: a numpy array (H, W), (H, W, 1), RGB (H, W, 3) or with alpha (H, W, 2) or (H, W, 4); a tensor (C, H, W)
             or (B, C, H, W) with C 1 or 3, on any device; or a PIL image. Arrays and tensors are uint8, uint16, or
             floating point in [0, 1]. The EXIF orientation of a PIL image is not applied.
-        weights: a file of weights, ``.pth`` or ``.safetensors``.
+        weights: a file of weights, ``.pth`` or ``.safetensors``, or an ONNX file of ``basicsr export``.
         task: which of the installed weights, if ``weights`` is None.
         device: a name as in torch, or ``auto``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
@@ -113,7 +113,7 @@ def _cached_restorer(
 ) -> Restorer:
     return load_restorer(
         path,
-        pick_device(device),
+        pick_device(device, path),
         tile=tile,
         max_memory=max_memory,
         precision=precision,

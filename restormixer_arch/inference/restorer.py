@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.memory import MEDIUM, TileMemory, is_out_of_memory, measure_tile_memory
+from restormixer_arch.inference.onnx_network import OnnxNetwork, is_onnx
 from restormixer_arch.inference.tiles import ALIGNMENT, DEFAULT_OVERLAP, overlap_for, restore_tiles
 from restormixer_arch.inference.weights import best_tile, load_network
 from restormixer_arch.memory import parse_bytes
@@ -219,7 +220,7 @@ def load_restorer(
     """Load a file of weights and make its network ready on a device.
 
     Args:
-        weights: the file.
+        weights: the file; an ONNX file of ``basicsr export`` is run by onnxruntime.
         device: see :func:`pick_device`.
         tile, overlap, max_memory: see :class:`Restorer`. If all three are None, installed weights use the tile size
             with which they restore best.
@@ -229,10 +230,21 @@ def load_restorer(
         UserError: the weights cannot be loaded, or a setting is not valid.
     """
     path = Path(weights)
+    if is_onnx(path):
+        if precision != "fp32":
+            raise UserError(
+                f"precision: {precision} cannot be set for {path}, which holds its arithmetic; "
+                "leave it out, or export the weights with --half"
+            )
+        if device.type != "cpu":
+            raise UserError(f"device: {path} runs on the CPU only, got {str(device)!r}; leave it out")
+        network = OnnxNetwork(path)
+        best = network.tile
+    else:
+        network, best = load_network(path).to(device), best_tile(path)
     if tile is None and overlap is None and max_memory is None:
-        tile = best_tile(path)
+        tile = best
     overlap = overlap_for(tile) if overlap is None else overlap
-    network = load_network(path).to(device)
     return Restorer(network, tile, overlap, blend, precision, self_ensemble, max_memory, strength)
 
 
@@ -250,14 +262,14 @@ def restorer_of_options(network: nn.Module, val: dict[str, Any]) -> Restorer | N
     )
 
 
-def pick_device(name: str) -> torch.device:
-    """Return the device of a name; ``auto`` is the first GPU, or else the CPU.
+def pick_device(name: str, weights: str | Path = "") -> torch.device:
+    """Return the device of a name; ``auto`` is the first GPU, or else the CPU, which is where ONNX files run.
 
     Raises:
         UserError: torch cannot use the device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() and not is_onnx(weights) else "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()

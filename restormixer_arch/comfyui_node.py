@@ -1,0 +1,84 @@
+"""A node for ComfyUI (https://github.com/comfyanonymous/ComfyUI): restore images with the installed weights.
+
+Make the file ``custom_nodes/restormixer/__init__.py`` with the line ``from restormixer_arch.comfyui_node import *``.
+Weights of your own, from ``basicsr export``, go into ``models/upscale_models``: ComfyUI's "Load Upscale Model" knows
+them by then, since it loads networks by spandrel.
+
+Shape letters: B batch, H x W size in pixels, C channels, s the network's upscale.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import torch
+from torch import Tensor
+
+from restormixer_arch.inference.restorer import Restorer, load_restorer
+from restormixer_arch.inference.weights import DEFAULT_TASK, shipped_tasks, shipped_weights
+from restormixer_arch.spandrel_adapter import register
+
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
+
+register()
+
+
+class RestorMixerRestore:
+    """Images in, restored images out; ComfyUI reads the constants below."""
+
+    CATEGORY = "image/restoration"
+    FUNCTION = "restore"
+    RETURN_TYPES = ("IMAGE",)
+    DESCRIPTION = "Remove rain, or several degradations at once, with the weights that RestorMixer installs."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+        strength = "0 is the input, 1 the restored image"
+        tile = "side of the tiles in pixels; 0: what suits the weights best, else what memory allows"
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "task": (shipped_tasks(), {"default": DEFAULT_TASK}),
+                "strength": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.05, "tooltip": strength}),
+                "tile": ("INT", {"default": 0, "min": 0, "max": 4096, "step": 64, "tooltip": tile}),
+            }
+        }
+
+    def restore(self, image: Tensor, task: str, strength: float, tile: int) -> tuple[Tensor]:
+        """Restore a batch on ComfyUI's device.
+
+        Args:
+            image: float32 in [0, 1], RGB; further channels, such as alpha, stay as they are.
+            task, strength, tile: see ``INPUT_TYPES``.
+
+        Shape:
+            (B, H, W, C) -> (B, s * H, s * W, C)
+
+        Raises:
+            UserError: not enough memory, or the tile is too small.
+        """
+        restorer = _cached_restorer(task, strength, tile, str(comfy.model_management.get_torch_device()))
+        bar = comfy.utils.ProgressBar(image.shape[0])
+
+        results: list[Tensor] = []
+
+        def on_tile(done: int, total: int) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            bar.update_absolute(len(results) * total + done, image.shape[0] * total)
+
+        for one in image[..., :3].movedim(-1, 1).split(1):  # (1, 3, H, W)
+            results.append(restorer(one, on_tile))
+        restored = torch.cat(results).movedim(1, -1)
+        return (torch.cat([restored, image[..., 3:].to(restored)], dim=-1),)
+
+
+@lru_cache(maxsize=2)
+def _cached_restorer(task: str, strength: float, tile: int, device: str) -> Restorer:
+    return load_restorer(shipped_weights(task), torch.device(device), tile=tile or None, strength=strength)
+
+
+NODE_CLASS_MAPPINGS = {"RestorMixerRestore": RestorMixerRestore}
+NODE_DISPLAY_NAME_MAPPINGS = {"RestorMixerRestore": "Restore Image (RestorMixer)"}

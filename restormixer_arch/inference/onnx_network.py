@@ -1,0 +1,71 @@
+"""An ONNX file of ``basicsr export`` in the place of a network, run by onnxruntime on the CPU.
+
+Shape letters: B batch, C channels, H x W size in pixels, s the network's upscale.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.layers import pad_to_multiple
+
+SUFFIX = ".onnx"
+
+
+def is_onnx(weights: str | Path) -> bool:
+    """Return whether a file is an ONNX file by its name."""
+    return Path(weights).suffix.lower() == SUFFIX
+
+
+class OnnxNetwork(nn.Module):
+    """A RestorMixer in an ONNX file, with the attributes of the network that restoring reads.
+
+    Args:
+        path: written by :func:`restormixer_arch.export.onnx_file.export_onnx`.
+
+    Attributes:
+        in_channels, upscale: as of the network.
+        tile: the tile size in pixels with which these weights restore best, or None.
+
+    Shape:
+        (B, C, H, W) in [0, 1] -> (B, C, s * H, s * W), not clamped; any H and W
+
+    Raises:
+        UserError: onnxruntime is not installed, or the file is missing, damaged or of another tool.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        path = Path(path)
+        if not path.is_file():
+            near = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []
+            raise UserError(f"{path}: no such file of weights.{did_you_mean(path.name, near)}")
+        if importlib.util.find_spec("onnxruntime") is None:
+            raise UserError(f"{path}: needs onnxruntime; pip install 'restormixer[export]'")
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4  # what is wrong is in the exception
+        try:
+            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001 - onnxruntime has a dozen of its own, all direct heirs of Exception
+            raise UserError(f"{path}: cannot be read as ONNX ({str(error).splitlines()[0]})") from error
+        made = self.session.get_modelmeta().custom_metadata_map
+        if not {"scale", "size_multiple"} <= made.keys():
+            raise UserError(f"{path}: is no file of 'basicsr export' (its metadata has no scale and size_multiple)")
+        self.in_channels = self.session.get_inputs()[0].shape[1]
+        self.upscale, self.size_multiple = int(made["scale"]), int(made["size_multiple"])
+        self.tile = int(made["tile"]) if "tile" in made else None
+        self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # shows that it is on the CPU
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        padded = pad_to_multiple(x, self.size_multiple).contiguous().numpy()
+        (result,) = self.session.run(["output"], {"input": padded})
+        return torch.from_numpy(result)[..., : self.upscale * height, : self.upscale * width]

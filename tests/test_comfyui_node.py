@@ -1,0 +1,101 @@
+"""The node for ComfyUI, loaded with stand-ins for ComfyUI's modules."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+import restormixer_arch
+from restormixer_arch.errors import UserError
+from restormixer_arch.inference.weights import shipped_tasks
+
+spandrel = pytest.importorskip("spandrel")
+
+
+@pytest.fixture
+def comfy(monkeypatch):
+    """What the node takes from ComfyUI; ``steps`` collects the progress that it shows."""
+    steps = []
+    package, management, utils = (ModuleType(name) for name in ("comfy", "comfy.model_management", "comfy.utils"))
+    management.get_torch_device = lambda: torch.device("cpu")
+    management.throw_exception_if_processing_interrupted = lambda: None
+    bar = SimpleNamespace(update_absolute=lambda value, total: steps.append((value, total)))
+    utils.ProgressBar = lambda total: bar
+    package.model_management, package.utils = management, utils
+    for module in (package, management, utils):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.delitem(sys.modules, "restormixer_arch.comfyui_node", raising=False)
+    return SimpleNamespace(steps=steps, management=management)
+
+
+@pytest.fixture
+def node(comfy):
+    module = importlib.import_module("restormixer_arch.comfyui_node")
+    (kind,) = module.NODE_CLASS_MAPPINGS.values()
+    assert module.NODE_DISPLAY_NAME_MAPPINGS.keys() == module.NODE_CLASS_MAPPINGS.keys()
+    return kind
+
+
+def run(node, image, **settings):
+    """Call a node as ComfyUI does: by its constants, with the defaults of its inputs."""
+    inputs = node.INPUT_TYPES()["required"]
+    defaults = {name: kind[1]["default"] for name, kind in inputs.items() if len(kind) > 1}
+    assert node.RETURN_TYPES == ("IMAGE",)
+    (result,) = getattr(node(), node.FUNCTION)(image=image, **defaults | settings)
+    return result
+
+
+def image(batch=1, height=40, width=56, channels=3):
+    return torch.rand(batch, height, width, channels, generator=torch.Generator().manual_seed(0))
+
+
+def test_it_restores_a_batch_as_restore_does(node, comfy):
+    x = image(batch=2)
+    wanted = restormixer_arch.restore(x.movedim(-1, 1), task="mixed", device="cpu").movedim(1, -1)
+    torch.testing.assert_close(run(node, x, task="mixed"), wanted, rtol=0, atol=1e-6)
+    assert (wanted - x).abs().max() > 0.01
+    assert comfy.steps == [(1, 2), (2, 2)]
+
+
+def test_its_inputs(node):
+    inputs = node.INPUT_TYPES()["required"]
+    assert list(inputs) == ["image", "task", "strength", "tile"]
+    assert inputs["task"] == (shipped_tasks(), {"default": "derain"})
+
+
+def test_strength_and_alpha(node):
+    x = image(channels=4)
+    full, half, none = (run(node, x, strength=strength) for strength in (1.0, 0.5, 0.0))
+    assert full.shape == x.shape and torch.equal(full[..., 3], x[..., 3])
+    torch.testing.assert_close(none, x, rtol=0, atol=1e-6)
+    unclamped = (full > 0) & (full < 1)
+    torch.testing.assert_close(half[unclamped], torch.lerp(x, full, 0.5)[unclamped], rtol=0, atol=1e-6)
+
+
+def test_tiles_and_their_progress(node, comfy):
+    x = image(batch=2, height=64, width=256)
+    tiled = run(node, x, tile=128)
+    assert comfy.steps == [(1, 6), (2, 6), (3, 6), (4, 6), (5, 6), (6, 6)]
+    assert tiled.shape == x.shape and not torch.equal(tiled, run(node, x))
+    with pytest.raises(UserError, match="tile: 32 is too small"):
+        run(node, x, tile=32)
+
+
+def test_an_interruption_stops_it(node, comfy):
+    def interrupt():
+        raise InterruptedError
+
+    comfy.management.throw_exception_if_processing_interrupted = interrupt
+    with pytest.raises(InterruptedError):
+        run(node, image())
+
+
+def test_comfyuis_own_loader_knows_the_weights_afterwards(node):
+    from restormixer_arch.inference.weights import shipped_weights
+
+    model = spandrel.ModelLoader().load_from_file(shipped_weights("mixed"))
+    assert model.architecture.id == "RestorMixer"

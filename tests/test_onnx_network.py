@@ -1,0 +1,164 @@
+"""An ONNX file of basicsr export restores as the weights it was made of, through onnxruntime and OpenVINO."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from test_restormixer_arch import small
+
+import restormixer_arch
+from restormixer_arch import cli
+from restormixer_arch.cli import export
+from restormixer_arch.inference import onnx_network, restorer
+from restormixer_arch.inference.onnx_network import OnnxNetwork
+from restormixer_arch.weight_options import add_stamp
+
+pytestmark = [
+    pytest.mark.skipif(
+        not all(importlib.util.find_spec(name) for name in export.ONNX_PACKAGES),
+        reason="the extra 'export' is not installed",
+    ),
+    pytest.mark.timeout(600),
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A small network's weights, and its ONNX files in float32 and in float16."""
+    folder = tmp_path_factory.mktemp("onnx")
+    network = small(window_size=16, num_blocks=(1, 2, 0)).eval()
+    save_file(add_stamp(network.state_dict(), network), folder / "net.safetensors")
+    for name, more in {"net.onnx": [], "half.onnx": ["--half"]}.items():
+        assert cli.main(["export", str(folder / "net.safetensors"), "-o", str(folder / name), *more]) == 0
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("in/deeper").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name, size in {"a.png": (37, 50), "deeper/b.png": (170, 200)}.items():
+        Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(Path("in", name))
+
+
+def refused(capsys, *arguments):
+    assert cli.main([*arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line.removeprefix("basicsr: error: ")
+
+
+@pytest.mark.parametrize("settings", [[], ["--tile", "128"], ["--strength", "0.5", "--self-ensemble"]])
+def test_folders_tiles_and_settings_give_what_torch_gives(files, photos, settings):
+    for weights, out in (("net.safetensors", "torch"), ("net.onnx", "onnx")):
+        assert cli.main(["restore", "in", "-o", out, "--weights", str(files / weights), *settings]) == 0
+    for name in ("a.png", "deeper/b.png"):
+        wanted, got, given = (np.asarray(Image.open(Path(of, name))).astype(int) for of in ("torch", "onnx", "in"))
+        assert np.abs(wanted - got).max() <= 1 and (wanted != got).mean() < 1e-3  # of 255, where rounding tips over
+        assert np.abs(wanted - given).max() > 2
+
+
+def test_python_takes_it_too(files):
+    image = np.random.default_rng(1).random((21, 30, 3), dtype=np.float32)
+    wanted, got = (
+        restormixer_arch.restore(image, weights=files / name, device="cpu") for name in ("net.safetensors", "net.onnx")
+    )
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-3)
+
+
+@torch.no_grad()
+def test_half(files):
+    """Weights in float16, float32 outside, and close to the network."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(files / "half.onnx")
+    weights = [tensor for tensor in model.graph.initializer if tensor.name.startswith("network.")]
+    assert weights and {tensor.data_type for tensor in weights} == {onnx.TensorProto.FLOAT16}
+    session = onnxruntime.InferenceSession(files / "half.onnx", providers=["CPUExecutionProvider"])
+    assert [value.type for value in (*session.get_inputs(), *session.get_outputs())] == ["tensor(float)"] * 2
+    assert session.get_modelmeta().custom_metadata_map["precision"] == "float16 inside, float32 inputs and outputs"
+    x = torch.rand(2, 3, 24, 40)
+    half, full = OnnxNetwork(files / "half.onnx")(x), OnnxNetwork(files / "net.onnx")(x)
+    assert 0 < (half - full).abs().max() < 0.01 and (full - x).abs().max() > 0.01
+
+
+def test_half_is_for_onnx_only(files, tmp_path, capsys):
+    assert refused(
+        capsys, "export", str(files / "net.safetensors"), "-o", str(tmp_path / "a.safetensors"), "--half"
+    ) == (f"--half: is for *.onnx only, got '{tmp_path}/a.safetensors'; no other file has its arithmetic inside")
+
+
+def test_what_it_cannot_do(files, photos, capsys, monkeypatch):
+    file = str(files / "net.onnx")
+    restore = ["restore", "in", "-o", "out", "--weights"]
+    assert refused(capsys, *restore, file, "--precision", "bf16") == (
+        f"precision: bf16 cannot be set for {file}, which holds its arithmetic; leave it out, or export the weights "
+        "with --half"
+    )
+    assert refused(capsys, *restore, file, "--device", "meta").startswith("--device: 'meta' cannot be used here")
+    monkeypatch.setattr(restorer, "pick_device", lambda name, weights="": torch.device("cuda", 0))
+    assert refused(capsys, *restore, file) == f"device: {file} runs on the CPU only, got 'cuda:0'; leave it out"
+    monkeypatch.undo()
+    assert refused(capsys, "export", file, "-o", "again.safetensors") == (
+        f"{file}: is an ONNX file, which is not exported again; give the weights it was made of"
+    )
+    assert not Path("out").exists()
+
+
+def test_the_cpu_is_taken_on_a_machine_with_a_gpu(files, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert restorer.pick_device("auto", files / "net.onnx").type == "cpu"
+    assert restorer.pick_device("auto").type == "cuda"
+
+
+def test_files_that_are_none(files, tmp_path, capsys, monkeypatch):
+    import onnx
+
+    monkeypatch.chdir(tmp_path)
+    Path("photo.png").write_bytes(b"")
+    restore = ["restore", "photo.png", "-o", "out", "--weights"]
+    Path("damaged.onnx").write_bytes((files / "net.onnx").read_bytes()[:1000])
+    model = onnx.load(files / "net.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, "foreign.onnx")
+    assert refused(capsys, *restore, "damage.onnx") == (
+        "damage.onnx: no such file of weights. Did you mean 'damaged.onnx'?"
+    )
+    assert refused(capsys, *restore, "damaged.onnx").startswith("damaged.onnx: cannot be read as ONNX (")
+    assert refused(capsys, *restore, "foreign.onnx") == (
+        "foreign.onnx: is no file of 'basicsr export' (its metadata has no scale and size_multiple)"
+    )
+    monkeypatch.setattr(onnx_network.importlib.util, "find_spec", lambda name: None)
+    assert refused(capsys, *restore, "foreign.onnx") == (
+        "foreign.onnx: needs onnxruntime; pip install 'restormixer[export]'"
+    )
+
+
+def test_the_best_tile_travels_with_the_file(files, tmp_path):
+    import onnx
+
+    model = onnx.load(files / "net.onnx")
+    model.metadata_props.add(key="tile", value="384")
+    onnx.save(model, tmp_path / "tiled.onnx")
+    cpu = torch.device("cpu")
+    assert restorer.load_restorer(tmp_path / "tiled.onnx", cpu).tile == 384
+    assert restorer.load_restorer(tmp_path / "tiled.onnx", cpu, max_memory=10**9).tile is None
+    assert restorer.load_restorer(files / "net.onnx", cpu).tile is None
+
+
+@pytest.mark.parametrize("size", [(1, 64, 72), (3, 24, 40)])
+def test_openvino(files, size):
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(files / "net.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    x = torch.rand(size[0], 3, *size[1:], generator=torch.Generator().manual_seed(2))
+    got = torch.from_numpy(next(iter(compiled(x.numpy()).values())))
+    torch.testing.assert_close(got, OnnxNetwork(files / "net.onnx")(x), rtol=0, atol=1e-3)
+    assert (got - x).abs().max() > 0.01
