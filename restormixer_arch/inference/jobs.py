@@ -94,6 +94,7 @@ def find_jobs(inputs: Sequence[str], out: Path, *, compare: bool = False, shard:
         UserError: an input does not exist, cannot be read, is not an image or video, or contains none; two outputs
             would have the same name; or an output would replace an input.
     """
+    _real_folder.cache_clear()  # the working directory and links may be others than at the last call
     jobs, sources = Jobs(out, compare=compare), set()
     links = set()  # what inputs that are links point to
     for text in inputs:
