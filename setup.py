@@ -103,6 +103,7 @@ setup(
     options={"bdist_wheel": {"py_limited_api": "cp310"}},  # the kernel knows nothing of Python
     package_data={
         "restormixer_arch": ["weights/*", "HUB.md"],
+        "restormixer_arch.inference": ["RESTORE.md", "choose_task.json"],
         "restormixer_arch.compare.report": ["templates/*"],
         "restormixer_arch.data": [
             "samples/*.lmdb/*",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
+from pathlib import Path
 from typing import NoReturn
 
 from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.memory import parse_bytes
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,3 +63,45 @@ def positive_number(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
     return int(text)
+
+
+def memory_size(text: str) -> int:
+    """An argument\'s type: such as 3G, in bytes."""
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def path_name(text: str) -> Path:
+    """An argument\'s type: a path that is not empty."""
+    if not text:  # of a shell variable that is not set
+        raise argparse.ArgumentTypeError("expected a name, got none")
+    return Path(text).expanduser()
+
+
+def video_quality(text: str) -> int:
+    """An argument\'s type: 0 to 51."""
+    if not text.isdigit() or int(text) > 51:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 51, got {text!r}")
+    return int(text)
+
+
+def number_of_pixels(text: str) -> int:
+    """An argument\'s type: such as 200M."""
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)([kKmMgG]?)", text)
+    number = int(float(found[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[found[2].lower()]) if found else 0
+    if not number:
+        raise argparse.ArgumentTypeError(f"expected a number of pixels such as 200M, got {text!r}")
+    return number
+
+
+def share(text: str) -> float:
+    """An argument\'s type: 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -17,23 +18,25 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from restormixer_arch.cli.parsing import Parser, positive_number, whole_number
+from restormixer_arch.cli import parsing
+from restormixer_arch.cli.parsing import Parser
 from restormixer_arch.data.images import VIDEO_FORMATS
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.jobs import Job, find_jobs, make_folder
-from restormixer_arch.memory import parse_bytes
+from restormixer_arch.inference.shards import device_of_process, parse_shard, shard_of_process, wait_for_all
 from restormixer_arch.output import PART, atomic_paths, complain, is_first_process, note, printable, say
 
 if TYPE_CHECKING:
     import numpy as np
 
     from restormixer_arch.data.images.picture import Picture
+    from restormixer_arch.inference.auto import AutoRestorer
     from restormixer_arch.inference.restorer import Restorer
 
 DESCRIPTION = "Restore images and videos. Folders are read with their sub-folders; names are kept; files that exist"
@@ -68,12 +71,13 @@ class FileOptions:
 
 @dataclass
 class Outcome:
-    """What the user should know of a result: remarks on this file, what its kind of file left out, and what failed."""
+    """What the user should know of a result: remarks, what its kind of file left out, what failed, if it is a copy."""
 
     kind: str
     left_out: tuple[str, ...] = ()
     remarks: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    copied: bool = False
 
 
 def parser() -> Parser:
@@ -81,19 +85,25 @@ def parser() -> Parser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description, parser.epilog = "\n".join(re.findall(r".{1,110}(?: |$)", DESCRIPTION)), WHAT_STAYS
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, or pattern in quotes")
-    parser.add_argument("-o", "--output", type=_path, required=True, metavar="DIR", help="folder to write into")
+    parser.add_argument(
+        "-o", "--output", type=parsing.path_name, required=True, metavar="DIR", help="folder to write into"
+    )
     add_settings(parser)
     parser.add_argument("--overwrite", action="store_true", help="restore and replace files that exist already")
     parser.add_argument("--compare", action="store_true", help="also write before and after side by side")
     parser.add_argument(
+        "--sheet", type=parsing.path_name, metavar="FILE", help="also write a contact sheet, .png or .jpg"
+    )
+    parser.add_argument("--shard", type=parse_shard, metavar="I/N", help="only share I, from 1, of N of the files")
+    parser.add_argument(
         "--video-quality",
-        type=_quality,
+        type=parsing.video_quality,
         metavar="N",
         help="of videos, from 0 (lossless) to 51 (smallest file), H.264's constant rate factor (default 12)",
     )
     parser.add_argument(
         "--max-pixels",
-        type=_pixels,
+        type=parsing.number_of_pixels,
         metavar="N",
         help="most pixels of an image, such as 200M, for images that you trust (default 179M); see also --max-memory",
     )
@@ -103,8 +113,15 @@ def parser() -> Parser:
 def add_settings(parser: Parser) -> None:
     """Add the arguments that :func:`restorer_of` reads."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--weights", type=_path, metavar="FILE", help=".pth, .safetensors, .onnx, or ORG/NAME on a hub")
-    source.add_argument("--task", metavar="NAME", help="installed weights, such as derain (the default)")
+    source.add_argument(
+        "--weights", type=parsing.path_name, metavar="FILE", help=".pth, .safetensors, .onnx, or ORG/NAME on a hub"
+    )
+    source.add_argument(
+        "--task",
+        metavar="NAME",
+        help="installed weights, such as derain (the default); auto: chosen for each file, which is copied unchanged "
+        "if it seems clean, the choice is unsure, or there are no weights for it",
+    )
     parser.add_argument(
         "--self-ensemble",
         action="store_true",
@@ -112,7 +129,7 @@ def add_settings(parser: Parser) -> None:
     )
     parser.add_argument(
         "--strength",
-        type=_share,
+        type=parsing.share,
         default=1.0,
         metavar="S",
         help="from 0, the input, to 1, the restored image (default 1)",
@@ -121,68 +138,37 @@ def add_settings(parser: Parser) -> None:
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     parser.add_argument(
         "--tile",
-        type=positive_number,
+        type=parsing.positive_number,
         metavar="N",
         help="side of the tiles; default: what memory allows, or what suits the installed weights best",
     )
     parser.add_argument(
-        "--overlap", type=whole_number, metavar="N", help="least overlap of tiles, in pixels (default 64)"
+        "--overlap", type=parsing.whole_number, metavar="N", help="least overlap of tiles, in pixels (default 64)"
     )
     parser.add_argument("--blend", choices=["hann", "linear"], default="hann", help="of tiles (default hann)")
     parser.add_argument(
         "--max-memory",
-        type=_memory,
+        type=parsing.memory_size,
         metavar="SIZE",
         help="such as 3G: of the whole process on a CPU (default 3G), of the GPU (default 80%% of what is free)",
     )
 
 
-def _memory(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _path(text: str) -> Path:
-    if not text:  # of a shell variable that is not set
-        raise argparse.ArgumentTypeError("expected a name, got none")
-    return Path(text).expanduser()
-
-
-def _quality(text: str) -> int:
-    if not text.isdigit() or int(text) > 51:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 51, got {text!r}")
-    return int(text)
-
-
-def _pixels(text: str) -> int:
-    found = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)([kKmMgG]?)", text)
-    number = int(float(found[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[found[2].lower()]) if found else 0
-    if not number:
-        raise argparse.ArgumentTypeError(f"expected a number of pixels such as 200M, got {text!r}")
-    return number
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
-    return value
-
-
 def run(arguments: list[str]) -> int:
     """Restore the files. Returns the exit code: 0, 2 if a file could not be restored, 130 if stopped."""
     args = parser().parse_args(arguments)
-    jobs = find_jobs(args.inputs, args.output, compare=args.compare)
-    todo = [job for job in jobs if args.overwrite or not all(os.path.exists(output) for output in job.outputs)]
-    restored, failed, stopped = 0, 0, False
+    shard = args.shard or shard_of_process()
+    jobs = find_jobs(args.inputs, args.output, compare=args.compare, shard=shard)
+    if args.sheet:
+        from restormixer_arch.inference.contact_sheet import check_sheet, write_sheet
+
+        args.sheet = check_sheet(args.sheet, jobs, args.inputs, shard, overwrite=args.overwrite)
+    todo = jobs.select(lambda job: args.overwrite or not all(os.path.exists(output) for output in job.outputs))
+    restored, copied, failed, stopped = 0, 0, 0, False
     left_out: dict[tuple[str, str], int] = defaultdict(int)
     options = FileOptions(args.max_pixels, args.video_quality, args.overwrite)
     if todo:
+        args.device = device_of_process(args.device)
         restorer = restorer_of(args)
         make_folder(args.output)
         try:
@@ -191,6 +177,7 @@ def run(arguments: list[str]) -> int:
                 for job in bar:
                     outcome = _restore_or_report(job, restorer, options, bar)
                     restored, failed = restored + (not outcome.failures), failed + bool(outcome.failures)
+                    copied += outcome.copied and not outcome.failures
                     for text in dict.fromkeys(outcome.left_out):
                         left_out[outcome.kind, text] += 1
         except KeyboardInterrupt:
@@ -202,8 +189,17 @@ def run(arguments: list[str]) -> int:
         hint = "" if args.overwrite else "; run the same command again for the rest"
         complain(f"stopped after {restored + failed} of {len(todo)} files{hint}")
         return 130
-    parts = [f"{restored} restored", f"{len(jobs) - len(todo)} already there", f"{failed} failed"]
-    say(f"{args.output}: {', '.join(part for part in parts if not part.startswith('0 ')) or 'nothing to do'}")
+    parts = [
+        f"{restored - copied} restored",
+        f"{copied} copied unchanged",
+        f"{len(jobs) - len(todo)} already there",
+        f"{failed} failed",
+    ]
+    place = str(args.output) if shard.count == 1 else f"{args.output}, shard {shard.index}/{shard.count}"
+    say(f"{place}: {', '.join(part for part in parts if not part.startswith('0 ')) or 'nothing to do'}")
+    if args.sheet:
+        write_sheet(args.sheet, jobs, overwrite=args.overwrite, max_pixels=args.max_pixels)
+    wait_for_all()
     return 2 if failed else 0
 
 
@@ -228,8 +224,10 @@ def _stop_by_signals() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
-def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> Restorer:
+def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> Restorer | AutoRestorer:
     """Load ``weights``, or else ``--weights`` or ``--task``, with the settings of the command line.
+
+    An AutoRestorer stands for ``--task auto``.
 
     Raises:
         UserError: the device, the weights or a setting cannot be used.
@@ -237,6 +235,11 @@ def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> 
     from restormixer_arch.inference.restorer import load_restorer, pick_device
     from restormixer_arch.inference.weights import DEFAULT_TASK, shipped_weights
 
+    if args.task == "auto" and weights is None:
+        from restormixer_arch.inference.auto import AutoRestorer
+
+        pick_device(args.device)  # a wrong device is reported before any file is read
+        return AutoRestorer(lambda chosen: restorer_of(args, chosen))
     path = weights or args.weights or shipped_weights(args.task or DEFAULT_TASK)
     return load_restorer(
         path,
@@ -254,7 +257,7 @@ def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> 
 # --- one file --------------------------------------------------------------------------------------------------------
 
 
-def _restore_or_report(job: Job, restorer: Restorer, options: FileOptions, bar: tqdm) -> Outcome:
+def _restore_or_report(job: Job, restorer: Restorer | AutoRestorer, options: FileOptions, bar: tqdm) -> Outcome:
     """Restore one file; report remarks and failures."""
     name, started = printable(job.source.name, sys.stderr), time.monotonic()
 
@@ -281,7 +284,7 @@ def _restore_or_report(job: Job, restorer: Restorer, options: FileOptions, bar: 
     return outcome
 
 
-def restore_file(job: Job, restorer: Restorer, *, options: FileOptions, show: Show) -> Outcome:
+def restore_file(job: Job, restorer: Restorer | AutoRestorer, *, options: FileOptions, show: Show) -> Outcome:
     """Restore one file. Outputs that exist already are replaced only with ``options.overwrite``.
 
     Raises:
@@ -291,7 +294,18 @@ def restore_file(job: Job, restorer: Restorer, *, options: FileOptions, show: Sh
     wanted = [output for output in job.outputs if options.overwrite or not os.path.exists(output)]
     restore = _restore_video if job.is_video else _restore_image
     with _errors_of_writing(job.target):
-        return restore(job, wanted, restorer, options, show)
+        from restormixer_arch.inference.auto import AutoRestorer, Unchanged
+
+        if not isinstance(restorer, AutoRestorer):
+            return restore(job, wanted, restorer, options, show)
+        chosen, remark = restorer.choose(job, options.max_pixels)
+        copied = isinstance(chosen, Unchanged)
+        if copied and job.target in wanted:
+            wanted.remove(job.target)
+            with atomic_paths([job.target]) as [part]:
+                shutil.copyfile(job.source, part)
+        outcome = restore(job, wanted, chosen, options, show) if wanted else Outcome("")
+        return replace(outcome, remarks=[remark, *outcome.remarks], copied=copied)
 
 
 @contextmanager

@@ -7,8 +7,9 @@ import importlib.util
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from restormixer_arch.data.images import (
@@ -19,9 +20,12 @@ from restormixer_arch.data.images import (
     VIDEO_FORMATS,
 )
 from restormixer_arch.errors import UserError, not_found
+from restormixer_arch.inference.shards import Shard
 from restormixer_arch.output import note
 
 SUFFIXES = (*IMAGE_SUFFIXES, *MORE_IMAGE_SUFFIXES, *VIDEO_FORMATS)
+LINKED = "linked folders (give them as inputs of their own)"
+ALL = Shard()
 
 
 @dataclass(frozen=True)
@@ -47,109 +51,159 @@ class Job:
         return [self.target] if self.pair is None else [self.target, self.pair]
 
 
-def find_jobs(inputs: Sequence[str], out: Path, *, compare: bool = False) -> list[Job]:
+class Jobs(Sequence[Job]):
+    """The files to restore, in little memory: about 150 bytes for each, so that there may be millions."""
+
+    def __init__(self, out: Path, *, compare: bool = False) -> None:
+        self.out, self.compare = out, compare
+        self._folders: list[str] = []  # of the inputs; those of one argument share it
+        self._names: list[str] = []
+
+    def append(self, folder: str, name: str) -> None:
+        """Add ``folder/name``, whose result goes to ``out/name``."""
+        self._folders.append(folder)
+        self._names.append(name)
+
+    def select(self, wanted: Callable[[Job], bool]) -> Jobs:
+        """Return those that ``wanted`` returns True for."""
+        jobs = Jobs(self.out, compare=self.compare)
+        for folder, name, job in zip(self._folders, self._names, self, strict=True):
+            if wanted(job):
+                jobs.append(folder, name)
+        return jobs
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, place: int) -> Job:
+        target = self.out / self._names[place]
+        pair = target.with_name(f"{target.stem}_compare{target.suffix}") if self.compare else None
+        return Job(Path(self._folders[place], self._names[place]), target, pair)
+
+
+def find_jobs(inputs: Sequence[str], out: Path, *, compare: bool = False, shard: Shard = ALL) -> Jobs:
     """Find the files to restore and where their results go. What is left out of a folder is shown with its number.
 
     Args:
         inputs: files, folders (with their sub-folders), and patterns such as ``"holiday/**/*.jpg"``.
         out: the folder to write into; it is not read if it is inside an input folder.
         compare: also write ``<name>_compare.<suffix>``.
+        shard: which of the files; all of them are checked.
 
     Raises:
         UserError: an input does not exist, cannot be read, is not an image or video, or contains none; two outputs
             would have the same name; or an output would replace an input.
     """
-    jobs: dict[Path, Job] = {}  # by source: an input may be given twice
+    _real_folder.cache_clear()  # the working directory and links may be others than at the last call
+    jobs, sources = Jobs(out, compare=compare), set()
+    links = set()  # what inputs that are links point to
     for text in inputs:
-        found = _named_files(text, out)
-        for source, name in found:
-            target = out / name
-            pair = target.with_name(f"{target.stem}_compare{target.suffix}") if compare else None
-            jobs.setdefault(source.parent.resolve() / source.name, Job(source, target, pair))  # a link keeps its name
-    sources = {_key(source.resolve()) for source in jobs}
-    writers: dict[str, Path] = {}
-    for job in jobs.values():
+        for folder, name in _named_files(text, out):
+            path = os.path.join(folder, name)
+            key = hash(_key(os.path.join(_real_folder(os.path.dirname(path)), os.path.basename(path))))
+            if key not in sources:  # an input may be given twice, and a link keeps its name
+                sources.add(key)
+                jobs.append(folder, name)
+                if os.path.islink(path):
+                    links.add(hash(_key(os.path.realpath(path))))
+    writers: dict[int, int] = {}
+    for place, job in enumerate(jobs):
         for output in job.outputs:
-            place = _key(output.resolve())
-            if place in sources:
+            key = hash(_key(_real_path(output)))
+            if key in sources or key in links:
                 raise UserError(f"-o: {output} is an input itself and would be replaced; give another folder")
-            if place in writers:
+            if key in writers:
                 raise UserError(
-                    f"{job.source}: would be written to {output}, and so would {writers[place]}; "
+                    f"{job.source}: would be written to {output}, and so would {jobs[writers[key]].source}; "
                     "restore them into different folders"
                 )
-            writers[place] = job.source
-    return list(jobs.values())
+            writers[key] = place
+    return jobs if shard == ALL else jobs.select(lambda job: shard.holds(job.target.relative_to(out)))
 
 
-def _key(path: Path) -> str:
+def _key(path: str) -> str:
     """Return what two names of one file share: Windows and macOS do not distinguish capitals."""
-    return str(path).casefold() if sys.platform in ("win32", "darwin") else str(path)
+    return path.casefold() if sys.platform in ("win32", "darwin") else path
 
 
-def _named_files(text: str, out: Path) -> list[tuple[Path, Path]]:
-    """Return the files of one argument, and their names below the output folder."""
+@lru_cache(maxsize=1024)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def _real_path(path: Path) -> str:
+    return os.path.realpath(path) if os.path.islink(path) else os.path.join(_real_folder(str(path.parent)), path.name)
+
+
+def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
+    """Yield the files of one argument: an input folder, and the name below it and below the output folder."""
     if not text:  # of a shell variable that is not set
         raise UserError("INPUT: expected the name of a file or folder, got none")
-    given = Path(text).expanduser()
+    given, left_out, number = Path(text).expanduser(), Counter[str](), 0
     if os.path.isdir(given):  # and not is_dir(), which raises for a name that is too long
-        files, left_out = _files_below(given, out)
-        found = [(file, file.relative_to(given)) for file in files]
+        results = os.path.realpath(out)
+        found = _files_below(str(given), "", None if results == os.path.realpath(given) else results, left_out)
         nothing = f"{text}: no image or video in this folder ({' '.join(SUFFIXES)})"
     elif os.path.exists(given):
         if given.suffix.lower() not in SUFFIXES:
             raise UserError(f"{text}: is not an image or video by its name, expected one of {' '.join(SUFFIXES)}")
-        return [(given, Path(given.name))]
+        yield str(given.parent), given.name
+        return
     elif glob.has_magic(text):
-        matches = sorted(Path(match) for match in glob.glob(str(given), recursive=True))
-        files, left_out = _readable(match for match in matches if match.is_file())
-        found = [(file, Path(file.name)) for file in files]
+        matches = sorted(Path(match) for match in glob.iglob(str(given), recursive=True))
+        found = ((str(match.parent), match.name) for match in matches if match.is_file())
         nothing = f"{text}: matches no image or video ({' '.join(SUFFIXES)})"
     else:
         raise UserError(f"{text}: {not_found(text)}")
+    for folder, name in found:
+        if _is_readable(name, left_out):
+            number += 1
+            yield folder, name
     parts = [f"{number} {kind}" for kind, number in sorted(left_out.items())]
-    if not found:
+    if not number:
         raise UserError(nothing + (f"; {', '.join(parts)}" if parts else ""))
     if parts:
         note(f"{text}: left out {', '.join(parts)}")
-    return found
 
 
-def _files_below(folder: Path, out: Path) -> tuple[list[Path], Counter[str]]:
-    """Return the images and videos in a folder and its sub-folders, and how many other ones of each kind."""
+def _files_below(folder: str, below: str, results: str | None, left_out: Counter[str]) -> Iterator[tuple[str, str]]:
+    """Yield the files in a folder and its sub-folders but those in ``results``, in alphabetical order."""
+    place = os.path.join(folder, below)
+    try:
+        with os.scandir(place) as entries:
+            names = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in entries)
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read ({error.strerror})") from error
+    if results is not None and os.path.realpath(place) == results:
+        return
+    for name, is_folder, is_link in names:
+        path, inner = os.path.join(place, name), os.path.join(below, name)
+        if is_folder:
+            yield from _files_below(folder, inner, results, left_out)
+        elif is_link and os.path.isdir(path):
+            left_out[LINKED] += 1
+        elif os.path.isfile(path) and not (is_link and results and os.path.realpath(path).startswith(results + os.sep)):
+            yield folder, inner
 
-    def refuse(error: OSError) -> None:  # rglob would silently skip the folder
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
-    paths, links = [], 0
-    for place, folders, names in os.walk(folder, onerror=refuse):
-        paths += [Path(place, name) for name in names]
-        links += sum(Path(place, name).is_symlink() for name in folders)
-    results = None if out.resolve() == folder.resolve() else out.resolve()
-    files, left_out = _readable(
-        path for path in sorted(paths) if path.is_file() and (results is None or results not in path.resolve().parents)
-    )
-    if links:
-        left_out["linked folders (give them as inputs of their own)"] = links
-    return files, left_out
-
-
-def _readable(paths: Iterable[Path]) -> tuple[list[Path], Counter[str]]:
-    """Split files into images and videos that can be read here, and the number of others by suffix."""
+def _missing_extra(suffix: str) -> str:
+    """Return the extra that reads files of a suffix, if it is not installed."""
     needed = {**dict.fromkeys(HEIF_SUFFIXES, ("pillow_heif", "heif")), **dict.fromkeys(VIDEO_FORMATS, ("av", "video"))}
-    files, left_out = [], Counter()
-    for path in paths:
-        suffix = path.suffix.lower()
-        module, extra = needed.get(suffix, ("", ""))
-        if path.name.startswith("."):
-            continue
-        if module and importlib.util.find_spec(module) is None:
-            left_out[f"{suffix} (pip install 'restormixer[{extra}]' to read them)"] += 1
-        elif suffix in SUFFIXES:
-            files.append(path)
-        elif suffix in OTHER_SUFFIXES:
-            left_out[f"{suffix} (not supported)"] += 1
-    return files, left_out
+    module, extra = needed.get(suffix, ("", ""))
+    return extra if module and importlib.util.find_spec(module) is None else ""
+
+
+def _is_readable(name: str, left_out: Counter[str]) -> bool:
+    """Return whether a file is an image or video that can be read here; count others that look like one."""
+    suffix = os.path.splitext(name)[1].lower()
+    if os.path.basename(name).startswith("."):
+        return False
+    if extra := _missing_extra(suffix):
+        left_out[f"{suffix} (pip install 'restormixer[{extra}]' to read them)"] += 1
+        return False
+    if suffix in OTHER_SUFFIXES:
+        left_out[f"{suffix} (not supported)"] += 1
+    return suffix in SUFFIXES
 
 
 def make_folder(folder: Path) -> None:

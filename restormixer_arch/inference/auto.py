@@ -1,0 +1,77 @@
+"""``basicsr restore --task auto``: choose the weights for each file. What is chosen, and how: ``choose_task.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from restormixer_arch.data.images.picture import read_picture
+from restormixer_arch.inference.jobs import Job
+from restormixer_arch.inference.restorer import WHITE, Progress, Restorer, no_progress
+from restormixer_arch.inference.weights import shipped_tasks, shipped_weights
+
+FRAMES, STEP = 5, 8  # how many frames of a video are looked at, and how far they lie apart
+
+
+class Unchanged:
+    """Stands in for a restorer where there is nothing to restore: returns its images in [0, 1]."""
+
+    scale = 1
+
+    def __call__(self, images: Tensor, on_tile: Progress = no_progress) -> Tensor:
+        """Return float32: (B, C, H, W) -> (B, C, H, W)."""
+        return images.to(torch.float32) / WHITE.get(images.dtype, 1)
+
+
+class AutoRestorer:
+    """Restorers by task, each loaded when a file first needs it.
+
+    Args:
+        load: returns the restorer of a file of weights.
+    """
+
+    def __init__(self, load: Callable[[Path], Restorer]) -> None:
+        self.load = load
+        self.installed = shipped_tasks()
+        self._loaded: dict[str, Restorer] = {}
+
+    def choose(self, job: Job, max_pixels: int | None) -> tuple[Restorer | Unchanged, str]:
+        """Return what restores a file, and a line for the user that says why.
+
+        Raises:
+            UserError: the file cannot be read, or the weights not be loaded.
+        """
+        from restormixer_arch.inference.choose_task import CLEAN, LEAST_PROBABILITY, choose_task, weights_for
+
+        images = _frames(job, max_pixels) if job.is_video else [read_picture(job.source, max_pixels).pixels]
+        choice = choose_task(images)
+        task, text = weights_for(choice, self.installed), f"{choice.task} ({choice.probability:.0%})"
+        if task is None:
+            if choice.task != CLEAN and choice.probability < LEAST_PROBABILITY:
+                text = f"perhaps {text}, too unsure"
+            elif choice.task != CLEAN:
+                text += ", no weights for it are installed"
+            return Unchanged(), f"{job.source}: {text}; copied unchanged"
+        if task not in self._loaded:
+            self._loaded[task] = self.load(shipped_weights(task))
+        if task != choice.task:
+            text += f", restored by the weights of {task}"
+        return self._loaded[task], f"{job.source}: {text}"
+
+
+def _frames(job: Job, max_pixels: int | None) -> list[np.ndarray]:
+    """Return a few frames from the beginning of a video."""
+    from restormixer_arch.data.images.picture import split_alpha
+    from restormixer_arch.data.images.video import VideoFrame, VideoSource
+
+    source = VideoSource(job.source, max_pixels)
+    try:
+        frames: Iterator[np.ndarray] = (item.planes for item in source.packets() if isinstance(item, VideoFrame))
+        return [split_alpha(planes)[0] for planes in islice(frames, 0, FRAMES * STEP, STEP)]
+    finally:
+        source.close()

@@ -1,0 +1,228 @@
+"""``--shard i/n`` of ``basicsr restore``, torchrun and SLURM: every file is done exactly once."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_video import write_video
+from tiny_network import save_tiny
+
+from restormixer_arch import cli
+from restormixer_arch.errors import UserError
+from restormixer_arch.inference.jobs import find_jobs
+from restormixer_arch.inference.shards import Shard, device_of_process, parse_shard, shard_of_process
+
+NAMES = st.sets(st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), min_size=1))
+RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+
+
+@pytest.fixture
+def place(folder, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    (folder / "in/sub").mkdir(parents=True)
+    for number in range(6):
+        Image.fromarray(RGB).save(folder / f"in/{number}.png")
+        Image.fromarray(RGB).save(folder / f"in/sub/{number}.png")
+    save_tiny(folder / "w.safetensors")
+    return folder
+
+
+def run(*arguments):
+    return cli.main(["restore", *arguments, "--weights", "w.safetensors", "--tile", "192"])
+
+
+def restored():
+    return {path.relative_to("out").as_posix() for path in Path("out").rglob("*.png")}
+
+
+@settings(deadline=None)
+@given(NAMES, st.integers(1, 9))
+def test_each_name_is_in_one_shard(names, count):
+    shards = [Shard(index, count) for index in range(1, count + 1)]
+    for name in names:
+        assert sum(shard.holds(name) for shard in shards) == 1
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.text(st.characters(blacklist_categories=["Cs"]), max_size=9),
+    st.integers(0, 10**9),
+    st.integers(2000, 4000),
+    st.integers(2, 8),
+)
+def test_shards_are_balanced(folder, start, number, count):
+    names = [f"{folder}/{place:07}.png" for place in range(start, start + number)]
+    sizes = [sum(Shard(index, count).holds(name) for name in names) for index in range(1, count + 1)]
+    expected = number / count
+    assert sum(sizes) == number and max(abs(size - expected) for size in sizes) < 7 * expected**0.5
+
+
+def test_the_rule_never_changes():
+    """Machines may run different versions, and a run may go on after an update."""
+    names = [f"holiday/{number}.jpg" for number in range(12)]
+    assert [next(i for i in (1, 2, 3) if Shard(i, 3).holds(name)) for name in names] == [
+        3,
+        2,
+        3,
+        1,
+        2,
+        2,
+        2,
+        1,
+        1,
+        2,
+        2,
+        3,
+    ]
+    assert Shard(1, 2).holds("caf\u00e9.png") == Shard(1, 2).holds("cafe\u0301.png")  # as macOS writes it
+    assert Shard(1, 2).holds(os.fsdecode(b"\xff.png")) != Shard(2, 2).holds(os.fsdecode(b"\xff.png"))
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1/0", "1", "1/4/2", "-1/4", "a/b", "1.0/2", "", " 1/2", "\u0661/4"])
+def test_a_wrong_share_is_one_line(place, capsys, text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse_shard(text)
+    assert run("in", "-o", "out", f"--shard={text}") == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"argument --shard: expected i/n with i from 1 to n, such as 1/4, got {text!r}" in line
+
+
+def test_shards_together_restore_each_file_once(place, capsys):
+    before = set()
+    for index in (3, 1, 2):
+        assert run("in", "-o", "out", "--shard", f"{index}/3") == 0
+        after = restored()
+        assert after > before
+        assert capsys.readouterr().out == f"out, shard {index}/3: {len(after - before)} restored\n"
+        before = after
+    assert len(before) == 12
+    assert run("in", "-o", "out") == 0 and capsys.readouterr().out == "out: 12 already there\n"
+
+
+def test_a_share_does_not_depend_on_what_else_is_there(place):
+    shares = [{job.target for job in find_jobs(["in"], Path("out"), shard=Shard(i, 2))} for i in (1, 2)]
+    (place / "in/0.png").unlink()
+    (place / "in/00.png").write_bytes(b"")
+    for index, share in enumerate(shares, start=1):
+        now = {job.target for job in find_jobs(["in"], Path("out"), shard=Shard(index, 2))}
+        assert now - {Path("out/00.png")} == share - {Path("out/0.png")}
+        inside = {job.target.name for job in find_jobs(["in/*.png"], Path("out"), shard=Shard(index, 2))}
+        assert inside == {target.name for target in now if target.parent == Path("out")}
+
+
+def test_mistakes_are_found_on_every_machine(place):
+    (place / "two").mkdir()
+    (place / "in/5.png").rename("two/0.png")
+    for index in (1, 2, 3):
+        with pytest.raises(UserError, match="two/0.png: would be written to out/0.png, and so would in/0.png"):
+            find_jobs(["in", "two"], Path("out"), shard=Shard(index, 3))
+
+
+def test_a_single_file_and_a_video_belong_to_one_share(place, capsys):
+    write_video(place / "film.mp4", count=2)
+    for name in ("in/0.png", "film.mp4"):
+        lines = []
+        for index in (1, 2, 3):
+            assert run(name, "-o", "out", "--shard", f"{index}/3") == 0
+            lines.append(capsys.readouterr().out)
+        assert sorted(line.partition(": ")[2] for line in lines) == [
+            "1 restored\n",
+            "nothing to do\n",
+            "nothing to do\n",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected", "message"),
+    [
+        ({}, Shard(), ""),
+        ({"RANK": "2", "WORLD_SIZE": "4"}, Shard(3, 4), "note: 4 processes of torchrun share the files; this is 3/4"),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, Shard(), ""),
+        (
+            {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"},
+            Shard(2, 2),
+            "note: 2 processes of SLURM share the files; this is 2/2",
+        ),
+        (
+            {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"},
+            Shard(),
+            "note: SLURM_NTASKS is 2, but srun has not started this process: it restores all files",
+        ),
+        (
+            {"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"},
+            Shard(2, 2),
+            "note: 2 processes of torchrun share the files; this is 2/2",
+        ),
+    ],
+)
+def test_launchers(capsys, monkeypatch, variables, expected, message):
+    monkeypatch.setattr("restormixer_arch.output.is_first_process", lambda: True)
+    assert shard_of_process(variables) == expected
+    assert capsys.readouterr().err.removeprefix("basicsr: ").rstrip("\n") == message
+
+
+@pytest.mark.parametrize(("number", "of"), [("4", "4"), ("x", "4"), ("-1", "4")])
+def test_variables_that_are_wrong(number, of):
+    with pytest.raises(
+        UserError, match=rf"^RANK='{number}', WORLD_SIZE='{of}': expected a number from 0 and a greater"
+    ):
+        shard_of_process({"RANK": number, "WORLD_SIZE": of})
+
+
+def test_an_explicit_share_wins(place, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run("in", "-o", "out", "--shard", "1/1") == 0
+    assert capsys.readouterr() == ("out: 12 restored\n", "")
+    assert run("in", "-o", "two", "--compare") == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("two, shard 1/2: ") and "2 processes of torchrun share the files; this is 1/2" in err
+
+
+def test_each_process_takes_its_own_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert device_of_process("auto", {"LOCAL_RANK": "3"}) == "cuda:3"
+    assert device_of_process("auto", {"SLURM_LOCALID": "5"}) == "cuda:1"
+    assert device_of_process("auto", {}) == "auto" and device_of_process("cpu", {"LOCAL_RANK": "1"}) == "cpu"
+
+
+def test_torchrun_restores_all_though_a_file_is_bad(place):
+    """torchrun stops all processes when one fails, so the one with the bad file waits for the others."""
+    names = [f"bad{number}.png" for number in range(9)]
+    bad = next(name for name in names if Shard(1, 2).holds(name))
+    (place / "in" / bad).write_bytes(b"no image")
+    script = place / "restore.py"
+    script.write_text("import sys\nfrom restormixer_arch.cli import main\n\nsys.exit(main(sys.argv[1:]))\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command += ["restore", "in", "-o", "out", "--weights", "w.safetensors", "--tile", "192"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    assert done.returncode != 0 and bad in done.stderr
+    assert len(restored()) == 12
+
+
+def test_a_hundred_thousand_names_take_little_memory(monkeypatch):
+    """Names of files that are not there: listing, checks and shares are linear and keep only names."""
+    import tracemalloc
+
+    from restormixer_arch.inference import jobs
+
+    number = 100_000
+    listing = [("in", f"sub{place // 1000}/picture_{place:06}.png") for place in range(number)]
+    monkeypatch.setattr(jobs, "_named_files", lambda text, out: iter(listing))
+    monkeypatch.setattr(jobs.os.path, "islink", lambda path: False)
+    tracemalloc.start()
+    try:
+        share = find_jobs(["in"], Path("out"), shard=Shard(2, 10))
+        now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert abs(len(share) - number / 10) < 600
+    assert now < 60 * number and peak < 350 * number  # bytes
