@@ -5,10 +5,15 @@ import re
 import shlex
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from restormixer_arch import cli
 from restormixer_arch.config.check import read_option_file
+from restormixer_arch.inference.weights import shipped_weights
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("", "data", "options", "restormixer_arch")
@@ -67,6 +72,71 @@ def test_commands_are_taken(page, monkeypatch):
         if option_file and "/" in option_file:
             overrides = getattr(parsed.value.args[0], "force_yml", None)
             read_option_file(option_file, overrides)
+
+
+# Page -> the sub-commands whose examples are run, on small pictures. data/OWN_PAIRS.md is run by test_own_pairs.py, a
+# training of each section of options/LOSSES_AND_METRICS.md by test_losses.py, test_optimizers.py and test_gan.py.
+EXECUTED = {
+    "README.md": ("restore", "degrade", "export"),
+    "restormixer_arch/inference/RESTORE.md": ("restore",),
+    "restormixer_arch/export/EXPORT.md": ("export", "restore"),
+    "restormixer_arch/HUB.md": ("restore",),
+}
+ELSEWHERE = ("your-name/", "openvino", "comfyui_node", "push_to_hub")  # a hub, or programs that are not installed here
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working directory with what the pages name."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for name in (
+        "photo.jpg",
+        "holiday/a.png",
+        "holiday/b.jpg",
+        "scans/1.tif",
+        "photos/c.png",
+        "data/samples/pictures/rainy/d.png",
+    ):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        small = generator.integers(0, 256, (5, 7, 3), np.uint8)
+        cv2.imwrite(name, cv2.resize(small, (80, 56), interpolation=cv2.INTER_CUBIC))
+    torch.save({"params": load_file(shipped_weights("derain"))}, "net_g_latest.pth")
+    return tmp_path
+
+
+def write_film(path):
+    av = pytest.importorskip("av")
+    with av.open(path, "w") as film:
+        stream = film.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for level in (40, 90):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), format="rgb24")
+            film.mux(stream.encode(frame))
+        film.mux(stream.encode())
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("page", EXECUTED)
+def test_examples_run(page, place, capsys):
+    """First the Python of a page, then its commands, in their order."""
+    if any("film.mp4" in command for command in commands(page)):
+        write_film("film.mp4")
+    if any("onnx" in command for command in commands(page)):
+        pytest.importorskip("onnxruntime")
+    names = {"image": np.zeros((40, 48, 3), np.uint8), "picture": torch.zeros(1, 3, 32, 40)}
+    for block in re.findall(r"```python\n(.*?)```", read(page), re.S):
+        if "spandrel" in block:
+            continue  # run by test_spandrel_adapter.py
+        lines = [line for line in block.splitlines() if not any(word in line for word in ELSEWHERE)]
+        exec("\n".join(lines), names)  # noqa: S102
+    for command in commands(page):
+        arguments = shlex.split(command)[1:]
+        if arguments[0] in EXECUTED[page] and not any(word in command for word in ELSEWHERE):
+            assert cli.main([*arguments, *(["--overwrite"] if arguments[0] == "restore" else [])]) == 0, (
+                command,
+                capsys.readouterr().err,
+            )
 
 
 def test_readme_is_short():
