@@ -225,4 +225,4 @@ def test_a_hundred_thousand_names_take_little_memory(monkeypatch):
     finally:
         tracemalloc.stop()
     assert abs(len(share) - number / 10) < 600
-    assert now < 60 * number and peak < 350 * number  # bytes
+    assert now < 100 * number and peak < 400 * number  # bytes; pathlib interns names, too
