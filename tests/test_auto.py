@@ -187,3 +187,8 @@ def test_a_fit_of_separable_statistics_is_right():
 def test_a_folder_without_sets(folder, capsys):
     assert task_choice.main(["--table", "."]) == 2
     assert re.search(r"holds no sets test_\*/lq.lmdb", capsys.readouterr().err)
+
+
+def test_the_page_has_the_columns_of_the_table():
+    page = (Path(__file__).parents[1] / "restormixer_arch/inference/RESTORE.md").read_text(encoding="utf-8")
+    assert f"| it is \\ chosen | images | {' | '.join(task_choice.TASKS)} | unsure |" in page
