@@ -235,15 +235,15 @@ def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> 
     from restormixer_arch.inference.restorer import load_restorer, pick_device
     from restormixer_arch.inference.weights import DEFAULT_TASK, shipped_weights
 
+    device = pick_device(args.device, weights or args.weights or "")  # a mistake here is reported before any other
     if args.task == "auto" and weights is None:
         from restormixer_arch.inference.auto import AutoRestorer
 
-        pick_device(args.device)  # a wrong device is reported before any file is read
         return AutoRestorer(lambda chosen: restorer_of(args, chosen))
     path = weights or args.weights or shipped_weights(args.task or DEFAULT_TASK)
     return load_restorer(
         path,
-        pick_device(args.device, path),
+        device,
         tile=args.tile,
         overlap=args.overlap,
         blend=args.blend,
