@@ -62,7 +62,7 @@ path:
 
 train:
   total_iter: {iterations}  # {hours:g} h at {seconds:.2f} s, measured on this machine
-  warmup_iter: -1  # none
+  warmup_iter: {warmup}
   ema_decay: 0.999
   frozen_norms: 0  # BatchNorm stays what it starts as, a scale and a shift
   grad_clip: 0.01
@@ -252,6 +252,9 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
         "seconds": seconds,
         "rate": f"{base_rate * math.sqrt(batch / RATE_BATCH):.2e}",
         "base_rate": base_rate,
+        "warmup": f"{iterations // 20}  # the rate rises first, which spares what the weights know"
+        if wanted.task
+        else "-1  # none",
         "rate_batch": RATE_BATCH,
         "loss": "L1Loss" if data.scale > 1 else "MultiScaleDualDomainLoss",
         "freq": max(iterations // 10, 1),
