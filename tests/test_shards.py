@@ -66,7 +66,7 @@ def test_shards_are_balanced(folder, start, number, count):
 
 
 def test_the_rule_never_changes():
-    """Machines may run different versions, and a run may go on after an update."""
+    """Machines may run different versions, and a run may be resumed after an update."""
     names = [f"holiday/{number}.jpg" for number in range(12)]
     assert [next(i for i in (1, 2, 3) if Shard(i, 3).holds(name)) for name in names] == [
         3,

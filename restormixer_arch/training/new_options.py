@@ -15,7 +15,7 @@ import torch
 from restormixer_arch.config.check import read_request
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.weights import shipped_weights
-from restormixer_arch.output import note
+from restormixer_arch.output import note, write_text_atomically
 from restormixer_arch.training.dry_run import measure
 
 PATCHES = {"cpu": ((96, 8), (64, 8), (64, 4), (48, 4)), "cuda": ((256, 16), (192, 8), (128, 8), (96, 4))}
@@ -125,7 +125,7 @@ def write_options(wanted: Wanted) -> str:
     iterations = max(round(wanted.hours * 3600 / seconds, -2), 100)
     portable = f"restormixer_arch/weights/{installed.name}" if installed else "~"
     text = _fill(wanted, data, portable, patch, batch, int(iterations), seconds)
-    wanted.file.write_text(text, encoding="utf-8")
+    write_text_atomically(wanted.file, text)
     start = f"from the weights of {wanted.task}" if wanted.task else "from nothing"
     return (
         f"{wanted.file}: {int(iterations)} iterations of {batch} patches of {patch} pixels, {seconds:.2f} s each, "
@@ -162,17 +162,15 @@ def _read_data(folder: Path) -> _Data:
     if lq.is_dir():
         source = ["    type: PairedRestorationDataset", *source, f"    dataroot_lq: {lq.as_posix()}"]
     else:
-        weights = "".join(f"\n      {label}:\n        weight: 1" for label in [*labels, *_clean(scale)])
+        weights = "".join(
+            f"\n      {label}:\n        weight: 1" for label in [*labels, *(["clean"] if scale == 1 else [])]
+        )
         source = ["    type: DegradedDataset", *source, f"    degradations:{weights}"]
     source += [f"    io_backend:\n      type: {backend}"]
     pairs = (folder / f"val_gt{suffix}", val) if val.is_dir() else (drawn / f"gt{suffix}", drawn / f"lq{suffix}")
     falls = any(set(label.split("_")) & {"rain", "snow"} for label in labels)
     val_text = _validation_set(folder.name, pairs, backend, bool(labels)) if pairs[1].is_dir() else ""
     return _Data("\n".join(source), val_text, scale, _smallest_side(gt), falls)
-
-
-def _clean(scale: int) -> list[str]:
-    return ["clean"] if scale == 1 else []
 
 
 def _validation_set(name: str, pairs: tuple[Path, Path], backend: str, nested: bool) -> str:
@@ -233,7 +231,7 @@ def _candidates(device: str, data: _Data) -> Iterator[tuple[int, int]]:
 
 
 def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, iterations: int, seconds: float) -> str:
-    base_rate = RATES[wanted.task is not None]
+    base_rate, freq = RATES[wanted.task is not None], max(iterations // 10, 1)
     values: dict[str, Any] = {
         "file": wanted.file.as_posix(),
         "name": wanted.name,
@@ -257,13 +255,12 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
         else "-1  # none",
         "rate_batch": RATE_BATCH,
         "loss": "L1Loss" if data.scale > 1 else "MultiScaleDualDomainLoss",
-        "freq": max(iterations // 10, 1),
+        "freq": freq,
         "validation": "",
     }
     if data.val:
         metric = (
             f"    psnr:\n      type: calculate_psnr_rgb\n      crop_border: {data.scale if data.scale > 1 else 0}\n"
         )
-        freq = max(iterations // 10, 1)
         values["validation"] = f"\nval:\n  val_freq: {freq}\n  save_img: false\n  pbar: false\n  metrics:\n{metric}"
     return TEMPLATE.format(**values)
