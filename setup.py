@@ -151,6 +151,7 @@ setup(
         "test": [
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "hypothesis",
             "av>=18; python_version >= '3.11'",
             "huggingface_hub>=0.30",

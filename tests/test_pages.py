@@ -77,7 +77,7 @@ def test_commands_are_taken(page, monkeypatch):
 # Page -> the sub-commands whose examples are run, on small pictures. data/OWN_PAIRS.md is run by test_own_pairs.py, a
 # training of each section of options/LOSSES_AND_METRICS.md by test_losses.py, test_optimizers.py and test_gan.py.
 EXECUTED = {
-    "README.md": ("restore", "degrade", "export"),
+    "README.md": ("restore", "degrade"),  # its export is EXPORT.md's first
     "restormixer_arch/inference/RESTORE.md": ("restore",),
     "restormixer_arch/export/EXPORT.md": ("export", "restore"),
     "restormixer_arch/HUB.md": ("restore",),
@@ -117,7 +117,9 @@ def write_film(path):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("page", EXECUTED)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow) if "EXPORT" in page else page for page in EXECUTED]
+)
 def test_examples_run(page, place, capsys):
     """First the Python of a page, then its commands, in their order."""
     if any("film.mp4" in command for command in commands(page)):

@@ -34,14 +34,14 @@ def run(folder, *command, **environment):
 @needs_triton
 @pytest.mark.timeout(900)
 def test_values_and_gradients_in_the_interpreter(tmp_path):
-    run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "triton_cases.py", TRITON_INTERPRET="1")
+    run(tmp_path, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "triton_cases.py", TRITON_INTERPRET="1")
 
 
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_more_values_and_gradients_in_the_interpreter(tmp_path):
-    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "triton_cases.py", "-m", "slow")
+    command = ("-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "triton_cases.py", "-m", "slow")
     run(tmp_path, *command, "--timeout=3600", TRITON_INTERPRET="1")
 
 
