@@ -151,9 +151,8 @@ class RestorMixerModel(SRModel):
             raise UserError("train.ema_decay: must be 0 with a schedule-free optimizer, which averages the weights")
 
     def get_optimizer(self, optim_type: str, params: list[dict[str, Any]], lr: float, **kwargs: Any) -> Any:
-        on_gpu = optim_type in OWN and self.device.type == "cuda"
-        if on_gpu and not kwargs.get("foreach") and not kwargs.get("differentiable"):
-            kwargs.setdefault("fused", True)  # see _waits
+        if optim_type in OWN and not kwargs.get("foreach") and not kwargs.get("differentiable"):
+            kwargs.setdefault("fused", True)  # on a GPU see _waits; on a CPU a sixth of the time for 285 small tensors
         return build_optimizer(optim_type, params, lr, **kwargs)
 
     def feed_data(self, data: dict[str, Any]) -> None:

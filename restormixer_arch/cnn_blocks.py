@@ -58,7 +58,8 @@ class SCM(nn.Module):
         self.norm = nn.InstanceNorm2d(out_channels, affine=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv4(self.conv3(self.conv2(self.conv1(x)))))
+        features = self.norm(self.conv4(self.conv3(self.conv2(self.conv1(x)))))
+        return features.contiguous(memory_format=torch.channels_last)  # torch's InstanceNorm puts the channels first
 
 
 class FAM(nn.Module):

@@ -204,6 +204,11 @@ def test_switches_reach_the_network(place, monkeypatch):
     assert found == ("bf16", True, "linear", 32, 2 * 10**9, 192)
 
 
+def test_the_precision_auto_is_reported(place, capsys):
+    assert run("in/a.png", "-o", "out", "--weights", "w.safetensors", "--precision", "auto") == 0
+    assert "precision: fp32" in capsys.readouterr().err  # what bf16 costs these weights is not known
+
+
 def test_strength_0_is_the_input(place):
     assert run("in", "-o", "out", "--weights", "w.safetensors", "--strength", "0") == 0
     np.testing.assert_array_equal(pixels("out/a.png"), RGB)

@@ -1,5 +1,7 @@
 """Restoring tensors with any network, and finding the network of a file of weights."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_network import save_tiny, tiny_network
@@ -7,7 +9,13 @@ from torch import nn
 
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference import weights
-from restormixer_arch.inference.restorer import Restorer, pick_device, restore_batch, restorer_of_options
+from restormixer_arch.inference.restorer import (
+    Restorer,
+    pick_device,
+    pick_precision,
+    restore_batch,
+    restorer_of_options,
+)
 from restormixer_arch.inference.weights import load_network, shipped_weights
 
 
@@ -93,6 +101,22 @@ def test_half_precision_is_near():
     network = tiny_network()
     full, half = (restore_batch(network, PICTURE, tile=128, precision=p) for p in ("fp32", "bf16"))
     assert 0 < (full - half).abs().max() < 0.02 and half.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "amx", "avx512", "wanted"),
+    [("sr_x2", True, False, "bf16"), ("sr_x2", False, True, "bf16"), ("sr_x2", False, False, "fp32")]
+    + [("derain", True, True, "fp32"), ("other.pth", True, True, "fp32")],
+)
+def test_the_precision_auto(name, amx, avx512, wanted, monkeypatch):
+    """Where the CPU multiplies bfloat16 and installed weights lose little by it; a torch without the checks has none."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    weights = Path(name) if "." in name else shipped_weights(name)
+    assert pick_precision(weights, torch.device("cpu")) == wanted
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert pick_precision(weights, torch.device("cpu")) == "fp32"
 
 
 def test_tiles_of_a_large_picture_are_what_the_network_sees():

@@ -14,7 +14,7 @@ import restormixer_arch
 from restormixer_arch.data.degradations.compose import add_composition, compositions_of
 from restormixer_arch.data.images.picture import read_picture
 from restormixer_arch.data.preparation.sub_images import reduce_image
-from restormixer_arch.inference.weights import SHIPPED, load_network, shipped_tasks, shipped_weights
+from restormixer_arch.inference.weights import BF16_TASKS, SHIPPED, load_network, shipped_tasks, shipped_weights
 
 PHOTOGRAPHS = ("budgie-backgrounds__perched-osprey", "budgie-backgrounds__roman-colosseum")
 
@@ -72,3 +72,17 @@ def test_a_reduced_photograph_is_enlarged_better_than_by_bicubic_interpolation(n
     restored = restormixer_arch.restore(reduced.astype(np.float32) / 255, task="sr_x2")
     bicubic = cv2.resize(reduced, (clean.shape[1], clean.shape[0]), interpolation=cv2.INTER_CUBIC) / 255
     assert psnr(np.clip(restored, 0, 1), clean) > psnr(bicubic, clean) + 1
+
+
+@pytest.mark.parametrize("task", BF16_TASKS)
+def test_bfloat16_costs_little(task):
+    """So ``precision="auto"`` may take it. On a CPU without bfloat16 the same numbers are computed slowly."""
+    losses = []
+    for name in PHOTOGRAPHS:
+        clean, degraded = sample("clean", name), sample("rainy", name)
+        if task.startswith("sr_"):
+            degraded = reduce_image(np.round(clean * 255).astype(np.uint8), int(task[-1])).astype(np.float32) / 255
+        full, half = (restormixer_arch.restore(degraded, task=task, precision=p) for p in ("fp32", "bf16"))
+        assert not np.array_equal(full, half)
+        losses.append(psnr(full, clean) - psnr(half, clean))
+    assert np.mean(losses) < 0.02

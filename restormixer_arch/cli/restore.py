@@ -134,7 +134,12 @@ def add_settings(parser: Parser) -> None:
         metavar="S",
         help="from 0, the input, to 1, the restored image (default 1)",
     )
-    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="default fp32")
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16", "fp16", "auto"],
+        default="fp32",
+        help="auto: bf16 where it is faster and costs the installed weights less than 0.02 dB (default fp32)",
+    )
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     parser.add_argument(
         "--tile",
@@ -241,17 +246,11 @@ def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> 
 
         return AutoRestorer(lambda chosen: restorer_of(args, chosen))
     path = weights or args.weights or shipped_weights(args.task or DEFAULT_TASK)
-    return load_restorer(
-        path,
-        device,
-        tile=args.tile,
-        overlap=args.overlap,
-        blend=args.blend,
-        precision=args.precision,
-        self_ensemble=args.self_ensemble,
-        max_memory=args.max_memory,
-        strength=args.strength,
-    )
+    names = ("tile", "overlap", "blend", "precision", "self_ensemble", "max_memory", "strength")
+    restorer = load_restorer(path, device, **{name: getattr(args, name) for name in names})
+    if args.precision == "auto":
+        note(f"precision: {restorer.precision}")
+    return restorer
 
 
 # --- one file --------------------------------------------------------------------------------------------------------

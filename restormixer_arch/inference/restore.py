@@ -47,7 +47,7 @@ def restore(
         weights: a file of weights, ``.pth`` or ``.safetensors``, or an ONNX file of ``basicsr export``.
         task: which of the installed weights, if ``weights`` is None.
         device: a name as in torch, or ``auto``.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
+        precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: ``bf16`` where it is faster and costs under 0.02 dB.
         self_ensemble: average over eight flips and turns; eight times the work.
         tile: largest side of a tile in pixels. Default: as large as ``max_memory`` allows; if ``max_memory`` is not
             given either, installed weights that do better on small tiles than on whole images use their best size.
