@@ -109,7 +109,7 @@ def test_half_precision_is_near():
     + [("derain", True, True, "fp32"), ("other.pth", True, True, "fp32")],
 )
 def test_the_precision_auto(name, amx, avx512, wanted, monkeypatch):
-    """Where the CPU multiplies bfloat16 and installed weights lose little by it; a torch without the checks has none."""
+    """Where the CPU multiplies bfloat16 and installed weights lose little by it, as torch reports."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
     weights = Path(name) if "." in name else shipped_weights(name)

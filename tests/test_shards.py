@@ -228,8 +228,8 @@ print(len(share), *tracemalloc.get_traced_memory())
 def test_thirty_thousand_names_take_little_memory(folder):
     """Names of files that are not there: listing, checks and shares are linear and keep only names.
 
-    In a process of its own, since pathlib interns names, in a table that doubles when it is full: how full it is already
-    depends on what ran before.
+    In a process of its own, since pathlib interns names, in a table that doubles when it is full: how full it is
+    already depends on what ran before.
     """
     done = subprocess.run([sys.executable, "-c", LIST_MANY_NAMES], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
