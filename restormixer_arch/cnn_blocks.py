@@ -33,7 +33,7 @@ class RDCNN(nn.Module):
 
     @rowwise(dim=2, halo=2)
     def forward(self, x: Tensor) -> Tensor:
-        return gelu(x + self.pointwise(self.depthwise(self.conv(x))))
+        return gelu(self.pointwise(self.depthwise(self.conv(x)), residual=x))
 
 
 class SCM(nn.Module):

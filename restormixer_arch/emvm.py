@@ -10,11 +10,10 @@ import math
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from restormixer_arch.layers import Mlp, by_rows, channels_last, conv_act, linear_act
+from restormixer_arch.layers import Mlp, by_rows, channels_last, conv_act, linear, linear_act
 from restormixer_arch.selective_scan import selective_scan_2d
 
 SCAN_MERGES = ("paper", "official")
@@ -66,9 +65,12 @@ class DirectionalScan(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         convolve = partial(conv_act, self.conv, activation="swish")
-        tokens = by_rows(lambda x: channels_last(convolve, self.in_proj(x)), x, halo=1)  # (B, H, W, D)
+        tokens = by_rows(lambda x: channels_last(convolve, linear_act(self.in_proj, x)), x, halo=1)  # (B, H, W, D)
         y = self.merge_scans(tokens)
-        return by_rows(lambda x, y: self.out_proj(self.norm(y) * linear_act(self.gate_proj, x, "swish")), x, y)
+        return by_rows(self._gate, x, y)
+
+    def _gate(self, x: Tensor, y: Tensor) -> Tensor:
+        return linear_act(self.out_proj, self.norm(y) * linear_act(self.gate_proj, x, "swish"))
 
     def merge_scans(self, tokens: Tensor) -> Tensor:
         """The sum of the scans over all directions. (B, H, W, D) -> (B, H, W, D)"""
@@ -78,7 +80,7 @@ class DirectionalScan(nn.Module):
         """The sum of the scans over the ``chosen`` directions. (B, H, W, D) -> (B, H, W, D)"""
         x_proj = self.x_proj[chosen]
         # Every direction reads the same tokens, so that one product gives dt, B and C of all.
-        projected = F.linear(tokens, rearrange(x_proj, "k e d -> (k e) d"))
+        projected = linear(tokens, rearrange(x_proj, "k e d -> (k e) d"))
         projected = rearrange(projected, "b h w (k e) -> b h w k e", k=len(x_proj))  # (B, H, W, K, R + 2N)
         dt, b, c = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         precise = torch.promote_types(tokens.dtype, torch.float32)  # the state is never below float32

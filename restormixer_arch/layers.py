@@ -94,41 +94,68 @@ def _has_onednn() -> bool:
 
 
 ONEDNN = _has_onednn()
-ACTIVATIONS = {"gelu": gelu, "swish": silu}  # by oneDNN's names
+ACTIVATIONS = {"none": lambda x: x, "gelu": gelu, "swish": silu}  # by oneDNN's names
 
 
-def _fuses(x: Tensor, layer: nn.Module) -> bool:
-    """Whether oneDNN can apply an activation while it writes the result of a layer: without a gradient, which these
-    operators of torch lack, and without a hook, such as one that counts operations."""
+def _fuses(x: Tensor, layer: nn.Module | None = None) -> bool:
+    """Whether oneDNN can add a residual or apply an activation while it writes a result: without a gradient, which
+    these operators of torch lack, and without a hook of the layer, such as one that counts operations. Plain products
+    go to it too: with odd numbers of channels they are up to 1.6 times as fast there."""
     allowed = ONEDNN and torch.backends.mkldnn.enabled and not torch.is_grad_enabled()
-    return allowed and native_blocks.on_cpu(x) and not layer._forward_hooks
+    return allowed and native_blocks.on_cpu(x) and not (layer and layer._forward_hooks)
 
 
-def conv_act(conv: nn.Conv2d, x: Tensor, activation: str, fused: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """A convolution, then an activation of ACTIVATIONS; ``fused`` are a weight and a bias in place of its own.
+def conv_act(
+    conv: nn.Conv2d,
+    x: Tensor,
+    activation: str = "none",
+    fused: tuple[Tensor, Tensor] | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """A convolution, plus ``residual``, then an activation of ACTIVATIONS.
+
+    Args:
+        conv: with its own weight and bias, or with those of ``fused`` in their place.
+        x: its input.
+        activation: a name in ACTIVATIONS.
+        fused: weight and bias.
+        residual: of the shape of the output.
 
     Shape:
         that of ``conv``
     """
     weight, bias = fused or (conv.weight, conv.bias)
     if _fuses(x, conv):
-        sizes = conv.padding, conv.stride, conv.dilation, conv.groups
-        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *sizes, activation, [], "none")
-    y = conv(x) if fused is None else F.conv2d(x, weight, bias, conv.stride, conv.padding)
-    return ACTIVATIONS[activation](y)
+        layer, sizes = torch.ops.mkldnn._convolution_pointwise, (conv.padding, conv.stride, conv.dilation, conv.groups)
+        if residual is None:
+            return layer(x, weight, bias, *sizes, activation, [], "none")
+        y = layer.binary(x, residual, weight, bias, *sizes, "add", 1.0, None, [], None)
+        return ACTIVATIONS[activation](y)
+    y = conv(x) if fused is None else F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return ACTIVATIONS[activation](y if residual is None else residual + y)
 
 
-def linear_act(layer: nn.Linear, x: Tensor, activation: str) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    """A product with a weight (C', C), then an activation of ACTIVATIONS. (..., C) -> (..., C')"""
+    if _fuses(x):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
+    return ACTIVATIONS[activation](F.linear(x, weight, bias))
+
+
+def linear_act(layer: nn.Linear, x: Tensor, activation: str = "none") -> Tensor:
     """A linear layer, then an activation of ACTIVATIONS. (..., C) -> (..., C')"""
     if _fuses(x, layer):
-        return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, activation, [], "none")
+        return linear(x, layer.weight, layer.bias, activation)
     return ACTIVATIONS[activation](layer(x))
 
 
 if ONEDNN:
 
     @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
-    def _convolution_flops(x: Any, weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    def _convolution_flops(x: Any, *shapes: Any, out_shape: Sequence[int], **_: Any) -> int:
+        weight, bias = shapes[:2]
+        if bias is not None and len(bias) == 4:  # a residual comes before the weight
+            weight = bias
         return 2 * math.prod(weight[1:]) * math.prod(out_shape)
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
@@ -173,7 +200,7 @@ class ConvNorm(nn.Module):
         conv: an ``nn.Conv2d`` or ``nn.ConvTranspose2d`` without bias, since BatchNorm would cancel it.
 
     Shape:
-        that of ``conv``
+        that of ``conv``; a ``residual`` of that shape is added to the result
     """
 
     def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
@@ -183,11 +210,14 @@ class ConvNorm(nn.Module):
         self.register_buffer("fused_weight", None, persistent=False)
         self.register_buffer("fused_bias", None, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.fused_weight is not None and isinstance(self.conv, nn.Conv2d):
+            return conv_act(self.conv, x, fused=(self.fused_weight, self.fused_bias), residual=residual)
         if self.fused_weight is None:
-            return self.norm(self.conv(x))
-        convolve = F.conv_transpose2d if isinstance(self.conv, nn.ConvTranspose2d) else F.conv2d
-        return convolve(x, self.fused_weight, self.fused_bias, self.conv.stride, self.conv.padding)
+            y = self.norm(self.conv(x))
+        else:
+            y = F.conv_transpose2d(x, self.fused_weight, self.fused_bias, self.conv.stride, self.conv.padding)
+        return y if residual is None else residual + y
 
     def fuse(self) -> None:
         """Fold the running statistics of the norm into the convolution, for inference; :meth:`train` undoes it."""
@@ -236,4 +266,4 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(linear_act(self.fc1, x, "gelu"))
+        return linear_act(self.fc2, linear_act(self.fc1, x, "gelu"))

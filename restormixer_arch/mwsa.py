@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from restormixer_arch import native_blocks
-from restormixer_arch.layers import Mlp, rowwise
+from restormixer_arch.layers import Mlp, linear_act, rowwise
 
 
 def to_windows(x: Tensor, side: int) -> Tensor:
@@ -53,12 +53,12 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x)
+        qkv = linear_act(self.qkv, x)
         if native_blocks.usable(qkv):
-            return self.proj(native_blocks.window_attention(qkv, self.heads))
+            return linear_act(self.proj, native_blocks.window_attention(qkv, self.heads))
         q, k, v = rearrange(qkv, "g t (three heads c) -> three g heads t c", three=3, heads=self.heads)
         y = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(rearrange(y, "g heads t c -> g t (heads c)"))
+        return linear_act(self.proj, rearrange(y, "g heads t c -> g t (heads c)"))
 
 
 class MWSA(nn.Module):

@@ -128,7 +128,15 @@ def test_layers_take_the_operators_and_fall_back_to_torch(monkeypatch):
         with torch.no_grad():
             y = layer(x)
             rest = conv_act(depthwise, y, "swish"), linear_act(linear, windows, "gelu"), attention(windows)
-        return [*gradients, y, *rest]
+            wide = torch.randn(2, 24, 20, 11, generator=torch.Generator().manual_seed(1))
+            last = wide.contiguous(memory_format=torch.channels_last)
+            sums = [  # also of rows of a larger picture
+                conv_act(depthwise, y, activation, residual=residual)
+                for residual in (wide[..., 4:14, :], last[..., 4:14, :])
+                for activation in ("none", "gelu")
+            ]
+            assert torch.equal(wide, last)  # a residual is not written to
+        return [*gradients, y, *rest, *sums, linear_act(linear, windows)]
 
     fast = results()
     monkeypatch.setattr(native_blocks, "on_cpu", lambda x: False)
@@ -157,6 +165,9 @@ def test_operations_are_counted():
     depthwise, linear = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Linear(8, 5)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         conv_act(depthwise, torch.zeros(1, 8, 6, 7), "swish")
+        assert counter.get_total_flops() == 2 * 9 * 8 * 6 * 7
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        conv_act(depthwise, torch.zeros(1, 8, 6, 7), residual=torch.zeros(1, 8, 6, 7))
         assert counter.get_total_flops() == 2 * 9 * 8 * 6 * 7
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         linear_act(linear, torch.zeros(3, 8), "gelu")
