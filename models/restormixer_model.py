@@ -363,11 +363,14 @@ class RestorMixerModel(SRModel):
     def load_network(
         self, net: nn.Module, load_path: str | Path, strict: bool = True, param_key: str | None = "params"
     ) -> None:
-        """Load ``.pth`` or ``.safetensors`` weights, this project's or the released code's, on any device."""
-        bare = self.get_bare_model(net)
+        """Load weights of any file that is read, on any device. Without ``strict`` other shapes are left out, too."""
+        bare, state = self.get_bare_model(net), read_weights(load_path, param_key)
         get_root_logger().info(f"Loading {type(bare).__name__} from {load_path}, parameter key {param_key}.")
+        if not strict:
+            shapes = {name: tensor.shape for name, tensor in bare.state_dict().items()}
+            state = {name: tensor for name, tensor in state.items() if tensor.shape == shapes.get(name, tensor.shape)}
         try:
-            keys = bare.load_state_dict(read_weights(load_path, param_key), strict=strict)
+            keys = bare.load_state_dict(state, strict=strict)
         except RuntimeError as error:  # what torch raises for missing, unexpected and misshapen tensors
             reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
             raise UserError(f"{load_path}: does not fit the network of network_g: {reasons[:400]}") from error

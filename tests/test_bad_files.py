@@ -127,6 +127,27 @@ def test_weights_of_which_nothing_would_be_loaded_are_refused(folder, tmp_path):
         RestorMixerModel(opt)
 
 
+def test_without_strict_weights_of_other_shapes_are_left_out(folder, tmp_path):
+    """As for another scale of super-resolution: all but the last convolution is taken."""
+    from training_cases import RESTORMIXER, options
+
+    from restormixer_arch import RestorMixer
+    from restormixer_arch.models.restormixer_model import RestorMixerModel
+
+    arguments = {name: value for name, value in RESTORMIXER.items() if name != "type"}
+    torch.manual_seed(1)
+    torch.save({"params": (source := RestorMixer(**arguments, upscale=2).state_dict())}, "x2.pth")
+    opt = options(tmp_path, RESTORMIXER)
+    opt["path"] |= {"pretrain_network_g": "x2.pth", "strict_load_g": False}
+    loaded = RestorMixerModel(opt).net_g.state_dict()
+    others = {name for name, tensor in loaded.items() if tensor.shape != source[name].shape}
+    assert others and all(name.startswith("decoder.head_full.") for name in others)
+    assert all(torch.equal(loaded[name], source[name]) for name in loaded.keys() - others)
+    opt["path"]["strict_load_g"] = True
+    with pytest.raises(UserError, match=r"^x2\.pth: does not fit the network of network_g: size mismatch"):
+        RestorMixerModel(opt)
+
+
 class Runs:
     def __reduce__(self):
         return os.system, ("touch ran",)
