@@ -24,7 +24,7 @@ PREFIX = "restormixer_s_"
 DEFAULT_TASK = "derain"
 TILES = {"derain": 384}  # tile sizes in pixels with which installed weights do better than on whole images: model card
 
-BF16_TASKS = ("mixed", "sr_x2", "sr_x4")  # whose installed weights lose less than 0.02 dB in bfloat16, on the samples' mean
+BF16_TASKS = ("mixed", "sr_x2", "sr_x4")  # whose installed weights lose less than 0.02 dB in bfloat16 on the samples
 
 
 def shipped_tasks() -> list[str]:
