@@ -37,7 +37,7 @@ class RestorMixerRestore:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
         strength = "0 is the input, 1 the restored image"
-        tile = "side of the tiles in pixels; 0: what suits the weights best, else what memory allows"
+        tile = "side of the tiles in pixels; 0: what memory allows"
         return {
             "required": {
                 "image": ("IMAGE",),

@@ -14,8 +14,6 @@ spandrel does not look for plug-ins: the tool, or a plug-in of the tool, must ca
 
 from __future__ import annotations
 
-import torch
-from safetensors import safe_open
 from spandrel import (
     MAIN_REGISTRY,
     Architecture,
@@ -26,11 +24,8 @@ from spandrel import (
     StateDict,
 )
 
-from restormixer_arch.inference.weights import TILES, shipped_weights
 from restormixer_arch.restormixer_arch import RestorMixer
-from restormixer_arch.weight_options import canonical, is_restormixer, options_from_weights
-
-TELLING = "encoder.stem.0.conv.weight"  # the tensor that distinguishes trainings
+from restormixer_arch.weight_options import is_restormixer, options_from_weights
 
 
 class RestorMixerArchitecture(Architecture[RestorMixer]):
@@ -47,10 +42,8 @@ class RestorMixerArchitecture(Architecture[RestorMixer]):
         """Build the network for inference, with its BatchNorm folded.
 
         It takes images of any size, since it pads inside. Tiling is discouraged: the scans run over the whole image
-        and an InstanceNorm normalizes by its statistics, so that tiles are restored slightly differently. Installed
-        weights that do better on tiles are marked as fit for them, with the size in pixels as a tag: ``tile 384``.
+        and an InstanceNorm normalizes by its statistics, so that tiles are restored slightly differently.
         """
-        tile = _best_tile(state_dict)
         options = options_from_weights(state_dict)
         network = RestorMixer(**options).fuse()  # the descriptor loads the weights, and loading folds again
         scale, channels = options["upscale"], options["in_channels"]
@@ -60,24 +53,14 @@ class RestorMixerArchitecture(Architecture[RestorMixer]):
             state_dict,
             architecture=self,
             purpose="Restoration" if scale == 1 else "SR",
-            tags=[f"{options['base_channels']}nf", f"{blocks} blocks", *([f"tile {tile}"] if tile else [])],
+            tags=[f"{options['base_channels']}nf", f"{blocks} blocks"],
             supports_half=True,
             supports_bfloat16=True,
             scale=scale,
             input_channels=channels,
             output_channels=channels,
-            tiling=ModelTiling.SUPPORTED if tile else ModelTiling.DISCOURAGED,
+            tiling=ModelTiling.DISCOURAGED,
         )
-
-
-def _best_tile(state_dict: StateDict) -> int | None:
-    """Return the tile size with which weights restore best, if they are installed ones that have such a size."""
-    tensors, _ = canonical(state_dict)
-    for task, tile in TILES.items():
-        with safe_open(shipped_weights(task), framework="pt") as shipped:
-            if torch.equal(shipped.get_tensor(TELLING), tensors[TELLING].float().cpu()):
-                return tile
-    return None
 
 
 def register(registry: ArchRegistry = MAIN_REGISTRY) -> list[ArchSupport]:

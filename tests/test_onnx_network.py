@@ -141,18 +141,6 @@ def test_files_that_are_none(files, tmp_path, capsys, monkeypatch):
     )
 
 
-def test_the_best_tile_travels_with_the_file(files, tmp_path):
-    import onnx
-
-    model = onnx.load(files / "net.onnx")
-    model.metadata_props.add(key="tile", value="384")
-    onnx.save(model, tmp_path / "tiled.onnx")
-    cpu = torch.device("cpu")
-    assert restorer.load_restorer(tmp_path / "tiled.onnx", cpu).tile == 384
-    assert restorer.load_restorer(tmp_path / "tiled.onnx", cpu, max_memory=10**9).tile is None
-    assert restorer.load_restorer(files / "net.onnx", cpu).tile is None
-
-
 @pytest.mark.parametrize("size", [(1, 64, 72), (3, 24, 40)])
 def test_openvino(files, size):
     openvino = pytest.importorskip("openvino")

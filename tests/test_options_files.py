@@ -81,12 +81,12 @@ def test_comparison_is_valid_and_its_networks_are_of_one_size(path, monkeypatch)
         assert sizes[told] == int(size.replace(",", ""))
 
 
-def test_the_equal_budget_trains_as_restormixer_s_is_trained_but_for_the_rate(monkeypatch):
-    files = [
-        read_options(ROOT / "options" / f"{file}.yml", file) for file in ("compare_equal_budget", "train_derain_s")
-    ]
+def test_the_equal_budget_trains_as_the_mixed_weights_are_trained_but_for_the_rate(monkeypatch):
+    files = [read_options(ROOT / "options" / f"{file}.yml", file) for file in ("compare_equal_budget", "train_mixed_s")]
     compared, alone = files
     assert compared["competitors"]["RestorMixer-S"]["network_g"] == alone["network_g"]
+    assert compared["datasets"]["train"].pop("degradations") == ["rain"]
+    alone["datasets"]["train"].pop("degradations")
     assert compared["datasets"]["train"] == alone["datasets"]["train"]
     for key in ("grad_clip", "pixel_opt", "warmup_iter"):
         assert compared["train"][key] == alone["train"][key]

@@ -106,7 +106,7 @@ def test_half_precision_is_near():
 @pytest.mark.parametrize(
     ("name", "amx", "avx512", "wanted"),
     [("sr_x2", True, False, "bf16"), ("sr_x2", False, True, "bf16"), ("sr_x2", False, False, "fp32")]
-    + [("derain", True, True, "fp32"), ("other.pth", True, True, "fp32")],
+    + [("other.pth", True, True, "fp32")],
 )
 def test_the_precision_auto(name, amx, avx512, wanted, monkeypatch):
     """Where the CPU multiplies bfloat16 and installed weights lose little by it, as torch reports."""

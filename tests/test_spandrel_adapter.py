@@ -52,18 +52,6 @@ def test_the_descriptor_tells_the_truth(registry, tmp_path):
     assert model.tiling is spandrel.ModelTiling.DISCOURAGED
 
 
-@pytest.mark.parametrize(("task", "tiles"), [("derain", 384), ("mixed", None)])
-def test_installed_weights_come_with_their_tile_size(registry, tmp_path, task, tiles):
-    from restormixer_arch.inference.weights import best_tile, read_weights, shipped_weights
-
-    assert best_tile(shipped_weights(task)) == tiles
-    torch.save({"params": read_weights(shipped_weights(task))}, tmp_path / "renamed.pth")
-    for path in (shipped_weights(task), tmp_path / "renamed.pth"):
-        model = spandrel.ModelLoader(registry=registry).load_from_file(path)
-        assert model.tags == ["16nf", "2-2-2 blocks", *([f"tile {tiles}"] if tiles else [])]
-        assert model.tiling is (spandrel.ModelTiling.SUPPORTED if tiles else spandrel.ModelTiling.DISCOURAGED)
-
-
 def test_tiles_of_a_picture_are_restored_differently(registry, tmp_path):
     """What DISCOURAGED says: the left half alone is not the left half of the whole, even far from the cut."""
     model = spandrel.ModelLoader(registry=registry).load_from_file(saved(small(), tmp_path / "net.pth"))

@@ -104,9 +104,8 @@ def _write_safetensors(network: RestorMixer, path: Path, args: Namespace) -> str
 
 def _write_onnx(network: RestorMixer, path: Path, args: Namespace) -> str:
     from restormixer_arch.export.onnx_file import OPSET, compare_outputs, export_onnx
-    from restormixer_arch.inference.weights import best_tile
 
-    export_onnx(network, path, half=args.half, tile=best_tile(Path(args.weights)))
+    export_onnx(network, path, half=args.half)
     largest, psnr = compare_outputs(network, path)
     number = "float16, " if args.half else ""
     closeness = f", {psnr:.1f} dB" if args.half else ""

@@ -145,7 +145,7 @@ def add_settings(parser: Parser) -> None:
         "--tile",
         type=parsing.positive_number,
         metavar="N",
-        help="side of the tiles; default: what memory allows, or what suits the installed weights best",
+        help="side of the tiles; default: what memory allows",
     )
     parser.add_argument(
         "--overlap", type=parsing.whole_number, metavar="N", help="least overlap of tiles, in pixels (default 64)"

@@ -36,7 +36,7 @@ class _Half(nn.Module):
         return self.network(x.half()).float()
 
 
-def export_onnx(network: RestorMixer, path: Path, *, half: bool = False, tile: int | None = None) -> None:
+def export_onnx(network: RestorMixer, path: Path, *, half: bool = False) -> None:
     """Write the network for batches of any number, height and width, the sides in multiples of 8.
 
     ``input`` (B, C, H, W) float32 in [0, 1], RGB, gives ``output`` (B, C, s * H, s * W), float32, not clamped. The
@@ -46,7 +46,6 @@ def export_onnx(network: RestorMixer, path: Path, *, half: bool = False, tile: i
         network: fused, in eval mode, on the CPU.
         path: file to write.
         half: weights and arithmetic in float16, except within the scans; inputs and outputs stay float32.
-        tile: size in pixels of the tiles with which these weights restore best, for the metadata.
     """
     batch, height, width = (torch.export.Dim(name, min=1, max=MOST) for name in ("batch", "h", "w"))
     picture = torch.rand(TRACED[0], network.in_channels, *TRACED[1:])
@@ -79,8 +78,6 @@ def export_onnx(network: RestorMixer, path: Path, *, half: bool = False, tile: i
         opset=str(OPSET),
         precision="float16 inside, float32 inputs and outputs" if half else "float32",
     )
-    if tile is not None:
-        program.model.metadata_props["tile"] = str(tile)
     for node in program.model.graph.all_nodes():  # where in the source each came from: as much as the weights
         node.metadata_props.clear()
     program.save(path)

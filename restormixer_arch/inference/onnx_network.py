@@ -30,7 +30,6 @@ class OnnxNetwork(nn.Module):
 
     Attributes:
         in_channels, upscale: as of the network.
-        tile: the tile size in pixels with which these weights restore best, or None.
 
     Shape:
         (B, C, H, W) in [0, 1] -> (B, C, s * H, s * W), not clamped; any H and W
@@ -61,7 +60,6 @@ class OnnxNetwork(nn.Module):
             raise UserError(f"{path}: is no file of 'basicsr export' (its metadata has no scale and size_multiple)")
         self.in_channels = self.session.get_inputs()[0].shape[1]
         self.upscale, self.size_multiple = int(made["scale"]), int(made["size_multiple"])
-        self.tile = int(made["tile"]) if "tile" in made else None
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # shows that it is on the CPU
 
     def forward(self, x: Tensor) -> Tensor:

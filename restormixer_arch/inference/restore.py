@@ -49,8 +49,7 @@ def restore(
         device: a name as in torch, or ``auto``.
         precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: ``bf16`` where it is faster and costs under 0.02 dB.
         self_ensemble: average over eight flips and turns; eight times the work.
-        tile: largest side of a tile in pixels. Default: as large as ``max_memory`` allows; if ``max_memory`` is not
-            given either, installed weights that do better on small tiles than on whole images use their best size.
+        tile: largest side of a tile in pixels. Default: as large as ``max_memory`` allows.
         max_memory: bytes, or text such as ``"3G"``; on a CPU for the whole process. Default: 3 GB on a CPU, 80 % of
             the free memory of a GPU.
         strength: share of the restored image in the result, in [0, 1]; the rest is the input.

@@ -19,7 +19,7 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.inference.memory import MEDIUM, TileMemory, is_out_of_memory, measure_tile_memory
 from restormixer_arch.inference.onnx_network import OnnxNetwork, is_onnx
 from restormixer_arch.inference.tiles import ALIGNMENT, DEFAULT_OVERLAP, overlap_for, restore_tiles
-from restormixer_arch.inference.weights import best_tile, load_network, suits_bf16
+from restormixer_arch.inference.weights import load_network, suits_bf16
 from restormixer_arch.memory import parse_bytes
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -222,8 +222,7 @@ def load_restorer(
     Args:
         weights: the file; an ONNX file of ``basicsr export`` is run by onnxruntime.
         device: see :func:`pick_device`.
-        tile, overlap, max_memory: see :class:`Restorer`. If all three are None, installed weights use the tile size
-            with which they restore best.
+        tile, overlap, max_memory: see :class:`Restorer`.
         precision: see :class:`Restorer`; or ``auto``, see :func:`pick_precision`.
         blend, self_ensemble, strength: see :class:`Restorer`.
 
@@ -242,11 +241,8 @@ def load_restorer(
         if device.type != "cpu":
             raise UserError(f"device: {path} runs on the CPU only, got {str(device)!r}; leave it out")
         network = OnnxNetwork(path)
-        best = network.tile
     else:
-        network, best = load_network(path).to(device), best_tile(path)
-    if tile is None and overlap is None and max_memory is None:
-        tile = best
+        network = load_network(path).to(device)
     overlap = overlap_for(tile) if overlap is None else overlap
     return Restorer(network, tile, overlap, blend, precision, self_ensemble, max_memory, strength)
 

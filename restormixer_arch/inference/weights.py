@@ -22,9 +22,8 @@ COUNTERS = ("total_ops", "total_params")  # which thop leaves in a network
 SHIPPED = Path(__file__).parents[1] / "weights"  # the weights that are installed with the package
 PREFIX = "restormixer_s_"
 DEFAULT_TASK = "derain"
-TILES = {"derain": 384}  # tile sizes in pixels with which installed weights do better than on whole images: model card
 
-BF16_TASKS = ("mixed", "sr_x2", "sr_x4")  # whose installed weights lose less than 0.02 dB in bfloat16 on the samples
+BF16_TASKS = ("derain", "mixed", "sr_x2", "sr_x4")  # lose less than 0.02 dB in bfloat16 on the samples
 
 
 def shipped_tasks() -> list[str]:
@@ -44,11 +43,6 @@ def shipped_weights(task: str) -> Path:
     tasks = shipped_tasks()
     there = f"installed are: {', '.join(tasks)}" if tasks else "this installation has no weights at all"
     raise UserError(f"--task: no weights for {task!r}; {there}.{did_you_mean(task, tasks)} Name a file by --weights")
-
-
-def best_tile(path: Path) -> int | None:
-    """Return the tile size in pixels with which installed weights restore best, or None for any other file."""
-    return TILES.get(path.stem.removeprefix(PREFIX)) if path.parent == SHIPPED else None
 
 
 def suits_bf16(path: Path) -> bool:
