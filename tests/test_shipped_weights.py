@@ -23,12 +23,19 @@ def sample(kind, name):
     return read_picture(SAMPLES / "pictures" / kind / f"{name}.png").pixels / np.float32(255)
 
 
+def reduced(name, scale):
+    """A clean sample with sides in multiples of the scale, and the same reduced."""
+    clean = sample("clean", name)
+    clean = clean[: clean.shape[0] // scale * scale, : clean.shape[1] // scale * scale]
+    return clean, reduce_image(np.round(clean * 255).astype(np.uint8), scale).astype(np.float32) / 255
+
+
 def psnr(image, truth):
     return 10 * np.log10(1 / np.mean((image.astype(np.float64) - truth) ** 2))
 
 
 def test_what_is_there():
-    enlarging = {"sr_x2": (543_534, 2), "sr_x4": (548_790, 4)}
+    enlarging = {"sr_x2": (543_534, 2), "sr_x3": (545_724, 3), "sr_x4": (548_790, 4)}
     assert shipped_tasks() == ["derain", "mixed", *enlarging]
     for task in shipped_tasks():
         assert shipped_weights(task).stat().st_size < 6e6
@@ -66,15 +73,13 @@ def test_mixed_degradations_are_reduced(label):
     assert np.mean(gains) > 3
 
 
-@pytest.mark.parametrize(("scale", "gain"), [(2, 1), (4, 0.5)])
+@pytest.mark.parametrize(("scale", "gain"), [(2, 1), (3, 0.7), (4, 0.5)])
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_a_reduced_photograph_is_enlarged_better_than_by_bicubic_interpolation(name, scale, gain):
-    clean = sample("clean", name)
-    clean = clean[: clean.shape[0] // scale * scale, : clean.shape[1] // scale * scale]
-    reduced = reduce_image(np.round(clean * 255).astype(np.uint8), scale)
-    restored = restormixer_arch.restore(reduced.astype(np.float32) / 255, task=f"sr_x{scale}")
-    bicubic = cv2.resize(reduced, (clean.shape[1], clean.shape[0]), interpolation=cv2.INTER_CUBIC) / 255
-    assert psnr(np.clip(restored, 0, 1), clean) > psnr(bicubic, clean) + gain
+    clean, small = reduced(name, scale)
+    restored = restormixer_arch.restore(small, task=f"sr_x{scale}")
+    bicubic = cv2.resize(small, (clean.shape[1], clean.shape[0]), interpolation=cv2.INTER_CUBIC)
+    assert psnr(np.clip(restored, 0, 1), clean) > psnr(np.clip(bicubic, 0, 1), clean) + gain
 
 
 @pytest.mark.parametrize("task", BF16_TASKS)
@@ -84,7 +89,7 @@ def test_bfloat16_costs_little(task):
     for name in PHOTOGRAPHS:
         clean, degraded = sample("clean", name), sample("rainy", name)
         if task.startswith("sr_"):
-            degraded = reduce_image(np.round(clean * 255).astype(np.uint8), int(task[-1])).astype(np.float32) / 255
+            clean, degraded = reduced(name, int(task[-1]))
         full, half = (restormixer_arch.restore(degraded, task=task, precision=p) for p in ("fp32", "bf16"))
         assert not np.array_equal(full, half)
         losses.append(psnr(full, clean) - psnr(half, clean))
