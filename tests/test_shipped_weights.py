@@ -36,7 +36,7 @@ def psnr(image, truth):
 
 def test_what_is_there():
     enlarging = {"sr_x2": (543_534, 2), "sr_x3": (545_724, 3), "sr_x4": (548_790, 4)}
-    assert shipped_tasks() == ["derain", "mixed", *enlarging]
+    assert shipped_tasks() == ["denoise", "derain", "mixed", *enlarging]
     for task in shipped_tasks():
         assert shipped_weights(task).stat().st_size < 6e6
         network = load_network(shipped_weights(task))
@@ -80,6 +80,15 @@ def test_a_reduced_photograph_is_enlarged_better_than_by_bicubic_interpolation(n
     restored = restormixer_arch.restore(small, task=f"sr_x{scale}")
     bicubic = cv2.resize(small, (clean.shape[1], clean.shape[0]), interpolation=cv2.INTER_CUBIC)
     assert psnr(np.clip(restored, 0, 1), clean) > psnr(np.clip(bicubic, 0, 1), clean) + gain
+
+
+@pytest.mark.parametrize(("sigma", "gain"), [(15, 4), (50, 8)])
+def test_noise_is_removed(sigma, gain):
+    clean = sample("clean", PHOTOGRAPHS[0])
+    noise = np.random.default_rng(0).normal(0, sigma / 255, clean.shape)
+    noisy = np.clip(clean + noise, 0, 1).astype(np.float32)
+    restored = restormixer_arch.restore(noisy, task="denoise")
+    assert psnr(np.clip(restored, 0, 1), clean) > psnr(noisy, clean) + gain
 
 
 @pytest.mark.parametrize("task", BF16_TASKS)
