@@ -60,7 +60,9 @@ def test_a_network_without_blocks(tmp_path):
         memory.set_checkpointing(torch.nn.Linear(1, 1))
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize(
+    "network", [pytest.param(NETWORKS["RestorMixer"], marks=pytest.mark.slow), NETWORKS["SwinIR"]], ids=NETWORKS
+)
 def test_compiled_training(tmp_path, network, monkeypatch):
     monkeypatch.setattr(restormixer_model, "COMPILE_BACKEND", "aot_eager")
     eager, compiled = (build(tmp_path, network, compile=on, ema_decay=0.9) for on in (False, True))
