@@ -128,6 +128,19 @@ def test_a_loader_process_that_is_killed_is_reported(pairs, train_options, write
     ), last
 
 
+def test_a_loader_process_that_is_killed_while_it_sends(pairs, train_options, write, monkeypatch, capsys):
+    """Then torch finds the end of the pipe."""
+    from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+    def ends(self):
+        raise EOFError
+
+    monkeypatch.setattr(_BaseDataLoaderIter, "__next__", ends)
+    assert train(write(several_batches(train_options))) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("basicsr: error: a loader process exited unexpectedly; if the memory ran out, ")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(10 * MINUTE)
 @pytest.mark.parametrize(("network", "workers"), [("EDSR", 0), ("RestorMixer", 1)])

@@ -15,7 +15,7 @@ from restormixer_arch.output import complain, say
 if TYPE_CHECKING:
     from restormixer_arch.training.trainer import Training
 
-LOST_LOADER = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (.*?)\.?\s*(?:It is possible .*)?$", re.M)
+LOST_LOADER = re.compile(r"DataLoader worker (?:\(pid(?:\(s\))? [\d, ]+\) )?(.*?)\.?\s*(?:It is possible .*)?$", re.M)
 
 
 def run(arguments: list[str]) -> int:

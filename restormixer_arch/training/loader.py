@@ -217,7 +217,19 @@ class Batches:
         self._iterator: Any = None
 
     def epoch(self) -> Iterator[dict[str, Any]]:
-        """Yield the batches of the epoch at which the sampler is."""
+        """Yield the batches of the epoch at which the sampler is.
+
+        Raises:
+            RuntimeError: a loader process was killed. If it was sending a batch, torch reports the pipe's end only.
+        """
+        try:
+            yield from self._batches()
+        except (EOFError, ConnectionResetError) as error:
+            if str(error).startswith("Caught "):  # of the data set, from within a loader process
+                raise
+            raise RuntimeError("DataLoader worker exited unexpectedly") from error
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
         section = self.opt["datasets"]["train"]
         self._iterator = iter(self.loader)
         if section.get("prefetch_mode") == "cpu":
