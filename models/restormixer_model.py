@@ -363,7 +363,7 @@ class RestorMixerModel(SRModel):
     def load_network(
         self, net: nn.Module, load_path: str | Path, strict: bool = True, param_key: str | None = "params"
     ) -> None:
-        """Load weights of any file that is read, on any device. Without ``strict`` other shapes are left out, too."""
+        """Load our weights or the released code's, on any device. Without ``strict`` other shapes are left out, too."""
         bare, state = self.get_bare_model(net), read_weights(load_path, param_key)
         get_root_logger().info(f"Loading {type(bare).__name__} from {load_path}, parameter key {param_key}.")
         if not strict:

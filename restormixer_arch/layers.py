@@ -211,10 +211,10 @@ class ConvNorm(nn.Module):
         self.register_buffer("fused_bias", None, persistent=False)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if self.fused_weight is not None and isinstance(self.conv, nn.Conv2d):
-            return conv_act(self.conv, x, fused=(self.fused_weight, self.fused_bias), residual=residual)
         if self.fused_weight is None:
             y = self.norm(self.conv(x))
+        elif isinstance(self.conv, nn.Conv2d):
+            return conv_act(self.conv, x, fused=(self.fused_weight, self.fused_bias), residual=residual)
         else:
             y = F.conv_transpose2d(x, self.fused_weight, self.fused_bias, self.conv.stride, self.conv.padding)
         return y if residual is None else residual + y

@@ -136,7 +136,12 @@ def test_a_loader_process_that_is_killed_while_it_sends(pairs, train_options, wr
         raise EOFError
 
     monkeypatch.setattr(_BaseDataLoaderIter, "__next__", ends)
-    assert train(write(several_batches(train_options))) == 2
+    options = several_batches(train_options)
+    with pytest.raises(EOFError):  # without loader processes it is the data set's own
+        train(write(options))
+    options["datasets"]["train"]["num_worker_per_gpu"] = 1
+    options["name"] = "with_a_process"
+    assert train(write(options)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("basicsr: error: a loader process exited unexpectedly; if the memory ran out, ")
 

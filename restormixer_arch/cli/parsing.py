@@ -66,7 +66,7 @@ def positive_number(text: str) -> int:
 
 
 def memory_size(text: str) -> int:
-    """An argument\'s type: such as 3G, in bytes."""
+    """An argument's type: such as 3G, in bytes."""
     try:
         return parse_bytes(text)
     except ValueError as error:
@@ -74,21 +74,21 @@ def memory_size(text: str) -> int:
 
 
 def path_name(text: str) -> Path:
-    """An argument\'s type: a path that is not empty."""
+    """An argument's type: a path that is not empty."""
     if not text:  # of a shell variable that is not set
         raise argparse.ArgumentTypeError("expected a name, got none")
     return Path(text).expanduser()
 
 
 def video_quality(text: str) -> int:
-    """An argument\'s type: 0 to 51."""
+    """An argument's type: 0 to 51."""
     if not text.isdigit() or int(text) > 51:
         raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 51, got {text!r}")
     return int(text)
 
 
 def number_of_pixels(text: str) -> int:
-    """An argument\'s type: such as 200M."""
+    """An argument's type: such as 200M."""
     found = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)([kKmMgG]?)", text)
     number = int(float(found[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[found[2].lower()]) if found else 0
     if not number:
@@ -97,7 +97,7 @@ def number_of_pixels(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """An argument\'s type: 0 to 1."""
+    """An argument's type: 0 to 1."""
     try:
         value = float(text)
     except ValueError:

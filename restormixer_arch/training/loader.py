@@ -225,8 +225,8 @@ class Batches:
         try:
             yield from self._batches()
         except (EOFError, ConnectionResetError) as error:
-            if str(error).startswith("Caught "):  # of the data set, from within a loader process
-                raise
+            if not self.loader.num_workers or str(error).startswith("Caught "):
+                raise  # it comes from the data set
             raise RuntimeError("DataLoader worker exited unexpectedly") from error
 
     def _batches(self) -> Iterator[dict[str, Any]]:
