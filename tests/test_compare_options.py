@@ -29,6 +29,7 @@ FAULTS = [
     ("competitors.edsr.train", {"optim_g": {"lr": "fast"}}, "competitors.edsr.train.optim_g.lr: got 'fast', expected "
      "a number"),
     ("train", None, "competitors.edsr.weights: required key is missing, since the file has no section 'train'"),
+    ("train.budget", None, "train.budget: required key is missing ('iterations: N' or 'minutes: N')"),
     ("train.budget", {}, "train.budget: got {}, expected one of 'iterations' and 'minutes'"),
     ("train.budget.minutes", 1, "train.budget: got {'iterations': 4, 'minutes': 1}, expected one of 'iterations' and "
      "'minutes'"),

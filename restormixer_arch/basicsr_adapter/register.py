@@ -38,9 +38,10 @@ def register() -> None:
     from basicsr.utils.registry import ARCH_REGISTRY
 
     from restormixer_arch.ablation import RestorMixerAblation
+    from restormixer_arch.basicsr_adapter.upscaled import Upscaled
     from restormixer_arch.restormixer_arch import RestorMixer
 
-    for network in (RestorMixer, RestorMixerAblation):
+    for network in (RestorMixer, RestorMixerAblation, Upscaled):
         if network.__name__ not in ARCH_REGISTRY:
             ARCH_REGISTRY.register(network)
     for module in REGISTERING_MODULES:

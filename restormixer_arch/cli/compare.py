@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from restormixer_arch.cli.parsing import Parser, add_option_file
 from restormixer_arch.config.check import raise_problems
-from restormixer_arch.output import complain, say
+from restormixer_arch.output import complain, note, say
+
+if TYPE_CHECKING:
+    from restormixer_arch.compare.results import Comparison
 
 
 def run(arguments: list[str]) -> int:
@@ -20,33 +25,82 @@ def run(arguments: list[str]) -> int:
     """
     parser = Parser("compare", "Train, restore and measure several networks side by side, by an option file.")
     add_option_file(parser, "resume in the folder of an earlier run; networks trained there are kept")
+    parser.add_argument(
+        "--steps",
+        action="store_true",
+        help="only measure the seconds of each network's training step, for step_seconds; on a quiet machine",
+    )
     args = parser.parse_args(arguments)
     from restormixer_arch.compare.options import name_problems_of, read_compare_file
 
-    options = read_compare_file(args.opt, args.force_yml)
+    options = read_compare_file(args.opt, args.force_yml, needs_steps=not args.steps)
     from restormixer_arch.basicsr_adapter import register
 
     register.load_plugins()
     raise_problems(name_problems_of(options, "."), options, args.opt)
-    from restormixer_arch.compare import results, tables
+    if args.steps:
+        return _measure_steps(options)
     from restormixer_arch.compare.report import page
-    from restormixer_arch.compare.run import compare
     from restormixer_arch.compare.training import Ended
 
     page.require_libraries()
     before = signal.signal(signal.SIGTERM, _end)
     try:
-        comparison, folder = compare(options, resume=args.auto_resume)
+        (_study if options.get("runs") else _comparison)(options, args.auto_resume)
     except (Ended, KeyboardInterrupt) as end:
         again = arguments if args.auto_resume else [*arguments, "--auto_resume"]
         complain(f"stopped; resume with: {shlex.join(['basicsr', 'compare', *again])}")
         return end.code if isinstance(end, Ended) else 130
     finally:
         signal.signal(signal.SIGTERM, before)
-    places = [results.write(comparison, folder), *tables.write(comparison, folder)]
-    places.append(page.write_report(comparison, folder))
+    return 0
+
+
+def _comparison(options: dict[str, Any], resume: bool) -> None:
+    from restormixer_arch.compare import tables
+    from restormixer_arch.compare.run import compare
+
+    comparison, folder = compare(options, resume=resume)
+    places = _write(comparison, folder)
     say(tables.markdown(comparison))
-    say(f"results: {', '.join(os.path.relpath(place) for place in places)}")
+    say(f"results: {_show(places)}")
+
+
+def _study(options: dict[str, Any], resume: bool) -> None:
+    from restormixer_arch.compare import study
+
+    found = []
+    for comparison, folder in study.run_study(options, resume=resume):
+        note(f"results: {_show(_write(comparison, folder))}")
+        found.append((comparison, folder))
+    result, places = study.finish(options, found)
+    say(study.markdown(result))
+    say(f"results: {_show(places)}")
+
+
+def _write(comparison: Comparison, folder: Path) -> list[Path]:
+    from restormixer_arch.compare import results, tables
+    from restormixer_arch.compare.report import page
+
+    return [results.write(comparison, folder), *tables.write(comparison, folder), page.write_report(comparison, folder)]
+
+
+def _show(places: list[Path]) -> str:
+    return ", ".join(os.path.relpath(place) for place in places)
+
+
+def _measure_steps(options: dict[str, Any]) -> int:
+    """Print what ``step_seconds`` of each competitor is on this machine."""
+    import tempfile
+
+    from restormixer_arch.compare.options import is_trained
+    from restormixer_arch.compare.run import threads_of
+    from restormixer_arch.compare.training import measure_steps
+
+    names = [name for name in options["competitors"] if is_trained(options, name)]
+    with tempfile.TemporaryDirectory(prefix="basicsr_compare_") as folder:
+        for name, seconds in measure_steps(options, names, Path(folder), threads_of(options)).items():
+            say(f"{name}: step_seconds: {seconds:.4f}")
     return 0
 
 

@@ -121,6 +121,20 @@ def step_seconds(file: str, steps: int) -> list[float]:
     return seconds[2:]
 
 
+def measure_context(
+    entry: dict[str, Any], options: dict[str, Any], sizes: list[int], field_file: str
+) -> dict[str, Any]:
+    """Measure how much of a picture a network uses, see :mod:`.context`; its gradient goes to ``field_file``."""
+    import numpy as np
+
+    from restormixer_arch.compare.context import use_of
+    from restormixer_arch.compare.networks import Entry, build
+
+    use, field = use_of(build(Entry(**entry)).network, deepcopy(options), sizes)
+    np.save(field_file, field.numpy())
+    return use.model_dump()
+
+
 def _restore_work(entry: dict[str, Any], size: int) -> Callable[[], object]:
     """The pass that is measured: with BatchNorm folded where the network can do that, as one would deploy it."""
     from restormixer_arch.benchmark.measure import restoring
@@ -133,7 +147,13 @@ def _restore_work(entry: dict[str, Any], size: int) -> Callable[[], object]:
     return restoring(network, size)
 
 
-JOBS = {"inputs": measure_inputs, "restored": restore_pictures, "costs": measure_costs, "step_seconds": step_seconds}
+JOBS = {
+    "inputs": measure_inputs,
+    "restored": restore_pictures,
+    "costs": measure_costs,
+    "step_seconds": step_seconds,
+    "context": measure_context,
+}
 
 
 def main() -> int:

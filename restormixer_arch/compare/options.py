@@ -11,7 +11,13 @@ from copy import deepcopy
 from typing import Any
 
 from restormixer_arch.config import rules
-from restormixer_arch.config.check import option_problems, raise_problems, read_option_file, section_problems
+from restormixer_arch.config.check import (
+    option_problems,
+    raise_problems,
+    read_option_file,
+    section_problems,
+    unknown_name,
+)
 from restormixer_arch.config.compare_schema import CompareFile, CompareTrain
 from restormixer_arch.errors import Problem
 
@@ -25,26 +31,57 @@ LOGGER = {"print_freq": 100, "use_tb_logger": False, "keep_last": 1}
 CHECKPOINTS = 20  # of a training, where the file has no 'logger'
 
 
-def read_compare_file(option_file: str, force_yml: list[str] | None = None) -> dict[str, Any]:
+def read_compare_file(
+    option_file: str, force_yml: list[str] | None = None, *, needs_steps: bool = True
+) -> dict[str, Any]:
     """Find, read and check a compare file as far as that goes without torch; the defaults are filled in.
+
+    Args:
+        option_file: as the user named it.
+        force_yml: values that replace those of the file.
+        needs_steps: in a study every competitor that is trained must have ``step_seconds``.
 
     Raises:
         UserError: it cannot be found or read.
         OptionErrors: it has problems; all of them are listed.
     """
     options = {**DEFAULTS, **read_option_file(option_file, force_yml)[1]}
-    problems = section_problems(CompareFile, options)
+    problems = section_problems(CompareFile, options) or _run_problems(options, needs_steps)
     if not problems:
-        problems = [*_own_problems(options), *_shared_problems(options)]
+        whole = options_of_run(options, {**options["runs"][0], "competitors": None}) if options.get("runs") else options
+        problems = [*_own_problems(whole), *_shared_problems(whole)]
     raise_problems(list(dict.fromkeys(problems)), options, option_file)
     checked = CompareFile.model_validate(options)
-    return {**options, "measure": checked.measure.model_dump(), "path": checked.path.model_dump()}
+    sections = {"measure": checked.measure, "path": checked.path, "context": checked.context}
+    return {**options, **{key: section and section.model_dump() for key, section in sections.items()}}
 
 
 def is_trained(options: dict[str, Any], name: str) -> bool:
     """Whether a competitor is trained here: it has neither weights nor a run of its own."""
     competitor = options["competitors"][name]
     return bool(options.get("train")) and not competitor.get("weights") and not competitor.get("run")
+
+
+def options_of_run(options: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """Return the compare file that one of the ``runs`` of a study amounts to.
+
+    Its results are in ``<results_root>/<name of the study>/<name of the run>``.
+    """
+    names = run.get("competitors") or options["competitors"]
+    root = (options.get("path") or {}).get("results_root") or "results"
+    return {
+        **{key: value for key, value in options.items() if key not in ("runs", "context")},
+        "name": name_of_run(run),
+        "manual_seed": run["manual_seed"],
+        "competitors": {name: given for name, given in options["competitors"].items() if name in names},
+        "train": {**(options.get("train") or {}), "budget": {"minutes": run["minutes"]}},
+        "path": {**(options.get("path") or {}), "results_root": f"{root}/{options['name']}"},
+    }
+
+
+def name_of_run(run: dict[str, Any]) -> str:
+    """Return the name of a run of a study, such as ``24min_seed42``."""
+    return f"{run['minutes']:g}min_seed{run['manual_seed']}"
 
 
 def merge_train(options: dict[str, Any], name: str) -> dict[str, Any]:
@@ -134,11 +171,51 @@ def _shared_problems(options: dict[str, Any]) -> list[Problem]:
     return problems
 
 
+def _run_problems(options: dict[str, Any], needs_steps: bool) -> list[Problem]:
+    """What is wrong with the runs of a study, and with the measure of context that belongs to one."""
+    if not options.get("runs"):
+        return [Problem(("context",), "is measured in a study: 'runs' is missing")] if options.get("context") else []
+    if (options.get("train") or {}).get("budget") is not None:
+        return [Problem(("train", "budget"), "'runs' has the budgets; expected the one or the other")]
+    problems, competitors = [], options["competitors"]
+    for name in competitors:
+        if needs_steps and is_trained(options, name) and not competitors[name].get("step_seconds"):
+            text = "required key is missing: minutes become iterations by it, see 'basicsr compare --steps'"
+            problems.append(Problem(("competitors", name, "step_seconds"), text))
+    first, seen = next(iter(competitors)), set()
+    for at, run in enumerate(options["runs"]):
+        place, names = ("runs", str(at), "competitors"), run.get("competitors") or [first]
+        if name_of_run(run) in seen:
+            problems.append(Problem(place[:2], f"{name_of_run(run)} is there already"))
+        seen.add(name_of_run(run))
+        unknown = [name for name in names if name not in competitors]
+        problems += [Problem(place, unknown_name(name, "competitor", competitors)) for name in unknown]
+        if first not in names:
+            problems.append(Problem(place, f"lacks {first!r}, the first one, which the others are compared with"))
+    return problems + _context_problems(options)
+
+
+def _context_problems(options: dict[str, Any]) -> list[Problem]:
+    if not (context := options.get("context")):
+        return []
+    sizes, own = context.get("sizes") or [1], {**options, "datasets": {"test": context["dataset"]}}
+    problems = [
+        Problem(("context", "dataset", *problem.path[2:]), problem.text)
+        for problem in option_problems(testing_options(own), is_train=False)
+        if problem.path[:2] == ("datasets", "test")
+    ]
+    if any(size % min(sizes) for size in sizes):
+        problems.append(Problem(("context", "sizes"), f"got {sizes}, expected multiples of the smallest one"))
+    return problems
+
+
 def _own_problems(options: dict[str, Any]) -> list[Problem]:
     problems = []
     for name, competitor in options["competitors"].items():
         problems += _competitor_problems(options, str(name), competitor)
     budget = (options.get("train") or {}).get("budget")
+    if options.get("train") is not None and budget is None:
+        problems.append(Problem(("train", "budget"), "required key is missing ('iterations: N' or 'minutes: N')"))
     if isinstance(budget, dict) and budget.keys() <= {"iterations", "minutes"} and len(budget) != 1:
         problems.append(Problem(("train", "budget"), f"got {budget!r}, expected one of 'iterations' and 'minutes'"))
     if options.get("train") is not None and not any(is_trained(options, name) for name in options["competitors"]):

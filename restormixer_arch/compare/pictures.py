@@ -40,9 +40,9 @@ def measure_pictures(
         UserError: a data set cannot be read, or a picture cannot be measured.
     """
     metrics, scale, results = options["val"]["metrics"], options.get("scale", 1), {}
-    for phase, dataset in _datasets(options):
+    for phase, dataset in datasets(options):
         where, rows = options["datasets"][phase]["name"], []
-        for picture, item in _items(dataset):
+        for picture, item in items(dataset):
             lq, gt = item["lq"][None], item.get("gt")
             restored = _enlarge(lq, scale) if network is None else _restore(network, lq.to(device))
             image = _image(restored.nan_to_num(0.0), options, phase)
@@ -63,7 +63,8 @@ def measure_pictures(
     return results
 
 
-def _datasets(options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def datasets(options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Build the data sets of an option file of ``basicsr test``, each with its phase."""
     for phase, section in options["datasets"].items():
         section.update(phase="val", scale=options.get("scale", 1))
         for key in ("dataroot_gt", "dataroot_lq"):
@@ -72,7 +73,7 @@ def _datasets(options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield phase, build_dataset(phase, section, options["name"])
 
 
-def _items(dataset: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def items(dataset: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each picture under a name that no other of the data set has."""
     seen: dict[str, int] = {}
     for index in range(len(dataset)):

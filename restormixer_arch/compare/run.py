@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from restormixer_arch.benchmark.measure import run_in_process
 from restormixer_arch.benchmark.suite import machine
+from restormixer_arch.compare import results
 from restormixer_arch.compare.networks import Entry, build, entry_of_run
 from restormixer_arch.compare.options import is_trained, testing_options
 from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric, Picture, Training
@@ -32,12 +33,13 @@ from restormixer_arch.training.options import FolderLock
 CONFIDENCE = 0.95  # of the interval of a difference
 
 
-def compare(options: dict[str, Any], *, resume: bool) -> tuple[Comparison, Path]:
+def compare(options: dict[str, Any], *, resume: bool, reuse: bool = False) -> tuple[Comparison, Path]:
     """Compare by a checked file; BasicSR and the plug-ins are imported.
 
     Args:
         options: as :func:`.options.read_compare_file` returns them.
         resume: in the folder of an earlier run, which is renamed otherwise.
+        reuse: with ``resume``, take the results that are there already where all trainings were finished before.
 
     Returns:
         The results, and the folder that the pictures are in.
@@ -47,7 +49,7 @@ def compare(options: dict[str, Any], *, resume: bool) -> tuple[Comparison, Path]
         Ended: a signal has ended a training.
     """
     folder = Path(options["path"]["results_root"] or "results").expanduser() / options["name"]
-    threads = options.get("num_threads") or int(os.environ.get("OMP_NUM_THREADS", cores()))
+    threads = threads_of(options)
     earlier = [_find_entry(options, name) for name in options["competitors"]]
     for entry in filter(None, earlier):
         build(entry)  # weights that do not fit are reported before anything is trained
@@ -60,7 +62,30 @@ def compare(options: dict[str, Any], *, resume: bool) -> tuple[Comparison, Path]
         trained = train_all(options, folder, threads) if options.get("train") else {}
         names = options["competitors"]
         entries = [entry or _trained_entry(options, name, folder) for name, entry in zip(names, earlier, strict=True)]
+        if resume and reuse and (found := _earlier_results(options, trained, folder)):
+            return found, folder
         return measure(options, entries, trained, folder, threads), folder
+
+
+def threads_of(options: dict[str, Any]) -> int:
+    """The threads of each process of a comparison."""
+    return options.get("num_threads") or int(os.environ.get("OMP_NUM_THREADS", cores()))
+
+
+def _earlier_results(options: dict[str, Any], trained: dict[str, Training], folder: Path) -> Comparison | None:
+    """Return what was measured in this folder before, if it is of the same competitors, data sets and metrics."""
+    try:
+        found = results.read(folder)
+    except (OSError, ValueError):  # pydantic's error is a ValueError
+        return None
+    sets = [section["name"] for phase, section in options["datasets"].items() if phase != "train"]
+    same = (
+        [competitor.name for competitor in found.competitors] == list(options["competitors"])
+        and [dataset.name for dataset in found.datasets] == sets
+        and list(found.metrics) == list(options["val"]["metrics"])
+        and {c.name: c.training for c in found.competitors if c.training} == trained
+    )
+    return found if same else None
 
 
 def _find_entry(options: dict[str, Any], name: str) -> Entry | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,9 +72,16 @@ def markdown(comparison: Comparison) -> str:
     columns = [*_quality(comparison), *_costs(comparison)]
     names = [INPUT, *(markdown_text(competitor.name) for competitor in comparison.competitors)]
     rows = zip(names, *(column.cells() for column in columns), strict=True)
-    parts = [_heading(comparison), _table(["", *(column.title for column in columns)], rows), _notes(comparison)]
+    parts = [
+        _heading(comparison),
+        markdown_table(["", *(column.title for column in columns)], rows),
+        _notes(comparison),
+    ]
     if len(comparison.competitors) > 1:
-        parts += [_difference_title(comparison), _table(["", *_quality_titles(comparison)], _differences(comparison))]
+        parts += [
+            _difference_title(comparison),
+            markdown_table(["", *_quality_titles(comparison)], _differences(comparison)),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -190,6 +197,7 @@ def _digits(metric: Metric) -> Callable[[float], str]:
     return lambda value: f"{value:.{metric.digits}f}"
 
 
-def _table(head: list[str], rows: Iterator[tuple[str, ...] | list[str]]) -> str:
+def markdown_table(head: list[str], rows: Iterable[tuple[str, ...] | list[str]]) -> str:
+    """Return a table whose first column is to the left, the others to the right."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -81,6 +81,8 @@ def iterations(options: dict[str, Any], names: list[str], place: Path, threads: 
         return dict.fromkeys(names, budget["iterations"])
     kept = place / "step_seconds.json"
     seconds = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    given = {name: options["competitors"][name].get("step_seconds") for name in names}
+    seconds |= {name: value for name, value in given.items() if value}
     missing = [name for name in names if name not in seconds]
     if missing:
         seconds |= measure_steps(options, missing, place, threads)

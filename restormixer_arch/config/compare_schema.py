@@ -21,20 +21,20 @@ from restormixer_arch.config.schema import (
     Warmup,
 )
 
+PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
 
 class Budget(Section):
     """What every competitor may use; one of the two."""
 
     iterations: Positive | None = Field(default=None, description="the same iterations for all")
-    minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        default=None, description="the same wall-clock for all"
-    )
+    minutes: PositiveNumber | None = Field(default=None, description="the same wall-clock for all")
 
 
 class CompareTrain(Warmup, Optimization, Steps):
     """How every competitor is trained: by RestorMixerModel, with one cosine of the learning rate over the budget."""
 
-    budget: Budget = Field(description="'iterations: N' or 'minutes: N'")
+    budget: Budget | None = Field(default=None, description="'iterations: N' or 'minutes: N'; of a study, see 'runs'")
     eta_min: Rate = Field(default=0.0, description="the learning rate at the end")
 
 
@@ -48,6 +48,10 @@ class CompetitorKeys(Section):
     checkpoint: Literal["newest", "best"] | None = Field(default=None, description="which weights of the run")
     train: dict[str, Any] | None = Field(default=None, description="what differs from the common section 'train'")
     multiple_of: Positive | None = Field(default=None, description="pad pictures to a multiple of this")
+    step_seconds: PositiveNumber | None = Field(
+        default=None,
+        description="seconds of a training step on a quiet machine, as 'basicsr compare --steps' prints them",
+    )
 
 
 class CompareVal(Section):
@@ -59,6 +63,25 @@ class Measure(Section):
 
     size: Positive = Field(default=256, description="side of the square picture")
     rounds: Positive = Field(default=7, description="runs of each network, in turn")
+
+
+class Run(Section):
+    """One comparison of a study: a budget and a seed, for all competitors or some of them."""
+
+    minutes: PositiveNumber = Field(description="the budget of each competitor, by its step_seconds")
+    manual_seed: Count = Field(description="of every training")
+    competitors: Annotated[list[str], Field(min_length=1)] | None = Field(
+        default=None, description="names of those that take part, the first competitor among them; default: all"
+    )
+
+
+class Context(Section):
+    """How much of a picture the longest trained networks use."""
+
+    dataset: dict[str, Any] = Field(description="the data set, of pictures at least as large as the largest crop")
+    sizes: Annotated[list[Positive], Field(min_length=2)] = Field(
+        default=[64, 128, 256, 512], description="sides of the crops, each a multiple of the smallest one"
+    )
 
 
 class ComparePath(Section):
@@ -74,6 +97,10 @@ class CompareFile(AnyFile):
     )
     datasets: dict[str, dict[str, Any]] = Field(description="train, and val, test or test_<n>, to measure on")
     train: dict[str, Any] | None = None
+    runs: Annotated[list[Run], Field(min_length=1)] | None = Field(
+        default=None, description="a study: comparisons under several budgets and seeds, in place of train.budget"
+    )
+    context: Context | None = None
     val: CompareVal = Field(description="metrics")
     measure: Measure = Measure()
     logger: Logger | None = None

@@ -1,0 +1,202 @@
+"""How much of a picture a network uses: its effective receptive field, and what a larger crop gains in the same place.
+
+The effective receptive field (Luo et al., NeurIPS 2016, arXiv 1701.04128) is the gradient of the restored middle pixel
+by the input.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from restormixer_arch.benchmark.measure import run_in_process
+from restormixer_arch.compare.networks import Entry
+from restormixer_arch.compare.options import testing_options
+from restormixer_arch.compare.pictures import datasets, items
+from restormixer_arch.compare.results import Comparison, Part
+from restormixer_arch.compare.training import JOBS
+from restormixer_arch.data.degradations.labels import label_of
+from restormixer_arch.errors import UserError
+from restormixer_arch.output import atomic_paths, note, write_text_atomically
+
+FIELD_SIDE = 256  # pixels of the crops that the gradient is taken on, at most
+FIELD_PICTURES = 12
+SHARES = (50, 90, 99)  # percent of the gradient
+DARKEST = 1e-5  # of the largest gradient, in the picture
+
+
+class Use(Part):
+    """What a network uses of a picture.
+
+    Attributes:
+        psnr: side of the crop -> mean PSNR in RGB of its middle.
+        by_label: label -> the same, over the pictures of that label.
+        radius: percent of the gradient -> distance from the middle pixel within which that much of it lies.
+    """
+
+    psnr: dict[int, float]
+    by_label: dict[str, dict[int, float]]
+    radius: dict[int, int]
+
+
+def measure_context(
+    options: dict[str, Any], context: dict[str, Any], comparison: Comparison, folder: Path
+) -> tuple[dict[str, Use], dict[str, np.ndarray]]:
+    """Measure the competitors of a comparison, each in a process of its own; what is measured already is kept.
+
+    Args:
+        options: of the comparison.
+        context: the section of that name.
+        comparison: whose competitors are measured.
+        folder: of the comparison; ``context/<competitor>.json`` and ``.npy`` are written there.
+
+    Returns:
+        For each competitor what it uses, and the size of the gradient (side, side).
+    """
+    uses, fields = {}, {}
+    for competitor in comparison.competitors:
+        name = competitor.name
+        kept, field = folder / "context" / f"{name}.json", folder / "context" / f"{name}.npy"
+        if not kept.is_file():
+            note(f"measuring the context of {name}")
+            given = options["competitors"][name]
+            entry = Entry(name, given.get("network_g"), competitor.weights, given.get("param_key"))
+            arguments = {
+                "entry": entry.as_job(),
+                "options": testing_options({**options, "datasets": {"test": context["dataset"]}}),
+                "sizes": context["sizes"],
+                "field_file": str(field),
+            }
+            job = {"kind": "context", "threads": comparison.machine["threads"], "arguments": arguments}
+            field.parent.mkdir(exist_ok=True)
+            use = Use(**run_in_process(JOBS, job, f"compare: context of {name}"))
+            write_text_atomically(kept, use.model_dump_json() + "\n")
+        uses[name] = Use.model_validate_json(kept.read_text(encoding="utf-8"))
+        fields[name] = np.load(field)
+    return uses, fields
+
+
+def use_of(network: nn.Module, options: dict[str, Any], sizes: list[int]) -> tuple[Use, Tensor]:
+    """Measure one network on the data set of an option file.
+
+    Args:
+        network: restores (1, C, H, W) of any size, in evaluation mode.
+        options: for ``basicsr test``; pictures that are smaller than the largest crop are left out.
+        sizes: sides of the crops of the inputs.
+
+    Returns:
+        What it uses, and the size of the gradient (side, side), a mean over pictures.
+
+    Raises:
+        UserError: the data set cannot be read, or has no picture of that size.
+    """
+    values: dict[str, list[list[float]]] = {}
+    fields, largest = [], max(sizes)
+    for _, data in datasets(options):
+        for name, item in items(data):
+            lq, gt = item["lq"][None], item["gt"][None]
+            if min(lq.shape[-2:]) < largest:
+                continue
+            row = [middle_psnr(network, lq, gt, size, min(sizes)) for size in sizes]
+            values.setdefault(label_of(name) or "all", []).append(row)
+            if len(fields) < FIELD_PICTURES:
+                fields.append(receptive_field(network, middle(lq, min(FIELD_SIDE, largest))))
+    if not fields:
+        raise UserError(f"context.dataset: no picture has {largest} x {largest} pixels, see context.sizes")
+    field = torch.stack(fields).mean(0)
+    every = [row for rows in values.values() for row in rows]
+    use = Use(
+        psnr=_means(sizes, every),
+        by_label={label: _means(sizes, rows) for label, rows in sorted(values.items())},
+        radius={share: radius_of(field, share / 100) for share in SHARES},
+    )
+    return use, field
+
+
+def _means(sizes: list[int], rows: list[list[float]]) -> dict[int, float]:
+    return dict(zip(sizes, np.mean(rows, axis=0).tolist(), strict=True))
+
+
+def middle(picture: Tensor, side: int) -> Tensor:
+    """Return the middle (B, C, side, side) of a picture (B, C, H, W)."""
+    top, left = (picture.shape[-2] - side) // 2, (picture.shape[-1] - side) // 2
+    return picture[..., top : top + side, left : left + side]
+
+
+def middle_psnr(network: nn.Module, lq: Tensor, gt: Tensor, size: int, judged: int) -> float:
+    """Return the PSNR in dB of the middle pixels of a crop.
+
+    Args:
+        network: restores (1, C, H, W).
+        lq: (1, C, H, W) in [0, 1].
+        gt: (1, C, scale * H, scale * W) in [0, 1].
+        size: side of the crop that the network is given.
+        judged: side of its middle, in pixels of ``lq``.
+    """
+    scale = gt.shape[-1] // lq.shape[-1]
+    top, left = (lq.shape[-2] - size) // 2, (lq.shape[-1] - size) // 2
+    with torch.inference_mode():
+        restored = _last(network(lq[..., top : top + size, left : left + size]))
+    inner = (size - judged) // 2
+    rows, columns = (slice(scale * inner, scale * (inner + judged)) for _ in range(2))
+    down, right = (slice(scale * (at + inner), scale * (at + inner + judged)) for at in (top, left))
+    error = restored[..., rows, columns].clamp(0, 1).double() - gt[..., down, right].double()
+    return -10 * math.log10(max(float(error.square().mean()), 1e-12))
+
+
+def receptive_field(network: nn.Module, lq: Tensor) -> Tensor:
+    """Return the size of the gradient of the restored middle pixel's sum by the input, (1, C, H, W) -> (H, W)."""
+    lq = lq.clone().requires_grad_()
+    restored = _last(network(lq))
+    restored[..., restored.shape[-2] // 2, restored.shape[-1] // 2].sum().backward()
+    assert lq.grad is not None
+    return lq.grad[0].abs().sum(0)
+
+
+def radius_of(field: Tensor, share: float) -> int:
+    """Return the distance in pixels from the middle within which that share of a field (H, W) lies.
+
+    The middle pixel itself is left out, since the identity of a residual network is all there.
+    """
+    height, width = field.shape
+    rows = torch.arange(height)[:, None] - height // 2
+    columns = torch.arange(width)[None, :] - width // 2
+    distance = (rows.square() + columns.square()).sqrt().ceil().long()
+    rings = torch.zeros(int(distance.max()) + 1, dtype=torch.float64)
+    rings.index_add_(0, distance.flatten(), field.double().flatten())
+    rings[0] = 0
+    total = rings.cumsum(0)
+    return int((total < share * total[-1]).sum())
+
+
+def _last(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[-1]
+
+
+def draw_context(uses: dict[str, Use], fields: dict[str, np.ndarray], path: Path) -> Path:
+    """Draw the receptive fields side by side, each divided by its largest value off the middle, on one log scale."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(uses))
+    rows = -(-len(uses) // columns)
+    figure = Figure(figsize=(3.4 * columns + 1, 3.5 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels:
+        panel.set_axis_off()
+    for (name, use), panel in zip(uses.items(), panels, strict=False):
+        field = fields[name].copy()
+        field[field.shape[0] // 2, field.shape[1] // 2] = 0
+        shown = panel.imshow((field / field.max()).clip(DARKEST), norm=LogNorm(DARKEST, 1), cmap="inferno")
+        panel.set_title(f"{name}: 90% within {use.radius[90]} px")
+    figure.colorbar(shown, ax=figure.axes, label="gradient of the middle pixel, relative", shrink=0.8)
+    with atomic_paths([path]) as [part]:
+        figure.savefig(part, dpi=110, format="png")
+    return path

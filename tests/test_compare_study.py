@@ -1,0 +1,270 @@
+"""Studies: runs of one compare file under several budgets and seeds, their joint results, and the use of context."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from compare_cases import EDSR, compare_options
+from scipy import stats
+from torch import nn
+
+from restormixer_arch import cli
+from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.compare.options import options_of_run, read_compare_file
+from restormixer_arch.errors import UserError
+
+compat.apply()
+
+from basicsr.archs import build_network  # noqa: E402 - BasicSR can be imported only now
+
+from restormixer_arch.basicsr_adapter.upscaled import Upscaled  # noqa: E402
+from restormixer_arch.compare import context, jobs, results, run, study, training  # noqa: E402
+
+ROOT = Path("results/tiny")
+RUNS = [
+    {"minutes": 0.5, "manual_seed": 1},
+    {"minutes": 1, "manual_seed": 1},
+    {"minutes": 1, "manual_seed": 2, "competitors": ["edsr"]},
+]
+
+
+def study_options():
+    """Thirty seconds are three iterations of edsr and two of ridnet, a minute is six and four."""
+    options = compare_options()
+    del options["train"]["budget"]
+    options["runs"] = [dict(run) for run in RUNS]
+    options["competitors"]["edsr"]["step_seconds"] = 10.0
+    options["competitors"]["ridnet"]["step_seconds"] = 15.0
+    options["context"] = {"dataset": {**options["datasets"]["test"], "name": "large"}, "sizes": [8, 16]}
+    return options
+
+
+FAULTS = [
+    (lambda o: o["train"].update(budget={"minutes": 6}), "train.budget: 'runs' has the budgets; expected the one or "
+     "the other"),
+    (lambda o: o["competitors"]["ridnet"].pop("step_seconds"), "competitors.ridnet.step_seconds: required key is "
+     "missing: minutes become iterations by it, see 'basicsr compare --steps'"),
+    (lambda o: o["competitors"]["ridnet"].update(step_seconds=0), "competitors.ridnet.step_seconds: got 0, expected "
+     "more than 0"),
+    (lambda o: o["runs"][2].update(competitors=["edsr", "ridnt"]), "runs.2.competitors: 'ridnt' is no known "
+     "competitor. Did you mean 'ridnet'? Known: edsr, ridnet"),
+    (lambda o: o["runs"][2].update(competitors=["ridnet"]), "runs.2.competitors: lacks 'edsr', the first one, which "
+     "the others are compared with"),
+    (lambda o: o["runs"][2].update(manual_seed=1), "runs.2: 1min_seed1 is there already"),
+    (lambda o: o["runs"][0].pop("minutes"), "runs.0.minutes: required key is missing (the budget of each competitor, "
+     "by its step_seconds)"),
+    (lambda o: o.update(runs=[]), "runs: got [], expected 1 or more values"),
+    (lambda o: o["context"].update(sizes=[8, 20]), "context.sizes: got [8, 20], expected multiples of the smallest "
+     "one"),
+    (lambda o: o["context"]["dataset"].update(dataroot_gt="pairs/g"), "context.dataset.dataroot_gt: 'pairs/g' does "
+     "not exist"),
+    (lambda o: (o.pop("runs"), o["train"].update(budget={"iterations": 2})), "context: is measured in a study: 'runs' "
+     "is missing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), FAULTS, ids=[text[:30] for _, text in FAULTS])
+def test_a_mistake_in_a_study_is_one_line(pairs, write, change, message):
+    options = study_options()
+    change(options)
+    with pytest.raises(UserError) as error:
+        read_compare_file(write(options))
+    assert len(str(error.value).splitlines()) == 1 and message in str(error.value)
+
+
+def test_steps_need_no_step_seconds(pairs, write):
+    options = study_options()
+    del options["competitors"]["ridnet"]["step_seconds"]
+    assert "runs" in read_compare_file(write(options), needs_steps=False)
+
+
+def test_a_run_is_a_compare_file_of_its_own(pairs, write, tmp_path):
+    options = read_compare_file(write(study_options()))
+    own = options_of_run(options, options["runs"][2])
+    assert own["name"] == "1min_seed2" and own["path"]["results_root"] == "results/tiny"
+    assert list(own["competitors"]) == ["edsr"] and own["manual_seed"] == 2 and "runs" not in own
+    assert own["train"]["budget"] == {"minutes": 1} and "budget" not in options["train"]
+    whole = options_of_run(options, options["runs"][0])
+    assert training.iterations(whole, ["edsr", "ridnet"], tmp_path, 1) == {"edsr": 3, "ridnet": 2}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore:distutils Version")  # thop
+def test_a_study_from_its_file_to_its_page(pairs, write, capsys, monkeypatch):
+    """Every number of the page is one of the runs' own; a second call trains and measures nothing."""
+    jobs_run = []
+
+    def in_process(module, job, label):
+        jobs_run.append(job["kind"])
+        return jobs.run_job(job)
+
+    for module in (run, context):
+        monkeypatch.setattr(module, "run_in_process", in_process)
+    file = write(study_options())
+    assert cli.main(["compare", "-opt", file]) == 0
+    said = capsys.readouterr().out
+    folders = [ROOT / name for name in ("0.5min_seed1", "1min_seed1", "1min_seed2")]
+    each = [results.read(folder) for folder in folders]
+    assert [[c.training.iterations for c in one.competitors] for one in each] == [[3, 2], [6, 4], [6]]
+
+    found = study.Study.model_validate_json((ROOT / "study.json").read_text(encoding="utf-8"))
+    measure = ("pairs_test", "psnr")
+    assert found.minutes == [0.5, 1] and found.measures == [measure]
+    values = found.of("ridnet", 1, measure)[1].values
+    wanted = {picture.name: picture.values["psnr"]["ridnet"] for picture in each[1].datasets[0].pictures}
+    assert values == pytest.approx(wanted, abs=1e-4) and len(values) > 1
+    assert set(found.of("edsr", 1, measure)) == {1, 2}
+    mean = (each[1].datasets[0].mean("psnr", "edsr") + each[2].datasets[0].mean("psnr", "edsr")) / 2
+    assert study.mean_over_seeds(found.of("edsr", 1, measure)) == pytest.approx(mean, abs=1e-4)
+    difference = found.difference("ridnet", 1, measure)  # over the seed that both have
+    assert difference.mean == pytest.approx(each[1].datasets[0].difference["psnr"]["ridnet"].mean, abs=1e-3)
+    flops = each[0].competitors[0].flops  # of 16x16 pixels, as large as the crops
+    assert found.of("edsr", 0.5, measure)[1].operations == pytest.approx(3 * flops * 2 * 3)
+    page = (ROOT / "study.md").read_text(encoding="utf-8")
+    assert f"{mean:.2f}, 2 seeds" in page and page.strip() in said and "8x8 | 16x16" in page
+    for picture in ("study.png", "context.png"):
+        assert (ROOT / picture).read_bytes()[:4] == b"\x89PNG"
+
+    jobs_run.clear()
+    assert cli.main(["compare", "-opt", file, "--auto_resume"]) == 0
+    assert jobs_run == [] and (ROOT / "study.md").read_text(encoding="utf-8") == page
+
+    options = study_options()
+    options["train"]["optim_g"]["lr"] = 0.01
+    assert cli.main(["compare", "-opt", write(options), "--auto_resume"]) == 2
+    assert "competitors.edsr was started with other options (train)" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(120)
+def test_steps_are_printed_as_lines_of_the_file(pairs, write, capsys, monkeypatch):
+    monkeypatch.setattr(training, "run_in_process", lambda module, job, label: [0.5, 0.25, 0.75])
+    options = study_options()
+    del options["competitors"]["edsr"]["step_seconds"]
+    assert cli.main(["compare", "-opt", write(options), "--steps"]) == 0
+    assert "edsr: step_seconds: 0.5000\nridnet: step_seconds: 0.5000" in capsys.readouterr().out
+    assert not ROOT.exists()
+
+
+def test_the_interval_is_over_pictures_and_seeds():
+    rng = np.random.default_rng(3)
+    pictures = rng.normal(0.3, 1.0, (1, 400))
+    one = study.bootstrap(pictures)
+    low, high = stats.t.interval(0.95, 399, loc=pictures.mean(), scale=stats.sem(pictures[0]))
+    assert one.mean == pytest.approx(pictures.mean())
+    assert (one.low, one.high) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))
+    apart = study.bootstrap(np.concatenate([pictures, pictures + 2]))  # seeds that disagree widen it
+    assert apart.mean == pytest.approx(one.mean + 1) and apart.high - apart.low > 1.9
+    same = study.bootstrap(np.full((2, 5), 0.25))
+    assert (same.mean, same.low, same.high) == (0.25, 0.25, 0.25)
+    assert study.bootstrap(np.array([[np.inf, 1.0]])).low is None
+    assert study.bootstrap(np.ones((1, 1))).low is None
+
+
+def example(points):
+    """A study of two networks on one picture; ``points`` are minutes -> the second one's lead in dB."""
+    common = {"manual_seed": 1, "iterations": 1, "operations": 1.0, "dataset": "d", "metric": "psnr"}
+    rows = [
+        study.Row(competitor=name, minutes=minutes, values={"a": 30 + lead, "b": 20 + lead}, **common)
+        for minutes, ahead in points.items()
+        for name, lead in (("first", 0.0), ("second", ahead))
+    ]
+    costs = {
+        "arch": "x",
+        "arguments": {},
+        "lr": 1.0,
+        "step_seconds": 1.0,
+        "parameters": 1,
+        "flops": 2e9,
+        "latency": 0.1,
+    }
+    networks = [study.Network(name=name, **costs) for name in ("first", "second")]
+    metrics = {"psnr": results.Metric(type="calculate_psnr")}
+    inputs = {"d": {"psnr": 12.0}}
+    return study.Study(name="s", machine={}, networks=networks, metrics=metrics, inputs=inputs, rows=rows)
+
+
+def test_where_two_networks_change_places():
+    """From +1 at 6 minutes to -1 at 24 the middle on a log scale is 12 minutes."""
+    crossed = example({6: 1.0, 24: -1.0, 96: -3.0})
+    assert study.crossings(crossed, ("d", "psnr")) == ["- second and first change places at about 12 minutes."]
+    assert study.crossings(example({6: 1.0, 24: 2.0}), ("d", "psnr")) == []
+    page = study.markdown(crossed)
+    assert "| second | 26.00; +1.00 (+1.00 to +1.00) | 24.00; -1.00 (-1.00 to -1.00) |" in page
+    assert "| input | 12.00 | 12.00 | 12.00 |" in page
+
+
+def test_operations_of_a_training():
+    """A pass of 100 operations on 16x16: on crops of 32 at half their size in the input it is the same pass."""
+    options = {"scale": 2, "measure": {"size": 16}, "datasets": {"train": {"gt_size": 32, "batch_size_per_gpu": 4}}}
+    assert study.training_operations(options, 100.0, 10) == 3 * 100 * 4 * 10
+    options["scale"] = 1
+    assert study.training_operations(options, 100.0, 10) == 4 * 3 * 100 * 4 * 10
+
+
+def test_the_receptive_field_of_a_convolution():
+    conv = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+    field = context.receptive_field(conv, torch.rand(1, 3, 8, 10))
+    wanted = torch.zeros(8, 10)
+    wanted[3:6, 4:7] = conv.weight.sum(0).abs().sum(0).detach()  # around (4, 5)
+    torch.testing.assert_close(field, wanted)
+
+
+def test_the_radius_that_holds_a_share():
+    field = torch.zeros(9, 9)
+    field[4, 4] = 100.0  # the pixel itself does not count
+    field[4, 5], field[4, 7], field[1, 0] = 5.0, 4.0, 1.0  # at distances 1, 3 and 5
+    assert [context.radius_of(field, share) for share in (0.5, 0.6, 0.9, 0.99)] == [1, 3, 3, 5]
+
+
+class Offset(nn.Module):
+    """Adds 0.1 within the picture, 0.3 in a frame of two pixels, and doubles the size if asked to."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x):
+        y = x + 0.3
+        y[..., 2:-2, 2:-2] -= 0.2
+        return y.repeat_interleave(self.scale, -1).repeat_interleave(self.scale, -2)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_the_middle_is_judged_in_the_same_place(scale):
+    """With an error of 0.1 the PSNR is 20 dB; the middle of a crop of its own size has the frame of 0.3 in it."""
+    lq = torch.rand(1, 3, 21, 18) / 2
+    gt = lq.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    assert context.middle_psnr(Offset(scale), lq, gt, 16, 8) == pytest.approx(20, abs=1e-4)
+    frame = (16 * 0.01 + 48 * 0.09) / 64
+    assert context.middle_psnr(Offset(scale), lq, gt, 8, 8) == pytest.approx(-10 * np.log10(frame), abs=1e-4)
+
+
+def test_too_small_pictures_are_left_out(pairs, write):
+    options = read_compare_file(write(study_options()))
+    data = {**options, "datasets": {"test": options["context"]["dataset"]}}
+    with pytest.raises(UserError, match="context.dataset: no picture has 4096 x 4096 pixels"):
+        context.use_of(nn.Identity(), data, [8, 4096])
+
+
+class Identity(nn.Module):
+    def forward(self, x):
+        return x
+
+
+def test_a_network_without_an_upscaler_starts_from_bicubic(monkeypatch):
+    """The output's channels are the pixels of each two by two block, on top of the bicubic enlargement."""
+    net = Upscaled(network={**EDSR, "num_in_ch": 12, "num_out_ch": 12}, upscale=2)
+    x = torch.rand(2, 3, 6, 5)
+    bicubic = nn.functional.interpolate(x, scale_factor=2.0, mode="bicubic", align_corners=False)
+    net.network = Identity()
+    torch.testing.assert_close(net(x), bicubic)
+    net.residual = False
+    torch.testing.assert_close(net(x), bicubic + x.repeat_interleave(2, -1).repeat_interleave(2, -2))
+
+
+def test_an_unknown_network_within_is_one_line():
+    with pytest.raises(UserError, match="^network_g.network.type: 'Nafnet_spandrel': spandrel has no 'Nafnet'"):
+        build_network({"type": "Upscaled", "network": {"type": "Nafnet_spandrel"}})
+    with pytest.raises(UserError, match="^network_g.network.type: 'X' is no known architecture"):
+        build_network({"type": "Upscaled", "network": {"type": "X"}})
