@@ -189,6 +189,9 @@ def test_where_two_networks_change_places():
     crossed = example({6: 1.0, 24: -1.0, 96: -3.0})
     assert study.crossings(crossed, ("d", "psnr")) == ["- second and first change places at about 12 minutes."]
     assert study.crossings(example({6: 1.0, 24: 2.0}), ("d", "psnr")) == []
+    unsure = example({6: 1.0, 24: 0.5, 96: -1.0})
+    unsure.rows[3].values["b"] -= 1  # at 24 minutes +0.5 on one picture, -0.5 on the other: from 6 to 96, in the middle
+    assert study.crossings(unsure, ("d", "psnr")) == ["- second and first change places at about 24 minutes."]
     page = study.markdown(crossed)
     assert "| second | 26.00; +1.00 (+1.00 to +1.00) | 24.00; -1.00 (-1.00 to -1.00) |" in page
     assert "| input | 12.00 | 12.00 | 12.00 |" in page

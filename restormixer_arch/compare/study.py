@@ -260,16 +260,24 @@ def mean_over_seeds(rows: dict[int, Row]) -> float:
 
 
 def crossings(study: Study, measure: tuple[str, str]) -> list[str]:
-    """Say between which budgets a competitor and the first one change places; the minutes are log-linear between."""
+    """Say between which budgets a competitor and the first one change places; the minutes are log-linear between.
+
+    Budgets under which the interval of the difference holds 0 are passed over.
+    """
     first, found = study.networks[0].name, []
     for network in study.networks[1:]:
         points = [(m, study.difference(network.name, m, measure)) for m in study.minutes]
-        known = [(minutes, difference.mean) for minutes, difference in points if difference]
+        known = [(minutes, difference.mean) for minutes, difference in points if difference and is_sure(difference)]
         for (low, before), (high, after) in zip(known, known[1:], strict=False):
             if before * after < 0:
                 at = math.exp(math.log(low) + (math.log(high) - math.log(low)) * before / (before - after))
                 found.append(f"- {network.name} and {first} change places at about {at:.0f} minutes.")
     return ["\n".join(found)] if found else []
+
+
+def is_sure(difference: Difference) -> bool:
+    """Whether the interval of a difference is known and does not hold 0."""
+    return difference.low is not None and difference.high is not None and difference.low * difference.high > 0
 
 
 def _context(study: Study) -> str:
