@@ -41,14 +41,9 @@ def test_a_row_that_is_not_full_is_white(photo):
     assert (drawn[-sheet.CELL[0] - sheet.CAPTION :, sheet.CELL[1] :] == 255).all()
 
 
-def test_the_module_is_a_command_too(photo, capsys):
-    assert sheet.main(["--photo", "photo.png", "--out", "sheet.jpg"]) == 0
-    assert cv2.imread("sheet.jpg").shape[1] == 6 * sheet.CELL[1]
-    assert sheet.main(["--photo", "none.png", "--out", "sheet.jpg"]) == 2
+def test_a_photograph_that_is_not_there(photo, capsys):
+    assert main(["degrade", "sheet", "--photo", "none.png", "--out", "sheet.jpg"]) == 2
     assert "none.png: cannot be read (No such file" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        sheet.main(["--photo", "photo.png"])
-    assert "--photo and --out, or --speed" in capsys.readouterr().err
 
 
 def test_sheets_that_cannot_be_made(photo, folder):

@@ -1,15 +1,7 @@
-"""A picture sheet of all degradations on one photograph, and their speed.
-
-    python -m restormixer_arch.data.degradations.sheet --photo FILE --out sheet.jpg
-    python -m restormixer_arch.data.degradations.sheet --speed
-
-``basicsr degrade sheet`` and ``basicsr degrade speed`` do the same.
-"""
+"""A picture sheet of all degradations on one photograph (``basicsr degrade sheet``), and their speed."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 import zlib
 from collections.abc import Sequence
@@ -22,7 +14,7 @@ from restormixer_arch.data.degradations.compose import DEGRADATIONS, add_composi
 from restormixer_arch.data.degradations.labels import CDD11, CLEAN
 from restormixer_arch.data.images.folder import decode_image
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import atomic_paths, complain, say
+from restormixer_arch.output import atomic_paths, say
 
 LABELS = (CLEAN, *CDD11, "blur", "defocus", "noise", "poisson", "camera", "jpeg", "down", "blur_noise_jpeg", "blind")
 COLUMNS = 6
@@ -122,27 +114,3 @@ def report_speeds(size: int, seconds: float) -> None:
     say(f"images/s of {size}x{size} RGB on one thread")
     for label, speed in speeds(size, seconds).items():
         say(f"  {label:<14} {speed:7.0f}")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="A picture sheet of all degradations, or their speed.")
-    parser.add_argument("--photo", type=Path, help="photograph to degrade")
-    parser.add_argument("--out", type=Path, help="sheet to write, .png or .jpg")
-    parser.add_argument("--seed", type=int, default=0, help="of the parameters")
-    parser.add_argument("--speed", action="store_true", help="measure images/s instead")
-    options = parser.parse_args(arguments)
-    if options.speed:
-        report_speeds(256, 1.0)
-        return 0
-    if options.photo is None or options.out is None:
-        parser.error("--photo and --out, or --speed, are needed")
-    try:
-        write_sheet(options.photo, options.out, options.seed)
-    except UserError as error:
-        complain(f"error: {error}")
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
