@@ -36,7 +36,7 @@ def psnr(image, truth):
 
 def test_what_is_there():
     enlarging = {"sr_x2": (543_534, 2), "sr_x3": (545_724, 3), "sr_x4": (548_790, 4)}
-    assert shipped_tasks() == ["denoise", "derain", "mixed", *enlarging]
+    assert shipped_tasks() == ["denoise", "derain", "desnow", "mixed", *enlarging]
     for task in shipped_tasks():
         assert shipped_weights(task).stat().st_size < 6e6
         network = load_network(shipped_weights(task))
@@ -59,18 +59,21 @@ def test_rain_is_removed(name):
     assert psnr(restormixer_arch.restore(rainy), clean) > psnr(rainy, clean) + 5
 
 
-@pytest.mark.parametrize("label", ["low", "rain", "low_rain"])
-def test_mixed_degradations_are_reduced(label):
-    """By the parameters of the fixed test set, whose draws the weights were trained with."""
+@pytest.mark.parametrize(
+    ("task", "label", "least"),
+    [("mixed", "low", 3), ("mixed", "rain", 3), ("mixed", "low_rain", 3), ("desnow", "snow", 3)],
+)
+def test_degradations_are_reduced(task, label, least):
+    """By the parameters of the task's fixed test set, whose draws the weights were trained with."""
     pairs = json.loads((SAMPLES.parent / "preparation/photos_pairs.json").read_text(encoding="utf-8"))
-    recorded = list(compositions_of(pairs["test_mixed"])[label].values())
+    recorded = compositions_of(pairs[f"test_{task}"])[label]
     gains = []
-    for composition, name in zip(recorded, PHOTOGRAPHS, strict=False):
+    for name in PHOTOGRAPHS:
         clean = sample("clean", name)
-        degraded = add_composition(clean, composition)
-        restored = restormixer_arch.restore(degraded.astype(np.float32), task="mixed")
+        degraded = add_composition(clean, recorded[name])
+        restored = restormixer_arch.restore(degraded.astype(np.float32), task=task)
         gains.append(psnr(restored, clean) - psnr(degraded, clean))
-    assert np.mean(gains) > 3
+    assert np.mean(gains) > least
 
 
 @pytest.mark.parametrize(("scale", "gain"), [(2, 1), (3, 0.7), (4, 0.5)])
