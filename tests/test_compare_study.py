@@ -197,6 +197,16 @@ def test_where_two_networks_change_places():
     assert "| input | 12.00 | 12.00 | 12.00 |" in page
 
 
+def test_pictures_of_one_photograph_count_as_one():
+    """Two photographs under two labels each: the interval is that of two values, not of four."""
+    both = example({6: 0.0})
+    both.rows[0].values = {f"{photo}_{label}": 30.0 for photo in "ab" for label in ("rain", "low_haze")}
+    both.rows[1].values = {"a_rain": 31.0, "a_low_haze": 33.0, "b_rain": 29.0, "b_low_haze": 31.0}
+    found = both.difference("second", 6, ("d", "psnr"))
+    assert (found.mean, found.low, found.high) == (1.0, 0.0, 2.0)
+    assert [study.photograph_of(name) for name in ("x_rain", "x_1_low_haze", "baby")] == ["x", "x_1", "baby"]
+
+
 def test_operations_of_a_training():
     """A pass of 100 operations on 16x16: on crops of 32 at half their size in the input it is the same pass."""
     options = {"scale": 2, "measure": {"size": 16}, "datasets": {"train": {"gt_size": 32, "batch_size_per_gpu": 4}}}

@@ -19,6 +19,7 @@ from restormixer_arch.compare.options import is_trained, merge_train, name_of_ru
 from restormixer_arch.compare.results import Comparison, Difference, Metric, Part
 from restormixer_arch.compare.run import CONFIDENCE, compare
 from restormixer_arch.compare.tables import markdown_table, show_difference
+from restormixer_arch.data.degradations.labels import label_of
 from restormixer_arch.output import atomic_paths, note, write_text_atomically
 
 FORMAT = 1
@@ -90,28 +91,42 @@ class Study(Part):
         return {r.manual_seed: r for r in self.rows if (r.competitor, r.minutes, r.dataset, r.metric) == wanted}
 
     def difference(self, competitor: str, minutes: float, measure: tuple[str, str]) -> Difference | None:
-        """Return a competitor's difference to the first one over the seeds that both have, None if there is none."""
+        """Return a competitor's difference to the first one over the seeds that both have, None if there is none.
+
+        Pictures of one photograph under several labels are not independent, and count as one.
+        """
         own, first = (self.of(name, minutes, measure) for name in (competitor, self.networks[0].name))
         seeds = [seed for seed in own if seed in first]
         if not seeds:
             return None
-        pictures = list(own[seeds[0]].values)
-        return bootstrap(np.array([[own[seed].values[p] - first[seed].values[p] for p in pictures] for seed in seeds]))
+        photographs: dict[str, list[str]] = {}
+        for picture in own[seeds[0]].values:
+            photographs.setdefault(photograph_of(picture), []).append(picture)
+        differences = [
+            [fmean(own[seed].values[p] - first[seed].values[p] for p in pictures) for pictures in photographs.values()]
+            for seed in seeds
+        ]
+        return bootstrap(np.array(differences))
+
+
+def photograph_of(picture: str) -> str:
+    """Return the name of a picture without the label at its end."""
+    return picture.removesuffix(f"_{label_of(picture)}")
 
 
 def bootstrap(differences: np.ndarray) -> Difference:
-    """Return the mean of differences (seeds, pictures) and its interval, with both drawn anew with replacement.
+    """Return the mean of differences (seeds, photographs) and its interval, with both resampled with replacement.
 
-    With one seed the interval is over pictures alone. It is None where a difference is not finite, or is alone.
+    With one seed the interval is over photographs alone. It is None where a difference is not finite, or is alone.
     """
-    seeds, pictures = differences.shape
+    seeds, photographs = differences.shape
     mean = float(differences.mean())
-    if pictures < 2 or not np.isfinite(differences).all():
+    if photographs < 2 or not np.isfinite(differences).all():
         return Difference(mean=mean, low=None, high=None)
     rng = np.random.default_rng(0)
     drawn_seeds = rng.integers(seeds, size=(DRAWS, seeds))
-    drawn_pictures = rng.integers(pictures, size=(DRAWS, pictures))
-    counts = np.apply_along_axis(np.bincount, 1, drawn_pictures, minlength=pictures) / pictures
+    drawn = rng.integers(photographs, size=(DRAWS, photographs))
+    counts = np.apply_along_axis(np.bincount, 1, drawn, minlength=photographs) / photographs
     means = np.take_along_axis(counts @ differences.T, drawn_seeds, axis=1).mean(axis=1)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Difference(mean=mean, low=float(low), high=float(high))
@@ -216,7 +231,7 @@ def markdown(study: Study) -> str:
         f"# {study.name}",
         "Minutes are those of a quiet machine: each network was trained for the iterations that fill them, by the "
         "seconds of its step. Means over the pictures and seeds; in brackets the 95% interval of the difference to "
-        f"{first}, of a bootstrap over pictures and seeds.",
+        f"{first}, of a bootstrap over photographs and seeds.",
         _costs(study),
     ]
     for measure in study.measures:
