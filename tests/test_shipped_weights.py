@@ -36,7 +36,7 @@ def psnr(image, truth):
 
 def test_what_is_there():
     enlarging = {"sr_x2": (543_534, 2), "sr_x3": (545_724, 3), "sr_x4": (548_790, 4)}
-    assert shipped_tasks() == ["denoise", "derain", "desnow", "mixed", *enlarging]
+    assert shipped_tasks() == ["dehaze", "denoise", "derain", "desnow", "low_light", "mixed", *enlarging]
     for task in shipped_tasks():
         assert shipped_weights(task).stat().st_size < 6e6
         network = load_network(shipped_weights(task))
@@ -61,7 +61,14 @@ def test_rain_is_removed(name):
 
 @pytest.mark.parametrize(
     ("task", "label", "least"),
-    [("mixed", "low", 3), ("mixed", "rain", 3), ("mixed", "low_rain", 3), ("desnow", "snow", 3)],
+    [
+        ("mixed", "low", 3),
+        ("mixed", "rain", 3),
+        ("mixed", "low_rain", 3),
+        ("desnow", "snow", 3),
+        ("dehaze", "haze", 3),
+        ("low_light", "low", 3),
+    ],
 )
 def test_degradations_are_reduced(task, label, least):
     """By the parameters of the task's fixed test set, whose draws the weights were trained with."""
