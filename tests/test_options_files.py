@@ -121,8 +121,8 @@ def test_test_files_fit_their_training_files():
             assert test["network_g"] == train["network_g"], path.name
             weights = test["path"]["pretrain_network_g"]
             if weights.endswith(".safetensors"):  # shipped: restormixer_s_derain for restormixer_derain_s
-                network, task, size = train["name"].split("_")
-                assert Path(weights).stem == f"{network}_{size}_{task}" and (ROOT / weights).is_file()
+                network, *task, size = train["name"].split("_")
+                assert Path(weights).stem == "_".join([network, size, *task]) and (ROOT / weights).is_file()
             else:
                 assert train["name"] in weights
 

@@ -59,8 +59,6 @@ class AutoRestorer:
             return Unchanged(), f"{job.source}: {text}; copied unchanged"
         if task not in self._loaded:
             self._loaded[task] = self.load(shipped_weights(task))
-        if task != choice.task:
-            text += f", restored by the weights of {task}"
         return self._loaded[task], f"{job.source}: {text}"
 
 

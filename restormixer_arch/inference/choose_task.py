@@ -23,7 +23,6 @@ CLEAN, MIXED = "clean", "mixed"
 MODEL = Path(__file__).with_name("choose_task.json")
 SIDE, PER_SIDE = 256, 3  # of a window in pixels; windows along each side of a large picture
 LEAST_PROBABILITY = 0.5  # of a task that is chosen: below, the picture stays as it is
-COVERED_BY_MIXED = ("derain", "desnow", "dehaze", "low_light", "denoise")  # what the mixed weights were trained on
 DARK, TINY = 0.01, 1e-4  # added below logarithms of brightness, and of differences
 NOISE_MASK = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32) / 6  # no edge or plane passes (Immerkaer)
 STATISTICS = (
@@ -67,14 +66,11 @@ def choose_task(images: Sequence[np.ndarray]) -> Choice:
 def weights_for(choice: Choice, installed: Sequence[str]) -> str | None:
     """Return the task whose weights restore the picture, or None if it is better left as it is.
 
-    That is so where it is clean, where the choice is not sure, and where neither the weights of the task are installed
-    nor those of ``mixed`` were trained on it.
+    That is so where it is clean, where the choice is not sure, and where the weights of the task are not installed.
     """
     if choice.task == CLEAN or choice.probability < LEAST_PROBABILITY:
         return None
-    if choice.task in installed:
-        return choice.task
-    return MIXED if choice.task in COVERED_BY_MIXED and MIXED in installed else None
+    return choice.task if choice.task in installed else None
 
 
 @dataclass(frozen=True)
