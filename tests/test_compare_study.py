@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from compare_cases import EDSR, compare_options
 from scipy import stats
 from torch import nn
@@ -89,11 +90,24 @@ def test_a_run_is_a_compare_file_of_its_own(pairs, write, tmp_path):
     assert training.iterations(whole, ["edsr", "ridnet"], tmp_path, 1) == {"edsr": 3, "ridnet": 2}
 
 
+def save_initial_weights(command, log):
+    """Stands for a training, which is a process of its own: the weights are those that the network starts with."""
+    options = yaml.safe_load(Path(command[command.index("-opt") + 1]).read_text(encoding="utf-8"))
+    torch.manual_seed(options["manual_seed"])
+    file = training.weights_of(options["name"], log.parents[1])
+    file.parent.mkdir(parents=True)
+    torch.save({"params": build_network(options["network_g"]).state_dict()}, file)
+    return 0
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("ignore:distutils Version")  # thop
-def test_a_study_from_its_file_to_its_page(pairs, write, capsys, monkeypatch):
+@pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_study_from_its_file_to_its_page(pairs, write, capsys, monkeypatch, trained):
     """Every number of the page is one of the runs' own; a second call trains and measures nothing."""
     jobs_run = []
+    if not trained:
+        monkeypatch.setattr(training, "run_and_wait", save_initial_weights)
 
     def in_process(module, job, label):
         jobs_run.append(job["kind"])
