@@ -1,6 +1,7 @@
 """A node for ComfyUI (https://github.com/comfyanonymous/ComfyUI): restore images with the installed weights.
 
-Make the file ``custom_nodes/restormixer/__init__.py`` with the line ``from restormixer_arch.comfyui_node import *``.
+Make the file ``custom_nodes/restormixer/__init__.py`` with the line
+``from restormixer_arch.comfyui_node import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS``.
 Weights of your own, from ``basicsr export``, go into ``models/upscale_models``: ComfyUI's "Load Upscale Model" knows
 them by then, since it loads networks by spandrel.
 

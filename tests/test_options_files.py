@@ -75,9 +75,10 @@ def test_comparison_is_valid_and_its_networks_are_of_one_size(path, monkeypatch)
     for competitor, section in options["competitors"].items():
         network = build_network(copy.deepcopy(section["network_g"]))
         sizes[competitor] = sum(p.numel() for p in network.parameters())
-    varied = path.stem in ("compare_ablation", "compare_shape_sr_x2")
-    for competitor, size in sizes.items():  # parts are left out of some of them, and added to others
-        assert (300_000 if varied or competitor == "no scan" else 500_000) <= size <= (1_500_000 if varied else 650_000)
+    shapes = path.stem == "compare_shape_sr_x2"
+    for competitor, size in sizes.items():  # parts are left out of some of them
+        less = shapes or path.stem == "compare_ablation" or competitor == "no scan"
+        assert (300_000 if less else 500_000) <= size <= (1_500_000 if shapes else 650_000)
     assert len(sizes) >= 5
     for told, size in re.findall(r"^  (\S+):  # ([\d,]+)", path.read_text(encoding="utf-8"), re.M):
         assert sizes[told] == int(size.replace(",", ""))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -48,6 +49,25 @@ def provide(name: Any) -> str | None:
         return f"{name!r}: spandrel has no {network!r}.{hint} Known: {', '.join(sorted(known))}{missing}"
     ARCH_REGISTRY.register(adapt(network, *known[network]), suffix=SUFFIX)
     return None
+
+
+def build(section: Mapping[str, Any], where: str) -> nn.Module:
+    """Build the network of a section ``network_g``, BasicSR's own, a plug-in's or spandrel's; the section is kept.
+
+    Args:
+        section: type and arguments.
+        where: what a message begins with.
+
+    Raises:
+        UserError: there is no network of that type.
+    """
+    from basicsr.archs import build_network
+
+    kind = section.get("type")
+    problem = provide(kind)
+    if problem or (kind not in ARCH_REGISTRY and f"{kind}_basicsr" not in ARCH_REGISTRY):
+        raise UserError(f"{where}: {problem or f'{kind!r} is no known architecture'}")
+    return build_network(deepcopy(dict(section)))
 
 
 @cache

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restormixer_arch.basicsr_adapter import spandrel_networks
-from restormixer_arch.errors import UserError
 
 
 class Upscaled(nn.Module):
@@ -33,14 +31,7 @@ class Upscaled(nn.Module):
 
     def __init__(self, *, network: dict[str, Any], upscale: int = 2, residual: bool = True) -> None:
         super().__init__()
-        from basicsr.archs import build_network
-        from basicsr.utils.registry import ARCH_REGISTRY
-
-        kind = network.get("type")
-        problem = spandrel_networks.provide(kind)
-        if problem or (kind not in ARCH_REGISTRY and f"{kind}_basicsr" not in ARCH_REGISTRY):
-            raise UserError(f"network_g.network.type: {problem or f'{kind!r} is no known architecture'}")
-        self.network = build_network(deepcopy(network))
+        self.network = spandrel_networks.build(network, "network_g.network.type")
         self.upscale = upscale
         self.residual = residual
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,22 +112,14 @@ def build(entry: Entry) -> Built:
 
 
 def _from_section(entry: Entry) -> Built:
-    from basicsr.archs import build_network
-    from basicsr.utils.registry import ARCH_REGISTRY
-
-    section = deepcopy(entry.network)
-    kind = section["type"]
-    problem = spandrel_networks.provide(kind)
-    if problem or (kind not in ARCH_REGISTRY and f"{kind}_basicsr" not in ARCH_REGISTRY):
-        raise UserError(f"competitors.{entry.name}: {problem or f'{kind!r} is no known architecture'}")
-    network = build_network(section)
+    network = spandrel_networks.build(entry.network, f"competitors.{entry.name}")
     if entry.weights:
         try:
             network.load_state_dict(read_weights(entry.weights, entry.param_key))
         except RuntimeError as error:  # what torch raises for missing, unexpected and misshapen tensors
             reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
             raise UserError(f"{entry.weights}: does not fit competitors.{entry.name}: {reasons[:400]}") from error
-    return Built(network, kind, {key: value for key, value in entry.network.items() if key != "type"})
+    return Built(network, entry.network["type"], {key: value for key, value in entry.network.items() if key != "type"})
 
 
 def _from_weights(path: str) -> Built:

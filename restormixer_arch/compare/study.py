@@ -296,8 +296,8 @@ def is_sure(difference: Difference) -> bool:
 
 
 def _context(study: Study) -> str:
-    sizes = list(next(iter(study.context.values())).psnr)
-    shares = list(next(iter(study.context.values())).radius)
+    any_use = next(iter(study.context.values()))
+    sizes, shares, labels = list(any_use.psnr), list(any_use.radius), list(any_use.by_label)
     head = ["PSNR of the middle", *(f"{size}x{size}" for size in sizes), *(f"{s}% within" for s in shares)]
     rows = [
         [
@@ -307,7 +307,6 @@ def _context(study: Study) -> str:
         ]
         for name, use in study.context.items()
     ]
-    labels = list(next(iter(study.context.values())).by_label)
     gains = [
         [name, *(f"{use.by_label[label][sizes[-1]] - use.by_label[label][sizes[0]]:+.2f}" for label in labels)]
         for name, use in study.context.items()
