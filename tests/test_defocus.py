@@ -36,7 +36,7 @@ def test_an_iris_of_six_blades_has_the_area_of_a_hexagon():
     assert kernel[6, 6] == pytest.approx(1 / (1.5 * np.sqrt(3) * 25), rel=0.01)
 
 
-def test_light_is_blurred_not_stored_values():
+def test_linear_light_is_blurred():
     image = np.zeros((41, 41, 3), np.float32)
     image[20, 20] = 1
     result = add_defocus(image, DefocusParameters(3.0))
@@ -45,8 +45,16 @@ def test_light_is_blurred_not_stored_values():
     assert to_linear(result).sum() == pytest.approx(3, rel=1e-3)
 
 
+def test_stored_values_are_blurred_on_demand():
+    image = np.zeros((41, 41, 3), np.float32)
+    image[20, 20] = 1
+    result = add_defocus(image, DefocusParameters(3.0, linear=False))
+    np.testing.assert_allclose(result[16:25, 16:25, 1], defocus_kernel(DefocusParameters(3.0)), atol=1e-6)
+
+
 def test_draws():
     rng = np.random.default_rng(0)
     drawn = [draw_defocus(rng) for _ in range(200)]
     assert min(one.radius for one in drawn) < 0.3 and 4.5 < max(one.radius for one in drawn) <= 6
     assert {one.blades for one in drawn} == {0, 5, 6, 7, 8}
+    assert 0.6 < np.mean([one.linear for one in drawn]) < 0.8

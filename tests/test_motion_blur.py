@@ -11,6 +11,7 @@ from restormixer_arch.data.degradations.motion_blur import (
     add_motion_blur,
     blur_kernel,
     camera_path,
+    draw_motion_blur,
 )
 
 PLAIN = MotionBlurParameters(extent=11, shake=0.2, jerk=0.03, seed=7)
@@ -65,3 +66,12 @@ def test_a_bright_point_draws_more_of_its_path_in_linear_light():
     image[20, 20] = 1
     stored, linear = (add_motion_blur(image, dataclasses.replace(PLAIN, linear=kind)) for kind in (False, True))
     assert (linear > 0.2).sum() > (stored > 0.2).sum()
+
+
+def test_draws():
+    rng = np.random.default_rng(0)
+    drawn = [draw_motion_blur(rng) for _ in range(200)]
+    assert min(one.extent for one in drawn) < 1 and 28 < max(one.extent for one in drawn) <= 36
+    assert 0.6 < np.mean([one.linear for one in drawn]) < 0.8
+    weak = [draw_motion_blur(np.random.default_rng(seed), 0.1).extent for seed in range(50)]
+    assert 0.4 <= min(weak) and max(weak) <= 3.6

@@ -49,6 +49,18 @@ def test_sets_of_pairs(clean, capsys, library):
             assert np.array_equal(after, again.read(name))  # the seed decides
 
 
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_motion_blur_does_not_move_the_image(library):
+    point = np.zeros((41, 41, 3), np.uint8)
+    point[20, 20] = 255
+    places = np.arange(41) - 20
+    for seed in range(8):
+        blurred = other_generators.GENERATORS[library](point, "blur", seed)[..., 1].astype(float)
+        assert 0 < blurred.max() < 255
+        middle = np.array([blurred.sum(1) @ places, blurred.sum(0) @ places]) / blurred.sum()
+        assert np.abs(middle).max() < 0.1
+
+
 def test_mistakes(clean, capsys, monkeypatch):
     assert main(["degrade", "others", "--gt", "clean", "--out", "x", "--libraries", "imgaug"]) == 2
     assert "'imgaug' is no library with generators here, expected albumentations or kornia" in capsys.readouterr().err

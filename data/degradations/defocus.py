@@ -2,8 +2,8 @@
 
 The disc of a thin lens has one brightness and sharp edges (Lee et al., "Iterative Filter Adaptive Network for Single
 Image Defocus Deblurring", CVPR 2021). An iris of few blades makes it a polygon; aberrations and diffraction soften it,
-which a blend with a Gaussian of the same deviation stands for. Light is added up, so linear values are blurred. One
-disc serves the whole image: the scene is far, or flat.
+which a blend with a Gaussian of the same deviation stands for. Light is added up, so linear values are blurred; a part
+of the draws blurs stored values, as in ``motion_blur.py``. One disc serves the whole image: the scene is far, or flat.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from restormixer_arch.data.degradations.common import (
     require_not_negative,
     require_unit,
 )
+from restormixer_arch.data.degradations.motion_blur import LINEAR
 
 SUBPIXELS = 8  # along each side of a pixel, by which the disc's edge is drawn
 
@@ -32,6 +33,7 @@ class DefocusParameters:
         blades: of the iris, at least 3; 0 for a circle.
         turn: of the iris, in radians.
         soft: share of the Gaussian, in [0, 1].
+        linear: blur linear light instead of stored values.
 
     Raises:
         ValueError: a value out of its range.
@@ -41,6 +43,7 @@ class DefocusParameters:
     blades: int = 0
     turn: float = 0.0
     soft: float = 0.0
+    linear: bool = True
 
     def __post_init__(self) -> None:
         require_not_negative(self, "radius", "turn")
@@ -61,6 +64,7 @@ def draw_defocus(rng: np.random.Generator, strength: float | None = None) -> Def
         blades=int(rng.choice([0, 0, 5, 6, 7, 8])),
         turn=float(rng.uniform(0, 2 * np.pi)),
         soft=float(rng.uniform(0, 1)),
+        linear=bool(rng.uniform() < LINEAR),
     )
 
 
@@ -81,7 +85,7 @@ def add_defocus(image: np.ndarray, parameters: DefocusParameters) -> np.ndarray:
     check_image(image)
     if parameters.radius == 0:
         return image.copy()
-    return convolve(image, defocus_kernel(parameters))
+    return convolve(image, defocus_kernel(parameters), linear=parameters.linear)
 
 
 def defocus_kernel(parameters: DefocusParameters) -> np.ndarray:

@@ -6,8 +6,9 @@ pulled back towards the start, and now and then shaken abruptly. The kernel is t
 sub-pixel accuracy, its centre of mass in the middle, so that the blurred image stays in register with the sharp one.
 
 The sensor adds up light, so the image is blurred in linear light and stored as sRGB again (``linear``); bright points
-then draw their path, as in GoPro's sets made from frames with the camera's curve undone (Nah et al., CVPR 2017). One
-kernel serves the whole image: the camera turns, the scene stands still.
+then draw their path, as in GoPro's sets made from frames with the camera's curve undone (Nah et al., CVPR 2017). A
+part of the draws blurs stored values, as most other generators do: a camera that lifts shadows and compresses lights is
+between the two. One kernel serves the whole image: the camera turns, the scene stands still.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from restormixer_arch.data.degradations.common import (
 STEPS = 96  # of the path
 POINTS_PER_PIXEL = 4  # of the path, when it is drawn into the kernel
 PULL = 0.02  # towards the start, per step and unit of way
+LINEAR = 0.7  # share of the draws that blur linear light
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def draw_motion_blur(rng: np.random.Generator, strength: float | None = None) ->
         shake=float(rng.uniform(0.02, 0.18)),
         jerk=float(rng.uniform(0, 0.03)),
         seed=draw_seed(rng),
+        linear=bool(rng.uniform() < LINEAR),
     )
 
 

@@ -74,20 +74,24 @@ def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: in
 
 
 def by_albumentations(image: np.ndarray, label: str, seed: int) -> np.ndarray:
-    """Return an image, uint8 RGB (H, W, 3), degraded by albumentations with the defaults of its transforms."""
+    """Return an image, uint8 RGB (H, W, 3), degraded by albumentations with the defaults of its transforms.
+
+    Motion blur alone is kept in register with the image: its defaults move it by 0.8 pixels on average.
+    """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import albumentations
 
         kinds = {"rain": "RandomRain", "snow": "RandomSnow", "haze": "RandomFog", "blur": "MotionBlur"}
-        transform = getattr(albumentations, kinds.get(label, "Defocus"))(p=1)
+        centred = {"allow_shifted": False, "direction_range": (0, 0)} if label == "blur" else {}
+        transform = getattr(albumentations, kinds.get(label, "Defocus"))(p=1, **centred)
         pipeline = albumentations.Compose([transform], seed=seed)
         return pipeline(image=np.ascontiguousarray(image))["image"]
 
 
 def by_kornia(image: np.ndarray, label: str, seed: int) -> np.ndarray:
-    """Return an image, uint8 RGB (H, W, 3), degraded by kornia."""
+    """Return an image, uint8 RGB (H, W, 3), degraded by kornia; motion blur is kept in register with it."""
     import torch
 
     with warnings.catch_warnings():
@@ -97,7 +101,7 @@ def by_kornia(image: np.ndarray, label: str, seed: int) -> np.ndarray:
         transforms = {
             "rain": lambda: augmentation.RandomRain(p=1),
             "snow": lambda: augmentation.RandomSnow(snow_coefficient=(0.2, 0.6), brightness=(1.5, 3), p=1),
-            "blur": lambda: augmentation.RandomMotionBlur((5, 15), 180.0, (-1.0, 1.0), border_type="reflect", p=1),
+            "blur": lambda: augmentation.RandomMotionBlur((5, 15), 180.0, (0.0, 0.0), border_type="reflect", p=1),
         }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
