@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from restormixer_arch.data.degradations.common import to_linear, to_stored
-from restormixer_arch.data.degradations.low_light import LowLightParameters, add_low_light, illumination
+from restormixer_arch.data.degradations.low_light import (
+    LowLightParameters,
+    add_low_light,
+    draw_low_light,
+    illumination,
+)
 
 
 def test_srgb_by_the_standard():
@@ -35,7 +40,35 @@ def test_the_noise_has_the_variance_promised():
 
 def test_uneven_light_is_smooth_and_never_brightens():
     parameters = LowLightParameters(stops=1, uneven=1.0, seed=2)
-    light = illumination(np.random.default_rng(2), 90, 70, parameters)
+    light = illumination(np.random.default_rng(2), np.zeros((90, 70, 3), np.float32), parameters)
     assert light.shape == (90, 70) and 0 < light.min() and light.max() <= 1
     assert np.std(np.log2(light)) > 0.3
     assert np.abs(np.diff(np.log2(light), axis=0)).max() < 0.2
+
+
+def test_a_lamp_lights_its_surroundings_by_the_inverse_square():
+    rng = np.random.default_rng(5)
+    row, column = rng.uniform(-0.2, 1.2, 2) * (60, 80)
+    reach, peak = rng.uniform(0.1, 0.5) * 60, rng.uniform(0.3, 1)
+    light = illumination(
+        np.random.default_rng(5), np.zeros((60, 80, 3), np.float32), LowLightParameters(stops=5, lamps=1)
+    )
+    for i, j in ((0, 0), (30, 40), (59, 79), (12, 71)):
+        lit = peak / (1 + ((i - row) ** 2 + (j - column) ** 2) / reach**2)
+        assert light[i, j] == pytest.approx(1 / 32 + (1 - 1 / 32) * lit, rel=1e-5)
+
+
+def test_a_bright_sky_keeps_its_light_and_the_scene_before_it_does_not():
+    image = np.full((100, 100, 3), to_stored(np.float32(0.1)), np.float32)
+    image[:50] = to_stored(np.float32(0.8))
+    dark = to_linear(add_low_light(image, LowLightParameters(stops=3, backlit=True)))
+    np.testing.assert_allclose(dark[:45], 0.8, rtol=1e-3)
+    np.testing.assert_allclose(dark[55:], 0.1 / 8, rtol=1e-3)
+    assert np.all(np.diff(dark[:, 50, 0]) <= 1e-6)
+
+
+def test_draws():
+    drawn = [draw_low_light(np.random.default_rng(seed)) for seed in range(200)]
+    assert {one.lamps for one in drawn} == {0, 1, 2, 3}
+    assert 0.12 < np.mean([one.backlit for one in drawn]) < 0.3
+    assert max(one.stops for one in drawn) > 4.5

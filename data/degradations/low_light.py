@@ -2,15 +2,17 @@
 
 In linear light (sRGB's transfer function, IEC 61966-2-1), a scene is reflectance times illumination (Land and McCann,
 "Lightness and Retinex Theory", 1971). Darkness is a lower illumination: ``2 ** -stops`` of it, uneven by a smooth
-factor. The sensor adds noise of variance ``photon * signal + read ** 2`` (Foi et al., "Practical Poissonian-Gaussian
-noise modeling and fitting for single-image raw-data", TIP 2008), Poissonian for the photons, Gaussian for reading
-them out. The picture is clipped and stored as sRGB again; no gain makes up for the dark.
+factor. Lamps and flashes light what is around them, by the inverse square of the distance; a bright sky behind a dark
+scene keeps its light. The sensor adds noise of variance ``photon * signal + read ** 2`` (Foi et al., "Practical
+Poissonian-Gaussian noise modeling and fitting for single-image raw-data", TIP 2008), Poissonian for the photons,
+Gaussian for reading them out. The picture is clipped and stored as sRGB again; no gain makes up for the dark.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from restormixer_arch.data.degradations.common import (
@@ -25,6 +27,9 @@ from restormixer_arch.data.degradations.common import (
 )
 from restormixer_arch.data.degradations.noise import poisson_signal
 
+SKY_FROM, SKY_TO = 0.3, 0.6  # linear brightness from which on a surface keeps some, and all, of its light
+SKY_BLUR = 0.01  # deviation of the border between dark and lit surfaces, of the shorter side
+
 
 @dataclass(frozen=True)
 class LowLightParameters:
@@ -35,7 +40,9 @@ class LowLightParameters:
         uneven: deviation of the illumination over the picture, in stops.
         photon: what one photon adds to the signal, 0 for no photon noise; linear light, white is 1.
         read: deviation of the read-out noise; linear light, white is 1.
-        seed: of illumination and noise.
+        lamps: how many lights the scene has, in the picture or just outside.
+        backlit: bright surfaces, such as the sky, keep their light.
+        seed: of illumination, lamps and noise.
 
     Raises:
         ValueError: a value is negative.
@@ -45,14 +52,16 @@ class LowLightParameters:
     uneven: float = 0.0
     photon: float = 0.0
     read: float = 0.0
+    lamps: int = 0
+    backlit: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_not_negative(self, "stops", "uneven", "photon", "read", "seed")
+        require_not_negative(self, "stops", "uneven", "photon", "read", "lamps", "seed")
 
 
 def draw_low_light(rng: np.random.Generator, strength: float | None = None) -> LowLightParameters:
-    """Draw darkness between dusk and night.
+    """Draw darkness between dusk and night; half of the scenes have lamps or a bright sky.
 
     Args:
         rng: the only source of chance, advanced alike whatever ``strength`` is.
@@ -68,6 +77,8 @@ def draw_low_light(rng: np.random.Generator, strength: float | None = None) -> L
         photon=strong * log_uniform(rng, 1e-5, 1e-3),
         read=strong * log_uniform(rng, 1e-5, 2e-3),
         seed=draw_seed(rng),
+        lamps=int(rng.choice([0, 0, 0, 1, 2, 3])),
+        backlit=bool(rng.uniform() < 0.2),
     )
 
 
@@ -89,7 +100,8 @@ def add_low_light(image: np.ndarray, parameters: LowLightParameters) -> np.ndarr
     if not (parameters.stops or parameters.uneven or parameters.photon or parameters.read):
         return image.copy()
     rng = np.random.default_rng(parameters.seed)
-    signal = to_linear(image) * illumination(rng, image.shape[0], image.shape[1], parameters)[..., None]
+    signal = to_linear(image)
+    signal = signal * illumination(rng, signal, parameters)[..., None]
     if parameters.photon > 0:
         signal = poisson_signal(rng, signal, parameters.photon)
     if parameters.read > 0:
@@ -97,9 +109,26 @@ def add_low_light(image: np.ndarray, parameters: LowLightParameters) -> np.ndarr
     return np.clip(to_stored(np.clip(signal, 0, 1)), 0, 1)
 
 
-def illumination(rng: np.random.Generator, height: int, width: int, parameters: LowLightParameters) -> np.ndarray:
-    """Return the part of the light that is left: float32 (H, W) in (0, 1]."""
+def illumination(rng: np.random.Generator, scene: np.ndarray, parameters: LowLightParameters) -> np.ndarray:
+    """Return the part of the light that is left: float32 (H, W) in (0, 1].
+
+    Args:
+        rng: of the unevenness and the lamps' places.
+        scene: the lit scene in linear light, float32 (H, W, C).
+        parameters: what :func:`draw_low_light` drew.
+    """
+    height, width = scene.shape[:2]
     stops = np.full((height, width), parameters.stops, np.float32)
     if parameters.uneven > 0:
         stops += np.float32(parameters.uneven) * smooth_noise(rng, height, width, cells=4)
-    return np.exp2(-np.maximum(stops, 0))
+    dark = np.exp2(-np.maximum(stops, 0))
+    lit = np.zeros((height, width), np.float32)
+    for _ in range(parameters.lamps):
+        row, column = rng.uniform(-0.2, 1.2, 2) * (height, width)
+        reach = rng.uniform(0.1, 0.5) * min(height, width)
+        away = np.hypot(np.arange(height)[:, None] - row, np.arange(width) - column) / reach
+        lit = np.maximum(lit, (rng.uniform(0.3, 1) / (1 + away**2)).astype(np.float32))
+    if parameters.backlit:
+        brightness = cv2.GaussianBlur(scene.mean(axis=2), (0, 0), SKY_BLUR * min(height, width))
+        lit = np.maximum(lit, np.clip((brightness - SKY_FROM) / (SKY_TO - SKY_FROM), 0, 1))
+    return dark + (1 - dark) * lit
