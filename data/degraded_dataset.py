@@ -66,8 +66,9 @@ class DegradedDataset(Dataset):
             scale: size of the clean image in degraded ones; set by BasicSR. Above 1 every label needs ``down``.
             gt_size: side of the square crops, a multiple of ``scale``; in validation of the middle, or whole images.
             use_hflip, use_rot: mirror, or turn by quarters, at random in training.
-            resize: [low, high], sizes that training pictures are reduced to at random before the crop, at most 1; a
-                reduced photograph has finer detail and less of its own noise and compression. [1, 1] by default.
+            resize: [low, high], sizes that training pictures are reduced or enlarged to at random before the crop, at
+                most 2; a reduced photograph has finer detail and less of its own noise and compression, an enlarged one
+                is soft. [1, 1] by default.
             unclipped_noise: share of the samples labelled ``noise`` whose noise is neither clipped nor rounded to 8
                 bits, as the denoising benchmarks define it; 0 by default.
             compositions: JSON file of fixed parameters, label -> image -> degradation -> parameters, which validation
@@ -162,16 +163,16 @@ class DegradedDataset(Dataset):
     def _vary(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return a random crop, mirrored and turned at random."""
         size, (low, high) = self.opt["gt_size"], self.opt["resize"]
-        source = (
-            size if low == high == 1 else round(size / rng.uniform(low, high))
-        )  # side that is reduced to the crop's
-        source = max(min(source, *image.shape[:2]), size)
+        source = size if low == high == 1 else round(size / rng.uniform(low, high))  # side that becomes the crop's
+        if source > size:
+            source = max(min(source, *image.shape[:2]), size)
         image = enlarge(image, source)
         top, left = (int(rng.integers(side - source + 1)) for side in image.shape[:2])
         mirrored, turns = bool(rng.integers(2)), int(rng.integers(4))
         crop = image[top : top + source, left : left + source]
-        if source > size:
-            crop = cv2.resize(np.ascontiguousarray(crop), (size, size), interpolation=cv2.INTER_AREA).clip(0, 1)
+        if source != size:
+            interpolation = cv2.INTER_AREA if source > size else cv2.INTER_CUBIC
+            crop = cv2.resize(np.ascontiguousarray(crop), (size, size), interpolation=interpolation).clip(0, 1)
         if mirrored and self.opt["use_hflip"]:
             crop = crop[:, ::-1]
         if self.opt["use_rot"]:
@@ -221,8 +222,8 @@ def _check_options(opt: dict[str, Any]) -> None:
     if not isinstance(opt["seed"], int) or opt["seed"] < 0:
         raise UserError(f"seed is {opt['seed']!r}, expected a whole number from 0")
     opt["resize"] = opt.get("resize") or [1.0, 1.0]
-    if len(opt["resize"]) != 2 or not 0 < opt["resize"][0] <= opt["resize"][1] <= 1:
-        raise UserError(f"resize is {opt['resize']}, expected [low, high] with 0 < low <= high <= 1")
+    if len(opt["resize"]) != 2 or not 0 < opt["resize"][0] <= opt["resize"][1] <= 2:
+        raise UserError(f"resize is {opt['resize']}, expected [low, high] with 0 < low <= high <= 2")
     opt["unclipped_noise"] = opt.get("unclipped_noise") or 0.0
     if not 0 <= opt["unclipped_noise"] <= 1:
         raise UserError(f"unclipped_noise is {opt['unclipped_noise']}, expected a share in [0, 1]")

@@ -18,7 +18,7 @@ from restormixer_arch.data.degradations.compose import add_composition, draw_com
 from restormixer_arch.data.images.picture import read_picture
 from restormixer_arch.inference import choose_task as module
 from restormixer_arch.inference import weights
-from restormixer_arch.inference.choose_task import STATISTICS, Choice, choose_task, weights_for, windows_of
+from restormixer_arch.inference.choose_task import STATISTICS, Choice, choose_task, windows_of
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 SAMPLES = Path(__file__).parents[1] / "data/samples/pictures"
@@ -49,7 +49,6 @@ def choose(monkeypatch, task, probability=0.9):
     [
         ("derain", 0.9, "derain (90%)", True),
         ("mixed", 0.6, "mixed (60%)", True),
-        ("deblur", 0.9, "deblur (90%), no weights for it are installed; copied unchanged", False),
         ("clean", 0.9, "clean (90%); copied unchanged", False),
         ("clean", 0.4, "clean (40%); copied unchanged", False),
         ("derain", 0.4, "perhaps derain (40%), too unsure; copied unchanged", False),
@@ -66,11 +65,6 @@ def test_what_becomes_of_a_picture(place, capsys, monkeypatch, task, probability
         np.testing.assert_array_equal(both[:, :30], RGB)
         np.testing.assert_array_equal(both[:, 30:], np.asarray(result))
     assert not list((place / "out").glob(".part-*"))
-
-
-def test_only_installed_weights_are_taken():
-    assert weights_for(Choice("dehaze", 0.9), ["dehaze", "mixed"]) == "dehaze"
-    assert weights_for(Choice("dehaze", 0.9), ["derain", "mixed"]) is None
 
 
 def test_a_video_is_looked_at_once(place, capsys, monkeypatch):

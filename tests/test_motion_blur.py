@@ -70,8 +70,10 @@ def test_a_bright_point_draws_more_of_its_path_in_linear_light():
 
 def test_draws():
     rng = np.random.default_rng(0)
-    drawn = [draw_motion_blur(rng) for _ in range(200)]
+    drawn = [draw_motion_blur(rng) for _ in range(600)]
     assert min(one.extent for one in drawn) < 1 and 28 < max(one.extent for one in drawn) <= 36
     assert 0.6 < np.mean([one.linear for one in drawn]) < 0.8
+    straight = [one for one in drawn if one.shake == 0 and one.jerk == 0]
+    assert 0.2 < len(straight) / 600 < 0.4 and min(one.shake for one in drawn if one not in straight) >= 0.02
     weak = [draw_motion_blur(np.random.default_rng(seed), 0.1).extent for seed in range(50)]
     assert 0.4 <= min(weak) and max(weak) <= 3.6

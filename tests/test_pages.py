@@ -96,7 +96,7 @@ def place(tmp_path, monkeypatch):
         "holiday/b.jpg",
         "scans/1.tif",
         "photos/c.png",
-        "data/samples/pictures/rainy/d.png",
+        "data/samples/pictures/hazy/d.png",
     ):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         small = generator.integers(0, 256, (5, 7, 3), np.uint8)

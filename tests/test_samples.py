@@ -128,6 +128,7 @@ def test_pictures():
 
 def test_every_photograph_is_attributed():
     text = (SAMPLES / "ATTRIBUTION.md").read_text(encoding="utf-8")
+    assert all(f"pictures/hazy/{path.name}" in text for path in (SAMPLES / "pictures/hazy").iterdir())
     rows = {
         line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")
         for line in text.partition("| --- |")[2].splitlines()[1:]

@@ -36,7 +36,7 @@ def psnr(image, truth):
 
 def test_what_is_there():
     enlarging = {"sr_x2": (543_534, 2), "sr_x3": (545_724, 3), "sr_x4": (548_790, 4)}
-    assert shipped_tasks() == ["dehaze", "denoise", "derain", "desnow", "low_light", "mixed", *enlarging]
+    assert shipped_tasks() == ["deblur", "dehaze", "denoise", "derain", "desnow", "low_light", "mixed", *enlarging]
     for task in shipped_tasks():
         assert shipped_weights(task).stat().st_size < 6e6
         network = load_network(shipped_weights(task))
@@ -68,6 +68,8 @@ def test_rain_is_removed(name):
         ("desnow", "snow", 3),
         ("dehaze", "haze", 3),
         ("low_light", "low", 3),
+        ("deblur", "blur", 0.3),
+        ("deblur", "defocus", 1),
     ],
 )
 def test_degradations_are_reduced(task, label, least):
@@ -81,6 +83,15 @@ def test_degradations_are_reduced(task, label, least):
         restored = restormixer_arch.restore(degraded.astype(np.float32), task=task)
         gains.append(psnr(restored, clean) - psnr(degraded, clean))
     assert np.mean(gains) > least
+
+
+def test_real_haze_is_reduced():
+    """By the dark channel of He et al. (CVPR 2009): 0 in a clear picture, the light of the haze in a hazy one."""
+    hazy = read_picture(SAMPLES / "pictures/hazy/aerial.jpg").pixels / np.float32(255)
+    clear = np.clip(restormixer_arch.restore(hazy, task="dehaze"), 0, 1)
+    dark = [np.median(cv2.erode(image.min(axis=2), np.ones((15, 15), np.uint8))) for image in (hazy, clear)]
+    assert dark[1] < dark[0] - 0.05
+    assert np.corrcoef(hazy.ravel(), clear.ravel())[0, 1] > 0.9
 
 
 @pytest.mark.parametrize(("scale", "gain"), [(2, 1), (3, 0.7), (4, 0.5)])

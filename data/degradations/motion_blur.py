@@ -31,6 +31,7 @@ STEPS = 96  # of the path
 POINTS_PER_PIXEL = 4  # of the path, when it is drawn into the kernel
 PULL = 0.02  # towards the start, per step and unit of way
 LINEAR = 0.7  # share of the draws that blur linear light
+STRAIGHT = 0.3  # share of straight paths: short exposures, cameras on vehicles
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class MotionBlurParameters:
 
 
 def draw_motion_blur(rng: np.random.Generator, strength: float | None = None) -> MotionBlurParameters:
-    """Draw blur between a slight tremble and a path of 36 pixels.
+    """Draw blur between a slight tremble and a path of 36 pixels; a part of the paths is straight.
 
     Args:
         rng: the only source of chance, advanced alike whatever ``strength`` is.
@@ -70,13 +71,11 @@ def draw_motion_blur(rng: np.random.Generator, strength: float | None = None) ->
         ValueError: ``strength`` is not in [0, 1].
     """
     strong = draw_strength(rng, strength)
-    return MotionBlurParameters(
-        extent=float(strong * rng.uniform(4, 36)),
-        shake=float(rng.uniform(0.02, 0.18)),
-        jerk=float(rng.uniform(0, 0.03)),
-        seed=draw_seed(rng),
-        linear=bool(rng.uniform() < LINEAR),
-    )
+    extent, shake, jerk = strong * rng.uniform(4, 36), rng.uniform(0.02, 0.18), rng.uniform(0, 0.03)
+    seed, linear, steady = draw_seed(rng), rng.uniform() < LINEAR, rng.uniform() < STRAIGHT
+    if steady:
+        shake = jerk = 0.0
+    return MotionBlurParameters(float(extent), float(shake), float(jerk), bool(linear), seed)
 
 
 def add_motion_blur(image: np.ndarray, parameters: MotionBlurParameters) -> np.ndarray:

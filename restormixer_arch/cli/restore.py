@@ -120,7 +120,7 @@ def add_settings(parser: Parser) -> None:
         "--task",
         metavar="NAME",
         help="installed weights, such as derain (the default); auto: chosen for each file, which is copied unchanged "
-        "if it seems clean, the choice is unsure, or there are no weights for it",
+        "if it seems clean or the choice is unsure",
     )
     parser.add_argument(
         "--self-ensemble",

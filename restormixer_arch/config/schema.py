@@ -124,7 +124,9 @@ class DegradedImages(Dataset, Crops):
     )
     seed: Count = 0
     recursive: bool = False
-    resize: list[float] | None = Field(None, description="[low, high] of a random reduction before the crop, at most 1")
+    resize: list[float] | None = Field(
+        None, description="[low, high] of a random change of size before the crop, at most 2"
+    )
     unclipped_noise: Annotated[float, Field(ge=0, le=1)] = Field(
         0, description="share of Gaussian noise that is neither clipped nor rounded"
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from restormixer_arch.data.images.picture import read_picture
 from restormixer_arch.inference.jobs import Job
 from restormixer_arch.inference.restorer import WHITE, Progress, Restorer, no_progress
-from restormixer_arch.inference.weights import shipped_tasks, shipped_weights
+from restormixer_arch.inference.weights import shipped_weights
 
 FRAMES, STEP = 5, 8  # how many frames of a video are looked at, and how far they lie apart
 
@@ -37,7 +37,6 @@ class AutoRestorer:
 
     def __init__(self, load: Callable[[Path], Restorer]) -> None:
         self.load = load
-        self.installed = shipped_tasks()
         self._loaded: dict[str, Restorer] = {}
 
     def choose(self, job: Job, max_pixels: int | None) -> tuple[Restorer | Unchanged, str]:
@@ -46,20 +45,18 @@ class AutoRestorer:
         Raises:
             UserError: the file cannot be read, or the weights not be loaded.
         """
-        from restormixer_arch.inference.choose_task import CLEAN, LEAST_PROBABILITY, choose_task, weights_for
+        from restormixer_arch.inference.choose_task import CLEAN, LEAST_PROBABILITY, choose_task
 
         images = _frames(job, max_pixels) if job.is_video else [read_picture(job.source, max_pixels).pixels]
         choice = choose_task(images)
-        task, text = weights_for(choice, self.installed), f"{choice.task} ({choice.probability:.0%})"
-        if task is None:
-            if choice.task != CLEAN and choice.probability < LEAST_PROBABILITY:
-                text = f"perhaps {text}, too unsure"
-            elif choice.task != CLEAN:
-                text += ", no weights for it are installed"
+        text = f"{choice.task} ({choice.probability:.0%})"
+        if choice.task == CLEAN:
             return Unchanged(), f"{job.source}: {text}; copied unchanged"
-        if task not in self._loaded:
-            self._loaded[task] = self.load(shipped_weights(task))
-        return self._loaded[task], f"{job.source}: {text}"
+        if choice.probability < LEAST_PROBABILITY:
+            return Unchanged(), f"{job.source}: perhaps {text}, too unsure; copied unchanged"
+        if choice.task not in self._loaded:
+            self._loaded[choice.task] = self.load(shipped_weights(choice.task))
+        return self._loaded[choice.task], f"{job.source}: {text}"
 
 
 def _frames(job: Job, max_pixels: int | None) -> list[np.ndarray]:

@@ -63,16 +63,6 @@ def choose_task(images: Sequence[np.ndarray]) -> Choice:
     return Choice(model.tasks[best], float(probabilities[best] / probabilities.sum()))
 
 
-def weights_for(choice: Choice, installed: Sequence[str]) -> str | None:
-    """Return the task whose weights restore the picture, or None if it is better left as it is.
-
-    That is so where it is clean, where the choice is not sure, and where the weights of the task are not installed.
-    """
-    if choice.task == CLEAN or choice.probability < LEAST_PROBABILITY:
-        return None
-    return choice.task if choice.task in installed else None
-
-
 @dataclass(frozen=True)
 class Model:
     """Logistic regression: ``tasks``, and per statistic its ``center`` and ``spread``, (S,); ``weights`` (S + 1, T)."""
