@@ -124,9 +124,7 @@ class DegradedImages(Dataset, Crops):
     )
     seed: Count = 0
     recursive: bool = False
-    resize: list[float] | None = Field(
-        None, description="[low, high] of a random change of size before the crop, at most 2"
-    )
+    resize: list[float] | None = Field(None, description="[low, high] of a random resizing before the crop, at most 2")
     unclipped_noise: Annotated[float, Field(ge=0, le=1)] = Field(
         0, description="share of Gaussian noise that is neither clipped nor rounded"
     )
