@@ -18,6 +18,7 @@ CUT = np.float32(0.04045)  # the stored value below which the function is a stra
 SLOPE = np.float32(12.92)
 OFFSET = np.float32(0.055)
 POWER = np.float32(2.4)
+LINEAR_SHARE = 0.7  # of the drawn blurs, which blur linear light; the others blur stored values
 
 
 def check_image(image: np.ndarray) -> None:

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from restormixer_arch.data.degradations.common import (
+    LINEAR_SHARE,
     check_image,
     convolve,
     draw_strength,
     require_not_negative,
     require_unit,
 )
-from restormixer_arch.data.degradations.motion_blur import LINEAR
 
 SUBPIXELS = 8  # along each side of a pixel, by which the disc's edge is drawn
 
@@ -64,7 +64,7 @@ def draw_defocus(rng: np.random.Generator, strength: float | None = None) -> Def
         blades=int(rng.choice([0, 0, 5, 6, 7, 8])),
         turn=float(rng.uniform(0, 2 * np.pi)),
         soft=float(rng.uniform(0, 1)),
-        linear=bool(rng.uniform() < LINEAR),
+        linear=bool(rng.uniform() < LINEAR_SHARE),
     )
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from restormixer_arch.data.degradations.common import (
+    LINEAR_SHARE,
     check_image,
     convolve,
     draw_seed,
@@ -30,7 +31,6 @@ from restormixer_arch.data.degradations.common import (
 STEPS = 96  # of the path
 POINTS_PER_PIXEL = 4  # of the path, when it is drawn into the kernel
 PULL = 0.02  # towards the start, per step and unit of way
-LINEAR = 0.7  # share of the draws that blur linear light
 STRAIGHT = 0.3  # share of straight paths: short exposures, cameras on vehicles
 
 
@@ -72,10 +72,12 @@ def draw_motion_blur(rng: np.random.Generator, strength: float | None = None) ->
     """
     strong = draw_strength(rng, strength)
     extent, shake, jerk = strong * rng.uniform(4, 36), rng.uniform(0.02, 0.18), rng.uniform(0, 0.03)
-    seed, linear, steady = draw_seed(rng), rng.uniform() < LINEAR, rng.uniform() < STRAIGHT
+    seed, linear, steady = draw_seed(rng), rng.uniform() < LINEAR_SHARE, rng.uniform() < STRAIGHT
     if steady:
         shake = jerk = 0.0
-    return MotionBlurParameters(float(extent), float(shake), float(jerk), bool(linear), seed)
+    return MotionBlurParameters(
+        extent=float(extent), shake=float(shake), jerk=float(jerk), linear=bool(linear), seed=seed
+    )
 
 
 def add_motion_blur(image: np.ndarray, parameters: MotionBlurParameters) -> np.ndarray:
