@@ -163,7 +163,8 @@ class DegradedDataset(Dataset):
     def _vary(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return a random crop, mirrored and turned at random."""
         size, (low, high) = self.opt["gt_size"], self.opt["resize"]
-        source = size if low == high == 1 else round(size / rng.uniform(low, high))  # side that becomes the crop's
+        # the side that becomes the crop's
+        source = size if low == high == 1 else max(round(size / rng.uniform(low, high)), 1)
         if source > size:
             source = max(min(source, *image.shape[:2]), size)
         image = enlarge(image, source)

@@ -218,6 +218,13 @@ def test_a_range_of_sizes_is_drawn_up_to_what_the_picture_has(clean):
     assert {tuple(dataset.sample(epoch, 0).gt.shape) for epoch in range(8)} == {(32, 32, 3)}
 
 
+def test_enlarging_never_asks_for_less_than_a_pixel(clean):
+    dataset = DegradedDataset(options(clean, degradations=["clean"], gt_size=1, resize=[2, 2]))
+    originals = {tuple(pixel) for name in sorted(clean.iterdir()) for pixel in cv2.imread(str(name)).reshape(-1, 3)}
+    crops = [dataset.sample(epoch, index).gt for epoch in range(3) for index in range(3)]
+    assert all(tuple(np.round(crop[0, 0] * 255).astype(np.uint8)[::-1]) in originals for crop in crops)
+
+
 def test_unclipped_noise(clean):
     shares = {}
     for share in (0.0, 0.5, 1.0):
