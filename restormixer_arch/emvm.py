@@ -45,7 +45,9 @@ class DirectionalScan(nn.Module):
 
     def __init__(self, channels: int, *, directions: tuple[str, ...], d_state: int, expand: float) -> None:
         if d_state < 1 or expand * channels < 1:
-            raise ValueError(f"d_state and expand must be at least 1, got {d_state} and {expand}")
+            raise ValueError(
+                f"d_state and expand * {channels} channels must be at least 1, got {d_state} and {expand * channels:g}"
+            )
         super().__init__()
         inner, count, rank = int(expand * channels), len(directions), math.ceil(channels / 16)
         self.directions = directions

@@ -56,7 +56,7 @@ def by_rows(
 
 
 def rowwise(*, dim: int = 1, multiple: int | str = 1, halo: int = 0) -> Callable:
-    """Decorate a ``forward`` so that it runs :func:`by_rows`.
+    """Decorate a ``forward`` so that it runs :func:`by_rows`, but in training mode: BatchNorm needs the whole batch.
 
     Args:
         dim, halo: see :func:`by_rows`.
@@ -66,6 +66,8 @@ def rowwise(*, dim: int = 1, multiple: int | str = 1, halo: int = 0) -> Callable
     def decorate(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @wraps(forward)
         def forward_by_rows(self: nn.Module, *features: Tensor) -> Tensor:
+            if self.training:
+                return forward(self, *features)
             rows = getattr(self, multiple) if isinstance(multiple, str) else multiple
             return by_rows(partial(forward, self), *features, dim=dim, multiple=rows, halo=halo)
 

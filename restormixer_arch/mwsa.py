@@ -82,7 +82,8 @@ class MWSA(nn.Module):
 
     def __init__(self, channels: int, *, heads: int, window_size: int, mlp_ratio: float) -> None:
         if window_size < 1 or mlp_ratio * channels < 1:
-            raise ValueError(f"window_size and mlp_ratio must be positive, got {window_size} and {mlp_ratio}")
+            sizes = f"{window_size} and {mlp_ratio * channels:g}"
+            raise ValueError(f"window_size and mlp_ratio * {channels} channels must be at least 1, got {sizes}")
         super().__init__()
         self.window_size = window_size
         self.norm1 = nn.LayerNorm(channels)

@@ -128,6 +128,16 @@ def test_what_is_not_installed_is_left_out(monkeypatch):
     assert list(result["networks"]) == ["RestorMixer"] and "training step" in ran
 
 
+def test_without_the_kernel_its_scan_is_left_out(monkeypatch):
+    jobs = {}
+    monkeypatch.setattr(suite, "available_backends", lambda: {"native": "the library was not built"})
+    monkeypatch.setattr(suite, "_run", lambda job, label: jobs.setdefault(label, job) and {})
+    result = suite.run_suite(threads=1, rounds=1, quick=False)
+    assert result["left_out"]["the scan by native"] == "the library was not built"
+    works = jobs["scan, forward and backward"]["works"]
+    assert "torch" in works and "native" not in works
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -33,6 +33,9 @@ FAULTS = [
     ("train.budget", {}, "train.budget: got {}, expected one of 'iterations' and 'minutes'"),
     ("train.budget.minutes", 1, "train.budget: got {'iterations': 4, 'minutes': 1}, expected one of 'iterations' and "
      "'minutes'"),
+    ("train.budget", {"iterations": None}, "train.budget: got {'iterations': None}, expected one of 'iterations' and "
+     "'minutes'"),
+    ("datasets.test.mean", [0.5], "datasets.test.mean: pictures are compared in [0, 1], without mean and std"),
     ("train.budget.minutes", 0, "train.budget.minutes: got 0, expected more than 0"),
     ("train.total_iter", 4, "train.total_iter: unknown key."),
     ("train.optim_g", None, "train.optim_g: required key is missing (type and lr of the optimizer)"),

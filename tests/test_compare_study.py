@@ -12,7 +12,7 @@ from torch import nn
 
 from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
-from restormixer_arch.compare.options import options_of_run, read_compare_file
+from restormixer_arch.compare.options import context_options, crop_side, options_of_run, read_compare_file
 from restormixer_arch.errors import UserError
 
 compat.apply()
@@ -20,7 +20,8 @@ compat.apply()
 from basicsr.archs import build_network  # noqa: E402 - BasicSR can be imported only now
 
 from restormixer_arch.basicsr_adapter.upscaled import Upscaled  # noqa: E402
-from restormixer_arch.compare import context, jobs, results, run, study, training  # noqa: E402
+from restormixer_arch.compare import context, jobs, results, run, study, study_page, training  # noqa: E402
+from restormixer_arch.compare.pictures import datasets, items  # noqa: E402
 
 ROOT = Path("results/tiny")
 RUNS = [
@@ -55,6 +56,11 @@ FAULTS = [
     (lambda o: o["runs"][2].update(manual_seed=1), "runs.2: 1min_seed1 is there already"),
     (lambda o: o["runs"][0].pop("minutes"), "runs.0.minutes: required key is missing (the budget of each competitor, "
      "by its step_seconds)"),
+    (lambda o: o["runs"][1].update(manual_seed=2**33), "runs.1.manual_seed: got 8589934592, expected"),
+    (lambda o: o["competitors"]["ridnet"].update(weights="x.pth"), "competitors.ridnet.weights: a study trains every "
+     "competitor from nothing; compare finished ones in a file without 'runs'"),
+    (lambda o: o["context"]["dataset"].update(mean=[0.5, 0.5, 0.5]), "context.dataset.mean: pictures are compared in "
+     "[0, 1], without mean and std"),
     (lambda o: o.update(runs=[]), "runs: got [], expected 1 or more values"),
     (lambda o: o["context"].update(sizes=[8, 20]), "context.sizes: got [8, 20], expected multiples of the smallest "
      "one"),
@@ -130,10 +136,10 @@ def test_a_study_from_its_file_to_its_page(pairs, write, capsys, monkeypatch, tr
     assert values == pytest.approx(wanted, abs=1e-4) and len(values) > 1
     assert set(found.of("edsr", 1, measure)) == {1, 2}
     mean = (each[1].datasets[0].mean("psnr", "edsr") + each[2].datasets[0].mean("psnr", "edsr")) / 2
-    assert study.mean_over_seeds(found.of("edsr", 1, measure)) == pytest.approx(mean, abs=1e-4)
+    assert found.mean("edsr", 1, measure) == pytest.approx(mean, abs=1e-4)
     difference = found.difference("ridnet", 1, measure)  # over the seed that both have
     assert difference.mean == pytest.approx(each[1].datasets[0].difference["psnr"]["ridnet"].mean, abs=1e-3)
-    flops = each[0].competitors[0].flops  # of 16x16 pixels, as large as the crops
+    flops = each[0].competitors[0].training.flops
     assert found.of("edsr", 0.5, measure)[1].operations == pytest.approx(3 * flops * 2 * 3)
     page = (ROOT / "study.md").read_text(encoding="utf-8")
     assert f"{mean:.2f}, 2 seeds" in page and page.strip() in said and "8x8 | 16x16" in page
@@ -145,9 +151,21 @@ def test_a_study_from_its_file_to_its_page(pairs, write, capsys, monkeypatch, tr
     assert jobs_run == [] and (ROOT / "study.md").read_text(encoding="utf-8") == page
 
     options = study_options()
+    options["val"]["metrics"]["psnr"]["crop_border"] = 2
+    options["context"]["sizes"] = [4, 8, 16]
+    assert cli.main(["compare", "-opt", write(options), "--auto_resume"]) == 0  # what follows from it is measured again
+    assert jobs_run.count("costs") == 3 and jobs_run.count("context") == 2
+    assert "4x4 | 8x8 | 16x16" in (ROOT / "study.md").read_text(encoding="utf-8")
+
+    options = study_options()
     options["train"]["optim_g"]["lr"] = 0.01
     assert cli.main(["compare", "-opt", write(options), "--auto_resume"]) == 2
     assert "competitors.edsr was started with other options (train)" in capsys.readouterr().err
+
+    assert cli.main(["compare", "-opt", file]) == 0  # the whole study before is kept under another name
+    (before,) = ROOT.parent.glob("tiny_archived_*")
+    assert {"study.json", "study.md", "study.png", "context.png"} <= {path.name for path in before.iterdir()}
+    assert (before / "1min_seed2" / "results.json").is_file()
 
 
 @pytest.mark.timeout(120)
@@ -158,21 +176,6 @@ def test_steps_are_printed_as_lines_of_the_file(pairs, write, capsys, monkeypatc
     assert cli.main(["compare", "-opt", write(options), "--steps"]) == 0
     assert "edsr: step_seconds: 0.5000\nridnet: step_seconds: 0.5000" in capsys.readouterr().out
     assert not ROOT.exists()
-
-
-def test_the_interval_is_over_pictures_and_seeds():
-    rng = np.random.default_rng(3)
-    pictures = rng.normal(0.3, 1.0, (1, 400))
-    one = study.bootstrap(pictures)
-    low, high = stats.t.interval(0.95, 399, loc=pictures.mean(), scale=stats.sem(pictures[0]))
-    assert one.mean == pytest.approx(pictures.mean())
-    assert (one.low, one.high) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))
-    apart = study.bootstrap(np.concatenate([pictures, pictures + 2]))  # seeds that disagree widen it
-    assert apart.mean == pytest.approx(one.mean + 1) and apart.high - apart.low > 1.9
-    same = study.bootstrap(np.full((2, 5), 0.25))
-    assert (same.mean, same.low, same.high) == (0.25, 0.25, 0.25)
-    assert study.bootstrap(np.array([[np.inf, 1.0]])).low is None
-    assert study.bootstrap(np.ones((1, 1))).low is None
 
 
 def example(points):
@@ -201,12 +204,12 @@ def example(points):
 def test_where_two_networks_change_places():
     """From +1 at 6 minutes to -1 at 24 the middle on a log scale is 12 minutes."""
     crossed = example({6: 1.0, 24: -1.0, 96: -3.0})
-    assert study.crossings(crossed, ("d", "psnr")) == ["- second and first change places at about 12 minutes."]
-    assert study.crossings(example({6: 1.0, 24: 2.0}), ("d", "psnr")) == []
+    assert study_page.crossings(crossed, ("d", "psnr")) == ["- second and first change places at about 12 minutes."]
+    assert study_page.crossings(example({6: 1.0, 24: 2.0}), ("d", "psnr")) == []
     unsure = example({6: 1.0, 24: 0.5, 96: -1.0})
     unsure.rows[3].values["b"] -= 1  # at 24 minutes +0.5 on one picture, -0.5 on the other: from 6 to 96, in the middle
-    assert study.crossings(unsure, ("d", "psnr")) == ["- second and first change places at about 24 minutes."]
-    page = study.markdown(crossed)
+    assert study_page.crossings(unsure, ("d", "psnr")) == ["- second and first change places at about 24 minutes."]
+    page = study_page.markdown(crossed)
     assert "| second | 26.00; +1.00 (+1.00 to +1.00) | 24.00; -1.00 (-1.00 to -1.00) |" in page
     assert "| input | 12.00 | 12.00 | 12.00 |" in page
 
@@ -217,16 +220,20 @@ def test_pictures_of_one_photograph_count_as_one():
     both.rows[0].values = {f"{photo}_{label}": 30.0 for photo in "ab" for label in ("rain", "low_haze")}
     both.rows[1].values = {"a_rain": 31.0, "a_low_haze": 33.0, "b_rain": 29.0, "b_low_haze": 31.0}
     found = both.difference("second", 6, ("d", "psnr"))
-    assert (found.mean, found.low, found.high) == (1.0, 0.0, 2.0)
-    assert [study.photograph_of(name) for name in ("x_rain", "x_1_low_haze", "baby")] == ["x", "x_1", "baby"]
+    assert found.mean == 1.0 and found.high == pytest.approx(1 + stats.t.ppf(0.975, 1))
 
 
 def test_operations_of_a_training():
-    """A pass of 100 operations on 16x16: on crops of 32 at half their size in the input it is the same pass."""
-    options = {"scale": 2, "measure": {"size": 16}, "datasets": {"train": {"gt_size": 32, "batch_size_per_gpu": 4}}}
-    assert study.training_operations(options, 100.0, 10) == 3 * 100 * 4 * 10
-    options["scale"] = 1
-    assert study.training_operations(options, 100.0, 10) == 4 * 3 * 100 * 4 * 10
+    """Three passes of 100 operations for each of 4 crops in 10 iterations; growing crops are not counted."""
+    costs = {"arch": "x", "parameters": 1, "flops": 1.0, "latency": {"median": 1, "low": 1, "high": 1, "runs": 1}}
+    trained = {"iterations": 10, "batch_size": 4, "seconds": 1.0}
+    known = results.Competitor(name="a", training={**trained, "flops": 100.0}, **costs)
+    assert study.training_operations(known) == 3 * 100 * 4 * 10
+    assert study.training_operations(results.Competitor(name="a", training=trained, **costs)) is None
+    options = {"scale": 2, "datasets": {"train": {"gt_size": 32}}, "train": {}, "competitors": {"a": {}}}
+    assert crop_side(options, "a") == 16
+    options["competitors"]["a"]["train"] = {"progressive": {"gt_sizes": [16, 32]}}
+    assert crop_side(options, "a") is None
 
 
 def test_the_receptive_field_of_a_convolution():
@@ -265,6 +272,29 @@ def test_the_middle_is_judged_in_the_same_place(scale):
     assert context.middle_psnr(Offset(scale), lq, gt, 16, 8) == pytest.approx(20, abs=1e-4)
     frame = (16 * 0.01 + 48 * 0.09) / 64
     assert context.middle_psnr(Offset(scale), lq, gt, 8, 8) == pytest.approx(-10 * np.log10(frame), abs=1e-4)
+
+
+def test_the_receptive_field_is_a_mean_over_all_pictures(pairs, write):
+    """Of a network that multiplies by its input, the gradient of the middle pixel is twice that pixel."""
+    options = read_compare_file(write(study_options()))
+    data = context_options({**options, "context": {"dataset": options["datasets"]["test"]}})
+    pictures = [item["lq"] for _, dataset in datasets(data) for _, item in items(dataset)]
+    assert len({float(picture.sum()) for picture in pictures}) > 1
+    _, field = context.use_of(Square(), data, [8, 16])
+    wanted = torch.stack([context.middle(2 * picture[None], 16)[0, :, 8, 8].sum() for picture in pictures]).mean()
+    assert float(field[8, 8]) == pytest.approx(float(wanted)) and float(field.sum()) == pytest.approx(float(wanted))
+
+
+class Square(nn.Module):
+    def forward(self, x):
+        return x * x
+
+
+def test_an_unknown_data_set_of_the_context_is_found_before_the_trainings(pairs, write, capsys):
+    options = study_options()
+    options["context"]["dataset"]["type"] = "PairedRestorationDatasett"
+    assert cli.main(["compare", "-opt", write(options)]) == 2
+    assert "context.dataset.type: 'PairedRestorationDatasett' is no known" in capsys.readouterr().err
 
 
 def test_too_small_pictures_are_left_out(pairs, write):

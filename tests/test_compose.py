@@ -5,7 +5,15 @@ import pytest
 
 from restormixer_arch.data.degradations import compose
 from restormixer_arch.data.degradations.compose import DEGRADATIONS, add_composition, draw_composition
-from restormixer_arch.data.degradations.labels import CDD11, NAMES, all_labels, is_label, label_of, parse_label
+from restormixer_arch.data.degradations.labels import (
+    CDD11,
+    NAMES,
+    all_labels,
+    is_label,
+    label_of,
+    parse_label,
+    split_label,
+)
 from restormixer_arch.errors import UserError
 
 
@@ -62,6 +70,11 @@ def test_bad_labels(label, message):
 )
 def test_label_of_a_name(name, label):
     assert label_of(name) == label
+
+
+def test_a_photograph_is_its_name_without_the_label():
+    labelled = ["x_rain", "x_1_low_haze", "low_haze_0001", "haze-0001", "0001-haze", "baby", "scene_None"]
+    assert [split_label(name)[0] for name in labelled] == ["x", "x_1", "0001", "0001", "0001", "baby", "scene_None"]
 
 
 def test_the_order_of_application(monkeypatch):

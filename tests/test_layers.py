@@ -1,11 +1,14 @@
 """Work in strips of rows, and activations that write over their input."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restormixer_arch import layers
+from restormixer_arch.cnn_blocks import RDCNN
 from restormixer_arch.layers import by_rows, gelu, rowwise, silu
 
 
@@ -62,6 +65,18 @@ def test_rowwise_reads_the_rows_that_belong_together_from_the_module(monkeypatch
     with torch.no_grad():
         strips = Flip()(x)
     assert torch.equal(strips, Flip()(x))
+
+
+def test_in_training_mode_batchnorm_sees_the_whole_picture(monkeypatch):
+    """As torch.optim.swa_utils.update_bn does it: in training mode, without gradients."""
+    monkeypatch.setattr(layers, "STRIP_ELEMENTS", 4 * 3 * 8)
+    block, x = RDCNN(4).train(), torch.randn(2, 4, 32, 3)
+    other = copy.deepcopy(block)
+    wanted = other(x)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), wanted)
+    for name, buffer in block.named_buffers():
+        torch.testing.assert_close(buffer, other.get_buffer(name))
 
 
 @pytest.mark.parametrize("activation, reference", [(gelu, torch.nn.functional.gelu), (silu, torch.nn.functional.silu)])

@@ -5,6 +5,7 @@ A label is names joined by ``_``, such as ``low_haze_rain``, as CDD-11 names its
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -89,12 +90,18 @@ def label_of(name: str) -> str | None:
     for folder in reversed(path.parent.parts):
         if is_label(folder):
             return folder
-    parts = path.name.partition(".")[0].replace("-", "_").split("_")
-    for size in range(len(parts) - 1, 0, -1):  # the longest first
-        for some in (parts[-size:], parts[:size]):
-            if is_label("_".join(some)):
-                return "_".join(some)
-    return None
+    return split_label(path.name.partition(".")[0])[1]
+
+
+def split_label(stem: str) -> tuple[str, str | None]:
+    """Return an image's stem without the label at its end or beginning, and that label, None if there is none."""
+    parts = re.split("([-_])", stem)  # names and separators in turn
+    for size in range(len(parts) - 2, 0, -2):  # the longest label first
+        for label, rest in ((parts[-size:], parts[: -size - 1]), (parts[:size], parts[size + 1 :])):
+            text = "".join(label).replace("-", "_")
+            if is_label(text):
+                return "".join(rest), text
+    return stem, None
 
 
 @dataclass(frozen=True)

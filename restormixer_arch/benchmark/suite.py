@@ -94,8 +94,10 @@ def _jobs(
     yield from _small_jobs(present, rounds, quick)
     if device == "cpu":
         yield from _machine_jobs(rounds, quick)
-    usable = available_backends()
-    backends = ["native"] if device == "cpu" else [name for name in ("triton", "cuda") if usable[name] is None]
+    reasons = available_backends()
+    wanted = ["native"] if device == "cpu" else ["triton", "cuda"]
+    backends = [name for name in wanted if reasons[name] is None]
+    left_out |= {f"the scan by {name}": str(reasons[name]) for name in wanted if name not in backends}
     if not quick:
         backends.append("torch")
     try:
@@ -104,7 +106,8 @@ def _jobs(
     except PackageNotFoundError:
         left_out["mambapy's scan"] = "mambapy is not installed"
     works = {backend: ("scan", {"backend": backend, **SCAN}) for backend in backends}
-    yield "times", "scan, forward and backward", {"kind": "times", "rounds": rounds, "works": works}
+    if works:
+        yield "times", "scan, forward and backward", {"kind": "times", "rounds": rounds, "works": works}
     for name in pair:
         yield (
             "memory",

@@ -34,7 +34,7 @@ COMMANDS = {
     "init": ("restormixer_arch.cli.init", "write an option file for your own data and this machine"),
     "degrade": ("restormixer_arch.cli.degrade", "degrade clean images: a picture sheet, a fixed set, or the speed"),
     "card": ("restormixer_arch.cli.card", "measure the installed weights on public test sets"),
-    "bench": ("restormixer_arch.cli.bench", "measure speed and memory beside other networks on this CPU"),
+    "bench": ("restormixer_arch.cli.bench", "measure speed and memory beside other networks on this machine"),
     "doctor": ("restormixer_arch.cli.doctor", "show what is installed, what is missing and how to fix it"),
 }
 

@@ -67,14 +67,21 @@ def _comparison(options: dict[str, Any], resume: bool) -> None:
 
 
 def _study(options: dict[str, Any], resume: bool) -> None:
-    from restormixer_arch.compare import study
+    from restormixer_arch.compare import study, study_page
 
     found = []
     for comparison, folder in study.run_study(options, resume=resume):
         note(f"results: {_show(_write(comparison, folder))}")
         found.append((comparison, folder))
-    result, places = study.finish(options, found)
-    say(study.markdown(result))
+    result, root = study.join(options, [comparison for comparison, _ in found]), found[0][1].parent
+    places = study_page.write(result, root)
+    if options.get("context"):
+        fields = study.add_context(result, options, found)
+        places = [
+            *study_page.write(result, root),
+            study_page.draw_context(result.context, fields, root / "context.png"),
+        ]
+    say(study_page.markdown(result))
     say(f"results: {_show(places)}")
 
 

@@ -6,6 +6,7 @@ by the input.
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,16 @@ from torch import Tensor, nn
 
 from restormixer_arch.benchmark.measure import run_in_process
 from restormixer_arch.compare.networks import Entry
-from restormixer_arch.compare.options import testing_options
+from restormixer_arch.compare.options import context_options
 from restormixer_arch.compare.pictures import datasets, items
 from restormixer_arch.compare.results import Comparison, Part
 from restormixer_arch.compare.training import JOBS
 from restormixer_arch.data.degradations.labels import label_of
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import atomic_paths, note, write_text_atomically
+from restormixer_arch.output import note, write_text_atomically
 
 FIELD_SIDE = 256  # pixels of the crops that the gradient is taken on, at most
-FIELD_PICTURES = 12
 SHARES = (50, 90, 99)  # percent of the gradient
-DARKEST = 1e-5  # of the largest gradient, in the picture
 
 
 class Use(Part):
@@ -44,10 +43,17 @@ class Use(Part):
     radius: dict[int, int]
 
 
+class Measured(Part):
+    """What is kept of one competitor: its use of a picture, and what that follows from."""
+
+    settings: dict[str, Any]
+    use: Use | None = None
+
+
 def measure_context(
     options: dict[str, Any], context: dict[str, Any], comparison: Comparison, folder: Path
 ) -> tuple[dict[str, Use], dict[str, np.ndarray]]:
-    """Measure the competitors of a comparison, each in a process of its own; what is measured already is kept.
+    """Measure the competitors of a comparison, each in a process of its own; what was measured alike is kept.
 
     Args:
         options: of the comparison.
@@ -62,23 +68,33 @@ def measure_context(
     for competitor in comparison.competitors:
         name = competitor.name
         kept, field = folder / "context" / f"{name}.json", folder / "context" / f"{name}.npy"
-        if not kept.is_file():
+        given = options["competitors"][name]
+        entry = Entry(name, given.get("network_g"), competitor.weights, None, given.get("multiple_of"))
+        settings = {
+            "entry": entry.as_job(),
+            "options": context_options({**options, "context": context}),
+            "sizes": context["sizes"],
+        }
+        training = competitor.training and competitor.training.model_dump()
+        measured = Measured(settings=json.loads(json.dumps({**settings, "training": training})))
+        measured.use = _read_use(kept, field, measured.settings)
+        if measured.use is None:
             note(f"measuring the context of {name}")
-            given = options["competitors"][name]
-            entry = Entry(name, given.get("network_g"), competitor.weights, given.get("param_key"))
-            arguments = {
-                "entry": entry.as_job(),
-                "options": testing_options({**options, "datasets": {"test": context["dataset"]}}),
-                "sizes": context["sizes"],
-                "field_file": str(field),
-            }
+            arguments = {**settings, "field_file": str(field)}
             job = {"kind": "context", "threads": comparison.machine["threads"], "arguments": arguments}
             field.parent.mkdir(exist_ok=True)
-            use = Use(**run_in_process(JOBS, job, f"compare: context of {name}"))
-            write_text_atomically(kept, use.model_dump_json() + "\n")
-        uses[name] = Use.model_validate_json(kept.read_text(encoding="utf-8"))
-        fields[name] = np.load(field)
+            measured.use = Use(**run_in_process(JOBS, job, f"compare: context of {name}"))
+            write_text_atomically(kept, measured.model_dump_json() + "\n")
+        uses[name], fields[name] = measured.use, np.load(field)
     return uses, fields
+
+
+def _read_use(kept: Path, field: Path, settings: dict[str, Any]) -> Use | None:
+    try:
+        found = Measured.model_validate_json(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # pydantic's error is a ValueError
+        return None
+    return found.use if found.settings == settings and field.is_file() else None
 
 
 def use_of(network: nn.Module, options: dict[str, Any], sizes: list[int]) -> tuple[Use, Tensor]:
@@ -96,7 +112,7 @@ def use_of(network: nn.Module, options: dict[str, Any], sizes: list[int]) -> tup
         UserError: the data set cannot be read, or has no picture of that size.
     """
     values: dict[str, list[list[float]]] = {}
-    fields, largest = [], max(sizes)
+    count, total, largest = 0, torch.zeros(()), max(sizes)
     for _, data in datasets(options):
         for name, item in items(data):
             lq, gt = item["lq"][None], item["gt"][None]
@@ -104,11 +120,11 @@ def use_of(network: nn.Module, options: dict[str, Any], sizes: list[int]) -> tup
                 continue
             row = [middle_psnr(network, lq, gt, size, min(sizes)) for size in sizes]
             values.setdefault(label_of(name) or "all", []).append(row)
-            if len(fields) < FIELD_PICTURES:
-                fields.append(receptive_field(network, middle(lq, min(FIELD_SIDE, largest))))
-    if not fields:
+            total = total + receptive_field(network, middle(lq, min(FIELD_SIDE, largest)))
+            count += 1
+    if not count:
         raise UserError(f"context.dataset: no picture has {largest} x {largest} pixels, see context.sizes")
-    field = torch.stack(fields).mean(0)
+    field = total / count
     every = [row for rows in values.values() for row in rows]
     use = Use(
         psnr=_means(sizes, every),
@@ -176,27 +192,3 @@ def radius_of(field: Tensor, share: float) -> int:
 
 def _last(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[-1]
-
-
-def draw_context(uses: dict[str, Use], fields: dict[str, np.ndarray], path: Path) -> Path:
-    """Draw the receptive fields side by side, each divided by its largest value off the middle, on one log scale."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
-
-    columns = min(3, len(uses))
-    rows = -(-len(uses) // columns)
-    figure = Figure(figsize=(3.4 * columns + 1, 3.5 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel in panels:
-        panel.set_axis_off()
-    for (name, use), panel in zip(uses.items(), panels, strict=False):
-        field = fields[name].copy()
-        field[field.shape[0] // 2, field.shape[1] // 2] = 0
-        shown = panel.imshow((field / field.max()).clip(DARKEST), norm=LogNorm(DARKEST, 1), cmap="inferno")
-        panel.set_title(f"{name}: 90% within {use.radius[90]} px")
-    figure.colorbar(shown, ax=figure.axes, label="gradient of the middle pixel, relative", shrink=0.8)
-    with atomic_paths([path]) as [part]:
-        figure.savefig(part, dpi=110, format="png")
-    return path

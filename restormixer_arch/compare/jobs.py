@@ -68,25 +68,33 @@ def restore_pictures(
     }
 
 
-def measure_costs(entries: list[dict[str, Any]], size: int, rounds: int) -> dict[str, dict[str, Any]]:
+def measure_costs(
+    entries: list[dict[str, Any]], size: int, rounds: int, crops: dict[str, int | None]
+) -> dict[str, dict[str, Any]]:
     """Count parameters and operations of all networks, by torch and by thop, and time them.
 
     They are timed in turn, round by round, so that a machine that slows down slows all of them.
 
+    Args:
+        entries: the competitors.
+        size: side of the square picture.
+        rounds: passes of each network.
+        crops: competitor -> side of the crops that it was trained on, whose operations are counted too, or None.
+
     Returns:
-        competitor -> the attributes of :class:`.results.Competitor` that were found.
+        competitor -> the attributes of :class:`.results.Competitor` that were found, and ``crop_flops``.
     """
     from restormixer_arch.benchmark.measure import times
     from restormixer_arch.benchmark.tables import summarize
 
-    found = {entry["name"]: _count(entry, size) for entry in entries}
+    found = {entry["name"]: _count(entry, size, crops[entry["name"]]) for entry in entries}
     taken = times({entry["name"]: _restore_work(entry, size) for entry in entries}, rounds)
     for name, seconds in taken.items():
         found[name]["latency"] = {**summarize(seconds), "runs": len(seconds)}
     return found
 
 
-def _count(entry: dict[str, Any], size: int) -> dict[str, Any]:
+def _count(entry: dict[str, Any], size: int, crop: int | None) -> dict[str, Any]:
     from restormixer_arch.benchmark import measure
     from restormixer_arch.compare.networks import Entry, build
 
@@ -100,6 +108,7 @@ def _count(entry: dict[str, Any], size: int) -> dict[str, Any]:
         "arguments": built.arguments,
         "parameters": parameters,
         "flops": flops,
+        "crop_flops": crop and measure.operations(_restore_work(entry, crop)),
         "thop_macs": thop[0] if thop else None,
         "thop_parameters": thop[1] if thop else None,
     }

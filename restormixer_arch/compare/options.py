@@ -124,6 +124,12 @@ def training_options(options: dict[str, Any], name: str, total_iter: int, folder
     )
 
 
+def crop_side(options: dict[str, Any], name: str) -> int | None:
+    """Return the side of a training's crops in pixels of the input, None where they grow or have no fixed size."""
+    size = options["datasets"]["train"].get("gt_size")
+    return None if size is None or merge_train(options, name).get("progressive") else size // options["scale"]
+
+
 def testing_options(options: dict[str, Any], network: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the content of the option file by which ``basicsr test`` would measure a network on the data sets."""
     sets = {phase: dataset for phase, dataset in options["datasets"].items() if phase != "train"}
@@ -178,7 +184,11 @@ def _run_problems(options: dict[str, Any], needs_steps: bool) -> list[Problem]:
     if (options.get("train") or {}).get("budget") is not None:
         return [Problem(("train", "budget"), "'runs' has the budgets; expected the one or the other")]
     problems, competitors = [], options["competitors"]
-    for name in competitors:
+    for name, given in competitors.items():
+        for key in ("weights", "run"):
+            if given.get(key):
+                text = "a study trains every competitor from nothing; compare finished ones in a file without 'runs'"
+                problems.append(Problem(("competitors", name, key), text))
         if needs_steps and is_trained(options, name) and not competitors[name].get("step_seconds"):
             text = "required key is missing: minutes become iterations by it, see 'basicsr compare --steps'"
             problems.append(Problem(("competitors", name, "step_seconds"), text))
@@ -198,15 +208,32 @@ def _run_problems(options: dict[str, Any], needs_steps: bool) -> list[Problem]:
 def _context_problems(options: dict[str, Any]) -> list[Problem]:
     if not (context := options.get("context")):
         return []
-    sizes, own = context.get("sizes") or [1], {**options, "datasets": {"test": context["dataset"]}}
-    problems = [
-        Problem(("context", "dataset", *problem.path[2:]), problem.text)
-        for problem in option_problems(testing_options(own), is_train=False)
-        if problem.path[:2] == ("datasets", "test")
-    ]
+    sizes, own = context.get("sizes") or [1], context_options(options)
+    found = [*option_problems(own, is_train=False), *_mean_problems(own)]
+    problems = _in_context(found)
     if any(size % min(sizes) for size in sizes):
         problems.append(Problem(("context", "sizes"), f"got {sizes}, expected multiples of the smallest one"))
     return problems
+
+
+def context_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of the option file by which ``basicsr test`` would take the pictures of the context."""
+    return testing_options({**options, "datasets": {"test": options["context"]["dataset"]}})
+
+
+def _in_context(problems: list[Problem]) -> list[Problem]:
+    """Of the problems of :func:`context_options`, those of the data set, under the keys of the compare file."""
+    at = ("datasets", "test")
+    return [Problem(("context", "dataset", *p.path[2:]), p.text) for p in problems if p.path[:2] == at]
+
+
+def _mean_problems(options: dict[str, Any]) -> list[Problem]:
+    return [
+        Problem(("datasets", phase, key), "pictures are compared in [0, 1], without mean and std")
+        for phase, dataset in options["datasets"].items()
+        for key in ("mean", "std")
+        if phase != "train" and dataset.get(key) is not None
+    ]
 
 
 def _own_problems(options: dict[str, Any]) -> list[Problem]:
@@ -216,10 +243,12 @@ def _own_problems(options: dict[str, Any]) -> list[Problem]:
     budget = (options.get("train") or {}).get("budget")
     if options.get("train") is not None and budget is None:
         problems.append(Problem(("train", "budget"), "required key is missing ('iterations: N' or 'minutes: N')"))
-    if isinstance(budget, dict) and budget.keys() <= {"iterations", "minutes"} and len(budget) != 1:
+    given = {key for key, value in budget.items() if value is not None} if isinstance(budget, dict) else set()
+    if isinstance(budget, dict) and given <= {"iterations", "minutes"} and len(given) != 1:
         problems.append(Problem(("train", "budget"), f"got {budget!r}, expected one of 'iterations' and 'minutes'"))
     if options.get("train") is not None and not any(is_trained(options, name) for name in options["competitors"]):
         problems.append(Problem(("train",), "every competitor has weights already: there is nothing to train"))
+    problems += _mean_problems(options)
     names: dict[str, str] = {}
     for phase, dataset in options["datasets"].items():
         name = str(dataset.get("name"))
@@ -262,6 +291,8 @@ def name_problems_of(options: dict[str, Any], folder: str) -> list[Problem]:
     from restormixer_arch.basicsr_adapter.signatures import name_problems, network_problems
 
     problems = name_problems(testing_options(options), is_train=False)
+    if options.get("context"):
+        problems += _in_context(name_problems(context_options(options), is_train=False))
     for name, competitor in options["competitors"].items():
         if is_trained(options, name):
             found = name_problems(training_options(options, name, ANY_TOTAL, folder), is_train=True)

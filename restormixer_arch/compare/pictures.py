@@ -45,8 +45,8 @@ def measure_pictures(
         for picture, item in items(dataset):
             lq, gt = item["lq"][None], item.get("gt")
             restored = _enlarge(lq, scale) if network is None else _restore(network, lq.to(device))
-            image = _image(restored.nan_to_num(0.0), options, phase)
-            truth = None if gt is None else _image(gt[None], options, phase)
+            image = tensor2img([restored.nan_to_num(0.0)])  # as BasicSR's models write and measure it
+            truth = None if gt is None else tensor2img([gt[None]])
             if truth is not None and truth.shape != image.shape:
                 who = f"competitors.{name}" if name else f"datasets.{phase}"
                 raise UserError(f"{who}: restores {picture!r} to {image.shape}, the truth is {truth.shape}: see scale")
@@ -93,14 +93,6 @@ def _restore(network: nn.Module, lq: Tensor) -> Tensor:
     if not isinstance(output, Tensor):
         output = output[-1]  # of outputs at several scales, the full one comes last in BasicSR's family
     return output.float().cpu()
-
-
-def _image(picture: Tensor, options: dict[str, Any], phase: str) -> np.ndarray:
-    """Return uint8 BGR (H, W, C), or (H, W) of gray ones, as BasicSR's models write and measure them."""
-    section = options["datasets"][phase]
-    if section.get("mean") is not None:
-        raise UserError(f"datasets.{phase}.mean: pictures are compared in [0, 1], without mean and std")
-    return tensor2img([picture])
 
 
 def _value(name: str, metric: dict[str, Any], image: np.ndarray, truth: np.ndarray | None, picture: str) -> float:

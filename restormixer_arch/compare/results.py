@@ -50,12 +50,15 @@ class Latency(Part):
 class Training(Part):
     """How a competitor was trained: iterations, pictures of a batch, and seconds of the whole process.
 
-    The seconds of a resumed training are the sum of its parts, without those of a part that was killed.
+    The seconds of a resumed training are the sum of its parts, without those of a part that was killed. ``flops`` are
+    the operations of one forward pass of one of its crops, a multiply-add counts two; None where crops grow or have no
+    fixed size.
     """
 
     iterations: int
     batch_size: int
     seconds: float
+    flops: float | None = None
 
 
 class Competitor(Part):
@@ -118,8 +121,8 @@ class Difference(Part):
     """A competitor's values minus those of the first competitor on the same pictures: mean and 95% interval.
 
     Attributes:
-        mean: over the pictures.
-        low, high: Student's t interval of the mean; None with fewer than two pictures.
+        mean: over the pictures; in a study over photographs and seeds.
+        low, high: interval of the mean, see :mod:`.differences`; None with fewer than two pictures.
     """
 
     mean: float
@@ -157,6 +160,7 @@ class Comparison(Part):
         size: side of the square picture that latency, memory and operations were measured with.
         budget: what every competitor was given, in words, such as ``600 iterations``; None where nothing was trained.
         metrics: name in the option file -> the measure.
+        settings: what the values follow from: data sets, metrics, networks, weights and how they were trained.
     """
 
     format: Literal[1] = FORMAT
@@ -167,6 +171,7 @@ class Comparison(Part):
     metrics: dict[str, Metric]
     competitors: list[Competitor]
     datasets: list[DataSet]
+    settings: dict[str, Any] = {}
 
 
 def write(comparison: Comparison, folder: Path) -> Path:

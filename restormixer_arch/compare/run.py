@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import math
+import json
 import os
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
-from scipy import stats
 from tqdm import tqdm
 
 from restormixer_arch.benchmark.measure import run_in_process
 from restormixer_arch.benchmark.suite import machine
 from restormixer_arch.compare import results
+from restormixer_arch.compare.differences import paired_difference
 from restormixer_arch.compare.networks import Entry, build, entry_of_run
-from restormixer_arch.compare.options import is_trained, testing_options
-from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric, Picture, Training
+from restormixer_arch.compare.options import crop_side, is_trained, testing_options
+from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Metric, Picture, Training
 from restormixer_arch.compare.training import JOBS, train_all, weights_of
 from restormixer_arch.config.rules import better
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import note
 from restormixer_arch.training.distributed import cores
 from restormixer_arch.training.options import FolderLock
-
-CONFIDENCE = 0.95  # of the interval of a difference
 
 
 def compare(options: dict[str, Any], *, resume: bool, reuse: bool = False) -> tuple[Comparison, Path]:
@@ -56,13 +51,13 @@ def compare(options: dict[str, Any], *, resume: bool, reuse: bool = False) -> tu
     with closing(FolderLock()) as lock:
         lock.take(folder)
         if folder.exists() and not resume:
-            _put_aside(folder)
+            put_aside(folder)
         folder.mkdir(parents=True, exist_ok=True)
         lock.take(folder)
         trained = train_all(options, folder, threads) if options.get("train") else {}
         names = options["competitors"]
         entries = [entry or _trained_entry(options, name, folder) for name, entry in zip(names, earlier, strict=True)]
-        if resume and reuse and (found := _earlier_results(options, trained, folder)):
+        if resume and reuse and (found := _earlier_results(folder, settings_of(options, entries, trained))):
             return found, folder
         return measure(options, entries, trained, folder, threads), folder
 
@@ -72,20 +67,24 @@ def threads_of(options: dict[str, Any]) -> int:
     return options.get("num_threads") or int(os.environ.get("OMP_NUM_THREADS", cores()))
 
 
-def _earlier_results(options: dict[str, Any], trained: dict[str, Training], folder: Path) -> Comparison | None:
-    """Return what was measured in this folder before, if it is of the same competitors, data sets and metrics."""
+def _earlier_results(folder: Path, settings: dict[str, Any]) -> Comparison | None:
+    """Return what was measured in this folder before, if it was measured with these settings."""
     try:
         found = results.read(folder)
     except (OSError, ValueError):  # pydantic's error is a ValueError
         return None
-    sets = [section["name"] for phase, section in options["datasets"].items() if phase != "train"]
-    same = (
-        [competitor.name for competitor in found.competitors] == list(options["competitors"])
-        and [dataset.name for dataset in found.datasets] == sets
-        and list(found.metrics) == list(options["val"]["metrics"])
-        and {c.name: c.training for c in found.competitors if c.training} == trained
-    )
-    return found if same else None
+    return found if found.settings == settings else None
+
+
+def settings_of(options: dict[str, Any], entries: list[Entry], trained: dict[str, Training]) -> dict[str, Any]:
+    """What the values of a comparison follow from, as JSON holds it."""
+    settings = {
+        **{key: options.get(key) for key in ("scale", "val", "measure")},
+        "datasets": {phase: section for phase, section in options["datasets"].items() if phase != "train"},
+        "competitors": [entry.as_job() for entry in entries],
+        "training": {name: training.model_dump() for name, training in trained.items()},
+    }
+    return json.loads(json.dumps(settings))
 
 
 def _find_entry(options: dict[str, Any], name: str) -> Entry | None:
@@ -108,7 +107,7 @@ def _trained_entry(options: dict[str, Any], name: str, folder: Path) -> Entry:
     return Entry(name, given["network_g"], str(weights_of(name, folder)), None, given.get("multiple_of"))
 
 
-def _put_aside(folder: Path) -> None:
+def put_aside(folder: Path) -> None:
     """Rename the folder of an earlier run, as BasicSR does for its own."""
     aside = folder.with_name(f"{folder.name}_archived_{time.strftime('%Y%m%d_%H%M%S')}")
     folder.rename(aside)
@@ -125,7 +124,8 @@ def measure(
     restoring = {"size": size, **pictures, "device": restoring_device(options)}
     jobs = [("inputs", "the inputs", pictures)]
     jobs += [("restored", name, {"entry": entry, **restoring}) for name, entry in whole.items()]
-    jobs.append(("costs", "costs", {"entries": list(whole.values()), "size": size, "rounds": rounds}))
+    crops = {name: crop_side(options, name) if name in trained else None for name in whole}
+    jobs.append(("costs", "costs", {"entries": list(whole.values()), "size": size, "rounds": rounds, "crops": crops}))
     inputs, *restored, costs = (
         run_in_process(JOBS, {"kind": kind, "threads": threads, "arguments": arguments}, f"compare: {label}")
         for kind, label, arguments in tqdm(jobs, desc="measuring", unit="job", disable=not sys.stderr.isatty())
@@ -135,7 +135,7 @@ def measure(
         Competitor(
             name=entry.name,
             weights=entry.weights,
-            training=trained.get(entry.name),
+            training=_with_flops(trained.get(entry.name), costs[entry.name].pop("crop_flops")),
             **costs[entry.name],
             peak_bytes=restored[entry.name]["peak_bytes"],
         )
@@ -149,34 +149,12 @@ def measure(
         metrics={name: _metric(section) for name, section in options["val"]["metrics"].items()},
         competitors=competitors,
         datasets=join_pictures(inputs, {name: found["pictures"] for name, found in restored.items()}),
+        settings=settings_of(options, entries, trained),
     )
 
 
-def paired_difference(values: Sequence[float], first: Sequence[float]) -> Difference:
-    """Compare two competitors on the same pictures.
-
-    The interval is Student's t for the mean of the differences. It takes the pictures for a random sample; several
-    crops of one photograph are not independent, and make it too narrow. With one picture, and where a value is not
-    finite, there is none.
-
-    Args:
-        values: of a competitor, picture by picture.
-        first: of the first competitor, on the same pictures.
-
-    Raises:
-        ValueError: they are not as many, or none.
-    """
-    if len(values) != len(first) or not values:
-        raise ValueError(f"as many values were expected, at least one, got {len(values)} and {len(first)}")
-    differences = [a - b for a, b in zip(values, first, strict=True)]
-    mean = fmean(differences)
-    if len(differences) < 2 or not all(map(math.isfinite, differences)):
-        return Difference(mean=mean, low=None, high=None)
-    error = float(stats.sem(differences))
-    if error == 0:  # the same difference everywhere
-        return Difference(mean=mean, low=mean, high=mean)
-    low, high = stats.t.interval(CONFIDENCE, len(differences) - 1, loc=np.mean(differences), scale=error)
-    return Difference(mean=mean, low=float(low), high=float(high))
+def _with_flops(training: Training | None, flops: float | None) -> Training | None:
+    return training and training.model_copy(update={"flops": flops})
 
 
 def join_pictures(inputs: dict[str, list[Any]], restored: dict[str, dict[str, list[Any]]]) -> list[DataSet]:
@@ -215,7 +193,7 @@ def restoring_device(options: dict[str, Any]) -> str:
 
 def budget_in_words(options: dict[str, Any]) -> str:
     budget = options["train"]["budget"]
-    return f"{budget['iterations']} iterations" if "iterations" in budget else f"{budget['minutes']:g} minutes"
+    return f"{budget['iterations']} iterations" if budget.get("iterations") else f"{budget['minutes']:g} minutes"
 
 
 def _metric(section: dict[str, Any]) -> Metric:

@@ -146,7 +146,10 @@ def _costs(comparison: Comparison) -> Iterator[Column]:
 def _heading(comparison: Comparison) -> str:
     title = f"# {comparison.name}"
     sets = ", ".join(f"{dataset.name} ({len(dataset.pictures)} pictures)" for dataset in comparison.datasets)
-    budget = f" Each was trained for {comparison.budget}." if comparison.budget else ""
+    who = (
+        "Each" if all(competitor.training for competitor in comparison.competitors) else "Each without earlier weights"
+    )
+    budget = f" {who} was trained for {comparison.budget}." if comparison.budget else ""
     return f"{title}\n\nMeans over {markdown_text(sets)}.{budget} The best value of a column is bold."
 
 

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from restormixer_arch.config.schema import (
     AnyFile,
-    Count,
     FileName,
     Logger,
     Metric,
@@ -16,6 +15,7 @@ from restormixer_arch.config.schema import (
     Positive,
     Rate,
     Section,
+    Seed,
     Steps,
     Typed,
     Warmup,
@@ -69,7 +69,7 @@ class Run(Section):
     """One comparison of a study: a budget and a seed, for all competitors or some of them."""
 
     minutes: PositiveNumber = Field(description="the budget of each competitor, by its step_seconds")
-    manual_seed: Count = Field(description="of every training")
+    manual_seed: Seed = Field(description="of every training")
     competitors: Annotated[list[str], Field(min_length=1)] | None = Field(
         default=None, description="names of those that take part, the first competitor among them; default: all"
     )
@@ -91,7 +91,7 @@ class ComparePath(Section):
 class CompareFile(AnyFile):
     name: FileName = Field(description="the comparison, names its folder")
     scale: Positive = Field(default=1, description="1 where images keep their size")
-    manual_seed: Count = 0
+    manual_seed: Seed = 0
     competitors: Annotated[dict[str, CompetitorKeys], Field(min_length=1)] = Field(
         description="name -> the network, its weights or its run; differences are to the first one"
     )

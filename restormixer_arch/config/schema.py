@@ -17,6 +17,7 @@ from restormixer_arch.config.rules import NAME_PATTERN, NO_SLASH, name_problem
 from restormixer_arch.memory import parse_bytes
 
 Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32 - 2**16)]  # each process adds its rank
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -365,7 +366,7 @@ class AnyFile(Section):
 
 class ModelFile(AnyFile):
     model_type: str = Field(description="the registered name of the model, such as RestorMixerModel")
-    manual_seed: Annotated[int, Field(ge=0, lt=2**32 - 2**16)] | None = None  # each process adds its rank
+    manual_seed: Seed | None = None
     datasets: dict[str, dict[str, Any]] = Field(description="the data, one section per set")
     network_g: Typed = Field(description="type and arguments of the network")
     path: dict[str, Any] = Field(description="weights to start from; 'path: {}' if there are none")

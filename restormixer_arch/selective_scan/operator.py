@@ -92,17 +92,17 @@ def _implementation(backend: str) -> ModuleType:
     return importlib.import_module(f"{__package__}.{IMPLEMENTATIONS[backend]}")
 
 
-def _check(inputs: Sequence[Tensor], directions: Sequence[int]) -> None:
+def _check(inputs: Sequence[Tensor], directions: Sequence[int], backend: str) -> None:
     if not set(directions) <= set(range(len(DIRECTIONS))):
         raise ValueError(f"directions must be numbers from 0 to {len(DIRECTIONS) - 1}, got {list(directions)}")
     check_scan_2d(dict(zip(INPUTS, inputs, strict=True)), [DIRECTIONS[number] for number in directions])
-    if inputs[2].shape[-1] > MAX_STATES:
+    if backend != "torch" and inputs[2].shape[-1] > MAX_STATES:
         raise ValueError(f"A must have 1 to {MAX_STATES} states, got {inputs[2].shape[-1]}")
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     *inputs, directions, backend, keep_states = arguments
-    _check(inputs, directions)
+    _check(inputs, directions, backend)
     x = inputs[0]
     y, states = _implementation(backend).scan_2d_forward(*inputs, directions, keep_states)
     return y.contiguous(), x.new_empty(0) if states is None else states  # as _fake_forward promises
@@ -110,7 +110,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *inputs, states, directions, backend = arguments
-    _check(inputs, directions)
+    _check(inputs, directions, backend)
     if grad_y.shape != inputs[0].shape:
         raise ValueError(f"grad_y must have the shape of x, {tuple(inputs[0].shape)}, got {tuple(grad_y.shape)}")
     gradients = _implementation(backend).scan_2d_backward(grad_y, *inputs, states, directions)
@@ -119,7 +119,7 @@ def _backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     *inputs, directions, backend, keep_states = arguments
-    _check(inputs, directions)
+    _check(inputs, directions, backend)
     x, A = inputs[0], inputs[2]
     states = _implementation(backend).kept_states(x, A) if keep_states else x.new_empty(0)
     return x.new_empty(x.shape), states

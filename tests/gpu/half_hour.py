@@ -296,6 +296,8 @@ class Training:
     def run(self) -> None:
         """Train for the minutes of this call."""
         args, images = self.args, read_pack(self.args.crops)
+        if len(images) < 4:
+            raise SystemExit(f"{self.args.crops}: has {len(images)} pictures, expected at least 4")
         held_out = min(HELD_OUT, len(images) // 4)
         pairs = Pairs(images[held_out:], args.task, args.batch, args.side, [args.seed, 1, self.iteration])
         loader = torch.utils.data.DataLoader(pairs, batch_size=None, num_workers=args.workers, collate_fn=unchanged)
@@ -373,7 +375,7 @@ def main() -> None:
     training.add_argument("--lr", type=float, default=1e-3)
     training.add_argument("--amp", choices=("off", "bf16"), default="bf16")
     training.add_argument("--compile", action="store_true")
-    training.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    training.add_argument("--workers", type=int, default=os.cpu_count())
     training.add_argument("--network", choices=SIZES, default="base")
     training.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 /* The call that Python hands to the kernel, and what each instruction set offers.
  *
- * Every field is 64 bits wide, so that Python fills it with struct.pack; native.py keeps the same order.
+ * Every field is 64 bits wide, so that Python fills it with struct.pack; native_library.py keeps the same order.
  * Addresses are those of float32 arrays, dense in the order of axes given; 0 where the argument is absent.
  */
 #ifndef RESTORMIXER_KERNEL_H
@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#define KERNEL_ABI 2   /* native.py refuses a library with another number */
+#define KERNEL_ABI 2   /* native_library.py refuses a library with another number */
 #define LANES 16       /* channels of a block */
 #define CHUNK 64       /* steps between two saved states */
 #define MAX_STATES 256 /* N, as in mamba-ssm */

@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.stats import ttest_1samp
 
+from restormixer_arch.compare.differences import difference_over_seeds, paired_difference
 from restormixer_arch.compare.results import Difference
-from restormixer_arch.compare.run import paired_difference
 
 VALUES = st.lists(st.tuples(*[st.floats(0, 60).map(lambda value: round(value, 3))] * 2), min_size=2, max_size=30)
 
@@ -47,3 +49,36 @@ def test_no_interval_of_one_picture_or_of_infinite_values():
 def test_columns_of_different_lengths(own, first):
     with pytest.raises(ValueError, match=f"at least one, got {len(own)} and {len(first)}"):
         paired_difference(own, first)
+
+
+def test_one_seed_has_students_interval_over_the_photographs():
+    pictures = np.random.default_rng(3).normal(0.3, 1.0, (1, 20))
+    one = difference_over_seeds(pictures)
+    low, high = stats.t.interval(0.95, 19, loc=pictures.mean(), scale=stats.sem(pictures[0]))
+    assert (one.mean, one.low, one.high) == pytest.approx((pictures.mean(), low, high))
+    same = difference_over_seeds(np.full((2, 5), 0.25))
+    assert (same.mean, same.low, same.high) == (0.25, 0.25, 0.25)
+    assert difference_over_seeds(np.array([[np.inf, 1.0]])).low is None
+    assert difference_over_seeds(np.ones((1, 1))).low is None
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    """By hand: of (1, 3) and (2, 6) the mean squares are 9 for photographs, 4 for seeds and 1 for the rest; so the
+    variance of the mean is (9 + 4 - 1) / 4, with 12^2 / (9^2 + 4^2 + 1^2) degrees of freedom."""
+    found = difference_over_seeds(np.array([[1.0, 3.0], [2.0, 6.0]]))
+    half = stats.t.ppf(0.975, 144 / 98) * np.sqrt(3)
+    assert (found.mean, found.low, found.high) == pytest.approx((3, 3 - half, 3 + half))
+    alike = difference_over_seeds(np.array([[1.0, 3.0], [3.0, 1.0]]))  # the seeds' means agree: photographs alone
+    assert (alike.low, alike.high) == (2, 2)
+
+
+@pytest.mark.parametrize("spread", [(0.3, 0.0, 0.1), (0.3, 0.1, 0.1), (0.2, 0.2, 0.1)])
+def test_the_interval_holds_the_truth_as_often_as_it_says(spread):
+    """Two seeds and 16 photographs around 0, by the spread of photographs, seeds and the rest: 95%, 89% at least."""
+    rng, (photographs, seeds, rest) = np.random.default_rng(0), spread
+    hits = 0
+    for _ in range(1000):
+        drawn = rng.normal(0, photographs, 16) + rng.normal(0, seeds, (2, 1)) + rng.normal(0, rest, (2, 16))
+        found = difference_over_seeds(drawn)
+        hits += found.low <= 0 <= found.high
+    assert 0.86 < hits / 1000 < 0.98
