@@ -63,7 +63,7 @@ class Guard:
     """Counts skipped steps, and ends the training when too many of them come in a row.
 
     Args:
-        limit: ``train.max_skipped``: so many consecutive skipped steps are borne, one more is an error.
+        limit: ``train.max_skipped``: so many consecutive skipped steps are tolerated, one more is an error.
         logger: takes a warning for each.
         overflowing_scale: see :meth:`.precision.Precision.overflowing_scale`.
     """

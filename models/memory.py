@@ -63,6 +63,10 @@ def _checkpointed(forward: Any, *inputs: Any, **options: Any) -> Any:
     return checkpoint(forward, *inputs, use_reentrant=False, **options)
 
 
+class OutOfMemory(UserError):
+    """Memory ran out."""
+
+
 @contextmanager
 def explain_lack_of_memory(what: str, advice: str) -> Iterator[None]:
     """Turn a lack of memory into one line.
@@ -72,14 +76,14 @@ def explain_lack_of_memory(what: str, advice: str) -> Iterator[None]:
         advice: what to change.
 
     Raises:
-        UserError: memory ran out.
+        OutOfMemory: memory ran out.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(f"out of memory {what}: {advice}") from error
+        raise OutOfMemory(f"out of memory {what}: {advice}") from error
 
 
 def training_advice(opt: dict[str, Any]) -> str:

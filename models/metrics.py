@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from basicsr.metrics import calculate_metric
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
 
@@ -34,6 +35,29 @@ UNIFORM_SIDE = 7
 POOLED_SIDE = 256
 BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # of LPIPS -> torchvision's names
 DEEP_SIDE = 32  # the smallest image that all of these take
+
+
+def measure(
+    metrics: Mapping[str, Mapping[str, Any]], image: np.ndarray, truth: np.ndarray | None, name: str
+) -> dict[str, float]:
+    """Measure an image by the section ``val.metrics``.
+
+    Args:
+        metrics: name -> the registered function as ``type``, and its arguments.
+        image: uint8 BGR (H, W, 3), or gray (H, W).
+        truth: of the same kind, None where there is none.
+        name: of the image, for messages.
+
+    Raises:
+        UserError: the image cannot be measured, such as one that is too small.
+    """
+    data, values = {"img": image} if truth is None else {"img": image, "img2": truth}, {}
+    for metric, options in metrics.items():
+        try:
+            values[metric] = float(calculate_metric(data, dict(options)))
+        except (ValueError, RuntimeError, np.linalg.LinAlgError) as error:  # UserError is a ValueError
+            raise UserError(f"val.metrics.{metric}: cannot measure {name!r} {image.shape[:2]}: {error}") from error
+    return values
 
 
 @METRIC_REGISTRY.register()

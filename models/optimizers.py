@@ -22,7 +22,7 @@ from restormixer_arch.errors import UserError, did_you_mean
 OWN = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 SCHEDULE_FREE = ("AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree")  # of the package schedulefree
 FOR_NORMS = 8  # batches, at most, whose statistics the averaged weights get
-MOST_BYTES = 32 << 20  # of these batches, which checkpoints hold too
+MOST_BYTES = 32 << 20  # of these batches, which checkpoints hold too; one is kept whatever its size
 
 
 def build_optimizer(name: str, params: list[dict[str, Any]], lr: float, **options: Any) -> torch.optim.Optimizer:

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, tensor2img
@@ -32,6 +31,7 @@ from restormixer_arch.config.rules import better
 from restormixer_arch.data.degradations.labels import CDD11, label_of
 from restormixer_arch.data.images.opencv import write_png
 from restormixer_arch.errors import UserError
+from restormixer_arch.models.metrics import measure
 from restormixer_arch.protocol import MeasuresInputs
 
 MEAN = "mean"
@@ -131,6 +131,7 @@ def validate(model: Any, loader: Any, current_iter: int | str, tb_logger: Any, s
                 options["better"] = "lower"  # BasicSR's models take higher where nothing is said
         model.metric_results = means
         model._initialize_best_metric_results(name)
+        _add_missing_records(model.best_metric_results[name], metrics)
         for metric, value in means.items():
             model._update_best_metric_result(name, metric, value, current_iter)
         model._log_validation_metric_values(current_iter, name, tb_logger)
@@ -150,6 +151,14 @@ def validate(model: Any, loader: Any, current_iter: int | str, tb_logger: Any, s
         labels = [one.label for one in measured]
         results = LabelResults.of(labels, [one.values for one in measured])
         report_by_label(model, name, results, current_iter, tb_logger, LabelResults.of(labels, inputs))
+
+
+def _add_missing_records(records: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> None:
+    """Begin the records of metrics that a resumed training measures for the first time, or takes the other way."""
+    for metric, options in metrics.items():
+        way = options.get("better", "higher")
+        if records.get(metric, {}).get("better") != way:
+            records[metric] = {"better": way, "val": -math.inf if way == "higher" else math.inf, "iter": -1}
 
 
 def _place(model: Any) -> tuple[int, int]:
@@ -187,8 +196,10 @@ def _restore_and_measure(
             if save_img:
                 write_png(Path(_image_path(model, name, stem, current_iter)), image)
             finite = bool(torch.isfinite(visuals["result"]).all())
-            values = _measure(image, visuals, metrics) if finite else dict.fromkeys(metrics, math.nan)
-            inputs = _measure(tensor2img([_enlarged_input(visuals)]), visuals, input_metrics)
+            truth = tensor2img([visuals["gt"]]) if metrics and "gt" in visuals else None
+            values = measure(metrics, image, truth, stem) if finite else dict.fromkeys(metrics, math.nan)
+            before = tensor2img([_enlarged_input(visuals)]) if input_metrics else image
+            inputs = measure(input_metrics, before, truth, stem)
             if number < pictures:
                 _show(tb_logger, f"{name}/{stem}", visuals, current_iter)
             label = _label(item, dataset.opt.get("dataroot_lq"))
@@ -218,15 +229,6 @@ def _restore(model: Any, item: dict[str, Any]) -> dict[str, Tensor]:
             delattr(model, name)
     torch.cuda.empty_cache()
     return visuals
-
-
-def _measure(image: Any, visuals: dict[str, Tensor], metrics: dict[str, dict[str, Any]]) -> dict[str, float]:
-    if not metrics:
-        return {}
-    data = {"img": image}
-    if "gt" in visuals:
-        data["img2"] = tensor2img([visuals["gt"]])
-    return {metric: float(calculate_metric(data, options)) for metric, options in metrics.items()}
 
 
 def _enlarged_input(visuals: dict[str, Tensor]) -> Tensor:

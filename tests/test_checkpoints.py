@@ -125,11 +125,14 @@ def test_checkpoints_of_a_later_iteration_are_left_alone(tmp_path):
         for network in ("g", "d"):
             (tmp_path / f"models/net_{network}_{number}.pth").touch()
     path = {key: str(tmp_path / key) for key in ("models", "training_states")}
+    best = tmp_path / "models/net_g_best_val_psnr_2.pth"  # of a metric psnr_2
+    best.touch()
     checkpoints.prune({"path": path, "logger": {}}, 3)
-    assert len(os.listdir(path["models"])) == 8
+    assert len(os.listdir(path["models"])) == 9
     checkpoints.prune({"path": path, "logger": {"keep_last": 1}}, 3)
     assert sorted(os.listdir(path["training_states"])) == ["3.state", "9.state"]
-    assert sorted(os.listdir(path["models"])) == ["net_d_3.pth", "net_d_9.pth", "net_g_3.pth", "net_g_9.pth"]
+    kept = ["net_d_3.pth", "net_d_9.pth", "net_g_3.pth", "net_g_9.pth", best.name]
+    assert sorted(os.listdir(path["models"])) == kept
 
 
 def test_a_model_s_own_state_comes_back(pairs, train_options, write, monkeypatch):

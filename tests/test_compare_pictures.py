@@ -87,12 +87,6 @@ def test_a_picture_that_is_too_small_for_a_metric(single, folder):
         measure_pictures(single, folder, "none", torch.nn.Identity(), CPU)
 
 
-def test_normalised_pictures_are_refused(single, folder):
-    single["datasets"]["test"].update(mean=[0.5] * 3, std=[0.5] * 3)
-    with pytest.raises(UserError, match=r"datasets.test.mean: pictures are compared in \[0, 1\]"):
-        measure_pictures(single, folder, None, None, CPU)
-
-
 def test_a_place_that_cannot_be_written(single, folder):
     (folder / "input/real/a.b.png").mkdir(parents=True)
     with pytest.raises(UserError, match=r"input/real/a.b.png: cannot be written"):

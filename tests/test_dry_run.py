@@ -3,11 +3,18 @@
 import re
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from training_cases import RESTORMIXER
 
 from restormixer_arch import cli
+from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.training.dry_run import report
+
+compat.apply()
+
+from basicsr.archs.edsr_arch import EDSR  # noqa: E402 - BasicSR can be imported only now
 
 
 @pytest.mark.parametrize("model", ["SRModel", "RestorMixerModel"])
@@ -52,6 +59,24 @@ def test_crops_larger_than_the_images_are_found(pairs, train_options, write, cap
     )
 
 
+def test_a_misspelt_metric_is_found(pairs, train_options, write, capsys):
+    train_options["val"]["metrics"]["psnr"]["type"] = "calculate_psnr_rbg"
+    assert cli.main(["train", "-opt", write(train_options), "--dry-run"]) == 2
+    assert "val.metrics.psnr.type: 'calculate_psnr_rbg' is no known metric" in capsys.readouterr().err
+
+
+def test_images_are_restored_as_the_validation_does_it(pairs, train_options, write, monkeypatch):
+    """With val.tile the network never sees more than a tile."""
+    for path in Path("pairs").glob("*/*.png"):
+        cv2.imwrite(str(path), np.zeros((96, 96, 3), np.uint8))
+    train_options.update(model_type="RestorMixerModel")
+    train_options["val"].update(tile=64, tile_overlap=0)
+    seen, forward = [], EDSR.forward
+    monkeypatch.setattr(EDSR, "forward", lambda self, x: seen.append(x.shape[-1]) or forward(self, x))
+    assert cli.main(["train", "-opt", write(train_options), "--dry-run"]) == 0
+    assert max(seen) == 64
+
+
 def test_a_launcher_is_refused(pairs, train_options, write, capsys):
     assert cli.main(["train", "-opt", write(train_options), "--dry-run", "--launcher", "pytorch"]) == 2
     assert capsys.readouterr().err == "basicsr: error: --dry-run: runs in one process, got --launcher pytorch\n"
@@ -69,3 +94,5 @@ def test_the_whole_is_reckoned_from_its_parts():
         "validation: 4 times 10 images of a, 2.000 s each: 0:01:20",
         "in all: about 0:05:40",
     ]
+    options = {"train": {"total_iter": 100, "progressive": {"iters": [600, 100]}}}
+    assert report(options, [0.1, 0.5], {}, None)[-1] == "in all: about 0:00:10"  # the second stage is never reached

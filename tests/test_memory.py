@@ -106,7 +106,7 @@ def test_out_of_memory_names_the_keys_to_lower(tmp_path, error, monkeypatch):
         raise error
 
     monkeypatch.setattr(model.net_g, "forward", forward)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(memory.OutOfMemory) as caught:
         step(model, 3)
     assert str(caught.value) == (
         "out of memory at iteration 3: lower datasets.train.batch_size_per_gpu (now 2) or datasets.train.gt_size "

@@ -328,6 +328,33 @@ def test_windows_that_see_padding_are_reported(train_options, size, blocks, advi
     assert text is None if advice is None else advice in text
 
 
+@pytest.mark.parametrize(("key", "value"), [("window_size", None), ("window_size", [8, 8]), ("num_blocks", "4")])
+def test_advice_about_windows_waits_for_values_of_the_right_kind(train_options, key, value):
+    train_options["network_g"] = {"type": "RestorMixer", key: value}
+    assert rules.window_advice(train_options) is None
+
+
+def test_stages_larger_than_what_is_loaded_are_found_before_they_begin(train_options, write, pairs):
+    train_options.update(model_type="RestorMixerModel")
+    train_options["train"]["progressive"] = {"iters": [2, 2], "gt_sizes": [8, 32], "batch_sizes": [8, 2]}
+    assert problems_of(write(train_options)) == [
+        "x.yml: train.progressive.gt_sizes: the largest stage needs 32, but datasets.train.gt_size is 16; raise that",
+        "x.yml: train.progressive.batch_sizes: the largest stage needs 8, but datasets.train.batch_size_per_gpu is 4; "
+        "raise that",
+    ]
+
+
+@pytest.mark.parametrize(("model", "wrong"), [("SRModel", True), ("ESRGANModel", True), ("RestorMixerModel", False)])
+def test_models_of_one_output_need_a_network_of_one_output(train_options, model, wrong):
+    options = {**train_options, "model_type": model, "network_g": {"type": "RestorMixer"}}
+    found = [problem for problem in rules.file_problems(options, True, paths=False) if problem.path[0] == "network_g"]
+    assert [(problem.path[1], problem.text[:28]) for problem in found] == (
+        [("deep_supervision", "must be false for model_type")] if wrong else []
+    )
+    options["network_g"]["deep_supervision"] = False
+    assert not list(rules.outputs(options))
+
+
 def test_a_misspelt_key_that_a_plugin_might_own_is_told_with_the_missing_one(train_options):
     train_options["model_type"] = "MyModel"
     train_options["train"]["total_iters"] = train_options["train"].pop("total_iter")

@@ -101,6 +101,6 @@ def test_curves_of_odd_tables(tmp_path):
     for rows in ([], niqe):
         draw_curves(losses, rows, tmp_path / "x.png", "x")
         assert cv2.imread(str(tmp_path / "x.png")).shape == (780, 960, 3)
-    draw_curves([], niqe, tmp_path / "x.png", "x")
+    draw_curves([], [{**row, "dataset": "x$^$"} for row in niqe], tmp_path / "x.png", "_a$_b_$c")
     with pytest.raises(OSError, match="none"):
         draw_curves(losses, [], tmp_path / "none/x.png", "x")

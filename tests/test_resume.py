@@ -106,3 +106,28 @@ def test_what_a_killed_run_left_half_written_is_removed(experiment):
         (models / name).touch()
     load_resume_state(experiment)
     assert sorted(path.name for path in models.iterdir()) == ["net_g_10.pth", "net_g_9.pth", "notes.tmp"]
+
+
+def test_newer_checkpoints_are_kept_when_an_older_one_is_resumed(experiment, capsys):
+    """The run makes checkpoints of the same names; the later --auto_resume must take those."""
+    states, models = (Path(experiment["path"][key]) for key in ("training_states", "models"))
+    (models / "net_g_best_val_psnr_10.pth").touch()
+    experiment["path"]["resume_state"] = str(states / "9.state")
+    assert load_resume_state(experiment | {"auto_resume": False})["iter"] == 9
+    assert [path.name for path in saved_states(states)] == ["9.state"]
+    assert sorted(path.name for path in models.iterdir()) == ["net_g_9.pth", "net_g_best_val_psnr_10.pth"]
+    (aside,) = states.glob("newer_*")
+    assert (
+        "newer checkpoints than iteration 9 are kept in experiments/x/training_states/newer_" in capsys.readouterr().err
+    )
+    path = {**experiment["path"], "resume_state": str(aside / "10.state")}
+    opt = experiment | {"path": path, "auto_resume": False}
+    assert load_resume_state(opt)["iter"] == 10
+    assert opt["path"]["pretrain_network_g"] == str(aside / "net_g_10.pth")
+
+
+@pytest.mark.parametrize("key", [None, "params_ema", "state_dict"])
+def test_the_weights_that_are_trained_are_resumed_whatever_key_is_asked_for(experiment, key):
+    experiment["path"]["param_key_g"] = key
+    load_resume_state(experiment)
+    assert experiment["path"]["param_key_g"] == "params"

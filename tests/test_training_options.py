@@ -12,6 +12,7 @@ import torch
 
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.config.check import Request, read_request
+from restormixer_arch.errors import UserError
 
 compat.apply()
 
@@ -113,7 +114,7 @@ def test_with_a_gpu_everything_stays(monkeypatch, capsys):
 def test_earlier_runs_are_kept_even_within_a_second(folder, capsys):
     path = str(folder / "experiments/x")
     for number in range(3):
-        make_folders({"rank": 0, "is_train": False, "path": {"log": path}})
+        make_folders({"rank": 0, "is_train": False, "path": {"log": path}}, folder / "x.yml")
         assert os.listdir(path) == []
         Path(path, str(number)).touch()
     archived = sorted(folder.glob("experiments/x_archived_*"))
@@ -121,3 +122,24 @@ def test_earlier_runs_are_kept_even_within_a_second(folder, capsys):
     lines = capsys.readouterr().err.splitlines()
     kept = "experiments/x is there from an earlier run, which is kept as experiments/x_archived_"
     assert len(lines) == 2 and all(line.startswith(f"basicsr: note: {kept}") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("change", "option_file", "message"),
+    [
+        ({}, "experiments/x/x.yml", "-opt: experiments/x/x.yml lies in experiments/x, which a new run of that name"),
+        (
+            {"pretrain_network_g": "experiments/x/models/g.pth"},
+            "x.yml",
+            "path.pretrain_network_g: experiments/x/",
+        ),
+    ],
+)
+def test_what_a_run_reads_is_not_renamed(folder, change, option_file, message):
+    weights = folder / "experiments/x/models/g.pth"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    opt = {"rank": 0, "is_train": True, "path": {"log": str(folder / "experiments/x"), **change}}
+    with pytest.raises(UserError, match=f"^{message}"):
+        make_folders(opt, Path(option_file))
+    assert weights.is_file()

@@ -12,7 +12,8 @@ import torch
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.cli import main
 from restormixer_arch.data.degraded_dataset import DegradedDataset
-from restormixer_arch.models import validation
+from restormixer_arch.errors import UserError
+from restormixer_arch.models import metrics, validation
 from restormixer_arch.models.validation import LabelResults, report_by_label, run_validation
 
 compat.apply()
@@ -95,7 +96,7 @@ def results_of(items, values, folder, monkeypatch, root=None):
     seen = []
     monkeypatch.setattr(validation, "report_by_label", lambda model, name, results, *others: seen.append(results))
     model = Model(values, folder, metrics={"psnr": {"type": "value"}})
-    monkeypatch.setattr(validation, "calculate_metric", lambda data, options: model.value)
+    monkeypatch.setattr(metrics, "calculate_metric", lambda data, options: model.value)
     assert run_validation(model, Loader(items, root), 7, None, False)
     return model, seen[0].values
 
@@ -115,6 +116,26 @@ def test_an_output_that_is_not_finite_has_no_value(tmp_path, monkeypatch):
     model, values = results_of(items, [math.nan, 20.5], tmp_path, monkeypatch)
     assert math.isnan(values["other"]["psnr"][0]) and math.isnan(model.metric_results["psnr"])
     assert model.best_metric_results["set"]["psnr"]["iter"] == -1
+
+
+def test_a_metric_that_is_new_when_resuming_begins_a_record(tmp_path, monkeypatch):
+    """The best of a metric that is taken the other way now says nothing."""
+    model = Model([3.0], tmp_path, metrics={"psnr": {"type": "value"}, "ssim": {"type": "value", "better": "lower"}})
+    before = {"better": "higher", "val": 30.0, "iter": 5}
+    model.best_metric_results = {"set": {"psnr": dict(before), "ssim": dict(before)}}
+    model.opt["val"]["metrics"]["new"] = {"type": "value"}
+    monkeypatch.setattr(metrics, "calculate_metric", lambda data, options: model.value)
+    assert run_validation(model, Loader([{"lq_path": ["1.png"]}], None), 7, None, False)
+    records = model.best_metric_results["set"]
+    assert records["psnr"] == before
+    assert records["ssim"] == {"better": "lower", "val": 3.0, "iter": 7}
+    assert records["new"] == {"better": "higher", "val": 3.0, "iter": 7}
+
+
+def test_an_image_that_cannot_be_measured_is_named(tmp_path):
+    model = Model([1.0], tmp_path, metrics={"niqe": {"type": "calculate_niqe", "crop_border": 0}})
+    with pytest.raises(UserError, match=r"^val\.metrics\.niqe: cannot measure '1' \(4, 4\): "):
+        run_validation(model, Loader([{"lq_path": ["1.png"]}], None), 7, None, False)
 
 
 def test_labels_from_names_below_the_root(tmp_path, monkeypatch):

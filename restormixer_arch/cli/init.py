@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"{file}: is there already; choose another --output, or --overwrite")
     if file.suffix.lower() not in (".yml", ".yaml"):
         raise UserError(f"--output: expected a name that ends in .yml, got {args.output!r}")
-    if not args.hours > 0:
+    if not 0 < args.hours < float("inf"):
         raise UserError(f"--hours: expected a positive number, got {args.hours:g}")
     if args.task and args.network != "s":
         raise UserError("--task: the installed weights are those of --network s")

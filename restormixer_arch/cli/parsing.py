@@ -45,6 +45,7 @@ def add_option_file(parser: Parser, resuming: str) -> None:
     parser.add_argument(
         "--force_yml",
         nargs="+",
+        action="extend",
         default=[],
         metavar="KEY=VALUE",
         help="override values of the file, such as train:ema_decay=0.99 (values as in YAML)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
 from torch import Tensor, nn
 
 from restormixer_arch.data.images.opencv import write_png
 from restormixer_arch.errors import UserError
+from restormixer_arch.models.metrics import measure
 from restormixer_arch.training.loader import build_dataset
 
 INPUT, TRUTH, RESTORED = "input", "truth", "restored"
@@ -57,7 +58,7 @@ def measure_pictures(
             else:
                 row["restored"] = _write(folder, f"{RESTORED}/{where}/{name}/{picture}.png", image)
             finite = bool(torch.isfinite(restored).all())
-            row["values"] = {m: _value(m, metrics[m], image, truth, picture) if finite else np.nan for m in metrics}
+            row["values"] = measure(metrics, image, truth, picture) if finite else dict.fromkeys(metrics, math.nan)
             rows.append(row)
         results[where] = sorted(rows, key=lambda row: row["name"])  # a folder may be read in any order
     return results
@@ -93,14 +94,6 @@ def _restore(network: nn.Module, lq: Tensor) -> Tensor:
     if not isinstance(output, Tensor):
         output = output[-1]  # of outputs at several scales, the full one comes last in BasicSR's family
     return output.float().cpu()
-
-
-def _value(name: str, metric: dict[str, Any], image: np.ndarray, truth: np.ndarray | None, picture: str) -> float:
-    data = {"img": image} if truth is None else {"img": image, "img2": truth}
-    try:
-        return float(calculate_metric(data, metric))
-    except (ValueError, RuntimeError, np.linalg.LinAlgError) as error:  # UserError is a ValueError
-        raise UserError(f"val.metrics.{name}: cannot measure {picture!r} {image.shape[:2]}: {error}") from error
 
 
 def _write(folder: Path, relative: str, image: np.ndarray) -> str:

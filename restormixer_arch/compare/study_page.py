@@ -14,6 +14,7 @@ from restormixer_arch.compare.results import Difference
 from restormixer_arch.compare.study import Study
 from restormixer_arch.compare.tables import markdown_table, show_difference
 from restormixer_arch.output import atomic_paths, write_text_atomically
+from restormixer_arch.training.reports import plot_text
 from restormixer_arch.training.results import markdown_text
 
 DARKEST = 1e-5  # of the largest gradient, in the picture of the receptive fields
@@ -144,7 +145,7 @@ def draw(study: Study, path: Path) -> Path:
     for measure, panels in zip(measures, figure.subplots(len(measures), 2, squeeze=False, sharey="row"), strict=True):
         for network in study.networks:
             _draw_network(study, network.name, measure, panels)
-        panels[0].set_ylabel(f"{measure[0]}: {measure[1]}")
+        panels[0].set_ylabel(plot_text(": ".join(measure)))
         panels[0].set_xlabel("minutes of a quiet machine")
         panels[1].set_xlabel("operations of the training")
         panels[0].set_xscale("log")
@@ -154,9 +155,8 @@ def draw(study: Study, path: Path) -> Path:
         for panel in panels:
             panel.grid(alpha=0.25)
     panels[0].legend(fontsize="small")
-    figure.supxlabel(
-        f"Bars: 95% interval of the difference to {study.networks[0].name}. Dots: seeds.", fontsize="small"
-    )
+    bars = f"Bars: 95% interval of the difference to {plot_text(study.networks[0].name)}. Dots: seeds."
+    figure.supxlabel(bars, fontsize="small")
     with atomic_paths([path]) as [part]:
         figure.savefig(part, dpi=110, format="png")
     return path
@@ -171,7 +171,7 @@ def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any
         (d.mean - d.low, d.high - d.mean) if d and d.low is not None and d.high is not None else (0.0, 0.0)
         for d in differences
     ]
-    label = f" {name}"  # without the space, matplotlib's legend leaves names out that begin with _
+    label = plot_text(name)
     for panel, of in ((panels[0], lambda row: row.minutes), (panels[1], lambda row: row.operations)):
         places = [of(next(iter(rows.values()))) for _, rows in found]
         if None in places:
@@ -199,7 +199,7 @@ def draw_context(uses: dict[str, Use], fields: dict[str, np.ndarray], path: Path
         field = fields[name].copy()
         field[field.shape[0] // 2, field.shape[1] // 2] = 0
         shown = panel.imshow((field / field.max()).clip(DARKEST), norm=LogNorm(DARKEST, 1), cmap="inferno")
-        panel.set_title(f"{name}: 90% within {use.radius[90]} px")
+        panel.set_title(f"{plot_text(name)}: 90% within {use.radius[90]} px")
     figure.colorbar(shown, ax=figure.axes, label="gradient of the middle pixel, relative", shrink=0.8)
     with atomic_paths([path]) as [part]:
         figure.savefig(part, dpi=110, format="png")

@@ -18,7 +18,10 @@ NAME_PATTERN = r"^[^/\\\x00-\x1f]*[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$"  # of what 
 NAME_LENGTH = 150  # of its UTF-8, since file systems allow 255 bytes with what is added to it
 NO_SLASH = "a name without / and \\, of at most 150 bytes"
 WITH_LOSS = ("SRModel", "SwinIRModel", "RestorMixerModel")
+WITH_ONE_OUTPUT = ("SRModel", "SwinIRModel", "SRGANModel", "ESRGANModel", "RealESRNetModel", "RealESRGANModel")
+DEEPLY_SUPERVISED = ("RestorMixer", "RestorMixerAblation")
 WITH_TRUTH = ("PairedImageDataset", "PairedRestorationDataset", "DegradedDataset")
+FILES = ("meta_info_file", "compositions")  # of a data set, to read
 WITHOUT_TRUTH = ("SingleImageDataset",)
 NO_REFERENCE_METRICS = ("calculate_niqe",)  # need no ground truth
 LESS_IS_BETTER = ("calculate_niqe", "calculate_lpips", "calculate_dists")
@@ -78,6 +81,7 @@ def file_problems(options: dict[str, Any], is_train: bool, *, paths: bool = True
         yield from schedule(options)
         yield from crops(options)
         yield from losses(options)
+        yield from outputs(options)
         yield from progressive(options)
         yield from logging(options)
     yield from scale(options)
@@ -142,6 +146,12 @@ def progressive(options: dict[str, Any]) -> Iterator[Problem]:
     lists = [table.get(key) for key in ("iters", "gt_sizes", "batch_sizes")]
     if all(map(_is_numbers, lists)) and isinstance(factor, int) and factor >= 1:  # else reported by the schema
         yield from progressive_problems(table, factor)
+        data = _section(_section(options, "datasets"), "train")
+        for key, loaded in (("gt_sizes", "gt_size"), ("batch_sizes", "batch_size_per_gpu")):
+            largest = max(table[key], default=0)
+            if isinstance(data.get(loaded), int) and largest > data[loaded]:
+                text = f"the largest stage needs {largest}, but datasets.train.{loaded} is {data[loaded]}; raise that"
+                yield Problem(("train", "progressive", key), text)
 
 
 def progressive_problems(table: Mapping[str, Sequence[int]], scale: int) -> Iterator[Problem]:
@@ -171,6 +181,15 @@ def losses(options: dict[str, Any]) -> Iterator[Problem]:
     train = _section(options, "train")
     if options.get("model_type") in WITH_LOSS and train.get("pixel_opt") is train.get("perceptual_opt") is None:
         yield Problem(("train", "pixel_opt"), "a loss is missing: expected pixel_opt or perceptual_opt")
+
+
+def outputs(options: dict[str, Any]) -> Iterator[Problem]:
+    """In training RestorMixer has outputs at three scales, which BasicSR's own models do not know."""
+    network, model = _section(options, "network_g"), options.get("model_type")
+    if network.get("type") in DEEPLY_SUPERVISED and model in WITH_ONE_OUTPUT:
+        if network.get("deep_supervision", True) is True:
+            text = f"must be false for model_type {model!r}, which knows one output; RestorMixerModel knows all"
+            yield Problem(("network_g", "deep_supervision"), text)
 
 
 def scale(options: dict[str, Any]) -> Iterator[Problem]:
@@ -212,7 +231,7 @@ def path_keys(options: dict[str, Any]) -> Iterator[tuple[dict[str, Any], tuple[s
     """Yield every key whose value is a file or folder to read, as (section that holds it, path of the key)."""
     for phase, dataset in _section(options, "datasets").items():
         for key, value in dataset.items() if isinstance(dataset, dict) else ():
-            if isinstance(value, str) and (str(key).startswith("dataroot") or key == "meta_info_file"):
+            if isinstance(value, str) and (str(key).startswith("dataroot") or key in FILES):
                 yield dataset, ("datasets", str(phase), key)
     paths = _section(options, "path")
     for key, value in paths.items():
@@ -232,11 +251,13 @@ def window_advice(options: dict[str, Any]) -> str | None:
         options: a file without problems.
     """
     size, network = options["datasets"]["train"].get("gt_size"), options["network_g"]
-    blocks = network.get("num_blocks", (4, 4, 4))
-    if network["type"] != "RestorMixer" or not size or not _is_numbers(blocks) or len(blocks) != 3:
+    blocks, window = network.get("num_blocks", (4, 4, 4)), network.get("window_size", 8)
+    if network["type"] != "RestorMixer" or not _is_numbers(blocks) or len(blocks) != 3:
+        return None
+    if not isinstance(size, int) or not isinstance(window, int):  # reported with the arguments' types
         return None
     for halvings, count in ((1, blocks[1]), (2, blocks[2])):
-        side, largest = size // options.get("scale", 1) // 2**halvings, network.get("window_size", 8) * (count // 2)
+        side, largest = size // options.get("scale", 1) // 2**halvings, window * (count // 2)
         if largest >= 2 * side:
             return (
                 f"datasets.train.gt_size: of {size} pixels {side} are left at 1/{2**halvings}, where the "

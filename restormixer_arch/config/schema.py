@@ -290,7 +290,7 @@ class TestVal(Section):
     val_freq: Positive | None = None
     suffix: str | None = None
     pbar: bool = False
-    metrics: dict[str, Metric] | None = None
+    metrics: dict[FileName, Metric] | None = None
 
 
 class TrainVal(TestVal):

@@ -168,8 +168,10 @@ def apply_overrides(options: dict[str, Any], entries: list[str]) -> None:
             place = inner
         try:
             place[last] = load_yaml(text)
-        except yaml.YAMLError as error:
-            reason = _reason(error) if isinstance(error, yaml.MarkedYAMLError) else str(error)
+        except RecursionError as error:
+            raise UserError(f"--force_yml: {keys}: is nested too deeply for an option") from error
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that only looks like one
+            reason = _reason(error) if isinstance(error, yaml.MarkedYAMLError) else " ".join(str(error).split())
             raise UserError(f"--force_yml: {entry!r}: {reason}") from error
 
 

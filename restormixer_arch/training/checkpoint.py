@@ -220,7 +220,7 @@ def prune(opt: dict[str, Any], iteration: int) -> None:
     for path in states[keep:]:
         path.unlink(missing_ok=True)
     for path in Path(opt["path"]["models"]).glob("net_*.pth"):
-        found = WEIGHTS.fullmatch(path.name)
+        found = None if "_best_" in path.name else WEIGHTS.fullmatch(path.name)  # best_val_psnr_4 is no iteration
         if found and int(found[1]) <= iteration and int(found[1]) not in kept:
             path.unlink(missing_ok=True)
 

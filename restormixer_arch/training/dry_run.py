@@ -14,7 +14,8 @@ import torch
 from restormixer_arch.config.check import Request
 from restormixer_arch.errors import UserError
 from restormixer_arch.memory import peak_bytes
-from restormixer_arch.training.trainer import Training, train
+from restormixer_arch.protocol import MeasuresInputs
+from restormixer_arch.training.trainer import Training
 
 STEPS = 3  # iterations of each stage of patches; the first, which warms up, is not counted
 
@@ -65,7 +66,8 @@ def measure(request: Request) -> Measured:
 def time_training(request: Request) -> tuple[Training, list[float]]:
     """Train; return the training and the seconds of each iteration, its loading included."""
     times: list[float] = []
-    run = train(request, on_iteration=lambda iteration: times.append(time.perf_counter()))
+    run = Training(request, on_iteration=lambda iteration: times.append(time.perf_counter()), validates_at_end=False)
+    run.run()
     return run, [end - begin for begin, end in zip(times, times[1:], strict=False)]
 
 
@@ -74,7 +76,8 @@ def shorten_options(options: dict[str, Any], folder: str, stages: int) -> dict[s
     options = deepcopy(options)
     options["path"] = {**options["path"], "experiments_root": folder, "resume_state": None}
     options["logger"] = {**options["logger"], "use_tb_logger": False, "wandb": None}
-    options["val"] = None
+    if options.get("val"):
+        options["val"]["val_freq"] = STEPS * stages + 1
     options["train"]["total_iter"] = STEPS * stages
     if options["train"].get("progressive"):
         options["train"]["progressive"]["iters"] = [STEPS] * stages
@@ -93,8 +96,11 @@ def report(
         memory: peak in bytes, if the system reports it.
     """
     train, total = options["train"], options["train"]["total_iter"]
-    lasting = list((train.get("progressive") or {}).get("iters") or [total])
-    lasting[-1] = max(0, total - sum(lasting[:-1]))  # the last stage lasts until the end
+    lasting, left = [], total
+    for count in (train.get("progressive") or {}).get("iters") or [total]:
+        lasting.append(min(count, left))
+        left -= lasting[-1]
+    lasting[-1] += left  # the last stage lasts until the end
     training = sum(count * each for count, each in zip(lasting, stages, strict=True))
     lines = [f"options, data and {STEPS * len(stages)} iterations are in order; nothing was kept"]
     if memory:
@@ -114,6 +120,8 @@ def report(
 def _restoring_seconds(run: Training, loader: Any) -> tuple[float, int]:
     item = next(iter(loader))
     begin = time.perf_counter()
+    if isinstance(run.model, MeasuresInputs):
+        run.model.validating = True  # a tile at a time, as val.tile says
     run.model.feed_data(item)
     run.model.test()
     return time.perf_counter() - begin, len(loader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from restormixer_arch.config.check import read_request
+from restormixer_arch.config.yaml_file import load_yaml
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.weights import shipped_weights
+from restormixer_arch.models.memory import OutOfMemory
 from restormixer_arch.output import note, write_text_atomically
 from restormixer_arch.training.dry_run import measure
 
@@ -32,7 +36,7 @@ TEMPLATE = """\
 #   basicsr train -opt {file}
 #   basicsr train -opt {file} --auto_resume   (after a stop)
 #   basicsr restore PICTURE -o restored --weights experiments/{name}/models/net_g_latest.pth
-name: {name}
+name: {quoted_name}
 model_type: RestorMixerModel
 scale: {scale}
 num_gpu: auto  # all GPUs that are there, or the CPU
@@ -158,9 +162,9 @@ def _read_data(folder: Path) -> _Data:
         labels, scale = list(recorded["degradations"]), recorded["scale"]
     if not lq.is_dir() and not labels:
         raise UserError(f"--data: {folder} has neither {lq.name} nor val_pairs; make it by 'basicsr prepare pairs'")
-    source = [f"    dataroot_gt: {gt.as_posix()}"]
+    source = [f"    dataroot_gt: {quoted(gt)}"]
     if lq.is_dir():
-        source = ["    type: PairedRestorationDataset", *source, f"    dataroot_lq: {lq.as_posix()}"]
+        source = ["    type: PairedRestorationDataset", *source, f"    dataroot_lq: {quoted(lq)}"]
     else:
         weights = "".join(
             f"\n      {label}:\n        weight: 1" for label in [*labels, *(["clean"] if scale == 1 else [])]
@@ -169,16 +173,27 @@ def _read_data(folder: Path) -> _Data:
     source += [f"    io_backend:\n      type: {backend}"]
     pairs = (folder / f"val_gt{suffix}", val) if val.is_dir() else (drawn / f"gt{suffix}", drawn / f"lq{suffix}")
     falls = any(set(label.split("_")) & {"rain", "snow"} for label in labels)
-    val_text = _validation_set(folder.name, pairs, backend, bool(labels)) if pairs[1].is_dir() else ""
+    val_text = _validation_set(folder.resolve().name, pairs, backend, bool(labels)) if pairs[1].is_dir() else ""
     return _Data("\n".join(source), val_text, scale, _smallest_side(gt), falls)
 
 
 def _validation_set(name: str, pairs: tuple[Path, Path], backend: str, nested: bool) -> str:
     recursive = "    recursive: true\n" if nested and backend == "disk" else ""
     return (
-        f"\n  val:\n    name: val_{name}\n    type: PairedRestorationDataset\n    dataroot_gt: {pairs[0].as_posix()}\n"
-        f"    dataroot_lq: {pairs[1].as_posix()}\n{recursive}    io_backend:\n      type: {backend}\n"
+        f"\n  val:\n    name: {quoted(f'val_{name}')}\n    type: PairedRestorationDataset\n"
+        f"    dataroot_gt: {quoted(pairs[0])}\n    dataroot_lq: {quoted(pairs[1])}\n"
+        f"{recursive}    io_backend:\n      type: {backend}\n"
     )
+
+
+def quoted(value: str | Path) -> str:
+    """Return text as YAML reads it again, in quotes where it would be a number, a comment or the like."""
+    text = value.as_posix() if isinstance(value, Path) else value
+    try:
+        same = load_yaml(text) == text
+    except (yaml.YAMLError, ValueError):
+        same = False
+    return text if same else json.dumps(text, ensure_ascii=False)
 
 
 def _smallest_side(gt: Path) -> int | None:
@@ -201,7 +216,7 @@ def _choose(wanted: Wanted, data: _Data, installed: Path | None) -> tuple[int, i
             request = read_request(str(part), is_train=True)
             logging.disable(logging.INFO)  # BasicSR's account of a training that is not kept
             seconds = measure(request).stages[0]
-        except torch.OutOfMemoryError:
+        except OutOfMemory:
             note(f"{batch} patches of {side} pixels: not enough memory")
             continue
         finally:
@@ -235,8 +250,9 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
     values: dict[str, Any] = {
         "file": wanted.file.as_posix(),
         "name": wanted.name,
+        "quoted_name": quoted(wanted.name),
         "scale": data.scale,
-        "data_name": wanted.data.name,
+        "data_name": quoted(wanted.data.resolve().name),
         "train": data.train,
         "val": data.val,
         "patch": patch,

@@ -21,7 +21,7 @@ from basicsr.utils import get_time_str, set_random_seed
 from basicsr.utils.dist_util import get_dist_info
 
 from restormixer_arch.config.check import Request
-from restormixer_arch.config.rules import phase_kind
+from restormixer_arch.config.rules import path_keys, phase_kind
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import note, warn
 from restormixer_arch.training import distributed
@@ -56,12 +56,8 @@ def make_opt(request: Request, root_path: str) -> dict[str, Any]:
         dataset["phase"] = phase_kind(phase)
         if "scale" in opt:
             dataset["scale"] = opt["scale"]
-        for key in ("dataroot_gt", "dataroot_lq"):
-            if dataset.get(key) is not None:
-                dataset[key] = os.path.expanduser(dataset[key])
-    for key, value in opt["path"].items():
-        if value is not None and ("resume_state" in key or "pretrain_network" in key):
-            opt["path"][key] = os.path.expanduser(value)
+    for section, keys in path_keys(opt):
+        section[keys[-1]] = os.path.expanduser(section[keys[-1]])
     set_folders(opt, root_path)
     if request.is_train and "debug" in opt["name"]:
         note("the name holds 'debug': log every iteration, validate and save every 8, no tensorboard")
@@ -85,10 +81,22 @@ def set_folders(opt: dict[str, Any], root_path: str) -> None:
         paths["training_states"] = os.path.join(folder, "training_states")
 
 
-def make_folders(opt: dict[str, Any]) -> None:
-    """Make the empty folders of a run, in the first process of a job; those of an earlier run are kept aside."""
+def make_folders(opt: dict[str, Any], option_file: Path) -> None:
+    """Make the empty folders of a run, in the first process of a job; those of an earlier run are kept aside.
+
+    Raises:
+        UserError: the option file, weights or data lie in the folder of an earlier run.
+    """
     if opt["rank"] != 0:
         return
+    folder = Path(opt["path"]["log"]).resolve()
+    named = [(".".join(keys), section[keys[-1]]) for section, keys in path_keys(opt)]
+    for key, place in [("-opt", option_file), *named]:
+        if folder in Path(place).resolve().parents:
+            raise UserError(
+                f"{key}: {place} lies in {os.path.relpath(folder)}, which a new run of that name renames; copy it to "
+                "another place, or choose another name"
+            )
     kept = move_aside(opt["path"]["log"])
     if kept:
         note(f"{os.path.relpath(opt['path']['log'])} is there from an earlier run, which is kept as {kept}")

@@ -221,7 +221,7 @@ def draw_curves(losses: list[dict[str, Any]], validations: list[dict[str, Any]],
 
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
+    figure.suptitle(plot_text(title))
     metric = _shown_metric(validations)
     panels = figure.subplots(2 if metric else 1, 1, sharex=True, squeeze=False)[:, 0]
     _draw_losses(panels[0], losses)
@@ -232,6 +232,12 @@ def draw_curves(losses: list[dict[str, Any]], validations: list[dict[str, Any]],
         panel.grid(alpha=0.25)
     with atomic_paths([path]) as [part]:
         figure.savefig(part, dpi=DPI, format="png")
+
+
+def plot_text(text: str) -> str:
+    """Return text as matplotlib shows it as it is: a dollar begins no formula, a first ``_`` hides no line."""
+    shown = text.replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def _draw_losses(panel: Any, rows: list[dict[str, Any]]) -> None:
@@ -256,14 +262,16 @@ def _draw_losses(panel: Any, rows: list[dict[str, Any]]) -> None:
 
 def _draw_metric(panel: Any, rows: list[dict[str, Any]], metric: str) -> None:
     unit = " in dB" if "psnr" in metric.lower() else ""
-    panel.set_ylabel(f"{metric.upper()}{unit}")
+    panel.set_ylabel(plot_text(f"{metric.upper()}{unit}"))
     for name in dict.fromkeys(row["dataset"] for row in rows):
         own = [row for row in rows if row["dataset"] == name and metric in row]
         (line,) = panel.plot([row["iteration"] for row in own], [row[metric] for row in own], marker="o", markersize=4)
-        line.set_label(f"{name}, restored")
+        line.set_label(plot_text(f"{name}, restored"))
         before = next((row[f"{metric}_input"] for row in own if f"{metric}_input" in row), None)
         if before is not None:
-            panel.axhline(before, color=line.get_color(), linestyle="--", linewidth=1, label=f"{name}, input")
+            panel.axhline(
+                before, color=line.get_color(), linestyle="--", linewidth=1, label=plot_text(f"{name}, input")
+            )
     panel.legend(loc="best", fontsize="small")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from basicsr.models.base_model import BaseModel
-from basicsr.utils import check_resume, get_root_logger
+from basicsr.utils import check_resume, get_root_logger, get_time_str
 
 from restormixer_arch.errors import UserError, not_found
 from restormixer_arch.inference.weights import read_pickle
@@ -44,8 +44,28 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     for key in ("models", "training_states", "visualization"):  # a new experiment may start from another's state
         os.makedirs(opt["path"][key], exist_ok=True)
     check_resume(opt, state["iter"])
-    opt["path"].update({f"pretrain_{network}": str(place) for network, place in weights.items()})
+    for network, place in weights.items():
+        # Those that are trained, whatever key the option file asks for: BasicSR replaces params_ema alone.
+        keys = {f"pretrain_{network}": str(place), f"param_key_{network.removeprefix('network_')}": "params"}
+        opt["path"].update(keys)
+    if opt.get("rank", 0) == 0:
+        _set_newer_aside(opt, state["iter"])
     return state
+
+
+def _set_newer_aside(opt: dict[str, Any], iteration: int) -> None:
+    """Move checkpoints that are newer than the one to resume from into a folder of their own: this run makes others."""
+    states, models = Path(opt["path"]["training_states"]), Path(opt["path"]["models"])
+    newer = [path for path in saved_states(states) if int(path.stem) > iteration]
+    if not newer:
+        return
+    aside = states / f"newer_{get_time_str()}"
+    aside.mkdir()
+    for state in newer:
+        for path in (*models.glob(f"net_*_{state.stem}.pth"), state):
+            if "_best_" not in path.name:
+                path.rename(aside / path.name)
+    note(f"newer checkpoints than iteration {iteration} are kept in {os.path.relpath(aside)}")
 
 
 def _choose(opt: dict[str, Any]) -> tuple[Path, dict[str, Path]] | None:

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,15 +98,18 @@ class Training(Run):
     Args:
         request: the checked option file and the command line's switches.
         on_iteration: called with the number of iterations done, before the first one and after each.
+        validates_at_end: after the last iteration, whatever ``val_freq`` is.
 
     Attributes:
         iteration: iterations done.
         val_loaders: of the validation images.
     """
 
-    def __init__(self, request: Request, on_iteration: Callable[[int], object] = bool) -> None:
+    def __init__(
+        self, request: Request, on_iteration: Callable[[int], object] = bool, validates_at_end: bool = True
+    ) -> None:
         super().__init__(request)
-        self.on_iteration = on_iteration
+        self.on_iteration, self.validates_at_end = on_iteration, validates_at_end
         self.iteration = 0
         self.val_loaders: list[Any] = []
         self.interrupt = Interrupt()
@@ -143,7 +147,7 @@ class Training(Run):
             self.logger.info(f"End of training. Time consumed: {consumed}")
             self.logger.info("Save the latest model.")
             self.model.save(epoch=-1, current_iter=-1)  # -1 stands for the latest
-            if self.opt.get("val") is not None:
+            if self.opt.get("val") is not None and self.validates_at_end:
                 self.validate()
             if self.tb_logger:
                 self.tb_logger.close()
@@ -160,11 +164,12 @@ class Training(Run):
         self._lock_folder()
         state = load_resume_state(opt)
         if state is None:
-            make_folders(opt)
-            self._lock_folder()
+            make_folders(opt, self.request.path)
         elif self.request.options.get("manual_seed") is None:
             opt["manual_seed"] = state.get("manual_seed", opt["manual_seed"])  # the one drawn at the first start
-        copy_opt_file(str(self.request.path), opt["path"]["experiments_root"])
+        self._lock_folder()
+        if self.request.path.resolve().parent != Path(opt["path"]["experiments_root"]).resolve():
+            copy_opt_file(str(self.request.path), opt["path"]["experiments_root"])
         self.logger = self._open_log("train")
         self.tb_logger = init_tb_loggers(opt)
         loader, self.sampler = build_training_loader(opt, self.request.shown)
@@ -359,7 +364,7 @@ class Testing(Run):
             opt = self.opt = make_opt(self.request, os.getcwd())
             torch.backends.cudnn.benchmark = True
             self._lock_folder()
-            make_folders(opt)
+            make_folders(opt, self.request.path)
             self._lock_folder()
             logger, loaders = self._open_log("test"), []
             for phase, section in sorted(opt["datasets"].items()):

@@ -1,0 +1,56 @@
+"""``basicsr init``: what it writes is read again as it was meant, and it tries less where memory runs out."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.config.yaml_file import load_yaml
+
+compat.apply()
+
+from restormixer_arch.models.memory import OutOfMemory  # noqa: E402
+from restormixer_arch.training import new_options  # noqa: E402
+from restormixer_arch.training.dry_run import Measured  # noqa: E402
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1))
+@example("2024")
+@example("set #1")
+@example("true")
+@example("~")
+@example("a: b")
+@example("- x")
+@example("datasets/mine")
+def test_text_comes_back_as_it_was(text):
+    assert load_yaml(f"name: {new_options.quoted(text)}") == {"name": text}
+
+
+def test_plain_names_have_no_quotes():
+    assert new_options.quoted("datasets/mine/train_gt.lmdb") == "datasets/mine/train_gt.lmdb"
+
+
+@pytest.fixture
+def wanted(tmp_path):
+    return new_options.Wanted(tmp_path, tmp_path / "x.yml", "x", None, "s", 1.0)
+
+
+def test_smaller_patches_are_tried_where_memory_runs_out(wanted, monkeypatch, capsys):
+    tried = []
+
+    def measure(request):
+        tried.append(load_yaml(request)["datasets"]["train"]["gt_size"])
+        if tried[-1] > 48:
+            raise OutOfMemory("out of memory at iteration 1: lower ...")
+        return Measured([0.5], {}, None)
+
+    monkeypatch.setattr(new_options, "read_request", lambda file, is_train: Path(file).read_text("utf-8"))
+    monkeypatch.setattr(new_options, "measure", measure)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    data = new_options._Data(train="", val="", scale=1, side=None, falls=False)
+    assert new_options._choose(wanted, data, None) == (48, 4, 0.5)
+    assert tried == [96, 64, 64, 48]
+    assert capsys.readouterr().err.count("not enough memory") == 3
+    assert not list(wanted.file.parent.glob(".*"))
