@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.stats import ttest_1samp
 
-from restormixer_arch.compare.differences import difference_over_seeds, paired_difference
+from restormixer_arch.compare.differences import (
+    SeedSpread,
+    difference_over_seeds,
+    paired_difference,
+    seed_spread,
+)
 from restormixer_arch.compare.results import Difference
 
 VALUES = st.lists(st.tuples(*[st.floats(0, 60).map(lambda value: round(value, 3))] * 2), min_size=2, max_size=30)
@@ -51,7 +56,7 @@ def test_columns_of_different_lengths(own, first):
         paired_difference(own, first)
 
 
-def test_one_seed_has_students_interval_over_the_photographs():
+def test_without_a_spread_it_is_students_interval_over_the_photographs():
     pictures = np.random.default_rng(3).normal(0.3, 1.0, (1, 20))
     one = difference_over_seeds(pictures)
     low, high = stats.t.interval(0.95, 19, loc=pictures.mean(), scale=stats.sem(pictures[0]))
@@ -62,23 +67,36 @@ def test_one_seed_has_students_interval_over_the_photographs():
     assert difference_over_seeds(np.ones((1, 1))).low is None
 
 
-def test_seeds_that_disagree_widen_the_interval():
-    """By hand: of (1, 3) and (2, 6) the mean squares are 9 for photographs, 4 for seeds and 1 for the rest; so the
-    variance of the mean is (9 + 4 - 1) / 4, with 12^2 / (9^2 + 4^2 + 1^2) degrees of freedom."""
-    found = difference_over_seeds(np.array([[1.0, 3.0], [2.0, 6.0]]))
-    half = stats.t.ppf(0.975, 144 / 98) * np.sqrt(3)
-    assert (found.mean, found.low, found.high) == pytest.approx((3, 3 - half, 3 + half))
-    alike = difference_over_seeds(np.array([[1.0, 3.0], [3.0, 1.0]]))  # the seeds' means agree: photographs alone
-    assert (alike.low, alike.high) == (2, 2)
+def test_the_spread_of_seeds_by_hand():
+    """Of (1, 3) and (2, 6) the mean squares are 4 for seeds and 1 for the rest; of two equal rows both are 0."""
+    table = np.array([[1.0, 3.0], [2.0, 6.0]])
+    assert seed_spread([table]) == SeedSpread(4, 1, 1, 1)
+    assert seed_spread([table, np.ones((2, 2))]) == SeedSpread(2, 0.5, 2, 2)
+    assert seed_spread([np.ones((1, 4)), np.array([[np.inf, 1.0], [1.0, 1.0]])]) is None
 
 
-@pytest.mark.parametrize("spread", [(0.3, 0.0, 0.1), (0.3, 0.1, 0.1), (0.2, 0.2, 0.1)])
-def test_the_interval_holds_the_truth_as_often_as_it_says(spread):
-    """Two seeds and 16 photographs around 0, by the spread of photographs, seeds and the rest: 95%, 89% at least."""
-    rng, (photographs, seeds, rest) = np.random.default_rng(0), spread
+def test_seeds_add_to_the_variance():
+    """Differences 1 and 3 of two photographs: 1 from them, (4 - 1) * 2 / 2 from the seeds of two networks."""
+    found = difference_over_seeds(np.array([[1.0, 3.0]]), SeedSpread(4, 1, 1, 1))
+    half = stats.t.ppf(0.975, 4**2 / (1**2 + 4**2 + 1**2)) * 2
+    assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - half, 2 + half))
+    alike = SeedSpread(1, 4, 1, 1)  # no more than chance
+    assert difference_over_seeds(np.array([[1.0, 3.0]]), alike) == difference_over_seeds(np.array([[1.0, 3.0]]))
+
+
+@pytest.mark.parametrize("spread", [(0.3, 0.0, 0.1), (0.3, 0.1, 0.1), (0.05, 0.2, 0.02)])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_interval_holds_the_truth_as_often_as_it_says(spread, seeds):
+    """Studies of three networks under two budgets with two seeds, all equal; also of networks with one seed."""
+    rng, (photographs, of_seeds, rest) = np.random.default_rng(0), spread
+
+    def network(seeds):
+        own = rng.normal(0, photographs / 2**0.5, 16) + rng.normal(0, of_seeds, (seeds, 1))
+        return own + rng.normal(0, rest / 2**0.5, (seeds, 16))
+
     hits = 0
-    for _ in range(1000):
-        drawn = rng.normal(0, photographs, 16) + rng.normal(0, seeds, (2, 1)) + rng.normal(0, rest, (2, 16))
-        found = difference_over_seeds(drawn)
+    for _ in range(600):
+        known = seed_spread([network(2) for _ in range(6)])
+        found = difference_over_seeds(network(seeds) - network(seeds), known)
         hits += found.low <= 0 <= found.high
-    assert 0.86 < hits / 1000 < 0.98
+    assert 0.92 < hits / 600 < 0.98

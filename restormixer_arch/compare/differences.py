@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
@@ -32,32 +33,67 @@ def paired_difference(values: Sequence[float], first: Sequence[float]) -> Differ
     return difference_over_seeds(np.array([[a - b for a, b in zip(values, first, strict=True)]]))
 
 
-def difference_over_seeds(differences: np.ndarray) -> Difference:
+@dataclass(frozen=True)
+class SeedSpread:
+    """How far trainings with several seeds lie apart: mean squares of an analysis of variance, pooled over networks.
+
+    Attributes:
+        square: of the seeds' means, times the photographs.
+        rest: of what is left without seeds' and photographs' means.
+        freedom, rest_freedom: degrees of freedom of both.
+    """
+
+    square: float
+    rest: float
+    freedom: int
+    rest_freedom: int
+
+
+def seed_spread(tables: Iterable[np.ndarray]) -> SeedSpread | None:
+    """Pool the spread of networks that were trained with several seeds; None if there are none.
+
+    Args:
+        tables: values (seeds, photographs) of each network under each budget.
+    """
+    sums, freedom, rest_freedom = np.zeros(2), 0, 0
+    for table in tables:
+        seeds, photographs = table.shape
+        if min(table.shape) < 2 or not np.isfinite(table).all():
+            continue
+        means = table.mean(axis=1, keepdims=True)
+        rest = table - table.mean(axis=0) - means + table.mean()
+        sums += photographs * ((means - table.mean()) ** 2).sum(), (rest**2).sum()
+        freedom += seeds - 1
+        rest_freedom += (seeds - 1) * (photographs - 1)
+    if not freedom:
+        return None
+    return SeedSpread(float(sums[0]) / freedom, float(sums[1]) / rest_freedom, freedom, rest_freedom)
+
+
+def difference_over_seeds(differences: np.ndarray, spread: SeedSpread | None = None) -> Difference:
     """Return the mean of differences (seeds, photographs) and its interval.
 
-    With one seed it is Student's t over the photographs, and says nothing about other seeds. With several, photographs
-    and seeds are both taken for random samples: the variance of the mean is that of the crossed random-effects model
-    (Searle, Casella and McCulloch, Variance Components, 1992), never below that of the photographs alone, with
-    Satterthwaite's degrees of freedom. Two seeds that disagree make it wide. It is None with fewer than two
-    photographs, and where a difference is not finite.
+    Without ``spread`` it is Student's t over the photographs, and says nothing about other seeds. With it the variance
+    of two networks' seeds is added, each network's taken to be the pooled one, whatever the number of seeds; the
+    degrees of freedom are Satterthwaite's. It is None with fewer than two photographs, and where a difference is not
+    finite.
     """
     seeds, photographs = differences.shape
     mean = float(differences.mean())
     if photographs < 2 or not np.isfinite(differences).all():
         return Difference(mean=mean, low=None, high=None)
-    by_photograph, by_seed = differences.mean(axis=0), differences.mean(axis=1)
-    square = seeds * float(by_photograph.var(ddof=1))  # the mean squares of an analysis of variance
+    square = float(differences.mean(axis=0).var(ddof=1)) / photographs
     freedom: float = photographs - 1
-    if seeds > 1:
-        rest = differences - by_photograph - by_seed[:, None] + mean
-        rest_freedom = (seeds - 1) * (photographs - 1)
-        rest_square = float((rest**2).sum()) / rest_freedom
-        seed_square = photographs * float(by_seed.var(ddof=1))
-        if seed_square > rest_square:
-            parts = ((square, photographs - 1), (seed_square, seeds - 1), (rest_square, rest_freedom))
-            square += seed_square - rest_square
-            freedom = square**2 / sum(part**2 / own for part, own in parts)
-    error = math.sqrt(square / differences.size)
+    if spread and spread.square > spread.rest:
+        per_seed = 2 / (photographs * seeds)  # of both networks
+        parts = (
+            (square, photographs - 1),
+            (per_seed * spread.square, spread.freedom),
+            (per_seed * spread.rest, spread.rest_freedom),
+        )
+        square += per_seed * (spread.square - spread.rest)
+        freedom = square**2 / sum(part**2 / own for part, own in parts)
+    error = math.sqrt(square)
     if error <= 1e-12 * abs(mean):  # the same difference everywhere
         return Difference(mean=mean, low=mean, high=mean)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error

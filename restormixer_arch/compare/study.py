@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from restormixer_arch.compare.context import Use, measure_context
-from restormixer_arch.compare.differences import difference_over_seeds
+from restormixer_arch.compare.differences import SeedSpread, difference_over_seeds, seed_spread
 from restormixer_arch.compare.options import merge_train, name_of_run, options_of_run
 from restormixer_arch.compare.results import Comparison, Competitor, Difference, Metric, Part
 from restormixer_arch.compare.run import compare, put_aside
@@ -94,25 +94,32 @@ class Study(Part):
     def difference(self, competitor: str, minutes: float, measure: tuple[str, str]) -> Difference | None:
         """Return a competitor's difference to the first one over the seeds that both have, None if there is none.
 
+        Its interval is over the photographs, and over the seeds by the spread of all that were trained with several.
         Pictures of one photograph under several labels are not independent, and count as one.
         """
         own, first = (self.of(name, minutes, measure) for name in (competitor, self.networks[0].name))
         seeds = [seed for seed in own if seed in first]
         if not seeds:
             return None
-        photographs: dict[str, list[str]] = {}
-        for picture in own[seeds[0]].values:
-            photographs.setdefault(split_label(picture)[0], []).append(picture)
-        differences = [
-            [fmean(own[seed].values[p] - first[seed].values[p] for p in pictures) for pictures in photographs.values()]
-            for seed in seeds
-        ]
-        return difference_over_seeds(np.array(differences))
+        return difference_over_seeds(by_photograph(own, seeds) - by_photograph(first, seeds), self.spread(measure))
+
+    def spread(self, measure: tuple[str, str]) -> SeedSpread | None:
+        """Return how far the seeds of one network lie apart, pooled over networks and budgets."""
+        groups = [self.of(network.name, minutes, measure) for network in self.networks for minutes in self.minutes]
+        return seed_spread(by_photograph(rows, list(rows)) for rows in groups if len(rows) > 1)
 
     def mean(self, competitor: str, minutes: float, measure: tuple[str, str]) -> float | None:
         """Return a competitor's mean over the pictures of all its seeds, None if it was not trained for that long."""
         rows = self.of(competitor, minutes, measure)
         return fmean(fmean(row.values.values()) for row in rows.values()) if rows else None
+
+
+def by_photograph(rows: dict[int, Row], seeds: list[int]) -> np.ndarray:
+    """Return the mean over the pictures of each photograph, (seeds, photographs)."""
+    photographs: dict[str, list[str]] = {}
+    for picture in rows[seeds[0]].values:
+        photographs.setdefault(split_label(picture)[0], []).append(picture)
+    return np.array([[fmean(rows[seed].values[p] for p in group) for group in photographs.values()] for seed in seeds])
 
 
 def run_study(options: dict[str, Any], *, resume: bool) -> Iterator[tuple[Comparison, Path]]:
