@@ -16,6 +16,7 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from restormixer_arch.inference.restorer import Restorer, load_restorer
@@ -33,7 +34,10 @@ class RestorMixerRestore:
     CATEGORY = "image/restoration"
     FUNCTION = "restore"
     RETURN_TYPES = ("IMAGE",)
-    DESCRIPTION = "Remove rain, or several degradations at once, with the weights that RestorMixer installs."
+    DESCRIPTION = (
+        "Remove rain, snow, haze, blur, noise or several of them at once, brighten dark images, or enlarge by 2, 3 or "
+        "4, with the weights that RestorMixer installs."
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
@@ -52,7 +56,8 @@ class RestorMixerRestore:
         """Restore a batch on ComfyUI's device.
 
         Args:
-            image: float32 in [0, 1], RGB; further channels, such as alpha, stay as they are.
+            image: float32 in [0, 1], RGB; further channels, such as alpha, stay as they are, enlarged bicubically
+                if the task enlarges.
             task, strength, tile: see ``INPUT_TYPES``.
 
         Shape:
@@ -73,7 +78,13 @@ class RestorMixerRestore:
         for one in image[..., :3].movedim(-1, 1).split(1):  # (1, 3, H, W)
             results.append(restorer(one, on_tile))
         restored = torch.cat(results).movedim(1, -1)
-        return (torch.cat([restored, image[..., 3:].to(restored)], dim=-1),)
+        if image.shape[-1] == 3:
+            return (restored,)
+        others = image[..., 3:].to(restored)
+        if restorer.scale > 1:
+            size = restored.shape[1:3]
+            others = F.interpolate(others.movedim(-1, 1), size=size, mode="bicubic").clamp_(0, 1).movedim(1, -1)
+        return (torch.cat([restored, others], dim=-1),)
 
 
 @lru_cache(maxsize=2)

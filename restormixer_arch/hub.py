@@ -13,6 +13,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +104,7 @@ class HubMixin:
         Returns:
             The folder.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         _write(self, folder, folder.name, license)
         return folder
@@ -170,6 +171,8 @@ def locate(
     if path.is_file() or (path / WEIGHTS).is_file():
         return path if path.is_file() else path / WEIGHTS
     repo_id = path.as_posix()
+    if path.is_dir():
+        raise UserError(f"{name}: this folder holds no {WEIGHTS}")
     if path.exists() or path.suffix.lower() in SUFFIXES or not REPOSITORY.fullmatch(repo_id):
         near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         raise UserError(f"{name}: no such file of weights.{did_you_mean(path.name, near)}")
@@ -198,6 +201,7 @@ def _errors_of_the_hub(repo_id: str, done: str) -> Iterator[None]:
             "pip install 'restormixer[hub]'"
         ) from error
     at = f"{repo_id}: cannot be {done}"
+    import_module("huggingface_hub.utils.logging")  # loaded later, it would set the level itself
     log = logging.getLogger("huggingface_hub")
     level = log.level
     log.setLevel(logging.ERROR)  # without a line for each time that it tries again

@@ -1,6 +1,7 @@
 """What leaves the program: results on stdout, notes and errors on stderr, and files by atomic writes.
 
-A file is written under a temporary name in its folder and renamed at the end.
+A file is written under a temporary name in its folder and renamed at the end. The name is the process's own, so that
+two processes may write the same file: the last one's stays. What a killed process has left is removed by a later one.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ import hashlib
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
 # Characters that a terminal obeys or reorders text by, and bytes of file names that are no text.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-PART = ".part-"  # starts the name of an unfinished file
+PART = re.compile(r"\.part-[0-9a-f]{8}-")  # starts the name of an unfinished file
 LONGEST_NAME = 255  # bytes of a file's name, nearly everywhere
+ABANDONED = 7 * 24 * 3600  # seconds after which an unfinished file that has not grown is that of a killed process
 
 
 def is_first_process() -> bool:
@@ -69,6 +73,8 @@ def complain(text: str) -> None:
 @contextmanager
 def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """Yield temporary names for files to write: renamed at the end, removed if anything fails or is stopped."""
+    for folder in {path.parent for path in paths}:
+        _remove_abandoned(str(folder.absolute()))
     parts = [path.with_name(_part_name(path)) for path in paths]
     try:
         yield parts
@@ -80,10 +86,22 @@ def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
 
 def _part_name(path: Path) -> str:
-    name = PART + path.name
-    if len(os.fsencode(name)) <= LONGEST_NAME:
-        return name
-    return PART + hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16] + path.suffix
+    start = f".part-{os.urandom(4).hex()}-"  # not the number of the process: another machine may have it, too
+    if len(os.fsencode(start + path.name)) <= LONGEST_NAME:
+        return start + path.name
+    return start + hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16] + path.suffix
+
+
+@lru_cache(maxsize=1024)
+def _remove_abandoned(folder: str) -> None:
+    """Remove what killed processes have left in a folder. Once for each folder, since it may hold many files."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if PART.match(entry.name) and time.time() - entry.stat().st_mtime > ABANDONED:
+                    os.unlink(entry.path)
+    except OSError:  # it is not there, or another process was faster
+        pass
 
 
 def write_text_atomically(path: Path, text: str) -> Path:

@@ -65,6 +65,9 @@ def test_its_inputs(node):
     inputs = node.INPUT_TYPES()["required"]
     assert list(inputs) == ["image", "task", "strength", "tile"]
     assert inputs["task"] == (shipped_tasks(), {"default": "derain"})
+    words = {"derain": "rain", "desnow": "snow", "dehaze": "haze", "deblur": "blur", "denoise": "noise"}
+    words |= {"mixed": "several", "low_light": "dark", "sr_x2": " 2", "sr_x3": " 3", "sr_x4": " 4"}
+    assert all(words[task] in node.DESCRIPTION for task in shipped_tasks())
 
 
 def test_strength_and_alpha(node):
@@ -74,6 +77,20 @@ def test_strength_and_alpha(node):
     torch.testing.assert_close(none, x, rtol=0, atol=1e-6)
     unclamped = (full > 0) & (full < 1)
     torch.testing.assert_close(half[unclamped], torch.lerp(x, full, 0.5)[unclamped], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_enlarging(node, channels):
+    x = image(height=16, width=24, channels=channels)
+    x[..., 3:] = (x[..., 3:] > 0.5).float()  # an alpha whose edges overshoot
+    result = run(node, x, task="sr_x2")
+    assert result.shape == (1, 32, 48, channels)
+    wanted = restormixer_arch.restore(x[..., :3].movedim(-1, 1), task="sr_x2", device="cpu").movedim(1, -1)
+    torch.testing.assert_close(result[..., :3], wanted, rtol=0, atol=1e-6)
+    if channels == 4:
+        alpha = torch.nn.functional.interpolate(x[..., 3:].movedim(-1, 1), scale_factor=2.0, mode="bicubic")
+        assert alpha.max() > 1.01
+        torch.testing.assert_close(result[..., 3:], alpha.clamp(0, 1).movedim(1, -1))
 
 
 def test_tiles_and_their_progress(node, comfy):

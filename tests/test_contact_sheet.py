@@ -10,9 +10,11 @@ from test_video import write_video
 from tiny_network import save_tiny
 
 from restormixer_arch import cli
+from restormixer_arch.errors import UserError
 from restormixer_arch.inference import contact_sheet
-from restormixer_arch.inference.contact_sheet import GAP, HEIGHT, LINE, WIDTH
-from restormixer_arch.inference.jobs import Jobs
+from restormixer_arch.inference.contact_sheet import GAP, HEIGHT, LINE, WIDTH, check_sheet
+from restormixer_arch.inference.jobs import Jobs, find_jobs
+from restormixer_arch.inference.shards import Shard
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 
@@ -139,6 +141,37 @@ def test_a_sheet_that_is_there_is_kept(place, capsys):
 def test_refused(place, capsys, sheet, message):
     assert run("--sheet", sheet) == 2
     assert capsys.readouterr().err == f"basicsr: error: --sheet: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "out", "sheet", "message"),
+    [
+        (["n*.png"], "out", "nsheet.png", "nsheet.png matches 'n*.png', so that the next run would restore it; put it"),
+        (["**/*.png"], "out", "in/s.png", "in/s.png matches '**/*.png', so that the next run would restore it; put it"),
+        (["more/sub"], "more", "more/sub/s.png", "more/sub/s.png lies in an input folder, where the next run would"),
+        (["more/*/*.png"], "more", "more/sub/s.png", None),
+        (["n*.png"], "out", "sheet.png", None),
+        (["**/*.png"], "out", "out/s.png", None),
+        (["in/*.png"], "in/out", "in/out/s.png", None),
+    ],
+)
+def test_a_sheet_that_the_next_run_would_restore(place, inputs, out, sheet, message):
+    for name in ("n1.png", "more/sub/2.png", out + "/3.png"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(b"x")
+    if message is None and out == "more":  # a pattern that begins in the output folder matches results, too
+        message = "more/sub/s.png matches 'more/*/*.png'"
+    jobs, again = find_jobs(inputs, Path(out)), Path(sheet)
+    if message is None:
+        assert check_sheet(again, jobs, inputs, Shard(), overwrite=False) == again
+        again.write_bytes(b"x")
+        assert len(find_jobs(inputs, Path(out))) == len(jobs)
+    else:
+        with pytest.raises(UserError) as caught:
+            check_sheet(again, jobs, inputs, Shard(), overwrite=False)
+        assert str(caught.value).startswith(f"--sheet: {message}")
+        again.write_bytes(b"x")
+        assert len(find_jobs(inputs, Path(out))) == len(jobs) + 1
 
 
 def test_nothing_to_show(place, capsys):

@@ -20,6 +20,7 @@ from PIL import Image, ImageCms
 from tiny_network import save_tiny
 
 from restormixer_arch import cli
+from restormixer_arch.cli import demo
 from restormixer_arch.inference.restore import restore
 
 pytest.importorskip("gradio", reason="needs the extra 'demo'")
@@ -250,18 +251,36 @@ def test_other_hosts_are_refused(server, headers, status):
         (["--weights", "x.pth"], "x.pth: no such file of weights."),
         (["--weights", "w.safetensors", "--port", "{used}"], "--port: 127.0.0.1:{used} cannot be listened on (Address"),
         (["--weights", "w.safetensors", "--host", "no.such.host.invalid"], "cannot be listened on ("),
+        (["--task", "auto"], "--task: 'auto' is for 'basicsr restore'; expected one of mixed"),
+        (["--task", ""], "--task: no weights for ''; installed are: mixed."),
+        (["--host", ""], "argument --host: expected a name, got none"),
         (["--port", "70000"], "expected a port from 1 to 65535, got '70000'"),
-        (["--tile", "64", "--weights", "w.safetensors"], "tile: 64 is too small for an overlap of 64"),
+        (
+            ["--tile", "64", "--overlap", "64", "--weights", "w.safetensors"],
+            "tile: 64 is too small for an overlap of 64",
+        ),
     ],
 )
 def test_mistakes(folder, capsys, arguments, message, monkeypatch):
     monkeypatch.setattr("restormixer_arch.inference.weights.SHIPPED", folder)
     save_tiny(folder / "w.safetensors")
+    save_tiny(folder / "restormixer_s_mixed.safetensors")
     with socket.create_server(("127.0.0.1", 0)) as used:
         number = used.getsockname()[1]
         assert cli.main(["demo", *(text.format(used=number) for text in arguments)]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and message.format(used=number) in err
+
+
+def test_the_help_offers_what_can_be_picked():
+    [help] = [action.help for action in demo.parser()._actions if action.dest == "task"]
+    assert help == "installed weights, such as derain (the default)"
+
+
+def test_the_page_takes_all_kinds_that_it_names(server):
+    components = requests.get(f"{server[0]}/config", timeout=SECONDS).json()["components"]
+    [upload] = [one["props"] for one in components if one["type"] == "file"]
+    assert {".jpg", ".jfif", ".avif", ".heic", ".heif", ".hif", ".jpe", ".tiff"} <= set(upload["file_types"])
 
 
 def test_without_gradio(folder, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -138,7 +139,7 @@ def test_the_command_restores_with_a_folder(capsys):
     ("name", "message"),
     [
         ("nett", "nett: no such file of weights. Did you mean 'net'?"),
-        ("empty", "empty: no such file of weights."),
+        ("empty", "empty: this folder holds no model.safetensors"),
         ("net/model.safetensor", "net/model.safetensor: cannot be fetched: no such file here, and the Hugging Face"),
         ("net/models.safetensors", "net/models.safetensors: no such file of weights. Did you mean 'model.safetensors"),
         ("damaged", "damaged/model.safetensors: cannot be read as safetensors ("),
@@ -225,6 +226,30 @@ def test_what_goes_wrong_is_one_line(huggingface_hub, monkeypatch, capsys, error
 
 def test_without_a_network(huggingface_hub, capsys):
     assert "cannot be reached" in error_of(capsys, "--weights", "org/name")
+
+
+def test_the_hubs_own_lines_are_not_shown(huggingface_hub):
+    """In a process of its own: what huggingface_hub does when it is loaded counts."""
+    code = "import logging; from restormixer_arch.hub import _errors_of_the_hub\n"
+    code += "with _errors_of_the_hub('org/name', 'fetched'):\n"
+    code += "    from huggingface_hub import hf_hub_download\n"
+    code += "    assert logging.getLogger('huggingface_hub').level == logging.ERROR\n"
+    code += "assert logging.getLogger('huggingface_hub').level != logging.ERROR\n"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
+@pytest.mark.slow
+def test_a_hub_that_does_not_answer_is_one_line(huggingface_hub):
+    cv2.imwrite("photo.png", np.zeros((24, 40, 3), np.uint8))
+    code = "import sys; from restormixer_arch.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "restore", "photo.png", "-o", "out", "--weights", "org/name"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    fetching, error = done.stderr.splitlines()
+    assert done.returncode == 2 and fetching == (
+        "basicsr: note: org/name: no such file here, taken from the Hugging Face Hub"
+    )
+    assert error.startswith("basicsr: error: org/name: cannot be fetched: no such file here, and the Hugging Face Hub ")
 
 
 def test_a_repository_of_another_network(huggingface_hub, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from test_restormixer_arch import small
 import restormixer_arch
 from restormixer_arch import cli
 from restormixer_arch.cli import export
+from restormixer_arch.errors import UserError
 from restormixer_arch.inference import onnx_network, restorer
 from restormixer_arch.inference.onnx_network import OnnxNetwork
 from restormixer_arch.weight_options import add_stamp
@@ -72,6 +74,34 @@ def test_python_takes_it_too(files):
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-3)
 
 
+def test_the_home_folder_is_found(files, monkeypatch):
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(files))
+    assert OnnxNetwork("~/net.onnx").upscale == 1
+    image = np.zeros((9, 9, 3), np.uint8)
+    np.testing.assert_array_equal(
+        restormixer_arch.restore(image, weights="~/net.onnx"),
+        restormixer_arch.restore(image, weights=files / "net.onnx"),
+    )
+
+
+def test_a_lack_of_memory_is_one_line(files, monkeypatch):
+    class Failure(Exception):  # as onnxruntime's are: heirs of Exception alone
+        pass
+
+    def fail(names, inputs):
+        raise Failure(message)
+
+    network = OnnxNetwork(files / "net.onnx")
+    network.session = SimpleNamespace(run=fail)
+    message = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 9"
+    with pytest.raises(UserError, match="tile: not enough memory for a tile of 128 pixels; use a smaller one"):
+        restorer.restore_batch(network, torch.zeros(1, 3, 9, 9), tile=128)
+    message = "another"
+    with pytest.raises(RuntimeError, match="^another$"):
+        restorer.restore_batch(network, torch.zeros(1, 3, 9, 9), tile=128)
+
+
 @torch.no_grad()
 def test_half(files):
     """Weights in float16, float32 outside, and close to the network."""
@@ -125,6 +155,8 @@ def test_files_that_are_none(files, tmp_path, capsys, monkeypatch):
     Path("photo.png").write_bytes(b"")
     restore = ["restore", "photo.png", "-o", "out", "--weights"]
     Path("damaged.onnx").write_bytes((files / "net.onnx").read_bytes()[:1000])
+    Path("folder.onnx").mkdir()
+    assert refused(capsys, *restore, "folder.onnx") == ("folder.onnx: is a folder, expected a file of 'basicsr export'")
     model = onnx.load(files / "net.onnx")
     del model.metadata_props[:]
     onnx.save(model, "foreign.onnx")

@@ -190,20 +190,30 @@ def test_16_bit_profiles_and_exif_are_kept(tmp_path):
     np.testing.assert_array_equal(tifffile.imread(target), DEEP[..., :3])
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_of_tiff(tmp_path, dtype, orientation):
-    planes = DEEP[..., :3].astype(dtype)
+def test_orientation_of_tiff(tmp_path, dtype, orientation, channels):
+    planes = DEEP[..., :channels].astype(dtype)
     tag = (274, "H", 1, orientation, True)
-    tifffile.imwrite(tmp_path / "a.tif", planes, photometric="rgb", extratags=[tag], metadata=None)
+    options = {"photometric": "minisblack"} if channels == 1 else {"photometric": "rgb", "planarconfig": "contig"}
+    extra = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+    tifffile.imwrite(tmp_path / "a.tif", np.squeeze(planes), extratags=[tag], metadata=None, **options, **extra)
     picture, target = round_trip(tmp_path / "a.tif", tmp_path)
-    np.testing.assert_array_equal(picture.pixels, UPRIGHT[orientation](planes))
-    np.testing.assert_array_equal(read_picture(target).pixels, picture.pixels)
+    np.testing.assert_array_equal(picture.planes, UPRIGHT[orientation](planes))
+    np.testing.assert_array_equal(read_picture(target).planes, picture.planes)
 
 
-def png(header, data):
-    """A PNG of the fields of its header and its rows, each with a filter's number before it."""
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", *header)), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
+def test_a_turned_tiff_worked_by_hand(tmp_path):
+    gray = np.array([[0, 1, 2], [3, 4, 5]], np.uint8)
+    tag = (274, "H", 1, 6, True)
+    tifffile.imwrite(tmp_path / "a.tif", gray, photometric="minisblack", extratags=[tag], metadata=None)
+    assert read_picture(tmp_path / "a.tif").pixels[..., 0].tolist() == [[3, 0], [4, 1], [5, 2]]
+
+
+def png(header, data, *more):
+    """A PNG of the fields of its header and its rows, each with a filter's number before it, and of more chunks."""
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", *header)), *more, (b"IDAT", zlib.compress(data)), (b"IEND", b""))
     coded = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(coded)
 
@@ -217,6 +227,23 @@ def test_gray_with_alpha_of_16_bits_stays(tmp_path):
     assert target.read_bytes()[24:26] == b"\x10\x04"  # 16 bits, gray with alpha
     again = cv2.imread(str(target), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(again, planes[..., [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_the_transparent_gray_of_a_png(tmp_path, depth):
+    """Samples of less than 8 bits are widened, and so are the transparent and the background one."""
+    samples, white = [0, 1] if depth == 1 else [0, 1, 2, 3], 2**depth - 1
+    bits = "".join(f"{sample:0{depth}b}" for sample in samples)
+    row = b"\0" + int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    more = ((b"tRNS", b"\0\1"), (b"bKGD", white.to_bytes(2, "big")))
+    (tmp_path / "a.png").write_bytes(png((len(samples), 1, depth, 0, 0, 0, 0), row, *more))
+    picture, target = round_trip(tmp_path / "a.png", tmp_path)
+    step = 1 if depth >= 8 else 255 // white
+    assert picture.pixels[0, :, 0].tolist() == [step * sample for sample in samples]
+    full = np.iinfo(picture.pixels.dtype).max
+    assert picture.alpha.tolist() == [[0 if sample == 1 else full for sample in samples]]
+    assert (b"bKGD", int(full).to_bytes(2, "big")) in picture.metadata["chunks"]
+    np.testing.assert_array_equal(read_picture(target).planes, picture.planes)
 
 
 # --- refused ---------------------------------------------------------------------------------------------------------

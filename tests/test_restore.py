@@ -89,6 +89,17 @@ def test_enlarging_takes_the_alpha_along(tmp_path):
     assert result.shape == (48, 80, 4) and set(np.unique(result[..., 3])) == {77}
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_enlarged_alpha_stays_in_the_range(tmp_path, dtype):
+    edge = np.where(np.arange(40) < 20, 0, 1) * np.ones((24, 1))
+    image = np.dstack([RGB / 255, edge]).astype(dtype)
+    result = restore(image, save_tiny(tmp_path / "x2.safetensors", upscale=2))
+    alpha = result[..., 3]
+    assert result.dtype == dtype and alpha.min() == 0 and alpha.max() == 1
+    np.testing.assert_array_equal(alpha[:, [0, 37, 42, 79]], np.tile([0.0, 0.0, 1.0, 1.0], (48, 1)))
+    assert 0 < alpha[0, 39] < 0.5 < alpha[0, 40] < 1
+
+
 def test_options_are_passed_on(weights, monkeypatch):
     seen = []
     monkeypatch.setattr(Restorer, "__post_init__", lambda self: seen.append(self))
@@ -109,6 +120,20 @@ def test_the_network_is_kept_until_its_file_changes(weights, monkeypatch):
     os.utime(weights, (1, 1))
     restore(RGB, weights, tile=256)
     assert len(loads) == 2
+
+
+@pytest.mark.parametrize("name", ["~/net", "~/net/model.safetensors"])
+def test_a_folder_that_changes_is_read_again(tmp_path, monkeypatch, name):
+    import os
+
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    tiny_network().save_pretrained("~/net")
+    before = restore(RGB, name)
+    assert before.shape == RGB.shape
+    tiny_network(upscale=2).save_pretrained(tmp_path / "net")
+    os.utime(tmp_path / "net/model.safetensors", (1, 1))
+    assert restore(RGB, name).shape == (48, 80, 3)
 
 
 def test_installed_weights_are_the_default(tmp_path, monkeypatch):

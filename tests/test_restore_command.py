@@ -113,7 +113,7 @@ def test_a_video_that_breaks_off_is_reported(place, capsys, monkeypatch):
     assert capsys.readouterr().err == "basicsr: note: film.avi: only 3 of its 5 frames could be decoded\n"
 
 
-def test_one_bad_file_is_told_and_the_rest_goes_on(place, capsys):
+def test_one_bad_file_is_reported_and_the_rest_is_restored(place, capsys):
     (place / "in/a0.png").write_bytes(b"")
     (place / "in/film.mp4").write_bytes(b"")
     assert run("in", "-o", "out", "--weights", "w.safetensors") == 2
@@ -171,6 +171,8 @@ def test_installed_weights_of_a_task(place, monkeypatch, capsys):
     np.testing.assert_array_equal(pixels("out/a.png"), restore(RGB, "w.safetensors"))
     assert run("in", "-o", "more", "--task", "desnow") == 2
     assert "no weights for 'desnow'; installed are: derain." in capsys.readouterr().err
+    assert run("in", "-o", "more", "--task", "") == 2  # of a shell variable that is not set
+    assert "--task: no weights for ''; installed are: derain." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

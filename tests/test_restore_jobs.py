@@ -1,12 +1,14 @@
 """Which files are read and written by ``basicsr restore``."""
 
+import glob
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from restormixer_arch.errors import UserError
-from restormixer_arch.inference.jobs import Job, find_jobs, make_folder
+from restormixer_arch.inference.jobs import Job, find_jobs, make_folder, matches_pattern, split_pattern
 from restormixer_arch.output import atomic_paths
 
 
@@ -57,6 +59,73 @@ def test_results_inside_an_input_folder_are_not_read_again(files):
     (files / "a/out").mkdir()
     (files / "a/out/1.png").write_bytes(b"x")
     assert pairs("a", out="a/out") == before == [("a/1.png", "a/out/1.png"), ("a/b/1.PNG", "a/out/b/1.PNG")]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "out", "result"),
+    [
+        ("**/1.*", "out", "out/1.png"),
+        ("a/**/*.png", "a/b/out", "a/b/out/1.png"),
+        ("[ab]/1.png", "./b", "b/1.png"),
+        ("{folder}/**/1.png", "out", "out/deep/1.png"),
+    ],
+)
+def test_results_are_not_read_again_by_a_pattern(files, pattern, out, result):
+    (files / "c/1.png").unlink()
+    pattern = pattern.format(folder=files)
+    before = pairs(pattern, out=out)
+    assert len(before) >= 1
+    (files / result).parent.mkdir(parents=True, exist_ok=True)
+    (files / result).write_bytes(b"x")
+    (files / out / "link.png").symlink_to(files / "photo.png")
+    (files / "a/link.png").symlink_to(files / result)
+    assert pairs(pattern, out=out) == before
+
+
+def test_a_pattern_that_matches_results_alone(files):
+    (files / "out").mkdir()
+    (files / "out/x.png").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"\*\*/x.png: matches no image or video \(.*\) outside out$"):
+        find_jobs(["**/x.png"], Path("out"))
+    for pattern in ("out/*.png", "out/**/x.png"):  # asked for: they are inputs
+        with pytest.raises(UserError, match="-o: out/x.png is an input itself and would be replaced"):
+            find_jobs([pattern], Path("out"))
+    assert pairs("out/*.png", out="more") == [("out/x.png", "more/x.png")]
+
+
+@pytest.mark.parametrize(
+    ("text", "begin", "pattern"),
+    [
+        ("a/**/*.png", "a", ("**", "*.png")),
+        ("n*.png", ".", ("n*.png",)),
+        ("a", "a", ()),
+        ("none/x.png", "none/x.png", ()),
+        ("[1].png", "[1].png", ()),  # a file of that name is there
+    ],
+)
+def test_where_a_pattern_begins(files, text, begin, pattern):
+    (files / "[1].png").write_bytes(b"")
+    assert split_pattern(text) == ((files / begin).resolve(), pattern)
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "wanted"),
+    [
+        ("a.png", "*.png", True),
+        ("b/a.png", "*.png", False),
+        ("a.png", "**/*.png", True),
+        ("b/c/a.png", "**/*.png", True),
+        ("b/c/a.png", "b/**", True),
+        ("b/c/a.png", "**/c/a.*", True),
+        ("b/c/a.png", "*/a.png", False),
+        ("b/c/a.png", "b/?/[!b].png", True),
+    ],
+)
+def test_patterns_match_as_glob_does(folder, name, pattern, wanted):
+    assert matches_pattern(name.split("/"), pattern.split("/")) == wanted
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(b"")
+    assert (name in glob.glob(pattern, recursive=True)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -117,6 +186,33 @@ def test_files_appear_when_they_are_whole(folder):
         assert part.suffix == ".png" and part.name.startswith(".")
         part.write_text("new")
     assert target.read_text() == "new" and list(folder.iterdir()) == [target]
+
+
+def test_two_processes_may_write_the_same_file(folder):
+    target = folder / "a.png"
+    with atomic_paths([target]) as [first]:
+        first.write_text("first")
+        with atomic_paths([target]) as [second]:
+            assert second != first and second.suffix == ".png"
+            second.write_text("second")
+        assert target.read_text() == "second" and first.read_text() == "first"
+    assert target.read_text() == "first" and list(folder.iterdir()) == [target]
+    long = folder / ("n" * 250 + ".png")
+    with atomic_paths([long, long]) as [first, second]:
+        assert first != second and len(first.name) < 60
+        first.write_text("x"), second.write_text("y")
+    assert long.read_text() == "y"
+
+
+def test_what_a_killed_process_has_left_is_removed_after_a_week(folder):
+    names = [".part-0123abcd-old.png", ".part-0123abcd-new.png", ".part-mine.png", "other.png"]
+    for name in names:
+        (folder / name).write_bytes(b"x")
+        age = 6 if "new" in name else 8
+        os.utime(folder / name, (time.time() - age * 24 * 3600,) * 2)
+    with atomic_paths([folder / "a.png"]) as [part]:
+        part.write_bytes(b"")
+    assert {path.name for path in folder.iterdir()} == {*names[1:], "a.png"}
 
 
 def test_a_folder_that_cannot_be_read_is_reported(files, monkeypatch):

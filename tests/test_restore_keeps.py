@@ -257,6 +257,23 @@ def test_alpha_of_bmp_stays(place):
     np.testing.assert_array_equal(read_picture("out/a.bmp").planes, planes)
 
 
+@pytest.mark.parametrize("alpha", [False, True])
+def test_the_resolution_of_bmp_stays(place, alpha):
+    planes = np.dstack([RGB, RGB[..., 1]]) if alpha else RGB
+    content = cv2.imencode(".bmp", planes)[1].tobytes()
+    (place / "a.bmp").write_bytes(content[:38] + struct.pack("<2I", 11811, 2835) + content[46:])
+    restored("a.bmp")
+    assert struct.unpack("<2I", (place / "out/a.bmp").read_bytes()[38:46]) == (11811, 2835)
+
+
+def test_a_gray_avif_stays_gray(place):
+    gray = np.array(Image.fromarray(SMOOTH).convert("L"))
+    Image.fromarray(gray).save("a.avif", quality=95)
+    restored("a.avif")
+    with Image.open("out/a.avif") as result:
+        assert result.mode == "L" and np.abs(np.asarray(result).astype(int) - gray).mean() < 3
+
+
 def test_avif_is_read_and_written(place):
     Image.fromarray(SMOOTH).save("a.avif", quality=95, subsampling="4:4:4", icc_profile=PROFILE, exif=EXIF)
     restored("a.avif")

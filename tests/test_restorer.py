@@ -127,8 +127,10 @@ def test_tiles_of_a_large_picture_are_what_the_network_sees():
 
 
 def test_results_that_are_not_finite_are_an_error():
-    with pytest.raises(UserError, match="precision: the result in fp32 is not finite"):
+    with pytest.raises(UserError, match="^precision: the result in fp32 is not finite$"):
         restore_batch(Plain(lambda x: x / 0), PICTURE, tile=128)
+    with pytest.raises(UserError, match="^precision: the result in bf16 is not finite; try fp32$"):
+        restore_batch(Plain(lambda x: x / 0), PICTURE, tile=128, precision="bf16")
 
 
 def raising(message, kind=RuntimeError):
@@ -140,7 +142,11 @@ def raising(message, kind=RuntimeError):
 
 @pytest.mark.parametrize(
     ("message", "kind"),
-    [("DefaultCPUAllocator: can't allocate memory: you tried", RuntimeError), ("CUDA out", torch.OutOfMemoryError)],
+    [
+        ("DefaultCPUAllocator: can't allocate memory: you tried", RuntimeError),
+        ("could not create a primitive", RuntimeError),
+        ("CUDA out", torch.OutOfMemoryError),
+    ],
 )
 def test_out_of_memory_is_reported_as_such(message, kind):
     with pytest.raises(UserError, match="tile: not enough memory for a tile of 128 pixels; use a smaller one"):
@@ -167,6 +173,12 @@ def test_a_given_tile_is_taken_and_checked():
         Restorer(Plain(), tile=100)
 
 
+def test_a_wide_overlap_where_memory_cannot_be_measured(monkeypatch):
+    monkeypatch.setattr("restormixer_arch.inference.memory.peak_bytes", lambda: None)
+    picture = torch.rand(1, 3, 600, 70)
+    torch.testing.assert_close(Restorer(Plain(lambda x: x / 2), overlap=449)(picture), picture / 2)
+
+
 def test_memory_is_measured_once_and_decides():
     network = tiny_network()
     restorer = Restorer(network, max_memory=10**11)
@@ -190,7 +202,7 @@ def test_options_of_a_file():
 def test_devices():
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert pick_device("cpu") == torch.device("cpu")
-    for name in ("gpu", "meta", "cpu:x"):
+    for name in ("gpu", "meta", "cpu:x", "hpu", "xla"):
         with pytest.raises(UserError, match=f"--device: '{name}' cannot be used here"):
             pick_device(name)
     if not torch.cuda.is_available():

@@ -187,6 +187,31 @@ def test_an_explicit_share_wins(place, capsys, monkeypatch):
     assert out.startswith("two, shard 1/2: ") and "2 processes of torchrun share the files; this is 1/2" in err
 
 
+def test_every_process_reports_its_own_files(place, capsys, monkeypatch):
+    from restormixer_arch.data.images.png import with_chunks
+    from restormixer_arch.inference import choose_task
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for path in Path("in").rglob("*.png"):
+        path.write_bytes(with_chunks(path.read_bytes(), [(b"teST", b"")]))
+    names = sorted(job.source.as_posix() for job in find_jobs(["in"], Path("out"), shard=Shard(2, 2)))
+    assert 1 < len(names) < 12
+    assert run("in", "-o", "out", "--sheet", "out/sheet.png") == 0
+    assert capsys.readouterr() == (
+        "",
+        f"basicsr: note: PNG: left out teST ({len(names)} files)\n"
+        f"basicsr: note: out, shard 2/2: {len(names)} restored\n",
+    )
+    monkeypatch.setattr(choose_task, "choose_task", lambda images: choose_task.Choice("clean", 0.9))
+    assert cli.main(["restore", "in", "-o", "two", "--task", "auto"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines() == [
+        *(f"basicsr: note: {name}: clean (90%); copied unchanged" for name in names),
+        f"basicsr: note: two, shard 2/2: {len(names)} copied unchanged",
+    ]
+
+
 def test_each_process_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert device_of_process("auto", {"LOCAL_RANK": "3"}) == "cuda:3"

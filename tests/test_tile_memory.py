@@ -26,7 +26,7 @@ def test_tile_worked_by_hand():
     assert plenty.tile(4000, 6000, 2 * 10**8, 64) == 2048 and plenty.tile(2048, 2048, 10**7, 64) == 2048
 
 
-def test_too_little_memory_is_told_with_what_is_needed():
+def test_too_little_memory_is_reported_with_what_is_needed():
     known = TileMemory(budget=10**9, held=9 * 10**8, fixed=10**7, per_pixel=10_000)
     # 0.9 + 0.2 + 1.25 * (0.01 + 1e4 * 128 ** 2 / 1e9) GB
     with pytest.raises(
@@ -53,8 +53,25 @@ def test_measured_on_the_cpu():
 
 def test_unmeasured(monkeypatch):
     monkeypatch.setattr(memory, "peak_bytes", lambda: None)
-    assert measure_tile_memory(lambda part: part, 3, CPU).tile(4000, 6000, 10**9, 64) == 512
+    unknown = measure_tile_memory(lambda part: part, 3, CPU)
+    assert [unknown.tile(4000, 6000, 10**9, overlap) for overlap in (0, 64, 448, 449)] == [512, 512, 512, 513]
     assert measure_tile_memory(lambda part: part, 3, torch.device("meta")).budget is None
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
+)
+def test_too_little_memory_to_measure(error):
+    def restore_tile(part):
+        if part.shape[-1] == 512:
+            raise error
+        return part
+
+    with pytest.raises(UserError, match="tile: not enough memory to measure .* up to 512 pixels; give a smaller one"):
+        measure_tile_memory(restore_tile, 3, CPU)
+    error = ValueError("a slip")
+    with pytest.raises(ValueError, match="a slip"):
+        measure_tile_memory(restore_tile, 3, CPU)
 
 
 def test_measured_on_a_gpu(monkeypatch):
@@ -100,7 +117,7 @@ print(able, *(value - before for value in (high, kept, peak_bytes())))
 """
 
 
-def test_the_peak_can_be_taken_anew():
+def test_the_peak_can_be_taken_again():
     done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True, timeout=60)
     able, *growth = done.stdout.split()
     if able == "False":

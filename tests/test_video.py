@@ -362,6 +362,15 @@ def test_damaged_files_are_one_line(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("kind", ["missing", "folder"])
+def test_a_file_that_cannot_be_opened(tmp_path, kind):
+    path = tmp_path / "film.mp4"
+    if kind == "folder":
+        path.mkdir()
+    with pytest.raises(UserError, match=r"film.mp4: cannot be read as a video \((No such file|Is a dir|Permission)"):
+        VideoSource(path)
+
+
 def test_the_limit_of_pixels(tmp_path):
     path = write_video(tmp_path / "a.mp4")
     with pytest.raises(UserError, match=r"Image size \(3072 pixels\) exceeds limit of 3071 pixels"):

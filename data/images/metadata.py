@@ -37,6 +37,8 @@ def metadata_of(upright: Image.Image, image: Image.Image, path: Path) -> dict[st
         return {**kept, **({"lossless": True, "exact": True} if is_lossless(path) else {"quality": QUALITY})}
     if kind == "HEIF":
         return {**kept, "quality": QUALITY, "chroma": 444}
+    if kind == "AVIF" and image.mode == "L":
+        return {**kept, "quality": QUALITY}  # any subsampling but its own would make it a color image
     kept |= {"quality": QUALITY, "subsampling": "4:4:4"}
     if kind == "AVIF":
         return kept

@@ -89,6 +89,21 @@ def encode(suffix: str, image: np.ndarray, flags: tuple[int, ...] = ()) -> bytes
     return content.tobytes()
 
 
+def encode_rgb(suffix: str, planes: np.ndarray) -> bytes:
+    """Encode gray, gray with alpha, RGB or RGBA (H, W, 1 to 4) for a suffix. Raises OSError if OpenCV cannot."""
+    order = {1: [0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[planes.shape[2]]
+    return encode(suffix, np.ascontiguousarray(planes[..., order]))
+
+
+def encode_bmp(planes: np.ndarray, dpi: tuple[float, float] | None) -> bytes:
+    """Encode uint8 (H, W, 1 to 4) as BMP with its resolution in pixels per inch, or with none."""
+    content = encode_rgb(".bmp", planes)
+    if dpi is None:
+        return content
+    per_meter = (round(number * 39.3701) for number in dpi)  # Pillow's factor, so that what it has read comes back
+    return content[:38] + struct.pack("<2I", *per_meter) + content[46:]
+
+
 def write_png(path: Path, image: np.ndarray, flags: tuple[int, ...] = ()) -> None:
     """Write (H, W) or BGR (H, W, C) as PNG; ``cv2.imwrite`` would not notice a full disk.
 

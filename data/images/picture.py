@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -205,9 +205,13 @@ def encode_picture(picture: Picture) -> bytes:
         chunks = picture.metadata.get("chunks")
         return png.with_chunks(content, png.chunks_of(picture.metadata) if chunks is None else chunks)
     if picture.format == "BMP" and picture.alpha is not None:
-        return _by_opencv(".bmp", picture.planes if picture.planes.shape[2] == 4 else picture.planes[..., [0, 0, 0, 1]])
+        from restormixer_arch.data.images import opencv
+
+        return opencv.encode_bmp(picture.planes, picture.metadata.get("dpi"))
     if picture.format == "PPM" and picture.pixels.dtype == np.uint16:
-        return _by_opencv(".ppm" if picture.pixels.shape[2] == 3 else ".pgm", picture.pixels)
+        from restormixer_arch.data.images import opencv
+
+        return opencv.encode_rgb(".ppm" if picture.pixels.shape[2] == 3 else ".pgm", picture.pixels)
     if picture.format == "HEIF":
         _register_heif("HEIF")
     return _by_pillow(picture, **picture.metadata)
@@ -217,14 +221,6 @@ def _by_pillow(picture: Picture, **metadata: Any) -> bytes:
     content = BytesIO()
     to_pillow(picture).save(content, format=picture.format, **metadata)
     return content.getvalue()
-
-
-def _by_opencv(suffix: str, planes: np.ndarray) -> bytes:
-    from restormixer_arch.data.images import opencv
-
-    channels = planes.shape[2]
-    bgr = planes if channels == 1 else np.ascontiguousarray(planes[..., [2, 1, 0, 3][:channels]])
-    return opencv.encode(suffix, bgr)
 
 
 def to_pillow(picture: Picture) -> Image.Image:
@@ -350,14 +346,17 @@ def _read_png(path: Path, max_pixels: int | None) -> Picture:
 
             pixels, alpha = split_alpha(opencv.decode_16_bit(png.pixels, str(path)))
             pixels = pixels[..., :1] if png.color in (0, 4) else pixels  # gray with alpha comes as RGBA
-            if png.transparent:
-                alpha = alpha_of_color(pixels, png.transparent)
-            pixels, alpha = (plane if plane is None else UPRIGHT[orientation](plane) for plane in (pixels, alpha))
         else:
             image.load()
+            if png.transparent:  # Pillow would not scale it with samples of less than 8 bits
+                image.info.pop("transparency", None)
             plain, _ = to_rgb(image, {})
-            pixels, alpha = split_alpha(UPRIGHT[orientation](np.array(plain)))
-    pixels, alpha = (plane if plane is None else np.ascontiguousarray(plane) for plane in (pixels, alpha))
+            pixels, alpha = split_alpha(np.array(plain))
+    if png.transparent:
+        alpha = alpha_of_color(pixels, png.transparent)
+    pixels, alpha = (
+        plane if plane is None else np.ascontiguousarray(UPRIGHT[orientation](plane)) for plane in (pixels, alpha)
+    )
     metadata = {"chunks": chunks, "icc_profile": profile_of(chunks)}
     return Picture(pixels, alpha, "PNG", metadata, tuple(png.left_out))
 
@@ -368,7 +367,7 @@ def _read_tiff(path: Path, max_pixels: int | None) -> Picture:
     structure = tiff.read_structure(path)
     _check_size(structure.size, max_pixels)
     metadata, left_out = structure.metadata, list(structure.left_out)
-    with Image.open(path, formats=["TIFF"]) if _pillow_reads(path) else Image.new("L", (1, 1)) as image:
+    with path.open("rb") as file, _open_tiff(file) as image:
         if known := image.format == "TIFF":
             image.seek(structure.index)
             metadata["directories"], damaged = tiff.directories_of(image)
@@ -389,9 +388,12 @@ def _read_tiff(path: Path, max_pixels: int | None) -> Picture:
     return Picture(pixels, alpha, "TIFF", metadata, tuple(left_out))
 
 
-def _pillow_reads(path: Path) -> bool:
+def _open_tiff(file: BinaryIO) -> Image.Image:
+    """Return Pillow's image of an open file, or an empty one if Pillow does not know its kind.
+
+    Of a path, Pillow maps some files into memory, with width and height swapped if they are turned.
+    """
     try:
-        with Image.open(path, formats=["TIFF"]):
-            return True
+        return Image.open(file, formats=["TIFF"])
     except UnidentifiedImageError:
-        return False
+        return Image.new("L", (1, 1))

@@ -25,6 +25,7 @@ KEPT = (*COLORS, b"bKGD")  # and all that PNG calls safe to copy: texts, EXIF, p
 OUTDATED = (b"PLTE", b"tRNS", b"hIST", b"tIME", b"acTL", b"fcTL", b"fdAT")  # the new pixels have none, or others
 LARGEST_EXIF = 2**20  # bytes of a chunk that may hold an orientation
 CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by color type, a palette as RGB
+WIDENED = {1: 255, 2: 85, 4: 17}  # by depth: what makes 8 bits of a gray sample
 COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 
 Chunk = tuple[bytes, bytes]  # type, content
@@ -40,7 +41,7 @@ class PngFile:
         frames: number of images, more than one in an animation.
         pixels: a PNG of the pixels alone.
         damage: what is wrong with the chunks of the pixels, "" if nothing is.
-        transparent: the color that is transparent, as samples, or None; not of palettes.
+        transparent: the color that is transparent, as samples of 8 or 16 bits, or None; not of palettes.
         chunks: all that can stay, in the file's order.
         left_out: types of the other chunks.
 
@@ -70,7 +71,7 @@ class PngFile:
             elif kind not in OUTDATED:
                 self.left_out.append(kind.decode("latin-1"))
             if kind == b"tRNS" and self.color in (0, 2) and length == 2 * CHANNELS[self.color] and end <= len(content):
-                self.transparent = struct.unpack(f">{length // 2}H", data)
+                self.transparent = tuple(self._widened(sample) for sample in struct.unpack(f">{length // 2}H", data))
             if kind == b"IEND":
                 self.damage = "a checksum is wrong" if damaged else ""
                 break
@@ -98,10 +99,16 @@ class PngFile:
         planes = CHANNELS.get(self.color, 0) + (self.transparent is not None)
         fits = {b"sBIT": len(data) == planes, b"bKGD": self.color != 3}.get(kind, True)
         safe = kind[3:4].islower() and kind not in OUTDATED
+        if kind == b"bKGD" and self.color == 0 and len(data) == 2:
+            data = self._widened(int.from_bytes(data, "big")).to_bytes(2, "big")
         if (kind in KEPT or safe) and fits:
-            self.chunks.append(chunk)
+            self.chunks.append((kind, data))
         elif kind not in OUTDATED:
             self.left_out.append(kind.decode("latin-1"))
+
+    def _widened(self, sample: int) -> int:
+        """Return a sample as one of the pixels that are written, which have 8 or 16 bits."""
+        return min(sample * WIDENED.get(self.depth, 1), 65535)
 
     def open(self) -> Image.Image:
         """Return Pillow's image of the pixels and of the orientation that EXIF or XMP give."""

@@ -73,11 +73,13 @@ class VideoSource:
 
     def __init__(self, path: str | Path, max_pixels: int | None = None) -> None:
         self.path, limit = path, max_pixels or pixel_limit()
-        self._file = open(path, "rb")  # noqa: SIM115, closed by close()
+        self._file = None
         try:
+            self._file = open(path, "rb")  # noqa: SIM115, closed by close()
             self._open(limit)
         except (av.FFmpegError, ValueError, OSError, MemoryError) as error:
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path}: cannot be read as a video ({_reason(error)})") from error

@@ -31,8 +31,10 @@ HERE = ("127.0.0.1", "localhost", "::1")
 def parser() -> Parser:
     parser = Parser("demo", DESCRIPTION)
     parser.add_argument("--port", type=_port, default=7860, metavar="N", help="of the page's address (default 7860)")
-    parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address to listen on (default 127.0.0.1)")
-    add_settings(parser)
+    parser.add_argument(
+        "--host", type=_host, default="127.0.0.1", metavar="NAME", help="address to listen on (default 127.0.0.1)"
+    )
+    add_settings(parser, auto=False)
     return parser
 
 
@@ -63,7 +65,9 @@ def _choices(args: argparse.Namespace) -> dict[str, str | Path]:
 
     if args.weights:
         return {Path(args.weights).stem: args.weights}
-    first = args.task or DEFAULT_TASK
+    if args.task == "auto":
+        raise UserError(f"--task: 'auto' is for 'basicsr restore'; expected one of {', '.join(shipped_tasks())}")
+    first = DEFAULT_TASK if args.task is None else args.task
     return {task: shipped_weights(task) for task in dict.fromkeys([first, *shipped_tasks()])}
 
 
@@ -98,6 +102,12 @@ def _serve(args: argparse.Namespace, tasks: list[str], restorer_for: Callable[[s
 
 def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
+
+
+def _host(text: str) -> str:
+    if not text:  # of a shell variable that is not set
+        raise argparse.ArgumentTypeError("expected a name, got none")
+    return text
 
 
 def _port(text: str) -> int:

@@ -20,7 +20,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from restormixer_arch.data.images import IMAGE_SUFFIXES
+from restormixer_arch.data.images import IMAGE_SUFFIXES, MORE_IMAGE_SUFFIXES
 from restormixer_arch.data.images.picture import (
     FORMATS,
     Picture,
@@ -62,7 +62,7 @@ class Page:
             gr.Markdown(INTRODUCTION)
             with gr.Row():
                 with gr.Column(scale=1, min_width=280):
-                    upload = gr.File(label="Picture", file_types=list(IMAGE_SUFFIXES), height=170)
+                    upload = gr.File(label="Picture", file_types=[*IMAGE_SUFFIXES, *MORE_IMAGE_SUFFIXES], height=170)
                     task = gr.Dropdown(tasks, value=tasks[0], label="Task", interactive=len(tasks) > 1)
                     start = gr.Button("Restore", variant="primary", interactive=False)
                     download = gr.DownloadButton("Download", interactive=False)

@@ -110,8 +110,8 @@ def parser() -> Parser:
     return parser
 
 
-def add_settings(parser: Parser) -> None:
-    """Add the arguments that :func:`restorer_of` reads."""
+def add_settings(parser: Parser, *, auto: bool = True) -> None:
+    """Add the arguments that :func:`restorer_of` reads; ``auto``: the help also describes ``--task auto``."""
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--weights", type=parsing.path_name, metavar="FILE", help=".pth, .safetensors, .onnx, or ORG/NAME on a hub"
@@ -119,8 +119,8 @@ def add_settings(parser: Parser) -> None:
     source.add_argument(
         "--task",
         metavar="NAME",
-        help="installed weights, such as derain (the default); auto: chosen for each file, which is copied unchanged "
-        "if it seems clean or the choice is unsure",
+        help="installed weights, such as derain (the default)"
+        + ("; auto: chosen for each file, copied unchanged if it seems clean or the choice is unsure" if auto else ""),
     )
     parser.add_argument(
         "--self-ensemble",
@@ -189,7 +189,7 @@ def run(arguments: list[str]) -> int:
             stopped = True
     for kind in sorted({kind for kind, _ in left_out}):
         texts = [f"{text} ({number} files)" for (of, text), number in left_out.items() if of == kind]
-        note(f"{kind}: left out {', '.join(text.replace(' (1 files)', '') for text in texts)}")
+        complain(f"note: {kind}: left out {', '.join(text.replace(' (1 files)', '') for text in texts)}")
     if stopped:
         hint = "" if args.overwrite else "; run the same command again for the rest"
         complain(f"stopped after {restored + failed} of {len(todo)} files{hint}")
@@ -201,7 +201,8 @@ def run(arguments: list[str]) -> int:
         f"{failed} failed",
     ]
     place = str(args.output) if shard.count == 1 else f"{args.output}, shard {shard.index}/{shard.count}"
-    say(f"{place}: {', '.join(part for part in parts if not part.startswith('0 ')) or 'nothing to do'}")
+    total = f"{place}: {', '.join(part for part in parts if not part.startswith('0 ')) or 'nothing to do'}"
+    say(total) if is_first_process() else complain(f"note: {total}")
     if args.sheet:
         write_sheet(args.sheet, jobs, overwrite=args.overwrite, max_pixels=args.max_pixels)
     wait_for_all()
@@ -245,7 +246,7 @@ def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> 
         from restormixer_arch.inference.auto import AutoRestorer
 
         return AutoRestorer(lambda chosen: restorer_of(args, chosen))
-    path = weights or args.weights or shipped_weights(args.task or DEFAULT_TASK)
+    path = weights or args.weights or shipped_weights(DEFAULT_TASK if args.task is None else args.task)
     names = ("tile", "overlap", "blend", "precision", "self_ensemble", "max_memory", "strength")
     restorer = load_restorer(path, device, **{name: getattr(args, name) for name in names})
     if args.precision == "auto":
@@ -278,8 +279,8 @@ def _restore_or_report(job: Job, restorer: Restorer | AutoRestorer, options: Fil
     with tqdm.external_write_mode() if sys.stderr is not None else open(os.devnull) as _:
         for failure in outcome.failures:
             complain(f"error: {failure}".replace("\n", "\\n"))
-        for remark in outcome.remarks if is_first_process() else ():
-            note(remark.replace("\n", "\\n"))
+        for remark in outcome.remarks:  # of this process's share, so from any process
+            complain(f"note: {remark}".replace("\n", "\\n"))
     return outcome
 
 
@@ -313,7 +314,7 @@ def _errors_of_writing(target: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(re.sub(rf"(?<={re.escape(os.sep)}){re.escape(PART)}", "", str(error))) from error
+        raise UserError(PART.sub("", str(error))) from error
     except OSError as error:  # disk full, no permission
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
 

@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from restormixer_arch.data.images.picture import Picture, read_picture
 from restormixer_arch.errors import UserError
-from restormixer_arch.inference.jobs import Job, Jobs
+from restormixer_arch.inference.jobs import Job, Jobs, matches_pattern, split_pattern
 from restormixer_arch.inference.shards import Shard
-from restormixer_arch.output import atomic_paths, note, printable
+from restormixer_arch.output import atomic_paths, complain, printable
 
 MOST = 24  # pictures on a sheet
 NAMED = 8  # pictures that the line at the bottom names
@@ -47,11 +47,18 @@ def check_sheet(path: Path, jobs: Jobs, inputs: Sequence[str], shard: Shard, *, 
         raise UserError(f"--sheet: there is no folder {str(path.parent)!r}")
     if any(place == file.resolve() for job in jobs for file in (*job.outputs, job.source) if file.name == path.name):
         raise UserError(f"--sheet: {path} is a file of this run; give another name")
-    folders = [Path(text).expanduser().resolve() for text in inputs]
-    if out not in place.parents and any(folder in place.parents for folder in folders):
-        raise UserError(
-            f"--sheet: {path} lies in an input folder, where the next run would restore it; put it into {jobs.out}"
-        )
+    for text in inputs:
+        folder, pattern = split_pattern(text)
+        if folder not in place.parents or (out in place.parents and folder in out.parents):
+            continue
+        if not pattern:
+            raise UserError(
+                f"--sheet: {path} lies in an input folder, where the next run would restore it; put it into {jobs.out}"
+            )
+        if matches_pattern(place.relative_to(folder).parts, pattern):
+            raise UserError(
+                f"--sheet: {path} matches {text!r}, so that the next run would restore it; put it into {jobs.out}"
+            )
     _check_new(path, overwrite)
     return path
 
@@ -82,7 +89,7 @@ def write_sheet(path: Path, jobs: Jobs, *, overwrite: bool, max_pixels: int | No
         except UserError:  # it failed, and the run has said so
             absent.append(place)
     if not rows:
-        note(f"--sheet: no picture to show, {path} is not written")
+        complain(f"note: --sheet: no picture to show, {path} is not written")  # each share has its own sheet
         return
     missing = [place for place in range(len(jobs)) if place not in chosen or place in absent]
     sheet = _join(rows, _names_of(missing, jobs))

@@ -9,7 +9,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import lru_cache
+from itertools import dropwhile
 from pathlib import Path
 
 from restormixer_arch.data.images import (
@@ -86,7 +88,8 @@ def find_jobs(inputs: Sequence[str], out: Path, *, compare: bool = False, shard:
 
     Args:
         inputs: files, folders (with their sub-folders), and patterns such as ``"holiday/**/*.jpg"``.
-        out: the folder to write into; it is not read if it is inside an input folder.
+        out: the folder to write into; it is not read if it is inside an input folder, or inside the folder in which a
+            pattern begins.
         compare: also write ``<name>_compare.<suffix>``.
         shard: which of the files; all of them are checked.
 
@@ -150,9 +153,13 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
         yield str(given.parent), given.name
         return
     elif glob.has_magic(text):
+        results = out.resolve() if split_pattern(text)[0] in out.resolve().parents else None
         matches = sorted(Path(match) for match in glob.iglob(str(given), recursive=True))
-        found = ((str(match.parent), match.name) for match in matches if match.is_file())
+        found = (
+            (str(match.parent), match.name) for match in matches if match.is_file() and not _is_below(match, results)
+        )
         nothing = f"{text}: matches no image or video ({' '.join(SUFFIXES)})"
+        nothing += "" if results is None else f" outside {out}"
     else:
         raise UserError(f"{text}: {not_found(text)}")
     for folder, name in found:
@@ -164,6 +171,30 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
         raise UserError(nothing + (f"; {', '.join(parts)}" if parts else ""))
     if parts:
         note(f"{text}: left out {', '.join(parts)}")
+
+
+def split_pattern(text: str) -> tuple[Path, tuple[str, ...]]:
+    """Return the folder in which an input begins, resolved, and the parts of its pattern; none if it is a name."""
+    given = Path(text).expanduser()
+    count = 0 if os.path.exists(given) else len(list(dropwhile(lambda part: not glob.has_magic(part), given.parts)))
+    return Path(*given.parts[: len(given.parts) - count]).resolve(), given.parts[len(given.parts) - count :]
+
+
+def matches_pattern(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether a pattern in its parts, of which ``**`` are any folders, matches a path in its parts."""
+    if not pattern or not names:
+        return not names and all(part == "**" for part in pattern)
+    if pattern[0] == "**":
+        return matches_pattern(names, pattern[1:]) or matches_pattern(names[1:], pattern)
+    return fnmatch(names[0], pattern[0]) and matches_pattern(names[1:], pattern[1:])
+
+
+def _is_below(path: Path, folder: Path | None) -> bool:
+    """Return whether a file, or what it links to, lies below a resolved folder; False for no folder."""
+    if folder is None:
+        return False
+    places = (_real_folder(str(path.parent)), _real_path(path))
+    return any(_key(f"{place}{os.sep}").startswith(_key(f"{folder}{os.sep}")) for place in places)
 
 
 def _files_below(folder: str, below: str, results: str | None, left_out: Counter[str]) -> Iterator[tuple[str, str]]:

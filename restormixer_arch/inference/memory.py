@@ -25,6 +25,8 @@ CPU_BUDGET = 3 * 10**9  # bytes of the whole process, if the user gives no budge
 GPU_SHARE = 0.8  # of a GPU's free memory, likewise
 UNMEASURED_TILE = 512  # pixels, where the system does not report a peak
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+OUT_OF_MEMORY += ("could not create a primitive",)  # oneDNN's
+OUT_OF_MEMORY += ("failed to allocate memory", "bad allocation", "bad_alloc")  # onnxruntime's, and C++'s own
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -55,6 +57,8 @@ class TileMemory:
     def tile(self, height: int, width: int, image_bytes: int, overlap: int) -> int:
         """Return the largest tile side in pixels for an image: a multiple of 64, or the whole image.
 
+        Without a budget it is 512, or what the overlap needs.
+
         Args:
             height, width: of the image in pixels.
             image_bytes: CPU memory that the image and its result take.
@@ -64,7 +68,7 @@ class TileMemory:
             UserError: even the smallest tile needs more than the budget.
         """
         if self.budget is None:
-            return UNMEASURED_TILE
+            return max(UNMEASURED_TILE, overlap + ALIGNMENT)
         room = self.budget - self.held - (image_bytes if self.on_host else 0)
         pixels = min((room / SAFETY - self.fixed) / self.per_pixel, LARGEST**2)
         if height * width <= pixels:
@@ -91,15 +95,26 @@ def measure_tile_memory(
         device: of the network.
         max_memory: bytes, on the CPU of the whole process, on a GPU of its memory. None: 3 GB on a CPU, 80 % of the
             free memory of a GPU.
+
+    Raises:
+        UserError: not enough memory for the two tiles.
     """
-    if device.type == "cuda":
-        held, needed = _needed_on_gpu(restore_tile, channels, device)
-        budget = max_memory or int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + held))
-    elif device.type == "cpu":
-        held, needed = _needed_on_cpu(restore_tile, channels)
-        budget = max_memory or CPU_BUDGET
-    else:
+    if device.type not in ("cpu", "cuda"):
         return TileMemory(None)
+    try:
+        if device.type == "cuda":
+            held, needed = _needed_on_gpu(restore_tile, channels, device)
+            budget = max_memory or int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + held))
+        else:
+            held, needed = _needed_on_cpu(restore_tile, channels)
+            budget = max_memory or CPU_BUDGET
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"tile: not enough memory to measure how large it may be, with tiles of up to {MEDIUM} pixels; give a "
+            "smaller one"
+        ) from error
     if needed[1] <= needed[0]:  # the system reports no peak, or an earlier one was higher
         return TileMemory(None)
     per_pixel = (needed[1] - needed[0]) / (MEDIUM**2 - SMALL**2)

@@ -36,11 +36,14 @@ class OnnxNetwork(nn.Module):
 
     Raises:
         UserError: onnxruntime is not installed, or the file is missing, damaged or of another tool.
+        RuntimeError: when it is applied: onnxruntime's errors, a lack of memory among them.
     """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
-        path = Path(path)
+        path = Path(path).expanduser()
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder, expected a file of 'basicsr export'")
         if not path.is_file():
             near = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []
             raise UserError(f"{path}: no such file of weights.{did_you_mean(path.name, near)}")
@@ -65,5 +68,8 @@ class OnnxNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         padded = pad_to_multiple(x, self.size_multiple).contiguous().numpy()
-        (result,) = self.session.run(["output"], {"input": padded})
+        try:
+            (result,) = self.session.run(["output"], {"input": padded})
+        except Exception as error:  # noqa: BLE001 - as above; those who apply a network know torch's alone
+            raise RuntimeError(str(error)) from error
         return torch.from_numpy(result)[..., : self.upscale * height, : self.upscale * width]

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from restormixer_arch.data.images.picture import Picture, split_alpha, to_pillow, to_rgb
+from restormixer_arch.hub import WEIGHTS
 from restormixer_arch.inference.restorer import WHITE, Progress, Restorer, load_restorer, no_progress, pick_device
 from restormixer_arch.inference.weights import DEFAULT_TASK, shipped_weights
 from restormixer_arch.memory import parse_bytes
@@ -44,7 +45,8 @@ def restore(
         image: a numpy array (H, W), (H, W, 1), RGB (H, W, 3) or with alpha (H, W, 2) or (H, W, 4); a tensor (C, H, W)
             or (B, C, H, W) with C 1 or 3, on any device; or a PIL image. Arrays and tensors are uint8, uint16, or
             floating point in [0, 1]. The EXIF orientation of a PIL image is not applied.
-        weights: a file of weights, ``.pth`` or ``.safetensors``, or an ONNX file of ``basicsr export``.
+        weights: a file of weights, ``.pth`` or ``.safetensors``, an ONNX file of ``basicsr export``, or a folder or
+            repository, see :func:`restormixer_arch.hub.locate`.
         task: which of the installed weights, if ``weights`` is None.
         device: a name as in torch, or ``auto``.
         precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: ``bf16`` where it is faster and costs under 0.02 dB.
@@ -62,9 +64,10 @@ def restore(
         UserError: the weights or the device cannot be used, or there is not enough memory.
         TypeError, ValueError: ``image`` is none of the above.
     """
-    path = Path(weights) if weights is not None else shipped_weights(task)
+    path = Path(weights).expanduser() if weights is not None else shipped_weights(task)
     budget = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
-    changed = path.stat().st_mtime_ns if path.is_file() else 0  # a file that changed is read again
+    file = path / WEIGHTS if path.is_dir() else path
+    changed = file.stat().st_mtime_ns if file.is_file() else 0  # a file that changed is read again
     restorer = _cached_restorer(path, changed, device, precision, self_ensemble, tile, budget, strength)
     if isinstance(image, Tensor):
         return _restore_tensor(restorer, image)
@@ -183,4 +186,5 @@ def _resize(planes: np.ndarray | None, size: tuple[int, int]) -> np.ndarray | No
         return planes
     import cv2
 
-    return cv2.resize(planes, size[::-1], interpolation=cv2.INTER_CUBIC)
+    resized = cv2.resize(planes, size[::-1], interpolation=cv2.INTER_CUBIC)
+    return resized.clip(0, 1) if np.issubdtype(resized.dtype, np.floating) else resized  # cubic curves overshoot

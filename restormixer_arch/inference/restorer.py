@@ -75,7 +75,8 @@ def restore_batch(
     def restore_tile(part: Tensor) -> Tensor:
         result = _apply_network(network, part, precision, self_ensemble)
         if not torch.isfinite(result).all():
-            raise UserError(f"precision: the result in {precision} is not finite; try fp32")
+            advice = "" if precision == "fp32" else "; try fp32"
+            raise UserError(f"precision: the result in {precision} is not finite{advice}")
         return result if strength == 1 else torch.lerp(_enlarge(part, result), result, strength)
 
     scale = getattr(network, "upscale", 1)
@@ -272,8 +273,8 @@ def pick_device(name: str, weights: str | Path = "") -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # unknown, not compiled in, or not there
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError, ImportError) as error:  # unknown, not compiled in, or not there
+        reason = str(error).partition("\n")[0]
         raise UserError(f"--device: {name!r} cannot be used here ({reason})") from error
     return device
 
