@@ -17,16 +17,13 @@ from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.config.rules import crop_problem
 from restormixer_arch.data.degradations.compose import Composition, add_composition, draw_composition, read_compositions
 from restormixer_arch.data.degradations.labels import Ingredient, read_mixture
-from restormixer_arch.data.images.folder import FolderImages, without_suffix
-from restormixer_arch.data.lmdb_io import LmdbImages
-from restormixer_arch.data.paired_dataset import enlarge, result_names
+from restormixer_arch.data.images.folder import without_suffix
+from restormixer_arch.data.paired_dataset import check_shared_options, enlarge, open_source, result_names
 from restormixer_arch.errors import UserError
 
 compat.apply()  # basicsr can be imported from here on
 
 from basicsr.utils.registry import DATASET_REGISTRY  # noqa: E402
-
-BACKENDS = ("disk", "lmdb")
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class DegradedDataset(Dataset):
         self.mixture = read_mixture(self.opt["degradations"], self.scale)
         weights = np.array([ingredient.weight for ingredient in self.mixture])
         self._probabilities = weights / weights.sum()
-        self._gt = _images(self.opt)
+        self._gt = open_source(self.opt, "dataroot_gt")
         self._stems = dict(zip(self._gt.names, result_names(self._gt.names, ""), strict=True))
         self.compositions = read_compositions(Path(self.opt["compositions"])) if self.opt.get("compositions") else None
 
@@ -197,25 +194,8 @@ def _tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def _images(opt: Mapping[str, Any]) -> FolderImages | LmdbImages:
-    root = opt["dataroot_gt"]
-    if opt["io_backend"]["type"] == "lmdb":
-        return LmdbImages(root, "dataroot_gt")
-    return FolderImages(root, "dataroot_gt", bool(opt.get("recursive")))
-
-
 def _check_options(opt: dict[str, Any]) -> None:
-    needed = ["dataroot_gt", "io_backend", "degradations", "phase", "scale"]
-    if opt.get("phase") == "train":
-        needed += ["gt_size", "use_hflip", "use_rot"]
-    for key in needed:
-        if opt.get(key) is None:
-            raise UserError(f"{key} is missing in the options of DegradedDataset {opt.get('name', '')!r}")
-    backend = opt["io_backend"].get("type") if isinstance(opt["io_backend"], Mapping) else opt["io_backend"]
-    if backend not in BACKENDS:
-        raise UserError(f"io_backend.type is {backend!r}, expected {' or '.join(BACKENDS)}")
-    if opt["phase"] not in ("train", "val", "test"):
-        raise UserError(f"phase is {opt['phase']!r}, expected train, val or test")
+    check_shared_options(opt, "DegradedDataset", ["dataroot_gt", "degradations"])
     size = opt.get("gt_size")
     if size is not None and (problem := crop_problem(size, opt["scale"])):
         raise UserError(f"gt_size: {problem}")

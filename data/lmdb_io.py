@@ -128,10 +128,15 @@ def write_lmdb(root: Path, images: Sequence[tuple[str, np.ndarray]], compression
         compression: of the PNGs, 0 to 9.
 
     Raises:
-        UserError: ``root`` is there already.
+        UserError: ``root`` is there already, or a key is not UTF-8 or there twice.
     """
     if root.exists():
         raise UserError(f"{root}: is there already; remove it first or choose another folder")
+    for key, times in Counter(key for key, _ in images).items():
+        if times > 1:
+            raise UserError(f"{root}: {times} images would be stored as {key!r}; rename them")
+        if not is_utf8(key):
+            raise UserError(f"{root}: the name {key!r} is not UTF-8; rename the image")
     partial = root.with_name(f"{root.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.joinpath("growing").mkdir(parents=True)
@@ -150,6 +155,15 @@ def write_lmdb(root: Path, images: Sequence[tuple[str, np.ndarray]], compression
     shutil.rmtree(partial / "growing")
     (partial / "meta_info.txt").write_text("".join(lines), encoding="utf-8")
     partial.rename(root)
+
+
+def is_utf8(name: str) -> bool:
+    """Return whether a file's name is text; Python marks its other bytes by halves of surrogate pairs."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
@@ -72,7 +73,7 @@ class PairedRestorationDataset(Dataset):
         self.opt = dict(opt)
         _check_options(self.opt)
         self.scale, self.training = self.opt["scale"], self.opt["phase"] == "train"
-        self._gt, self._lq = (_images(self.opt, key) for key in ("dataroot_gt", "dataroot_lq"))
+        self._gt, self._lq = (open_source(self.opt, key) for key in ("dataroot_gt", "dataroot_lq"))
         template, listing = self.opt.get("filename_tmpl") or "{}", self.opt.get("meta_info_file")
         names = _read_listing(self._gt, Path(listing).expanduser()) if listing else self._gt.names
         if self.opt.get("shared_gt"):
@@ -139,6 +140,7 @@ def result_names(paths: Sequence[str], root: str | Path) -> list[str]:
     """Return a file name without extension for each image: its own, or with folders and extension where it must be.
 
     ``a/x.png`` and ``b/x.png`` become ``a_x`` and ``b_x``, ``a.jpg`` and ``a.png`` become ``a_jpg`` and ``a_png``.
+    Names that are still the same, as of ``a/x.png`` and ``a_x.png`` beside ``x.png``, are numbered.
     """
     places = [PurePath(path) for path in paths]
     places = [place.relative_to(root) if place.is_relative_to(root) else place for place in places]
@@ -148,6 +150,11 @@ def result_names(paths: Sequence[str], root: str | Path) -> list[str]:
     for longer in (with_folders, whole):
         counts = Counter(names)
         names = [name if counts[name] == 1 else other for name, other in zip(names, longer, strict=True)]
+    counts, taken = Counter(names), set(names)
+    for place, name in enumerate(names):
+        if counts[name] > 1:
+            names[place] = next(new for number in count(1) if (new := f"{name}_{number}") not in taken)
+            taken.add(names[place])
     return names
 
 
@@ -239,7 +246,8 @@ def _read_listing(gt: FolderImages | LmdbImages, listing: Path) -> list[str]:
     return sorted(names)
 
 
-def _images(opt: Mapping[str, Any], key: str) -> FolderImages | LmdbImages:
+def open_source(opt: Mapping[str, Any], key: str) -> FolderImages | LmdbImages:
+    """Return the images of the folder or LMDB that an option of a data set names. Raises UserError: see the two."""
     root = opt[key]
     if opt["io_backend"]["type"] == "lmdb":
         return LmdbImages(root, key)
@@ -248,18 +256,32 @@ def _images(opt: Mapping[str, Any], key: str) -> FolderImages | LmdbImages:
     return FolderImages(root, key, bool(opt.get("recursive")))
 
 
-def _check_options(opt: Mapping[str, Any]) -> None:
-    needed = ["dataroot_gt", "dataroot_lq", "io_backend", "phase", "scale"]
+def check_shared_options(opt: Mapping[str, Any], kind: str, own: Sequence[str]) -> None:
+    """Check the options that the data sets of this package share.
+
+    Args:
+        opt: the options.
+        kind: the class of the data set, for messages.
+        own: further options that it needs.
+
+    Raises:
+        UserError: one is missing, or ``io_backend`` or ``phase`` has another value.
+    """
+    needed = [*own, "io_backend", "phase", "scale"]
     if opt.get("phase") == "train":
         needed += ["gt_size", "use_hflip", "use_rot"]
     for key in needed:
         if opt.get(key) is None:
-            raise UserError(f"{key} is missing in the options of PairedRestorationDataset {opt.get('name', '')!r}")
+            raise UserError(f"{key} is missing in the options of {kind} {opt.get('name', '')!r}")
     backend = opt["io_backend"].get("type") if isinstance(opt["io_backend"], Mapping) else opt["io_backend"]
     if backend not in BACKENDS:
         raise UserError(f"io_backend.type is {backend!r}, expected {' or '.join(BACKENDS)}.{_hint(backend, BACKENDS)}")
     if opt["phase"] not in ("train", "val", "test"):
         raise UserError(f"phase is {opt['phase']!r}, expected train, val or test")
+
+
+def _check_options(opt: Mapping[str, Any]) -> None:
+    check_shared_options(opt, "PairedRestorationDataset", ["dataroot_gt", "dataroot_lq"])
     if opt["phase"] == "train" and (problem := crop_problem(opt["gt_size"], opt["scale"])):
         raise UserError(f"gt_size: {problem}")
     if (opt.get("filename_tmpl") or "{}").count("{}") != 1:

@@ -43,7 +43,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".state"])
-def test_a_full_disk_is_one_line_and_the_checkpoint_before_goes_on(
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_resumes(
     pairs, train_options, write, monkeypatch, capsys, suffix
 ):
     file = write(several_batches(train_options, total=5))

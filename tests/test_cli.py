@@ -241,7 +241,7 @@ def test_the_gain_of_a_model_that_measures_it(folder):
     assert results.test_lines(done)[-1] == f"average of 2 sets: {average}; table: results.md"
 
 
-def test_no_gain_is_told_of_an_infinite_value():
+def test_no_gain_is_shown_of_an_infinite_value():
     from restormixer_arch.training import results
 
     for before, after, text in (

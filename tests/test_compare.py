@@ -56,7 +56,7 @@ def here(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # five processes are begun one after the other
 @pytest.mark.filterwarnings("ignore:distutils Version")  # thop
-def test_a_killed_comparison_goes_on(pairs, write, capsys, here):
+def test_a_killed_comparison_resumes(pairs, write, capsys, here):
     """Killed within the second training: the first one stays, the second resumes, and all is measured."""
     options = compare_options()
     options["train"]["budget"]["iterations"] = 300
@@ -140,7 +140,7 @@ def test_weights_that_are_there_and_a_run(pairs, write, capsys, here):
     assert found.datasets[0].difference["psnr"]["weights"] == results.Difference(mean=0, low=0, high=0)
 
 
-def test_weights_that_do_not_fit_are_told_before_anything_is_trained(pairs, write, capsys):
+def test_weights_that_do_not_fit_are_reported_before_anything_is_trained(pairs, write, capsys):
     torch.save(build_network(dict(RIDNET)).state_dict(), "net.pth")
     options = compare_options()
     options["competitors"]["old"] = {"network_g": EDSR, "weights": "net.pth"}

@@ -63,7 +63,7 @@ def test_weights_alone(tmp_path):
     torch.testing.assert_close(restored(Entry("nafnet", weights=weights)), expected.clamp(0, 1))
 
 
-def test_weights_that_nobody_can_tell(tmp_path, monkeypatch):
+def test_weights_that_nobody_recognizes(tmp_path, monkeypatch):
     pytest.importorskip("spandrel")
     weights, _ = saved(tmp_path, RIDNET)
     with pytest.raises(UserError, match="net.pth: spandrel does not recognize its network; name it by network_g"):

@@ -7,6 +7,7 @@ import pytest
 from restormixer_arch.cli import main
 from restormixer_arch.data.degradations.coverage import compare_coverage, compare_folders, residual_statistics
 from restormixer_arch.data.degradations.rain import RainParameters, add_rain
+from restormixer_arch.errors import UserError
 
 GRAY = np.full((128, 128, 3), 0.4, np.float32)
 
@@ -70,3 +71,15 @@ def test_the_command(folder, capsys):
     assert lines[2].startswith("| psnr | ") and f"{rows[0].public[1]:.2f}" in lines[2]
     (folder / "gt/2.png").unlink()
     assert main([*arguments, "rain"]) == 2 and "has no partner of '2.png'" in capsys.readouterr().err
+
+
+def test_images_that_are_too_small(folder):
+    """Of the pairs, or of those to degrade."""
+    for kind, shape in (("lq", (40, 31)), ("gt", (40, 31)), ("clean", (1, 40)), ("large", (32, 32))):
+        (folder / kind).mkdir()
+        cv2.imwrite(f"{kind}/a.png", np.full((*shape, 3), 90, np.uint8))
+    with pytest.raises(UserError, match=r"lq/a\.png: is 40x31, expected at least 32 pixels a side"):
+        compare_folders("lq", "gt", ["rain"], clean="large", count=1)
+    with pytest.raises(UserError, match=r"clean/a\.png: is 1x40, expected at least 32 pixels a side"):
+        compare_folders("large", "large", ["rain"], clean="clean", count=1)
+    assert compare_folders("large", "large", ["rain"], count=1)[0].public == (99, 99, 99)

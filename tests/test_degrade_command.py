@@ -8,6 +8,7 @@ import pytest
 
 from restormixer_arch.cli import main
 from restormixer_arch.data.degradations import sheet
+from restormixer_arch.data.degradations.labels import NAMES
 from restormixer_arch.errors import UserError
 
 
@@ -56,10 +57,11 @@ def test_sheets_that_cannot_be_made(photo, folder):
         sheet.write_sheet(folder / "text.png", folder / "x.png")
 
 
-def test_speeds(capsys):
-    assert main(["degrade", "speed", "--size", "32", "--seconds", "0.001"]) == 0
+@pytest.mark.parametrize("size", [16, 33])
+def test_speeds(capsys, size):
+    assert main(["degrade", "speed", "--size", str(size), "--seconds", "0.001"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "images/s of 32x32 RGB on one thread"
+    assert lines[0] == f"images/s of {size}x{size} RGB on one thread"
     assert [line.split()[0] for line in lines[1:]] == [*sheet.DEGRADATIONS, "low_haze_rain", "low_haze_snow"]
     assert all(float(line.split()[1]) > 0 for line in lines[1:])
 
@@ -80,9 +82,12 @@ def test_a_fixed_set(photo, folder, capsys):
     ("arguments", "message"),
     [
         (["shet"], "unknown action 'shet', expected sheet, set, speed, others, coverage. Did you mean 'sheet'?"),
-        (["set", "--gt", "nowhere", "--out", "x"], "dataroot_gt: 'nowhere'"),
+        (["set", "--gt", "nowhere", "--out", "deep/x"], "dataroot_gt: 'nowhere'"),
         (["set", "--gt", ".", "--out", "x", "--seed", "-1"], "expected a whole number from 0, got '-1'"),
         (["set", "--gt", ".", "--out", "x", "--scale", "0"], "expected a positive whole number, got '0'"),
+        (["speed", "--seconds", "0"], "--seconds: expected a positive number, got '0'"),
+        (["speed", "--seconds", "nan"], "--seconds: expected a positive number, got 'nan'"),
+        (["speed", "--size", "15"], "--size: expected a whole number from 16, got '15'"),
         (["sheet", "--photo", "photo.png", "--uot", "x.png"], "required: --out"),
         (["sheet", "--photo", "none.png", "--out", "x.png"], "none.png: cannot be read"),
     ],
@@ -90,14 +95,16 @@ def test_a_fixed_set(photo, folder, capsys):
 def test_mistakes(folder, capsys, arguments, message):
     assert main(["degrade", *arguments]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1 and not list(folder.iterdir())
 
 
 def test_help(capsys):
     for arguments, code in ((["--help"], 0), ([], 2)):
         with pytest.raises(SystemExit) as left:
             main(["degrade", *arguments])
-        assert left.value.code == code and "write a fixed validation set" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert left.value.code == code and "write a fixed validation set" in out
+        assert all(f"  {name} " in out and what in out for name, what in NAMES.items())
     with pytest.raises(SystemExit):
         main(["degrade", "set", "--help"])
     assert "--labels" in capsys.readouterr().out

@@ -169,7 +169,7 @@ def test_a_sample_by_hand(clean):
         ({"use_rot": None}, "use_rot is missing"),
         ({"degradations": ["rian"]}, r"degradations: 'rian' .* Did you mean 'rain'\?"),
         ({"io_backend": {"type": "zip"}}, "io_backend.type is 'zip', expected disk or lmdb"),
-        ({"io_backend": "disk."}, "io_backend.type is 'disk.'"),
+        ({"io_backend": "disk."}, r"io_backend.type is 'disk.', expected disk or lmdb. Did you mean 'disk'\?"),
         ({"phase": "training"}, "phase is 'training'"),
         ({"gt_size": 0}, "gt_size: got 0, expected a multiple of scale 1"),
         ({"gt_size": 10, "scale": 4, "degradations": ["down"]}, "gt_size: got 10, expected a multiple of scale 4"),
@@ -177,6 +177,7 @@ def test_a_sample_by_hand(clean):
         ({"seed": -1}, "seed is -1, expected a whole number from 0"),
         ({"seed": 1.5}, "seed is 1.5"),
         ({"dataroot_gt": "nowhere"}, "dataroot_gt: 'nowhere'"),
+        ({"dataroot_gt": "x.lmdb"}, "dataroot_gt: 'x.lmdb' is an LMDB, which needs io_backend.type 'lmdb', got 'disk'"),
     ],
 )
 def test_mistakes(clean, changes, message):

@@ -152,7 +152,7 @@ def test_a_shared_validation_has_the_numbers_of_one_process(pairs, train_options
 
 @forked
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")
-def test_a_job_goes_on_bit_by_bit(pairs, train_options, write):
+def test_a_job_resumes_bit_by_bit(pairs, train_options, write):
     file = write(architecture(several_batches(train_options, total=4), "SwinIR"))
     file = write(train_options | {"name": "at_once"})
     assert job("train", "-opt", file)[0] == [0, 0]

@@ -32,7 +32,7 @@ def test_a_problem_gives_exit_code_1(monkeypatch, capsys):
     )
 
 
-def test_packages_that_are_missing_or_broken_are_told_apart(monkeypatch):
+def test_packages_that_are_missing_or_broken_are_distinguished(monkeypatch):
     monkeypatch.setattr(doctor, "REQUIRED", (("no-such-one", "no_such_one", "nothing"), ("lmdb", "no_such_two", "x")))
     monkeypatch.setattr(doctor, "OPTIONAL", (("no-such-three", "no_such_three", "speed"), ("unnamed", "json", "x")))
     assert lines(doctor.versions)[1:] == [

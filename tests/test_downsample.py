@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from restormixer_arch.data.degradations.downsample import (
     DownsampleParameters,
     add_downsample,
-    draw_downsample,
     reduction,
 )
 
@@ -45,12 +44,6 @@ def test_even_gray_stays_in_every_size(scale, height, width, channels):
     result = add_downsample(image, DownsampleParameters(scale))
     assert result.shape == (height, width, channels)
     np.testing.assert_allclose(result, 0.4, atol=1e-6)
-
-
-def test_draws_one_of_the_scales():
-    rng = np.random.default_rng(0)
-    assert {draw_downsample(rng).scale for _ in range(40)} == {2, 3, 4}
-    assert draw_downsample(rng, (3,)).scale == 3
 
 
 def test_scale_1_is_the_identity():

@@ -1,4 +1,4 @@
-"""``basicsr train --dry-run``: it finds what a training would stumble over, keeps nothing, and reports the time."""
+"""``basicsr train --dry-run``: it finds what a training would fail at, keeps nothing, and reports the time."""
 
 import re
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_a_launcher_is_refused(pairs, train_options, write, capsys):
     assert capsys.readouterr().err == "basicsr: error: --dry-run: runs in one process, got --launcher pytorch\n"
 
 
-def test_the_whole_is_reckoned_from_its_parts():
+def test_the_estimate_is_the_sum_of_its_parts():
     options = {
         "train": {"total_iter": 1000, "progressive": {"iters": [600, 100]}},
         "val": {"val_freq": 300},

@@ -37,7 +37,7 @@ def exported(*arguments):
     assert cli.main(["export", *arguments]) == 0
 
 
-def told(capsys, *arguments):
+def error_of(capsys, *arguments):
     assert cli.main(["export", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line.removeprefix("basicsr: error: ")
@@ -48,7 +48,7 @@ def picture(height=24, width=40, channels=3):
 
 
 @torch.no_grad()
-def test_safetensors_tell_everything(capsys):
+def test_safetensors_hold_everything(capsys):
     network = small(encoder_heads=(1, 2), decoder_heads=(2, 1), window_size=4, scan_merge="official").eval()
     Path("net.yml").write_text(
         "network_g: {type: RestorMixer, base_channels: 4, num_blocks: [1, 2, 2], encoder_heads: [1, 2], "
@@ -73,7 +73,7 @@ def test_the_entry_of_a_checkpoint():
 def test_nothing_is_overwritten_without_being_asked(capsys):
     Path("out.safetensors").write_text("mine")
     weights = saved(small())
-    assert told(capsys, weights, "-o", "out.safetensors") == (
+    assert error_of(capsys, weights, "-o", "out.safetensors") == (
         "-o: 'out.safetensors' is there already; --overwrite replaces it"
     )
     assert Path("out.safetensors").read_text() == "mine"
@@ -99,7 +99,7 @@ def test_mistakes(capsys, arguments, message):
     Path("edsr.yml").write_text("network_g: {type: EDSR}\n")
     Path("wide.yml").write_text("network_g: {type: RestorMixer, base_channels: 8}\n")
     Path("odd.yml").write_text("network_g: {type: RestorMixer, base_chanels: 8}\n")
-    assert told(capsys, *arguments).startswith(message)
+    assert error_of(capsys, *arguments).startswith(message)
     assert not Path("a.safetensors").exists()
 
 
@@ -111,7 +111,7 @@ def test_a_full_disk_leaves_nothing_behind(capsys, monkeypatch):
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    assert told(capsys, weights, "-o", "a.safetensors") == (
+    assert error_of(capsys, weights, "-o", "a.safetensors") == (
         "-o: 'a.safetensors' cannot be written (No space left on device)"
     )
     assert [path.name for path in Path().iterdir()] == ["net.pth"]
@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_nothing_behind(capsys, monkeypatch):
 
 def test_onnx_needs_its_packages(capsys, monkeypatch):
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else object())
-    assert told(capsys, saved(small()), "-o", "a.onnx") == (
+    assert error_of(capsys, saved(small()), "-o", "a.onnx") == (
         "basicsr export: needs onnxscript; pip install 'restormixer[export]'"
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,31 @@ def test_the_root_may_be_the_set_itself_and_capitals_do_not_matter(tmp_path):
     for root in (tmp_path, tmp_path / "csd"):
         (unit,) = found(root, "CSD", "train").units
         assert unit == Unit("1", tmp_path / "csd/train/GT/1.tif", (("lq", "1", tmp_path / "csd/train/snow/1.tif"),))
+
+
+def test_the_root_may_be_the_working_directory(tmp_path, monkeypatch):
+    pairs(tmp_path, "Rain100L/rain/norain", "Rain100L/rain/rain", [("norain-1.png", "rain-1.png")])
+    pairs(tmp_path, "Rain100L/norain", "Rain100L/rain", [("norain-1.png", "rain-1.png")])
+    monkeypatch.chdir(tmp_path / "Rain100L")
+    assert [unit.name for unit in found(Path("."), "Rain100L", "test").units] == ["rain-1"]
+    monkeypatch.chdir("rain")
+    forget_folders()
+    assert [unit.name for unit in found(Path(".."), "Rain100L", "test").units] == ["rain-1"]
+
+
+def test_clean_images_beside_the_folder_of_degraded_ones(tmp_path):
+    """Rain100L's older layout, whose own folder holds what else there is."""
+    pairs(tmp_path, "Rain100L", "Rain100L/rainy", [("norain-1.png", "rain-1.png")])
+    save(tmp_path / "Rain100L/other.png", picture(3))
+    assert [unit.name for unit in found(tmp_path, "Rain100L", "test").units] == ["rain-1"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_sequence_whose_name_is_not_utf8(tmp_path):
+    pairs(tmp_path, "GoPro/train/a/sharp", "GoPro/train/a/blur", [("1.png", "1.png")])
+    os.rename(tmp_path / "GoPro/train/a", os.fsencode(tmp_path / "GoPro/train") + b"/\xe9")
+    with pytest.raises(UserError, match="GoPro/train/\udce9: its name is not UTF-8; rename it"):
+        found(tmp_path, "GoPro", "train")
 
 
 @pytest.mark.parametrize("top", ["media/jdway/GameSSD/overlapping/test", "jdway/GameSSD/overlapping/test", "test", ""])

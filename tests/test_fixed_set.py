@@ -10,7 +10,7 @@ import torch
 from restormixer_arch.data.degradations.compose import read_compositions
 from restormixer_arch.data.degraded_dataset import DegradedDataset
 from restormixer_arch.data.paired_dataset import PairedRestorationDataset
-from restormixer_arch.data.preparation.fixed_set import check_fixed_set, write_fixed_set
+from restormixer_arch.data.preparation.fixed_set import check_fixed_set, difference_of_set, write_fixed_set
 from restormixer_arch.errors import UserError
 
 
@@ -46,6 +46,15 @@ def test_reads_back_as_made_on_the_fly(clean, tmp_path, lmdb, labels, scale):
     record = json.loads((out / "made_with.json").read_text())
     assert record["degradations"] == labels and record["seed"] == 5 and record["scale"] == scale
     assert not list(tmp_path.glob("*.partial"))
+    assert record["format"] == ("lmdb" if lmdb else "folder")
+    assert record["images"] == {name: (clean / name).stat().st_size for name in ("a.png", "b/c.png")}
+    given = {"degradations": labels, "seed": 5, "scale": scale, "recursive": True}
+    assert difference_of_set(out, str(clean), given, lmdb) == ""
+    assert difference_of_set(out, str(clean), {**given, "seed": 6}, lmdb) == "was made with other settings"
+    other = "folder" if lmdb else "lmdb"
+    assert difference_of_set(out, str(clean), given, not lmdb) == f"was made with another --format than {other}"
+    cv2.imwrite(str(clean / "b/c.png"), np.zeros((20, 24, 3), np.uint8))
+    assert difference_of_set(out, str(clean), given, lmdb) == "was made of other clean images"
 
 
 def test_mistakes(clean, tmp_path):
@@ -57,7 +66,12 @@ def test_mistakes(clean, tmp_path):
     cv2.imwrite(str(clean / "b_c.png"), np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(UserError, match="more than one image would be named 'rain/b_c_rain'"):
         write_fixed_set(str(clean), tmp_path / "new", ["rain"], recursive=True)
-    assert not (tmp_path / "new").exists()
+    (clean / "a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="a.png: cannot be decoded"):
+        write_fixed_set(str(clean), tmp_path / "new", ["rain"])
+    with pytest.raises(UserError, match="dataroot_gt: 'nowhere'"):
+        write_fixed_set("nowhere", tmp_path / "deep/er/set", ["rain"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "there"]
 
 
 def test_the_recorded_parameters_make_the_same_pairs_whatever_is_drawn_today(clean, tmp_path, monkeypatch):

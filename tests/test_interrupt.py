@@ -22,7 +22,7 @@ compat.apply()  # the tests import basicsr
 
 
 @pytest.fixture(autouse=True)
-def sigint_is_heeded():
+def sigint_is_handled():
     """A shell that starts the tests in the background has SIGINT ignored, here and in every child."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -35,7 +35,7 @@ def train_file(pairs, train_options, write):
 
 
 @pytest.mark.parametrize(("at", "saved"), [(1, None), (3, "2.state")])
-def test_ctrl_c_tells_what_was_saved_and_how_to_go_on(train_file, capsys, monkeypatch, at, saved):
+def test_ctrl_c_shows_what_was_saved_and_how_to_resume(train_file, capsys, monkeypatch, at, saved):
     from basicsr.models.sr_model import SRModel
 
     original = SRModel.optimize_parameters
@@ -200,7 +200,7 @@ def test_ctrl_c_is_not_lost_in_a_destructor(train_file, capsys, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process group")
-def test_an_interrupted_training_goes_on_from_its_last_checkpoint(pairs, train_options, write):
+def test_an_interrupted_training_resumes_from_its_last_checkpoint(pairs, train_options, write):
     train_options["datasets"]["train"]["num_worker_per_gpu"] = 1
     train_options["train"]["total_iter"] = 1_000_000
     train_options["logger"].update(print_freq=10, save_checkpoint_freq=5)

@@ -71,7 +71,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("key", "value"), MISTAKES, ids=[key for key, _ in MISTAKES])
-def test_mistakes_are_told_by_both(validator, key, value):
+def test_mistakes_are_reported_by_both(validator, key, value):
     wrong = change(load(FOLDER / "train_derain_demo.yml"), key, value)
     assert not validator.is_valid(wrong)
     with pytest.raises(UserError, match=key.rpartition(".")[2]):
@@ -91,7 +91,7 @@ COMPARE_MISTAKES = [
 
 
 @pytest.mark.parametrize(("key", "value"), COMPARE_MISTAKES, ids=[key for key, _ in COMPARE_MISTAKES])
-def test_mistakes_of_compare_files_are_told_by_both(validator, key, value, folder):
+def test_mistakes_of_compare_files_are_reported_by_both(validator, key, value, folder):
     wrong = change(load(FOLDER / "compare_derain_demo.yml"), key, value)
     assert not validator.is_valid(wrong)
     Path("x.yml").write_text(yaml.safe_dump(wrong), encoding="utf-8")

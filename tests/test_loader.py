@@ -33,12 +33,12 @@ def test_the_processes_of_a_job_share_the_order_of_one(replicas, ratio):
     assert orders[0] != orders[1]
 
 
-def test_repetitions_are_told_apart():
+def test_repetitions_are_distinguished():
     assert sorted(draw.index for draw in ResumableSampler(Echo(), 1, 0, 3, seed=0)) == list(range(15))
 
 
 @pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
-def test_workers_are_told_the_epoch(workers, persistent):
+def test_workers_know_the_epoch(workers, persistent):
     sampler = ResumableSampler(Echo(), 1, 0, 3, seed=0)
     options = {"num_workers": workers, "persistent_workers": persistent}
     loader = DataLoader(SeededSamples(Echo()), batch_size=15, sampler=sampler, **options)

@@ -20,7 +20,7 @@ def test_input_and_truth_are_blended_alike():
     assert not torch.equal(mix_pairs(lq, lq, 1.2, "0 4")[0], blended_lq)
 
 
-def test_the_mean_weight_is_a_half_and_alpha_tells_how_strongly_they_blend():
+def test_the_mean_weight_is_a_half_and_alpha_sets_how_strongly_they_blend():
     lq = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
     for alpha, variance in ((1.0, 1 / 12), (0.2, 1 / (4 * 1.4))):  # of Beta(a, a): 1 / (4 (2 a + 1))
         weights = torch.stack([mix_pairs(lq, lq, alpha, str(n))[0][1, 0, 0, 0] for n in range(4000)])

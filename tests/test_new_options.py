@@ -1,5 +1,6 @@
 """``basicsr init``: what it writes is read again as it was meant, and it tries less where memory runs out."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from hypothesis import strategies as st
 
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.config.yaml_file import load_yaml
+from restormixer_arch.data.preparation.fixed_set import OPTIONS
+from restormixer_arch.errors import UserError
 
 compat.apply()
 
@@ -35,6 +38,15 @@ def test_plain_names_have_no_quotes():
 @pytest.fixture
 def wanted(tmp_path):
     return new_options.Wanted(tmp_path, tmp_path / "x.yml", "x", None, "s", 1.0)
+
+
+def test_pairs_of_another_format_are_not_passed_over(tmp_path):
+    for place in ("train_gt.lmdb", "val_pairs/lq"):
+        (tmp_path / place).mkdir(parents=True)
+    record = {**dict.fromkeys(OPTIONS), "degradations": ["rain"], "scale": 1}
+    (tmp_path / "val_pairs/made_with.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UserError, match=r"^--data: .*val_pairs has no lq\.lmdb, unlike train_gt\.lmdb; remove it"):
+        new_options._read_data(tmp_path)
 
 
 def test_smaller_patches_are_tried_where_memory_runs_out(wanted, monkeypatch, capsys):

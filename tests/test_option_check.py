@@ -355,7 +355,7 @@ def test_models_of_one_output_need_a_network_of_one_output(train_options, model,
     assert not list(rules.outputs(options))
 
 
-def test_a_misspelt_key_that_a_plugin_might_own_is_told_with_the_missing_one(train_options):
+def test_a_misspelt_key_that_a_plugin_might_own_is_reported_with_the_missing_one(train_options):
     train_options["model_type"] = "MyModel"
     train_options["train"]["total_iters"] = train_options["train"].pop("total_iter")
     with pytest.raises(OptionErrors, match=r"train\.total_iter: required key .*Is 'total_iters' meant for it\?"):

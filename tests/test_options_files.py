@@ -80,8 +80,8 @@ def test_comparison_is_valid_and_its_networks_are_of_one_size(path, monkeypatch)
         less = shapes or path.stem == "compare_ablation" or competitor == "no scan"
         assert (300_000 if less else 500_000) <= size <= (1_500_000 if shapes else 650_000)
     assert len(sizes) >= 5
-    for told, size in re.findall(r"^  (\S+):  # ([\d,]+)", path.read_text(encoding="utf-8"), re.M):
-        assert sizes[told] == int(size.replace(",", ""))
+    for stated, size in re.findall(r"^  (\S+):  # ([\d,]+)", path.read_text(encoding="utf-8"), re.M):
+        assert sizes[stated] == int(size.replace(",", ""))
 
 
 def test_the_equal_budget_trains_as_the_mixed_weights_are_trained_but_for_the_rate(monkeypatch):

@@ -61,6 +61,45 @@ def test_motion_blur_does_not_move_the_image(library):
         assert np.abs(middle).max() < 0.1
 
 
+@pytest.fixture
+def halving(monkeypatch):
+    """A generator in kornia's place, which need not be installed."""
+    monkeypatch.setattr(other_generators.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setitem(other_generators.GENERATORS, "kornia", lambda image, label, seed: image // 2)
+    monkeypatch.setitem(other_generators.LABELS, "kornia", ("rain", "snow"))
+    return ["degrade", "others", "--gt", "clean", "--libraries", "kornia", "--out", "sets"]
+
+
+def test_a_stopped_set_is_made_again(clean, halving, monkeypatch):
+    write = other_generators.write_lmdb
+
+    def full_disk(root, images):
+        if root.name == "lq.lmdb" and "snow" in str(root):
+            raise OSError(28, "No space left on device")
+        write(root, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(other_generators, "write_lmdb", full_disk)
+        assert main(halving) == 2
+    assert not (clean / "sets/kornia_snow").exists() and (clean / "sets/kornia_rain/lq.lmdb").is_dir()
+    assert main(halving) == 0
+    assert sorted(path.name for path in (clean / "sets").iterdir()) == ["kornia_rain", "kornia_snow"]
+    gt, lq = (LmdbImages(clean / f"sets/kornia_snow/{kind}.lmdb", "x") for kind in ("gt", "lq"))
+    for name in ("snow/0", "snow/1"):
+        assert np.array_equal(np.round(gt.read(name) * 255) // 2, np.round(lq.read(name) * 255))
+
+
+def test_half_a_set_and_two_of_one_name(clean, halving, capsys):
+    (clean / "sets/kornia_rain/gt.lmdb").mkdir(parents=True)
+    assert main(halving) == 2
+    error = capsys.readouterr().err
+    assert "sets/kornia_rain: is there, but has no lq.lmdb; remove it to have it made again" in error
+    cv2.imwrite("clean/0.jpg", np.zeros((40, 40, 3), np.uint8))
+    assert main([*halving[:-1], "new"]) == 2
+    assert "--gt: clean: '0.png' has the same name as '0.jpg' but for the extension" in capsys.readouterr().err
+    assert not (clean / "new").exists()
+
+
 def test_mistakes(clean, capsys, monkeypatch):
     assert main(["degrade", "others", "--gt", "clean", "--out", "x", "--libraries", "imgaug"]) == 2
     assert "'imgaug' is no library with generators here, expected albumentations or kornia" in capsys.readouterr().err

@@ -1,9 +1,14 @@
 """``basicsr prepare pairs`` and ``basicsr init``: from two folders of your own to a training, and what goes wrong."""
 
+import json
+import os
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 import cv2
+import lmdb
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,11 +16,12 @@ from hypothesis import strategies as st
 
 from restormixer_arch import cli
 from restormixer_arch.config.check import read_request
-from restormixer_arch.data.lmdb_io import LmdbImages
+from restormixer_arch.data.lmdb_io import LmdbImages, write_lmdb
 from restormixer_arch.data.preparation.find_pairs import Found, Unit, forget_folders
 from restormixer_arch.data.preparation.layouts import Part, PublicSet
 from restormixer_arch.data.preparation.overlap import find_copies
 from restormixer_arch.data.preparation.own_pairs import find_own_images
+from restormixer_arch.data.preparation.store import alone_in
 from restormixer_arch.training import new_options
 from restormixer_arch.training.dry_run import Measured
 
@@ -56,17 +62,55 @@ def test_two_folders_become_a_training_and_a_validation_set(own, capsys):
     assert "next: basicsr init --data sets/mine" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("clean", ["", "_gt", "_clean"])
 @pytest.mark.parametrize(
     "rename", [lambda n: f"{n}_rain", lambda n: f"{n}_LQ", lambda n: f"{n}_1"], ids=["_rain", "_LQ", "many to one"]
 )
-def test_names_that_differ_by_an_ending(own, rename):
+def test_names_that_differ_by_an_ending(own, rename, clean):
+    if clean and rename("") == "_1":
+        pytest.skip("images of one scene are numbered behind its own name")
     for file in sorted(Path("lq").iterdir()):
         file.rename(file.with_stem(rename(file.stem)))
+    for file in sorted(Path("gt").iterdir()):
+        file.rename(file.with_stem(file.stem + clean))
     forget_folders()
     (train, val) = find_own_images(Path("gt"), Path("lq"), 2)
     units = [*train.units, *val.units]
     assert len(units) == 12
-    assert all(path.stem == rename(unit.gt.stem) for unit in units for _, _, path in unit.degraded)
+    stems = {unit.gt.stem.removesuffix(clean): path.stem for unit in units for _, _, path in unit.degraded}
+    assert stems == {f"{n:02}": rename(f"{n:02}") for n in range(12)}
+
+
+def test_a_scene_is_trained_on_or_validated_on(own, capsys):
+    """Twelve scenes, three degraded images each: two scenes for validation are six pairs."""
+    for file in sorted(Path("lq").iterdir()):
+        for number in (1, 2, 3):
+            shutil.copy(file, file.with_stem(f"{file.stem}_{number}"))
+        file.unlink()
+    assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/many", "--val", "2") == 0
+    assert "pairs train: 30 pairs" in capsys.readouterr().out
+    train, val = ({name.partition("_")[0] for name in names(f"sets/many/{part}_lq.lmdb")} for part in ("train", "val"))
+    assert len(names("sets/many/val_gt.lmdb")) == 6 and len(val) == 2 and len(train) == 10 and not train & val
+    assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/tenth") == 0
+    assert len(names("sets/tenth/val_gt.lmdb")) == 3  # a tenth of twelve scenes is one
+    assert prepare("--gt", "gt", "--lq", "lq", "--out", "o", "--val", "12") == 2
+    assert "gt: has 12 images, of which 12 are for validation" in capsys.readouterr().err
+
+
+def test_two_folders_of_one_name_are_distinguished(own, capsys):
+    for kind in ("gt", "lq"):
+        Path(f"{kind}/img").mkdir()
+        for file in Path(kind).glob("*.png"):
+            file.rename(f"{kind}/img/{file.name}")
+    arguments = ["--gt", "gt/img", "--lq", "lq/img", "--out", "sets/mine"]
+    assert prepare(*arguments) == 0
+    first = json.loads(Path("sets/mine/train.jsonl").read_text().splitlines()[1])
+    assert first["files"].keys() == {f"gt/{first['unit']}.png", f"lq/{first['unit']}.png"}
+    assert prepare(*arguments) == 0 and capsys.readouterr().out.count("there already") == 2
+    cv2.imwrite(f"gt/img/{first['unit']}.png", picture(77))
+    assert prepare(*arguments) == 2
+    text = "train_gt.lmdb: was prepared from other files, or they have changed since; remove it and train_lq.lmdb, or"
+    assert text in capsys.readouterr().err
 
 
 @settings(max_examples=20, deadline=None)
@@ -99,6 +143,41 @@ def test_degraded_images_that_are_made(own, capsys):
     assert "sets/drawn/val_pairs: was made with other settings" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("recorded", [True, False], ids=["this version", "an earlier one"])
+def test_pairs_for_validation_that_do_not_belong_to_the_set(own, capsys, recorded):
+    """Of clean images that were chosen before others were added, or in the other format."""
+    arguments = ["--gt", "gt", "--degrade", "rain", "--val", "2", "--out", "set"]
+    assert prepare(*arguments) == 0
+    record = Path("set/val_pairs/made_with.json")
+    made = json.loads(record.read_text())
+    before = names("set/val_gt.lmdb")
+    assert made["format"] == "lmdb"
+    assert made["images"] == {name: Path(f"gt/{name}.png").stat().st_size for name in before}
+    if not recorded:
+        record.write_text(json.dumps({key: made[key] for key in made if key not in ("format", "images")}))
+    capsys.readouterr()
+    assert prepare(*arguments) == 0 and capsys.readouterr().out.count("there already") == 3
+    assert prepare(*arguments, "--format", "folder") == 2
+    assert "set/val_pairs: was made with another --format than folder; remove it" in capsys.readouterr().err
+    for number in range(12, 40):
+        cv2.imwrite(f"gt/{number:02}.png", picture(number))
+    shutil.rmtree("set/train_gt.lmdb")
+    shutil.rmtree("set/val_gt.lmdb")
+    shutil.rmtree("set/train_gt"), shutil.rmtree("set/val_gt")
+    assert prepare(*arguments) == 2
+    assert names("set/val_gt.lmdb") != before
+    assert "set/val_pairs: was made of other clean images; remove it or" in capsys.readouterr().err
+
+
+def test_pairs_for_validation_of_an_image_that_has_changed(own, capsys):
+    arguments = ["--gt", "gt", "--degrade", "rain", "--val", "2", "--out", "set"]
+    assert prepare(*arguments) == 0
+    cv2.imwrite(f"gt/{names('set/val_gt.lmdb')[0]}.png", picture(77))
+    shutil.rmtree("set/val_gt.lmdb")
+    assert prepare(*arguments) == 2
+    assert "set/val_pairs: was made of other clean images" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -111,6 +190,7 @@ def test_degraded_images_that_are_made(own, capsys):
             ["--gt", "gt", "--lq", "lq", "--val", "12", "--out", "o"],
             "gt: has 12 images, of which 12 are for validation",
         ),
+        (["--gt", "gt", "--degrade", "rain", "--val", "0", "--out", "o"], "--val: expected at least 1 with --degrade"),
         (["--gt", "nothing", "--lq", "lq", "--out", "o"], "nothing"),
     ],
 )
@@ -124,6 +204,22 @@ def test_an_image_without_a_partner(own, capsys):
     Path("lq/03.png").rename("lq/33.png")
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "o") == 2
     assert "lq/33.png: has no clean partner '33' in gt" in capsys.readouterr().err
+    Path("lq/33.png").unlink()
+    assert prepare("--gt", "gt", "--lq", "lq", "--out", "o") == 2
+    assert "gt/03.png: has no degraded partner in lq (1 such images)" in capsys.readouterr().err
+    Path("lq").rename("gt/lq")
+    assert prepare("--gt", "gt", "--lq", "gt/lq", "--out", "o") == 2
+    assert "gt/03.png: has no degraded partner in gt/lq (1 such images)" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_not_utf8(own, capsys):
+    for kind in ("gt", "lq"):
+        os.rename(f"{kind}/00.png", os.fsencode(kind) + b"/caf\xe9.png")
+    for degraded in (["--lq", "lq"], ["--degrade", "rain"]):
+        assert prepare("--gt", "gt", *degraded, "--out", "o") == 2
+        error = capsys.readouterr().err
+        assert "gt/caf\\udce9.png: its name is not UTF-8; rename it" in error and error.count("\n") == 1
 
 
 def test_training_images_of_a_test_set_are_found(own, capsys):
@@ -140,6 +236,75 @@ def test_training_images_of_a_test_set_are_found(own, capsys):
     ]
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine", "--val", "0") == 0
     assert "pairs train: 2 training images are also in a test set, first gt/04.png" in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_compared_are_left_out(own, capsys):
+    """An empty training file, one that is gone, an LMDB without a key that it lists, and one that is none."""
+    write_lmdb(Path("sets/public/test_gt.lmdb"), [("copy", picture(4)), ("lost", picture(5))])
+    with lmdb.open("sets/public/test_gt.lmdb", lock=False) as environment, environment.begin(write=True) as writing:
+        writing.delete(b"lost")
+    Path("sets/none/test_gt.lmdb").mkdir(parents=True)
+    Path("sets/broken/test_gt").mkdir(parents=True)
+    Path("sets/broken/test_gt/x.png").symlink_to("gone.png")
+    for kind in ("gt", "lq"):
+        Path(f"{kind}/00.png").write_bytes(b"")
+        Path(f"{kind}/01.png").unlink()
+        Path(f"{kind}/01.png").symlink_to("gone.png")
+    assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine", "--val", "2", "--skip-bad") == 0
+    said = capsys.readouterr()
+    assert (
+        "pairs train: 1 training images are also in a test set, first gt/04.png (public/test_gt.lmdb: copy)" in said.err
+    )
+    assert "are not compared with those of a test set: sets/none/test_gt.lmdb: " in said.err
+    assert said.out.count("; 1 skipped") + 2 * said.out.count("; 2 skipped") == 2
+    made = [names(f"sets/mine/{part}_lq.lmdb") for part in ("train", "val")]
+    assert sorted(sum(made, [])) == [f"{n:02}" for n in range(2, 12)]
+
+
+def test_a_repaired_file_is_not_overlooked(own, capsys):
+    Path("lq/05.png").unlink()
+    Path("lq/05.png").symlink_to("gone.png")
+    arguments = ["--gt", "gt", "--lq", "lq", "--out", "sets/mine", "--val", "0", "--skip-bad"]
+    assert prepare(*arguments) == 0 and prepare(*arguments) == 0
+    assert "1 skipped; there already" in capsys.readouterr().out
+    Path("lq/05.png").unlink()
+    cv2.imwrite("lq/05.png", picture(5) // 2)
+    assert prepare(*arguments) == 2
+    assert "was prepared from other files, or they have changed since; remove it and" in capsys.readouterr().err
+
+
+def test_names_of_sub_images_may_be_taken(own, capsys):
+    for kind in ("gt", "lq"):
+        cv2.imwrite(f"{kind}/00_s001.png", picture(50))
+        cv2.imwrite(f"{kind}/00.png", picture(51, 120))
+    cut = ["--gt", "gt", "--lq", "lq", "--out", "o", "--val", "0", "--crop", "96"]
+    assert prepare(*cut) == 2
+    text = "gt/00_s001.png: would be stored as '00_s001' (gt), and so would a part of '00'; rename one of them\n"
+    assert capsys.readouterr().err.endswith(text)
+    assert prepare(*cut) == 2 and capsys.readouterr().err.endswith(text)  # nothing was stored meanwhile
+    assert prepare("--gt", "gt", "--lq", "lq", "--out", "o", "--val", "0", "--crop", "0") == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_two_preparations_at_once(own, capsys):
+    with alone_in(Path("sets/mine")):
+        assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine") == 2
+        assert capsys.readouterr().err.endswith(
+            "sets/mine: another process prepares images in it; wait for it or choose another --out\n"
+        )
+    assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine") == 0
+
+
+def test_a_set_in_the_working_directory(own, monkeypatch, capsys):
+    Path("sets/mine").mkdir(parents=True)
+    Path("sets/public/test_gt").mkdir(parents=True)
+    cv2.imwrite("sets/public/test_gt/copy.png", picture(4))
+    monkeypatch.chdir("sets/mine")
+    assert prepare("--gt", "../../gt", "--degrade", "rain", "--out", ".", "--val", "1") == 0
+    said = capsys.readouterr()
+    assert (
+        "pairs mine: rain; 1 pairs -> val_pairs" in said.out and "1 training images are also in a test set" in said.err
+    )
 
 
 def init(*arguments):

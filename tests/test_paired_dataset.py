@@ -22,7 +22,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset  # noqa: E402
 from basicsr.utils import FileClient  # noqa: E402
 
 from restormixer_arch.data.lmdb_io import LmdbImages, write_lmdb  # noqa: E402
-from restormixer_arch.data.paired_dataset import PairedRestorationDataset, enlarge  # noqa: E402
+from restormixer_arch.data.paired_dataset import PairedRestorationDataset, enlarge, result_names  # noqa: E402
 from restormixer_arch.errors import UserError  # noqa: E402
 from restormixer_arch.training.loader import start_worker  # noqa: E402
 
@@ -431,10 +431,26 @@ class TestLmdb:
         meta.write_bytes(b"\xff\xfe\x00")
         assert refusal(opt).startswith(f"{meta}: cannot be read as text")
 
+    def test_keys_that_cannot_be_written(self, tmp_path):
+        image = noise(4, 4)
+        with pytest.raises(UserError, match=r"x\.lmdb: 2 images would be stored as 'a'; rename them"):
+            write_lmdb(tmp_path / "x.lmdb", [("a", image), ("b", image), ("a", image)])
+        with pytest.raises(UserError, match=r"x\.lmdb: the name 'caf\\udce9' is not UTF-8; rename the image"):
+            write_lmdb(tmp_path / "x.lmdb", [("caf\udce9", image)])
+        assert not list(tmp_path.iterdir())
+
     def test_a_file_of_that_name(self, tmp_path):
         (tmp_path / "x.lmdb").write_bytes(b"")
         with pytest.raises(UserError, match="dataroot_gt: '.*x.lmdb' is a file, a folder was expected"):
             LmdbImages(tmp_path / "x.lmdb", "dataroot_gt")
+
+
+def test_results_of_one_name_are_numbered():
+    """A name made of a folder's may be that of a file."""
+    names = result_names(["a/x.png", "b/x.png", "a_x.png"], "")
+    assert names == ["a_x_png_1", "b_x", "a_x_png_2"]
+    names = result_names(["a/x.png", "a_x.png", "x.png", "a_x_png_1.png"], "")
+    assert names == ["a_x_png_2", "a_x_png_3", "x", "a_x_png_1"]
 
 
 class TestOptions:

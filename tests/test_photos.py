@@ -48,7 +48,7 @@ def test_the_split_is_by_photograph():
     assert {row["package"] for row in held_out} == set(SHIPPABLE)
 
 
-def test_every_row_tells_where_the_photograph_comes_from():
+def test_every_row_says_where_the_photograph_comes_from():
     for row in photos.read_table():
         assert row["file"] == f"{row['package']}__{row['file'].partition('__')[2]}"
         assert row["version"] and row["suite"] and row["path_in_package"] and row["licence"]

@@ -102,7 +102,7 @@ def test_the_loss_scale_of_fp16_halves_at_an_overflow_and_is_saved(tmp_path):
     assert other.scaler.get_scale() == 32768.0
 
 
-def test_a_training_in_fp16_goes_on_from_its_loss_scale(tmp_path, monkeypatch):
+def test_a_training_in_fp16_resumes_from_its_loss_scale(tmp_path, monkeypatch):
     """On the CPU, which computes in float16 if it must."""
     from restormixer_arch.models import restormixer_model
 

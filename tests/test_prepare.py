@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -15,7 +18,8 @@ from miniatures import MINIATURES, pairs, picture, save
 from restormixer_arch import cli
 from restormixer_arch.data.lmdb_io import LmdbImages
 from restormixer_arch.data.preparation import prepare
-from restormixer_arch.data.preparation.sub_images import windows
+from restormixer_arch.data.preparation.find_pairs import Unit
+from restormixer_arch.data.preparation.sub_images import Recipe, prepare_units, windows
 
 # Task -> (set, part) -> (clean images written, kinds of degraded images, degraded images written of each kind)
 EXPECTED = {
@@ -171,7 +175,7 @@ def test_windows_worked_by_hand(size, crop, step, expected):
 
 
 @pytest.mark.parametrize("form", ["lmdb", "folder"])
-def test_a_stopped_preparation_goes_on(root, capsys, monkeypatch, form):
+def test_a_stopped_preparation_resumes(root, capsys, monkeypatch, form):
     names = [(f"{n}.png",) * 2 for n in range(10)]
     pairs(root, "train/Rain13K/target", "train/Rain13K/input", names)
     monkeypatch.setattr(prepare, "CHUNK", 2)
@@ -194,7 +198,7 @@ def test_a_stopped_preparation_goes_on(root, capsys, monkeypatch, form):
     assert "there already" in capsys.readouterr().out
 
 
-def test_a_stop_between_two_renames_is_mended(root, capsys):
+def test_a_stop_between_two_renames_is_fixed(root, capsys):
     MINIATURES["derain"](root)
     arguments = ["derain", "--root", "root", "--sets", "Rain13K"]
     assert run(*arguments) == 0
@@ -227,6 +231,62 @@ def test_several_processes_write_the_same(root, monkeypatch):
     for kind in ("gt", "lq"):
         one, two = (images(Path(f"{out}/Rain13K/train_{kind}.lmdb")) for out in ("one", "two"))
         assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def killed(units, recipe):
+    """In the place of prepare_units: the third image takes the process with it."""
+    if units[0].name == "2":
+        os._exit(9)
+    return prepare_units(units, recipe)
+
+
+def test_a_process_that_was_killed(root, capsys, monkeypatch):
+    pairs(root, "train/Rain13K/target", "train/Rain13K/input", [(f"{n}.png",) * 2 for n in range(6)])
+    monkeypatch.setattr(prepare, "CHUNK", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "prepare_units", killed)
+        assert run("derain", "--root", "root", "--workers", "2") == 2
+    assert errors(capsys) == ["a process was killed; if the memory ran out, lower --workers"]
+    assert run("derain", "--root", "root", "--workers", "1") == 0
+    assert run("derain", "--root", "root", "--check", "--workers", "1") == 0
+
+
+def test_workers_load_no_torch(root):
+    """Their name is what the command looks at."""
+    units = [Unit(str(number), Path()) for number in range(2)]
+    outcomes = list(prepare._parallel([[unit] for unit in units], Recipe(), 1))
+    assert [one.unit.name for (one,) in outcomes] == ["0", "1"] and all(one.problem for (one,) in outcomes)
+    process = prepare._Workers().Process()
+    assert "PoolWorker" in process.name and process._start_method == "spawn"
+
+
+def test_workers_end_with_the_command():
+    """They hold its stdout, which is read to its end here."""
+    code = (
+        "import os\n"
+        "from restormixer_arch.data.preparation.prepare import ProcessPoolExecutor, _Workers, start_worker\n"
+        "if __name__ == '__main__':\n"
+        "    worker = ProcessPoolExecutor(1, _Workers(), start_worker).submit(os.getpid).result()\n"
+        "    print(worker != os.getpid(), flush=True)\n"
+        "    os._exit(9)  # as when it is killed\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 9 and done.stdout == "True\n"
+
+
+def test_copies_in_test_sets_of_the_same_command(root, capsys):
+    """The training set is prepared first; it is compared once the test sets are there, and again with new ones."""
+    for name, count in (("train/Rain13K", 3), ("test/Rain100L", 2)):
+        pairs(root, f"{name}/target", f"{name}/input", [(f"{n}.png",) * 2 for n in range(count)])
+    first = "root/train/Rain13K/target/0.png (Rain100L/test_gt.lmdb: 0)"
+    text = f"warning: Rain13K train: 2 training images are also in a test set, first {first}"
+    assert run("derain", "--root", "root") == 0
+    assert text in capsys.readouterr().err
+    assert run("derain", "--root", "root") == 0
+    assert "warning" not in capsys.readouterr().err
+    shutil.rmtree("datasets/Rain100L")
+    assert run("derain", "--root", "root") == 0
+    assert text in capsys.readouterr().err
 
 
 def test_an_lmdb_grows_as_needed(root, monkeypatch):
@@ -378,7 +438,10 @@ def test_a_wrong_argument_is_one_line(root, capsys, arguments, message):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        ("changed", "datasets/Rain13K/train_gt.lmdb: was prepared from files that have changed since; remove it"),
+        (
+            "changed",
+            "datasets/Rain13K/train_gt.lmdb: was prepared from other files, or they have changed since; remove it",
+        ),
         ("settings", "datasets/Rain13K/train_gt.lmdb: was prepared with other settings ({'crop': 0, 'step': 0}, now {"),
         ("foreign", "datasets/Rain13K/train_gt.lmdb: is there already and was not made by this command; remove it"),
     ],
@@ -463,10 +526,45 @@ def test_dry_run_writes_nothing(root, capsys):
     assert not Path("datasets").exists()
 
 
-def test_the_record_tells_what_was_made(root):
+def test_the_record_shows_what_was_made(root):
     MINIATURES["derain"](root)
     assert run("derain", "--root", "root", "--sets", "Rain100L") == 0
     settings, first, *_ = (json.loads(line) for line in Path("datasets/Rain100L/test.jsonl").read_text().splitlines())
-    assert settings == {"version": 1, "format": "lmdb", "crop": 0, "step": 0, "scales": [], "multiple": 1}
+    assert settings == {"version": 2, "format": "lmdb", "crop": 0, "step": 0, "scales": [], "multiple": 1}
     assert first["unit"] == "0" and first["images"] == {"gt": ["0.png (32,40,3) 1"], "lq": ["0.png (32,40,3) 1"]}
-    assert set(first["files"]) == {"target/0.png", "input/0.png"}
+    assert set(first["files"]) == {"gt/0.png", "lq/0.png"}
+
+
+def as_version_1(record: Path, folders: dict[str, str]) -> None:
+    """Rewrite a record as earlier versions wrote it: files by folder and name."""
+    settings, *records = (json.loads(line) for line in record.read_text().splitlines())
+    for one in records:
+        named = {f"{folders[name.partition('/')[0]]}/{Path(name).name}": s for name, s in one.get("files", {}).items()}
+        one |= {"files": named} if "files" in one else {}
+    lines = [json.dumps(line) for line in ({**settings, "version": 1}, *records)]
+    record.write_text("".join(f"{line}\n" for line in lines))
+
+
+def test_records_of_an_earlier_version(root, capsys):
+    """They are taken as they are, whole or half done, unless they lack files: then it says what to remove."""
+    MINIATURES["derain"](root)
+    arguments = ["derain", "--root", "root", "--sets", "Rain13K"]
+    assert run(*arguments) == 0
+    place = Path("datasets/Rain13K")
+    as_version_1(place / "train.jsonl", {"gt": "target", "lq": "input"})
+    assert run(*arguments) == 0 and run(*arguments, "--check") == 0
+    assert "there already" in capsys.readouterr().out
+    (place / "train.partial").mkdir()
+    for kind in ("gt", "lq"):
+        (place / f"train_{kind}.lmdb").rename(place / f"train.partial/{kind}")
+    lines = (place / "train.jsonl").read_text().splitlines(keepends=True)
+    (place / "train.partial/journal.jsonl").write_text("".join(lines[:-2]))
+    (place / "train.jsonl").unlink()
+    assert run(*arguments) == 0 and run(*arguments) == 0 and run(*arguments, "--check") == 0
+    assert ", 5 done before -> " in capsys.readouterr().out
+    as_version_1(place / "train.jsonl", dict.fromkeys(("gt", "lq", "target", "input"), "img"))
+    assert run(*arguments) == 2
+    assert errors(capsys) == [
+        "datasets/Rain13K/train_gt.lmdb: was prepared by an earlier version, or from other files, or they have changed "
+        "since; remove it and train_lq.lmdb, or choose another --out, to prepare it again"
+    ]

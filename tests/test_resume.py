@@ -48,7 +48,7 @@ def test_a_damaged_newest_state_gives_way_to_the_one_before(experiment, capsys):
         load_resume_state(experiment)
 
 
-def test_without_a_state_training_starts_afresh(experiment, capsys):
+def test_without_a_state_training_starts_from_the_beginning(experiment, capsys):
     for state in saved_states(experiment["path"]["training_states"]):
         state.unlink()
     assert load_resume_state(experiment) is None

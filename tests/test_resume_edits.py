@@ -18,7 +18,7 @@ def edited(options, key, value):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "shown"),
     [
         ("optim_g.lr", 0.01, "train.optim_*.lr: 0.001 -> 0.01"),
         ("scheduler.eta_min", 1e-5, "train.scheduler.eta_min: 1e-06 -> 1e-05"),
@@ -27,11 +27,11 @@ def edited(options, key, value):
         ("warmup_iter", 7, "train.warmup_iter: 3 -> 7"),
     ],
 )
-def test_an_edit_of_the_schedule_is_followed(pairs, train_options, write, capsys, key, value, told):
+def test_an_edit_of_the_schedule_is_followed(pairs, train_options, write, capsys, key, value, shown):
     assert train(write(several_batches(train_options, total=4))) == 0
     edited(train_options, key, value)["train"]["total_iter"] = 8
     assert train(write(train_options), "--auto_resume") == 0
-    assert f"Resuming: the option file has changed, and is followed: {told}" in capsys.readouterr().err
+    assert f"Resuming: the option file has changed, and is followed: {shown}" in capsys.readouterr().err
     resumed = load("training_states/8.state")
     assert train(write(train_options | {"name": "tiny"})) == 0  # with the edit from the first iteration on
     expected = load("training_states/8.state")

@@ -43,7 +43,7 @@ def test_a_loaded_file_restores_a_picture_as_the_network_does(registry, tmp_path
     assert not torch.equal(wanted, x)
 
 
-def test_the_descriptor_tells_the_truth(registry, tmp_path):
+def test_the_descriptor_is_true(registry, tmp_path):
     model = spandrel.ModelLoader(registry=registry).load_from_file(saved(small(), tmp_path / "net.pth"))
     assert model.architecture.id == "RestorMixer"
     assert (model.purpose, model.scale, model.input_channels, model.output_channels) == ("Restoration", 1, 3, 3)

@@ -101,7 +101,7 @@ def test_names_and_arguments_are_checked():
     assert problems_of(type="SwinIR") == [] and problems_of(type="EDSR", num_in_ch=3, num_out_ch=3) == []
 
 
-def test_without_spandrel_its_names_tell_how_to_get_it(monkeypatch):
+def test_without_spandrel_its_names_say_how_to_get_it(monkeypatch):
     monkeypatch.setattr(spandrel_networks, "find_spec", lambda name: None)
     (problem,) = problems_of(type="SCUNet_spandrel")
     assert problem == (
@@ -109,7 +109,7 @@ def test_without_spandrel_its_names_tell_how_to_get_it(monkeypatch):
     )
 
 
-def test_a_network_that_spandrel_cannot_tell():
+def test_a_network_that_spandrel_does_not_recognize():
     network = built({"type": "DRUNet_spandrel", "in_nc": 3, "out_nc": 3, "nc": [4, 4, 4, 4], "nb": 1})
     with pytest.raises(UserError, match="DRUNet: spandrel does not know it with these arguments .ValueError"):
         network(torch.rand(1, 3, 8, 8))

@@ -31,7 +31,7 @@ def test_files_and_functions_are_short(path):
             assert body <= MOST_LINES_OF_A_FUNCTION, f"{relative(path)}:{node.lineno}: {node.name} has {body} lines"
 
 
-def test_every_module_of_the_network_tells_its_shapes():
+def test_every_module_of_the_network_names_its_shapes():
     from restormixer_arch import RestorMixer
 
     kinds = {type(m) for m in RestorMixer(base_channels=8, num_blocks=(1, 2, 2), encoder_heads=(4, 4)).modules()}

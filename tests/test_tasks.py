@@ -77,7 +77,7 @@ def test_prepare_train_test(folder, capsys, task, form):
 
 
 @pytest.mark.parametrize("form", ["lmdb", "folder"])
-def test_cdd11_is_told_by_label_in_validation_and_test(folder, form):
+def test_cdd11_is_reported_per_label_in_validation_and_test(folder, form):
     """The miniature's degraded images are the clean ones divided by 2 to 12: the inputs' PSNR falls with the label."""
     MINIATURES["mixed"](folder / "root")
     assert cli.main(["prepare", "mixed", "--root", "root", "--format", form, "--workers", "0", "--crop", "24"]) == 0

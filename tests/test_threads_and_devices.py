@@ -34,7 +34,7 @@ def set_to(monkeypatch):
     return seen
 
 
-def test_the_line_in_the_log_tells_why(set_to, monkeypatch):
+def test_the_line_in_the_log_says_why(set_to, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert threads.set_threads(None, 2, 1) == "Threads of torch: 3 (8 cores for 2 processes with 1 loaders each)."
     assert threads.set_threads(7, 2, 1) == "Threads of torch: 7 (num_threads of the option file)."

@@ -37,7 +37,7 @@ def test_a_stamped_file_builds_the_network_it_was_saved_from(channels, options):
         torch.testing.assert_close(rebuilt(x), network(x), rtol=0, atol=0)
 
 
-def test_without_a_stamp_the_shapes_tell_all_but_heads_windows_and_merge():
+def test_without_a_stamp_the_shapes_show_all_but_heads_windows_and_merge():
     network = RestorMixer(**{**SMALL, "window_size": 4}, scan_merge="official", upscale=2)
     options = options_from_weights(network.state_dict())
     assert options.keys().isdisjoint({"window_size", "encoder_heads", "decoder_heads", "scan_merge"})
@@ -45,7 +45,7 @@ def test_without_a_stamp_the_shapes_tell_all_but_heads_windows_and_merge():
     assert options["d_state"] == 4
 
 
-def test_a_released_checkpoint_is_told_too():
+def test_a_released_checkpoint_is_recognized_too():
     tensors = load_file(GOLDEN / "restormixer_base8_paper.safetensors")
     released = {key.removeprefix("param/"): value for key, value in tensors.items() if key.startswith("param/")}
     assert is_restormixer(released)

@@ -27,14 +27,15 @@ import numpy as np
 
 from restormixer_arch.data.degradations.compose import add_composition, draw_composition
 from restormixer_arch.data.degradations.labels import parse_label
-from restormixer_arch.data.images.folder import without_suffix
-from restormixer_arch.data.lmdb_io import open_images
+from restormixer_arch.data.images.folder import FolderImages, without_suffix
+from restormixer_arch.data.lmdb_io import LmdbImages, open_images
 from restormixer_arch.errors import UserError
 
 NAMES = ("psnr", "mean", "positive", "skewness", "angle", "coherence", "run", "width", "smooth")
 INNER = (2.5, 97.5)  # percentiles of the drawn pairs between which a public one counts as covered
 SMOOTH_SIDE = 31  # pixels
 SIDE = 256  # of the part of an image that is looked at
+LEAST_SIDE = 32  # of an image, in pixels
 HIGHEST_PSNR = 99.0  # of pairs that are equal
 
 
@@ -110,7 +111,8 @@ def compare_folders(
         seed: of the draws.
 
     Raises:
-        UserError: a folder is missing, a label is unknown, or an image has no partner of its size.
+        UserError: a folder is missing, a label is unknown, an image has no partner of its size, or is smaller than 32
+            pixels a side.
     """
     for label in labels:
         parse_label(label)
@@ -122,7 +124,7 @@ def compare_folders(
         for name in degraded.names:
             if without_suffix(name) not in partners:
                 raise UserError(f"--gt: {gt}: has no partner of {name!r}")
-            pair = _corner(degraded.read(name)), _corner(truths.read(partners[without_suffix(name)]))
+            pair = _corner(degraded, name), _corner(truths, partners[without_suffix(name)])
             if pair[0].shape != pair[1].shape:
                 raise UserError(f"--lq: {lq}: {name!r} and its partner are of different sizes")
             yield pair
@@ -130,14 +132,18 @@ def compare_folders(
     def drawn() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         rng = np.random.default_rng(seed)
         for number in range(count):
-            truth = _corner(sources.read(sources.names[number % len(sources.names)]))
+            truth = _corner(sources, sources.names[number % len(sources.names)])
             yield add_composition(truth, draw_composition(rng, labels[number % len(labels)])), truth
 
     return compare_coverage(drawn(), public())
 
 
-def _corner(image: np.ndarray) -> np.ndarray:
-    """Return the upper left of a BGR image as RGB."""
+def _corner(source: FolderImages | LmdbImages, name: str) -> np.ndarray:
+    """Return the upper left of an image as RGB. Raises UserError: it is too small."""
+    image = source.read(name)
+    if min(image.shape[:2]) < LEAST_SIDE:
+        shape = f"{image.shape[0]}x{image.shape[1]}"
+        raise UserError(f"{source.describe(name)}: is {shape}, expected at least {LEAST_SIDE} pixels a side")
     return np.ascontiguousarray(image[:SIDE, :SIDE, ::-1])
 
 

@@ -30,11 +30,6 @@ class DownsampleParameters:
             raise ValueError(f"scale must be at least 1, got {self.scale}")
 
 
-def draw_downsample(rng: np.random.Generator, scales: tuple[int, ...] = (2, 3, 4)) -> DownsampleParameters:
-    """Draw one of several scales with equal probability."""
-    return DownsampleParameters(scale=int(rng.choice(scales)))
-
-
 def add_downsample(image: np.ndarray, parameters: DownsampleParameters) -> np.ndarray:
     """Return the image reduced by ``scale``, clipped to [0, 1]; with ``scale`` 1 it is unchanged.
 

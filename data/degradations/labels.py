@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -71,12 +70,6 @@ def is_label(text: str) -> bool:
     except UserError:
         return False
     return True
-
-
-def all_labels(names: Sequence[str], largest: int) -> list[str]:
-    """Return every label of up to ``largest`` of the names, single ones first."""
-    ordered = [name for name in NAMES if name in names]
-    return ["_".join(some) for size in range(1, largest + 1) for some in combinations(ordered, size)]
 
 
 def label_of(name: str) -> str | None:

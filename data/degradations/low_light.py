@@ -61,7 +61,7 @@ class LowLightParameters:
 
 
 def draw_low_light(rng: np.random.Generator, strength: float | None = None) -> LowLightParameters:
-    """Draw darkness between dusk and night; half of the scenes have lamps or a bright sky.
+    """Draw darkness between dusk and night; 60 % of the scenes have lamps, a bright sky or both.
 
     Args:
         rng: the only source of chance, advanced alike whatever ``strength`` is.

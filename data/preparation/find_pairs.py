@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from restormixer_arch.data.images import IMAGE_SUFFIXES
+from restormixer_arch.data.lmdb_io import is_utf8
 from restormixer_arch.data.preparation.layouts import Layout, Part, PublicSet
 from restormixer_arch.errors import UserError, did_you_mean
 
@@ -168,7 +170,8 @@ def _check_half(root: Path, part: Part) -> None:
 def _matching(root: Path, pattern: str) -> list[tuple[Path, str]]:
     """Return (folder, what its stars stand for and a ``_``); capitals do not matter, and root may be the set itself."""
     found, names = [(root, "")], pattern.split("/")
-    if names[0].lower() == root.name.lower() and names[0].lower() not in _subfolders(root):
+    own_name = Path(os.path.abspath(root)).name.lower()  # of "." too
+    if names[0].lower() == own_name and own_name not in _subfolders(root):
         names = names[1:]
     for name in names:
         deeper = []
@@ -176,6 +179,9 @@ def _matching(root: Path, pattern: str) -> list[tuple[Path, str]]:
             inside = _subfolders(folder)
             if name == "*":
                 deeper += [(path, f"{prefix}{path.name}_") for path in inside.values()]
+                bad = [path for path in inside.values() if not is_utf8(path.name)]
+                if bad:
+                    raise UserError(f"{bad[0]}: its name is not UTF-8; rename it")
             elif name.lower() in inside:
                 deeper.append((inside[name.lower()], prefix))
         found = deeper
@@ -196,6 +202,8 @@ def _images(folder: Path) -> _Images:
             continue
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
             ignored.append(path)
+        elif not is_utf8(path.name):
+            raise UserError(f"{path}: its name is not UTF-8; rename it")
         elif path.stem in by_stem:
             raise UserError(f"{path}: has the same name as {by_stem[path.stem].name} but for the extension")
         else:
@@ -212,7 +220,7 @@ def forget_folders() -> None:
 def _units(layout: Layout, gt: Path, labelled: dict[str, Path], prefix: str, images: dict[Path, _Images]) -> list[Unit]:
     clean = images[gt].by_stem
     if not labelled:
-        return [Unit(_name(prefix + stem), path) for stem, path in clean.items()]
+        return [Unit(stored_name(prefix + stem), path) for stem, path in clean.items()]
     if set(labelled) != set(layout.labelled):
         absent = sorted(set(layout.labelled) - set(labelled))
         raise UserError(f"{gt.parent}: lacks the folders {', '.join(absent)} beside {gt.name!r}")
@@ -230,17 +238,17 @@ def _units(layout: Layout, gt: Path, labelled: dict[str, Path], prefix: str, ima
                 hint = did_you_mean(partner, list(clean)[:1000])
                 raise UserError(f"{path}: has no clean partner {partner!r} in {gt}.{hint}")
             used.add(partner)
-            name = _name(prefix + stem)
+            name = stored_name(prefix + stem)
             group = f"{partner}" if shared else stem
             groups.setdefault(group, []).append(("lq", f"{label}/{name}" if label else name, path))
         alone = sorted(clean.keys() - wanted.keys())
-        if alone and not layout.gt_is_larger and gt not in folder.parents:
+        if alone and not layout.gt_is_larger:
             raise UserError(f"{clean[alone[0]]}: has no degraded partner in {folder} ({len(alone)} such images)")
     by_group = {group: clean[group if shared else layout.rule(group)] for group in groups}
-    return [Unit(_name(prefix + group), by_group[group], tuple(members)) for group, members in groups.items()]
+    return [Unit(stored_name(prefix + group), by_group[group], tuple(members)) for group, members in groups.items()]
 
 
-def _name(stem: str) -> str:
+def stored_name(stem: str) -> str:
     """Return a name that BasicSR's readers take: they end it at its first dot."""
     return stem.replace(".", "_")
 

@@ -14,9 +14,9 @@ import numpy as np
 from restormixer_arch import __version__
 from restormixer_arch.data.degradations.compose import Composition, compositions_text, read_compositions
 from restormixer_arch.data.degraded_dataset import DegradedDataset, Sample
-from restormixer_arch.data.images.folder import without_suffix
+from restormixer_arch.data.images.folder import FolderImages, without_suffix
 from restormixer_arch.data.images.opencv import write_png
-from restormixer_arch.data.lmdb_io import write_lmdb
+from restormixer_arch.data.lmdb_io import LmdbImages, write_lmdb
 from restormixer_arch.data.preparation.store import difference, open_reader
 from restormixer_arch.data.preparation.sub_images import Entry
 from restormixer_arch.errors import UserError
@@ -25,6 +25,7 @@ RECORD = "made_with.json"
 COMPOSITIONS = "compositions.json"
 Compositions = dict[str, dict[str, Composition]]  # label -> image -> parameters
 OPTIONS = ("degradations", "seed", "scale", "gt_size", "recursive")
+FORMATS = {False: ("folder", ""), True: ("lmdb", ".lmdb")}  # lmdb -> how the images are stored, and the ending
 
 
 def write_fixed_set(
@@ -42,8 +43,9 @@ def write_fixed_set(
     """Write ``gt`` and ``lq`` (folders, or ``gt.lmdb`` and ``lq.lmdb``) with images ``<label>/<image>_<label>``.
 
     PairedRestorationDataset reads them, folders with ``recursive: true``, and shows results per label. The pairs are
-    those of a DegradedDataset with the same options in validation. ``made_with.json`` records the options, and
-    ``compositions.json`` the parameters of every degradation: the pairs can be made again from them alone.
+    those of a DegradedDataset with the same options in validation. ``made_with.json`` records the options, the clean
+    images with their sizes in bytes, and the format. ``compositions.json`` has the parameters of every degradation:
+    the pairs can be made again from them alone.
 
     Args:
         gt: folder or LMDB of the clean images.
@@ -61,11 +63,25 @@ def write_fixed_set(
     if out.exists():
         raise UserError(f"{out}: is there already; remove it first or choose another folder")
     options = {"degradations": degradations, "seed": seed, "scale": scale, "gt_size": gt_size, "recursive": recursive}
-    pairs: dict[str, list[tuple[str, np.ndarray]]] = {"gt": [], "lq": []}
+    dataset = _dataset(gt, options, compositions)
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    dataset = _dataset(gt, options, compositions)
+    try:
+        _write_pairs(partial, dataset, gt, lmdb)
+        record = {"restormixer": __version__, "dataroot_gt": str(gt), **options}
+        record |= {"format": FORMATS[lmdb][0], "images": clean_images(gt, recursive)}
+        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return len(dataset), dataset.labels
+
+
+def _write_pairs(partial: Path, dataset: DegradedDataset, gt: str, lmdb: bool) -> None:
+    """Write the images and the parameters of the degradations."""
+    pairs: dict[str, list[tuple[str, np.ndarray]]] = {"gt": [], "lq": []}
     used: Compositions = {}
     for name, sample, images in _pairs(dataset, gt):
         used.setdefault(sample.label, {})[without_suffix(sample.name)] = sample.composition
@@ -77,18 +93,54 @@ def write_fixed_set(
     for kind, images in pairs.items():
         if lmdb:
             write_lmdb(partial / f"{kind}.lmdb", images, compression=6)
-    record = {"restormixer": __version__, "dataroot_gt": str(gt), **options}
-    (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     (partial / COMPOSITIONS).write_text(compositions_text(used) + "\n", encoding="utf-8")
-    partial.rename(out)
-    return len(dataset), dataset.labels
 
 
 def recorded_options(out: Path) -> dict[str, Any]:
     """Return the options that a fixed set was made with. Raises UserError: ``out`` is no fixed set."""
+    return _record(out)[0]
+
+
+def difference_of_set(out: Path, gt: str, options: dict[str, Any], lmdb: bool) -> str:
+    """Say how a fixed set that is there differs from the one that would be made, "" if it does not.
+
+    Args:
+        out: folder of the set.
+        gt: folder or LMDB of the clean images.
+        options: those that are not left at their defaults.
+        lmdb: it would be written as LMDBs.
+
+    Raises:
+        UserError: ``out`` is no fixed set, or the clean images cannot be read.
+    """
+    recorded, known = _record(out)
+    if not options.items() <= recorded.items():
+        return "was made with other settings"
+    form, suffix = FORMATS[lmdb]
+    if not all((out / f"{kind}{suffix}").is_dir() for kind in ("gt", "lq")):
+        return f"was made with another --format than {form}"
+    now = clean_images(gt, recorded["recursive"])
+    if known is not None:
+        return "" if known == now else "was made of other clean images"
+    # An earlier version recorded no images, but their names are in those of the pairs.
+    wanted = {_pair_name(label, name) for label in recorded["degradations"] for name in now}
+    return "" if set(open_reader(out / f"gt{suffix}", form).names) == wanted else "was made of other clean images"
+
+
+def clean_images(gt: str, recursive: bool = False) -> dict[str, int]:
+    """Return name -> size in bytes of the images of a folder or an LMDB. Raises UserError: it cannot be read."""
+    if Path(gt).suffix == ".lmdb":
+        source = LmdbImages(gt, "dataroot_gt")
+        return {name: len(source.content(name) or b"") for name in source.names}
+    folder = FolderImages(gt, "dataroot_gt", recursive)
+    return {name: (folder.root / name).stat().st_size for name in folder.names}
+
+
+def _record(out: Path) -> tuple[dict[str, Any], dict[str, int] | None]:
+    """Return the options of a fixed set and its clean images, None for those where they are not recorded."""
     try:
         record = json.loads((out / RECORD).read_text(encoding="utf-8"))
-        return {key: record[key] for key in OPTIONS}
+        return {key: record[key] for key in OPTIONS}, record.get("images")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{out}: is no fixed set of pairs: {RECORD} cannot be read ({error})") from error
 
@@ -105,7 +157,7 @@ def check_fixed_set(gt: str, out: Path, lmdb: bool, compositions: Compositions |
     Raises:
         UserError: ``out`` is no fixed set, or the clean images cannot be read.
     """
-    form, suffix = ("lmdb", ".lmdb") if lmdb else ("folder", "")
+    form, suffix = FORMATS[lmdb]
     readers = {kind: open_reader(out / f"{kind}{suffix}", form) for kind in ("gt", "lq")}
     left = {kind: set(reader.names) for kind, reader in readers.items()}
     count, problems = 0, []
@@ -138,11 +190,15 @@ def _pairs(dataset: DegradedDataset, gt: str) -> Iterator[tuple[str, Sample, dic
     seen: set[str] = set()
     for number in range(len(dataset)):
         sample = dataset.sample(0, number)
-        name = f"{sample.label}/{without_suffix(sample.name).replace('/', '_')}_{sample.label}"
+        name = _pair_name(sample.label, sample.name)
         if name in seen:
             raise UserError(f"{gt}: more than one image would be named {name!r}")
         seen.add(name)
         yield name, sample, {"gt": _to_uint8(sample.gt), "lq": _to_uint8(sample.lq)}
+
+
+def _pair_name(label: str, name: str) -> str:
+    return f"{label}/{without_suffix(name).replace('/', '_')}_{label}"
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:

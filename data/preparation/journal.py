@@ -17,7 +17,7 @@ from restormixer_arch.data.preparation.store import meta_line
 from restormixer_arch.data.preparation.sub_images import Prepared, Recipe
 from restormixer_arch.output import write_text_atomically
 
-VERSION = 1
+VERSION = 2  # 1 recorded files by folder and name, of which two folders of one name have the same
 
 
 class Journal:
@@ -49,13 +49,19 @@ class Journal:
             whole: all of them must be in it.
         """
         by_name = {unit.name: unit for unit in units}
-        if self.found_settings != self.settings or not self.records.keys() <= by_name.keys():
+        if not self.has_settings() or not self.records.keys() <= by_name.keys():
             return False
         if whole and self.records.keys() != by_name.keys():
             return False
+        # where the preparation goes on, skipped units are tried again whatever their files are
         return all(
-            "skipped" in record or record["files"] == signature(by_name[name]) for name, record in self.records.items()
+            ("skipped" in record and not whole) or _same_files(record["files"], by_name[name])
+            for name, record in self.records.items()
         )
+
+    def has_settings(self) -> bool:
+        """Whether it was written with these settings, by this version or an earlier one."""
+        return bool(self.found_settings) and {**self.found_settings, "version": VERSION} == self.settings
 
     def clear(self) -> None:
         """Forget what was read."""
@@ -116,10 +122,32 @@ def recipe_of(settings: dict[str, Any]) -> Recipe:
     return Recipe(settings["crop"], settings["step"], tuple(settings["scales"]), settings["multiple"])
 
 
-def signature(unit: Unit) -> dict[str, list[int]]:
-    """Return file -> size and time of change, by which one sees whether it is still the same, wherever the set lies."""
-    found = {f"{path.parent.name}/{path.name}": path.stat() for path in unit.files}
-    return {name: [status.st_size, status.st_mtime_ns] for name, status in found.items()}
+def signature(unit: Unit) -> dict[str, list[int] | None]:
+    """Return file -> size and time of change, by which one sees whether it is still the same, wherever the set lies.
+
+    Files are named by what they are: ``gt/0001.png``, ``lq/0001.png``, ``lq/low_haze/0001.png``. One that cannot be
+    read has None.
+    """
+    found = {f"gt/{unit.gt.name}": _state(unit.gt)}
+    for kind, name, path in unit.degraded:
+        found[f"{kind}/{name}{path.suffix}"] = _state(path)
+    return found
+
+
+def _same_files(known: dict[str, list[int] | None], unit: Unit) -> bool:
+    """Whether a unit's files are those of a record, also of one of version 1 that has all of them."""
+    if known == signature(unit):
+        return True
+    by_folder = {f"{path.parent.name}/{path.name}": _state(path) for path in unit.files}
+    return len(by_folder) == len(unit.files) and known == by_folder
+
+
+def _state(path: Path) -> list[int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _records(path: Path) -> Iterable[dict[str, Any]]:

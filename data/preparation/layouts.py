@@ -100,7 +100,7 @@ def _rain_test(name: str, *more: Layout) -> PublicSet:
 
 def _rain100(name: str) -> PublicSet:
     original = Layout(f"{name}/norain", f"{name}/rain", no_in_front)
-    older = Layout(name, f"{name}/rainy", no_in_front)
+    older = Layout(name, f"{name}/rainy", no_in_front, gt_is_larger=True)
     return _rain_test(name, original, older)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,7 @@ def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: in
 
     Args:
         gt: folder or LMDB of clean images.
-        out: folder to write to; a set that is there already is left as it is.
+        out: folder to write to; a set is whole or not there at all, and one that is there is left as it is.
         libraries: of :data:`LABELS`.
         gt_size: the middle of each image is taken, this many pixels a side at most.
         seed: of all chance; each image has its own from it.
@@ -41,25 +42,22 @@ def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: in
         The names of the sets.
 
     Raises:
-        UserError: a library is not installed or unknown, or an image cannot be read.
+        UserError: a library is not installed or unknown, an image cannot be read, two have one name but for the
+            extension, or half of a set is there.
     """
     for library in libraries:
         if library not in INSTALL:
             raise UserError(f"{library!r} is no library with generators here, expected {' or '.join(INSTALL)}")
         if importlib.util.find_spec(library) is None:
             raise UserError(f"needs {library}, which is not installed: {INSTALL[library]}")
-    source = open_images(gt, "--gt")
-    images = {}
-    for name in source.names:
-        image = np.round(source.read(name) * 255).astype(np.uint8)
-        top, left = ((side - min(side, gt_size)) // 2 for side in image.shape[:2])
-        images[without_suffix(name)] = np.ascontiguousarray(image[top : top + gt_size, left : left + gt_size])
+    images = _middles(gt, gt_size)
     sets = []
     for library in libraries:
         for label in LABELS[library]:
             sets.append(f"{library}_{label}")
             folder = out / sets[-1]
             if folder.exists():
+                _check_whole(folder)
                 continue
             degrade = GENERATORS[library]
             # The generators work on RGB, LMDBs hold BGR.
@@ -67,10 +65,36 @@ def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: in
                 name: degrade(image[..., ::-1], label, seed + number)[..., ::-1]
                 for number, (name, image) in enumerate(images.items())
             }
-            folder.mkdir(parents=True)
-            write_lmdb(folder / "gt.lmdb", [(f"{label}/{name}", image) for name, image in images.items()])
-            write_lmdb(folder / "lq.lmdb", [(f"{label}/{name}", np.ascontiguousarray(i)) for name, i in lq.items()])
+            partial = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            write_lmdb(partial / "gt.lmdb", [(f"{label}/{name}", image) for name, image in images.items()])
+            write_lmdb(partial / "lq.lmdb", [(f"{label}/{name}", np.ascontiguousarray(i)) for name, i in lq.items()])
+            partial.rename(folder)
     return sets
+
+
+def _middles(gt: str, size: int) -> dict[str, np.ndarray]:
+    """Return name without extension -> middle of the image, uint8 BGR (H, W, 3)."""
+    source = open_images(gt, "--gt")
+    stems: dict[str, str] = {}
+    for name in source.names:
+        other = stems.setdefault(without_suffix(name), name)
+        if other != name:
+            raise UserError(f"--gt: {gt}: {name!r} has the same name as {other!r} but for the extension")
+    images = {}
+    for stem, name in stems.items():
+        image = np.round(source.read(name) * 255).astype(np.uint8)
+        top, left = ((side - min(side, size)) // 2 for side in image.shape[:2])
+        images[stem] = np.ascontiguousarray(image[top : top + size, left : left + size])
+    return images
+
+
+def _check_whole(folder: Path) -> None:
+    """Raise UserError: a set of an earlier version that was stopped while it was written."""
+    for kind in ("gt", "lq"):
+        if not (folder / f"{kind}.lmdb").is_dir():
+            raise UserError(f"{folder}: is there, but has no {kind}.lmdb; remove it to have it made again")
 
 
 def by_albumentations(image: np.ndarray, label: str, seed: int) -> np.ndarray:

@@ -6,20 +6,24 @@ the same thumbnail; one that was cropped, turned or strongly edited has another.
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
+from restormixer_arch.data.images.opencv import decode
 from restormixer_arch.data.lmdb_io import LmdbImages
 from restormixer_arch.data.preparation.store import FolderReader
+from restormixer_arch.errors import UserError
+from restormixer_arch.output import warn
 
 SIDE = 16
 LARGEST = 2.0  # mean difference of two thumbnails of the same picture, in levels of 255
-FLAT = 4.0  # deviation of a thumbnail below which a picture is too plain to be told from others
+FLAT = 4.0  # deviation of a thumbnail below which a picture is too plain to be distinguished from others
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
@@ -30,6 +34,8 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 def find_copies(training: Iterable[Path], root: Path) -> list[tuple[Path, str]]:
     """Return the training images that are also in a prepared test set, each with the set and the image's name there.
 
+    Images that cannot be read are left out. A test set that cannot be opened is left out with a warning.
+
     Args:
         training: files of the clean training images.
         root: folder of the prepared sets; test sets are ``<set>/test*_gt.lmdb``, or folders ``<set>/test*_gt``.
@@ -38,11 +44,14 @@ def find_copies(training: Iterable[Path], root: Path) -> list[tuple[Path, str]]:
     for path in sorted((*root.glob("*/test*_gt.lmdb"), *root.glob("*/test*_gt"))):
         if not path.is_dir():
             continue
-        reader = LmdbImages(path, str(path)) if path.suffix == ".lmdb" else FolderReader(path)
+        try:
+            reader = LmdbImages(path, str(path)) if path.suffix == ".lmdb" else FolderReader(path)
+        except UserError as error:
+            warn(f"training images are not compared with those of a test set: {error}")
+            continue
         for name in reader.names:
-            content = np.frombuffer(reader.content(name), np.uint8)
             names.append(f"{path.relative_to(root)}: {name}")
-            thumbnails.append(_decoded(content))
+            thumbnails.append(_decoded(functools.partial(reader.content, name)))
     known = [(name, small) for name, small in zip(names, thumbnails, strict=True) if small is not None]
     if not known:
         return []
@@ -50,7 +59,7 @@ def find_copies(training: Iterable[Path], root: Path) -> list[tuple[Path, str]]:
     copies = []
     files = tqdm(list(training), desc="compare with test sets", unit="image", disable=not sys.stderr.isatty())
     for file in files:
-        small = _decoded(np.fromfile(file, np.uint8))
+        small = _decoded(file.read_bytes)
         if small is None:
             continue
         differences = np.abs(matrix - small).mean(axis=1)
@@ -60,9 +69,13 @@ def find_copies(training: Iterable[Path], root: Path) -> list[tuple[Path, str]]:
     return copies
 
 
-def _decoded(content: np.ndarray) -> np.ndarray | None:
-    """The thumbnail of an encoded image; None if it cannot be read or is too plain."""
-    image = cv2.imdecode(content, cv2.IMREAD_REDUCED_GRAYSCALE_2)
+def _decoded(read: Callable[[], bytes | None]) -> np.ndarray | None:
+    """The thumbnail of an encoded image; None if it cannot be read, is not there or is too plain."""
+    try:
+        content = read()
+    except (OSError, UserError):
+        return None
+    image = decode(content, cv2.IMREAD_REDUCED_GRAYSCALE_2) if content else None
     if image is None:
         return None
     small = thumbnail(image)

@@ -11,30 +11,40 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from restormixer_arch.data.preparation.find_pairs import Found, images_in, pair_folders
+from restormixer_arch.data.preparation.find_pairs import Found, images_in, pair_folders, stored_name
 from restormixer_arch.data.preparation.layouts import Layout, Part, PublicSet, before_last_underscore, no_in_front, same
 from restormixer_arch.errors import UserError
 
 VAL_SHARE, MOST_VAL = 10, 50  # every tenth image, and not more than 50, is for validation
 
 
-def without_ending(*endings: str) -> Callable[[str], str]:
-    """A rule: ``0001_lq`` belongs to ``0001_gt``, and to ``0001``."""
+ENDINGS = ("_lq", "_rain", "_input", "_noisy", "_blur")  # of degraded images
+
+
+def without_ending(clean: str = "") -> Callable[[str], str]:
+    """A rule: ``0001_lq`` belongs to ``0001``, or with ``clean="_gt"``, as does ``0001``, to ``0001_gt``."""
 
     def rule(stem: str) -> str:
-        return next((stem[: -len(ending)] for ending in endings if stem.lower().endswith(ending)), stem)
+        bare = next((stem[: -len(ending)] for ending in ENDINGS if stem.lower().endswith(ending)), stem)
+        return f"{bare}{clean}"
 
     return rule
 
 
-RULES = (same, without_ending("_lq", "_rain", "_input", "_noisy", "_blur"), no_in_front, before_last_underscore)
+RULES = (
+    same,
+    *(without_ending(clean) for clean in ("", "_gt", "_clean")),
+    no_in_front,
+    before_last_underscore,
+)
 
 
 def find_own_images(gt: Path, lq: Path | None, val: int | None) -> list[Found]:
     """Return the parts ``train`` and ``val`` of two folders, or of one.
 
-    Images are paired by name: the same one, or by the first of :data:`RULES` that fits all. Which ones are for
-    validation depends on their names alone, so that it stays the same when others are added.
+    Images are paired by name: the same one, or by the first of :data:`RULES` that fits all. Clean images are chosen
+    for validation, with all degraded ones that belong to them. The choice depends on the names alone. Images that are
+    added may take the places of others in validation, which are trained on from then on.
 
     Args:
         gt: folder of the clean images.
@@ -45,21 +55,25 @@ def find_own_images(gt: Path, lq: Path | None, val: int | None) -> list[Found]:
         UserError: an image has no partner, two have one name, or there are too few.
     """
     found = _pair(gt, lq)
-    count = len(found.units)
+    clean = {unit.gt for unit in found.units}
+    count = len(clean)
     wanted = min(max(count // VAL_SHARE, 1), MOST_VAL) if val is None else val
     if wanted >= count:
         raise UserError(f"{gt}: has {count} images, of which {wanted} are for validation: none is left for training")
-    by_chance = sorted(found.units, key=lambda unit: hashlib.sha256(unit.name.encode()).digest())
-    chosen = {unit.name for unit in by_chance[:wanted]}
+    chosen = set(sorted(clean, key=_by_chance)[:wanted])
     parts = {
-        "train": [unit for unit in found.units if unit.name not in chosen],
-        "val": [unit for unit in found.units if unit.name in chosen],
+        "train": [unit for unit in found.units if unit.gt not in chosen],
+        "val": [unit for unit in found.units if unit.gt in chosen],
     }
     return [
         replace(found, part=Part(name, (), *((480, 240) if name == "train" else ())), units=units)
         for name, units in parts.items()
         if units
     ]
+
+
+def _by_chance(clean: Path) -> bytes:
+    return hashlib.sha256(stored_name(clean.stem).encode()).digest()
 
 
 def _pair(gt: Path, lq: Path | None) -> Found:
@@ -72,4 +86,4 @@ def _pair(gt: Path, lq: Path | None) -> Found:
             break
     else:
         rule = same  # whose message names the first image without a partner
-    return pair_folders(public, Part("train", ()), Layout("", "", rule, gt_is_larger=True), gt, {"": lq})
+    return pair_folders(public, Part("train", ()), Layout("", "", rule), gt, {"": lq})

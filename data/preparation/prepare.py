@@ -10,21 +10,28 @@ import multiprocessing
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from restormixer_arch.data.preparation.find_pairs import Found, Unit
 from restormixer_arch.data.preparation.journal import Journal, recipe_of, settings_of
-from restormixer_arch.data.preparation.store import STORES, difference, open_reader, place, remove
+from restormixer_arch.data.preparation.store import STORES, alone_in, difference, image_key, open_reader, place, remove
 from restormixer_arch.data.preparation.sub_images import Prepared, Recipe, prepare_units, start_worker
 from restormixer_arch.errors import UserError
 
 CHUNK = 16  # units that a worker takes, and that are written, at once
 AHEAD = 3  # chunks in work for each worker: more would pile up in memory where the disk is slow
 SHOWN = 5  # problems of one kind that are listed
+MOST_WORKERS = 61 if sys.platform == "win32" else 2**16  # Windows cannot wait for more at once
+WORKER = "PoolWorker"  # in the names of processes: restormixer_arch/cli/__init__.py loads no torch in them
 
 
 @dataclass(frozen=True)
@@ -86,12 +93,18 @@ def prepare_part(job: Job, workers: int, skip_bad: bool = False) -> Summary:
         skip_bad: leave out pairs that cannot be read or differ in size, instead of stopping at the first.
 
     Raises:
-        UserError: a pair is bad, or the place is taken by something else.
+        UserError: a pair is bad, two images would be stored under one name, the place is taken by something else,
+            another process prepares images in it, or a worker process was killed.
     """
+    with alone_in(job.folder):
+        return _prepare_part(job, workers, skip_bad)
+
+
+def _prepare_part(job: Job, workers: int, skip_bad: bool) -> Summary:
     began = time.monotonic()
     settings = settings_of(job.recipe, job.form)
     journal = Journal(job.partial / "journal.jsonl", settings)
-    if journal.finished and journal.found_settings == settings:
+    if journal.finished and journal.has_settings():
         _move(job, journal)  # it was stopped while the last step was under way
     if _is_there(job, settings):
         summary = _summary(job, Journal(job.record, settings))
@@ -120,7 +133,7 @@ def check_part(job: Job, workers: int) -> tuple[int, list[str]]:
     Images are prepared again, with the settings recorded beside them where they are, and compared by content.
 
     Raises:
-        UserError: an LMDB is not there, or none of BasicSR's format.
+        UserError: an LMDB is not there, or none of BasicSR's format, or a worker process was killed.
     """
     record = Journal(job.record, {})
     recipe = recipe_of(record.found_settings) if record.found_settings else job.recipe
@@ -158,24 +171,37 @@ def _is_there(job: Job, settings: dict[str, object]) -> bool:
         return True
     why = "is there already and was not made by this command"
     if record.found_settings is not None:
-        why = "was prepared from files that have changed since"
-        changed = [key for key, value in settings.items() if record.found_settings.get(key) != value]
+        why = "was prepared from other files, or they have changed since"
+        if record.found_settings.get("version") != settings["version"]:
+            why = "was prepared by an earlier version, or from other files, or they have changed since"
+        changed = [
+            key for key, value in settings.items() if key != "version" and record.found_settings.get(key) != value
+        ]
         if changed:
             old, new = ({key: known.get(key) for key in changed} for known in (record.found_settings, settings))
             why = f"was prepared with other settings ({old}, now {new})"
-    raise UserError(f"{there[0]}: {why}; remove it or choose another --out to prepare it again")
+    it = " and ".join(["it", *(path.name for path in there[1:])])
+    raise UserError(f"{there[0]}: {why}; remove {it}, or choose another --out, to prepare it again")
 
 
 def _write(job: Job, journal: Journal, left: Sequence[Unit], workers: int, skip_bad: bool) -> None:
     stores = {kind: STORES[job.form](job.partial / kind) for kind in job.kinds}
+    taken = {
+        (kind, image_key(line)): record["unit"]
+        for record in journal.made()
+        for kind, lines in record["images"].items()
+        for line in lines
+    }
     try:
-        for outcomes in _outcomes(left, job.recipe, workers, f"prepare {job.found.shown}"):
-            bad = [outcome for outcome in outcomes if outcome.problem]
-            if bad and not skip_bad:
-                raise UserError(bad[0].problem)
-            for kind, store in stores.items():
-                store.put([entry for outcome in outcomes for entry in outcome.entries.get(kind, ())])
-            journal.add(outcomes)
+        with closing(_outcomes(left, job.recipe, workers, f"prepare {job.found.shown}")) as prepared:
+            for outcomes in prepared:
+                bad = [outcome for outcome in outcomes if outcome.problem]
+                if bad and not skip_bad:
+                    raise UserError(bad[0].problem)
+                _check_keys(outcomes, taken)
+                for kind, store in stores.items():
+                    store.put([entry for outcome in outcomes for entry in outcome.entries.get(kind, ())])
+                journal.add(outcomes)
     except BaseException:
         journal.close()
         for store in stores.values():
@@ -183,6 +209,19 @@ def _write(job: Job, journal: Journal, left: Sequence[Unit], workers: int, skip_
         raise
     for kind, store in stores.items():
         store.close(journal.lines(kind))
+
+
+def _check_keys(outcomes: Iterable[Prepared], taken: dict[tuple[str, str], str]) -> None:
+    """Enter the images in ``taken``, (kind, key) -> unit. Raises UserError: one would be stored over another."""
+    for outcome in outcomes:
+        for kind, entries in outcome.entries.items():
+            for entry in entries:
+                other = taken.setdefault((kind, entry.key), outcome.unit.name)
+                if other != outcome.unit.name:
+                    raise UserError(
+                        f"{outcome.unit.gt}: would be stored as {entry.key!r} ({kind}), and so would a part of "
+                        f"{other!r}; rename one of them"
+                    )
 
 
 def _move(job: Job, journal: Journal) -> None:
@@ -195,7 +234,11 @@ def _move(job: Job, journal: Journal) -> None:
 
 
 def _outcomes(units: Sequence[Unit], recipe: Recipe, workers: int, title: str) -> Iterator[list[Prepared]]:
-    """Yield the prepared units in their order, some at once, while a bar on a terminal shows how far it is."""
+    """Yield the prepared units in their order, some at once, while a bar on a terminal shows how far it is.
+
+    Raises:
+        UserError: a worker process was killed.
+    """
     chunks = [units[first : first + CHUNK] for first in range(0, len(units), CHUNK)]
     shown = sys.stderr.isatty()
     with tqdm(total=len(units), desc=title, unit="pair", disable=not shown, dynamic_ncols=True) as bar:
@@ -205,19 +248,37 @@ def _outcomes(units: Sequence[Unit], recipe: Recipe, workers: int, title: str) -
                 yield outcomes
                 bar.update(len(outcomes))
             return
-        # Forking is not safe beside threads, which torch and OpenCV start.
-        with multiprocessing.get_context("spawn").Pool(min(workers, len(chunks)), start_worker) as pool:
-            waiting: deque = deque()
+        for outcomes in _parallel(chunks, recipe, min(workers, len(chunks), MOST_WORKERS)):
+            yield outcomes
+            bar.update(len(outcomes))
+
+
+class _Workers(SpawnContext):
+    """Makes worker processes by spawning: forking is not safe beside threads, which torch and OpenCV start."""
+
+    @staticmethod
+    def Process(*args: Any, **kwargs: Any) -> SpawnProcess:  # noqa: N802, the name that is asked for
+        return SpawnProcess(*args, name=WORKER, **kwargs)
+
+
+def _parallel(chunks: Sequence[Sequence[Unit]], recipe: Recipe, workers: int) -> Iterator[list[Prepared]]:
+    """Yield the outcomes of chunks in their order, made by some processes. Raises UserError: one was killed."""
+    waiting: deque = deque()
+    with ProcessPoolExecutor(workers, _Workers(), start_worker) as pool:
+        try:
             for chunk in chunks:
-                waiting.append(pool.apply_async(prepare_units, (chunk, recipe)))
+                waiting.append(pool.submit(prepare_units, chunk, recipe))
                 if len(waiting) >= AHEAD * workers:
-                    outcomes = waiting.popleft().get()
-                    yield outcomes
-                    bar.update(len(outcomes))
+                    yield waiting.popleft().result()
             while waiting:
-                outcomes = waiting.popleft().get()
-                yield outcomes
-                bar.update(len(outcomes))
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise UserError("a process was killed; if the memory ran out, lower --workers") from error
+        except BaseException:  # what is in work is not waited for
+            for child in multiprocessing.active_children():
+                if child.name == WORKER:
+                    child.terminate()
+            raise
 
 
 def _summary(job: Job, journal: Journal) -> Summary:

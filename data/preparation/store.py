@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lmdb
 import numpy as np
 
 from restormixer_arch.data.images import IMAGE_SUFFIXES
+from restormixer_arch.data.images.folder import without_suffix
 from restormixer_arch.data.images.opencv import decode_color
 from restormixer_arch.data.lmdb_io import LmdbImages, writing
 from restormixer_arch.data.preparation.sub_images import PNG_LEVEL, Entry
@@ -102,6 +105,11 @@ def meta_line(entry: Entry) -> str:
     return f"{entry.key}{entry.suffix} ({height},{width},3) {PNG_LEVEL}"
 
 
+def image_key(line: str) -> str:
+    """Return the key in what :func:`meta_line` gives."""
+    return without_suffix(line.rpartition(" (")[0])
+
+
 def place(out: Path, name: str, kind: str, form: str) -> Path:
     """Return the LMDB or folder of a kind of images of a part, ``out / <part>_<kind>[.lmdb]``."""
     return out / f"{name}_{kind}{STORES[form].suffix}"
@@ -127,6 +135,38 @@ def difference(reader: LmdbImages | FolderReader, entry: Entry) -> str:
 def remove(path: Path) -> None:
     """Remove a folder and all in it, if it is there."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from preparing images in a folder, which is made if need be.
+
+    It is a lock of the system on the folder, which ends with the process, however that ends. Where the system or the
+    file system has no such locks, nothing is locked.
+
+    Raises:
+        UserError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UserError(
+            f"{folder}: another process prepares images in it; wait for it or choose another --out"
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def _decode(content: bytes) -> np.ndarray | None:

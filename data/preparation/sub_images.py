@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -58,9 +61,16 @@ class Prepared:
 
 
 def start_worker() -> None:
-    """Leave Ctrl-C to the main process, and the cores to the other workers."""
+    """Leave Ctrl-C to the main process, and the cores to the other workers; end when the main process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone: it would wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def prepare_units(units: Sequence[Unit], recipe: Recipe) -> list[Prepared]:

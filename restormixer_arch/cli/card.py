@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from restormixer_arch.cli.parsing import Parser
+from restormixer_arch.cli.parsing import Parser, path_name
 from restormixer_arch.config.check import NoDataSet, read_request
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.inference.weights import SHIPPED, shipped_tasks
@@ -80,7 +80,7 @@ def run(arguments: list[str]) -> int:
     parser = Parser("card", "Measure the installed weights on public test sets, beside published numbers.")
     tasks = list(dict.fromkeys(measurement.task for measurement in MEASUREMENTS))
     parser.add_argument("--tasks", nargs="+", default=tasks, metavar="TASK", help=f"of {', '.join(tasks)}")
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="Markdown file to write, too")
+    parser.add_argument("-o", "--out", type=path_name, metavar="FILE", help="Markdown file to write, too")
     args = parser.parse_args(arguments)
     for task in args.tasks:
         if task not in tasks:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
+from argparse import ArgumentTypeError
 
-from restormixer_arch.cli.parsing import Parser, positive_number, whole_number
+from restormixer_arch.cli.parsing import Parser, path_name, positive_number, whole_number
+from restormixer_arch.data.degradations.labels import CDD11, NAMES
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.output import say
+
+LEAST_SIDE = 16  # of the images of "speed": compression and blur need some pixels
 
 ACTIONS = {
     "sheet": "draw all degradations of a photograph on a picture sheet",
@@ -22,6 +26,9 @@ def run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         width = max(map(len, ACTIONS))
         lines = [f"  {name:<{width}}  {purpose}" for name, purpose in ACTIONS.items()]
+        lines += ["", f"labels, or several joined by _ in this order, such as {CDD11[-2]}:"]
+        lines += [f"  {name:<{width}}  {what}" for name, what in NAMES.items()]
+        lines += ["", "'basicsr degrade ACTION --help' shows more about one."]
         say("\n".join(["usage: basicsr degrade ACTION [options]", "", "actions:", *lines]))
         raise SystemExit(0 if arguments else 2)
     name, *rest = arguments
@@ -35,8 +42,8 @@ def run(arguments: list[str]) -> int:
 
 def _sheet(arguments: list[str]) -> None:
     parser = Parser("degrade sheet", "Draw all degradations of a photograph on a picture sheet.")
-    parser.add_argument("--photo", type=Path, required=True, metavar="FILE", help="photograph to degrade")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="sheet to write, .png or .jpg")
+    parser.add_argument("--photo", type=path_name, required=True, metavar="FILE", help="photograph to degrade")
+    parser.add_argument("--out", type=path_name, required=True, metavar="FILE", help="sheet to write, .png or .jpg")
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of the parameters (default 0)")
     args = parser.parse_args(arguments)
     from restormixer_arch.data.degradations.sheet import write_sheet
@@ -48,7 +55,7 @@ def _sheet(arguments: list[str]) -> None:
 def _set(arguments: list[str]) -> None:
     parser = Parser("degrade set", "Write a fixed validation set: clean images under every label.")
     parser.add_argument("--gt", required=True, metavar="DIR", help="folder or LMDB of the clean images")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--out", type=path_name, required=True, metavar="DIR", help="folder to make")
     parser.add_argument(
         "--labels", nargs="+", default=["cdd11"], metavar="LABEL", help="such as low_haze; default: CDD-11's eleven"
     )
@@ -78,7 +85,7 @@ def _others(arguments: list[str]) -> None:
 
     parser = Parser("degrade others", "Write test sets by the generators of other libraries, which must be installed.")
     parser.add_argument("--gt", required=True, metavar="DIR", help="folder or LMDB of the clean images")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the sets")
+    parser.add_argument("--out", type=path_name, required=True, metavar="DIR", help="folder of the sets")
     parser.add_argument("--libraries", nargs="+", default=list(INSTALL), metavar="NAME", help=" or ".join(INSTALL))
     parser.add_argument("--gt-size", type=positive_number, default=256, metavar="N", help="cut out the middle (256)")
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of all chance (default 0)")
@@ -90,13 +97,31 @@ def _others(arguments: list[str]) -> None:
 def _speed(arguments: list[str]) -> None:
     parser = Parser("degrade speed", "Measure images/s of each degradation on one thread.")
     parser.add_argument(
-        "--size", type=positive_number, default=256, metavar="N", help="side of the images (default 256)"
+        "--size", type=_side, default=256, metavar="N", help="side of the images, from 16 (default 256)"
     )
-    parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="for each degradation (default 1)")
+    parser.add_argument("--seconds", type=_seconds, default=1.0, metavar="S", help="for each degradation (default 1)")
     args = parser.parse_args(arguments)
     from restormixer_arch.data.degradations.sheet import report_speeds
 
     report_speeds(args.size, args.seconds)
+
+
+def _side(text: str) -> int:
+    """An argument's type: a number of pixels that all degradations take."""
+    if not text.isdigit() or int(text) < LEAST_SIDE:
+        raise ArgumentTypeError(f"expected a whole number from {LEAST_SIDE}, got {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    """An argument's type: a time that is not 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return value
 
 
 def _coverage(arguments: list[str]) -> None:

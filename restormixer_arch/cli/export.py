@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restormixer_arch.cli.parsing import Parser
+from restormixer_arch.cli.parsing import Parser, path_name
 from restormixer_arch.config.yaml_file import locate_option_file, read_options
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.output import say
@@ -25,7 +25,7 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 def parser() -> Parser:
     parser = Parser("export", DESCRIPTION)
     parser.add_argument("weights", metavar="WEIGHTS", help="weights, .pth or .safetensors")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="*.safetensors or *.onnx")
+    parser.add_argument("-o", "--output", type=path_name, required=True, metavar="FILE", help="*.safetensors or *.onnx")
     parser.add_argument("--param-key", metavar="NAME", help="entry of WEIGHTS; default: the averaged ones if there")
     parser.add_argument(
         "--opt",

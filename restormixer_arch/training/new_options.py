@@ -172,6 +172,9 @@ def _read_data(folder: Path) -> _Data:
         source = ["    type: DegradedDataset", *source, f"    degradations:{weights}"]
     source += [f"    io_backend:\n      type: {backend}"]
     pairs = (folder / f"val_gt{suffix}", val) if val.is_dir() else (drawn / f"gt{suffix}", drawn / f"lq{suffix}")
+    if drawn.is_dir() and not pairs[1].is_dir():
+        lacking = f"{drawn} has no {pairs[1].name}, unlike {gt.name}"
+        raise UserError(f"--data: {lacking}; remove it and prepare the set again")
     falls = any(set(label.split("_")) & {"rain", "snow"} for label in labels)
     val_text = _validation_set(folder.resolve().name, pairs, backend, bool(labels)) if pairs[1].is_dir() else ""
     return _Data("\n".join(source), val_text, scale, _smallest_side(gt), falls)

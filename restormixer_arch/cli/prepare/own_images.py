@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from restormixer_arch.cli.parsing import Parser, whole_number
@@ -31,7 +32,7 @@ def run(arguments: list[str]) -> int:
     parser = Parser("prepare pairs", DESCRIPTION)
     parser.add_argument("--gt", required=True, metavar="DIR", help="folder of the clean images")
     parser.add_argument("--lq", metavar="DIR", help="folder of the degraded ones, named like their clean partners")
-    parser.add_argument("--degrade", metavar="LABELS", help="such as rain,haze_rain,jpeg: basicsr degrade --help")
+    parser.add_argument("--degrade", metavar="LABELS", help="such as rain,haze_rain,jpeg; all: basicsr degrade --help")
     parser.add_argument("--scale", type=int, choices=(1, 2, 3, 4), default=1, help="with --degrade down (default: 1)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the new set, such as datasets/mine")
     parser.add_argument(
@@ -44,19 +45,22 @@ def run(arguments: list[str]) -> int:
         raise UserError("basicsr prepare pairs: expected either --lq or --degrade")
     if args.scale > 1 and not args.degrade:
         raise UserError("--scale: belongs to --degrade; pairs of two folders have the same size")
+    if args.val == 0 and args.degrade:
+        raise UserError("--val: expected at least 1 with --degrade, whose pairs for validation are made of them, got 0")
     labels = [label.strip() for label in args.degrade.split(",")] if args.degrade else []
     if labels:
         read_mixture(labels, args.scale)
     gt, out = existing_folder(args.gt, "--gt"), Path(args.out).expanduser()
+    place = Path(os.path.abspath(out))  # "." has neither a name nor a parent
     lq = existing_folder(args.lq, "--lq") if args.lq else None
     forget_folders()
     parts = find_own_images(gt, lq, args.val)
     jobs = [make_job(found, args, out, multiple=args.scale) for found in parts]
-    if not prepare_jobs(jobs, args.workers, args.skip_bad, out.parent):
+    if not prepare_jobs(jobs, args.workers, args.skip_bad, place.parent if out.name in ("", "..") else out.parent):
         return 130
-    if labels and len(parts) > 1:
+    if labels:
         options = {"degradations": labels, "scale": args.scale}
-        shown = f"pairs {out.name}: {', '.join(labels)}"
+        shown = f"pairs {place.name}: {', '.join(labels)}"
         say(write_pairs_once(shown, jobs[-1].places["gt"], out / "val_pairs", options, args.format))
     say(f"next: basicsr init --data {out} --output my.yml")
     return 0

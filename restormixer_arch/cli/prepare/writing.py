@@ -11,6 +11,7 @@ from restormixer_arch.cli.parsing import Parser
 from restormixer_arch.data.preparation.find_pairs import Found
 from restormixer_arch.data.preparation.overlap import find_copies
 from restormixer_arch.data.preparation.prepare import SHOWN, Job, Summary, prepare_part
+from restormixer_arch.data.preparation.store import alone_in
 from restormixer_arch.data.preparation.sub_images import Recipe
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import complain, say, warn
@@ -55,9 +56,12 @@ def make_job(
 def prepare_jobs(jobs: list[Job], workers: int, skip_bad: bool, root: Path) -> bool:
     """Prepare parts, show what became of each, and warn of training images that are in a test set under ``root``.
 
+    Training images are compared with test sets once all parts are there, if any of them is new.
+
     Returns:
         False if Ctrl-C stopped it.
     """
+    is_new = False
     for job in jobs:
         try:
             summary = prepare_part(job, workers, skip_bad)
@@ -66,7 +70,9 @@ def prepare_jobs(jobs: list[Job], workers: int, skip_bad: bool, root: Path) -> b
             return False
         for line in summary_lines(summary):
             say(line)
-        if job.found.part.name == "train" and not summary.was_there:
+        is_new |= not summary.was_there
+    for job in jobs:
+        if is_new and job.found.part.name == "train":
             _warn_of_copies(job, root)
     return True
 
@@ -112,16 +118,17 @@ def write_pairs_once(
     """Write a fixed set of pairs, or find it there. Returns a line that says so.
 
     Raises:
-        UserError: a set is there that was made with other settings.
+        UserError: a set is there that was made with other settings, in another format or of other clean images.
     """
-    from restormixer_arch.data.preparation.fixed_set import recorded_options, write_fixed_set  # imports torch
+    from restormixer_arch.data.preparation.fixed_set import difference_of_set, write_fixed_set  # imports torch
 
-    if not out.exists():
-        count, _ = write_fixed_set(str(gt), out, **options, lmdb=form == "lmdb", compositions=compositions)
-        return f"{shown}; {count} pairs -> {out}"
-    if options.items() <= recorded_options(out).items():
-        return f"{shown}; there already -> {out}"
-    raise UserError(f"{out}: was made with other settings; remove it or choose another --out")
+    with alone_in(out.parent):
+        if not out.exists():
+            count, _ = write_fixed_set(str(gt), out, **options, lmdb=form == "lmdb", compositions=compositions)
+            return f"{shown}; {count} pairs -> {out}"
+        if difference := difference_of_set(out, str(gt), options, lmdb=form == "lmdb"):
+            raise UserError(f"{out}: {difference}; remove it or choose another --out")
+    return f"{shown}; there already -> {out}"
 
 
 def places(job: Job) -> str:
