@@ -18,7 +18,7 @@ INPUTS = [(20.0, 9.0, 0.5), (22.0, 9.5, 0.7)]  # PSNR, NIQE, SSIM of two picture
 RESTORED = {"ours": [(30.0, 5.0, 0.9), (32.0, 5.0, 0.8)], "a|b": [(29.0, 4.0, 0.9), (33.0, 5.0, 0.8)]}
 EXPECTED = r"""# trial
 
-Means over rain (2 pictures). Each was trained for 600 iterations. The best value of a column is bold.
+Means over rain (2 pictures). Each without earlier weights was trained for 600 iterations. The best value of a column is bold.
 
 |  | rain psnr | rain niqe | rain ssim | parameters | GMAC | thop's GMAC | latency | peak memory | iterations | training |
 | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |
