@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,7 @@ def write_options(wanted: Wanted) -> str:
     start = f"from the weights of {wanted.task}" if wanted.task else "from nothing"
     return (
         f"{wanted.file}: {int(iterations)} iterations of {batch} patches of {patch} pixels, {seconds:.2f} s each, "
-        f"{start}; next: basicsr train -opt {wanted.file}"
+        f"{start}; next: basicsr train -opt {shlex.quote(str(wanted.file))}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from restormixer_arch.cli.parsing import Parser, whole_number
@@ -62,5 +63,5 @@ def run(arguments: list[str]) -> int:
         options = {"degradations": labels, "scale": args.scale}
         shown = f"pairs {place.name}: {', '.join(labels)}"
         say(write_pairs_once(shown, jobs[-1].places["gt"], out / "val_pairs", options, args.format))
-    say(f"next: basicsr init --data {out} --output my.yml")
+    say(f"next: basicsr init --data {shlex.quote(str(out))} --output my.yml")
     return 0
