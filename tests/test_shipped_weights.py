@@ -112,7 +112,10 @@ def test_noise_is_removed(sigma, gain):
     assert psnr(np.clip(restored, 0, 1), clean) > psnr(noisy, clean) + gain
 
 
-@pytest.mark.parametrize("task", BF16_TASKS)
+SLOW_IN_BF16 = {task: pytest.mark.slow for task in ("mixed", "sr_x3", "sr_x4")}  # derain and sr_x2 stand for them
+
+
+@pytest.mark.parametrize("task", [pytest.param(t, marks=SLOW_IN_BF16.get(t, ())) for t in BF16_TASKS])
 def test_bfloat16_costs_little(task):
     """So ``precision="auto"`` may take it. On a CPU without bfloat16 the same numbers are computed slowly."""
     losses = []
