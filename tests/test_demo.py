@@ -252,7 +252,7 @@ def test_other_hosts_are_refused(server, headers, status):
         (["--weights", "w.safetensors", "--port", "{used}"], "--port: 127.0.0.1:{used} cannot be listened on (Address"),
         (["--weights", "w.safetensors", "--host", "no.such.host.invalid"], "cannot be listened on ("),
         (["--task", "auto"], "--task: 'auto' is for 'basicsr restore'; expected one of mixed"),
-        (["--task", ""], "--task: no weights for ''; installed are: mixed."),
+        (["--task", ""], "argument --task: expected a task such as derain, got none"),
         (["--host", ""], "argument --host: expected a name, got none"),
         (["--port", "70000"], "expected a port from 1 to 65535, got '70000'"),
         (

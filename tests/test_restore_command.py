@@ -172,7 +172,7 @@ def test_installed_weights_of_a_task(place, monkeypatch, capsys):
     assert run("in", "-o", "more", "--task", "desnow") == 2
     assert "no weights for 'desnow'; installed are: derain." in capsys.readouterr().err
     assert run("in", "-o", "more", "--task", "") == 2  # of a shell variable that is not set
-    assert "--task: no weights for ''; installed are: derain." in capsys.readouterr().err
+    assert "argument --task: expected a task such as derain, got none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

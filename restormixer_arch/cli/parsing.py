@@ -81,6 +81,13 @@ def path_name(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def task_name(text: str) -> str:
+    """An argument's type: the name of a task, which is not empty."""
+    if not text:  # of a shell variable that is not set
+        raise argparse.ArgumentTypeError("expected a task such as derain, got none")
+    return text
+
+
 def video_quality(text: str) -> int:
     """An argument's type: 0 to 51."""
     if not text.isdigit() or int(text) > 51:

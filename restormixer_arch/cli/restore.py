@@ -118,6 +118,7 @@ def add_settings(parser: Parser, *, auto: bool = True) -> None:
     )
     source.add_argument(
         "--task",
+        type=parsing.task_name,
         metavar="NAME",
         help="installed weights, such as derain (the default)"
         + ("; auto: chosen for each file, copied unchanged if it seems clean or the choice is unsure" if auto else ""),
