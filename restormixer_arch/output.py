@@ -51,9 +51,14 @@ def say(text: str) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it at its end
 
 
-def note(text: str) -> None:
-    """Write one line to stderr that the user should know but need not act on."""
-    if is_first_process():
+def note(text: str, *, any_process: bool = False) -> None:
+    """Write one line to stderr that the user should know but need not act on.
+
+    Args:
+        text: the line.
+        any_process: not from the first process of a job only, since each has another to say.
+    """
+    if any_process or is_first_process():
         complain(f"note: {text}")
 
 

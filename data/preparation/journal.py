@@ -53,7 +53,7 @@ class Journal:
             return False
         if whole and self.records.keys() != by_name.keys():
             return False
-        # where the preparation goes on, skipped units are tried again whatever their files are
+        # when a preparation is resumed, skipped units are tried again whatever their files are
         return all(
             ("skipped" in record and not whole) or _same_files(record["files"], by_name[name])
             for name, record in self.records.items()

@@ -74,13 +74,11 @@ def _study(options: dict[str, Any], resume: bool) -> None:
         note(f"results: {_show(_write(comparison, folder))}")
         found.append((comparison, folder))
     result, root = study.join(options, [comparison for comparison, _ in found]), found[0][1].parent
-    places = study_page.write(result, root)
+    places = [*study_page.write(result, root), study_page.draw(result, root / "study.png")]
     if options.get("context"):
         fields = study.add_context(result, options, found)
-        places = [
-            *study_page.write(result, root),
-            study_page.draw_context(result.context, fields, root / "context.png"),
-        ]
+        study_page.write(result, root)
+        places.append(study_page.draw_context(result.context, fields, root / "context.png"))
     say(study_page.markdown(result))
     say(f"results: {_show(places)}")
 

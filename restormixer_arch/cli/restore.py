@@ -190,7 +190,7 @@ def run(arguments: list[str]) -> int:
             stopped = True
     for kind in sorted({kind for kind, _ in left_out}):
         texts = [f"{text} ({number} files)" for (of, text), number in left_out.items() if of == kind]
-        complain(f"note: {kind}: left out {', '.join(text.replace(' (1 files)', '') for text in texts)}")
+        note(f"{kind}: left out {', '.join(text.replace(' (1 files)', '') for text in texts)}", any_process=True)
     if stopped:
         hint = "" if args.overwrite else "; run the same command again for the rest"
         complain(f"stopped after {restored + failed} of {len(todo)} files{hint}")
@@ -203,7 +203,7 @@ def run(arguments: list[str]) -> int:
     ]
     place = str(args.output) if shard.count == 1 else f"{args.output}, shard {shard.index}/{shard.count}"
     total = f"{place}: {', '.join(part for part in parts if not part.startswith('0 ')) or 'nothing to do'}"
-    say(total) if is_first_process() else complain(f"note: {total}")
+    say(total) if is_first_process() else note(total, any_process=True)
     if args.sheet:
         write_sheet(args.sheet, jobs, overwrite=args.overwrite, max_pixels=args.max_pixels)
     wait_for_all()
@@ -281,7 +281,7 @@ def _restore_or_report(job: Job, restorer: Restorer | AutoRestorer, options: Fil
         for failure in outcome.failures:
             complain(f"error: {failure}".replace("\n", "\\n"))
         for remark in outcome.remarks:  # of this process's share, so from any process
-            complain(f"note: {remark}".replace("\n", "\\n"))
+            note(remark.replace("\n", "\\n"), any_process=True)
     return outcome
 
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from restormixer_arch.benchmark.measure import run_in_process
-from restormixer_arch.compare.networks import Entry
 from restormixer_arch.compare.options import context_options
 from restormixer_arch.compare.pictures import datasets, items
 from restormixer_arch.compare.results import Comparison, Part
+from restormixer_arch.compare.run import trained_entry
 from restormixer_arch.compare.training import JOBS
 from restormixer_arch.data.degradations.labels import label_of
 from restormixer_arch.errors import UserError
@@ -68,10 +68,8 @@ def measure_context(
     for competitor in comparison.competitors:
         name = competitor.name
         kept, field = folder / "context" / f"{name}.json", folder / "context" / f"{name}.npy"
-        given = options["competitors"][name]
-        entry = Entry(name, given.get("network_g"), competitor.weights, None, given.get("multiple_of"))
         settings = {
-            "entry": entry.as_job(),
+            "entry": trained_entry(options, name, folder).as_job(),
             "options": context_options({**options, "context": context}),
             "sizes": context["sizes"],
         }

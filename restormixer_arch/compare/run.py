@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from restormixer_arch.config.rules import better
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import note
 from restormixer_arch.training.distributed import cores
-from restormixer_arch.training.options import FolderLock
+from restormixer_arch.training.options import FolderLock, move_aside
 
 
 def compare(options: dict[str, Any], *, resume: bool, reuse: bool = False) -> tuple[Comparison, Path]:
@@ -48,18 +48,29 @@ def compare(options: dict[str, Any], *, resume: bool, reuse: bool = False) -> tu
     earlier = [_find_entry(options, name) for name in options["competitors"]]
     for entry in filter(None, earlier):
         build(entry)  # weights that do not fit are reported before anything is trained
-    with closing(FolderLock()) as lock:
-        lock.take(folder)
-        if folder.exists() and not resume:
-            put_aside(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.take(folder)
+    with folder_of_results(folder, resume=resume):
         trained = train_all(options, folder, threads) if options.get("train") else {}
         names = options["competitors"]
-        entries = [entry or _trained_entry(options, name, folder) for name, entry in zip(names, earlier, strict=True)]
+        entries = [entry or trained_entry(options, name, folder) for name, entry in zip(names, earlier, strict=True)]
         if resume and reuse and (found := _earlier_results(folder, settings_of(options, entries, trained))):
             return found, folder
         return measure(options, entries, trained, folder, threads), folder
+
+
+@contextmanager
+def folder_of_results(folder: Path, *, resume: bool) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made; that of an earlier run is renamed unless it is resumed.
+
+    Raises:
+        UserError: another process is writing into it.
+    """
+    with closing(FolderLock()) as lock:
+        lock.take(folder)
+        if not resume and (aside := move_aside(str(folder))):
+            note(f"{folder} is there already and becomes {aside}; --auto_resume would resume it")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.take(folder)
+        yield
 
 
 def threads_of(options: dict[str, Any]) -> int:
@@ -102,16 +113,10 @@ def _find_entry(options: dict[str, Any], name: str) -> Entry | None:
     return Entry(name, given.get("network_g"), weights, given.get("param_key"), multiple)
 
 
-def _trained_entry(options: dict[str, Any], name: str, folder: Path) -> Entry:
+def trained_entry(options: dict[str, Any], name: str, folder: Path) -> Entry:
+    """Return a competitor that was trained in the comparison of a folder."""
     given = options["competitors"][name]
     return Entry(name, given["network_g"], str(weights_of(name, folder)), None, given.get("multiple_of"))
-
-
-def put_aside(folder: Path) -> None:
-    """Rename the folder of an earlier run, as BasicSR does for its own."""
-    aside = folder.with_name(f"{folder.name}_archived_{time.strftime('%Y%m%d_%H%M%S')}")
-    folder.rename(aside)
-    note(f"{folder} is there already and becomes {aside}; --auto_resume would resume it")
 
 
 def measure(

@@ -7,7 +7,6 @@ makes the tables of ``study.md`` and the curves of ``study.png`` of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -18,10 +17,9 @@ from restormixer_arch.compare.context import Use, measure_context
 from restormixer_arch.compare.differences import SeedSpread, difference_over_seeds, seed_spread
 from restormixer_arch.compare.options import merge_train, name_of_run, options_of_run
 from restormixer_arch.compare.results import Comparison, Competitor, Difference, Metric, Part
-from restormixer_arch.compare.run import compare, put_aside
+from restormixer_arch.compare.run import compare, folder_of_results
 from restormixer_arch.data.degradations.labels import split_label
 from restormixer_arch.output import note
-from restormixer_arch.training.options import FolderLock
 
 FORMAT = 1
 DIGITS = 4  # of the values that are kept
@@ -133,12 +131,7 @@ def run_study(options: dict[str, Any], *, resume: bool) -> Iterator[tuple[Compar
         as :func:`.run.compare` does.
     """
     folder = Path(options_of_run(options, options["runs"][0])["path"]["results_root"]).expanduser()
-    with closing(FolderLock()) as lock:
-        lock.take(folder)
-        if folder.exists() and not resume:
-            put_aside(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.take(folder)
+    with folder_of_results(folder, resume=resume):
         for run in options["runs"]:
             note(f"{options['name']}: {name_of_run(run)}")
             yield compare(options_of_run(options, run), resume=resume, reuse=True)

@@ -21,11 +21,10 @@ DARKEST = 1e-5  # of the largest gradient, in the picture of the receptive field
 
 
 def write(study: Study, folder: Path) -> list[Path]:
-    """Write ``study.json``, ``study.md`` and ``study.png``; return their places."""
+    """Write ``study.json`` and ``study.md``; return their places."""
     return [
         write_text_atomically(folder / "study.json", study.model_dump_json() + "\n"),
         write_text_atomically(folder / "study.md", markdown(study)),
-        draw(study, folder / "study.png"),
     ]
 
 

@@ -18,7 +18,7 @@ from restormixer_arch.data.images.picture import Picture, read_picture
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.jobs import Job, Jobs, matches_pattern, split_pattern
 from restormixer_arch.inference.shards import Shard
-from restormixer_arch.output import atomic_paths, complain, printable
+from restormixer_arch.output import atomic_paths, note, printable
 
 MOST = 24  # pictures on a sheet
 NAMED = 8  # pictures that the line at the bottom names
@@ -89,7 +89,7 @@ def write_sheet(path: Path, jobs: Jobs, *, overwrite: bool, max_pixels: int | No
         except UserError:  # it failed, and the run has said so
             absent.append(place)
     if not rows:
-        complain(f"note: --sheet: no picture to show, {path} is not written")  # each share has its own sheet
+        note(f"--sheet: no picture to show, {path} is not written", any_process=True)  # each share has its own sheet
         return
     missing = [place for place in range(len(jobs)) if place not in chosen or place in absent]
     sheet = _join(rows, _names_of(missing, jobs))
