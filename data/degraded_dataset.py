@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.config.rules import crop_problem
+from restormixer_arch.data.degradations.common import log_uniform
 from restormixer_arch.data.degradations.compose import Composition, add_composition, draw_composition, read_compositions
 from restormixer_arch.data.degradations.labels import Ingredient, read_mixture
 from restormixer_arch.data.images.folder import without_suffix
@@ -66,6 +67,9 @@ class DegradedDataset(Dataset):
             resize: [low, high], sizes that training pictures are reduced or enlarged to at random before the crop, at
                 most 2; a reduced photograph has finer detail and less of its own noise and compression, an enlarged one
                 is soft. [1, 1] by default.
+            exposure: [low, high], factors in (0, 2] that the values of a training picture are multiplied by at random
+                before it is degraded, evenly in stops; what exceeds 1 is clipped. So dark scenes are among the clean
+                ones, and what degrades them is not taken for the darkness. [1, 1] by default.
             unclipped_noise: share of the samples labelled ``noise`` whose noise is neither clipped nor rounded to 8
                 bits, as the denoising benchmarks define it; 0 by default.
             compositions: JSON file of fixed parameters, label -> image -> degradation -> parameters, which validation
@@ -158,7 +162,7 @@ class DegradedDataset(Dataset):
         return self._gt.read(name)[..., ::-1]
 
     def _vary(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return a random crop, mirrored and turned at random."""
+        """Return a random crop, mirrored, turned and exposed at random."""
         size, (low, high) = self.opt["gt_size"], self.opt["resize"]
         # the side that becomes the crop's
         source = size if low == high == 1 else max(round(size / rng.uniform(low, high)), 1)
@@ -175,6 +179,9 @@ class DegradedDataset(Dataset):
             crop = crop[:, ::-1]
         if self.opt["use_rot"]:
             crop = np.rot90(crop, turns)
+        low, high = self.opt["exposure"]
+        if not low == high == 1:
+            crop = np.minimum(crop * np.float32(log_uniform(rng, low, high)), 1)
         return np.ascontiguousarray(crop)
 
     def _middle(self, image: np.ndarray, name: str) -> np.ndarray:
@@ -202,9 +209,10 @@ def _check_options(opt: dict[str, Any]) -> None:
     opt["seed"] = 0 if opt.get("seed") is None else opt["seed"]
     if not isinstance(opt["seed"], int) or opt["seed"] < 0:
         raise UserError(f"seed is {opt['seed']!r}, expected a whole number from 0")
-    opt["resize"] = opt.get("resize") or [1.0, 1.0]
-    if len(opt["resize"]) != 2 or not 0 < opt["resize"][0] <= opt["resize"][1] <= 2:
-        raise UserError(f"resize is {opt['resize']}, expected [low, high] with 0 < low <= high <= 2")
+    for key in ("resize", "exposure"):
+        opt[key] = opt.get(key) or [1.0, 1.0]
+        if len(opt[key]) != 2 or not 0 < opt[key][0] <= opt[key][1] <= 2:
+            raise UserError(f"{key} is {opt[key]}, expected [low, high] with 0 < low <= high <= 2")
     opt["unclipped_noise"] = opt.get("unclipped_noise") or 0.0
     if not 0 <= opt["unclipped_noise"] <= 1:
         raise UserError(f"unclipped_noise is {opt['unclipped_noise']}, expected a share in [0, 1]")

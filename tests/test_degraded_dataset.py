@@ -226,6 +226,28 @@ def test_enlarging_never_asks_for_less_than_a_pixel(clean):
     assert all(tuple(np.round(crop[0, 0] * 255).astype(np.uint8)[::-1]) in originals for crop in crops)
 
 
+def test_exposure_multiplies_the_clean_image_before_it_is_degraded(clean):
+    rain = {"rain": {"strength": 1.0}}
+    plain = DegradedDataset(options(clean, degradations=["clean"]))
+    half = DegradedDataset(options(clean, degradations=["clean"], exposure=[0.5, 0.5]))
+    bright = DegradedDataset(options(clean, degradations=["clean"], exposure=[2, 2]))
+    for index in range(3):
+        gt = plain[index]["gt"]
+        torch.testing.assert_close(half[index]["gt"], gt * 0.5)
+        torch.testing.assert_close(bright[index]["gt"], (gt * 2).clamp(max=1))
+        assert (half[index]["lq"] - half[index]["gt"]).abs().max() <= 0.5 / 255 + 1e-6  # rounded
+    dark = DegradedDataset(options(clean, degradations=rain, exposure=[0.01, 0.01])).sample(0, 0)
+    assert dark.gt.max() <= 0.0101 and dark.lq.max() > 0.1  # drops are as bright as ever
+
+
+def test_exposures_are_drawn_evenly_in_stops(clean):
+    ranged = DegradedDataset(options(clean, degradations=["clean"], exposure=[0.25, 1]))
+    plain = DegradedDataset(options(clean, degradations=["clean"]))
+    stops = [np.log2(ranged.sample(epoch, 0).gt.mean() / plain.sample(epoch, 0).gt.mean()) for epoch in range(200)]
+    assert min(stops) >= -2 - 1e-4 and max(stops) <= 1e-4
+    assert np.mean(stops) == pytest.approx(-1, abs=0.15) and np.std(stops) == pytest.approx(2 / 12**0.5, abs=0.1)
+
+
 def test_unclipped_noise(clean):
     shares = {}
     for share in (0.0, 0.5, 1.0):
@@ -243,6 +265,8 @@ def test_unclipped_noise(clean):
     [
         ({"resize": [0.5]}, r"resize is \[0.5\], expected \[low, high\]"),
         ({"resize": [0.8, 2.5]}, r"resize is \[0.8, 2.5\], expected"),
+        ({"exposure": [0, 1]}, r"exposure is \[0, 1\], expected \[low, high\] with 0 < low"),
+        ({"exposure": [1.2, 1.0]}, r"exposure is \[1.2, 1.0\], expected"),
         ({"unclipped_noise": 2}, r"unclipped_noise is 2, expected a share in \[0, 1\]"),
         ({"compositions": "nowhere.json"}, "nowhere.json: cannot be read"),
     ],

@@ -30,6 +30,7 @@ def _check_name(name: str) -> str:
 
 FileName = Annotated[str, Field(json_schema_extra={"pattern": NAME_PATTERN}), AfterValidator(_check_name)]
 Workers = Annotated[int, Field(ge=0, le=256)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Crop = Annotated[int, Field(ge=1, le=8192)]
 
 
@@ -126,9 +127,8 @@ class DegradedImages(Dataset, Crops):
     seed: Count = 0
     recursive: bool = False
     resize: list[float] | None = Field(None, description="[low, high] of a random resizing before the crop, at most 2")
-    unclipped_noise: Annotated[float, Field(ge=0, le=1)] = Field(
-        0, description="share of Gaussian noise that is neither clipped nor rounded"
-    )
+    exposure: list[float] | None = Field(None, description="[low, high] of a random factor of all values, at most 2")
+    unclipped_noise: Share = Field(0, description="share of Gaussian noise that is neither clipped nor rounded")
     compositions: str | None = Field(None, description="JSON file of fixed parameters of the degradations")
 
 
