@@ -2,7 +2,8 @@
 
 Nearly all arguments of the network show in the shapes. Heads, windows, the merge of the scans and the deep supervision
 do not: files that this project writes hold the first three as small tensors, the stamp, under keys that begin with
-:data:`STAMP`.
+:data:`STAMP`; a ``.pth`` of a training holds them in an entry of its own, :data:`STAMP_ENTRY`, so that the weights have
+the keys of the network alone.
 
 The released names are facts of a file format: the tables below are all of that format that is known here.
 """
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from restormixer_arch.emvm import SCAN_MERGES
 
 STAMP = "restormixer_options."
+STAMP_ENTRY = "restormixer_options"  # in a .pth, beside "params"
 # Every RestorMixer has keys under these prefixes: ours, or the released ones.
 MARKS = (
     ("encoder.stem.", "encoder.cnn_stem."),
@@ -135,21 +137,26 @@ def _rename(key: str) -> str:
 
 
 def add_stamp(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """A copy of ``state`` with the options of a RestorMixer that the shapes do not show, as int64 tensors."""
+    """A copy of ``state`` with the stamp of a RestorMixer."""
+    return {**state, **stamp_of(network)}
+
+
+def stamp_of(network: nn.Module) -> dict[str, Tensor]:
+    """The options of a RestorMixer that the shapes do not show, as int64 tensors under keys with :data:`STAMP`."""
     stamp = {
         "window_size": [network.window_size],
         "encoder_heads": list(network.encoder_heads),
         "decoder_heads": list(network.decoder_heads),
         "scan_merge": [SCAN_MERGES.index(network.scan_merge)],
     }
-    return {**state, **{STAMP + name: torch.tensor(values) for name, values in stamp.items()}}
+    return {STAMP + name: torch.tensor(values) for name, values in stamp.items()}
 
 
 def options_from_weights(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The keyword arguments that build the RestorMixer of ``state``.
 
-    Without a stamp, as in files that other tools wrote, heads, ``window_size`` and ``scan_merge`` are left out: the
-    network's defaults hold.
+    Without a stamp, as in files of other tools, heads, ``window_size`` and ``scan_merge`` are left out: the network's
+    defaults hold.
 
     Raises:
         ValueError: this is not the state dict of a RestorMixer.

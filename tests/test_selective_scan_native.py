@@ -321,6 +321,26 @@ def test_2d_takes_any_strides():
     torch.testing.assert_close(scan_2d(planes, part, *rest, ("row", "column")), wanted)
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (8, 8), (2, 6), (5, 17), (13, 6)])
+def test_2d_takes_channels_first_memory(height, width, direction):
+    """Steps lie side by side in memory along rows alone, even where a chunk's first and last step are as far apart."""
+
+    def by_channels(t):
+        return t.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+
+    x, *rest = inputs_2d(1, height, width, channels=8, states=4, count=1)
+    got_in, want_in = leaves((by_channels(x), *rest)), leaves((x, *rest), torch.float64)
+    y, y_want = scan_2d(*got_in, (direction,)), loop_2d(*want_in, (direction,))
+    assert_close("y", y, y_want, 5e-6)
+    grad = torch.randn_like(x)
+    want = torch.autograd.grad(y_want, want_in, grad.double())
+    for name, a, b in zip(
+        "x delta A B C D bias".split(), torch.autograd.grad(y, got_in, by_channels(grad)), want, strict=True
+    ):
+        assert_close(f"grad {name}", a, b, 5e-6)
+
+
 # ------------------------------------------------------------------ dtypes
 
 

@@ -1,4 +1,4 @@
-"""The ``basicsr`` command: training and testing with BasicSR's own pipelines, and what a user needs around them.
+"""The ``basicsr`` command: training, testing and restoring, on BasicSR's registries and models.
 
 A subcommand is a module with ``run(arguments) -> exit code``, listed in :data:`COMMANDS` and imported when it is
 called. Exit codes: 0 done, 1 an unexpected error (with its traceback), 2 a mistake that the user can fix (one line
@@ -24,17 +24,17 @@ COMMANDS = {
     "train": ("restormixer_arch.cli.train", "train a network by an option file"),
     "test": ("restormixer_arch.cli.test", "restore and measure images by an option file"),
     "compare": ("restormixer_arch.cli.compare", "train, restore and measure several networks side by side"),
-    "restore": ("restormixer_arch.cli.restore", "restore your own pictures and videos"),
-    "demo": ("restormixer_arch.cli.demo", "restore pictures on a web page of this computer"),
+    "restore": ("restormixer_arch.cli.restore", "restore your own images and videos"),
+    "demo": ("restormixer_arch.cli.demo", "restore images on a local web page"),
     "export": ("restormixer_arch.cli.export", "write a network's weights as safetensors, or the network as ONNX"),
     "prepare": (
         "restormixer_arch.cli.prepare",
-        "turn public data sets, or your own images, into what the option files expect",
+        "prepare public data sets, or your own images, for the option files",
     ),
     "init": ("restormixer_arch.cli.init", "write an option file for your own data and this machine"),
-    "degrade": ("restormixer_arch.cli.degrade", "degrade clean images: a picture sheet, a fixed set, or the speed"),
+    "degrade": ("restormixer_arch.cli.degrade", "degrade clean images: overview sheet, fixed sets, speed, coverage"),
     "card": ("restormixer_arch.cli.card", "measure the installed weights on public test sets"),
-    "bench": ("restormixer_arch.cli.bench", "measure speed and memory beside other networks on this machine"),
+    "bench": ("restormixer_arch.cli.bench", "compare speed and memory with other networks on this machine"),
     "doctor": ("restormixer_arch.cli.doctor", "show what is installed, what is missing and how to fix it"),
 }
 
@@ -125,6 +125,6 @@ def _help() -> str:
             "commands:",
             *lines,
             "",
-            "'basicsr COMMAND --help' shows more about one.",
+            "'basicsr COMMAND --help' describes a command.",
         ]
     )

@@ -15,9 +15,9 @@ def run(arguments: list[str]) -> int:
     parser = Parser("bench", "Measure RestorMixer beside other networks on this machine.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--json", metavar="FILE", help="also write all figures to FILE, which must not exist yet")
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements of each work (default: 7)")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements per benchmark (default: 7)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads (default: all cores)")
-    parser.add_argument("--quick", action="store_true", help="256x256 and no pure-torch scan")
+    parser.add_argument("--quick", action="store_true", help="only 256x256, without the pure-torch scan")
     args = parser.parse_args(arguments)
     for name in ("rounds", "threads"):
         value = getattr(args, name)

@@ -13,11 +13,11 @@ from restormixer_arch.output import say
 LEAST_SIDE = 16  # of the images of "speed": compression and blur need some pixels
 
 ACTIONS = {
-    "sheet": "draw all degradations of a photograph on a picture sheet",
+    "sheet": "show all degradations of a photograph on one image",
     "set": "write a fixed validation set: clean images under every label",
     "speed": "measure images/s of each degradation",
     "others": "write test sets by the generators of albumentations and kornia",
-    "coverage": "compare what is drawn with real pairs",
+    "coverage": "compare generated degradations with real pairs",
 }
 
 
@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
         lines = [f"  {name:<{width}}  {purpose}" for name, purpose in ACTIONS.items()]
         lines += ["", f"labels, or several joined by _ in this order, such as {CDD11[-2]}:"]
         lines += [f"  {name:<{width}}  {what}" for name, what in NAMES.items()]
-        lines += ["", "'basicsr degrade ACTION --help' shows more about one."]
+        lines += ["", "'basicsr degrade ACTION --help' describes an action."]
         say("\n".join(["usage: basicsr degrade ACTION [options]", "", "actions:", *lines]))
         raise SystemExit(0 if arguments else 2)
     name, *rest = arguments
@@ -125,14 +125,14 @@ def _seconds(text: str) -> float:
 
 
 def _coverage(arguments: list[str]) -> None:
-    parser = Parser("degrade coverage", "Compare statistics of drawn degradations with those of real pairs.")
+    parser = Parser("degrade coverage", "Compare statistics of generated degradations with those of real pairs.")
     parser.add_argument("--lq", required=True, metavar="DIR", help="folder or LMDB of the degraded images")
     parser.add_argument(
         "--gt", required=True, metavar="DIR", help="folder or LMDB of the clean images, of the same names"
     )
-    parser.add_argument("--labels", nargs="+", required=True, metavar="LABEL", help="what to draw, such as rain")
+    parser.add_argument("--labels", nargs="+", required=True, metavar="LABEL", help="what to generate, such as rain")
     parser.add_argument("--clean", metavar="DIR", help="clean images to degrade (default: those of --gt)")
-    parser.add_argument("--count", type=positive_number, default=100, metavar="N", help="drawn pairs (default 100)")
+    parser.add_argument("--count", type=positive_number, default=100, metavar="N", help="generated pairs (default 100)")
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of all chance (default 0)")
     args = parser.parse_args(arguments)
     from restormixer_arch.data.degradations.coverage import compare_folders, coverage_table

@@ -136,7 +136,7 @@ def plug_ins() -> Iterator[Finding]:
         text = f"{plugin.target} of {plugin.package}"
         yield Finding(plugin.name, f"{text}: {plugin.error}" if plugin.error else text, "!!" if plugin.error else "ok")
     if not any(plugin.name == "restormixer" for plugin in found):
-        yield Finding("restormixer", "not found as a plug-in; reinstall with: pip install restormixer", "!!")
+        yield Finding("restormixer", "not found as a plug-in; install the project again: pip install .", "!!")
     from basicsr.utils import registry
 
     counts = (

@@ -24,13 +24,13 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 def parser() -> Parser:
     parser = Parser("export", DESCRIPTION)
-    parser.add_argument("weights", metavar="WEIGHTS", help="weights, .pth or .safetensors")
+    parser.add_argument("weights", metavar="WEIGHTS", help=".pth, .safetensors, a folder, or ORG/NAME on a hub")
     parser.add_argument("-o", "--output", type=path_name, required=True, metavar="FILE", help="*.safetensors or *.onnx")
     parser.add_argument("--param-key", metavar="NAME", help="entry of WEIGHTS; default: the averaged ones if there")
     parser.add_argument(
         "--opt",
         metavar="FILE",
-        help="option file whose network_g gives heads, windows and merge, which no weights hold",
+        help="option file whose network_g gives heads, windows and merge, which files of other tools lack",
     )
     parser.add_argument(
         "--half",

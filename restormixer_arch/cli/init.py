@@ -19,11 +19,11 @@ def run(arguments: list[str]) -> int:
     parser = Parser("init", DESCRIPTION)
     parser.add_argument("--data", required=True, metavar="DIR", help="folder that 'basicsr prepare pairs' wrote")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="option file to write")
-    parser.add_argument("--name", help="of the training (default: that of the file)")
+    parser.add_argument("--name", help="name of the training (default: that of FILE)")
     help_text = "start from the installed weights of a task, such as derain: fine-tuning"
     parser.add_argument("--task", type=task_name, help=help_text)
     parser.add_argument("--network", choices=("s", "base"), default="s", help="size of the network (default: s)")
-    parser.add_argument("--hours", type=float, default=1.0, metavar="H", help="length of the training (default: 1)")
+    parser.add_argument("--hours", type=float, default=1.0, metavar="H", help="hours of training (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     args = parser.parse_args(arguments)
     file = Path(args.output).expanduser()

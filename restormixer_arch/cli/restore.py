@@ -90,11 +90,11 @@ def parser() -> Parser:
     )
     add_settings(parser)
     parser.add_argument("--overwrite", action="store_true", help="restore and replace files that exist already")
-    parser.add_argument("--compare", action="store_true", help="also write before and after side by side")
+    parser.add_argument("--compare", action="store_true", help="also write input and result side by side")
     parser.add_argument(
         "--sheet", type=parsing.path_name, metavar="FILE", help="also write a contact sheet, .png or .jpg"
     )
-    parser.add_argument("--shard", type=parse_shard, metavar="I/N", help="only share I, from 1, of N of the files")
+    parser.add_argument("--shard", type=parse_shard, metavar="I/N", help="only shard I of N, counted from 1")
     parser.add_argument(
         "--video-quality",
         type=parsing.video_quality,
@@ -114,7 +114,10 @@ def add_settings(parser: Parser, *, auto: bool = True) -> None:
     """Add the arguments that :func:`restorer_of` reads; ``auto``: the help also describes ``--task auto``."""
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--weights", type=parsing.path_name, metavar="FILE", help=".pth, .safetensors, .onnx, or ORG/NAME on a hub"
+        "--weights",
+        type=parsing.path_name,
+        metavar="FILE",
+        help=".pth, .safetensors, .onnx, folder, or a hub's ORG/NAME",
     )
     source.add_argument(
         "--task",
@@ -126,7 +129,7 @@ def add_settings(parser: Parser, *, auto: bool = True) -> None:
     parser.add_argument(
         "--self-ensemble",
         action="store_true",
-        help="average over 8 flips and turns, 8 times slower; not for rain, which always falls down",
+        help="average over 8 flips and rotations, 8 times slower; not for rain, whose direction is fixed",
     )
     parser.add_argument(
         "--strength",
@@ -149,9 +152,9 @@ def add_settings(parser: Parser, *, auto: bool = True) -> None:
         help="side of the tiles; default: what memory allows",
     )
     parser.add_argument(
-        "--overlap", type=parsing.whole_number, metavar="N", help="least overlap of tiles, in pixels (default 64)"
+        "--overlap", type=parsing.whole_number, metavar="N", help="minimum overlap of tiles in pixels (default 64)"
     )
-    parser.add_argument("--blend", choices=["hann", "linear"], default="hann", help="of tiles (default hann)")
+    parser.add_argument("--blend", choices=["hann", "linear"], default="hann", help="blending of tiles (default hann)")
     parser.add_argument(
         "--max-memory",
         type=parsing.memory_size,

@@ -42,7 +42,7 @@ class NoDataSet(UserError):
 
 @dataclass(frozen=True)
 class Request:
-    """A checked option file and the switches of the command line for BasicSR's pipelines.
+    """A checked option file and the switches of the command line.
 
     Attributes:
         shown: the option file as the user named it, for messages.

@@ -12,7 +12,7 @@ from torch import Tensor
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.hub import locate, network_options, read_safetensors
 from restormixer_arch.restormixer_arch import RestorMixer
-from restormixer_arch.weight_options import is_restormixer
+from restormixer_arch.weight_options import STAMP_ENTRY, is_restormixer
 
 # Where tools of the field put the weights, best first, and what they put in front of the names of a network's tensors.
 PARAM_KEYS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "net_g", "net", "generator", "network")
@@ -86,16 +86,19 @@ def read_weights(path: str | Path, param_key: str | None = None) -> dict[str, Te
             not in the file, the first of :data:`PARAM_KEYS` that is there is taken, or else the file itself.
 
     Returns:
-        Tensors by name, without thop's counters and without the prefixes of DistributedDataParallel, torch.compile
-        and, around a RestorMixer, of a training's own class such as ``model.``.
+        Tensors by name, with the stamp of the network's options if the file has one; without thop's counters and the
+        prefixes of DistributedDataParallel, torch.compile and, around a RestorMixer, a training's class such as ``model.``.
 
     Raises:
         UserError: the file is missing, damaged, or holds no weights, or some that are not finite.
     """
     path = locate(path)
     content = read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_pickle(path, "PyTorch weights")
+    stamp = content.get(STAMP_ENTRY) if isinstance(content, dict) else None
     while inner := [key for key in (param_key, *PARAM_KEYS) if isinstance(content, dict) and _is_filled(content, key)]:
         content = content[inner[0]]
+    if isinstance(content, dict) and isinstance(stamp, dict):
+        content = {**content, **stamp}
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"{path}: holds no network weights (a dict of tensors was expected).")
     state = {str(name): tensor for name, tensor in content.items() if str(name).rpartition(".")[2] not in COUNTERS}

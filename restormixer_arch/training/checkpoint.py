@@ -24,6 +24,8 @@ from basicsr.utils.dist_util import get_dist_info
 
 from restormixer_arch.errors import UserError
 from restormixer_arch.protocol import KeepsState
+from restormixer_arch.restormixer_arch import RestorMixer
+from restormixer_arch.weight_options import STAMP_ENTRY, stamp_of
 
 PLAIN = (bool, int, float, str, bytes, type(None), torch.Tensor)
 TEMPORARY = ".tmp"
@@ -126,7 +128,10 @@ class CheckpointWriter:
             return
         nets = net if isinstance(net, list) else [net]
         keys = param_key if isinstance(param_key, list) else [param_key]
-        weights = {key: _weights(self.model.get_bare_model(one)) for one, key in zip(nets, keys, strict=True)}
+        bare = [self.model.get_bare_model(one) for one in nets]
+        weights = {key: _weights(one) for one, key in zip(bare, keys, strict=True)}
+        if isinstance(bare[0], RestorMixer):
+            weights[STAMP_ENTRY] = stamp_of(bare[0])
         name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
         path = Path(self.model.opt["path"]["models"], name)
         self._digests[name] = write_or_refuse(weights, path, self.model.opt)

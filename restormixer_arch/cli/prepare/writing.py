@@ -24,7 +24,7 @@ def add_writing_options(parser: Parser) -> None:
     """Add what all preparations take: the format, sub-images, processes, and what happens to bad pairs."""
     parser.add_argument("--format", choices=["lmdb", "folder"], default="lmdb", help="default: lmdb")
     parser.add_argument("--crop", type=int, metavar="N", help="side of training sub-images, 0 for whole images")
-    parser.add_argument("--step", type=int, metavar="N", help="pixels between two sub-images")
+    parser.add_argument("--step", type=int, metavar="N", help="pixels from one sub-image to the next")
     parser.add_argument("--workers", type=int, default=_cores(), metavar="N", help="processes (default: one a core)")
     parser.add_argument("--skip-bad", action="store_true", help="leave out bad pairs instead of stopping at the first")
 

@@ -56,7 +56,9 @@ INLINE void transpose_4x4(const float *src, int64_t src_stride, float *dst, int6
 /* Where the steps lie side by side in memory, (B, D, L), whole 4 x 4 squares are turned. Returns the steps done. */
 INLINE int steps_side_by_side(const struct stream *s, const int64_t *place, int count, int64_t lanes) {
     const int whole = count / 4 * 4;
-    if (s->is_bf16 || s->step != 1 || lanes % 4 || whole == 0 || place[whole - 1] - place[0] != whole - 1) return 0;
+    if (s->is_bf16 || s->step != 1 || lanes % 4) return 0;
+    for (int t = 1; t < whole; t++)
+        if (place[t] != place[0] + t) return 0;
     return whole;
 }
 
