@@ -74,7 +74,7 @@ class DegradedDataset(Dataset):
                 bits, as the denoising benchmarks define it; 0 by default.
             compositions: JSON file of fixed parameters, label -> image -> degradation -> parameters, which validation
                 and test take instead of drawn ones; ``compositions.json`` of a fixed set is one.
-            seed: of all chance, 0 by default.
+            seed: of all random numbers. By default 0, but ``manual_seed`` where ``basicsr train`` trains on the set.
             recursive: read sub-folders too.
 
     Item:

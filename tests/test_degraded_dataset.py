@@ -14,7 +14,7 @@ from restormixer_arch.data.degradations.compose import add_composition, draw_com
 from restormixer_arch.data.degraded_dataset import DegradedDataset
 from restormixer_arch.data.lmdb_io import write_lmdb
 from restormixer_arch.errors import UserError
-from restormixer_arch.training.loader import ResumableSampler, SeededSamples
+from restormixer_arch.training.loader import ResumableSampler, SeededSamples, build_training_loader
 
 LABELS = ["low_haze", "rain", "noise", "snow"]
 
@@ -224,6 +224,21 @@ def test_enlarging_never_asks_for_less_than_a_pixel(clean):
     originals = {tuple(pixel) for name in sorted(clean.iterdir()) for pixel in cv2.imread(str(name)).reshape(-1, 3)}
     crops = [dataset.sample(epoch, index).gt for epoch in range(3) for index in range(3)]
     assert all(tuple(np.round(crop[0, 0] * 255).astype(np.uint8)[::-1]) in originals for crop in crops)
+
+
+@pytest.mark.parametrize(("own", "differ"), [(None, True), (7, False)])
+def test_each_manual_seed_trains_on_its_own_samples(clean, own, differ):
+    def first(seed):
+        loading = {"type": "DegradedDataset", "batch_size_per_gpu": 1, "num_worker_per_gpu": 0}
+        section = options(clean, seed=own, gt_size=16, **loading)
+        opt = {"datasets": {"train": section}, "manual_seed": seed, "num_gpu": 0, "dist": False}
+        loader, _ = build_training_loader(opt | {"world_size": 1, "rank": 0, "train": {"total_iter": 1}}, "x.yml")
+        dataset = loader.dataset.dataset
+        return [dataset.sample(0, number) for number in range(4)]
+
+    again, one, two = first(42), first(42), first(43)
+    assert all((a.lq == b.lq).all() and (a.gt == b.gt).all() for a, b in zip(again, one, strict=True))
+    assert any(a.gt.tobytes() != b.gt.tobytes() for a, b in zip(one, two, strict=True)) is differ
 
 
 def test_exposure_multiplies_the_clean_image_before_it_is_degraded(clean):

@@ -1,8 +1,9 @@
 """The data of a training: data sets, loaders, the order of the samples, and prefetching.
 
-The order and all random numbers of a sample follow from ``manual_seed``, the epoch and the position in the epoch. So
-every epoch has its own crops and flips, they do not depend on the number of loader processes, and a training that is
-resumed within an epoch skips what it has had without loading it.
+The order and all random numbers of a sample follow from ``manual_seed``, the epoch and the position in the epoch, or
+its index where a data set is :class:`.IndexedByEpoch`. So every epoch and every seed has its own crops and flips, they
+do not depend on the number of loader processes, and a training that is resumed within an epoch skips what it has had
+without loading it.
 """
 
 from __future__ import annotations
@@ -170,12 +171,14 @@ def build_loader(dataset: Any, section: dict[str, Any], opt: dict[str, Any], sam
 
 
 def build_training_loader(opt: dict[str, Any], shown: str) -> tuple[DataLoader, ResumableSampler]:
-    """Build the loader of ``datasets.train`` and its sampler.
+    """Build the loader of ``datasets.train`` and its sampler. A data set without a ``seed`` gets ``manual_seed``.
 
     Raises:
         UserError: the images do not fill a batch, or as :func:`build_dataset`.
     """
-    section, world_size, logger = opt["datasets"]["train"], opt["world_size"], get_root_logger()
+    section, world_size, logger = dict(opt["datasets"]["train"]), opt["world_size"], get_root_logger()
+    if section.get("seed") is None:
+        section["seed"] = opt["manual_seed"]
     dataset, ratio = build_dataset("train", section, shown), section.get("dataset_enlarge_ratio", 1)
     sampler = ResumableSampler(dataset, world_size, opt["rank"], ratio, seed=opt["manual_seed"])
     loader = build_loader(SeededSamples(dataset), section, opt, sampler)
