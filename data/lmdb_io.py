@@ -16,6 +16,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from restormixer_arch.config.rules import database_problem
 from restormixer_arch.data.images.folder import FolderImages, decode_image, existing_folder, without_suffix
 from restormixer_arch.errors import UserError
 
+BROKEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters and line breaks
 SHAPE = re.compile(r"\(\d+,\s*\d+,\s*\d+\)(?:\s+\d+)?\Z")  # of a line of meta_info.txt, with the compression
 
 
@@ -99,12 +101,15 @@ def read_meta_info(path: Path) -> list[str]:
 
 
 def read_names(path: Path) -> list[str]:
-    """Return the names in front of shape and compression, a line each. Raises UserError: none, or not text."""
+    """Return the names in front of shape and compression, a line each. Raises UserError: none, or not text.
+
+    A name may begin with a blank; those at the end of a line do not count.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from error
-    names = [_image_name(line.strip()) for line in lines if line.strip()]
+    names = [_image_name(line.rstrip()) for line in lines if line.strip()]
     if not names:
         raise UserError(f"{path}: lists no image")
     return names
@@ -116,7 +121,7 @@ def _image_name(line: str) -> str:
     if shape and line[: shape.start()].strip() and line[shape.start() - 1].isspace():
         return line[: shape.start()].rstrip()
     words = line.rsplit(maxsplit=1)
-    return words[0] if len(words) == 2 and words[1].isdigit() else line
+    return words[0] if len(words) == 2 and words[1].isdecimal() else line
 
 
 def write_lmdb(root: Path, images: Sequence[tuple[str, np.ndarray]], compression: int = 9) -> None:
@@ -128,42 +133,62 @@ def write_lmdb(root: Path, images: Sequence[tuple[str, np.ndarray]], compression
         compression: of the PNGs, 0 to 9.
 
     Raises:
-        UserError: ``root`` is there already, or a key is not UTF-8 or there twice.
+        UserError: ``root`` exists, or a key cannot be stored or is there twice.
     """
-    if root.exists():
-        raise UserError(f"{root}: is there already; remove it first or choose another folder")
-    for key, times in Counter(key for key, _ in images).items():
-        if times > 1:
-            raise UserError(f"{root}: {times} images would be stored as {key!r}; rename them")
-        if not is_utf8(key):
-            raise UserError(f"{root}: the name {key!r} is not UTF-8; rename the image")
+    write_encoded(root, [encode_png(key, image, compression) for key, image in images])
+
+
+@dataclass(frozen=True)
+class EncodedPng:
+    """A key, its line of ``meta_info.txt``, and the PNG."""
+
+    key: str
+    line: str
+    content: bytes
+
+
+def encode_png(key: str, image: np.ndarray, compression: int = 9) -> EncodedPng:
+    """Encode a BGR uint8 image (H, W, 3), or (H, W) for gray, for :func:`write_encoded`."""
+    height, width, channels = np.atleast_3d(image).shape
+    _, content = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, compression])
+    return EncodedPng(key, f"{key}.png ({height},{width},{channels}) {compression}\n", content.tobytes())
+
+
+def write_encoded(root: Path, images: Sequence[EncodedPng]) -> None:
+    """Write an LMDB of encoded images, as :func:`write_lmdb` does. Raises UserError: see there."""
+    _check_keys(root, [image.key for image in images])
     partial = root.with_name(f"{root.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.joinpath("growing").mkdir(parents=True)
-    lines, encoded = [], []
-    for key, image in sorted(images, key=lambda item: item[0]):
-        height, width, channels = np.atleast_3d(image).shape
-        lines.append(f"{key}.png ({height},{width},{channels}) {compression}\n")
-        _, content = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, compression])
-        encoded.append((key.encode(), content.tobytes()))
-    size = 2 * sum(len(content) for _, content in encoded) + 2**20
+    images = sorted(images, key=lambda image: image.key)
+    size = 2 * sum(len(image.content) for image in images) + 2**20
     with writing(root), lmdb.open(str(partial / "growing"), map_size=size) as environment:
         with environment.begin(write=True) as transaction:
-            for key, content in encoded:
-                transaction.put(key, content)
+            for image in images:
+                transaction.put(image.key.encode(), image.content)
         environment.copy(str(partial), compact=True)
     shutil.rmtree(partial / "growing")
-    (partial / "meta_info.txt").write_text("".join(lines), encoding="utf-8")
+    (partial / "meta_info.txt").write_text("".join(image.line for image in images), encoding="utf-8")
     partial.rename(root)
 
 
-def is_utf8(name: str) -> bool:
-    """Return whether a file's name is text; Python marks its other bytes by halves of surrogate pairs."""
+def _check_keys(root: Path, keys: Sequence[str]) -> None:
+    if root.exists():
+        raise UserError(f"{root}: already exists; remove it first or choose another folder")
+    for key, times in Counter(keys).items():
+        if times > 1:
+            raise UserError(f"{root}: {times} images would be stored as {key!r}; rename them")
+        if problem := key_problem(key):
+            raise UserError(f"{root}: the name {key!r} {problem}; rename the image")
+
+
+def key_problem(name: str) -> str:
+    """Return why a name cannot be a key, "" if it can: a list of names has a line of text for each."""
     try:
         name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    except UnicodeEncodeError:  # Python marks other bytes by halves of surrogate pairs
+        return "is not UTF-8"
+    return "has a control character or a line break in it" if BROKEN.search(name) else ""
 
 
 @contextmanager

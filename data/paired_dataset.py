@@ -18,6 +18,7 @@ from restormixer_arch.config.rules import crop_problem, database_problem
 from restormixer_arch.data.images.folder import FolderImages, without_suffix
 from restormixer_arch.data.lmdb_io import LmdbImages, read_names
 from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.output import user_path
 
 compat.apply()  # basicsr can be imported from here on
 
@@ -75,7 +76,7 @@ class PairedRestorationDataset(Dataset):
         self.scale, self.training = self.opt["scale"], self.opt["phase"] == "train"
         self._gt, self._lq = (open_source(self.opt, key) for key in ("dataroot_gt", "dataroot_lq"))
         template, listing = self.opt.get("filename_tmpl") or "{}", self.opt.get("meta_info_file")
-        names = _read_listing(self._gt, Path(listing).expanduser()) if listing else self._gt.names
+        names = _read_listing(self._gt, user_path(listing)) if listing else self._gt.names
         if self.opt.get("shared_gt"):
             self.pairs = shared_pairs(self._gt, self._lq, names, may_be_part=bool(listing))
         else:
@@ -273,7 +274,9 @@ def check_shared_options(opt: Mapping[str, Any], kind: str, own: Sequence[str]) 
     for key in needed:
         if opt.get(key) is None:
             raise UserError(f"{key} is missing in the options of {kind} {opt.get('name', '')!r}")
-    backend = opt["io_backend"].get("type") if isinstance(opt["io_backend"], Mapping) else opt["io_backend"]
+    if not isinstance(opt["io_backend"], Mapping):
+        raise UserError(f"io_backend is {opt['io_backend']!r}, expected a table such as {{type: disk}}")
+    backend = opt["io_backend"].get("type")
     if backend not in BACKENDS:
         raise UserError(f"io_backend.type is {backend!r}, expected {' or '.join(BACKENDS)}.{_hint(backend, BACKENDS)}")
     if opt["phase"] not in ("train", "val", "test"):

@@ -13,6 +13,7 @@ MATLAB's and numpy's means are: nothing is capped or left out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -34,11 +35,12 @@ GAUSSIAN_SIDE, GAUSSIAN_SIGMA = 11, 1.5
 UNIFORM_SIDE = 7
 POOLED_SIDE = 256
 BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # of LPIPS -> torchvision's names
+NIQE_SIDE = 96  # of BasicSR's blocks, of which it compares at least two
 DEEP_SIDE = 32  # the smallest image that all of these take
 
 
 def measure(
-    metrics: Mapping[str, Mapping[str, Any]], image: np.ndarray, truth: np.ndarray | None, name: str
+    metrics: Mapping[str, Mapping[str, Any]], image: np.ndarray, truth: np.ndarray | None, name: str, dataset: str = ""
 ) -> dict[str, float]:
     """Measure an image by the section ``val.metrics``.
 
@@ -47,17 +49,35 @@ def measure(
         image: uint8 BGR (H, W, 3), or gray (H, W).
         truth: of the same kind, None where there is none.
         name: of the image, for messages.
+        dataset: its data set, for messages.
 
     Raises:
-        UserError: the image cannot be measured, such as one that is too small.
+        UserError: the image cannot be measured, such as one that is too small or of another size than the truth.
     """
     data, values = {"img": image} if truth is None else {"img": image, "img2": truth}, {}
+    place = f" of {dataset}" if dataset else ""
     for metric, options in metrics.items():
         try:
+            _check_size(image.shape[:2], options)
             values[metric] = float(calculate_metric(data, dict(options)))
-        except (ValueError, RuntimeError, np.linalg.LinAlgError) as error:  # UserError is a ValueError
-            raise UserError(f"val.metrics.{metric}: cannot measure {name!r} {image.shape[:2]}: {error}") from error
+            if math.isnan(values[metric]):
+                raise UserError("the result is not a number (NaN)")
+        except (AssertionError, ValueError, RuntimeError, np.linalg.LinAlgError) as error:  # UserError is a ValueError
+            reason = str(error) or type(error).__name__
+            raise UserError(
+                f"val.metrics.{metric}: cannot measure {name!r}{place} {image.shape[:2]}: {reason}"
+            ) from error
     return values
+
+
+def _check_size(size: tuple[int, int], options: Mapping[str, Any]) -> None:
+    """Refuse images of (height, width) of which too little is left between the borders, by whatever metric."""
+    border = options.get("crop_border", 0)
+    if border < 0 or 2 * border >= min(size):
+        raise UserError(f"crop_border {border} leaves nothing of it")
+    inner = [side - 2 * border for side in size]
+    if options["type"] == "calculate_niqe" and math.prod(side // NIQE_SIDE for side in inner) < 2:
+        raise UserError(f"NIQE needs at least {NIQE_SIDE} x {2 * NIQE_SIDE} pixels, got {inner[0]} x {inner[1]}")
 
 
 @METRIC_REGISTRY.register()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +13,9 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
+from restormixer_arch.basicsr_adapter.padded import Padded, restore_padded, window_of
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.restorer import Restorer, restorer_of_options
-from restormixer_arch.inference.weights import read_weights
 from restormixer_arch.models import guard, memory
 from restormixer_arch.models.guard import NormStatistics, frozen_after
 from restormixer_arch.models.losses import MultiScaleDualDomainLoss
@@ -67,7 +66,7 @@ class RestorMixerModel(SRModel):
     loss scale, the counts of skipped steps and waiting gradients (:class:`restormixer_arch.protocol.KeepsState`).
 
     Overridden: model_to_device, init_training_settings, setup_optimizers, get_optimizer, feed_data,
-    optimize_parameters, model_ema, test, nondist_validation, dist_validation, save, load_network, print_network.
+    optimize_parameters, model_ema, test, nondist_validation, dist_validation, save, print_network.
     """
 
     nondist_validation = dist_validation = validate  # shares the images out where there are several processes
@@ -83,7 +82,10 @@ class RestorMixerModel(SRModel):
         network, scale = self.get_bare_model(self.net_g), opt.get("scale", 1)
         if isinstance(network, Upscales) and network.upscale != scale:
             raise UserError(f"scale: must equal network_g.upscale ({network.upscale}), got {scale}")
-        self.restorer = restorer_of_options(self._tested_network(), opt.get("val") or {})
+        tested = self._tested_network()
+        self._multiple = window_of(tested)  # of the sides of images that it takes
+        tiled = tested if self._multiple == 1 else Padded(tested, self._multiple)
+        self.restorer = restorer_of_options(tiled, opt.get("val") or {})
         load_metric_networks((opt.get("val") or {}).get("metrics") or {})
 
     def _tested_network(self) -> nn.Module:
@@ -301,7 +303,7 @@ class RestorMixerModel(SRModel):
                     self.output = self.restorer(self.lq)
                 else:
                     with varying_sizes():
-                        self.output = network.forward(self.lq)
+                        self.output = restore_padded(network.forward, self.lq, self._multiple)
             finally:
                 network.train(training)
 
@@ -359,30 +361,6 @@ class RestorMixerModel(SRModel):
         torch._foreach_lerp_([averages[name] for name in floating], values, 1 - decay)
         if others:
             torch._foreach_copy_([averages[name] for name in others], [current[name] for name in others])
-
-    def load_network(
-        self, net: nn.Module, load_path: str | Path, strict: bool = True, param_key: str | None = "params"
-    ) -> None:
-        """Load our weights or the released code's, on any device. Without ``strict`` other shapes are left out, too."""
-        bare, state = self.get_bare_model(net), read_weights(load_path, param_key)
-        get_root_logger().info(f"Loading {type(bare).__name__} from {load_path}, parameter key {param_key}.")
-        if not strict:
-            shapes = {name: tensor.shape for name, tensor in bare.state_dict().items()}
-            state = {name: tensor for name, tensor in state.items() if tensor.shape == shapes.get(name, tensor.shape)}
-        try:
-            keys = bare.load_state_dict(state, strict=strict)
-        except RuntimeError as error:  # what torch raises for missing, unexpected and misshapen tensors
-            reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
-            raise UserError(f"{load_path}: does not fit the network of network_g: {reasons[:400]}") from error
-        if {name for name, _ in bare.named_parameters()} <= set(keys.missing_keys):
-            raise UserError(
-                f"{load_path}: has no tensor of the network of network_g, so that nothing of it would be loaded; "
-                f"its first is {next(iter(keys.unexpected_keys), None)!r}, expected such as {keys.missing_keys[0]!r}"
-            )
-        if keys.missing_keys or keys.unexpected_keys:
-            get_root_logger().warning(
-                f"{load_path}: missing keys {keys.missing_keys}, unexpected keys {keys.unexpected_keys}"
-            )
 
     def print_network(self, net: nn.Module) -> None:
         """Log one line instead of the whole tree."""

@@ -3,17 +3,14 @@
 :func:`validate` needs of a model what BasicSR's SRModel has: ``feed_data``, ``test`` and ``get_current_visuals``. The
 inputs themselves are measured for a model with the attributes of :class:`restormixer_arch.protocol.MeasuresInputs`.
 
-Results are also reported per label, as all-in-one restoration does. An image's label is its item's ``label``, or part
-of its name: a folder (``low_haze/0001.png``) or the end or beginning of the stem (``0001_low_haze``), see
-:func:`restormixer_arch.data.degradations.labels.label_of`.
+Results are also reported per label, see :mod:`.label_results`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
 from os import path as osp
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,14 +25,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from restormixer_arch.config.rules import better
-from restormixer_arch.data.degradations.labels import CDD11, label_of
+from restormixer_arch.data.degradations.labels import label_of
 from restormixer_arch.data.images.opencv import write_png
 from restormixer_arch.errors import UserError
+from restormixer_arch.models.label_results import OTHER, LabelResults, report_by_label
 from restormixer_arch.models.metrics import measure
+from restormixer_arch.models.misfit import explain_misfit
 from restormixer_arch.protocol import MeasuresInputs
 
-MEAN = "mean"
-OTHER = "other"  # of images whose name holds no label
 PICTURES = 4  # of each data set that tensorboard gets
 PICTURE_SIDE = 384  # pixels at most; of a larger picture its middle is shown
 
@@ -101,8 +98,9 @@ class _StoppableLoader:
 def validate(model: Any, loader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
     """Restore, save and measure the images of a loader.
 
-    Each process of a job takes every n-th image, and saves and measures it; afterwards all have the means over all
-    images in ``model.metric_results`` and ``model.best_metric_results``, as BasicSR's SRModel does.
+    Each process of a job takes every n-th image, and saves and measures it, with the first one's statistics of
+    BatchNorm; afterwards all have the means over all images in ``model.metric_results`` and
+    ``model.best_metric_results``, as BasicSR's SRModel does, and those of each data set in ``model.last_means``.
 
     Where an output is not finite, all metrics of the data set are NaN, and a warning names the images; BasicSR writes
     NaN as black and measures that.
@@ -115,12 +113,14 @@ def validate(model: Any, loader: Any, current_iter: int | str, tb_logger: Any, s
         save_img: write the restored images.
 
     Raises:
-        UserError: there are no images.
+        UserError: there are no images, or the network cannot take them.
     """
     name, metrics = loader.dataset.opt["name"], model.opt["val"].get("metrics") or {}
     count = len(loader.dataset)
     if count == 0:
         raise UserError(f"datasets: {name} has no images to validate on")
+    if model.opt["dist"]:
+        _share_statistics(model)
     measured = _restore_and_measure(model, loader, current_iter, tb_logger, save_img)
     if model.opt["dist"]:
         measured = _of_all_processes(measured)
@@ -130,6 +130,7 @@ def validate(model: Any, loader: Any, current_iter: int | str, tb_logger: Any, s
             if better(options) == "lower":
                 options["better"] = "lower"  # BasicSR's models take higher where nothing is said
         model.metric_results = means
+        vars(model).setdefault("last_means", {})[name] = means
         model._initialize_best_metric_results(name)
         _add_missing_records(model.best_metric_results[name], metrics)
         for metric, value in means.items():
@@ -151,6 +152,42 @@ def validate(model: Any, loader: Any, current_iter: int | str, tb_logger: Any, s
         labels = [one.label for one in measured]
         results = LabelResults.of(labels, [one.values for one in measured])
         report_by_label(model, name, results, current_iter, tb_logger, LabelResults.of(labels, inputs))
+
+
+def last_means(model: Any, dataset: str, current_iter: int | str | None = None) -> dict[str, float]:
+    """Return metric -> mean of a model's last validation of a data set.
+
+    Of a model with a validation of its own these are its ``metric_results`` where they are numbers, else the best
+    values. A video model's ``metric_results`` are folder -> tensor (frames, metrics).
+
+    Args:
+        model: any model of BasicSR, after a validation.
+        dataset: name of the data set.
+        current_iter: of the validation: values of other iterations are left out. None takes the best of any.
+    """
+    own = vars(model).get("last_means", {})
+    if dataset in own:
+        return own[dataset]
+    results = getattr(model, "metric_results", None) or {}
+    if current_iter is not None and results and all(isinstance(value, int | float) for value in results.values()):
+        return results
+    best = getattr(model, "best_metric_results", {}).get(dataset, {})
+    return {
+        metric: float(record["val"])
+        for metric, record in best.items()
+        if record["iter"] != -1 and current_iter in (None, record["iter"])
+    }
+
+
+@torch.no_grad()
+def _share_statistics(model: Any) -> None:
+    """Give all processes the buffers of the first one, which are those that are saved.
+
+    Without SyncBatchNorm, on the CPU, each process has taken statistics of its own part of the last batch.
+    """
+    for network in (getattr(model, name, None) for name in ("net_g", "net_g_ema")):
+        for buffer in network.buffers() if network is not None else ():
+            torch.distributed.broadcast(buffer, src=0)
 
 
 def _add_missing_records(records: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> None:
@@ -191,15 +228,16 @@ def _restore_and_measure(
         for number, item in enumerate(loader):
             path = item["lq_path"][0]
             stem = item["result_name"][0] if "result_name" in item else _result_name(path, doubles)
-            visuals = _restore(model, item)
+            with explain_misfit(f"restore {stem!r} of {name}", item):
+                visuals = _restore(model, item)
             image = tensor2img([visuals["result"]])
             if save_img:
                 write_png(Path(_image_path(model, name, stem, current_iter)), image)
             finite = bool(torch.isfinite(visuals["result"]).all())
             truth = tensor2img([visuals["gt"]]) if metrics and "gt" in visuals else None
-            values = measure(metrics, image, truth, stem) if finite else dict.fromkeys(metrics, math.nan)
+            values = measure(metrics, image, truth, stem, name) if finite else dict.fromkeys(metrics, math.nan)
             before = tensor2img([_enlarged_input(visuals)]) if input_metrics else image
-            inputs = measure(input_metrics, before, truth, stem)
+            inputs = measure(input_metrics, before, truth, stem, name)
             if number < pictures:
                 _show(tb_logger, f"{name}/{stem}", visuals, current_iter)
             label = _label(item, dataset.opt.get("dataroot_lq"))
@@ -272,101 +310,3 @@ def _of_all_processes(measured: list[Measured]) -> list[Measured]:
     shares: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(shares, measured)
     return sorted((one for share in shares for one in share), key=lambda one: one.index)
-
-
-# --- per label -------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class LabelResults:
-    """Values of single images: label -> metric -> a value for each image."""
-
-    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, labels: Iterable[str], values: Iterable[dict[str, float]]) -> LabelResults:
-        """Return the results of images, given the label and the values of each."""
-        results = cls()
-        for label, metrics in zip(labels, values, strict=True):
-            for metric, value in metrics.items():
-                results.add(label, metric, value)
-        return results
-
-    def add(self, label: str, metric: str, value: float) -> None:
-        self.values.setdefault(label, {}).setdefault(metric, []).append(value)
-
-    @property
-    def labels(self) -> list[str]:
-        """The labels met: CDD-11's in its own order, then the others by name."""
-        rank = {label: place for place, label in enumerate(CDD11)}
-        return sorted(self.values, key=lambda label: (rank.get(label, len(rank)), label))
-
-    def means(self) -> dict[str, dict[str, float]]:
-        """Return label -> metric -> mean over the images of that label."""
-        return {
-            label: {metric: math.fsum(values) / len(values) for metric, values in self.values[label].items()}
-            for label in self.labels
-        }
-
-    def means_of_labels(self) -> dict[str, float]:
-        """Return metric -> mean of the labels' means, each label counting alike."""
-        means = self.means()
-        metrics = dict.fromkeys(metric for of_label in means.values() for metric in of_label)
-        return {metric: math.fsum(of_label[metric] for of_label in means.values()) / len(means) for metric in metrics}
-
-    def markdown(self, inputs: LabelResults | None = None) -> str:
-        """Return a table with a row for each metric, a column for each label, and the mean of the labels.
-
-        Args:
-            inputs: results of the inputs themselves, which get a row ``<metric>_input`` above that of the restored.
-        """
-        means, overall = self.means(), self.means_of_labels()
-        counts = [len(next(iter(self.values[label].values()))) for label in means]
-        lines = [
-            f"| metric | {' | '.join([*means, MEAN])} |",
-            f"| --- |{' ---: |' * (len(means) + 1)}",
-            f"| images | {' | '.join(map(str, [*counts, sum(counts)]))} |",
-        ]
-        before = inputs.means() if inputs else {}
-        for metric, mean in overall.items():
-            if before:
-                lines.append(_line(f"{metric}_input", metric, before, inputs.means_of_labels()[metric]))
-            lines.append(_line(metric, metric, means, mean))
-        return "\n".join(lines) + "\n"
-
-
-def report_by_label(
-    model: Any,
-    dataset: str,
-    results: LabelResults,
-    current_iter: Any,
-    tb_logger: Any,
-    inputs: LabelResults | None = None,
-) -> None:
-    """Log a table of the results and, where given, of the inputs; write it as Markdown; add scalars of the results.
-
-    The scalars are ``metrics/<data set>/<label>/<metric>``.
-    The file is ``<data set>_labels.md`` in the run's folder; each validation replaces it. For a set with fewer than
-    two labels nothing is done.
-    """
-    if len(set(results.values) - {OTHER}) < 2:
-        return
-    table = results.markdown(inputs)
-    get_root_logger().info(f"Validation {dataset} by label, {len(results.values)} labels\n{table}")
-    if tb_logger:
-        for label, metrics in results.means().items():
-            for metric, value in metrics.items():
-                tb_logger.add_scalar(f"metrics/{dataset}/{label}/{metric}", value, current_iter)
-    title = f"# {dataset} by label\n\n"
-    when = f"After {current_iter} iterations.\n\n" if model.opt["is_train"] else ""
-    path = Path(model.opt["path"]["log"], f"{dataset}_labels.md")
-    path.write_text(title + when + table, encoding="utf-8")
-
-
-def _line(title: str, metric: str, means: dict[str, dict[str, float]], mean: float) -> str:
-    cells = [_shown(metric, value) for value in (*(of_label[metric] for of_label in means.values()), mean)]
-    return f"| {title} | {' | '.join(cells)} |"
-
-
-def _shown(metric: str, value: float) -> str:
-    return f"{value:.2f}" if "psnr" in metric.lower() else f"{value:.4f}"

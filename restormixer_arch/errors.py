@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from restormixer_arch.output import user_path
+
 
 class UserError(ValueError):
     """A mistake that the user can fix: one line that names the file or key, the value and what was expected."""
@@ -54,7 +56,7 @@ def similar_file(path: Path) -> str | None:
 
 def not_found(path: str | Path) -> str:
     """Say that a path does not exist, where it was looked for, and what lies nearby under a similar name."""
-    given = Path(path).expanduser()
+    given = user_path(path)
     absent = given
     while not absent.parent.exists():  # ends at the root or at '.'
         absent = absent.parent

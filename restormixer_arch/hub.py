@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from restormixer_arch.errors import UserError, did_you_mean
-from restormixer_arch.output import atomic_paths, note
+from restormixer_arch.output import atomic_paths, note, user_path
 from restormixer_arch.weight_options import add_stamp, options_from_weights
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class HubMixin:
         Returns:
             The folder.
         """
-        folder = Path(folder).expanduser()
+        folder = user_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _write(self, folder, folder.name, license)
         return folder
@@ -167,7 +167,7 @@ def locate(
     Raises:
         UserError: there is no such file, or it cannot be fetched.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_file() or (path / WEIGHTS).is_file():
         return path if path.is_file() else path / WEIGHTS
     repo_id = path.as_posix()

@@ -14,17 +14,26 @@ LARGEST_KEPT = 100 << 20  # bytes; with larger ones kept too, gaps between them 
 
 def peak_bytes() -> int | None:
     """The most memory that this process has held, since :func:`reset_peak` on Linux; None if it is not known."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        if "VmHWM" in lines:
-            return int(lines["VmHWM"].split()[0]) * 1024
+    if (peak := _status("VmHWM")) is not None:
+        return peak
     try:
         import resource
     except ImportError:  # Windows
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def held_bytes() -> int | None:
+    """The memory that this process holds now; None if it is not known: only Linux tells."""
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int | None:
+    """An amount of Linux's /proc/self/status in bytes, or None."""
+    status = Path("/proc/self/status")
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.exists() else {}
+    return int(lines[name].split()[0]) * 1024 if name in lines else None
 
 
 def reset_peak() -> bool:

@@ -22,10 +22,24 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\
 PART = re.compile(r"\.part-[0-9a-f]{8}-")  # starts the name of an unfinished file
 LONGEST_NAME = 255  # bytes of a file's name, nearly everywhere
 ABANDONED = 7 * 24 * 3600  # seconds after which an unfinished file that has not grown is that of a killed process
+_shared_job = False  # see set_shared_job
+
+
+def set_shared_job(shared: bool) -> None:
+    """Set whether this process does a job together with others, so that only the first of them speaks.
+
+    The environment alone does not show it: in a pod of a cluster RANK is set for whatever command is run.
+    """
+    global _shared_job
+    _shared_job = shared
 
 
 def is_first_process() -> bool:
-    """True for the process that may speak: rank 0 of a distributed run, or the only process."""
+    """True for the process that may speak: the first of a job of several processes, or any process of its own."""
+    distributed = sys.modules.get("torch.distributed")  # of a training that this project's commands have not started
+    started = distributed is not None and distributed.is_available() and distributed.is_initialized()
+    if not _shared_job and not started:
+        return True
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
@@ -73,6 +87,11 @@ def complain(text: str) -> None:
     if sys.stderr is not None:
         sys.stderr.write(f"basicsr: {printable(text, sys.stderr)}\n")
         sys.stderr.flush()
+
+
+def user_path(text: str | Path) -> Path:
+    """Return the path that a user named: ``~`` is the home folder; a name such as ``~backup.png`` of no user stays."""
+    return Path(os.path.expanduser(text))
 
 
 @contextmanager

@@ -280,8 +280,8 @@ class RestorMixer(HubMixin, nn.Module):
             options: keyword arguments of the network. None: those that the state dict shows.
 
         Raises:
-            ValueError: without ``options``, this is no state dict of a RestorMixer.
-            RuntimeError: the tensors do not fit the network.
+            ValueError: without ``options``, this is no state dict of a RestorMixer, or it lacks a key that shows one.
+            RuntimeError: the tensors do not fit the network, or some are missing.
         """
         tensors, stamp = canonical(state_dict)
         network = cls(**(options_of(tensors, stamp) if options is None else options))

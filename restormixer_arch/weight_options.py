@@ -159,7 +159,7 @@ def options_from_weights(state: Mapping[str, Tensor]) -> dict[str, Any]:
     defaults hold.
 
     Raises:
-        ValueError: this is not the state dict of a RestorMixer.
+        ValueError: this is not the state dict of a RestorMixer, or a key is missing that shows an option.
     """
     return options_of(*canonical(state))
 
@@ -168,7 +168,7 @@ def options_of(tensors: Mapping[str, Tensor], stamp: Mapping[str, Tensor]) -> di
     """:func:`options_from_weights` for what :func:`canonical` returned."""
     if not is_restormixer(tensors):
         raise ValueError("not the weights of a RestorMixer: keys of its stem, SCM and head were expected")
-    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    shapes = _Complete({name: tuple(value.shape) for name, value in tensors.items()})
     base, in_channels = shapes["encoder.stem.0.conv.weight"][:2]
     options: dict[str, Any] = {
         "in_channels": in_channels,
@@ -192,11 +192,19 @@ def options_of(tensors: Mapping[str, Tensor], stamp: Mapping[str, Tensor]) -> di
         options["expand"] = _ratio([(shape[1], channels) for shape, channels in scans])
         options["mlp_ratio"] = _ratio([(shapes[unit + "mwsa.mlp.fc1.bias"][0], channels) for unit, channels in units])
     if stamp:
-        options["window_size"] = stamp["window_size"].item()
-        options["encoder_heads"] = tuple(stamp["encoder_heads"].tolist())
-        options["decoder_heads"] = tuple(stamp["decoder_heads"].tolist())
-        options["scan_merge"] = SCAN_MERGES[stamp["scan_merge"].item()]
+        written = _Complete({STAMP + name: value for name, value in stamp.items()})
+        options["window_size"] = written[STAMP + "window_size"].item()
+        options["encoder_heads"] = tuple(written[STAMP + "encoder_heads"].tolist())
+        options["decoder_heads"] = tuple(written[STAMP + "decoder_heads"].tolist())
+        options["scan_merge"] = SCAN_MERGES[written[STAMP + "scan_merge"].item()]
     return options
+
+
+class _Complete(dict[str, Any]):
+    """What a state dict holds, by key; a missing key is a ValueError."""
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(f"not the complete weights of a RestorMixer: {key!r} is missing")
 
 
 def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:

@@ -88,6 +88,20 @@ def test_files_that_cannot_be_read_are_reported(place, capsys):
     assert line.startswith("basicsr: error: in/a.png: ")
 
 
+def test_settings_are_checked_before_the_first_file(place, capsys):
+    assert cli.main(["restore", "in", "-o", "out", "--task", "auto", "--tile", "10", "--overlap", "0"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == "basicsr: error: tile: 10 is too small for an overlap of 0, expected at least 64"
+    assert not (place / "out").exists()
+
+
+def test_weights_that_are_missing_are_reported_for_the_file(place, capsys, monkeypatch):
+    choose(monkeypatch, "dehaze")
+    assert run() == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("basicsr: error: in/a.png: --task: no weights for 'dehaze'; installed are: derain, mixed.")
+
+
 def test_it_excludes_weights(place, capsys):
     assert run("--weights", "installed/restormixer_s_derain.safetensors") == 2
     assert "not allowed with argument" in capsys.readouterr().err
@@ -178,6 +192,12 @@ def test_a_fit_of_separable_statistics_is_right():
 def test_a_folder_without_sets(folder, capsys):
     assert task_choice.main(["--table", "."]) == 2
     assert re.search(r"holds no sets test_\*/lq.lmdb", capsys.readouterr().err)
+
+
+def test_the_usage_of_the_module(capsys):
+    with pytest.raises(SystemExit):
+        task_choice.main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: python -m restormixer_arch.benchmark.task_choice [-h]")
 
 
 def test_the_page_has_the_columns_of_the_table():

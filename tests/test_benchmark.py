@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
 from restormixer_arch import cli
 from restormixer_arch.benchmark import measure, suite
 from restormixer_arch.benchmark.networks import COMPETITORS, SMALL
 from restormixer_arch.benchmark.tables import figures, markdown, summarize
+from restormixer_arch.errors import UserError
 
 RESULT = {
     "machine": {
@@ -29,6 +31,8 @@ RESULT = {
     "memory": {"RestorMixer, training step": {"peak_bytes": 3 * 2**30}},
     "networks": {"RestorMixer": {"parameters": 3_195_406, "operations": 51.2e9, "thop": [24.9e9, 2.8e6]}},
     "left_out": {"SwinIR-light": "basicsr is not installed"},
+    "failed": [],
+    "stopped": "",
 }
 
 
@@ -66,6 +70,33 @@ def test_operations_are_those_of_the_whole_network():
     assert measure.operations(measure.forward_work("RestorMixer", 256)) == pytest.approx(
         (22.5 + 22.1 + 4.0 + 2.6) * 1e9, rel=0.005
     )
+
+
+class Attention(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0)
+
+    def forward(self, x):
+        return self.layer(x.mean(1).reshape(len(x), -1, 8))
+
+
+class Deformable(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torchvision.ops.DeformConv2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.layer(x, torch.zeros(1, 18, *x.shape[-2:]))
+
+
+def test_operations_of_fused_attention_and_deformable_convolutions():
+    """By hand: projections, two products of attention, output, MLP of 32 tokens; and the products of nine taps."""
+    tokens = 16 * 16 // 8
+    attention = 2 * tokens * 8 * 24 + 2 * 2 * tokens**2 * 8 + 2 * tokens * 8 * 8 + 2 * 2 * tokens * 8 * 16
+    assert measure.operations(measure.restoring(Attention().eval(), 16)) == attention
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert measure.operations(measure.restoring(Deformable().eval(), 16)) == 2 * 16 * 16 * 4 * 27
 
 
 def test_works_are_timed_in_turn():
@@ -136,6 +167,40 @@ def test_without_the_kernel_its_scan_is_left_out(monkeypatch):
     assert result["left_out"]["the scan by native"] == "the library was not built"
     works = jobs["scan, forward and backward"]["works"]
     assert "torch" in works and "native" not in works
+
+
+def test_a_job_that_fails_is_left_out_with_its_reason(monkeypatch, capsys):
+    def run(module, job, label):
+        if job["kind"] == "memory":
+            raise UserError(f"{label} failed with exit code -9: no message")
+        return {"x": [1.0]} if job["kind"] == "times" else {"parameters": 1, "operations": 1.0, "thop": None}
+
+    monkeypatch.setattr(suite, "missing", lambda name: None if name == "RestorMixer" else COMPETITORS[name].package)
+    monkeypatch.setattr(suite, "run_in_process", run)
+    assert cli.main(["bench", "--quick", "--threads", "1"]) == 2
+    out = capsys.readouterr().out
+    assert "| training step | x | 1.00 s |" in out and "| RestorMixer | 0.000 M | 0.0 |" in out
+    assert "Left out: RestorMixer, forward 256: failed with exit code -9: no message." in out
+
+
+def test_ctrl_c_shows_and_writes_what_was_measured(monkeypatch, tmp_path, capsys):
+    def run(module, job, label):
+        if label == "bench: training step":
+            raise KeyboardInterrupt
+        return {name: [1.0] for name in job["works"]}
+
+    monkeypatch.setattr(suite, "run_in_process", run)
+    file = tmp_path / "bench.json"
+    assert cli.main(["bench", "--quick", "--threads", "1", "--json", str(file)]) == 130
+    out, err = capsys.readouterr()
+    assert "| forward 256 | RestorMixer | 1.00 s |" in out
+    assert err == "basicsr: stopped while measuring training step; what was measured before is shown\n"
+    written = json.loads(file.read_text())
+    assert written["stopped"] == "training step" and list(written["times"]) == [
+        "matrix product",
+        "forward 256",
+        "forward 256, own malloc",
+    ]
 
 
 @pytest.mark.parametrize(

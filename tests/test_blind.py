@@ -74,6 +74,8 @@ def test_draws():
     drawn = [draw_blind(np.random.default_rng(seed), 1.0) for seed in range(200)]
     orders = [one.first for one in drawn]
     assert 0.05 < np.mean([order.kernel == "sinc" for order in orders]) < 0.16
+    assert np.pi / 5 < min(order.cutoff for order in orders) < np.pi / 3 < max(order.cutoff for order in orders)
+    assert min(one.cutoff for one in drawn if one.cutoff is not None) > np.pi / 3
     assert min(order.factor for order in orders) >= 0.15 and max(order.factor for order in orders) <= 1.5
     assert all((order.noise > 0) != (order.photon > 0) for order in orders)
     assert all(30 <= order.quality <= 95 for order in orders)
@@ -82,6 +84,17 @@ def test_draws():
     for rng, strength in zip(generators, (None, 0.0, 0.7), strict=True):
         draw_blind(rng, strength)
     assert len({rng.integers(2**62) for rng in generators}) == 1  # all advanced alike
+
+
+def test_shares_of_isotropic_kernels():
+    """BasicSR's kernel_prob: 0.45 and 0.25 of isotropic and anisotropic Gaussians, 0.12 and 0.03 of the others."""
+    drawn = [draw_blind(np.random.default_rng(seed), 1.0) for seed in range(3000)]
+    orders = [order for one in drawn for order in (one.first, one.second) if order.kernel != "sinc"]
+    for kernel, share in (("gaussian", 0.45 / 0.7), ("generalized", 0.12 / 0.15), ("plateau", 0.12 / 0.15)):
+        found = [
+            order.sigma[0] == order.sigma[1] for order in orders if order.kernel == kernel and max(order.sigma) > 0
+        ]
+        assert len(found) > 600 and abs(np.mean(found) - share) < 3.5 * np.sqrt(share * (1 - share) / len(found))
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4])

@@ -64,7 +64,10 @@ def test_mistakes(sets, capsys):
     assert "--tasks: unknown task 'derian'" in capsys.readouterr().err
     (sets / "there.md").write_text("mine")
     assert main(["card", "-o", "there.md"]) == 2
-    assert "there.md: is there already" in capsys.readouterr().err and (sets / "there.md").read_text() == "mine"
+    message = "basicsr: error: -o: 'there.md' already exists; remove it first or choose another file\n"
+    assert capsys.readouterr().err == message and (sets / "there.md").read_text() == "mine"
+    assert main(["card", "-o", "missing/card.md"]) == 2  # before anything is measured
+    assert capsys.readouterr() == ("", "basicsr: error: -o: there is no folder 'missing'\n")
     assert main(["card", "--tasks", "sr_x2"]) == 2
     assert "nothing to measure for sr_x2: no weights are installed" in capsys.readouterr().err
 

@@ -21,6 +21,8 @@ compat.apply()
 
 from basicsr.models.sr_model import SRModel  # noqa: E402
 
+from restormixer_arch import RestorMixer  # noqa: E402
+from restormixer_arch.inference.weights import load_network  # noqa: E402
 from restormixer_arch.training import checkpoint as checkpoints  # noqa: E402
 from restormixer_arch.training.checkpoint import plain  # noqa: E402
 
@@ -115,6 +117,30 @@ def test_the_newest_are_kept_and_the_best(pairs, train_options, write):
     assert record["validated"] is False and record["best"]["pairs_val"]["psnr"]["iter"] == 4
     assert type(record["best"]["pairs_val"]["psnr"]["val"]) is float
     assert load(f"models/{best}").keys() == {"params", "params_ema"}
+
+
+def test_weights_build_the_network_that_was_trained(pairs, train_options, write):
+    """Windows, heads and merge show in no shape: the file holds them beside the weights."""
+    own = {
+        "deep_supervision": False,
+        "window_size": 4,
+        "scan_merge": "official",
+        "encoder_heads": [1, 2],
+        "decoder_heads": [2, 1],
+    }
+    train_options["network_g"] = {"type": "RestorMixer", "base_channels": 4, "num_blocks": [1, 2, 2], **own}
+    train_options["train"]["total_iter"] = 1
+    assert train(write(train_options)) == 0
+    file = EXPERIMENT / "models/net_g_latest.pth"
+    network = load_network(file)
+    assert (network.window_size, network.scan_merge) == (4, "official")
+    assert (network.encoder_heads, network.decoder_heads) == ((1, 2), (2, 1))
+    options = {key: value for key, value in train_options["network_g"].items() if key != "type"}
+    expected = RestorMixer(**options)
+    expected.load_state_dict(load("models/net_g_latest.pth")["params"])
+    x = torch.rand(1, 3, 24, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), expected.fuse()(x))
 
 
 def test_checkpoints_of_a_later_iteration_are_left_alone(tmp_path):

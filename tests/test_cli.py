@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from restormixer_arch import __version__, cli
+from restormixer_arch import __version__, cli, output
 from restormixer_arch.errors import UserError
 
 CHECK_WHAT_IS_IMPORTED = """
@@ -65,6 +65,34 @@ def test_help_and_version(capsys):
         with pytest.raises(SystemExit) as left:
             run(command, "--help")
         assert left.value.code == 0 and f"usage: basicsr {command}" in capsys.readouterr().out
+
+
+def test_the_switches_of_basicsr_s_scripts_say_what_they_do(capsys):
+    texts = {}
+    for command in ("train", "test"):
+        with pytest.raises(SystemExit):
+            run(command, "--help")
+        texts[command] = " ".join(capsys.readouterr().out.split())
+    assert "--auto_resume resume from the newest checkpoint" in texts["train"]
+    assert "--debug name the run debug_NAME, log every iteration, validate and save every 8, without" in texts["train"]
+    assert "--auto_resume no effect; accepted since BasicSR's test script has it" in texts["test"]
+    assert "--debug write to results/debug_NAME" in texts["test"]
+
+
+def test_only_jobs_of_several_processes_are_silent(folder, capsys, monkeypatch):
+    """A pod of a cluster has RANK set for whatever is run in it."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(output, "_shared_job", False)  # as in a new process
+    assert run("--version") == 0 and capsys.readouterr().out.startswith("basicsr command of restormixer ")
+    assert run("train", "-opt", "x.yml") == 2 and not output.is_first_process()
+    assert run("doctor", "x") == 2 and output.is_first_process()
+    monkeypatch.setattr("restormixer_arch.cli.doctor.SECTIONS", {})
+    assert run("doctor") == 0 and capsys.readouterr().out.endswith("training can run\n")
+    for command in ("test", "compare"):
+        assert run(command, "-opt", "x.yml") == 2 and not output.is_first_process()
+    monkeypatch.setenv("RANK", "0")
+    assert output.is_first_process()
 
 
 def test_nothing_heavy_is_imported_before_the_option_file_was_checked(pairs, train_options, write):

@@ -94,6 +94,24 @@ def test_newest_and_best_weights_of_a_run(run):
     assert newest.weights == str(models / "net_g_latest.pth") and torch.equal(restored(newest), expected)
 
 
+def test_numbered_weights_that_are_newer_than_the_latest_ones_are_taken(run):
+    """A training that was extended and then stopped leaves the latest weights of before."""
+    models = run / "models"
+    for number, name in enumerate(("net_g_latest.pth", "net_g_14.pth", "net_g_9.pth")):
+        saved(models, EDSR, name)
+        os.utime(models / name, (1e9 + number, 1e9 + number))
+    assert entry_of_run("old", str(run), None, None).weights == str(models / "net_g_14.pth")
+    os.utime(models / "net_g_latest.pth", (1e9 + 1, 1e9 + 1))
+    assert entry_of_run("old", str(run), None, None).weights == str(models / "net_g_latest.pth")
+
+
+def test_a_parameter_key_that_the_weights_lack(tmp_path):
+    weights, expected = saved(tmp_path, EDSR)
+    assert torch.equal(restored(Entry("edsr", EDSR, weights, "params_ema")), expected)
+    with pytest.raises(UserError, match=r"^competitors\.edsr\.param_key: .*net\.pth has no entry 'parms', it has"):
+        build(Entry("edsr", EDSR, weights, "parms"))
+
+
 def test_folders_that_are_no_run(run, tmp_path_factory):
     with pytest.raises(UserError, match="models: has no net_g_latest.pth; weights there: none"):
         entry_of_run("old", str(run), None, None)

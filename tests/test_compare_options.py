@@ -121,6 +121,33 @@ def test_defaults_and_overrides(pairs, write):
     assert all(is_trained(options, name) for name in ("edsr", "ridnet"))
 
 
+def test_a_loss_of_another_type_replaces_the_common_one(pairs, write):
+    options = compare_options()
+    options["train"]["pixel_opt"] = {"type": "MultiScaleDualDomainLoss", "fft_weight": 0.5}
+    options["competitors"]["edsr"]["train"] = {"pixel_opt": {"type": "CharbonnierLoss", "eps": 1e-6}}
+    options["competitors"]["ridnet"]["train"] = {"pixel_opt": {"loss_weight": 2.0}}
+    read = read_compare_file(write(options))
+    assert name_problems_of(read, ".") == []
+    losses = [training_options(read, name, 60, "here")["train"]["pixel_opt"] for name in ("edsr", "ridnet")]
+    assert losses[0] == {"type": "CharbonnierLoss", "eps": 1e-6}
+    assert losses[1] == {"type": "MultiScaleDualDomainLoss", "fft_weight": 0.5, "loss_weight": 2.0}
+    options["competitors"]["edsr"]["train"] = {"optim_g": {"type": "AdamW"}}
+    with pytest.raises(
+        UserError, match=r"^x\.yml: competitors\.edsr\.train\.optim_g\.lr: required key is missing \(lea"
+    ):
+        read_compare_file(write(options))
+
+
+def test_steps_of_nothing(pairs, write, capsys):
+    options = compare_options()
+    options["competitors"] = {"old": {"network_g": EDSR, "weights": "pairs"}}
+    del options["train"], options["datasets"]["train"]
+    assert cli.main(["compare", "-opt", write(options), "--steps"]) == 2
+    assert capsys.readouterr().err == (
+        "basicsr: error: x.yml: --steps: no competitor is trained, so that there is no step to measure\n"
+    )
+
+
 def test_the_option_file_of_a_training(pairs, write):
     own = {"optim_g": {"lr": 0.5}, "eta_min": 0.25}
     options = read_compare_file(write(changed(compare_options(), "competitors.ridnet.train", own)))

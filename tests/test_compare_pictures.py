@@ -83,8 +83,22 @@ def test_inputs_are_enlarged_to_the_size_of_the_truth(pairs):
 
 def test_a_picture_that_is_too_small_for_a_metric(single, folder):
     cv2.imwrite("single/a.b.png", cv2.imread("single/a.b.png")[:50, :40])
-    with pytest.raises(UserError, match=r"val.metrics.niqe: cannot measure 'a.b' \(50, 40\): "):
+    with pytest.raises(UserError, match=r"val.metrics.niqe: cannot measure 'a.b' of real \(50, 40\): "):
         measure_pictures(single, folder, "none", torch.nn.Identity(), CPU)
+
+
+def test_a_list_in_the_home_folder_is_found_and_a_message_names_the_file(pairs, folder, monkeypatch):
+    options = options_to_test(compare_options())
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    (folder / "home").mkdir()
+    (folder / "home/list.txt").write_text("1.png\n4.png\n")
+    options["datasets"]["test"]["meta_info_file"] = "~/list.txt"
+    options["file"] = "x.yml"
+    rows = measure_pictures(options, folder, None, None, CPU)["pairs_test"]
+    assert [row["name"] for row in rows] == ["1", "4"]
+    (folder / "home/list.txt").write_text("")
+    with pytest.raises(UserError, match=r"^x\.yml: datasets\.test: has no image \('pairs/lq'\)$"):
+        measure_pictures(options, folder, None, None, CPU)
 
 
 def test_a_place_that_cannot_be_written(single, folder):

@@ -230,16 +230,14 @@ def test_pictures_of_one_photograph_count_as_one():
 
 
 def test_operations_of_a_training():
-    """Three passes of 100 operations for each of 4 crops in 10 iterations; growing crops are not counted."""
+    """Three passes of 100 operations for each of 4 crops in 10 iterations; crops of no fixed size are not counted."""
     costs = {"arch": "x", "parameters": 1, "flops": 1.0, "latency": {"median": 1, "low": 1, "high": 1, "runs": 1}}
     trained = {"iterations": 10, "batch_size": 4, "seconds": 1.0}
     known = results.Competitor(name="a", training={**trained, "flops": 100.0}, **costs)
     assert study.training_operations(known) == 3 * 100 * 4 * 10
     assert study.training_operations(results.Competitor(name="a", training=trained, **costs)) is None
     options = {"scale": 2, "datasets": {"train": {"gt_size": 32}}, "train": {}, "competitors": {"a": {}}}
-    assert crop_side(options, "a") == 16
-    options["competitors"]["a"]["train"] = {"progressive": {"gt_sizes": [16, 32]}}
-    assert crop_side(options, "a") is None
+    assert crop_side(options) == 16
 
 
 def test_the_receptive_field_of_a_convolution():

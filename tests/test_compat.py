@@ -48,7 +48,7 @@ def test_every_patch_is_reported_and_says_why():
     for patch, state in report:
         assert state in ("applied", "not needed")
         assert patch.breaks and patch.versions and patch.why
-    assert sum(len(patch.replaces) for patch, _ in report) <= 10
+    assert sum(len(patch.replaces) for patch, _ in report) <= 12
 
 
 def test_without_basicsr_the_cure_is_named(monkeypatch):
@@ -175,17 +175,100 @@ def test_a_value_that_a_loss_refuses_is_the_user_s_to_correct():
         build_loss({"type": "L1Loss", "reduction": "mena"})
 
 
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # BasicSR's SwinIR
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"type": "MSRResNet", "num_block": "a"}, r"^MSRResNet cannot be built with these options \(TypeError: "),
         ({"type": "MSRResNet", "num_feat": -1}, r"^MSRResNet cannot be built with these options \(RuntimeError: "),
         ({"type": "MSRResNet", "num_feat": 10**7}, "^not enough memory to build MSRResNet with these options"),
+        ({"type": "MSRResNet", "upscale": 5}, r"^MSRResNet cannot be built with these options \(AttributeError: "),
+        (
+            {"type": "SwinIR", "depths": [1, 1], "num_heads": [2]},
+            r"^SwinIR cannot be built .* \(IndexError: list",
+        ),
+        ({"type": "SRVGGNetCompact", "act_type": "gelu"}, r"^SRVGGNetCompact cannot be built .* \(UnboundLocalError: "),
     ],
 )
 def test_what_a_network_cannot_be_built_with_is_one_line(options, message):
     with pytest.raises(UserError, match=message):
         build_network(options)
+
+
+def test_what_an_optimizer_refuses_is_one_line():
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    text = r"^train\.optim_\*: Adam cannot be built with these options \(RuntimeError: `fused` and `foreach` cannot be"
+    with pytest.raises(UserError, match=text):
+        BaseModel.get_optimizer(None, "Adam", parameters, 0.1, fused=True, foreach=True)
+    with pytest.raises(UserError, match=r"^train\.optim_\*: Adam refuses an option: Invalid learning rate: -1"):
+        BaseModel.get_optimizer(None, "Adam", parameters, -1)
+    with pytest.raises(NotImplementedError):
+        BaseModel.get_optimizer(None, "Adamm", parameters, 0.1)
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loads():
+    """A function that loads a file into a new linear layer of a model, and returns the layer."""
+
+    def load(path, key="params", given=None, strict=True):
+        model = BaseModel(
+            {"num_gpu": 0, "is_train": True, "dist": False, "path": {"param_key_d": given} if given else {}}
+        )
+        model.net_d = torch.nn.Linear(2, 1)
+        model.load_network(model.net_d, path, strict, key)
+        return model.net_d
+
+    return load
+
+
+def test_weights_are_loaded_as_basicsr_does(loads, tmp_path):
+    state = torch.nn.Linear(2, 1).state_dict()
+    for content, key in (
+        ({"params": {f"module.{name}": value for name, value in state.items()}}, "params"),
+        ({"params": state}, "params_ema"),
+        (state, None),
+    ):
+        torch.save(content, tmp_path / "x.pth")
+        assert torch.equal(loads(tmp_path / "x.pth", key).weight, state["weight"])
+    torch.save({"params": state | {"weight": torch.zeros(3, 3)}}, tmp_path / "x.pth")
+    assert torch.equal(loads(tmp_path / "x.pth", strict=False).bias, state["bias"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"nothing", r"x\.pth: cannot be read as PyTorch weights \(it is damaged, or no file of torch\.save\)$"),
+        (
+            {"params": {"a": torch.zeros(1)}},
+            r"x\.pth: does not fit the network of network_d: Missing key\(s\) in",
+        ),
+        ({"foo": 3}, r"x\.pth: holds no network weights"),
+        ({"params": {"weight": torch.zeros(3, 2), "bias": torch.zeros(1)}}, r"x\.pth: does not fit .* size mismatch"),
+    ],
+)
+def test_weights_that_do_not_fit_a_model_of_basicsr_are_one_line(loads, tmp_path, content, message):
+    path = tmp_path / "x.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(UserError, match=message):
+        loads(path)
+
+
+def test_a_parameter_key_that_was_asked_for_must_be_there(loads, tmp_path, monkeypatch):
+    path, state = tmp_path / "x.pth", torch.nn.Linear(2, 1).state_dict()
+    torch.save({"params": {}, "params_ema": state}, path)
+    with pytest.raises(UserError) as error:
+        loads(path, "parms", given="parms")
+    assert str(error.value) == (
+        f"path.param_key_d: {path} has no entry 'parms', it has params, params_ema. Did you mean 'params'?"
+    )
+    torch.save({"params": state}, path)
+    logged = []
+    monkeypatch.setattr("basicsr.utils.get_root_logger", lambda: SimpleNamespace(info=logged.append))
+    loads(path, "params_ema", given="params_ema")  # BasicSR's own fallback
+    assert logged == [f"Loading Linear from {path}, parameter key params."]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the patch is for machines without CUDA")

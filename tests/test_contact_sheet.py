@@ -174,6 +174,26 @@ def test_a_sheet_that_the_next_run_would_restore(place, inputs, out, sheet, mess
         assert len(find_jobs(inputs, Path(out))) == len(jobs) + 1
 
 
+def test_a_name_with_a_line_break(place, monkeypatch):
+    Image.fromarray(RGB).save("in/two\nlines.png")
+    write, seen = contact_sheet._write, []
+    monkeypatch.setattr(contact_sheet, "_write", lambda *given: seen.append(given[2]) or write(*given))
+    assert run("--sheet", "sheet.png") == 0
+    assert "two\\nlines.png" in seen and Path("sheet.png").is_file()
+
+
+def test_a_sheet_that_fails_keeps_nobody_waiting(place, capsys, monkeypatch):
+    """torchrun ends all processes when one fails, so it waits for them first."""
+    from restormixer_arch.cli import restore
+
+    waited = []
+    monkeypatch.setattr(restore, "wait_for_all", lambda: waited.append(1))
+    monkeypatch.setattr(contact_sheet, "_check_new", lambda path, overwrite: None)
+    (place / "sheet.png").mkdir()
+    assert run("--sheet", "sheet.png") == 2 and waited == [1]
+    assert "error: --sheet: sheet.png cannot be written (" in capsys.readouterr().err
+
+
 def test_nothing_to_show(place, capsys):
     (place / "in/a.png").write_bytes(b"")
     assert run("--sheet", "sheet.png") == 2

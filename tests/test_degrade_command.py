@@ -37,6 +37,20 @@ def test_a_sheet_has_a_picture_for_every_label(photo, capsys):
     assert np.array_equal(drawn, sheet.make_sheet(photo, seed=2))
 
 
+def test_a_sheet_replaces_no_file(photo, capsys):
+    before = Path("photo.png").read_bytes()
+    arguments = ["degrade", "sheet", "--photo", "photo.png", "--out"]
+    for out in (["photo.png"], ["./photo.png", "--overwrite"]):
+        assert main([*arguments, *out]) == 2
+        assert capsys.readouterr().err.endswith("--out: 'photo.png' is the photograph; choose another file\n")
+    Path("mine.png").write_bytes(b"mine")
+    assert main([*arguments, "mine.png"]) == 2
+    message = "--out: 'mine.png' already exists; choose another file, or --overwrite\n"
+    assert capsys.readouterr().err.endswith(message) and Path("mine.png").read_bytes() == b"mine"
+    assert main([*arguments, "mine.png", "--overwrite"]) == 0
+    assert cv2.imread("mine.png") is not None and Path("photo.png").read_bytes() == before
+
+
 def test_a_row_that_is_not_full_is_white(photo):
     drawn = sheet.make_sheet(photo, ("clean", "rain", "low", "haze", "snow", "jpeg", "noise"))
     assert (drawn[-sheet.CELL[0] - sheet.CAPTION :, sheet.CELL[1] :] == 255).all()

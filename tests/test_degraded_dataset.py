@@ -169,7 +169,7 @@ def test_a_sample_by_hand(clean):
         ({"use_rot": None}, "use_rot is missing"),
         ({"degradations": ["rian"]}, r"degradations: 'rian' .* Did you mean 'rain'\?"),
         ({"io_backend": {"type": "zip"}}, "io_backend.type is 'zip', expected disk or lmdb"),
-        ({"io_backend": "disk."}, r"io_backend.type is 'disk.', expected disk or lmdb. Did you mean 'disk'\?"),
+        ({"io_backend": "disk"}, r"io_backend is 'disk', expected a table such as \{type: disk\}"),
         ({"phase": "training"}, "phase is 'training'"),
         ({"gt_size": 0}, "gt_size: got 0, expected a multiple of scale 1"),
         ({"gt_size": 10, "scale": 4, "degradations": ["down"]}, "gt_size: got 10, expected a multiple of scale 4"),

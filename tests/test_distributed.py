@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import multiprocessing
 import os
 import signal
@@ -148,6 +150,23 @@ def test_a_shared_validation_has_the_numbers_of_one_process(pairs, train_options
     assert [path.read_text() for path in Path("results/tiny").glob("*_labels.md")] == tables
     logged = [line for line in alone.err.splitlines() if line.startswith("\t # ")]
     assert logged == [line for line in errors[0].splitlines() if line.startswith("\t # ")] and len(logged) == 2
+
+
+@forked
+def test_a_job_validates_with_the_statistics_that_it_saves(pairs, train_options, test_options, write):
+    """On the CPU each process has BatchNorm statistics of its own part of the last batch."""
+    options = architecture(several_batches(train_options, total=3), "RestorMixer")
+    options["datasets"]["train"]["batch_size_per_gpu"] = 1
+    options["train"].update(ema_decay=0, grad_clip=0, optim_g={"type": "Adam", "lr": 0.3})
+    codes, errors = job("train", "-opt", write(options))
+    assert codes == [0, 0], errors
+    with (EXPERIMENT / "validations.csv").open() as table:
+        trained = [float(row["psnr"]) for row in csv.DictReader(table)]
+    test_options.update({key: options[key] for key in ("model_type", "network_g")})
+    test_options["datasets"] = {"test_1": options["datasets"]["val"]}
+    assert cli.main(["test", "-opt", write(test_options)]) == 0
+    tested = json.loads(Path("results/tiny/results.json").read_text())["pairs_val"]["psnr"]["restored"]
+    assert tested == pytest.approx(trained[-1], abs=1e-9)
 
 
 @forked

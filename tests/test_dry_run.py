@@ -1,6 +1,7 @@
 """``basicsr train --dry-run``: it finds what a training would fail at, keeps nothing, and reports the time."""
 
 import re
+import signal
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ from training_cases import RESTORMIXER
 from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.training.dry_run import report
+from restormixer_arch.training.trainer import Training
 
 compat.apply()
 
@@ -96,3 +98,21 @@ def test_the_estimate_is_the_sum_of_its_parts():
     ]
     options = {"train": {"total_iter": 100, "progressive": {"iters": [600, 100]}}}
     assert report(options, [0.1, 0.5], {}, None)[-1] == "in all: about 0:00:10"  # the second stage is never reached
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_ends_a_dry_run_at_once(pairs, train_options, write, capfd, monkeypatch, name, code):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    step = Training._step
+
+    def interrupted(self, batch):
+        step(self, batch)
+        signal.raise_signal(signal.Signals[name])
+
+    monkeypatch.setattr(Training, "_step", interrupted)
+    try:
+        assert cli.main(["train", "-opt", write(train_options), "--dry-run"]) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
+    error = capfd.readouterr().err
+    assert error.splitlines()[-1] == "basicsr: stopped" and "saving a checkpoint" not in error

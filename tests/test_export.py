@@ -74,7 +74,7 @@ def test_nothing_is_overwritten_without_being_asked(capsys):
     Path("out.safetensors").write_text("mine")
     weights = saved(small())
     assert error_of(capsys, weights, "-o", "out.safetensors") == (
-        "-o: 'out.safetensors' is there already; --overwrite replaces it"
+        "-o: 'out.safetensors' already exists; --overwrite replaces it"
     )
     assert Path("out.safetensors").read_text() == "mine"
     exported(weights, "-o", "out.safetensors", "--overwrite")
@@ -90,7 +90,22 @@ def test_nothing_is_overwritten_without_being_asked(capsys):
         (["other.pth", "-o", "a.safetensors"], "other.pth: are not the weights of a RestorMixer"),
         (["net.pth", "--opt", "edsr.yml", "-o", "a.safetensors"], "--opt: edsr.yml: network_g.type: 'RestorMixer' was"),
         (["net.pth", "--opt", "wide.yml", "-o", "a.safetensors"], "net.pth: no RestorMixer can be built from it ("),
-        (["net.pth", "--opt", "odd.yml", "-o", "a.safetensors"], "net.pth: no RestorMixer can be built from it ("),
+        (
+            ["net.pth", "--opt", "odd.yml", "-o", "a.safetensors"],
+            "odd.yml: network_g.num_block: RestorMixer has no such argument. Did you mean 'num_blocks'?",
+        ),
+        (
+            ["net.pth", "--opt", "text.yml", "-o", "a.safetensors"],
+            "text.yml: network_g.base_channels: got 'many', expected a whole number",
+        ),
+        (
+            ["net.pth", "--opt", "three.yml", "-o", "a.safetensors"],
+            "three.yml: network_g: num_blocks must be three counts, the second and third even, got (1, 3, 2)",
+        ),
+        (
+            ["net.pth", "--param-key", "params_emma", "-o", "a.safetensors"],
+            "net.pth: has no entry 'params_emma'; expected one of params, params_ema. Did you mean 'params_ema'?",
+        ),
     ],
 )
 def test_mistakes(capsys, arguments, message):
@@ -98,7 +113,9 @@ def test_mistakes(capsys, arguments, message):
     torch.save({"conv.weight": torch.zeros(3, 3)}, "other.pth")
     Path("edsr.yml").write_text("network_g: {type: EDSR}\n")
     Path("wide.yml").write_text("network_g: {type: RestorMixer, base_channels: 8}\n")
-    Path("odd.yml").write_text("network_g: {type: RestorMixer, base_chanels: 8}\n")
+    Path("odd.yml").write_text("network_g: {type: RestorMixer, num_block: [1, 2, 2]}\n")
+    Path("text.yml").write_text("network_g: {type: RestorMixer, base_channels: many}\n")
+    Path("three.yml").write_text("network_g: {type: RestorMixer, num_blocks: [1, 3, 2]}\n")
     assert error_of(capsys, *arguments).startswith(message)
     assert not Path("a.safetensors").exists()
 

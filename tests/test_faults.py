@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from whole_trainings import EXPERIMENT, architecture, load, same, several_batches, train
 
+from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
 
 compat.apply()
@@ -103,6 +104,46 @@ def test_a_loader_process_that_raises_ends_the_training(pairs, train_options, wr
     options["datasets"]["train"]["num_worker_per_gpu"] = 2
     with pytest.raises(ZeroDivisionError, match="in the data set"):
         train(write(options))
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("model", ["SRModel", "RestorMixerModel"])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_in_ch", 1, r"\(lq 16x16, gt 16x16\): .*(must match|expected input)"),
+        ("upscale", 2, r"\(lq 16x16, gt 16x16\): The size of tensor a"),
+    ],
+)
+def test_a_network_that_does_not_fit_the_images_is_one_line(
+    pairs, train_options, write, capsys, model, key, value, message
+):
+    train_options["model_type"] = model
+    train_options["network_g"][key] = value
+    assert train(write(train_options)) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(rf"basicsr: error: network_g: cannot be trained on this batch {message}", last), last
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_of_the_wrong_scale_are_one_line_with_their_data_set(pairs, train_options, write, capsys, workers):
+    train_options.update(scale=2)
+    train_options["datasets"]["train"]["num_worker_per_gpu"] = workers
+    assert train(write(train_options)) == 2
+    assert re.match(
+        r"basicsr: error: datasets\.train \(pairs\): Scale mismatches\. GT \(20, 20\) is not 2x multiplication",
+        capsys.readouterr().err.splitlines()[-1],
+    )
+
+
+def test_images_of_another_size_than_the_truth_are_one_line(pairs, test_options, write, capsys):
+    cv2.imwrite("pairs/gt/3.png", np.zeros((19, 20, 3), np.uint8))
+    test_options["path"] = {}
+    assert cli.main(["test", "-opt", write(test_options)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "basicsr: error: val.metrics.psnr: cannot measure '3' of pairs_test (20, 20): Image shapes are different: "
+        "(20, 20, 3), (19, 20, 3)."
+    )
 
 
 @pytest.mark.timeout(MINUTE)

@@ -70,7 +70,7 @@ def test_clean_images_beside_the_folder_of_degraded_ones(tmp_path):
 def test_a_sequence_whose_name_is_not_utf8(tmp_path):
     pairs(tmp_path, "GoPro/train/a/sharp", "GoPro/train/a/blur", [("1.png", "1.png")])
     os.rename(tmp_path / "GoPro/train/a", os.fsencode(tmp_path / "GoPro/train") + b"/\xe9")
-    with pytest.raises(UserError, match="GoPro/train/\udce9: its name is not UTF-8; rename it"):
+    with pytest.raises(UserError, match=r"GoPro/train: the name '\\udce9' is not UTF-8; rename it$"):
         found(tmp_path, "GoPro", "train")
 
 
@@ -92,6 +92,24 @@ def test_both_halves_of_hide_and_of_df2k_are_gathered(tmp_path):
     MINIATURES["sr"](tmp_path)
     assert [unit.name for unit in found(tmp_path, "HIDE", "test").units] == ["1fromGOPR0950", "2fromGOPR0950"]
     assert [unit.name for unit in found(tmp_path, "DF2K", "train").units] == ["000001", "000002", "0001", "0002"]
+
+
+def test_gathered_sets_below_their_own_folder(tmp_path):
+    """Two layouts then lead to one folder; a link to it is the same, too."""
+    MINIATURES["deblur"](tmp_path)
+    MINIATURES["sr"](tmp_path)
+    assert [unit.name for unit in found(tmp_path / "DIV2K", "DF2K", "train").units] == ["0001", "0002"]
+    assert [unit.name for unit in found(tmp_path / "Flickr2K", "DF2K", "train").units] == ["000001", "000002"]
+    (tmp_path / "HIDE").mkdir()
+    (tmp_path / "HIDE_dataset").rename(tmp_path / "HIDE/HIDE_dataset")
+    forget_folders()
+    two = ["1fromGOPR0950", "2fromGOPR0950"]
+    for root in (tmp_path, tmp_path / "HIDE", tmp_path / "HIDE/HIDE_dataset"):
+        assert [unit.name for unit in found(root, "HIDE", "test").units] == two
+    if sys.platform != "win32":
+        (tmp_path / "DIV2K_train_HR").symlink_to("DIV2K/DIV2K_train_HR")
+        forget_folders()
+        assert len(found(tmp_path, "DF2K", "train").units) == 4
 
 
 def test_dots_in_names_become_underscores(tmp_path):

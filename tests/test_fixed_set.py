@@ -1,6 +1,7 @@
 """A fixed set on disk is what the on-the-fly set gives in validation."""
 
 import json
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -57,9 +58,23 @@ def test_reads_back_as_made_on_the_fly(clean, tmp_path, lmdb, labels, scale):
     assert difference_of_set(out, str(clean), given, lmdb) == "was made of other clean images"
 
 
+def test_lmdbs_take_the_memory_of_encoded_images_alone(tmp_path):
+    peaks = []
+    for count in (2, 12):
+        clean = tmp_path / f"clean{count}"
+        clean.mkdir()
+        for number in range(count):
+            cv2.imwrite(str(clean / f"{number}.png"), np.full((512, 512, 3), 40 + number, np.uint8))
+        tracemalloc.start()
+        assert write_fixed_set(str(clean), tmp_path / str(count), ["jpeg"], lmdb=True) == (count, ("jpeg",))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 5e6  # for ten pairs more, of 1.6 MB each
+
+
 def test_mistakes(clean, tmp_path):
     (tmp_path / "there").mkdir()
-    with pytest.raises(UserError, match="there: is there already"):
+    with pytest.raises(UserError, match="there: already exists; remove it first"):
         write_fixed_set(str(clean), tmp_path / "there", ["rain"])
     with pytest.raises(UserError, match="'rian' is no label"):
         write_fixed_set(str(clean), tmp_path / "new", ["rian"])

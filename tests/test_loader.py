@@ -37,6 +37,18 @@ def test_repetitions_are_distinguished():
     assert sorted(draw.index for draw in ResumableSampler(Echo(), 1, 0, 3, seed=0)) == list(range(15))
 
 
+def test_a_part_of_the_images_is_another_one_in_each_epoch():
+    sampler, seen = ResumableSampler(range(10), 1, 0, 0.3, seed=0), []
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        seen.append([draw.index for draw in sampler])
+    assert all(len(set(indices)) == 3 for indices in seen)
+    assert {index for indices in seen for index in indices} == set(range(10))
+    resumed = ResumableSampler(range(10), 1, 0, 0.3, seed=0)
+    assert resumed.resume({"epoch": 7, "consumed": 1, "size": 3, "images": 10})
+    assert [draw.index for draw in resumed] == seen[7][1:]
+
+
 @pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
 def test_workers_know_the_epoch(workers, persistent):
     sampler = ResumableSampler(Echo(), 1, 0, 3, seed=0)

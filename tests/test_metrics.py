@@ -160,3 +160,32 @@ def test_what_cannot_be_measured_is_said(name):
     if "ssim" in name:
         with pytest.raises(UserError, match=r"SSIM needs images of at least \d+x\d+, got 6x21"):
             measure(name, image[:6], image[:6])
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "message"),
+    [
+        ({"type": "calculate_psnr", "crop_border": 10}, (20, 30), "crop_border 10 leaves nothing of it"),
+        ({"type": "calculate_ssim", "crop_border": -1}, (20, 30), "crop_border -1 leaves nothing of it"),
+        ({"type": "calculate_niqe", "crop_border": 0}, (95, 400), "NIQE needs at least 96 x 192 pixels, got 95 x 400"),
+        ({"type": "calculate_niqe", "crop_border": 1}, (97, 400), "NIQE needs at least 96 x 192 pixels, got 95 x 398"),
+        ({"type": "calculate_niqe", "crop_border": 0}, (191, 96), "NIQE needs at least 96 x 192 pixels, got 191 x 96"),
+    ],
+)
+def test_images_that_are_too_small_for_any_metric_are_said(options, size, message):
+    image = np.zeros((*size, 3), np.uint8)
+    with pytest.raises(UserError) as error:
+        metrics.measure({"m": options}, image, image, "a", "set")
+    assert str(error.value) == f"val.metrics.m: cannot measure 'a' of set {size}: {message}"
+
+
+def test_niqe_of_the_smallest_image_is_a_number():
+    image = np.random.default_rng(0).integers(0, 256, (192, 96, 3), dtype=np.uint8)
+    assert 0 < metrics.measure({"m": {"type": "calculate_niqe", "crop_border": 0}}, image, None, "a")["m"] < 1000
+
+
+def test_a_result_that_is_not_a_number_is_said(monkeypatch):
+    monkeypatch.setattr(metrics, "calculate_metric", lambda data, options: math.nan)
+    image = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(UserError, match=r"^val\.metrics\.m: cannot measure 'a' \(8, 8\): the result is not a number"):
+        metrics.measure({"m": {"type": "x"}}, image, image, "a")

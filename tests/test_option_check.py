@@ -32,6 +32,9 @@ def put(options, path, value):
         options[last] = value
 
 
+TEMPLATE = "expected one '{}' for the stem of the ground truth's name, such as '{}_rain'"
+
+
 # --- the schema ----------------------------------------------------------------------------------------------------
 
 
@@ -94,6 +97,9 @@ def test_correct_files_pass(pairs, train_options, test_options, write):
         ("model_type", ["SRModel"], "got ['SRModel'], expected text"),
         ("val.metrics.psnr.type", {}, "got {}, expected text"),
         ("datasets.val.dataroot_gt", "pairs/g", "'pairs/g' does not exist. Did you mean 'pairs/gt'?"),
+        ("datasets.val.dataroot_gt", "x" * 300, f"'{'x' * 300}' cannot be looked up (File name too long)"),
+        ("datasets.train.filename_tmpl", "{}{}", f"got '{{}}{{}}', {TEMPLATE}"),
+        ("datasets.train.filename_tmpl", "rain", f"got 'rain', {TEMPLATE}"),
     ],
 )
 def test_one_mistake_one_line(pairs, train_options, write, path, value, text):
@@ -122,6 +128,36 @@ def test_tiles_are_for_the_model_that_knows_them(pairs, train_options, test_opti
         read_request(write(options), is_train=is_train)
         options["val"][key] = value
         assert problems_of(write(options), is_train) == [f"x.yml: val.{key}: {text}"]
+
+
+def test_mean_and_standard_deviation_go_together(pairs, train_options, write):
+    train_options["datasets"]["train"]["mean"] = [0.5] * 3
+    train_options["datasets"]["val"].update(mean=[0.5] * 3, std=[0.25] * 2)
+    assert problems_of(write(train_options)) == [
+        "x.yml: datasets.train.std: required key is missing, since 'mean' is given",
+        "x.yml: datasets.val.std: got [0.25, 0.25], expected 1 or 3 numbers, for gray or RGB",
+    ]
+
+
+def test_a_data_set_and_a_metric_name_a_file_together(pairs, train_options, write):
+    train_options["datasets"]["val"]["name"] = "é" * 60  # 120 bytes
+    train_options["val"]["metrics"] = {"m" * 110: {"type": "calculate_psnr", "crop_border": 0}}
+    assert read_request(write(train_options), is_train=True)
+    train_options["datasets"]["val"]["name"] += "v"
+    assert problems_of(write(train_options)) == [
+        f"x.yml: datasets.val.name: has 231 bytes with the metric '{'m' * 110}', expected at most 230: names of files"
+    ]
+
+
+def test_no_set_is_called_as_the_average_of_several(pairs, test_options, write):
+    test_options["path"] = {}
+    test_options["datasets"]["test_1"]["name"] = "average"
+    assert read_request(write(test_options), is_train=False)
+    test_options["datasets"]["test_2"] = {**test_options["datasets"]["test_1"], "name": "other"}
+    assert problems_of(write(test_options), is_train=False) == [
+        "x.yml: datasets.test_1.name: got 'average', which names the average of the sets in the results, expected "
+        "another"
+    ]
 
 
 def test_a_share_is_between_0_and_1(pairs, train_options, write):

@@ -100,6 +100,21 @@ def test_half_a_set_and_two_of_one_name(clean, halving, capsys):
     assert not (clean / "new").exists()
 
 
+def test_images_that_are_too_small(clean, halving, capsys):
+    assert main([*halving, "--gt-size", "19"]) == 2
+    assert capsys.readouterr().err.endswith("--gt-size: expected at least 20, got 19\n")
+    cv2.imwrite("clean/small.png", np.zeros((19, 40, 3), np.uint8))
+    assert main(halving) == 2
+    text = "clean/small.png: is 19x40, expected at least 20 pixels a side\n"
+    assert capsys.readouterr().err.endswith(text) and not (clean / "sets").exists()
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_smallest_images(clean, library):
+    arguments = ["degrade", "others", "--gt", "clean", "--libraries", library, "--out", "sets", "--gt-size", "20"]
+    assert main(arguments) == 0
+
+
 def test_mistakes(clean, capsys, monkeypatch):
     assert main(["degrade", "others", "--gt", "clean", "--out", "x", "--libraries", "imgaug"]) == 2
     assert "'imgaug' is no library with generators here, expected albumentations or kornia" in capsys.readouterr().err

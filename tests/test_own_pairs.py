@@ -143,6 +143,50 @@ def test_degraded_images_that_are_made(own, capsys):
     assert "sets/drawn/val_pairs: was made with other settings" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("form", ["lmdb", "folder"])
+def test_another_preparation_leaves_no_pairs_behind(own, capsys, form):
+    """From pairs of two folders to made ones and back: all that has to go is named, and 'init' takes no mixture."""
+    end = ".lmdb" if form == "lmdb" else ""
+    shared = ["--gt", "gt", "--val", "2", "--out", "set", "--format", form]
+    assert prepare(*shared, "--lq", "lq") == 0
+    assert prepare(*shared, "--degrade", "noise") == 2
+    text = "was prepared from other files, or they have changed since"
+    four = f"it, train_lq{end}, val_gt{end} and val_lq{end}"
+    end_of_line = ", or choose another --out, to prepare it again\n"
+    assert capsys.readouterr().err.endswith(f"set/train_gt{end}: {text}; remove {four}{end_of_line}")
+    for part in ("train", "val"):
+        shutil.rmtree(f"set/{part}_gt{end}")
+    assert prepare(*shared, "--degrade", "noise") == 2
+    assert f"set/train_lq{end}: {text}; remove it and val_lq{end}, or" in capsys.readouterr().err
+    for part in ("train", "val"):
+        Path(f"set/{part}_lq{end}").rename(f"{part}_kept")
+    assert prepare(*shared, "--degrade", "noise") == 0
+    for part in ("val", "train"):
+        Path(f"{part}_kept").rename(f"set/{part}_lq{end}")
+    assert init("--data", "set", "-o", "my.yml") == 2
+    assert capsys.readouterr().err.endswith(
+        f"--data: set has both train_lq{end} and val_lq{end} and val_pairs, which are of two preparations; remove what "
+        "does not belong to the set\n"
+    )
+    for place in (f"train_gt{end}", f"train_lq{end}", f"val_gt{end}", f"val_lq{end}"):
+        shutil.rmtree(Path("set", place))
+    assert prepare(*shared, "--lq", "lq") == 2
+    text = "already exists and was not made by this command"
+    assert capsys.readouterr().err.endswith(f"set/val_pairs: {text}; remove it{end_of_line}")
+
+
+def test_images_for_validation_are_not_left_behind(own, capsys):
+    """They are trained on as soon as there are none for validation."""
+    shared = ["--gt", "gt", "--lq", "lq", "--out", "set"]
+    assert prepare(*shared, "--val", "2") == 0 and prepare(*shared, "--val", "0") == 2
+    assert "train_gt.lmdb: was prepared from other files, or they have" in (error := capsys.readouterr().err)
+    assert "; remove it, train_lq.lmdb, val_gt.lmdb and val_lq.lmdb, or choose another --out" in error
+    shutil.rmtree("set/train_gt.lmdb"), shutil.rmtree("set/train_lq.lmdb")
+    assert prepare(*shared, "--val", "0") == 2
+    text = "set/val_gt.lmdb: already exists and was not made by this command; remove it and val_lq.lmdb, or"
+    assert text in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("recorded", [True, False], ids=["this version", "an earlier one"])
 def test_pairs_for_validation_that_do_not_belong_to_the_set(own, capsys, recorded):
     """Of clean images that were chosen before others were added, or in the other format."""
@@ -158,12 +202,14 @@ def test_pairs_for_validation_that_do_not_belong_to_the_set(own, capsys, recorde
     capsys.readouterr()
     assert prepare(*arguments) == 0 and capsys.readouterr().out.count("there already") == 3
     assert prepare(*arguments, "--format", "folder") == 2
-    assert "set/val_pairs: was made with another --format than folder; remove it" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(
+        "set/train_gt.lmdb: was prepared with other settings ({'format': 'lmdb'}, now {'format': 'folder'}); remove "
+        "it, val_gt.lmdb and val_pairs, or choose another --out, to prepare it again\n"
+    )
     for number in range(12, 40):
         cv2.imwrite(f"gt/{number:02}.png", picture(number))
     shutil.rmtree("set/train_gt.lmdb")
     shutil.rmtree("set/val_gt.lmdb")
-    shutil.rmtree("set/train_gt"), shutil.rmtree("set/val_gt")
     assert prepare(*arguments) == 2
     assert names("set/val_gt.lmdb") != before
     assert "set/val_pairs: was made of other clean images; remove it or" in capsys.readouterr().err
@@ -192,6 +238,10 @@ def test_pairs_for_validation_of_an_image_that_has_changed(own, capsys):
         ),
         (["--gt", "gt", "--degrade", "rain", "--val", "0", "--out", "o"], "--val: expected at least 1 with --degrade"),
         (["--gt", "nothing", "--lq", "lq", "--out", "o"], "nothing"),
+        (
+            ["--gt", "gt", "--lq", "lq/../gt", "--out", "o"],
+            "--lq: 'lq/../gt' is the folder of --gt, expected that of the degraded images",
+        ),
     ],
 )
 def test_mistakes_are_one_line(own, capsys, arguments, message):
@@ -219,7 +269,27 @@ def test_a_name_that_is_not_utf8(own, capsys):
     for degraded in (["--lq", "lq"], ["--degrade", "rain"]):
         assert prepare("--gt", "gt", *degraded, "--out", "o") == 2
         error = capsys.readouterr().err
-        assert "gt/caf\\udce9.png: its name is not UTF-8; rename it" in error and error.count("\n") == 1
+        assert "gt: the name 'caf\\udce9.png' is not UTF-8; rename it" in error and error.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names there")
+def test_names_with_blanks_and_with_line_breaks(own, capsys):
+    for kind in ("gt", "lq"):
+        for number, name in enumerate((" a", "b c", "d ", "\u00e9\u2003f")):
+            Path(f"{kind}/0{number}.png").rename(f"{kind}/{name}.png")
+    assert prepare("--gt", "gt", "--lq", "lq", "--out", "set", "--val", "2") == 0
+    for kind in ("gt", "lq"):
+        images = [LmdbImages(Path(f"set/{part}_{kind}.lmdb"), "x") for part in ("train", "val")]
+        assert {" a", "b c", "d ", "\u00e9\u2003f"} <= {name for reader in images for name in reader.names}
+        assert all(reader.read(name).shape == (64, 64, 3) for reader in images for name in reader.names)
+    for name in ("a\nb", "x\u2028y", "t\tz", "\x1b[2J"):
+        Path("gt/11.png").rename(f"gt/{name}.png")
+        assert prepare("--gt", "gt", "--degrade", "rain", "--out", "o") == 2
+        error = capsys.readouterr().err
+        shown = repr(f"{name}.png")
+        text = f"gt: the name {shown} has a control character or a line break in it; rename it\n"
+        assert error.endswith(text) and error.count("\n") == 1
+        Path(f"gt/{name}.png").rename("gt/11.png")
 
 
 def test_training_images_of_a_test_set_are_found(own, capsys):
@@ -338,7 +408,41 @@ def test_init_chooses_by_measurement(own, capsys, quick):
     assert [path.name for path in Path().glob("*my.yml*")] == ["my.yml"]
     capsys.readouterr()
     assert init("--data", "sets/mine", "-o", "my.yml") == 2
-    assert "my.yml: is there already" in capsys.readouterr().err
+    assert "my.yml: already exists; choose another --output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "turned"),
+    [
+        ("derain", ["--lq", "lq"], False),
+        ("desnow", ["--lq", "lq"], False),
+        ("mixed", ["--lq", "lq"], False),
+        ("denoise", ["--lq", "lq"], True),
+        ("denoise", ["--degrade", "haze_rain"], False),
+        ("derain", ["--degrade", "noise,clean"], False),
+    ],
+)
+def test_init_turns_no_falling_rain(own, quick, task, given, turned):
+    """Labels may have ``clean`` among them, which is added otherwise."""
+    assert prepare("--gt", "gt", *given, "--out", "set", "--val", "1") == 0
+    assert init("--data", "set", "-o", "my.yml", "--task", task) == 0
+    train = read_request("my.yml", is_train=True).options["datasets"]["train"]
+    assert train["use_rot"] is turned
+    if given[0] == "--degrade":
+        assert train["degradations"] == {label: {"weight": 1} for label in (given[1].split(",")[0], "clean")}
+
+
+def test_what_init_suggests_can_be_pasted(own, quick, capsys):
+    assert prepare("--gt", "gt", "--lq", "lq", "--out", "set") == 0
+    capsys.readouterr()
+    assert init("--data", "set", "-o", "my file.yml") == 0
+    head = Path("my file.yml").read_text(encoding="utf-8").splitlines()
+    assert head[1:4] == [
+        "#   basicsr train -opt 'my file.yml'",
+        "#   basicsr train -opt 'my file.yml' --auto_resume   (after a stop)",
+        "#   basicsr restore IMAGE -o restored --weights 'experiments/my file/models/net_g_latest.pth'",
+    ]
+    assert capsys.readouterr().out.endswith("next: basicsr train -opt 'my file.yml'\n")
 
 
 def test_init_for_super_resolution(own, quick):
@@ -367,6 +471,9 @@ def test_what_init_writes_trains(own, given, capsys, monkeypatch):
         (["--data", "gt", "-o", "a.yml"], "--data: gt has no train_gt.lmdb and no train_gt"),
         (["--data", "gt", "-o", "a.txt"], "--output: expected a name that ends in .yml"),
         (["--data", "gt", "-o", "a.yml", "--hours", "0"], "--hours: expected a positive number"),
+        (["--data", "gt", "-o", "a.yml", "--name", "x/y"], "--name: got 'x/y', expected a name without / and \\"),
+        (["--data", "gt", "-o", "a.yml", "--name", ""], "--name: got '', expected a name without / and \\"),
+        (["--data", "gt", "-o", "a\\b.yml"], "--output: got 'a\\\\b', expected a name without / and \\"),
         (["--data", "gt", "-o", "a.yml", "--task", ""], "argument --task: expected a task such as derain, got none"),
         (["--data", "gt", "-o", "a.yml", "--task", "derian"], "Did you mean 'derain'?"),
         (["--data", "gt", "-o", "a.yml", "--task", "derain", "--network", "base"], "--task: the installed weights are"),

@@ -21,7 +21,7 @@ from basicsr.data import build_dataset  # noqa: E402
 from basicsr.data.paired_image_dataset import PairedImageDataset  # noqa: E402
 from basicsr.utils import FileClient  # noqa: E402
 
-from restormixer_arch.data.lmdb_io import LmdbImages, write_lmdb  # noqa: E402
+from restormixer_arch.data.lmdb_io import LmdbImages, read_names, write_lmdb  # noqa: E402
 from restormixer_arch.data.paired_dataset import PairedRestorationDataset, enlarge, result_names  # noqa: E402
 from restormixer_arch.errors import UserError  # noqa: E402
 from restormixer_arch.training.loader import start_worker  # noqa: E402
@@ -358,7 +358,7 @@ class TestLmdb:
         for name in ("x.lmdb", "y.lmdb"):
             write_lmdb(tmp_path / name, [(f"{i}", noise(20, 20, i)) for i in range(5)])
         assert (tmp_path / "x.lmdb/data.mdb").read_bytes() == (tmp_path / "y.lmdb/data.mdb").read_bytes()
-        with pytest.raises(UserError, match="x.lmdb: is there already"):
+        with pytest.raises(UserError, match="x.lmdb: already exists; remove it first"):
             write_lmdb(tmp_path / "x.lmdb", [])
 
     def test_keys_with_dots_and_spaces(self, tmp_path):
@@ -431,12 +431,24 @@ class TestLmdb:
         meta.write_bytes(b"\xff\xfe\x00")
         assert refusal(opt).startswith(f"{meta}: cannot be read as text")
 
+    def test_names_may_begin_with_a_blank(self, tmp_path):
+        names = [" a", "b\u00a0c", "\u3000d", "e f"]
+        write_lmdb(tmp_path / "x.lmdb", [(name, noise(4, 4)) for name in names])
+        images = LmdbImages(tmp_path / "x.lmdb", "x")
+        assert images.names == sorted(names) and all(images.read(name).shape == (4, 4, 3) for name in names)
+        (tmp_path / "list.txt").write_bytes(b" a.png\r\n b.png (4,4,3) 1 \r\n \r\nc.png\t\n")
+        assert read_names(tmp_path / "list.txt") == [" a.png", " b.png", "c.png"]
+
     def test_keys_that_cannot_be_written(self, tmp_path):
         image = noise(4, 4)
         with pytest.raises(UserError, match=r"x\.lmdb: 2 images would be stored as 'a'; rename them"):
             write_lmdb(tmp_path / "x.lmdb", [("a", image), ("b", image), ("a", image)])
         with pytest.raises(UserError, match=r"x\.lmdb: the name 'caf\\udce9' is not UTF-8; rename the image"):
             write_lmdb(tmp_path / "x.lmdb", [("caf\udce9", image)])
+        for name in ("a\nb", "x\u2028y", "\x1b"):
+            message = f"x.lmdb: the name {name!r} has a control character or a line break in it; rename the image"
+            with pytest.raises(UserError, match=f"{re.escape(message)}$"):
+                write_lmdb(tmp_path / "x.lmdb", [(name, image)])
         assert not list(tmp_path.iterdir())
 
     def test_a_file_of_that_name(self, tmp_path):
@@ -472,7 +484,8 @@ class TestOptions:
                 {"io_backend": {"type": "lmbd"}},
                 "io_backend.type is 'lmbd', expected disk or lmdb. Did you mean 'lmdb'?",
             ),
-            ({"io_backend": "disc"}, "io_backend.type is 'disc', expected disk or lmdb. Did you mean 'disk'?"),
+            ({"io_backend": "disc"}, "io_backend is 'disc', expected a table such as {type: disk}"),
+            ({"io_backend": "disk"}, "io_backend is 'disk', expected a table such as {type: disk}"),
             ({"phase": "training"}, "phase is 'training', expected train, val or test"),
             ({"filename_tmpl": "rain"}, "filename_tmpl is 'rain', expected one {} for the clean image's name"),
             ({"color": "x"}, "color is 'x', expected y or nothing"),

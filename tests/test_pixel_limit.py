@@ -1,5 +1,6 @@
 """A small file that claims to be huge is refused by every reader, before it is decoded."""
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -11,8 +12,9 @@ from PIL import Image
 
 from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
-from restormixer_arch.data.images import MOST_PIXELS, pixel_limit
+from restormixer_arch.data.images import MOST_PIXELS, pixel_limit, without_pillow_limit
 from restormixer_arch.data.images.opencv import claimed_size, decode_color, write_png
+from restormixer_arch.data.images.picture import read_picture
 from restormixer_arch.data.lmdb_io import LmdbImages, write_lmdb
 from restormixer_arch.data.paired_dataset import PairedRestorationDataset
 from restormixer_arch.data.preparation.sub_images import _read
@@ -66,9 +68,66 @@ def test_every_reader_refuses(place, reader, monkeypatch):
 
 def test_the_limit(monkeypatch):
     assert pixel_limit() == MOST_PIXELS == 178_956_970
-    for text in ("", "0", "many"):
+    for text, number in (("", MOST_PIXELS), ("600", 600), ("500M", 500_000_000), ("0.5g", 500_000_000)):
         monkeypatch.setenv("RESTORMIXER_MAX_PIXELS", text)
-        assert pixel_limit() == MOST_PIXELS
+        assert pixel_limit() == number
+
+
+@pytest.mark.parametrize("text", ["0", "many", "500 M", "-1", "\u00b2"])
+def test_a_limit_that_is_no_number_is_refused(place, monkeypatch, capsys, text):
+    monkeypatch.setenv("RESTORMIXER_MAX_PIXELS", text)
+    message = f"RESTORMIXER_MAX_PIXELS: expected a number of pixels such as 200M, got {text!r}"
+    for read in (
+        lambda: pixel_limit(),
+        lambda: read_picture("gt/a.png"),
+        lambda: decode_color(b"P6 1 1 255\n123", "x"),
+    ):
+        with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+            read()
+    assert cli.main(["restore", "gt/a.png", "-o", "out", "--max-pixels", text]) == 2
+    assert f"--max-pixels: {message.partition(': ')[2]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".tif"])
+def test_the_limit_may_be_above_pillows(monkeypatch, suffix):
+    """Pillow's own limit is lowered here, and is what it was afterwards, also where two threads lift it at once."""
+    content = cv2.imencode(suffix, RGB)[1].tobytes()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setenv("RESTORMIXER_MAX_PIXELS", "600")
+    assert claimed_size(content) == (30, 20) and decode_color(content, "x").shape == (20, 30, 3)
+    assert Image.MAX_IMAGE_PIXELS == 100
+    monkeypatch.setenv("RESTORMIXER_MAX_PIXELS", "599")
+    with pytest.raises(UserError, match=r"^x: " + MESSAGE):
+        decode_color(content, "x")
+    first, second = without_pillow_limit(), without_pillow_limit()
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+    assert Image.MAX_IMAGE_PIXELS is None
+    second.__exit__(None, None, None)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_a_huge_jpeg_has_the_size_of_its_header(monkeypatch):
+    content = bytearray(cv2.imencode(".jpg", RGB)[1].tobytes())
+    place = content.index(b"\xff\xc0") + 5
+    content[place : place + 4] = struct.pack(">HH", 15000, 15000)
+    assert claimed_size(bytes(content)) == (15000, 15000)
+    with pytest.raises(UserError, match=r"Image size \(225000000 pixels\) exceeds limit of 178956970 pixels; "):
+        decode_color(bytes(content), "x")
+
+
+@pytest.mark.parametrize("damage", ["cut short", "checksum", "header"])
+def test_libpng_prints_nothing_of_a_damaged_png(capfd, damage):
+    content = cv2.imencode(".png", RGB)[1].tobytes()
+    middle = len(content) // 2
+    content = {
+        "cut short": content[:middle],
+        "checksum": content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :],
+        "header": content[:30],
+    }[damage]
+    with pytest.raises(UserError, match=r"^x: cannot be decoded as an image \(\d+ bytes\)$"):
+        decode_color(content, "x")
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".tif", ".ppm", ".pgm"])

@@ -443,7 +443,7 @@ def test_a_wrong_argument_is_one_line(root, capsys, arguments, message):
             "datasets/Rain13K/train_gt.lmdb: was prepared from other files, or they have changed since; remove it",
         ),
         ("settings", "datasets/Rain13K/train_gt.lmdb: was prepared with other settings ({'crop': 0, 'step': 0}, now {"),
-        ("foreign", "datasets/Rain13K/train_gt.lmdb: is there already and was not made by this command; remove it"),
+        ("foreign", "datasets/Rain13K/train_gt.lmdb: already exists and was not made by this command; remove it"),
     ],
 )
 def test_what_is_there_is_not_overwritten(root, capsys, spoil, message):
@@ -459,6 +459,68 @@ def test_what_is_there_is_not_overwritten(root, capsys, spoil, message):
     assert run(*arguments) == 2
     (line,) = errors(capsys)
     assert line.startswith(message)
+
+
+def test_a_set_has_one_format(root, capsys):
+    """LMDBs would be left without their record, and 'basicsr init' would take them instead of the folders."""
+    MINIATURES["derain"](root)
+    arguments = ["derain", "--root", "root", "--sets", "Rain13K"]
+    assert run(*arguments) == 0 and run(*arguments, "--format", "folder") == 2
+    assert errors(capsys) == [
+        "datasets/Rain13K/train_gt.lmdb: was prepared with other settings ({'format': 'lmdb'}, now {'format': 'folder'"
+        "}); remove it and train_lq.lmdb, or choose another --out, to prepare it again"
+    ]
+    assert run(*arguments) == 0 and run(*arguments, "--check") == 0
+    assert "there already" in capsys.readouterr().out
+
+
+def test_what_has_to_go_is_named_as_a_whole(root, capsys):
+    """Both parts, and what another preparation would leave beside them; images of other parts stay out of it."""
+    pairs(root, "CSD/train/Gt", "CSD/train/Snow", [("1.tif",) * 2])
+    pairs(root, "CSD/test/Gt", "CSD/test/Snow", [("1.tif",) * 2])
+    arguments = ["desnow", "--root", "root", "--sets", "CSD"]
+    assert run(*arguments) == 0
+    for name in ("train_x2_lq.lmdb", "train_lq", "train_S_lq.lmdb", "train_lq.lmdb.old"):
+        Path("datasets/CSD", name).mkdir()
+    for part in ("train", "test"):
+        pairs(root, f"CSD/{part}/Gt", f"CSD/{part}/Snow", [("1.tif",) * 2], (40, 48))
+    assert run(*arguments) == 2
+    assert errors(capsys) == [
+        "datasets/CSD/train_gt.lmdb: was prepared from other files, or they have changed since; remove it, "
+        "train_lq.lmdb, train_lq, train_x2_lq.lmdb, test_gt.lmdb and test_lq.lmdb, or choose another --out, to prepare "
+        "it again"
+    ]
+    for name in ("train_gt.lmdb", "train_lq.lmdb", "train_lq", "test_gt.lmdb", "test_lq.lmdb"):
+        shutil.rmtree(Path("datasets/CSD", name))
+    assert run(*arguments) == 2
+    assert errors(capsys)[0].startswith(
+        "datasets/CSD/train_x2_lq.lmdb: was prepared from other files, or they have changed since; remove it, or choose"
+    )
+    shutil.rmtree("datasets/CSD/train_x2_lq.lmdb")
+    assert run(*arguments) == 0 and run(*arguments, "--check") == 0
+
+
+def test_large_files_are_few_at_once(tmp_path, monkeypatch):
+    for number, size in enumerate([10, 10, 10, 50, 200, 1, 1, 1, 1, 1]):
+        (tmp_path / f"{number}").write_bytes(bytes(size))
+    units = [Unit(str(n), tmp_path / str(n), (("lq", str(n), tmp_path / str(n)),)) for n in range(11)]  # 10: none
+    monkeypatch.setattr(prepare, "CHUNK", 4)
+    monkeypatch.setattr(prepare, "CHUNK_BYTES", 120)
+    assert [[int(unit.name) for unit in chunk] for chunk in prepare._chunks(units)] == [
+        [0, 1, 2],
+        [3],
+        [4],
+        [5, 6, 7, 8],
+        [9, 10],
+    ]
+    assert list(prepare._chunks([])) == []
+
+
+def test_check_knows_skipped_pairs_however_the_root_is_spelled(root, capsys):
+    broken_rain(root, "two sizes")
+    assert run("derain", "--root", "root", "--sets", "Rain13K", "--skip-bad") == 0
+    assert run("derain", "--root", str(root.absolute()), "--sets", "Rain13K", "--check") == 0
+    assert "4 images compared, 0 problems" in capsys.readouterr().out
 
 
 def spoil_lmdb(kind: str) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -199,6 +200,22 @@ def test_same_seed_same_bytes():
     assert np.array_equal(image, before)
     other_places = [digest(add_rain(image, dataclasses.replace(PLAIN, seed=seed))) for seed in range(5)]
     assert len(set(other_places)) == 5
+
+
+def test_streaks_are_drawn_in_slices(monkeypatch):
+    """To save memory, where they are many; what is seen is the same."""
+    shower = RainParameters(angle=10, length=60, width=2, density=600, intensity=0.05, layers=2, seed=3)
+    peaks, drawn = [], []
+    for most in (10**7, 10**4, 1):
+        monkeypatch.setattr(rain, "MOST_POINTS", most)
+        tracemalloc.start()
+        drawn.append(rain.streak_opacity(120, 160, shower))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert 0.2 < drawn[0].mean() < 0.95
+    for other in drawn[1:]:
+        np.testing.assert_allclose(other, drawn[0], rtol=0, atol=1e-6)
+    assert peaks[1] < peaks[0] / 5
 
 
 def test_strength_scales_streaks_veil_and_mist():

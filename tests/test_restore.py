@@ -150,11 +150,16 @@ def test_installed_weights_are_the_default(tmp_path, monkeypatch):
         ("a.png", TypeError, "must be a numpy array, a torch tensor or a PIL image, got str"),
         (np.zeros((2, 3, 4, 3), np.uint8), ValueError, r"shape \(H, W\) or \(H, W, 1 to 4\), got \(2, 3, 4, 3\)"),
         (np.zeros((0, 3, 3), np.uint8), ValueError, r"got \(0, 3, 3\)"),
-        (np.zeros((8, 8, 3), np.int32), ValueError, "must be uint8, uint16 or floating point, got int32"),
+        (np.zeros((8, 8, 3), np.int32), ValueError, "must be uint8, uint16 or floating point of 16 .* got int32"),
         (np.full((8, 8, 3), 255.0), ValueError, r"within \[0, 1\], got 255 to 255"),
         (np.full((8, 8, 3), np.nan), ValueError, r"within \[0, 1\], got nan to nan"),
         (torch.zeros(8, 8, 3), ValueError, r"shape \(C, H, W\) or .* got \(8, 8, 3\)"),
-        (torch.zeros(3, 8, 8, dtype=torch.int64), ValueError, "floating point, got torch.int64"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), ValueError, "floating point of 16 bits or more, got torch.int64"),
+        (torch.zeros(3, 8, 8, dtype=torch.float8_e5m2), ValueError, "of 16 bits or more, got torch.float8_e5m2"),
+        (torch.zeros(3, 8, 8).to_sparse(), ValueError, "must be dense .* got one of layout torch.sparse_coo"),
+        (torch.zeros(3, 8, 8, device="meta"), ValueError, "and hold values, got one on the meta device"),
+        (Image.new("RGB", (0, 5)), ValueError, "a PIL image must have pixels, got 0 x 5"),
+        (Image.new("I;16", (5, 0)), ValueError, "a PIL image must have pixels, got 5 x 0"),
         (torch.full((3, 8, 8), -0.5), ValueError, r"within \[0, 1\], got -0.5 to -0.5"),
         (Image.new("F", (8, 8)), ValueError, "must be of mode 1, L, .*, got F"),
     ],
@@ -162,6 +167,31 @@ def test_installed_weights_are_the_default(tmp_path, monkeypatch):
 def test_other_things_are_refused(weights, image, kind, message):
     with pytest.raises(kind, match=message):
         restore(image, weights)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_memory": -5}, "max_memory: got -5, expected at least 1 byte"),
+        ({"max_memory": 0}, "max_memory: got 0, expected at least 1 byte"),
+        ({"strength": 2}, r"strength: must be in \[0, 1\], got 2"),
+    ],
+)
+def test_settings_that_are_refused(weights, settings, message):
+    with pytest.raises(UserError, match=f"^{message}$"):
+        restore(RGB, weights, **settings)
+
+
+def test_a_task_for_each_file_is_the_command_s():
+    with pytest.raises(UserError, match="^--task: 'auto' is for 'basicsr restore'; expected one of deblur, dehaze, "):
+        restore(RGB, task="auto")
+
+
+def test_a_name_with_a_tilde_that_is_no_user(folder):
+    save_tiny(folder / "~no such user.safetensors")
+    np.testing.assert_array_equal(
+        restore(RGB, "~no such user.safetensors"), restore(RGB, folder / "~no such user.safetensors")
+    )
 
 
 def test_side_by_side():

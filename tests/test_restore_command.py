@@ -59,10 +59,71 @@ def test_what_is_there_is_kept_unless_asked(place, capsys):
     assert run(*options) == 0 and capsys.readouterr().out == "out: 1 restored, 1 already there\n"
     assert run(*options) == 0 and capsys.readouterr().out == "out: 2 already there\n"
     assert (place / "out/a.png").read_bytes() == b"mine"
-    assert run(*options, "--compare") == 0 and capsys.readouterr().out == "out: 2 restored\n"
-    assert (place / "out/a.png").read_bytes() == b"mine"  # only its pair was missing
     assert run(*options, "--overwrite") == 0 and capsys.readouterr().out == "out: 2 restored\n"
     np.testing.assert_array_equal(pixels("out/a.png"), restore(RGB, "w.safetensors"))
+
+
+def test_a_pair_is_made_of_the_result_that_exists(place, capsys, monkeypatch):
+    """And not of the weights of this run, which may be others."""
+    options = ("in", "-o", "out", "--compare", "--weights", "w.safetensors")
+    (place / "out/sub").mkdir(parents=True)
+    Image.fromarray(255 - RGB).save("out/a.png")
+    Image.fromarray(RGB).resize((60, 40)).save("out/sub/b.png")
+    monkeypatch.setattr("restormixer_arch.inference.restore.restore_picture", None)
+    assert run(*options) == 0 and capsys.readouterr().out == "out: 2 compared\n"
+    np.testing.assert_array_equal(pixels("out/a_compare.png"), np.hstack([RGB, 255 - RGB]))
+    np.testing.assert_array_equal(pixels("out/sub/b_compare.png")[:, 60:], pixels("out/sub/b.png"))
+    assert run(*options) == 0 and capsys.readouterr().out == "out: 2 already there\n"
+    for path in place.glob("out/**/*_compare.png"):
+        path.unlink()
+    Image.fromarray(RGB[..., 0]).save("out/a.png")
+    (place / "out/sub/b.png").write_bytes(b"")
+    assert run(*options) == 2
+    assert capsys.readouterr() == (
+        "out: 2 failed\n",
+        "basicsr: error: out/a.png: exists already and is no restoration of in/a.png; --overwrite replaces it\n"
+        "basicsr: error: out/sub/b.png: is empty; --overwrite replaces it\n",
+    )
+
+
+def test_the_pair_of_a_video_that_exists_is_refused(place, capsys):
+    write_video(place / "film.mp4", count=1)
+    options = ("film.mp4", "-o", "out", "--weights", "w.safetensors")
+    assert run(*options) == 0
+    capsys.readouterr()
+    assert run(*options, "--compare") == 2
+    message = "out/film_compare.mp4: is made together with out/film.mp4, which exists already; --overwrite makes both"
+    assert capsys.readouterr() == ("out: 1 failed\n", f"basicsr: error: {message}\n")
+
+
+def test_what_another_process_has_written_meanwhile_is_kept(place, capsys, monkeypatch):
+    """Two runs may share a folder: the second one neither computes what is there nor counts it as restored."""
+    Image.fromarray(RGB).save("in/c.png")
+    original, seen = command.restore_file, []
+
+    def restore_file(job, *arguments, **options):
+        seen.append(job.source.name)
+        for name in ("c.png", "sub/b.png"):
+            (place / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / "out" / name).write_bytes(b"theirs")
+        return original(job, *arguments, **options)
+
+    monkeypatch.setattr(command, "restore_file", restore_file)
+    assert run("in", "-o", "out", "--weights", "w.safetensors") == 0
+    assert capsys.readouterr().out == "out: 1 restored, 2 already there\n" and len(seen) == 3
+    assert (place / "out/c.png").read_bytes() == b"theirs"
+
+
+def test_names_with_a_tilde_that_are_no_users(place, capsys):
+    (place / "in/a.png").rename("~no such user.png")
+    (place / "w.safetensors").rename("~w.safetensors")
+    assert run("~no such user.png", "-o", "~no such folder", "--weights", "~w.safetensors") == 0
+    assert capsys.readouterr().out == "~no such folder: 1 restored\n"
+    assert (place / "~no such folder/~no such user.png").is_file()
+    assert run("~no*.png", "-o", "~no such folder", "--weights", "~w.safetensors") == 0
+    assert capsys.readouterr().out == "~no such folder: 1 already there\n"
+    assert run("~no such user.png", "-o", "out", "--weights", "~other.pth") == 2
+    assert "error: ~other.pth: no such file of weights." in capsys.readouterr().err
 
 
 def test_compare_and_enlargement(place):
@@ -150,6 +211,12 @@ def test_results_that_cannot_be_written_are_reported(place, capsys):
         (["in", "-o", "out", "--overlap", "-1"], "basicsr restore: argument --overlap: expected "),
         (["in", "-o", "out", "--strength", "2"], "basicsr restore: argument --strength: expected a number from 0 to 1"),
         (["in", "-o", "out", "--tile", "0"], "basicsr restore: argument --tile: expected a positive whole number"),
+        (["in", "-o", "out", "--tile", "\u00b2"], "basicsr restore: argument --tile: expected a positive whole number"),
+        (["in", "-o", "out", "--overlap", "\u00b2"], "basicsr restore: argument --overlap: expected a whole number"),
+        (
+            ["in", "-o", "out", "--video-quality", "\u00b2"],
+            "basicsr restore: argument --video-quality: expected a whole",
+        ),
         (["in", "-o", "out", "--max-memory", "lots"], "basicsr restore: argument --max-memory: expected an amount"),
         (["in", "-o", "out", "--weights", "x", "--task", "y"], "basicsr restore: argument --task: not allowed with"),
         (["in", "-o", "out", "--self-ensembel"], "basicsr restore: unrecognized arguments: --self-ensembel. Did you"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from restormixer_arch.errors import UserError
+from restormixer_arch.inference import jobs
 from restormixer_arch.inference.jobs import Job, find_jobs, make_folder, matches_pattern, split_pattern
 from restormixer_arch.output import atomic_paths
 
@@ -157,6 +158,31 @@ def test_an_empty_folder(files):
     (files / "none").mkdir()
     with pytest.raises(UserError, match=r"none: no image or video in this folder \(\.bmp "):
         find_jobs(["none"], Path("out"))
+
+
+@pytest.mark.parametrize(
+    ("system", "one", "other", "same"),
+    [
+        ("darwin", "Caf\u00e9.png", "cafe\u0301.PNG", True),
+        ("win32", "A.png", "a.PNG", True),
+        ("win32", "\u00e9.png", "e\u0301.png", False),  # two files on NTFS
+        ("linux", "A.png", "a.png", False),
+        ("linux", "\u00e9.png", "e\u0301.png", False),
+    ],
+)
+def test_names_of_one_file(monkeypatch, system, one, other, same):
+    monkeypatch.setattr(jobs.sys, "platform", system)
+    assert (jobs.path_key(one) == jobs.path_key(other)) == same
+    assert jobs.is_within(f"/{one}/x", Path("/", other)) == same
+    assert jobs.is_within(f"/{one}", "/") and not jobs.is_within(f"/{one}", f"/{one}")
+    assert not jobs.is_within("/ab/c", "/a")
+
+
+@pytest.mark.parametrize("inputs", [["a"], ["a/**/*.[Pp][Nn][Gg]"]])
+def test_results_of_another_spelling_are_no_inputs(files, monkeypatch, inputs):
+    """Where the file system takes B and b for one folder; results in it are found under its first spelling."""
+    monkeypatch.setattr(jobs.sys, "platform", "darwin")
+    assert pairs(*inputs, out="a/B") == [("a/1.png", "a/B/1.png")]
 
 
 def test_folders_that_cannot_be_made(files):

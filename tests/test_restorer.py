@@ -1,5 +1,6 @@
 """Restoring tensors with any network, and finding the network of a file of weights."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,16 +8,20 @@ import torch
 from tiny_network import save_tiny, tiny_network
 from torch import nn
 
+from restormixer_arch import RestorMixer
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference import weights
 from restormixer_arch.inference.restorer import (
     Restorer,
+    load_restorer,
     pick_device,
     pick_precision,
     restore_batch,
     restorer_of_options,
 )
 from restormixer_arch.inference.weights import load_network, shipped_weights
+from restormixer_arch.memory import held_bytes
+from restormixer_arch.weight_options import add_stamp
 
 
 class Plain(nn.Module):
@@ -133,6 +138,17 @@ def test_results_that_are_not_finite_are_an_error():
         restore_batch(Plain(lambda x: x / 0), PICTURE, tile=128, precision="bf16")
 
 
+def test_strength_blends_what_is_in_the_range():
+    """Both the enlarged input and the result overshoot; a share of what is outside would shift what is inside."""
+    network = Plain(lambda x: 3 * x.repeat_interleave(2, -1).repeat_interleave(2, -2) - 1, upscale=2)
+    picture = (PICTURE > 0.5).float()
+    enlarged = torch.nn.functional.interpolate(picture, scale_factor=2.0, mode="bicubic", align_corners=False)
+    assert enlarged.min() < -0.05 and enlarged.max() > 1.05
+    restored = picture.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    wanted = 0.75 * enlarged.clamp(0, 1) + 0.25 * restored
+    torch.testing.assert_close(restore_batch(network, picture, tile=128, strength=0.25), wanted)
+
+
 def raising(message, kind=RuntimeError):
     def function(x):
         raise kind(message)
@@ -171,6 +187,8 @@ def test_a_given_tile_is_taken_and_checked():
     assert Restorer(Plain(), tile=192).tile_for(PICTURE) == 192
     with pytest.raises(UserError, match="tile: 100 is too small for an overlap of 64, expected at least 128"):
         Restorer(Plain(), tile=100)
+    with pytest.raises(UserError, match="^max_memory: got 0, expected at least 1 byte$"):
+        Restorer(Plain(), max_memory=0)
 
 
 def test_a_wide_overlap_where_memory_cannot_be_measured(monkeypatch):
@@ -190,6 +208,23 @@ def test_memory_is_measured_once_and_decides():
     assert small.tile_for(torch.zeros(1, 3, 513, 9)) == 513 and "memory" in vars(small)
     with pytest.raises(UserError, match="max-memory: 0.00 GB is not enough for 56 x 40 pixels"):
         Restorer(network, max_memory=1000)(PICTURE)
+
+
+def test_a_process_that_holds_more_than_the_default_budget_restores(monkeypatch):
+    """As a program does that has loaded data of its own."""
+    monkeypatch.setattr("restormixer_arch.inference.memory.CPU_BUDGET", 1)
+    restorer = Restorer(tiny_network())
+    measured = sys.platform == "linux"
+    assert restorer.tile_for(torch.zeros(1, 3, 513, 520)) == (128 if measured else 512)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is held")
+def test_what_is_held_is_noted_before_the_first_image(tmp_path):
+    restorer = load_restorer(save_tiny(tmp_path / "x.safetensors"), torch.device("cpu"))
+    before = held_bytes()
+    image = torch.zeros(1, 3, 6000, 6000, dtype=torch.uint8).add_(1)  # 108 MB
+    assert held_bytes() > before + 10**8
+    assert abs(restorer.memory.held - before) < 5 * 10**7 and len(image) == 1
 
 
 def test_options_of_a_file():
@@ -218,6 +253,32 @@ def test_a_network_is_built_from_its_weights(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(network(PICTURE), tiny_network(upscale=2)(PICTURE))
     assert network.upscale == 2 and not network.training
+
+
+def test_weights_for_images_that_no_file_holds(tmp_path):
+    network = RestorMixer(4, 4, base_channels=4, num_blocks=(1, 2, 2), encoder_heads=(2, 2), decoder_heads=(2, 2))
+    path = tmp_path / "x.pth"
+    torch.save({"params": add_stamp(network.state_dict(), network)}, path)
+    with pytest.raises(UserError) as caught:
+        load_restorer(path, torch.device("cpu"))
+    assert str(caught.value) == f"{path}: restores images of 4 channels, expected 1 or 3"
+
+
+def test_an_entry_that_is_missing(tmp_path):
+    """Named by a user it must be there; that of an option file falls back as in BasicSR."""
+    network, path = tiny_network(), tmp_path / "x.pth"
+    torch.save({"params": network.state_dict(), "params_ema": network.state_dict(), "iter": 3}, path)
+    with pytest.raises(UserError) as caught:
+        load_network(path, "params_emma")
+    assert str(caught.value) == (
+        f"{path}: has no entry 'params_emma'; expected one of params, params_ema. Did you mean 'params_ema'?"
+    )
+    assert weights.read_weights(path, "params_emma").keys() == network.state_dict().keys()
+    assert load_network(path, "params").in_channels == 3
+    plain = save_tiny(tmp_path / "x.safetensors")
+    with pytest.raises(UserError) as caught:
+        load_network(plain, "params")
+    assert str(caught.value) == f"{plain}: has no entry 'params'; it has no entries, only weights."
 
 
 def test_other_weights_are_refused(tmp_path):

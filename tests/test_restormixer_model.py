@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
+from training_cases import SWINIR
 
 from restormixer_arch.basicsr_adapter import register
 from restormixer_arch.errors import UserError
+from restormixer_arch.layers import pad_to_multiple
 from restormixer_arch.models.restormixer_model import RestorMixerModel
 
 register.register()
@@ -224,6 +226,26 @@ def test_weights_of_another_network(tmp_path):
     torch.save({"iter": 3}, tmp_path / "state.pth")
     with pytest.raises(UserError, match=r"state.pth: holds no network weights"):
         model.load_network(model.net_g, tmp_path / "state.pth")
+
+
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # BasicSR's SwinIR
+@pytest.mark.parametrize("val", [{}, {"tile": 80, "tile_overlap": 16}])
+def test_a_network_of_windows_restores_images_of_any_size(tmp_path, val):
+    opt = options(tmp_path, ema_decay=0, pixel_opt={"type": "L1Loss"})
+    opt["network_g"], opt["val"] = dict(SWINIR), opt["val"] | val
+    model = RestorMixerModel(opt)
+    image = torch.rand(1, 3, 90, 21, generator=torch.Generator().manual_seed(0))
+    model.lq = image
+    model.test()
+    assert model.output.shape == image.shape
+    if not val:
+        with torch.no_grad():
+            whole = model.net_g.eval()(pad_to_multiple(image, 8))
+        assert torch.equal(model.output, whole[..., :90, :21])
+        model.lq = image[..., :16, :16]
+        model.test()
+        with torch.no_grad():
+            assert torch.equal(model.output, model.net_g.eval()(image[..., :16, :16]))
 
 
 def test_scale_must_be_the_networks(tmp_path):

@@ -131,3 +131,28 @@ def test_the_weights_that_are_trained_are_resumed_whatever_key_is_asked_for(expe
     experiment["path"]["param_key_g"] = key
     load_resume_state(experiment)
     assert experiment["path"]["param_key_g"] == "params"
+
+
+def test_latest_and_best_weights_and_tables_are_kept_when_an_older_checkpoint_is_resumed(experiment):
+    states, models = (Path(experiment["path"][key]) for key in ("training_states", "models"))
+    for name in ("models/net_g_latest.pth", "models/net_g_best_val_psnr.pth", "losses.csv", "validations.csv"):
+        (models.parent / name).write_text(name)
+    experiment["path"]["resume_state"] = str(states / "9.state")
+    assert load_resume_state(experiment | {"auto_resume": False})["iter"] == 9
+    (aside,) = states.glob("newer_*")
+    kept = {path.name for path in aside.iterdir()}
+    assert kept == {
+        *("10.state", "net_g_10.pth", "net_g_latest.pth", "net_g_best_val_psnr.pth", "losses.csv", "validations.csv")
+    }
+    assert (aside / "losses.csv").read_text() == "losses.csv" and (models.parent / "losses.csv").is_file()
+    assert sorted(path.name for path in models.iterdir()) == ["net_g_9.pth", "net_g_best_val_psnr.pth"]
+
+
+def test_latest_weights_beyond_the_last_checkpoint_are_kept_when_that_is_named(experiment):
+    states, latest = Path(experiment["path"]["training_states"]), Path(experiment["path"]["models"], "net_g_latest.pth")
+    latest.touch()
+    assert load_resume_state(experiment)["iter"] == 10 and latest.is_file()  # --auto_resume goes on from the newest
+    experiment["path"]["resume_state"] = str(states / "10.state")
+    load_resume_state(experiment | {"auto_resume": False})
+    (aside,) = states.glob("newer_*")
+    assert [path.name for path in aside.iterdir()] == ["net_g_latest.pth"] and not latest.exists()

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from whole_trainings import load, same, several_batches, train
+
+from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.errors import UserError
+
+compat.apply()
+
+from basicsr.models.base_model import BaseModel  # noqa: E402 - BasicSR can be imported only now
+
+from restormixer_arch.training.resume import resume_training  # noqa: E402
 
 MULTISTEP = {"type": "MultiStepLR", "milestones": [2, 6], "gamma": 0.5}
 
@@ -74,8 +84,6 @@ def test_what_cannot_be_followed_is_refused(pairs, train_options, write, capsys,
 
 
 def test_a_state_of_basicsr_itself_is_enough(pairs, train_options, write):
-    import torch
-
     file = write(several_batches(train_options, total=4))
     assert train(file) == 0
     state = load("training_states/4.state")
@@ -83,3 +91,15 @@ def test_a_state_of_basicsr_itself_is_enough(pairs, train_options, write):
     torch.save(kept, "experiments/tiny/training_states/4.state")
     assert train(file, "--auto_resume", "--force_yml", "train:total_iter=6") == 0
     assert load("training_states/6.state")["schedulers"][0]["last_epoch"] == 5
+
+
+def test_a_state_of_another_number_of_optimizers_is_of_another_model():
+    model = BaseModel({"num_gpu": 0, "is_train": True})
+    model.optimizers = [torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])]
+    state = {"optimizers": [{}, {}], "schedulers": [], "optimizer_types": ["Adam", "Adam"]}
+    with pytest.raises(UserError) as error:
+        resume_training(model, state)
+    assert str(error.value) == (
+        "model_type: the training to resume has 2 optimizers (Adam, Adam), this model 1 optimizer (Adam): they are of "
+        "different models"
+    )

@@ -212,6 +212,16 @@ def test_every_process_reports_its_own_files(place, capsys, monkeypatch):
     ]
 
 
+def test_a_run_that_is_not_shared_speaks(place, capsys, monkeypatch):
+    """Though a cluster has numbered its pod."""
+    monkeypatch.setenv("RANK", "1")
+    assert run("in/0.png", "-o", "out") == 0
+    assert capsys.readouterr() == ("out: 1 restored\n", "")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run("in/0.png", "-o", "out", "--shard", "1/1") == 0
+    assert capsys.readouterr() == ("out: 1 already there\n", "")
+
+
 def test_each_process_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert device_of_process("auto", {"LOCAL_RANK": "3"}) == "cuda:3"

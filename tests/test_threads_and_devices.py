@@ -12,8 +12,10 @@ compat.apply()
 
 from basicsr.models.base_model import BaseModel  # noqa: E402
 
+from restormixer_arch.compare.run import threads_of  # noqa: E402
 from restormixer_arch.training import distributed as threads  # noqa: E402
-from restormixer_arch.training.options import choose_device, fit_to_machine  # noqa: E402
+from restormixer_arch.training.distributed import cores  # noqa: E402
+from restormixer_arch.training.options import choose_device, fit_to_machine, refuse_videos_on_cpu  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -79,3 +81,30 @@ def test_a_gpu_is_taken_or_left_by_name(monkeypatch):
     assert opt["num_gpu"] == 0
     choose_device(unset := {"num_gpu": 3})
     assert unset == {"num_gpu": 3}
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [("4,2", 4), (" 3 ", 3), ("", None), ("0", None), ("all", None), ("-1", None), (None, None)]
+)
+def test_the_first_number_of_omp_num_threads(set_to, monkeypatch, value, number):
+    monkeypatch.setenv("OMP_NUM_THREADS", value or "")
+    if value is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    assert threads.omp_threads() == number
+    assert threads_of({}) == (number or cores()) and threads_of({"num_threads": 7}) == 7
+    assert ("OMP_NUM_THREADS is" in threads.set_threads(None, 1, 0)) is bool(number)
+
+
+# --- video models ----------------------------------------------------------------------------------------------------
+
+
+def test_video_models_are_refused_on_a_cpu():
+    opt = {"model_type": "VideoRecurrentModel", "num_gpu": 0, "val": {"metrics": {"psnr": {}}}}
+    with pytest.raises(UserError) as error:
+        refuse_videos_on_cpu(opt)
+    assert str(error.value) == (
+        "model_type: 'VideoRecurrentModel' measures videos on a CUDA device only, and none is used here; expected a "
+        "GPU, or val.metrics: null"
+    )
+    for changes in ({"num_gpu": 1}, {"val": None}, {"val": {"metrics": None}}, {"model_type": "SRModel"}):
+        refuse_videos_on_cpu(opt | changes)

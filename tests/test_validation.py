@@ -13,12 +13,15 @@ from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.cli import main
 from restormixer_arch.data.degraded_dataset import DegradedDataset
 from restormixer_arch.errors import UserError
-from restormixer_arch.models import metrics, validation
-from restormixer_arch.models.validation import LabelResults, report_by_label, run_validation
+from restormixer_arch.models import label_results, metrics, validation
+from restormixer_arch.models.label_results import LabelResults, report_by_label
+from restormixer_arch.models.validation import last_means, run_validation
 
 compat.apply()
 
 from basicsr.models.sr_model import SRModel  # noqa: E402 - BasicSR can be imported only now
+
+from restormixer_arch.training.results import result_lines  # noqa: E402
 
 
 def results(**values):
@@ -134,7 +137,7 @@ def test_a_metric_that_is_new_when_resuming_begins_a_record(tmp_path, monkeypatc
 
 def test_an_image_that_cannot_be_measured_is_named(tmp_path):
     model = Model([1.0], tmp_path, metrics={"niqe": {"type": "calculate_niqe", "crop_border": 0}})
-    with pytest.raises(UserError, match=r"^val\.metrics\.niqe: cannot measure '1' \(4, 4\): "):
+    with pytest.raises(UserError, match=r"^val\.metrics\.niqe: cannot measure '1' of set \(4, 4\): "):
         run_validation(model, Loader([{"lq_path": ["1.png"]}], None), 7, None, False)
 
 
@@ -170,8 +173,47 @@ def test_a_model_keeps_a_validation_of_its_own(tmp_path):
     assert model.seen == (1, 7, True)
 
 
+# --- the values of the last validation -------------------------------------------------------------------------------
+
+
+def test_the_last_values_are_reported_and_not_the_best(tmp_path, monkeypatch):
+    items = [{"lq_path": ["1.png"]}]
+    model, _ = results_of(items, [30.0], tmp_path, monkeypatch)
+    model.values = iter([20.0, math.nan])
+    for iteration, expected in ((8, "PSNR 20.00 dB"), (9, "PSNR nan dB")):
+        run_validation(model, Loader(items, None), iteration, None, False)
+        assert result_lines(model) == {"set": expected}
+    assert model.best_metric_results["set"]["psnr"] == {"better": "higher", "val": 30.0, "iter": 7}
+
+
+def test_a_validation_of_a_model_s_own_has_the_best_values_of_its_iteration():
+    """BasicSR's video models keep a table of frames and metrics for each folder."""
+    best = {"clips": {"psnr": {"val": 31.5, "iter": 7}, "ssim": {"val": 0.9, "iter": 5}, "new": {"val": 0, "iter": -1}}}
+    video = SimpleNamespace(metric_results={"000": torch.zeros(4, 2)}, best_metric_results=best)
+    assert last_means(video, "clips", 7) == {"psnr": 31.5}
+    assert last_means(video, "clips") == {"psnr": 31.5, "ssim": 0.9}
+    assert result_lines(video) == {"clips": "PSNR 31.50 dB, SSIM 0.900"}
+    other = SimpleNamespace(metric_results={"psnr": 30.0}, best_metric_results=best)
+    assert last_means(other, "clips", 7) == {"psnr": 30.0} and last_means(SimpleNamespace(), "clips", 7) == {}
+
+
+def test_a_network_that_cannot_restore_an_image_is_one_line(tmp_path):
+    class Misfit(Model):
+        def feed_data(self, data):
+            self.lq = data["lq"]
+
+        def test(self):
+            torch.nn.Conv2d(1, 1, 3)(self.lq)
+
+    item = {"lq_path": ["a/1.png"], "lq": torch.zeros(1, 3, 8, 9)}
+    with pytest.raises(UserError, match=r"^network_g: cannot restore '1' of set \(lq 8x9\): Given groups=1, weight of"):
+        run_validation(Misfit([], tmp_path), Loader([item], None), 7, None, False)
+
+
 def test_scalars_and_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(validation, "get_root_logger", lambda: logging.getLogger("by label"))  # BasicSR's is for a run
+    monkeypatch.setattr(
+        label_results, "get_root_logger", lambda: logging.getLogger("by label")
+    )  # BasicSR's is for a run
     scalars = {}
     board = SimpleNamespace(add_scalar=lambda name, value, step: scalars.update({name: (value, step)}))
     model = SimpleNamespace(opt={"is_train": True, "path": {"log": str(tmp_path)}})

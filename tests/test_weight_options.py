@@ -77,3 +77,18 @@ def test_a_stamp_survives_a_file_and_is_taken_off_again(tmp_path):
 def test_weights_of_another_network_are_refused():
     with pytest.raises(ValueError, match="not the weights of a RestorMixer"):
         options_from_weights(torch.nn.Conv2d(3, 3, 3).state_dict())
+
+
+def test_a_key_that_is_missing_is_named():
+    network = RestorMixer(**SMALL)
+    state = add_stamp(network.state_dict(), network)
+    for key in (
+        "encoder.stem.0.conv.weight",
+        "decoder.head_full.conv.weight",
+        "encoder.mt_half.units.0.mwsa.mlp.fc1.bias",
+        "restormixer_options.window_size",
+        "restormixer_options.scan_merge",
+    ):
+        partial = {name: value for name, value in state.items() if name != key}
+        with pytest.raises(ValueError, match=f"^not the complete weights of a RestorMixer: '{key}' is missing$"):
+            RestorMixer.from_weights(partial)

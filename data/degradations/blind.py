@@ -31,6 +31,7 @@ from restormixer_arch.data.degradations.noise import poisson_signal
 
 KERNEL_SIZE = 21
 KERNELS = {"gaussian": 0.7, "generalized": 0.15, "plateau": 0.15}  # name -> probability
+ISOTROPIC = {"gaussian": 0.45 / 0.7, "generalized": 0.8, "plateau": 0.8}  # name -> share with two equal deviations
 INTERPOLATIONS = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 NARROWEST = 0.05  # deviation in pixels from which on a blur changes anything
 
@@ -153,10 +154,13 @@ def _draw_order(
     reduced: float,
     noise: float,
 ) -> Order:
-    """Draw an order whose share ``blurred`` is blurred, ``enlarged`` and ``reduced`` resized, with ``noise`` of 255."""
-    sinc, cutoff = rng.uniform() < 0.1, rng.uniform(np.pi / 3, np.pi)
+    """Draw an order whose share ``blurred`` is blurred, ``enlarged`` and ``reduced`` resized, with ``noise`` of 255.
+
+    The cut-off of its sinc filter is that of Real-ESRGAN's kernels of 13 pixels and more.
+    """
+    sinc, cutoff = rng.uniform() < 0.1, rng.uniform(np.pi / 5, np.pi)
     kernel = str(rng.choice(list(KERNELS), p=list(KERNELS.values())))
-    isotropic, blurs = rng.uniform() < 0.65, rng.uniform() < blurred
+    isotropic, blurs = rng.uniform() < ISOTROPIC[kernel], rng.uniform() < blurred
     along, across, angle = rng.uniform(0.2, widest), rng.uniform(0.2, widest), rng.uniform(-np.pi, np.pi)
     beta = rng.uniform(1, 2) if kernel == "plateau" else rng.uniform(0.5, 4)
     way, up, down = rng.uniform(), rng.uniform(1, sizes[1]), rng.uniform(sizes[0], 1)

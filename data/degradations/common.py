@@ -8,6 +8,7 @@ the identity.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import cv2
@@ -92,9 +93,23 @@ def splat(shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, amounts
     Returns:
         float32 (H, W).
     """
+    return splat_slices(shape, [(rows, columns, amounts)])
+
+
+def splat_slices(shape: tuple[int, int], slices: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Do what :func:`splat` does with (rows, columns, amounts) of some points after others, to save memory."""
+    sums: np.ndarray | None = None
+    for points in slices:
+        added = _sums(shape, *points)
+        sums = added if sums is None else np.add(sums, added, out=sums)
+    return np.zeros(shape, np.float32) if sums is None else sums[1:-1, 1:-1].astype(np.float32)
+
+
+def _sums(shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, amounts: np.ndarray) -> np.ndarray:
+    """Return the sums as float64 (H + 2, W + 2), with a frame of one pixel around."""
     height, width = shape
     inside = (rows > -1) & (rows < height) & (columns > -1) & (columns < width)
-    rows, columns, amounts = rows[inside] + 1, columns[inside] + 1, amounts[inside]  # a frame of one pixel around
+    rows, columns, amounts = rows[inside] + 1, columns[inside] + 1, amounts[inside]
     top, left = rows.astype(np.intp), columns.astype(np.intp)
     down, right = rows - top, columns - left
     stride = width + 2
@@ -103,7 +118,7 @@ def splat(shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, amounts
     upper, lower = amounts * (1 - down), amounts * down
     shares = np.concatenate((upper * (1 - right), upper * right, lower * (1 - right), lower * right))
     sums = np.bincount(places, shares, minlength=(height + 2) * stride)
-    return sums.reshape(height + 2, stride)[1:-1, 1:-1].astype(np.float32)
+    return sums.reshape(height + 2, stride)
 
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: int) -> np.ndarray:

@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 
 from restormixer_arch.data.degradations.compose import add_composition, draw_composition
-from restormixer_arch.data.degradations.labels import parse_label
+from restormixer_arch.data.degradations.labels import read_mixture
 from restormixer_arch.data.images.folder import FolderImages, without_suffix
 from restormixer_arch.data.lmdb_io import LmdbImages, open_images
 from restormixer_arch.errors import UserError
@@ -111,11 +111,10 @@ def compare_folders(
         seed: of the draws.
 
     Raises:
-        UserError: a folder is missing, a label is unknown, an image has no partner of its size, or is smaller than 32
-            pixels a side.
+        UserError: a folder is missing, a label is unknown, there twice or reduces the image, an image has no partner
+            of its size, or is smaller than 32 pixels a side.
     """
-    for label in labels:
-        parse_label(label)
+    read_mixture(list(labels))
     degraded, truths = open_images(lq, "--lq"), open_images(gt, "--gt")
     sources = truths if clean is None else open_images(clean, "--clean")
     partners = {without_suffix(name): name for name in truths.names}

@@ -44,7 +44,7 @@ from restormixer_arch.data.degradations.common import (
     require_not_negative,
     require_positive,
     require_unit,
-    splat,
+    splat_slices,
 )
 from restormixer_arch.data.degradations.haze import HazeParameters, add_haze
 
@@ -56,6 +56,7 @@ MODERATE = 0.25  # share of moderate rain from one direction: the commonest, whi
 MISTY = 0.2  # share of the other rain with mist
 VEILED = 0.25  # share of its showers with a veil
 DIAMETERS = (0.3, 2.5)  # smallest and largest drop, in mean diameters
+MOST_POINTS = 2**20  # that are drawn at once, or an eighth of the pixels of a large image; each takes 200 bytes
 SOFT_END = 0.3  # part of a streak, at each end, over which it fades, where the parameters give no other
 TENT_VARIANCE = 1 / 6  # of a point shared out among its four pixels; that much blur is there already
 FWHM = 2 * np.sqrt(2 * np.log(2))  # full width at half maximum of a Gaussian of deviation 1
@@ -272,8 +273,14 @@ def _draw_lines(
     points = max(int(np.ceil(lengths.max(initial=1))), 2)  # at most a pixel apart
     along = (np.arange(points) + 0.5) / points - 0.5  # (P,), in lengths
     fade = np.clip((0.5 - np.abs(along)) / soft_end, 0, 1) if soft_end > 0 else np.ones(points)
-    steps = lengths[:, None] * along  # (N, P), in pixels
-    rows = centres[:, :1] + np.cos(angles)[:, None] * steps
-    columns = centres[:, 1:] + np.sin(angles)[:, None] * steps
-    amounts = (weights * lengths / points)[:, None] * fade
-    return splat(shape, rows.ravel(), columns.ravel(), amounts.ravel())
+    step = max(max(MOST_POINTS, shape[0] * shape[1] // 8) // points, 1)
+
+    def some(first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        these = slice(first, first + step)
+        steps = lengths[these, None] * along  # (n, P), in pixels
+        rows = centres[these, :1] + np.cos(angles[these])[:, None] * steps
+        columns = centres[these, 1:] + np.sin(angles[these])[:, None] * steps
+        amounts = (weights[these] * lengths[these] / points)[:, None] * fade
+        return rows.ravel(), columns.ravel(), amounts.ravel()
+
+    return splat_slices(shape, (some(first) for first in range(0, len(lengths), step)))

@@ -62,14 +62,28 @@ def _cell(clean: np.ndarray, label: str, seed: int) -> np.ndarray:
     return np.concatenate((np.round(image * 255).astype(np.uint8), caption))
 
 
-def write_sheet(photo: Path, out: Path, seed: int = 0) -> None:
-    """Write the sheet of a photograph. Raises UserError: it cannot be read, or ``out`` not be written."""
+def write_sheet(photo: Path, out: Path, seed: int = 0, *, overwrite: bool = False) -> None:
+    """Write the sheet of a photograph.
+
+    Args:
+        photo: its file.
+        out: file to write, ``.png`` or ``.jpg``.
+        seed: of the parameters.
+        overwrite: replace a file that exists.
+
+    Raises:
+        UserError: the photograph cannot be read, or ``out`` exists, is the photograph, or cannot be written.
+    """
     try:
         content = photo.read_bytes()
     except OSError as error:
         raise UserError(f"{photo}: cannot be read ({error.strerror})") from error
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"{out}: must end in .png or .jpg")
+    if out.exists() and out.samefile(photo):
+        raise UserError(f"--out: {str(out)!r} is the photograph; choose another file")
+    if out.exists() and not overwrite:
+        raise UserError(f"--out: {str(out)!r} already exists; choose another file, or --overwrite")
     sheet = make_sheet(np.ascontiguousarray(decode_image(content, str(photo))[..., ::-1]), seed=seed)
     flags = [] if out.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
     _, encoded = cv2.imencode(out.suffix.lower(), sheet[..., ::-1], flags)

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from restormixer_arch.errors import UserError
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # of data sets
 MORE_IMAGE_SUFFIXES = (".avif", ".heic", ".heif", ".hif", ".jfif", ".jpe")  # that can be restored
@@ -24,10 +30,48 @@ MOST_PIXELS = 178_956_970  # of an image, unless the user allows more: 2**30 byt
 MOST_PIXELS_VARIABLE = "RESTORMIXER_MAX_PIXELS"  # the environment variable that allows more
 
 
+def parse_pixels(text: str) -> int:
+    """Return a number of pixels such as ``200M``, ``0.5G`` or ``600``. Raises ValueError: it is none, or 0."""
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)([kKmMgG]?)", text)
+    number = int(float(found[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[found[2].lower()]) if found else 0
+    if not number:
+        raise ValueError(f"expected a number of pixels such as 200M, got {text!r}")
+    return number
+
+
 def pixel_limit() -> int:
-    """Return the most pixels that an image may have, in every command: a small file can claim to be huge."""
+    """Return the most pixels that an image may have, in every command: a small file can claim to be huge.
+
+    Raises:
+        UserError: the environment variable is set, but not to a number of pixels.
+    """
     text = os.environ.get(MOST_PIXELS_VARIABLE, "")
-    return int(text) if text.isdigit() and int(text) > 0 else MOST_PIXELS
+    try:
+        return parse_pixels(text) if text else MOST_PIXELS
+    except ValueError as error:
+        raise UserError(f"{MOST_PIXELS_VARIABLE}: {error}") from error
+
+
+_limits: list[int | None] = []  # Pillow's limit before each lifting that has not ended
+_lifting = threading.Lock()
+
+
+@contextmanager
+def without_pillow_limit() -> Iterator[None]:
+    """Lift Pillow's own limit of pixels, which is lower than what a user may allow; threads may do so at once.
+
+    What is opened is to be checked by :func:`pixel_problem` before it is decoded.
+    """
+    from PIL import Image
+
+    with _lifting:
+        _limits.append(Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        with _lifting:
+            Image.MAX_IMAGE_PIXELS = _limits.pop()  # None until the last of them ends
 
 
 def pixel_problem(width: int, height: int, limit: int | None = None) -> str:

@@ -12,11 +12,12 @@ import numpy as np
 from restormixer_arch.data.images import IMAGE_SUFFIXES
 from restormixer_arch.data.images.opencv import decode_color
 from restormixer_arch.errors import UserError, not_found
+from restormixer_arch.output import user_path
 
 
 def existing_folder(root: str | Path, option: str) -> Path:
     """Return the folder that an option names. Raises UserError, with similar names, if there is none."""
-    folder = Path(root).expanduser()
+    folder = user_path(root)
     if not folder.is_dir():
         reason = "is a file, a folder was expected" if folder.is_file() else not_found(folder)
         raise UserError(f"{option}: {str(root)!r} {reason}")

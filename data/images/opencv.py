@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from restormixer_arch.data.images import pixel_problem
+from restormixer_arch.data.images import pixel_problem, without_pillow_limit
+from restormixer_arch.data.images.png import SIGNATURE, PngFile
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import atomic_paths
 
@@ -19,7 +20,12 @@ SILENT = cv2.utils.logging.LOG_LEVEL_SILENT
 
 
 def decode(content: bytes, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray | None:
-    """Decode an image file to (H, W) or BGR (H, W, C); None if OpenCV cannot."""
+    """Decode an image file to (H, W) or BGR (H, W, C); None if OpenCV cannot, or if it is a damaged PNG.
+
+    Nothing is printed, except libpng's warnings of chunks that do not matter here, such as an odd color profile.
+    """
+    if content[:8] == SIGNATURE and _is_damaged(content):
+        return None  # libpng would print an error of its own
     before = cv2.utils.logging.setLogLevel(SILENT)
     try:
         return cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
@@ -27,6 +33,13 @@ def decode(content: bytes, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray | No
         return None
     finally:
         cv2.utils.logging.setLogLevel(before)
+
+
+def _is_damaged(content: bytes) -> bool:
+    try:
+        return bool(PngFile(content, "").damage)
+    except UserError:  # it ends within the header
+        return True
 
 
 def decode_16_bit(content: bytes, source: str) -> np.ndarray:
@@ -65,15 +78,13 @@ def check_pixels(content: bytes, source: str) -> bool:
 
 def claimed_size(content: bytes) -> tuple[int, int] | None:
     """Return the (width, height) that the header of an image file claims, None if it is of no known kind."""
-    if content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) >= 24:  # at once: most training images are PNG
+    if content[:8] == SIGNATURE and len(content) >= 24:  # at once: most training images are PNG
         return struct.unpack(">II", content[16:24])
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_pillow_limit():
             warnings.simplefilter("ignore")
             with Image.open(BytesIO(content)) as image:
                 return image.size
-    except Image.DecompressionBombError:
-        return 2**20, 2**20  # larger than Pillow opens
     except Exception:  # noqa: BLE001, the header of any kind of damaged file
         return None
 

@@ -21,7 +21,6 @@ Shape letters: H x W size in pixels, C channels (1 gray, 3 RGB).
 
 from __future__ import annotations
 
-import re
 import struct
 import warnings
 import zlib
@@ -35,7 +34,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from restormixer_arch.data.images import pixel_limit, pixel_problem
+from restormixer_arch.data.images import pixel_problem, without_pillow_limit
 from restormixer_arch.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "AVIF", "HEIF")
@@ -96,7 +95,7 @@ def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
             are neither 8- nor 16-bit integers.
     """
     path = Path(path)
-    with _user_errors(path, max_pixels or pixel_limit()):
+    with _user_errors(path):
         with path.open("rb") as file:
             start = file.read(16)
         if not start:
@@ -128,8 +127,8 @@ def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:
-    """Return (width, height) in pixels from the file's header. Raises UserError if it cannot be read."""
-    with _user_errors(path, pixel_limit()):
+    """Return (width, height) in pixels from the file's header. Raises UserError: it cannot be read, or has too many."""
+    with _user_errors(path):
         with Path(path).open("rb") as file:
             start = file.read(33)
         if start.startswith(b"\x89PNG"):
@@ -140,6 +139,7 @@ def picture_size(path: str | Path) -> tuple[int, int]:
         if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
             _register_heif(path)
         with Image.open(path, formats=_formats(start)) as image:
+            _check_size(image.size, None)
             return image.size
 
 
@@ -249,14 +249,11 @@ def split_alpha(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 @contextmanager
-def _user_errors(path: str | Path, max_pixels: int) -> Iterator[None]:
+def _user_errors(path: str | Path) -> Iterator[None]:
     """Turn the exceptions of the decoders into UserErrors, silence their warnings, and lift Pillow's own limit."""
-    before = Image.MAX_IMAGE_PIXELS
     try:
-        if before is not None and max_pixels > 2 * before:
-            Image.MAX_IMAGE_PIXELS = max_pixels
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken EXIF, more than 89 megapixels
+        with warnings.catch_warnings(), without_pillow_limit():
+            warnings.simplefilter("ignore")  # such as broken EXIF
             yield
     except UserError:
         raise
@@ -264,14 +261,9 @@ def _user_errors(path: str | Path, max_pixels: int) -> Iterator[None]:
         raise UserError(f"{path}: is not an image that can be read ({', '.join(FORMATS)})") from error
     except MemoryError as error:
         raise UserError(f"{path}: cannot be read as an image (not enough memory)") from error
-    except (Image.DecompressionBombError, *DAMAGES) as error:
+    except DAMAGES as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
-        if isinstance(error, Image.DecompressionBombError) and (count := re.search(r"\d+", reason)):
-            reason = pixel_problem(int(count[0]), 1, max_pixels)
         raise UserError(f"{path}: cannot be read as an image ({reason})") from error
-    finally:
-        if Image.MAX_IMAGE_PIXELS != before:
-            Image.MAX_IMAGE_PIXELS = before
 
 
 def _formats(start: bytes) -> tuple[str, ...]:

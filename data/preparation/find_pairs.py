@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from restormixer_arch.data.images import IMAGE_SUFFIXES
-from restormixer_arch.data.lmdb_io import is_utf8
+from restormixer_arch.data.lmdb_io import key_problem
 from restormixer_arch.data.preparation.layouts import Layout, Part, PublicSet
 from restormixer_arch.errors import UserError, did_you_mean
 
@@ -76,9 +76,13 @@ def find_part(root: Path, public: PublicSet, part: Part) -> Found | None:
     Raises:
         UserError: a folder's partner is not there, or an image's partner, or two images have one name.
     """
-    found = Found(public, part, [])
+    found, taken = Found(public, part, []), set()
     for layout in part.layouts:
         for gt, labelled, prefix in _folders(root, layout):
+            folders = tuple(folder.resolve() for folder in (gt, *labelled.values()))
+            if folders in taken:  # by another layout, where the root is the set's own folder
+                continue
+            taken.add(folders)
             images = {folder: _images(folder) for folder in (gt, *labelled.values())}
             found.units += _units(layout, gt, labelled, prefix, images)
             found.folders += images
@@ -179,9 +183,8 @@ def _matching(root: Path, pattern: str) -> list[tuple[Path, str]]:
             inside = _subfolders(folder)
             if name == "*":
                 deeper += [(path, f"{prefix}{path.name}_") for path in inside.values()]
-                bad = [path for path in inside.values() if not is_utf8(path.name)]
-                if bad:
-                    raise UserError(f"{bad[0]}: its name is not UTF-8; rename it")
+                for path in inside.values():
+                    _check_name(path)
             elif name.lower() in inside:
                 deeper.append((inside[name.lower()], prefix))
         found = deeper
@@ -202,13 +205,19 @@ def _images(folder: Path) -> _Images:
             continue
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
             ignored.append(path)
-        elif not is_utf8(path.name):
-            raise UserError(f"{path}: its name is not UTF-8; rename it")
-        elif path.stem in by_stem:
+            continue
+        _check_name(path)
+        if path.stem in by_stem:
             raise UserError(f"{path}: has the same name as {by_stem[path.stem].name} but for the extension")
         else:
             by_stem[path.stem] = path
     return _Images(by_stem, ignored)
+
+
+def _check_name(path: Path) -> None:
+    """Raise UserError: the name could not be listed."""
+    if problem := key_problem(path.name):
+        raise UserError(f"{path.parent}: the name {path.name!r} {problem}; rename it")
 
 
 def forget_folders() -> None:

@@ -16,7 +16,7 @@ from restormixer_arch.data.degradations.compose import Composition, compositions
 from restormixer_arch.data.degraded_dataset import DegradedDataset, Sample
 from restormixer_arch.data.images.folder import FolderImages, without_suffix
 from restormixer_arch.data.images.opencv import write_png
-from restormixer_arch.data.lmdb_io import LmdbImages, write_lmdb
+from restormixer_arch.data.lmdb_io import EncodedPng, LmdbImages, encode_png, write_encoded
 from restormixer_arch.data.preparation.store import difference, open_reader
 from restormixer_arch.data.preparation.sub_images import Entry
 from restormixer_arch.errors import UserError
@@ -51,17 +51,17 @@ def write_fixed_set(
         gt: folder or LMDB of the clean images.
         out: folder to make; it is whole or not there at all.
         degradations, seed, scale, gt_size, recursive: as in the options of DegradedDataset.
-        lmdb: write LMDBs; all images are held in memory on the way.
+        lmdb: write LMDBs; all images are held in memory as PNG files on the way.
         compositions: label -> image -> parameters to take instead of drawn ones.
 
     Returns:
         the number of pairs, and the labels.
 
     Raises:
-        UserError: ``out`` is there already, an option is wrong, an image cannot be read, or two have the same name.
+        UserError: ``out`` exists, an option is wrong, an image cannot be read, or two have the same name.
     """
     if out.exists():
-        raise UserError(f"{out}: is there already; remove it first or choose another folder")
+        raise UserError(f"{out}: already exists; remove it first or choose another folder")
     options = {"degradations": degradations, "seed": seed, "scale": scale, "gt_size": gt_size, "recursive": recursive}
     dataset = _dataset(gt, options, compositions)
     partial = out.with_name(f"{out.name}.partial")
@@ -81,18 +81,18 @@ def write_fixed_set(
 
 def _write_pairs(partial: Path, dataset: DegradedDataset, gt: str, lmdb: bool) -> None:
     """Write the images and the parameters of the degradations."""
-    pairs: dict[str, list[tuple[str, np.ndarray]]] = {"gt": [], "lq": []}
+    pairs: dict[str, list[EncodedPng]] = {"gt": [], "lq": []}
     used: Compositions = {}
     for name, sample, images in _pairs(dataset, gt):
         used.setdefault(sample.label, {})[without_suffix(sample.name)] = sample.composition
         for kind, image in images.items():
             if lmdb:
-                pairs[kind].append((name, image))
+                pairs[kind].append(encode_png(name, image, compression=6))
             else:
                 write_png(partial / kind / f"{name}.png", image)
     for kind, images in pairs.items():
         if lmdb:
-            write_lmdb(partial / f"{kind}.lmdb", images, compression=6)
+            write_encoded(partial / f"{kind}.lmdb", images)
     (partial / COMPOSITIONS).write_text(compositions_text(used) + "\n", encoding="utf-8")
 
 

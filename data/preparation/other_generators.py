@@ -25,6 +25,7 @@ INSTALL = {
     "albumentations": "pip install --no-deps albumentations==2.0.8 albucore==0.0.24 && pip install stringzilla simsimd",
     "kornia": "pip install kornia",
 }
+LEAST_SIDE = 20  # of an image, in pixels: kornia's drops are that long
 LABELS = {"albumentations": ("rain", "snow", "haze", "blur", "defocus"), "kornia": ("rain", "snow", "blur")}
 
 
@@ -35,16 +36,18 @@ def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: in
         gt: folder or LMDB of clean images.
         out: folder to write to; a set is whole or not there at all, and one that is there is left as it is.
         libraries: of :data:`LABELS`.
-        gt_size: the middle of each image is taken, this many pixels a side at most.
+        gt_size: the middle of each image is taken, this many pixels a side at most, and at least 20.
         seed: of all chance; each image has its own from it.
 
     Returns:
         The names of the sets.
 
     Raises:
-        UserError: a library is not installed or unknown, an image cannot be read, two have one name but for the
-            extension, or half of a set is there.
+        UserError: a library is not installed or unknown, an image cannot be read or is smaller than 20 pixels a side,
+            two have one name but for the extension, or half of a set is there.
     """
+    if gt_size < LEAST_SIDE:
+        raise UserError(f"--gt-size: expected at least {LEAST_SIDE}, got {gt_size}")
     for library in libraries:
         if library not in INSTALL:
             raise UserError(f"{library!r} is no library with generators here, expected {' or '.join(INSTALL)}")
@@ -85,6 +88,9 @@ def _middles(gt: str, size: int) -> dict[str, np.ndarray]:
     images = {}
     for stem, name in stems.items():
         image = np.round(source.read(name) * 255).astype(np.uint8)
+        if min(image.shape[:2]) < LEAST_SIDE:
+            shape = f"{image.shape[0]}x{image.shape[1]}"
+            raise UserError(f"{source.describe(name)}: is {shape}, expected at least {LEAST_SIDE} pixels a side")
         top, left = ((side - min(side, size)) // 2 for side in image.shape[:2])
         images[stem] = np.ascontiguousarray(image[top : top + size, left : left + size])
     return images

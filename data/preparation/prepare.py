@@ -7,6 +7,7 @@ from the same files with the same settings is left as it is.
 from __future__ import annotations
 
 import multiprocessing
+import re
 import sys
 import time
 from collections import deque
@@ -27,7 +28,8 @@ from restormixer_arch.data.preparation.store import STORES, alone_in, difference
 from restormixer_arch.data.preparation.sub_images import Prepared, Recipe, prepare_units, start_worker
 from restormixer_arch.errors import UserError
 
-CHUNK = 16  # units that a worker takes, and that are written, at once
+CHUNK = 16  # most units that a worker takes, and that are written, at once
+CHUNK_BYTES = 2**23  # most bytes of their files, if they are several: JPEGs, cut and as PNG, grow to 20 times that
 AHEAD = 3  # chunks in work for each worker: more would pile up in memory where the disk is slow
 SHOWN = 5  # problems of one kind that are listed
 MOST_WORKERS = 61 if sys.platform == "win32" else 2**16  # Windows cannot wait for more at once
@@ -140,12 +142,12 @@ def check_part(job: Job, workers: int) -> tuple[int, list[str]]:
     known = Job(job.found, recipe, job.form, job.folder)
     readers = {kind: open_reader(path, job.form) for kind, path in known.places.items()}
     left = {kind: set(reader.names) for kind, reader in readers.items()}
-    skipped = set(record.skipped())
+    skipped = {name for name, unit in record.records.items() if "skipped" in unit}
     count, problems = 0, []
     for outcomes in _outcomes(known.found.units, recipe, workers, f"check {job.found.shown}"):
         for outcome in outcomes:
             if outcome.problem:
-                problems += [outcome.problem] * (outcome.problem not in skipped)
+                problems += [outcome.problem] * (outcome.unit.name not in skipped)
             for kind, entries in outcome.entries.items():
                 for entry in entries:
                     count += 1
@@ -163,13 +165,35 @@ def check_part(job: Job, workers: int) -> tuple[int, list[str]]:
 
 def _is_there(job: Job, settings: dict[str, object]) -> bool:
     """Whether the part is there, whole and of the same files. Raises UserError: something else is in its place."""
-    there = [path for path in job.places.values() if path.exists()]
-    if not there:
-        return False
+    paths, why = obstacles(job, settings)
+    if paths:
+        raise place_taken(paths, why)
+    return job.places["gt"].exists()
+
+
+def place_taken(paths: Sequence[Path], why: str) -> UserError:
+    """Return the error that names all folders of a set that must go before it can be prepared."""
+    *others, last = ["it", *(path.name for path in paths[1:])]
+    it = f"{', '.join(others)} and {last}" if others else last
+    return UserError(f"{paths[0]}: {why}; remove {it}, or choose another --out, to prepare it again")
+
+
+def obstacles(job: Job, settings: dict[str, object] | None = None) -> tuple[list[Path], str]:
+    """Return the LMDBs and folders of a part that were not made by this job, and why they are not its own.
+
+    They are those of the job's kinds, and of kinds and formats that it does not make: a later training would take them
+    for its own. There are none where the part is whole and of the same files, or where it only has to be moved.
+    """
+    settings = settings or settings_of(job.recipe, job.form)
+    places = list(job.places.values())
+    own = [path for path in places if path.exists()]
     record = Journal(job.record, settings)
-    if len(there) == len(job.places) and record.fits(job.found.units, whole=True):
-        return True
-    why = "is there already and was not made by this command"
+    whole = len(own) == len(places) and record.fits(job.found.units, whole=True)
+    moving = Journal(job.partial / "journal.jsonl", settings)
+    if whole or (moving.finished and moving.has_settings()):
+        return [], ""
+    there = [*own, *(path for path in places_of_part(job.folder, job.found.part.name) if path not in places)]
+    why = "already exists and was not made by this command"
     if record.found_settings is not None:
         why = "was prepared from other files, or they have changed since"
         if record.found_settings.get("version") != settings["version"]:
@@ -180,8 +204,13 @@ def _is_there(job: Job, settings: dict[str, object]) -> bool:
         if changed:
             old, new = ({key: known.get(key) for key in changed} for known in (record.found_settings, settings))
             why = f"was prepared with other settings ({old}, now {new})"
-    it = " and ".join(["it", *(path.name for path in there[1:])])
-    raise UserError(f"{there[0]}: {why}; remove {it}, or choose another --out, to prepare it again")
+    return there, why if there else ""
+
+
+def places_of_part(folder: Path, part: str) -> list[Path]:
+    """Return all LMDBs and folders of a part in the folder of a set, whatever the kinds and formats are."""
+    kinds = re.compile(rf"{re.escape(part)}_(gt|(x\d+_)?lq)(\.lmdb)?")
+    return sorted(path for path in folder.iterdir() if kinds.fullmatch(path.name)) if folder.is_dir() else []
 
 
 def _write(job: Job, journal: Journal, left: Sequence[Unit], workers: int, skip_bad: bool) -> None:
@@ -229,7 +258,7 @@ def _move(job: Job, journal: Journal) -> None:
     for kind, path in job.places.items():
         if (job.partial / kind).exists():
             (job.partial / kind).rename(path)
-    journal.path.rename(job.record)
+    journal.path.replace(job.record)
     remove(job.partial)
 
 
@@ -239,7 +268,7 @@ def _outcomes(units: Sequence[Unit], recipe: Recipe, workers: int, title: str) -
     Raises:
         UserError: a worker process was killed.
     """
-    chunks = [units[first : first + CHUNK] for first in range(0, len(units), CHUNK)]
+    chunks = list(_chunks(units))
     shown = sys.stderr.isatty()
     with tqdm(total=len(units), desc=title, unit="pair", disable=not shown, dynamic_ncols=True) as bar:
         if workers < 2 or len(chunks) < 2:
@@ -251,6 +280,21 @@ def _outcomes(units: Sequence[Unit], recipe: Recipe, workers: int, title: str) -
         for outcomes in _parallel(chunks, recipe, min(workers, len(chunks), MOST_WORKERS)):
             yield outcomes
             bar.update(len(outcomes))
+
+
+def _chunks(units: Sequence[Unit]) -> Iterator[list[Unit]]:
+    """Yield the units in their order, a few at once; a large one is alone."""
+    chunk: list[Unit] = []
+    content = 0
+    for unit in units:
+        size = sum(path.stat().st_size for path in unit.files if path.is_file())
+        if chunk and (len(chunk) >= CHUNK or content + size > CHUNK_BYTES):
+            yield chunk
+            chunk, content = [], 0
+        chunk.append(unit)
+        content += size
+    if chunk:
+        yield chunk
 
 
 class _Workers(SpawnContext):

@@ -211,33 +211,19 @@ def name_images() -> None:
 def name_refused_values() -> None:
     import basicsr.archs
     import basicsr.losses
+    from basicsr.models.base_model import BaseModel
+
+    from restormixer_arch.basicsr_adapter.refused_values import naming_refused_option, naming_refused_value
 
     for module, name in ((basicsr.archs, "build_network"), (basicsr.losses, "build_loss")):
-        replace_everywhere(name, getattr(module, name), _naming_refused_value(getattr(module, name)))
+        replace_everywhere(name, getattr(module, name), naming_refused_value(getattr(module, name)))
+    BaseModel.get_optimizer = naming_refused_option(BaseModel.get_optimizer)
 
 
-def _naming_refused_value(original: Callable[..., Any]) -> Callable[..., Any]:
-    from restormixer_arch.basicsr_adapter.torchvision_weights import explain_missing_weights
-    from restormixer_arch.inference.memory import is_out_of_memory
+def explain_weights() -> None:
+    from restormixer_arch.basicsr_adapter.loading import patch_load_network
 
-    @functools.wraps(original)
-    def build(opt: dict[str, Any]) -> Any:
-        try:
-            if opt["type"] == "PerceptualLoss":
-                with explain_missing_weights("PerceptualLoss", opt.get("vgg_type", "vgg19")):
-                    return original(opt)
-            return original(opt)
-        except UserError:
-            raise
-        except ValueError as error:
-            raise UserError(f"{opt['type']} refuses an option: {error}") from error
-        except (TypeError, ArithmeticError, RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error):
-                raise UserError(f"not enough memory to build {opt['type']} with these options") from error
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise UserError(f"{opt['type']} cannot be built with these options ({reason})") from error
-
-    return build
+    patch_load_network()
 
 
 def choose_device_by_name() -> None:
@@ -351,11 +337,19 @@ PATCHES = (
     ),
     Patch(
         name="refused_values",
-        replaces=("build_network", "build_loss"),
-        breaks="a value that a network or loss refuses ends in a traceback",
+        replaces=("build_network", "build_loss", "BaseModel.get_optimizer"),
+        breaks="a value that a network, loss or optimizer refuses ends in a traceback",
         versions="all",
-        why="the arguments come from the option file, so a ValueError of the constructor is the user's to correct",
+        why="the arguments come from the option file, so an error of the constructor is the user's to correct",
         after_import=name_refused_values,
+    ),
+    Patch(
+        name="weights",
+        replaces=("BaseModel.load_network",),
+        breaks="weights that are damaged, of another network or in a .safetensors file end in a traceback",
+        versions="all",
+        why="files that BasicSR can load give the same tensors; of others the message names the file and what differs",
+        after_import=explain_weights,
     ),
     Patch(
         name="device",

@@ -7,11 +7,12 @@ Times of several networks are taken in turn, round by round, so that a machine t
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -194,10 +195,22 @@ def operations(work: Callable[[], object]) -> float:
     """Floating-point operations of a forward pass, two for a multiply-add; scans and attention included."""
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     custom = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
-    work()  # the kernel's operator, which brings its count, is registered at its first use
-    with FlopCounterMode(display=False, custom_mapping=custom) as counter:
-        work()
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # torch counts nothing of nn.MultiheadAttention's fused operator
+    try:
+        work()  # the kernel's operator, which brings its count, is registered at its first use
+        if hasattr(torch.ops.torchvision, "deform_conv2d"):
+            custom[torch.ops.torchvision.deform_conv2d] = _deform_conv_flops
+        with FlopCounterMode(display=False, custom_mapping=custom) as counter:
+            work()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
     return float(counter.get_total_flops())
+
+
+def _deform_conv_flops(x: Any, weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    """The products of a deformable convolution, as of a plain one; where it reads its input is not counted."""
+    return 2 * math.prod(weight[1:]) * math.prod(out_shape)
 
 
 def thop_figures(network: nn.Module, size: int) -> tuple[float, float] | None:

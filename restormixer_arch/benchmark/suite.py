@@ -16,6 +16,7 @@ from restormixer_arch import __version__
 from restormixer_arch.benchmark.measure import run_in_process
 from restormixer_arch.benchmark.networks import COMPETITORS, SMALL, missing
 from restormixer_arch.benchmark.tables import BUSY, OURS, OWN_MALLOC, RIVAL, SMALL_STEP
+from restormixer_arch.errors import UserError
 from restormixer_arch.inference.weights import shipped_tasks
 from restormixer_arch.selective_scan import available_backends, backend_report
 
@@ -51,7 +52,7 @@ def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
 
 
 def run_suite(threads: int, rounds: int, quick: bool, device: str = "cpu") -> dict[str, Any]:
-    """Run every job and return the results: ``{"machine", "times", "memory", "networks", "left_out"}``.
+    """Run every job and return the results.
 
     Args:
         threads: of torch.
@@ -59,15 +60,26 @@ def run_suite(threads: int, rounds: int, quick: bool, device: str = "cpu") -> di
         quick: leave out large pictures and slow scans.
         device: ``cpu`` or ``cuda``, on which memory is that of torch's tensors.
 
-    Raises:
-        UserError: a job failed; the message names it.
+    Returns:
+        ``{"machine", "times", "memory", "networks", "left_out", "failed", "stopped"}``. What was left out has its
+        reason; so has a job that failed, whose label is in ``failed``. ``stopped`` is the label of the job at which
+        Ctrl-C ended the run, or "".
     """
     present = [name for name in COMPETITORS if not missing(name)]
     left_out = {name: f"{missing(name)} is not installed" for name in COMPETITORS if missing(name)}
     result = {"machine": machine(threads, device), "times": {}, "memory": {}, "networks": {}, "left_out": left_out}
+    result |= {"failed": [], "stopped": ""}
     jobs = list(_jobs(present, rounds, quick, left_out, device))
-    for table, label, job in tqdm(jobs, desc="bench", unit="job", disable=not sys.stderr.isatty()):
-        result[table][label] = _run({"threads": threads, "device": device, **job}, label)
+    label = jobs[0][1]
+    try:
+        for table, label, job in tqdm(jobs, desc="bench", unit="job", disable=not sys.stderr.isatty()):
+            try:
+                result[table][label] = _run({"threads": threads, "device": device, **job}, label)
+            except UserError as error:
+                result["failed"].append(label)
+                left_out[label] = str(error).removeprefix(f"bench: {label} ")
+    except KeyboardInterrupt:
+        result["stopped"] = label
     return result
 
 

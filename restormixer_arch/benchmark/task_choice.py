@@ -154,7 +154,10 @@ def confusion_table(choices: Sequence[tuple[str, Choice]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Fit or test the choice of 'basicsr restore --task auto'.")
+    parser = argparse.ArgumentParser(
+        prog="python -m restormixer_arch.benchmark.task_choice",
+        description="Fit or test the choice of 'basicsr restore --task auto'.",
+    )
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--table", type=Path, metavar="DIR", help="print the confusion table of the sets in DIR")
     action.add_argument("--fit", type=Path, metavar="DIR", help="fit to degraded photographs of DIR/train_gt.lmdb")

@@ -11,6 +11,7 @@ import importlib
 import multiprocessing
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -70,9 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in user_message(error).splitlines():
             complain(f"error: {line}")
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:  # Ctrl-C, or another signal that a training has taken for its end
         complain("stopped")
-        return 130
+        return 128 + getattr(interrupt, "signal", signal.SIGINT)
     except MemoryError:
         complain("error: not enough memory")
         return 2

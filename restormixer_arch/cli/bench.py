@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from restormixer_arch.cli.parsing import Parser
+from restormixer_arch.cli.parsing import Parser, path_name
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import say
+from restormixer_arch.output import complain, say, write_text_atomically
 
 
 def run(arguments: list[str]) -> int:
-    """Measure, print tables and write JSON if asked. Returns the exit code."""
+    """Measure, print tables and write JSON if asked: of what there is, if a measurement fails or Ctrl-C ends them.
+
+    Returns:
+        The exit code: 0, 2 if a measurement failed, 130 if stopped.
+    """
     parser = Parser("bench", "Measure RestorMixer beside other networks on this machine.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
-    parser.add_argument("--json", metavar="FILE", help="also write all figures to FILE, which must not exist yet")
+    parser.add_argument(
+        "--json", type=path_name, metavar="FILE", help="also write all figures to FILE, which must not exist yet"
+    )
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements per benchmark (default: 7)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads (default: all cores)")
     parser.add_argument("--quick", action="store_true", help="only 256x256, without the pure-torch scan")
@@ -23,8 +28,8 @@ def run(arguments: list[str]) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name}: got {value}, expected at least 1")
-    if args.json and (Path(args.json).exists() or not Path(args.json).absolute().parent.is_dir()):
-        raise UserError(f"--json: {args.json!r} must be a new file in a folder that exists")
+    if args.json and (args.json.exists() or not args.json.absolute().parent.is_dir()):
+        raise UserError(f"--json: {str(args.json)!r} must be a new file in a folder that exists")
     import torch
 
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -36,5 +41,8 @@ def run(arguments: list[str]) -> int:
     say(markdown(result))
     if args.json:
         text = json.dumps({**result, "figures": figures(result)}, indent=1)
-        Path(args.json).write_text(text + "\n", encoding="utf-8")
-    return 0
+        write_text_atomically(args.json, text + "\n")
+    if result["stopped"]:
+        complain(f"stopped while measuring {result['stopped']}; what was measured before is shown")
+        return 130
+    return 2 if result["failed"] else 0

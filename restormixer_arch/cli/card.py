@@ -11,7 +11,7 @@ from restormixer_arch.cli.parsing import Parser, path_name
 from restormixer_arch.config.check import NoDataSet, read_request
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.inference.weights import SHIPPED, shipped_tasks
-from restormixer_arch.output import note, say
+from restormixer_arch.output import note, say, write_text_atomically
 
 PUBLISHED = SHIPPED / "published.tsv"
 OURS = "RestorMixer-S"
@@ -86,7 +86,9 @@ def run(arguments: list[str]) -> int:
         if task not in tasks:
             raise UserError(f"--tasks: unknown task {task!r}, expected {', '.join(tasks)}.{did_you_mean(task, tasks)}")
     if args.out and args.out.exists():
-        raise UserError(f"{args.out}: is there already; remove it first or choose another file")
+        raise UserError(f"-o: {str(args.out)!r} already exists; remove it first or choose another file")
+    if args.out and not args.out.parent.is_dir():
+        raise UserError(f"-o: there is no folder {str(args.out.parent)!r}")
     published = read_published(PUBLISHED)
     texts = []
     for task in [task for task in args.tasks if task not in shipped_tasks()]:
@@ -105,7 +107,7 @@ def run(arguments: list[str]) -> int:
             f"nothing to measure for {', '.join(args.tasks)}: no weights are installed, or no test set is there"
         )
     if args.out:
-        args.out.write_text("\n".join(texts), encoding="utf-8")
+        write_text_atomically(args.out, "\n".join(texts))
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from restormixer_arch.cli.parsing import Parser, add_option_file
 from restormixer_arch.config.check import raise_problems
+from restormixer_arch.errors import UserError
 from restormixer_arch.output import complain, note, say
 
 if TYPE_CHECKING:
@@ -38,18 +39,21 @@ def run(arguments: list[str]) -> int:
 
     register.load_plugins()
     raise_problems(name_problems_of(options, "."), options, args.opt)
-    if args.steps:
-        return _measure_steps(options)
     from restormixer_arch.compare.report import page
     from restormixer_arch.compare.training import Ended
 
-    page.require_libraries()
+    if not args.steps:
+        page.require_libraries()
     before = signal.signal(signal.SIGTERM, _end)
     try:
-        (_study if options.get("runs") else _comparison)(options, args.auto_resume)
+        if args.steps:
+            _measure_steps(options, args.opt)
+        else:
+            (_study if options.get("runs") else _comparison)(options, args.auto_resume)
     except (Ended, KeyboardInterrupt) as end:
         again = arguments if args.auto_resume else [*arguments, "--auto_resume"]
-        complain(f"stopped; resume with: {shlex.join(['basicsr', 'compare', *again])}")
+        resume = f"; resume with: {shlex.join(['basicsr', 'compare', *again])}"
+        complain("stopped" + resume * (not args.steps))
         return end.code if isinstance(end, Ended) else 130
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -94,8 +98,12 @@ def _show(places: list[Path]) -> str:
     return ", ".join(os.path.relpath(place) for place in places)
 
 
-def _measure_steps(options: dict[str, Any]) -> int:
-    """Print what ``step_seconds`` of each competitor is on this machine."""
+def _measure_steps(options: dict[str, Any], shown: str) -> None:
+    """Print what ``step_seconds`` of each competitor is on this machine.
+
+    Raises:
+        UserError: none is trained.
+    """
     import tempfile
 
     from restormixer_arch.compare.options import is_trained
@@ -103,10 +111,11 @@ def _measure_steps(options: dict[str, Any]) -> int:
     from restormixer_arch.compare.training import measure_steps
 
     names = [name for name in options["competitors"] if is_trained(options, name)]
+    if not names:
+        raise UserError(f"{shown}: --steps: no competitor is trained, so that there is no step to measure")
     with tempfile.TemporaryDirectory(prefix="basicsr_compare_") as folder:
         for name, seconds in measure_steps(options, names, Path(folder), threads_of(options)).items():
             say(f"{name}: step_seconds: {seconds:.4f}")
-    return 0
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -45,10 +45,11 @@ def _sheet(arguments: list[str]) -> None:
     parser.add_argument("--photo", type=path_name, required=True, metavar="FILE", help="photograph to degrade")
     parser.add_argument("--out", type=path_name, required=True, metavar="FILE", help="sheet to write, .png or .jpg")
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of the parameters (default 0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     args = parser.parse_args(arguments)
     from restormixer_arch.data.degradations.sheet import write_sheet
 
-    write_sheet(args.photo, args.out, args.seed)
+    write_sheet(args.photo, args.out, args.seed, overwrite=args.overwrite)
     say(f"{args.out}: {args.out.stat().st_size / 1000:.0f} kB")
 
 
@@ -108,7 +109,7 @@ def _speed(arguments: list[str]) -> None:
 
 def _side(text: str) -> int:
     """An argument's type: a number of pixels that all degradations take."""
-    if not text.isdigit() or int(text) < LEAST_SIDE:
+    if not text.isdecimal() or int(text) < LEAST_SIDE:
         raise ArgumentTypeError(f"expected a whole number from {LEAST_SIDE}, got {text!r}")
     return int(text)
 

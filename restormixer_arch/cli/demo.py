@@ -65,8 +65,6 @@ def _choices(args: argparse.Namespace) -> dict[str, str | Path]:
 
     if args.weights:
         return {Path(args.weights).stem: args.weights}
-    if args.task == "auto":
-        raise UserError(f"--task: 'auto' is for 'basicsr restore'; expected one of {', '.join(shipped_tasks())}")
     first = DEFAULT_TASK if args.task is None else args.task
     return {task: shipped_weights(task) for task in dict.fromkeys([first, *shipped_tasks()])}
 
@@ -111,6 +109,6 @@ def _host(text: str) -> str:
 
 
 def _port(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 65535:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, got {text!r}")
     return int(text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from restormixer_arch.cli.parsing import Parser, path_name
 from restormixer_arch.config.yaml_file import locate_option_file, read_options
-from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.errors import OptionErrors, UserError, did_you_mean
 from restormixer_arch.output import say
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> int:
             f"--half: is for *.onnx only, got {str(args.output)!r}; no other file has its arithmetic inside"
         )
     if args.output.exists() and not args.overwrite:
-        raise UserError(f"-o: {str(args.output)!r} is there already; --overwrite replaces it")
+        raise UserError(f"-o: {str(args.output)!r} already exists; --overwrite replaces it")
     if not args.output.parent.is_dir():
         raise UserError(f"-o: there is no folder {str(args.output.parent)!r}")
     options = None if args.opt is None else _network_options(args.opt)
@@ -89,10 +89,28 @@ def _writer(output: Path) -> Callable[[RestorMixer, Path, Namespace], str]:
 
 
 def _network_options(option_file: str) -> dict[str, Any]:
-    options = read_options(locate_option_file(option_file), option_file).get("network_g")
-    if not isinstance(options, dict) or options.get("type") != "RestorMixer":
+    """Return the arguments of ``network_g``, with which a RestorMixer can be built.
+
+    Raises:
+        UserError: it is the section of another network, or has unknown or wrong arguments.
+    """
+    section = read_options(locate_option_file(option_file), option_file).get("network_g")
+    if not isinstance(section, dict) or section.get("type") != "RestorMixer":
         raise UserError(f"--opt: {option_file}: network_g.type: 'RestorMixer' was expected")
-    return {key: value for key, value in options.items() if key != "type"}
+    from restormixer_arch.basicsr_adapter import compat
+
+    compat.apply()  # before BasicSR is imported
+    from restormixer_arch.basicsr_adapter.signatures import argument_problems
+    from restormixer_arch.restormixer_arch import RestorMixer
+
+    if problems := list(argument_problems(RestorMixer, section, ("network_g",))):
+        raise OptionErrors(option_file, problems)
+    options = {key: value for key, value in section.items() if key != "type"}
+    try:
+        RestorMixer(**options)
+    except (ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise UserError(f"{option_file}: network_g: {str(error).splitlines()[-1].strip()}") from error
+    return options
 
 
 def _write_safetensors(network: RestorMixer, path: Path, args: Namespace) -> str:

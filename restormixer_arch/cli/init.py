@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from restormixer_arch.cli.parsing import Parser, task_name
+from restormixer_arch.config.rules import name_problem
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import say
+from restormixer_arch.output import say, user_path
 
 DESCRIPTION = (
     "Write a commented option file for a folder of 'basicsr prepare pairs'. Patches, batch and iterations are chosen "
@@ -24,18 +23,21 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--task", type=task_name, help=help_text)
     parser.add_argument("--network", choices=("s", "base"), default="s", help="size of the network (default: s)")
     parser.add_argument("--hours", type=float, default=1.0, metavar="H", help="hours of training (default: 1)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     args = parser.parse_args(arguments)
-    file = Path(args.output).expanduser()
+    file = user_path(args.output)
     if file.exists() and not args.overwrite:
-        raise UserError(f"{file}: is there already; choose another --output, or --overwrite")
+        raise UserError(f"{file}: already exists; choose another --output, or --overwrite")
     if file.suffix.lower() not in (".yml", ".yaml"):
         raise UserError(f"--output: expected a name that ends in .yml, got {args.output!r}")
+    name, option = (file.stem, "--output") if args.name is None else (args.name, "--name")
+    if problem := name_problem(name):
+        raise UserError(f"{option}: {problem}")
     if not 0 < args.hours < float("inf"):
         raise UserError(f"--hours: expected a positive number, got {args.hours:g}")
     if args.task and args.network != "s":
         raise UserError("--task: the installed weights are those of --network s")
-    data = Path(args.data).expanduser()
+    data = user_path(args.data)
     if not data.is_dir():
         raise UserError(f"--data: {data} is no folder")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -43,5 +45,5 @@ def run(arguments: list[str]) -> int:
     from restormixer_arch.training.new_options import Wanted, write_options  # imports torch
 
     register.load_plugins()
-    say(write_options(Wanted(data, file, args.name or file.stem, args.task, args.network, args.hours)))
+    say(write_options(Wanted(data, file, name, args.task, args.network, args.hours)))
     return 0

@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from restormixer_arch.data.images import parse_pixels
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.memory import parse_bytes
+from restormixer_arch.output import set_shared_job, user_path
+
+# Of BasicSR's own switches, what a command does with them.
+RESUMING = {
+    "train": "resume from the newest checkpoint",
+    "test": "no effect; accepted since BasicSR's test script has it",
+}
+DEBUGGING = {
+    "train": "name the run debug_NAME, log every iteration, validate and save every 8, without tensorboard",
+    "test": "write to results/debug_NAME",
+}
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports a mistake as a UserError, with a close match for an unknown switch."""
+    """An argument parser that reports a mistake as a UserError, with a close match for an unknown switch.
+
+    Attributes:
+        shared_job: the command may run in several processes, of which the first one speaks.
+    """
 
     def __init__(self, command: str, description: str) -> None:
         super().__init__(prog=f"basicsr {command}", description=description, allow_abbrev=False)
+        self.shared_job = False
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """As in argparse; from now on this process speaks as the command does."""
+        set_shared_job(self.shared_job)
+        return super().parse_args(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError instead of printing the usage and leaving."""
@@ -27,11 +48,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def option_file_parser(command: str, description: str) -> Parser:
-    """Return a parser of the arguments that BasicSR's own train and test scripts take."""
+    """Return a parser of the arguments that BasicSR's own train and test scripts take.
+
+    Args:
+        command: ``train`` or ``test``.
+        description: of the command.
+    """
     parser = Parser(command, description)
-    add_option_file(parser, "resume from the newest checkpoint")
+    add_option_file(parser, RESUMING[command])
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher")
-    parser.add_argument("--debug", action="store_true", help="log every iteration, validate and save every 8")
+    parser.add_argument("--debug", action="store_true", help=DEBUGGING[command])
     parser.add_argument(
         "--local-rank", "--local_rank", type=int, default=0, metavar="N", help="set by torch's launcher; not used"
     )
@@ -40,6 +66,7 @@ def option_file_parser(command: str, description: str) -> Parser:
 
 def add_option_file(parser: Parser, resuming: str) -> None:
     """Add the option file, ``--force_yml`` for its values, and ``--auto_resume``, with ``resuming`` as its help."""
+    parser.shared_job = True
     parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="option file (YAML)")
     parser.add_argument("--auto_resume", action="store_true", help=resuming)
     parser.add_argument(
@@ -54,14 +81,14 @@ def add_option_file(parser: Parser, resuming: str) -> None:
 
 def whole_number(text: str) -> int:
     """An argument's type: 0, 1, 2 ..."""
-    if not text.isdigit():
+    if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
     return int(text)
 
 
 def positive_number(text: str) -> int:
     """An argument's type: 1, 2, 3 ..."""
-    if not text.isdigit() or int(text) == 0:
+    if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
     return int(text)
 
@@ -78,7 +105,7 @@ def path_name(text: str) -> Path:
     """An argument's type: a path that is not empty."""
     if not text:  # of a shell variable that is not set
         raise argparse.ArgumentTypeError("expected a name, got none")
-    return Path(text).expanduser()
+    return user_path(text)
 
 
 def task_name(text: str) -> str:
@@ -90,18 +117,17 @@ def task_name(text: str) -> str:
 
 def video_quality(text: str) -> int:
     """An argument's type: 0 to 51."""
-    if not text.isdigit() or int(text) > 51:
+    if not text.isdecimal() or int(text) > 51:
         raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 51, got {text!r}")
     return int(text)
 
 
 def number_of_pixels(text: str) -> int:
     """An argument's type: such as 200M."""
-    found = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)([kKmMgG]?)", text)
-    number = int(float(found[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[found[2].lower()]) if found else 0
-    if not number:
-        raise argparse.ArgumentTypeError(f"expected a number of pixels such as 200M, got {text!r}")
-    return number
+    try:
+        return parse_pixels(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def share(text: str) -> float:

@@ -10,15 +10,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
 import signal
 import sys
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,16 +24,22 @@ from tqdm import tqdm
 
 from restormixer_arch.cli import parsing
 from restormixer_arch.cli.parsing import Parser
-from restormixer_arch.data.images import VIDEO_FORMATS
 from restormixer_arch.errors import UserError
+from restormixer_arch.inference.files import (
+    COMPARED,
+    COPIED,
+    FAILED,
+    PRESENT,
+    RESTORED,
+    FileOptions,
+    Outcome,
+    restore_file,
+)
 from restormixer_arch.inference.jobs import Job, find_jobs, make_folder
 from restormixer_arch.inference.shards import device_of_process, parse_shard, shard_of_process, wait_for_all
-from restormixer_arch.output import PART, atomic_paths, complain, is_first_process, note, printable, say
+from restormixer_arch.output import complain, is_first_process, note, printable, say
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from restormixer_arch.data.images.picture import Picture
     from restormixer_arch.inference.auto import AutoRestorer
     from restormixer_arch.inference.restorer import Restorer
 
@@ -56,28 +60,6 @@ WHAT_STAYS = """what stays and what does not:
                and MKV (VP9), and in MOV (ProRes). AVI, MP4, M4V, MOV, MKV and WebM are read.
 Whatever else a file holds and its result lacks is named at the end of the run.
 """
-LARGEST_VIDEO = 16384  # pixels: the longest side that the encoders take
-Show = Callable[[str, int, int], None]  # unit, number done, number of all or 0 if unknown
-
-
-@dataclass(frozen=True)
-class FileOptions:
-    """How files are read and written: ``--max-pixels``, ``--video-quality`` and ``--overwrite``."""
-
-    max_pixels: int | None = None
-    video_quality: int | None = None
-    overwrite: bool = False
-
-
-@dataclass
-class Outcome:
-    """What the user should know of a result: remarks, what its kind of file left out, what failed, if it is a copy."""
-
-    kind: str
-    left_out: tuple[str, ...] = ()
-    remarks: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    copied: bool = False
 
 
 def parser() -> Parser:
@@ -90,7 +72,9 @@ def parser() -> Parser:
     )
     add_settings(parser)
     parser.add_argument("--overwrite", action="store_true", help="restore and replace files that exist already")
-    parser.add_argument("--compare", action="store_true", help="also write input and result side by side")
+    parser.add_argument(
+        "--compare", action="store_true", help="also write input and result side by side; results that exist stay"
+    )
     parser.add_argument(
         "--sheet", type=parsing.path_name, metavar="FILE", help="also write a contact sheet, .png or .jpg"
     )
@@ -159,7 +143,8 @@ def add_settings(parser: Parser, *, auto: bool = True) -> None:
         "--max-memory",
         type=parsing.memory_size,
         metavar="SIZE",
-        help="such as 3G: of the whole process on a CPU (default 3G), of the GPU (default 80%% of what is free)",
+        help="such as 3G: of the whole process on a CPU (default 3G more than it holds before the first image), of the "
+        "GPU (default 80%% of what is free)",
     )
 
 
@@ -173,7 +158,7 @@ def run(arguments: list[str]) -> int:
 
         args.sheet = check_sheet(args.sheet, jobs, args.inputs, shard, overwrite=args.overwrite)
     todo = jobs.select(lambda job: args.overwrite or not all(os.path.exists(output) for output in job.outputs))
-    restored, copied, failed, stopped = 0, 0, 0, False
+    counts, stopped = Counter({PRESENT: len(jobs) - len(todo)}), False
     left_out: dict[tuple[str, str], int] = defaultdict(int)
     options = FileOptions(args.max_pixels, args.video_quality, args.overwrite)
     if todo:
@@ -185,8 +170,7 @@ def run(arguments: list[str]) -> int:
             with _stop_by_signals(), tqdm(todo, desc="restore", unit="file", disable=quiet, dynamic_ncols=True) as bar:
                 for job in bar:
                     outcome = _restore_or_report(job, restorer, options, bar)
-                    restored, failed = restored + (not outcome.failures), failed + bool(outcome.failures)
-                    copied += outcome.copied and not outcome.failures
+                    counts[outcome.counted_as] += 1
                     for text in dict.fromkeys(outcome.left_out):
                         left_out[outcome.kind, text] += 1
         except KeyboardInterrupt:
@@ -196,21 +180,19 @@ def run(arguments: list[str]) -> int:
         note(f"{kind}: left out {', '.join(text.replace(' (1 files)', '') for text in texts)}", any_process=True)
     if stopped:
         hint = "" if args.overwrite else "; run the same command again for the rest"
-        complain(f"stopped after {restored + failed} of {len(todo)} files{hint}")
+        done = counts.total() - (len(jobs) - len(todo))
+        complain(f"stopped after {done} of {len(todo)} files{hint}")
         return 130
-    parts = [
-        f"{restored - copied} restored",
-        f"{copied} copied unchanged",
-        f"{len(jobs) - len(todo)} already there",
-        f"{failed} failed",
-    ]
+    parts = [f"{counts[state]} {state}" for state in (RESTORED, COPIED, COMPARED, PRESENT, FAILED) if counts[state]]
     place = str(args.output) if shard.count == 1 else f"{args.output}, shard {shard.index}/{shard.count}"
-    total = f"{place}: {', '.join(part for part in parts if not part.startswith('0 ')) or 'nothing to do'}"
+    total = f"{place}: {', '.join(parts) or 'nothing to do'}"
     say(total) if is_first_process() else note(total, any_process=True)
-    if args.sheet:
-        write_sheet(args.sheet, jobs, overwrite=args.overwrite, max_pixels=args.max_pixels)
-    wait_for_all()
-    return 2 if failed else 0
+    try:
+        if args.sheet:
+            write_sheet(args.sheet, jobs, overwrite=args.overwrite, max_pixels=args.max_pixels)
+    finally:
+        wait_for_all()
+    return 2 if counts[FAILED] else 0
 
 
 @contextmanager
@@ -242,13 +224,14 @@ def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> 
     Raises:
         UserError: the device, the weights or a setting cannot be used.
     """
-    from restormixer_arch.inference.restorer import load_restorer, pick_device
-    from restormixer_arch.inference.weights import DEFAULT_TASK, shipped_weights
+    from restormixer_arch.inference.restorer import check_settings, load_restorer, pick_device
+    from restormixer_arch.inference.weights import AUTO, DEFAULT_TASK, shipped_weights
 
     device = pick_device(args.device, weights or args.weights or "")  # a mistake here is reported before any other
-    if args.task == "auto" and weights is None:
+    if args.task == AUTO and weights is None:
         from restormixer_arch.inference.auto import AutoRestorer
 
+        check_settings(tile=args.tile, overlap=args.overlap, strength=args.strength)
         return AutoRestorer(lambda chosen: restorer_of(args, chosen))
     path = weights or args.weights or shipped_weights(DEFAULT_TASK if args.task is None else args.task)
     names = ("tile", "overlap", "blend", "precision", "self_ensemble", "max_memory", "strength")
@@ -275,7 +258,7 @@ def _restore_or_report(job: Job, restorer: Restorer | AutoRestorer, options: Fil
         bar.set_postfix_str(text)
 
     bar.set_postfix_str(name)
-    outcome = Outcome("")
+    outcome = Outcome()
     try:
         outcome = restore_file(job, restorer, options=options, show=show)
     except UserError as error:
@@ -285,117 +268,4 @@ def _restore_or_report(job: Job, restorer: Restorer | AutoRestorer, options: Fil
             complain(f"error: {failure}".replace("\n", "\\n"))
         for remark in outcome.remarks:  # of this process's share, so from any process
             note(remark.replace("\n", "\\n"), any_process=True)
-    return outcome
-
-
-def restore_file(job: Job, restorer: Restorer | AutoRestorer, *, options: FileOptions, show: Show) -> Outcome:
-    """Restore one file. Outputs that exist already are replaced only with ``options.overwrite``.
-
-    Raises:
-        UserError: the file cannot be read, or the result not written.
-    """
-    make_folder(job.target.parent)
-    wanted = [output for output in job.outputs if options.overwrite or not os.path.exists(output)]
-    restore = _restore_video if job.is_video else _restore_image
-    with _errors_of_writing(job.target):
-        from restormixer_arch.inference.auto import AutoRestorer, Unchanged
-
-        if not isinstance(restorer, AutoRestorer):
-            return restore(job, wanted, restorer, options, show)
-        chosen, remark = restorer.choose(job, options.max_pixels)
-        copied = isinstance(chosen, Unchanged)
-        if copied and job.target in wanted:
-            wanted.remove(job.target)
-            with atomic_paths([job.target]) as [part]:
-                shutil.copyfile(job.source, part)
-        outcome = restore(job, wanted, chosen, options, show) if wanted else Outcome("")
-        return replace(outcome, remarks=[remark, *outcome.remarks], copied=copied)
-
-
-@contextmanager
-def _errors_of_writing(target: Path) -> Iterator[None]:
-    """Turn errors of the file system into UserErrors, and show the names that files will have."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(PART.sub("", str(error))) from error
-    except OSError as error:  # disk full, no permission
-        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
-
-
-def _restore_image(job: Job, wanted: list[Path], restorer: Restorer, options: FileOptions, show: Show) -> Outcome:
-    from restormixer_arch.data.images.picture import (
-        Picture,
-        read_picture,
-        size_problem,
-        split_alpha,
-        with_writable_metadata,
-    )
-    from restormixer_arch.inference.restore import restore_picture, side_by_side
-
-    picture = with_writable_metadata(read_picture(job.source, options.max_pixels), job.source)
-    outcome = Outcome(picture.format, picture.left_out)
-    height, width = (restorer.scale * side for side in picture.pixels.shape[:2])
-    if problem := size_problem(picture.format, width, height):
-        raise UserError(f"{job.source}: the result cannot be written: {problem}")
-    if job.pair in wanted and (problem := size_problem(picture.format, 2 * width, height)):
-        outcome.failures.append(f"{job.pair}: cannot be written: {problem}")
-        wanted = [output for output in wanted if output != job.pair]
-    try:
-        result = restore_picture(restorer, picture, lambda done, total: show("tile", done, total))
-    except UserError as error:
-        raise UserError(f"{job.source}: {error}") from error
-    if job.target in wanted:
-        _write(result, job.target)
-    if job.pair in wanted:
-        pixels, alpha = split_alpha(side_by_side(picture.planes, result.planes))
-        try:
-            _write(Picture(pixels, alpha, result.format, result.metadata), job.pair)
-        except UserError as error:  # the result itself is there
-            outcome.failures.append(str(error))
-    return outcome
-
-
-def _write(picture: Picture, path: Path) -> None:
-    from restormixer_arch.data.images import picture as pictures
-
-    with _errors_of_writing(path), atomic_paths([path]) as [part]:
-        pictures.write_picture(picture, part)
-
-
-def _restore_video(job: Job, wanted: list[Path], restorer: Restorer, options: FileOptions, show: Show) -> Outcome:
-    from restormixer_arch.data.images.picture import Picture, split_alpha
-    from restormixer_arch.data.images.video import VideoSource
-    from restormixer_arch.data.images.video_writer import QUALITY, transform_video
-    from restormixer_arch.inference.restore import restore_picture, side_by_side
-
-    source = VideoSource(job.source, options.max_pixels)
-    outcome = Outcome(f"videos in {VIDEO_FORMATS[job.target.suffix.lower()]}")
-    try:
-        longest = restorer.scale * max(source.stream.width, source.stream.height)
-        if longest > LARGEST_VIDEO:
-            raise UserError(f"{job.source}: a result of {longest} pixels on a side is more than videos hold")
-        if job.pair in wanted and 2 * longest > LARGEST_VIDEO:
-            outcome.failures.append(f"{job.pair}: cannot be written: it would have {2 * longest} pixels on a side")
-            wanted = [output for output in wanted if output != job.pair]
-        kinds = {job.target: lambda before, after: after, job.pair: side_by_side}
-
-        def restore(frame: np.ndarray) -> np.ndarray:
-            try:
-                return restore_picture(restorer, Picture(*split_alpha(frame))).planes
-            except UserError as error:
-                raise UserError(f"{job.source}: {error}") from error
-
-        with atomic_paths(wanted) as parts:
-            transform_video(
-                source,
-                {part: kinds[output] for output, part in zip(wanted, parts, strict=True)},
-                restore,
-                lambda done: show("frame", done, source.expected),
-                QUALITY if options.video_quality is None else options.video_quality,
-            )
-    finally:
-        source.close()
-    outcome.left_out = tuple(sorted(source.left_out))
-    outcome.remarks += [f"{job.source}: {problem}" for problem in source.problems]
     return outcome

@@ -56,12 +56,12 @@ def run(arguments: list[str]) -> int:
     training = Training(request)
     try:
         training.run()
-    except KeyboardInterrupt:
-        complain(interruption(training, arguments))
-        return 130
     except Stopped as stopped:
         say_once(training, interruption(training, arguments, f"{stopped}: "))
         return 128 + stopped.signal
+    except KeyboardInterrupt:
+        complain(interruption(training, arguments))
+        return 130
     except RuntimeError as error:
         if training.opt.get("dist") and lost_peer(error):
             raise UserError(

@@ -78,7 +78,8 @@ def measure_context(
         measured.use = _read_use(kept, field, measured.settings)
         if measured.use is None:
             note(f"measuring the context of {name}")
-            arguments = {**settings, "field_file": str(field)}
+            arguments = {**settings, "options": {**settings["options"], "file": options["file"]}}
+            arguments["field_file"] = str(field)
             job = {"kind": "context", "threads": comparison.machine["threads"], "arguments": arguments}
             field.parent.mkdir(exist_ok=True)
             measured.use = Use(**run_in_process(JOBS, job, f"compare: context of {name}"))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -171,6 +172,9 @@ def main() -> int:
     except UserError as error:
         complain(str(error).splitlines()[0])
         return 2
+    except KeyboardInterrupt as interrupt:  # Ctrl-C, which reaches the command as well
+        complain("stopped")
+        return 128 + getattr(interrupt, "signal", signal.SIGINT)
     sys.stdout.write("\n" + json.dumps(result) + "\n")
     return 0
 

@@ -11,11 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from restormixer_arch.basicsr_adapter import spandrel_networks
+from restormixer_arch.basicsr_adapter.loading import read_entry
+from restormixer_arch.basicsr_adapter.padded import Padded, window_of
 from restormixer_arch.config.yaml_file import read_options
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.weights import read_weights
-from restormixer_arch.layers import pad_to_multiple
-from restormixer_arch.protocol import PadsItself
+from restormixer_arch.output import user_path
 from restormixer_arch.restormixer_arch import RestorMixer
 from restormixer_arch.weight_options import is_restormixer, options_from_weights
 
@@ -66,7 +67,7 @@ def entry_of_run(name: str, run: str, checkpoint: str | None, multiple_of: int |
     Raises:
         UserError: the folder has no option file, no network or no such weights.
     """
-    folder = Path(run).expanduser()
+    folder = user_path(run)
     files = sorted(folder.glob("*.yml"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise UserError(f"{run}: has no option file (*.yml), expected the folder of a training")
@@ -84,9 +85,12 @@ def entry_of_run(name: str, run: str, checkpoint: str | None, multiple_of: int |
 
 
 def _newest(models: Path) -> Path | None:
+    """Return the weights saved last: those of the highest iteration, or the latest ones unless they are older."""
     numbered = [(int(match[1]), path) for path in models.glob("*.pth") if (match := ITERATION.fullmatch(path.name))]
-    latest = models / "net_g_latest.pth"
-    return latest if latest.is_file() else max(numbered, default=(0, None))[1]
+    last, latest = max(numbered, default=(0, None))[1], models / "net_g_latest.pth"
+    if latest.is_file() and (last is None or latest.stat().st_mtime >= last.stat().st_mtime):
+        return latest
+    return last
 
 
 def _best(options: dict[str, Any], file: Path) -> str:
@@ -104,7 +108,7 @@ def build(entry: Entry) -> Built:
         UserError: the weights cannot be read, do not fit the network, or do not show their network.
     """
     built = _from_section(entry) if entry.network else _from_weights(entry.weights)
-    multiple = entry.multiple_of or _window(built.network)
+    multiple = entry.multiple_of or window_of(built.network)
     if multiple > 1:
         built.network = Padded(built.network, multiple)
     built.network.eval()
@@ -114,8 +118,9 @@ def build(entry: Entry) -> Built:
 def _from_section(entry: Entry) -> Built:
     network = spandrel_networks.build(entry.network, f"competitors.{entry.name}")
     if entry.weights:
+        asked = f"competitors.{entry.name}.param_key" if entry.param_key else None
         try:
-            network.load_state_dict(read_weights(entry.weights, entry.param_key))
+            network.load_state_dict(read_entry(entry.weights, entry.param_key, asked)[0])
         except RuntimeError as error:  # what torch raises for missing, unexpected and misshapen tensors
             reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
             raise UserError(f"{entry.weights}: does not fit competitors.{entry.name}: {reasons[:400]}") from error
@@ -143,20 +148,14 @@ def _from_weights(path: str) -> Built:
     return Built(Called(descriptor.model, descriptor), f"{descriptor.architecture.name} (spandrel)")
 
 
-def _window(network: nn.Module) -> int:
-    """Return the multiple that a network of windows needs which does not pad by itself, such as BasicSR's SwinIR."""
-    if isinstance(network, RestorMixer | Called | PadsItself):
-        return 1
-    windows = (getattr(module, "window_size", None) for module in network.modules())
-    return max((window for window in windows if isinstance(window, int)), default=1)
-
-
 class Called(nn.Module):
     """A network as spandrel calls it, with its padding, further inputs and range.
 
     Shape:
         (1, C, H, W) in [0, 1] -> (1, C, scale * H, scale * W) in [0, 1]
     """
+
+    pads_itself = True
 
     def __init__(self, network: nn.Module, call: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -165,22 +164,3 @@ class Called(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.call(x)
-
-
-class Padded(nn.Module):
-    """A network whose pictures are mirrored at the right and lower edges to a multiple, and cut again.
-
-    Shape:
-        (B, C, H, W) -> (B, C, scale * H, scale * W)
-    """
-
-    def __init__(self, network: nn.Module, multiple: int) -> None:
-        super().__init__()
-        self.network = network
-        self.multiple = multiple
-
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        out = self.network(pad_to_multiple(x, self.multiple))
-        scale = out.shape[-1] // (width + -width % self.multiple)
-        return out[..., : height * scale, : width * scale]

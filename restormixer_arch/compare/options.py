@@ -34,7 +34,7 @@ CHECKPOINTS = 20  # of a training, where the file has no 'logger'
 def read_compare_file(
     option_file: str, force_yml: list[str] | None = None, *, needs_steps: bool = True
 ) -> dict[str, Any]:
-    """Find, read and check a compare file as far as that goes without torch; the defaults are filled in.
+    """Find, read and check a compare file as far as that goes without torch; the defaults and ``file`` are filled in.
 
     Args:
         option_file: as the user named it.
@@ -53,7 +53,8 @@ def read_compare_file(
     raise_problems(list(dict.fromkeys(problems)), options, option_file)
     checked = CompareFile.model_validate(options)
     sections = {"measure": checked.measure, "path": checked.path, "context": checked.context}
-    return {**options, **{key: section and section.model_dump() for key, section in sections.items()}}
+    filled = {key: section and section.model_dump() for key, section in sections.items()}
+    return {**options, **filled, "file": option_file}
 
 
 def is_trained(options: dict[str, Any], name: str) -> bool:
@@ -85,12 +86,20 @@ def name_of_run(run: dict[str, Any]) -> str:
 
 
 def merge_train(options: dict[str, Any], name: str) -> dict[str, Any]:
-    """The section ``train`` of one competitor: the common one, with its own keys in their place."""
-    train = deepcopy(options["train"])
-    for key, value in (options["competitors"][name].get("train") or {}).items():
-        both = isinstance(value, dict) and isinstance(train.get(key), dict)
-        train[key] = {**train[key], **value} if both else value
+    """The section ``train`` of one competitor: the common one, with its own keys in their place.
+
+    A subsection such as ``pixel_opt`` keeps the common keys beside its own, unless it names another ``type``.
+    """
+    train, own = deepcopy(options["train"]), options["competitors"][name].get("train") or {}
+    for key, value in own.items():
+        train[key] = {**train[key], **value} if _is_merged(train.get(key), value) else value
     return train
+
+
+def _is_merged(common: Any, own: Any) -> bool:
+    """Whether the keys of two subsections of ``train`` go together: one of another type has keys of its own."""
+    both = isinstance(common, dict) and isinstance(own, dict)
+    return both and own.get("type", common.get("type")) == common.get("type")
 
 
 def training_options(options: dict[str, Any], name: str, total_iter: int, folder: str) -> dict[str, Any]:
@@ -124,10 +133,10 @@ def training_options(options: dict[str, Any], name: str, total_iter: int, folder
     )
 
 
-def crop_side(options: dict[str, Any], name: str) -> int | None:
-    """Return the side of a training's crops in pixels of the input, None where they grow or have no fixed size."""
+def crop_side(options: dict[str, Any]) -> int | None:
+    """Return the side of the trainings' crops in pixels of the input, None where they have no fixed size."""
     size = options["datasets"]["train"].get("gt_size")
-    return None if size is None or merge_train(options, name).get("progressive") else size // options["scale"]
+    return None if size is None else size // options["scale"]
 
 
 def testing_options(options: dict[str, Any], network: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -151,9 +160,17 @@ def in_compare_file(options: dict[str, Any], name: str, path: tuple[str, ...]) -
     own = ("competitors", name)
     if path[:1] == ("network_g",):
         return (*own, *path)
-    if path[:1] == ("train",) and _holds(options["competitors"][name].get("train"), path[1:]):
+    if path[:1] == ("train",) and _is_own(options, name, path[1:]):
         return (*own, *path)
     return path
+
+
+def _is_own(options: dict[str, Any], name: str, path: tuple[str, ...]) -> bool:
+    """Whether a key below ``train`` is the competitor's: it gives the key, or replaces the subsection that lacks it."""
+    common, own = options["train"], options["competitors"][name].get("train")
+    if _holds(own, path):
+        return True
+    return len(path) > 1 and _holds(own, path[:1]) and not _is_merged(common.get(path[0]), own[path[0]])
 
 
 def _holds(section: Any, path: tuple[str, ...]) -> bool:
@@ -166,7 +183,7 @@ def _holds(section: Any, path: tuple[str, ...]) -> bool:
 
 def _shared_problems(options: dict[str, Any]) -> list[Problem]:
     """What the checks of ``basicsr test`` and ``basicsr train`` find, under the keys of the compare file."""
-    problems = option_problems(testing_options(options), is_train=False)
+    problems = _testing_problems(testing_options(options))
     for name in options["competitors"]:
         if not is_trained(options, name):
             continue
@@ -209,7 +226,7 @@ def _context_problems(options: dict[str, Any]) -> list[Problem]:
     if not (context := options.get("context")):
         return []
     sizes, own = context.get("sizes") or [1], context_options(options)
-    found = [*option_problems(own, is_train=False), *_mean_problems(own)]
+    found = [*_testing_problems(own), *_mean_problems(own)]
     problems = _in_context(found)
     if any(size % min(sizes) for size in sizes):
         problems.append(Problem(("context", "sizes"), f"got {sizes}, expected multiples of the smallest one"))
@@ -225,6 +242,12 @@ def _in_context(problems: list[Problem]) -> list[Problem]:
     """Of the problems of :func:`context_options`, those of the data set, under the keys of the compare file."""
     at = ("datasets", "test")
     return [Problem(("context", "dataset", *p.path[2:]), p.text) for p in problems if p.path[:2] == at]
+
+
+def _testing_problems(options: dict[str, Any]) -> list[Problem]:
+    """What the checks of ``basicsr test`` find, but for what :func:`_mean_problems` refuses altogether."""
+    found = option_problems(options, is_train=False)
+    return [problem for problem in found if problem.path[-1:] not in (("mean",), ("std",))]
 
 
 def _mean_problems(options: dict[str, Any]) -> list[Problem]:

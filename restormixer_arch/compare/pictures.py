@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from basicsr.utils import tensor2img
 from torch import Tensor, nn
 
+from restormixer_arch.config.rules import path_keys
 from restormixer_arch.data.images.opencv import write_png
 from restormixer_arch.errors import UserError
 from restormixer_arch.models.metrics import measure
@@ -58,20 +60,23 @@ def measure_pictures(
             else:
                 row["restored"] = _write(folder, f"{RESTORED}/{where}/{name}/{picture}.png", image)
             finite = bool(torch.isfinite(restored).all())
-            row["values"] = measure(metrics, image, truth, picture) if finite else dict.fromkeys(metrics, math.nan)
+            nothing = dict.fromkeys(metrics, math.nan)
+            row["values"] = measure(metrics, image, truth, picture, where) if finite else nothing
             rows.append(row)
         results[where] = sorted(rows, key=lambda row: row["name"])  # a folder may be read in any order
     return results
 
 
 def datasets(options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Build the data sets of an option file of ``basicsr test``, each with its phase."""
+    """Build the data sets of an option file of ``basicsr test``, each with its phase.
+
+    Messages name ``file``, the file of the comparison, which the options may hold in addition.
+    """
+    for section, keys in path_keys(options):
+        section[keys[-1]] = os.path.expanduser(section[keys[-1]])
     for phase, section in options["datasets"].items():
         section.update(phase="val", scale=options.get("scale", 1))
-        for key in ("dataroot_gt", "dataroot_lq"):
-            if section.get(key):
-                section[key] = str(Path(section[key]).expanduser())
-        yield phase, build_dataset(phase, section, options["name"])
+        yield phase, build_dataset(phase, section, options.get("file", options["name"]))
 
 
 def items(dataset: Any) -> Iterator[tuple[str, dict[str, Any]]]:

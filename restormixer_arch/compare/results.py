@@ -51,8 +51,8 @@ class Training(Part):
     """How a competitor was trained: iterations, pictures of a batch, and seconds of the whole process.
 
     The seconds of a resumed training are the sum of its parts, without those of a part that was killed. ``flops`` are
-    the operations of one forward pass of one of its crops, a multiply-add counts two; None where crops grow or have no
-    fixed size.
+    the operations of one forward pass of one of its crops, a multiply-add counts two; None where crops have no fixed
+    size.
     """
 
     iterations: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -23,8 +22,8 @@ from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Me
 from restormixer_arch.compare.training import JOBS, train_all, weights_of
 from restormixer_arch.config.rules import better
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import note
-from restormixer_arch.training.distributed import cores
+from restormixer_arch.output import note, user_path
+from restormixer_arch.training.distributed import cores, omp_threads
 from restormixer_arch.training.options import FolderLock, move_aside
 
 
@@ -43,7 +42,7 @@ def compare(options: dict[str, Any], *, resume: bool, reuse: bool = False) -> tu
         UserError: weights, data or a training make a part of it impossible.
         Ended: a signal has ended a training.
     """
-    folder = Path(options["path"]["results_root"] or "results").expanduser() / options["name"]
+    folder = user_path(options["path"]["results_root"] or "results") / options["name"]
     threads = threads_of(options)
     earlier = [_find_entry(options, name) for name in options["competitors"]]
     for entry in filter(None, earlier):
@@ -75,7 +74,7 @@ def folder_of_results(folder: Path, *, resume: bool) -> Iterator[None]:
 
 def threads_of(options: dict[str, Any]) -> int:
     """The threads of each process of a comparison."""
-    return options.get("num_threads") or int(os.environ.get("OMP_NUM_THREADS", cores()))
+    return options.get("num_threads") or omp_threads() or cores()
 
 
 def _earlier_results(folder: Path, settings: dict[str, Any]) -> Comparison | None:
@@ -109,7 +108,7 @@ def _find_entry(options: dict[str, Any], name: str) -> Entry | None:
             return entry_of_run(name, given["run"], given.get("checkpoint"), multiple)
     except UserError as error:
         raise UserError(f"competitors.{name}.run: {error}") from error
-    weights = str(Path(given["weights"]).expanduser())
+    weights = str(user_path(given["weights"]))
     return Entry(name, given.get("network_g"), weights, given.get("param_key"), multiple)
 
 
@@ -125,11 +124,11 @@ def measure(
     """Restore all pictures by all competitors, and measure their costs, each job in a process of its own."""
     size, rounds = options["measure"]["size"], options["measure"]["rounds"]
     whole = {entry.name: entry.as_job() for entry in entries}
-    pictures = {"options": testing_options(options), "folder": str(folder)}
+    pictures = {"options": {**testing_options(options), "file": options["file"]}, "folder": str(folder)}
     restoring = {"size": size, **pictures, "device": restoring_device(options)}
     jobs = [("inputs", "the inputs", pictures)]
     jobs += [("restored", name, {"entry": entry, **restoring}) for name, entry in whole.items()]
-    crops = {name: crop_side(options, name) if name in trained else None for name in whole}
+    crops = {name: crop_side(options) if name in trained else None for name in whole}
     jobs.append(("costs", "costs", {"entries": list(whole.values()), "size": size, "rounds": rounds, "crops": crops}))
     inputs, *restored, costs = (
         run_in_process(JOBS, {"kind": kind, "threads": threads, "arguments": arguments}, f"compare: {label}")

@@ -19,7 +19,7 @@ from restormixer_arch.compare.options import merge_train, name_of_run, options_o
 from restormixer_arch.compare.results import Comparison, Competitor, Difference, Metric, Part
 from restormixer_arch.compare.run import compare, folder_of_results
 from restormixer_arch.data.degradations.labels import split_label
-from restormixer_arch.output import note
+from restormixer_arch.output import note, user_path
 
 FORMAT = 1
 DIGITS = 4  # of the values that are kept
@@ -130,7 +130,7 @@ def run_study(options: dict[str, Any], *, resume: bool) -> Iterator[tuple[Compar
     Raises:
         as :func:`.run.compare` does.
     """
-    folder = Path(options_of_run(options, options["runs"][0])["path"]["results_root"]).expanduser()
+    folder = user_path(options_of_run(options, options["runs"][0])["path"]["results_root"])
     with folder_of_results(folder, resume=resume):
         for run in options["runs"]:
             note(f"{options['name']}: {name_of_run(run)}")

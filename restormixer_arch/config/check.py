@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from restormixer_arch.config import rules, schema
 from restormixer_arch.config.yaml_file import apply_overrides, find_in_package, locate_option_file, read_options
 from restormixer_arch.errors import OptionErrors, Problem, UserError, closest, did_you_mean
-from restormixer_arch.output import note, warn
+from restormixer_arch.output import note, user_path, warn
 
 # pydantic's error type -> what to say was expected, with pydantic's own context filled in
 EXPECTED = {
@@ -103,7 +103,7 @@ def _leave_out_missing(options: dict[str, Any], shown: str) -> None:
     missing = {}
     for phase, dataset in datasets.items():
         roots = [dataset.get(key) for key in ("dataroot_gt", "dataroot_lq")] if isinstance(dataset, dict) else []
-        absent = [root for root in roots if isinstance(root, str) and not Path(root).expanduser().exists()]
+        absent = [root for root in roots if isinstance(root, str) and not rules.exists(root)]
         if absent:
             missing[phase] = f"{dataset.get('name', phase)} ({absent[0]})"
     if len(missing) == len(datasets):
@@ -127,10 +127,10 @@ def read_option_file(option_file: str, force_yml: list[str] | None = None) -> tu
     options = read_options(path, option_file)
     apply_overrides(options, force_yml or [])
     _write_whole_numbers(options)
-    taken = [] if Path(option_file).expanduser().exists() else [option_file]
+    taken = [] if user_path(option_file).exists() else [option_file]
     for section, key_path in list(rules.path_keys(options)):
         value = section[key_path[-1]]
-        packaged = None if Path(value).expanduser().exists() else find_in_package(value)
+        packaged = None if rules.exists(value) else find_in_package(value)
         if packaged is not None:
             section[key_path[-1]] = str(packaged)
             taken.append(value)
@@ -287,7 +287,8 @@ def section_problems(section: type[BaseModel], options: Any, at: tuple[str, ...]
 
 def expected_of(error: Mapping[str, Any]) -> str:
     """Say what was expected, from an error as pydantic lists it."""
-    return EXPECTED.get(error["type"], error["msg"]).format(**error.get("ctx", {}))
+    text = EXPECTED.get(error["type"])
+    return error["msg"] if text is None else text.format(**error.get("ctx", {}))
 
 
 def _missing_key(model: type[BaseModel], path: tuple[str, ...], options: Any) -> str:

@@ -6,20 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from restormixer_arch.config.schema import (
-    AnyFile,
-    FileName,
-    Logger,
-    Metric,
-    Optimization,
-    Positive,
-    Rate,
-    Section,
-    Seed,
-    Steps,
-    Typed,
-    Warmup,
-)
+from restormixer_arch.config.schema import AnyFile, Logger, Metric, Optimization, Section, Steps, Typed, Warmup
+from restormixer_arch.config.values import FileName, Positive, Rate, Seed
 
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

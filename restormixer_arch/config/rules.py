@@ -7,15 +7,19 @@ too. The others take a whole file and yield problems. Nothing beyond Python's ow
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from restormixer_arch.errors import Problem, did_you_mean, not_found
+from restormixer_arch.output import user_path
 
 NAME_PATTERN = r"^[^/\\\x00-\x1f]*[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$"  # of what names a file or a folder: not . or ..
 NAME_LENGTH = 150  # of its UTF-8, since file systems allow 255 bytes with what is added to it
+NAMES_LENGTH = 230  # of a data set's and a metric's name together, which net_g_best_<set>_<metric>.pth has
+AVERAGE = "average"  # the row of the results below those of the data sets
 NO_SLASH = "a name without / and \\, of at most 150 bytes"
 WITH_LOSS = ("SRModel", "SwinIRModel", "RestorMixerModel")
 WITH_ONE_OUTPUT = ("SRModel", "SwinIRModel", "SRGANModel", "ESRGANModel", "RealESRNetModel", "RealESRGANModel")
@@ -37,7 +41,7 @@ def crop_problem(gt_size: int, scale: int) -> str | None:
 
 def database_problem(root: str | Path, backend: str) -> str | None:
     """``io_backend.type: lmdb`` and paths ending in ``.lmdb`` go together, and an LMDB folder has its two files."""
-    is_database, folder = str(root).endswith(".lmdb"), Path(root).expanduser()
+    is_database, folder = str(root).endswith(".lmdb"), user_path(root)
     if backend == "lmdb" and not is_database:
         return f"{str(root)!r} must end in '.lmdb' because io_backend.type is 'lmdb'"
     if backend == "disk" and is_database:
@@ -51,7 +55,18 @@ def database_problem(root: str | Path, backend: str) -> str | None:
 
 def path_problem(path: str) -> str | None:
     """A path to read must exist."""
-    return None if Path(path).expanduser().exists() else f"{path!r} {not_found(path)}"
+    try:
+        return None if Path(os.path.expanduser(path)).exists() else f"{path!r} {not_found(path)}"
+    except OSError as error:  # such as a name that is too long, or a folder that may not be read
+        return f"{path!r} cannot be looked up ({error.strerror or type(error).__name__})"
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file or folder; False where it cannot be looked up, see :func:`path_problem`."""
+    try:
+        return Path(os.path.expanduser(path)).exists()
+    except OSError:
+        return False
 
 
 def name_problem(name: str) -> str | None:
@@ -84,7 +99,11 @@ def file_problems(options: dict[str, Any], is_train: bool, *, paths: bool = True
         yield from outputs(options)
         yield from progressive(options)
         yield from logging(options)
+        yield from best_weights(options)
+    else:
+        yield from averages(options)
     yield from scale(options)
+    yield from normalization(options)
     yield from databases(options)
     yield from metrics_without_truth(options)
     if paths:
@@ -199,6 +218,36 @@ def scale(options: dict[str, Any]) -> Iterator[Problem]:
         yield Problem(("scale",), "required key is missing (1 where images keep their size)")
 
 
+def best_weights(options: dict[str, Any]) -> Iterator[Problem]:
+    """The best weights by a metric of a validated set are a file that is named after both."""
+    metrics = _section(_section(options, "val"), "metrics")
+    longest = max((str(name) for name in metrics), key=_bytes, default="")
+    for phase, dataset in _section(options, "datasets").items():
+        name = str(dataset.get("name")) if isinstance(dataset, dict) else ""
+        together = _bytes(name) + _bytes(longest)
+        if longest and phase_kind(phase) == "val" and together > NAMES_LENGTH:
+            text = f"has {together} bytes with the metric {longest!r}, expected at most {NAMES_LENGTH}: names of files"
+            yield Problem(("datasets", str(phase), "name"), text)
+
+
+def averages(options: dict[str, Any]) -> Iterator[Problem]:
+    """The results of several sets have a row of their average, by that name."""
+    datasets = _section(options, "datasets")
+    for phase, dataset in datasets.items() if len(datasets) > 1 else ():
+        if isinstance(dataset, dict) and dataset.get("name") == AVERAGE:
+            text = f"got {AVERAGE!r}, which names the average of the sets in the results, expected another"
+            yield Problem(("datasets", str(phase), "name"), text)
+
+
+def normalization(options: dict[str, Any]) -> Iterator[Problem]:
+    """Images are normalized by a mean and a standard deviation."""
+    for phase, dataset in _section(options, "datasets").items():
+        given = [key for key in ("mean", "std") if isinstance(dataset, dict) and dataset.get(key) is not None]
+        if len(given) == 1:
+            missing = "std" if given == ["mean"] else "mean"
+            yield Problem(("datasets", str(phase), missing), f"required key is missing, since {given[0]!r} is given")
+
+
 def databases(options: dict[str, Any]) -> Iterator[Problem]:
     """The folders of images, see :func:`database_problem`."""
     for phase, dataset in _section(options, "datasets").items():
@@ -269,6 +318,10 @@ def window_advice(options: dict[str, Any]) -> str | None:
 def _section(options: dict[str, Any], key: str) -> dict[str, Any]:
     value = options.get(key)
     return value if isinstance(value, dict) else {}
+
+
+def _bytes(name: str) -> int:
+    return len(name.encode())
 
 
 def _is_numbers(value: Any) -> bool:

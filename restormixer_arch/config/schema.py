@@ -10,28 +10,21 @@ from __future__ import annotations
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from restormixer_arch.config.rules import NAME_PATTERN, NO_SLASH, name_problem
-from restormixer_arch.memory import parse_bytes
-
-Count = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**32 - 2**16)]  # each process adds its rank
-Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-def _check_name(name: str) -> str:
-    if name_problem(name):
-        raise PydanticCustomError("name", NO_SLASH)
-    return name
-
-
-FileName = Annotated[str, Field(json_schema_extra={"pattern": NAME_PATTERN}), AfterValidator(_check_name)]
-Workers = Annotated[int, Field(ge=0, le=256)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Crop = Annotated[int, Field(ge=1, le=8192)]
+from restormixer_arch.config.values import (
+    Count,
+    Crop,
+    FileName,
+    Levels,
+    Memory,
+    Positive,
+    Rate,
+    Seed,
+    Share,
+    Template,
+    Workers,
+)
 
 
 class Section(BaseModel):
@@ -90,8 +83,8 @@ class SingleImages(Dataset):
     dataroot_lq: str = Field(description="folder or LMDB of the degraded images")
     meta_info_file: str | None = None
     color: Literal["y"] | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    mean: Levels | None = None
+    std: Levels | None = None
 
 
 class Crops(Section):
@@ -110,7 +103,7 @@ class TrainCrops(TrainDataset):
 
 class PairedImages(SingleImages, Crops):
     dataroot_gt: str = Field(description="folder or LMDB of the clean images")
-    filename_tmpl: str = "{}"
+    filename_tmpl: Template = "{}"
 
 
 class RestorationPairs(PairedImages):
@@ -297,21 +290,13 @@ class TrainVal(TestVal):
     val_freq: Positive = Field(description="iterations between two validations")
 
 
-def _check_memory(text: str) -> str:
-    try:
-        parse_bytes(text)
-    except ValueError as error:
-        raise PydanticCustomError("memory", "an amount of memory such as 3G or 800M") from error
-    return text
-
-
 class Tiles(Section):
     """Tiles of validated and tested pictures; without ``tile`` and ``max_memory`` each is restored whole."""
 
     tile: Annotated[int, Field(ge=64)] | None = None
     tile_overlap: Count | None = None
     tile_blend: Literal["hann", "linear"] | None = None
-    max_memory: Annotated[str, AfterValidator(_check_memory)] | None = None
+    max_memory: Memory | None = None
 
 
 class TiledTrainVal(TrainVal, Tiles):

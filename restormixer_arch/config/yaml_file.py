@@ -7,6 +7,7 @@ data and the weights that ship with this project are installed inside the packag
 
 from __future__ import annotations
 
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path, PurePath
@@ -15,6 +16,7 @@ from typing import Any
 import yaml
 
 from restormixer_arch.errors import UserError, closest, did_you_mean, similar_file
+from restormixer_arch.output import user_path
 
 # The first folder of a relative path -> the package that it is installed as.
 PACKAGED = {
@@ -36,7 +38,7 @@ def find_in_package(path: str | Path) -> Path | None:
     if not parts or parts[0] not in PACKAGED or ".." in parts:
         return None
     candidates = (folder.joinpath(*parts[1:]) for folder in package_folders(parts[0]))
-    return next((candidate for candidate in candidates if candidate.exists()), None)
+    return next((candidate for candidate in candidates if os.path.exists(candidate)), None)
 
 
 def locate_option_file(path: str | Path) -> Path:
@@ -45,7 +47,7 @@ def locate_option_file(path: str | Path) -> Path:
     Raises:
         UserError: there is no such file; neighbours and shipped files with a similar name are offered.
     """
-    given = Path(path).expanduser()
+    given = user_path(path)
     found = given if given.exists() else find_in_package(path)
     if found is None:
         raise UserError(f"{path}: no such option file.{_suggest(given)}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from restormixer_arch.data.images.picture import read_picture
+from restormixer_arch.errors import UserError
 from restormixer_arch.inference.jobs import Job
 from restormixer_arch.inference.restorer import WHITE, Progress, Restorer, no_progress
 from restormixer_arch.inference.weights import shipped_weights
@@ -47,20 +48,24 @@ class AutoRestorer:
         """
         from restormixer_arch.inference.choose_task import CLEAN, LEAST_PROBABILITY, choose_task
 
-        images = _frames(job, max_pixels) if job.is_video else [read_picture(job.source, max_pixels).pixels]
-        choice = choose_task(images)
+        choice = choose_task(_images(job, max_pixels))  # not held while weights are loaded, which note what is held
         text = f"{choice.task} ({choice.probability:.0%})"
         if choice.task == CLEAN:
             return Unchanged(), f"{job.source}: {text}; copied unchanged"
         if choice.probability < LEAST_PROBABILITY:
             return Unchanged(), f"{job.source}: perhaps {text}, too unsure; copied unchanged"
         if choice.task not in self._loaded:
-            self._loaded[choice.task] = self.load(shipped_weights(choice.task))
+            try:
+                self._loaded[choice.task] = self.load(shipped_weights(choice.task))
+            except UserError as error:
+                raise UserError(f"{job.source}: {error}") from error
         return self._loaded[choice.task], f"{job.source}: {text}"
 
 
-def _frames(job: Job, max_pixels: int | None) -> list[np.ndarray]:
-    """Return a few frames from the beginning of a video."""
+def _images(job: Job, max_pixels: int | None) -> list[np.ndarray]:
+    """Return the pixels of an image, or a few frames from the beginning of a video."""
+    if not job.is_video:
+        return [read_picture(job.source, max_pixels).pixels]
     from restormixer_arch.data.images.picture import split_alpha
     from restormixer_arch.data.images.video import VideoFrame, VideoSource
 

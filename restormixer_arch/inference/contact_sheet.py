@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from restormixer_arch.data.images.picture import Picture, read_picture
 from restormixer_arch.errors import UserError
-from restormixer_arch.inference.jobs import Job, Jobs, matches_pattern, split_pattern
+from restormixer_arch.inference.jobs import Job, Jobs, is_within, matches_pattern, path_key, split_pattern
 from restormixer_arch.inference.shards import Shard
 from restormixer_arch.output import atomic_paths, note, printable
 
@@ -43,19 +43,21 @@ def check_sheet(path: Path, jobs: Jobs, inputs: Sequence[str], shard: Shard, *, 
     if shard.count > 1:
         path = path.with_stem(f"{path.stem}.{shard.index}-of-{shard.count}")
     place, out = path.resolve(), jobs.out.resolve()
-    if not place.parent.is_dir() and place.parent != out:
+    if not place.parent.is_dir() and path_key(place.parent) != path_key(out):
         raise UserError(f"--sheet: there is no folder {str(path.parent)!r}")
-    if any(place == file.resolve() for job in jobs for file in (*job.outputs, job.source) if file.name == path.name):
+    key, name = path_key(place), path_key(path.name)
+    files = (file for job in jobs for file in (*job.outputs, job.source) if path_key(file.name) == name)
+    if any(path_key(file.resolve()) == key for file in files):
         raise UserError(f"--sheet: {path} is a file of this run; give another name")
     for text in inputs:
         folder, pattern = split_pattern(text)
-        if folder not in place.parents or (out in place.parents and folder in out.parents):
+        if not is_within(place, folder) or (is_within(place, out) and is_within(out, folder)):
             continue
         if not pattern:
             raise UserError(
                 f"--sheet: {path} lies in an input folder, where the next run would restore it; put it into {jobs.out}"
             )
-        if matches_pattern(place.relative_to(folder).parts, pattern):
+        if matches_pattern(place.parts[len(folder.parts) :], pattern):
             raise UserError(
                 f"--sheet: {path} matches {text!r}, so that the next run would restore it; put it into {jobs.out}"
             )
@@ -109,7 +111,7 @@ def _names_of(places: Sequence[int], jobs: Jobs) -> str:
 
 
 def _name(job: Job, out: Path) -> str:
-    return printable(job.target.relative_to(out).as_posix(), None)
+    return printable(job.target.relative_to(out).as_posix(), None).replace("\n", "\\n")
 
 
 def _row(job: Job, out: Path, max_pixels: int | None) -> Image.Image:

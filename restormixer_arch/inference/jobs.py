@@ -6,6 +6,7 @@ import glob
 import importlib.util
 import os
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from restormixer_arch.data.images import (
 )
 from restormixer_arch.errors import UserError, not_found
 from restormixer_arch.inference.shards import Shard
-from restormixer_arch.output import note
+from restormixer_arch.output import note, user_path
 
 SUFFIXES = (*IMAGE_SUFFIXES, *MORE_IMAGE_SUFFIXES, *VIDEO_FORMATS)
 LINKED = "linked folders (give them as inputs of their own)"
@@ -103,16 +104,16 @@ def find_jobs(inputs: Sequence[str], out: Path, *, compare: bool = False, shard:
     for text in inputs:
         for folder, name in _named_files(text, out):
             path = os.path.join(folder, name)
-            key = hash(_key(os.path.join(_real_folder(os.path.dirname(path)), os.path.basename(path))))
+            key = hash(path_key(os.path.join(_real_folder(os.path.dirname(path)), os.path.basename(path))))
             if key not in sources:  # an input may be given twice, and a link keeps its name
                 sources.add(key)
                 jobs.append(folder, name)
                 if os.path.islink(path):
-                    links.add(hash(_key(os.path.realpath(path))))
+                    links.add(hash(path_key(os.path.realpath(path))))
     writers: dict[int, int] = {}
     for place, job in enumerate(jobs):
         for output in job.outputs:
-            key = hash(_key(_real_path(output)))
+            key = hash(path_key(_real_path(output)))
             if key in sources or key in links:
                 raise UserError(f"-o: {output} is an input itself and would be replaced; give another folder")
             if key in writers:
@@ -124,9 +125,18 @@ def find_jobs(inputs: Sequence[str], out: Path, *, compare: bool = False, shard:
     return jobs if shard == ALL else jobs.select(lambda job: shard.holds(job.target.relative_to(out)))
 
 
-def _key(path: str) -> str:
-    """Return what two names of one file share: Windows and macOS do not distinguish capitals."""
-    return path.casefold() if sys.platform in ("win32", "darwin") else path
+def path_key(path: str | Path) -> str:
+    """Return what two resolved names of one file share.
+
+    Windows and macOS do not distinguish capitals, and macOS does not distinguish composed from decomposed Unicode.
+    """
+    text = unicodedata.normalize("NFC", str(path)) if sys.platform == "darwin" else str(path)
+    return text.casefold() if sys.platform in ("win32", "darwin") else text
+
+
+def is_within(path: str | Path, folder: str | Path) -> bool:
+    """Return whether a resolved path lies below a resolved folder."""
+    return path_key(path).startswith(path_key(os.path.join(folder, "")))
 
 
 @lru_cache(maxsize=1024)
@@ -142,10 +152,11 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
     """Yield the files of one argument: an input folder, and the name below it and below the output folder."""
     if not text:  # of a shell variable that is not set
         raise UserError("INPUT: expected the name of a file or folder, got none")
-    given, left_out, number = Path(text).expanduser(), Counter[str](), 0
+    given, left_out, number = user_path(text), Counter[str](), 0
     if os.path.isdir(given):  # and not is_dir(), which raises for a name that is too long
         results = os.path.realpath(out)
-        found = _files_below(str(given), "", None if results == os.path.realpath(given) else results, left_out)
+        is_input = path_key(results) == path_key(os.path.realpath(given))
+        found = _files_below(str(given), "", None if is_input else results, left_out)
         nothing = f"{text}: no image or video in this folder ({' '.join(SUFFIXES)})"
     elif os.path.exists(given):
         if given.suffix.lower() not in SUFFIXES:
@@ -153,7 +164,7 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
         yield str(given.parent), given.name
         return
     elif glob.has_magic(text):
-        results = out.resolve() if split_pattern(text)[0] in out.resolve().parents else None
+        results = out.resolve() if is_within(out.resolve(), split_pattern(text)[0]) else None
         matches = sorted(Path(match) for match in glob.iglob(str(given), recursive=True))
         found = (
             (str(match.parent), match.name) for match in matches if match.is_file() and not _is_below(match, results)
@@ -161,7 +172,7 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
         nothing = f"{text}: matches no image or video ({' '.join(SUFFIXES)})"
         nothing += "" if results is None else f" outside {out}"
     else:
-        raise UserError(f"{text}: {not_found(text)}")
+        raise UserError(f"{text}: {not_found(given)}")
     for folder, name in found:
         if _is_readable(name, left_out):
             number += 1
@@ -175,7 +186,7 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
 
 def split_pattern(text: str) -> tuple[Path, tuple[str, ...]]:
     """Return the folder in which an input begins, resolved, and the parts of its pattern; none if it is a name."""
-    given = Path(text).expanduser()
+    given = user_path(text)
     count = 0 if os.path.exists(given) else len(list(dropwhile(lambda part: not glob.has_magic(part), given.parts)))
     return Path(*given.parts[: len(given.parts) - count]).resolve(), given.parts[len(given.parts) - count :]
 
@@ -193,8 +204,9 @@ def _is_below(path: Path, folder: Path | None) -> bool:
     """Return whether a file, or what it links to, lies below a resolved folder; False for no folder."""
     if folder is None:
         return False
-    places = (_real_folder(str(path.parent)), _real_path(path))
-    return any(_key(f"{place}{os.sep}").startswith(_key(f"{folder}{os.sep}")) for place in places)
+    return is_within(os.path.join(_real_folder(str(path.parent)), path.name), folder) or is_within(
+        _real_path(path), folder
+    )
 
 
 def _files_below(folder: str, below: str, results: str | None, left_out: Counter[str]) -> Iterator[tuple[str, str]]:
@@ -205,7 +217,7 @@ def _files_below(folder: str, below: str, results: str | None, left_out: Counter
             names = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in entries)
     except OSError as error:
         raise UserError(f"{place}: cannot be read ({error.strerror})") from error
-    if results is not None and os.path.realpath(place) == results:
+    if results is not None and path_key(os.path.realpath(place)) == path_key(results):
         return
     for name, is_folder, is_link in names:
         path, inner = os.path.join(place, name), os.path.join(below, name)
@@ -213,7 +225,7 @@ def _files_below(folder: str, below: str, results: str | None, left_out: Counter
             yield from _files_below(folder, inner, results, left_out)
         elif is_link and os.path.isdir(path):
             left_out[LINKED] += 1
-        elif os.path.isfile(path) and not (is_link and results and os.path.realpath(path).startswith(results + os.sep)):
+        elif os.path.isfile(path) and not (is_link and results and is_within(os.path.realpath(path), results)):
             yield folder, inner
 
 

@@ -21,7 +21,7 @@ from restormixer_arch.memory import in_words, peak_bytes, release_freed_memory, 
 SMALL, MEDIUM = 128, 512  # sides of the two tiles in pixels
 LARGEST = 2048  # side of a tile in pixels: 16 times the area of MEDIUM; its overlaps cost 6 % of the time
 SAFETY = 1.25
-CPU_BUDGET = 3 * 10**9  # bytes of the whole process, if the user gives no budget
+CPU_BUDGET = 3 * 10**9  # bytes besides what the process holds, if the user gives no budget
 GPU_SHARE = 0.8  # of a GPU's free memory, likewise
 UNMEASURED_TILE = 512  # pixels, where the system does not report a peak
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
@@ -46,6 +46,7 @@ class TileMemory:
         fixed: bytes that any tile needs.
         per_pixel: bytes that each pixel of the input adds.
         on_host: the tiles share their memory with the images.
+        strict: an image for which the budget does not suffice is refused; otherwise it gets the smallest tiles.
     """
 
     budget: int | None
@@ -53,11 +54,13 @@ class TileMemory:
     fixed: float = 0.0
     per_pixel: float = 0.0
     on_host: bool = True
+    strict: bool = True
 
     def tile(self, height: int, width: int, image_bytes: int, overlap: int) -> int:
         """Return the largest tile side in pixels for an image: a multiple of 64, or the whole image.
 
-        Without a budget it is 512, or what the overlap needs.
+        Without a budget it is 512, or what the overlap needs. The sides of an image count as multiples of 64, since the
+        network pads them for its windows: a strip of 2 x 30000 pixels needs more than its pixels show.
 
         Args:
             height, width: of the image in pixels.
@@ -65,16 +68,18 @@ class TileMemory:
             overlap: of the tiles in pixels.
 
         Raises:
-            UserError: even the smallest tile needs more than the budget.
+            UserError: even the smallest tile needs more than the budget, which is strict.
         """
         if self.budget is None:
             return max(UNMEASURED_TILE, overlap + ALIGNMENT)
         room = self.budget - self.held - (image_bytes if self.on_host else 0)
         pixels = min((room / SAFETY - self.fixed) / self.per_pixel, LARGEST**2)
-        if height * width <= pixels:
+        if math.prod(math.ceil(length / ALIGNMENT) * ALIGNMENT for length in (height, width)) <= pixels:
             return max(height, width, overlap + ALIGNMENT)
         side = math.isqrt(max(0, int(pixels))) // ALIGNMENT * ALIGNMENT
         smallest = math.ceil(overlap / ALIGNMENT) * ALIGNMENT + ALIGNMENT
+        if side < smallest and not self.strict:
+            return smallest
         if side < smallest:
             needed = self.budget - room + SAFETY * (self.fixed + self.per_pixel * smallest**2)
             raise UserError(
@@ -85,7 +90,11 @@ class TileMemory:
 
 
 def measure_tile_memory(
-    restore_tile: Callable[[Tensor], Tensor], channels: int, device: torch.device, max_memory: int | None = None
+    restore_tile: Callable[[Tensor], Tensor],
+    channels: int,
+    device: torch.device,
+    max_memory: int | None = None,
+    held: int | None = None,
 ) -> TileMemory:
     """Run ``restore_tile`` on two tiles of noise and measure the memory that it needs.
 
@@ -93,8 +102,12 @@ def measure_tile_memory(
         restore_tile: restores a float32 tile (1, ``channels``, h, w) in [0, 1] that is on the CPU.
         channels: of the network's input.
         device: of the network.
-        max_memory: bytes, on the CPU of the whole process, on a GPU of its memory. None: 3 GB on a CPU, 80 % of the
-            free memory of a GPU.
+        max_memory: bytes, on the CPU of the whole process, on a GPU of its memory. None: 3 GB more than is held on a
+            CPU, 80 % of the free memory of a GPU; an image for which they do not suffice gets the smallest tiles.
+        held: bytes that the process held before any image was read, on a CPU. None: what it holds now.
+
+    Returns:
+        Without a budget where the system does not report a peak, or cannot take it again: only Linux can on a CPU.
 
     Raises:
         UserError: not enough memory for the two tiles.
@@ -105,9 +118,12 @@ def measure_tile_memory(
         if device.type == "cuda":
             held, needed = _needed_on_gpu(restore_tile, channels, device)
             budget = max_memory or int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + held))
+        elif not reset_peak():  # an earlier peak, such as that of the imports, would hide what the tiles need
+            return TileMemory(None)
         else:
-            held, needed = _needed_on_cpu(restore_tile, channels)
-            budget = max_memory or CPU_BUDGET
+            now, needed = _needed_on_cpu(restore_tile, channels)
+            held = now if held is None else held
+            budget = max_memory or held + CPU_BUDGET
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -119,7 +135,8 @@ def measure_tile_memory(
         return TileMemory(None)
     per_pixel = (needed[1] - needed[0]) / (MEDIUM**2 - SMALL**2)
     fixed = max(0.0, needed[0] - per_pixel * SMALL**2)
-    return TileMemory(budget, held, fixed, per_pixel, on_host=device.type == "cpu")
+    on_host, strict = device.type == "cpu", max_memory is not None
+    return TileMemory(budget, held, fixed, per_pixel, on_host, strict)
 
 
 def _needed_on_cpu(restore_tile: Callable[[Tensor], Tensor], channels: int) -> tuple[int, list[int]]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.layers import pad_to_multiple
+from restormixer_arch.output import user_path
 
 SUFFIX = ".onnx"
 
@@ -41,7 +42,7 @@ class OnnxNetwork(nn.Module):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
-        path = Path(path).expanduser()
+        path = user_path(path)
         if path.is_dir():
             raise UserError(f"{path}: is a folder, expected a file of 'basicsr export'")
         if not path.is_file():

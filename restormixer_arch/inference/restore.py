@@ -16,13 +16,22 @@ from torch import Tensor
 
 from restormixer_arch.data.images.picture import Picture, split_alpha, to_pillow, to_rgb
 from restormixer_arch.hub import WEIGHTS
-from restormixer_arch.inference.restorer import WHITE, Progress, Restorer, load_restorer, no_progress, pick_device
+from restormixer_arch.inference.restorer import (
+    CHANNELS,
+    WHITE,
+    Progress,
+    Restorer,
+    load_restorer,
+    no_progress,
+    pick_device,
+)
 from restormixer_arch.inference.weights import DEFAULT_TASK, shipped_weights
 from restormixer_arch.memory import parse_bytes
+from restormixer_arch.output import user_path
 
-CHANNELS = (1, 3)
 PILLOW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B")
 DEEP_MODES = ("I;16", "I;16L", "I;16B")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def restore(
@@ -52,8 +61,9 @@ def restore(
         precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: ``bf16`` where it is faster and costs under 0.02 dB.
         self_ensemble: average over eight flips and turns; eight times the work.
         tile: largest side of a tile in pixels. Default: as large as ``max_memory`` allows.
-        max_memory: bytes, or text such as ``"3G"``; on a CPU for the whole process. Default: 3 GB on a CPU, 80 % of
-            the free memory of a GPU.
+        max_memory: bytes, or text such as ``"3G"``; on a CPU for the whole process. Default: on a CPU 3 GB more than
+            the process holds when the network is loaded, on a GPU 80 % of its free memory; an image that needs more
+            is restored in the smallest tiles.
         strength: share of the restored image in the result, in [0, 1]; the rest is the input.
 
     Returns:
@@ -61,10 +71,10 @@ def restore(
         is that of the input. PIL images have mode L, LA, RGB, RGBA or I;16.
 
     Raises:
-        UserError: the weights or the device cannot be used, or there is not enough memory.
+        UserError: the weights, the device or a setting cannot be used, or there is not enough memory.
         TypeError, ValueError: ``image`` is none of the above.
     """
-    path = Path(weights).expanduser() if weights is not None else shipped_weights(task)
+    path = user_path(weights) if weights is not None else shipped_weights(task)
     budget = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
     file = path / WEIGHTS if path.is_dir() else path
     changed = file.stat().st_mtime_ns if file.is_file() else 0  # a file that changed is read again
@@ -125,6 +135,9 @@ def _cached_restorer(
 
 
 def _restore_tensor(restorer: Restorer, image: Tensor) -> Tensor:
+    if image.layout != torch.strided or image.is_meta:
+        kind = "on the meta device" if image.is_meta else f"of layout {image.layout}"
+        raise ValueError(f"a tensor must be dense and hold values, got one {kind}")
     if image.ndim not in (3, 4) or image.shape[-3] not in CHANNELS or 0 in image.shape:
         raise ValueError(
             f"a tensor must have the shape (C, H, W) or (B, C, H, W) with C 1 or 3, got {tuple(image.shape)}"
@@ -148,6 +161,8 @@ def _restore_array(restorer: Restorer, image: np.ndarray) -> np.ndarray:
 def _restore_pillow(restorer: Restorer, image: Image.Image) -> Image.Image:
     if image.mode not in PILLOW_MODES:
         raise ValueError(f"a PIL image must be of mode {', '.join(PILLOW_MODES)}, got {image.mode}")
+    if 0 in image.size:
+        raise ValueError(f"a PIL image must have pixels, got {image.width} x {image.height}")
     if image.mode in DEEP_MODES:
         return _restore_deep_pillow(restorer, image)
     plain, info = to_rgb(image, image.info)
@@ -173,10 +188,10 @@ def _restore_deep_pillow(restorer: Restorer, image: Image.Image) -> Image.Image:
 
 
 def _check_range(image: np.ndarray | Tensor) -> None:
-    floating = image.is_floating_point() if isinstance(image, Tensor) else np.issubdtype(image.dtype, np.floating)
+    floating = image.dtype in FLOATS if isinstance(image, Tensor) else np.issubdtype(image.dtype, np.floating)
     dtype = str(image.dtype).removeprefix("torch.") if isinstance(image, Tensor) else image.dtype.name
     if not floating and dtype not in ("uint8", "uint16"):
-        raise ValueError(f"image must be uint8, uint16 or floating point, got {image.dtype}")
+        raise ValueError(f"image must be uint8, uint16 or floating point of 16 bits or more, got {image.dtype}")
     if floating and not (0 <= (lowest := float(image.min())) and float(image.max()) <= 1):
         raise ValueError(f"a floating-point image must be within [0, 1], got {lowest:g} to {float(image.max()):g}")
 

@@ -20,9 +20,10 @@ from restormixer_arch.inference.memory import MEDIUM, TileMemory, is_out_of_memo
 from restormixer_arch.inference.onnx_network import OnnxNetwork, is_onnx
 from restormixer_arch.inference.tiles import ALIGNMENT, DEFAULT_OVERLAP, overlap_for, restore_tiles
 from restormixer_arch.inference.weights import load_network, suits_bf16
-from restormixer_arch.memory import parse_bytes
+from restormixer_arch.memory import held_bytes, parse_bytes, release_freed_memory
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CHANNELS = (1, 3)  # of the images that are restored: gray and RGB
 WHITE = {torch.uint8: 255, torch.uint16: 65535}  # the value of white; 1 for floating-point images
 Progress = Callable[[int, int], None]
 
@@ -77,7 +78,7 @@ def restore_batch(
         if not torch.isfinite(result).all():
             advice = "" if precision == "fp32" else "; try fp32"
             raise UserError(f"precision: the result in {precision} is not finite{advice}")
-        return result if strength == 1 else torch.lerp(_enlarge(part, result), result, strength)
+        return result if strength == 1 else torch.lerp(_enlarge(part, result), result.clamp(0, 1), strength)
 
     scale = getattr(network, "upscale", 1)
     try:
@@ -104,11 +105,14 @@ def _apply_network(network: nn.Module, part: Tensor, precision: str, self_ensemb
 
 
 def _enlarge(part: Tensor, result: Tensor) -> Tensor:
-    """Return a tile of any number type as float32 in [0, 1] on the device and of the size of its result."""
+    """Return a tile of any number type as float32 in [0, 1] on the device and of the size of its result.
+
+    Bicubic interpolation overshoots at edges, so that its result is clamped.
+    """
     part = part.to(result.device).float() / WHITE.get(part.dtype, 1)
     if part.shape == result.shape:
         return part
-    return F.interpolate(part, size=result.shape[-2:], mode="bicubic", align_corners=False)
+    return F.interpolate(part, size=result.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
 
 
 def _apply_once(network: nn.Module, x: Tensor) -> Tensor:
@@ -140,9 +144,11 @@ class Restorer:
         self_ensemble: average over flips and turns.
         max_memory: bytes, see :func:`~restormixer_arch.inference.memory.measure_tile_memory`.
         strength: share of the restored image in the result, in [0, 1]; the rest is the input.
+        held: bytes that the process held before any image was read, for ``max_memory`` on a CPU; None for what it
+            holds when the memory of the tiles is measured.
 
     Raises:
-        UserError: ``strength`` is outside [0, 1], or ``tile`` is too small for ``overlap``.
+        UserError: see :func:`check_settings`.
     """
 
     network: nn.Module
@@ -153,15 +159,10 @@ class Restorer:
     self_ensemble: bool = False
     max_memory: int | None = None
     strength: float = 1.0
+    held: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength <= 1:
-            raise UserError(f"strength: must be in [0, 1], got {self.strength}")
-        if self.tile is not None and self.tile < self.overlap + ALIGNMENT:
-            raise UserError(
-                f"tile: {self.tile} is too small for an overlap of {self.overlap}, "
-                f"expected at least {self.overlap + ALIGNMENT}"
-            )
+        check_settings(tile=self.tile, overlap=self.overlap, max_memory=self.max_memory, strength=self.strength)
 
     @property
     def scale(self) -> int:
@@ -173,7 +174,8 @@ class Restorer:
             return _apply_network(self.network, part, self.precision, self.self_ensemble)
 
         device = next(self.network.parameters()).device
-        return measure_tile_memory(restore_tile, getattr(self.network, "in_channels", 3), device, self.max_memory)
+        channels = getattr(self.network, "in_channels", 3)
+        return measure_tile_memory(restore_tile, channels, device, self.max_memory, self.held)
 
     def tile_for(self, images: Tensor) -> int:
         """Return the side of the tiles for images (B, C, H, W)."""
@@ -228,7 +230,7 @@ def load_restorer(
         blend, self_ensemble, strength: see :class:`Restorer`.
 
     Raises:
-        UserError: the weights cannot be loaded, or a setting is not valid.
+        UserError: the weights cannot be loaded or restore other images than gray and RGB, or a setting is not valid.
     """
     path = Path(weights)
     if precision == "auto":
@@ -244,8 +246,31 @@ def load_restorer(
         network = OnnxNetwork(path)
     else:
         network = load_network(path).to(device)
+    if network.in_channels not in CHANNELS:
+        raise UserError(f"{path}: restores images of {network.in_channels} channels, expected 1 or 3")
     overlap = overlap_for(tile) if overlap is None else overlap
-    return Restorer(network, tile, overlap, blend, precision, self_ensemble, max_memory, strength)
+    release_freed_memory()  # of reading the file
+    held = held_bytes()
+    return Restorer(network, tile, overlap, blend, precision, self_ensemble, max_memory, strength, held)
+
+
+def check_settings(
+    *, tile: int | None = None, overlap: int | None = None, max_memory: int | None = None, strength: float = 1.0
+) -> None:
+    """Check settings of a :class:`Restorer` that need no network; an overlap of None is the default for the tile.
+
+    Raises:
+        UserError: ``strength`` is outside [0, 1], ``tile`` too small for ``overlap``, or ``max_memory`` not positive.
+    """
+    if not 0 <= strength <= 1:
+        raise UserError(f"strength: must be in [0, 1], got {strength}")
+    if max_memory is not None and max_memory < 1:
+        raise UserError(f"max_memory: got {max_memory}, expected at least 1 byte")
+    overlap = overlap_for(tile) if overlap is None else overlap
+    if tile is not None and tile < overlap + ALIGNMENT:
+        raise UserError(
+            f"tile: {tile} is too small for an overlap of {overlap}, expected at least {overlap + ALIGNMENT}"
+        )
 
 
 def restorer_of_options(network: nn.Module, val: dict[str, Any]) -> Restorer | None:

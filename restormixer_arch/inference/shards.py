@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import note
+from restormixer_arch.output import note, set_shared_job
 
 LAUNCHERS = {  # name -> the variables of this process's number, from 0, and of the number of processes
     "torchrun": ("RANK", "WORLD_SIZE"),
@@ -78,6 +78,7 @@ def shard_of_process(environment: Mapping[str, str] = os.environ) -> Shard:
         if launcher == "SLURM" and "SLURM_STEP_ID" not in environment:
             note(f"{names[1]} is {shard.count}, but srun has not started this process: it restores all files")
             continue
+        set_shared_job(True)
         note(f"{shard.count} processes of {launcher} share the files; this is {shard.index}/{shard.count}")
         return shard
     return Shard()
@@ -88,7 +89,7 @@ def device_of_process(name: str, environment: Mapping[str, str] = os.environ) ->
     import torch
 
     local = environment.get("LOCAL_RANK", environment.get("SLURM_LOCALID", ""))
-    number = torch.cuda.device_count() if name == "auto" and local.isdigit() else 0
+    number = torch.cuda.device_count() if name == "auto" and local.isdecimal() else 0
     return f"cuda:{int(local) % number}" if number > 1 else name
 
 

@@ -21,7 +21,7 @@ OWNERS = ("model.", "net_g.", "net.", "generator.", "network.", "netG.", "params
 COUNTERS = ("total_ops", "total_params")  # which thop leaves in a network
 SHIPPED = Path(__file__).parents[1] / "weights"  # the weights that are installed with the package
 PREFIX = "restormixer_s_"
-DEFAULT_TASK = "derain"
+DEFAULT_TASK, AUTO = "derain", "auto"
 
 BF16_TASKS = ("derain", "mixed", "sr_x2", "sr_x3", "sr_x4")  # lose less than 0.02 dB in bfloat16 on the samples
 
@@ -37,10 +37,11 @@ def shipped_weights(task: str) -> Path:
     Raises:
         UserError: there are none; the message lists the tasks that have weights.
     """
-    path = SHIPPED / f"{PREFIX}{task}.safetensors"
+    path, tasks = SHIPPED / f"{PREFIX}{task}.safetensors", shipped_tasks()
     if path.is_file():
         return path
-    tasks = shipped_tasks()
+    if task == AUTO:
+        raise UserError(f"--task: {AUTO!r} is for 'basicsr restore'; expected one of {', '.join(tasks)}")
     there = f"installed are: {', '.join(tasks)}" if tasks else "this installation has no weights at all"
     raise UserError(f"--task: no weights for {task!r}; {there}.{did_you_mean(task, tasks)} Name a file by --weights")
 
@@ -57,14 +58,15 @@ def load_network(
 
     Args:
         weights: a file, a folder, or a repository of the Hugging Face Hub, see :func:`restormixer_arch.hub.locate`.
-        param_key: see :func:`read_weights`.
+        param_key: entry of the file that holds the weights, such as ``params``, which it must have. None for the first
+            of :data:`PARAM_KEYS` that it has, or else the file itself.
         options: the network's arguments; None to read them from the weights.
 
     Raises:
-        UserError: the file is missing, damaged, or holds the weights of another network.
+        UserError: the file is missing, damaged, lacks the entry, or holds the weights of another network.
     """
     path = locate(weights)
-    state = read_weights(path, param_key)
+    state = read_weights(path, param_key, required=True)
     if not is_restormixer(state):
         raise UserError(f"{weights}: are not the weights of a RestorMixer")
     try:
@@ -75,7 +77,7 @@ def load_network(
     return network.fuse()
 
 
-def read_weights(path: str | Path, param_key: str | None = None) -> dict[str, Tensor]:
+def read_weights(path: str | Path, param_key: str | None = None, *, required: bool = False) -> dict[str, Tensor]:
     """Read a state dict on the CPU from ``.pth`` or ``.safetensors``.
 
     Only tensors and plain containers are unpickled, so a file from a stranger cannot run code.
@@ -83,20 +85,31 @@ def read_weights(path: str | Path, param_key: str | None = None) -> dict[str, Te
     Args:
         path: the file, or what :func:`restormixer_arch.hub.locate` takes.
         param_key: entry of a ``.pth`` that holds the weights, such as ``params`` or ``params_ema``. If it is None or
-            not in the file, the first of :data:`PARAM_KEYS` that is there is taken, or else the file itself.
+            not in the file, the first of :data:`PARAM_KEYS` that is there is taken, or else the file itself. BasicSR,
+            too, takes ``params`` where the file lacks the entry that ``param_key_g`` of an option file names.
+        required: a ``param_key`` that is not in the file is a mistake.
 
     Returns:
         Tensors by name, with the stamp of the network's options if the file has one; without thop's counters and the
-        prefixes of DistributedDataParallel, torch.compile and, around a RestorMixer, a training's class such as ``model.``.
+        prefixes of DistributedDataParallel, torch.compile and, around a RestorMixer, a training's class such as
+        ``model.``.
 
     Raises:
-        UserError: the file is missing, damaged, or holds no weights, or some that are not finite.
+        UserError: the file is missing, damaged, or holds no weights, or some that are not finite; or ``param_key`` is
+            required and missing.
     """
     path = locate(path)
     content = read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_pickle(path, "PyTorch weights")
     stamp = content.get(STAMP_ENTRY) if isinstance(content, dict) else None
+    entries = [key for key in content if _is_filled(content, key)] if isinstance(content, dict) else []
+    taken = set()
     while inner := [key for key in (param_key, *PARAM_KEYS) if isinstance(content, dict) and _is_filled(content, key)]:
         content = content[inner[0]]
+        taken.add(inner[0])
+    if required and param_key is not None and param_key not in taken:
+        entries = [str(key) for key in entries if key != STAMP_ENTRY]
+        there = f"expected one of {', '.join(entries)}" if entries else "it has no entries, only weights"
+        raise UserError(f"{path}: has no entry {param_key!r}; {there}.{did_you_mean(param_key, entries)}")
     if isinstance(content, dict) and isinstance(stamp, dict):
         content = {**content, **stamp}
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):

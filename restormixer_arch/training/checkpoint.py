@@ -34,7 +34,7 @@ WEIGHTS = re.compile(r"net_\w+?_(\d+)\.pth")
 
 def saved_states(folder: str | Path) -> list[Path]:
     """Return the ``<iteration>.state`` files of a folder, the newest first."""
-    states = [path for path in Path(folder).glob("*.state") if path.stem.isdigit()]
+    states = [path for path in Path(folder).glob("*.state") if path.stem.isdecimal()]
     return sorted(states, key=lambda path: int(path.stem), reverse=True)
 
 

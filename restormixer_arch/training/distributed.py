@@ -163,6 +163,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def omp_threads() -> int | None:
+    """Return the first number of OMP_NUM_THREADS, whose others are for nested work; None where none is above 0."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) or None if first.isdecimal() else None
+
+
 def share(available: int, processes: int, workers: int) -> int:
     """Return torch's threads for one of ``processes`` with ``workers`` loader processes each.
 
@@ -180,7 +186,7 @@ def set_threads(wanted: int | None, processes: int, workers: int) -> str:
         processes: of the job on this machine.
         workers: loader processes of each.
     """
-    outer = os.environ.get("OMP_NUM_THREADS")
+    outer = omp_threads()
     if wanted:
         torch.set_num_threads(wanted)
         reason = "num_threads of the option file"

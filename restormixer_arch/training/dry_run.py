@@ -66,7 +66,7 @@ def measure(request: Request) -> Measured:
 def time_training(request: Request) -> tuple[Training, list[float]]:
     """Train; return the training and the seconds of each iteration, its loading included."""
     times: list[float] = []
-    run = Training(request, on_iteration=lambda iteration: times.append(time.perf_counter()), validates_at_end=False)
+    run = Training(request, on_iteration=lambda iteration: times.append(time.perf_counter()), kept=False)
     run.run()
     return run, [end - begin for begin, end in zip(times, times[1:], strict=False)]
 

@@ -20,8 +20,8 @@ TOGETHER = 2.0  # seconds in which a terminal's and a launcher's SIGINT for the 
 HINT = b"basicsr: %s: saving a checkpoint after this iteration%s\n"
 
 
-class Stopped(Exception):
-    """A signal has stopped a training, and its checkpoint is saved.
+class Stopped(KeyboardInterrupt):
+    """A signal has stopped a training; if that is to be kept, its checkpoint is saved.
 
     Attributes:
         signal: the number of the signal.
@@ -38,7 +38,7 @@ class Interrupt:
 
     Attributes:
         signal: the signal that this process or another one of the job received, or 0.
-        running: iterations are running; before that a signal ends the process at once.
+        running: iterations of a training that is kept are running; else a signal ends it at once.
         launched: started by a launcher, which sends a second SIGINT besides the terminal's.
         insisted: a second SIGINT has come.
     """

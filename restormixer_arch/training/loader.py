@@ -60,7 +60,7 @@ class ResumableSampler(Sampler):
         dataset: what is sampled from.
         num_replicas: processes of the job.
         rank: number of this process.
-        ratio: an epoch has that many times the images.
+        ratio: an epoch has that many times the images; below 1 it has another random part of them each time.
         seed: the same for all processes.
 
     Attributes:
@@ -82,7 +82,7 @@ class ResumableSampler(Sampler):
 
     def _draws(self, epoch: int, first: int) -> Iterator[Draw]:
         generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
-        order = torch.randperm(self.size, generator=generator).tolist()
+        order = torch.randperm(max(self.size, self.images), generator=generator)[: self.size].tolist()
         rounds = (self.size - first) // self.world_size
         for position in range(first + self.rank, first + rounds * self.world_size, self.world_size):
             yield Draw(epoch, order[position], mix_seed(self.seed, epoch, position))
@@ -128,12 +128,18 @@ class SeededSamples(Dataset):
         try:
             with use_seed(seed):
                 return self.dataset[EpochIndex(epoch, number) if by_epoch else number % len(self.dataset)]
+        except UserError:
+            raise
         except ValueError as error:
             found = TOO_SMALL.fullmatch(str(error))
             if found is None:
-                raise
+                reason = " ".join(" ".join(map(str, error.args)).split())
+                raise UserError(f"datasets.train ({self._name()}): {reason}") from error
             advice = "lower datasets.train.gt_size or leave the image out"
             raise UserError(f"{found[2]}: {found[1]}; {advice}") from error
+
+    def _name(self) -> str:
+        return (self.opt or {}).get("name") or type(self.dataset).__name__
 
 
 def build_dataset(phase: str, section: dict[str, Any], shown: str) -> Any:
@@ -152,8 +158,11 @@ def build_dataset(phase: str, section: dict[str, Any], shown: str) -> Any:
             if str(section.get(key)).endswith(".lmdb"):
                 LmdbImages(section[key], key)  # reading beyond the end of one cut short would kill the process
         dataset = basicsr.data.build_dataset(section)
-    except (AssertionError, ValueError, OSError) as error:  # how data sets refuse their folders; UserError, too
+    except UserError as error:
         raise UserError(f"{shown}: datasets.{phase}: {error}") from error
+    except (AssertionError, ValueError, OSError, LookupError, TypeError) as error:  # how data sets refuse their options
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError | TypeError) else error
+        raise UserError(f"{shown}: datasets.{phase}: {reason}") from error
     if len(dataset) == 0:
         raise UserError(f"{shown}: datasets.{phase}: has no image ({section.get('dataroot_lq')!r})")
     return dataset

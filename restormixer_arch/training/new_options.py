@@ -27,6 +27,7 @@ PATCHES = {"cpu": ((96, 8), (64, 8), (64, 4), (48, 4)), "cuda": ((256, 16), (192
 SLOW = {"cpu": 2.0, "cuda": 1.0}  # seconds of an iteration above which the next smaller patch is tried
 RATES = {False: 2e-3, True: 1e-3}  # for a batch of RATE_BATCH, from nothing and from weights
 RATE_BATCH = 8
+FALLING_TASKS = ("derain", "desnow", "mixed")  # whose pairs show rain or snow
 NETWORKS = {
     "s": "  base_channels: 16  # RestorMixer-S, 0.54 M parameters\n  num_blocks: [2, 2, 2]\n",
     "base": "  base_channels: 32  # the paper's base network, 3.2 M parameters\n  num_blocks: [4, 4, 4]\n",
@@ -36,7 +37,7 @@ TEMPLATE = """\
 # Written by: basicsr init
 #   basicsr train -opt {file}
 #   basicsr train -opt {file} --auto_resume   (after a stop)
-#   basicsr restore PICTURE -o restored --weights experiments/{name}/models/net_g_latest.pth
+#   basicsr restore IMAGE -o restored --weights {trained}
 name: {quoted_name}
 model_type: RestorMixerModel
 scale: {scale}
@@ -146,7 +147,7 @@ class _Data:
     val: str
     scale: int
     side: int | None  # of the smallest training image
-    falls: bool  # rain or snow is drawn
+    falls: bool  # rain or snow is generated
 
 
 def _read_data(folder: Path) -> _Data:
@@ -161,15 +162,18 @@ def _read_data(folder: Path) -> _Data:
 
         recorded = recorded_options(drawn)
         labels, scale = list(recorded["degradations"]), recorded["scale"]
+    stale = [place.name for place in (lq, val) if place.is_dir()]
+    if labels and stale:
+        both = f"{folder} has both {' and '.join(stale)} and val_pairs, which are of two preparations"
+        raise UserError(f"--data: {both}; remove what does not belong to the set")
     if not lq.is_dir() and not labels:
         raise UserError(f"--data: {folder} has neither {lq.name} nor val_pairs; make it by 'basicsr prepare pairs'")
     source = [f"    dataroot_gt: {quoted(gt)}"]
     if lq.is_dir():
         source = ["    type: PairedRestorationDataset", *source, f"    dataroot_lq: {quoted(lq)}"]
     else:
-        weights = "".join(
-            f"\n      {label}:\n        weight: 1" for label in [*labels, *(["clean"] if scale == 1 else [])]
-        )
+        names = labels if scale > 1 else dict.fromkeys([*labels, "clean"])
+        weights = "".join(f"\n      {label}:\n        weight: 1" for label in names)
         source = ["    type: DegradedDataset", *source, f"    degradations:{weights}"]
     source += [f"    io_backend:\n      type: {backend}"]
     pairs = (folder / f"val_gt{suffix}", val) if val.is_dir() else (drawn / f"gt{suffix}", drawn / f"lq{suffix}")
@@ -252,8 +256,8 @@ def _candidates(device: str, data: _Data) -> Iterator[tuple[int, int]]:
 def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, iterations: int, seconds: float) -> str:
     base_rate, freq = RATES[wanted.task is not None], max(iterations // 10, 1)
     values: dict[str, Any] = {
-        "file": wanted.file.as_posix(),
-        "name": wanted.name,
+        "file": shlex.quote(wanted.file.as_posix()),
+        "trained": shlex.quote(f"experiments/{wanted.name}/models/net_g_latest.pth"),
         "quoted_name": quoted(wanted.name),
         "scale": data.scale,
         "data_name": quoted(wanted.data.resolve().name),
@@ -261,7 +265,7 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
         "val": data.val,
         "patch": patch,
         "batch": batch,
-        "turned": "false" if data.falls else "true",
+        "turned": "false" if data.falls or wanted.task in FALLING_TASKS else "true",
         "network": NETWORKS[wanted.network],
         "upscale": f"  upscale: {data.scale}\n" if data.scale > 1 else "",
         "weights": weights,

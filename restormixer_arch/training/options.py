@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from basicsr.models.video_base_model import VideoBaseModel
 from basicsr.utils import get_time_str, set_random_seed
 from basicsr.utils.dist_util import get_dist_info
+from basicsr.utils.registry import MODEL_REGISTRY
 
 from restormixer_arch.config.check import Request
 from restormixer_arch.config.rules import path_keys, phase_kind
@@ -65,6 +67,7 @@ def make_opt(request: Request, root_path: str) -> dict[str, Any]:
             opt["val"]["val_freq"] = 8
         opt["logger"].update(print_freq=1, save_checkpoint_freq=8)
     fit_to_machine(opt)
+    refuse_videos_on_cpu(opt)
     return opt
 
 
@@ -184,6 +187,21 @@ def choose_device(opt: dict[str, Any]) -> None:
         opt["num_gpu"] = opt["num_gpu"] or 1
     else:
         opt["num_gpu"] = 0
+
+
+def refuse_videos_on_cpu(opt: dict[str, Any]) -> None:
+    """Refuse a video model where it cannot validate: BasicSR keeps the values of the frames on a CUDA device.
+
+    Raises:
+        UserError: there is none.
+    """
+    kind = dict(iter(MODEL_REGISTRY)).get(opt.get("model_type"))
+    measures = (opt.get("val") or {}).get("metrics")
+    if measures and opt["num_gpu"] == 0 and isinstance(kind, type) and issubclass(kind, VideoBaseModel):
+        raise UserError(
+            f"model_type: {opt['model_type']!r} measures videos on a CUDA device only, and none is used here; expected "
+            "a GPU, or val.metrics: null"
+        )
 
 
 def fit_to_machine(opt: dict[str, Any]) -> None:

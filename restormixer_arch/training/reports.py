@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from basicsr.utils import get_root_logger
+from basicsr.utils.options import dict2str
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -139,6 +140,11 @@ class Reports:
                 draw_curves(self.losses.rows, self.validations.rows, path, self.title)
             except OSError as error:  # a full disk, which must not hide how the training ended
                 get_root_logger().warning(f"{path}: cannot be written ({error})")
+
+
+def as_markdown(opt: dict[str, Any]) -> str:
+    """Return options as tensorboard shows text: Markdown, in which four blanks keep lines as they are."""
+    return "".join(f"    {line}\n" for line in dict2str(opt).splitlines())
 
 
 def _mean(values: list[float]) -> float:

@@ -18,11 +18,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from restormixer_arch.config.rules import AVERAGE
+from restormixer_arch.models.validation import last_means
 from restormixer_arch.output import is_first_process, write_text_atomically
 from restormixer_arch.protocol import ReportsGain
 from restormixer_arch.training.trainer import Testing, Training
-
-AVERAGE = "average"
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,7 @@ def _finite(value: float) -> float | str:
 
 
 def result_lines(model: Any) -> dict[str, str]:
-    """Return data set -> its metrics in words.
-
-    A model with ``gain()`` shows what was gained; of any other model of BasicSR the best value of each metric is shown.
-    """
+    """Return data set -> its metrics of the last validation in words, beside the inputs' where those are measured."""
     return {name: _words(metrics) for name, metrics in values(model).items()}
 
 
@@ -128,8 +125,8 @@ def values(model: Any) -> dict[str, dict[str, tuple[float | None, float]]]:
     """Return data set -> metric -> (mean of the inputs, None where they were not measured; mean of the restored)."""
     if isinstance(model, ReportsGain):
         return model.gain()
-    best = getattr(model, "best_metric_results", {})
-    return {name: {m: (None, record["val"]) for m, record in metrics.items()} for name, metrics in best.items()}
+    names = dict.fromkeys((*getattr(model, "best_metric_results", {}), *vars(model).get("last_means", {})))
+    return {name: {m: (None, mean) for m, mean in last_means(model, name).items()} for name in names}
 
 
 def training_lines(run: Training) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,7 @@ from restormixer_arch.inference.weights import read_pickle
 from restormixer_arch.output import note, warn
 from restormixer_arch.protocol import KeepsState
 from restormixer_arch.training.checkpoint import digest, plain, prune, remove_unfinished, saved_states
+from restormixer_arch.training.reports import LOSSES, VALIDATIONS
 
 MOVING = {"lr", "initial_lr", "params"}  # of an optimizer's group: what the schedule and the network set
 STRUCTURAL = {"amsgrad"}  # they change what an optimizer remembers
@@ -49,22 +51,30 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
         keys = {f"pretrain_{network}": str(place), f"param_key_{network.removeprefix('network_')}": "params"}
         opt["path"].update(keys)
     if opt.get("rank", 0) == 0:
-        _set_newer_aside(opt, state["iter"])
+        _set_newer_aside(opt, path, state["iter"])
     return state
 
 
-def _set_newer_aside(opt: dict[str, Any], iteration: int) -> None:
-    """Move checkpoints that are newer than the one to resume from into a folder of their own: this run makes others."""
+def _set_newer_aside(opt: dict[str, Any], state: Path, iteration: int) -> None:
+    """Keep what is newer than the state to resume from in a folder of its own: this run makes others of that name.
+
+    Checkpoints and the latest weights are moved; the best weights and the tables of losses and metrics, which this run
+    continues, are copied.
+    """
     states, models = Path(opt["path"]["training_states"]), Path(opt["path"]["models"])
     newer = [path for path in saved_states(states) if int(path.stem) > iteration]
-    if not newer:
+    since = (newer[-1] if newer else state).stat().st_mtime
+    latest = [path for path in models.glob("net_*_latest.pth") if path.stat().st_mtime >= since]
+    if not newer and (opt["auto_resume"] or not latest):
         return
     aside = states / f"newer_{get_time_str()}"
     aside.mkdir()
-    for state in newer:
-        for path in (*models.glob(f"net_*_{state.stem}.pth"), state):
-            if "_best_" not in path.name:
-                path.rename(aside / path.name)
+    for path in (*models.glob("net_*_best_*.pth"), models.parent / LOSSES, models.parent / VALIDATIONS):
+        if path.is_file():
+            shutil.copy2(path, aside / path.name)
+    weights = [path for one in newer for path in models.glob(f"net_*_{one.stem}.pth") if "_best_" not in path.name]
+    for path in (*latest, *weights, *newer):
+        path.rename(aside / path.name)
     note(f"newer checkpoints than iteration {iteration} are kept in {os.path.relpath(aside)}")
 
 
@@ -179,7 +189,12 @@ def _resume_optimizers(model: Any, resume_state: dict[str, Any]) -> None:
 def _check_optimizers(model: Any, state: dict[str, Any]) -> None:
     types = [type(optimizer).__name__ for optimizer in model.optimizers]
     saved_types = state.get("optimizer_types", types)
-    if types != saved_types or len(types) != len(state["optimizers"]):
+    if len(types) != len(state["optimizers"]):
+        raise UserError(
+            f"model_type: the training to resume has {_counted(state['optimizers'], saved_types)}, this model "
+            f"{_counted(types, types)}: they are of different models"
+        )
+    if types != saved_types:
         raise UserError(
             f"train.optim_*.type: the training to resume was made by {', '.join(saved_types)}, "
             f"{', '.join(types)} cannot resume from that"
@@ -196,6 +211,12 @@ def _check_optimizers(model: Any, state: dict[str, Any]) -> None:
             for key in STRUCTURAL & group.keys() & old.keys():
                 if group[key] != old[key]:
                     raise UserError(f"train.optim_*.{key}: was {old[key]}, and cannot be {group[key]} when resuming")
+
+
+def _counted(optimizers: list[Any], types: list[str]) -> str:
+    """Say how many optimizers there are, and which, where that is known."""
+    named = f" ({', '.join(types)})" if len(types) == len(optimizers) else ""
+    return f"{len(optimizers)} optimizer{'s' * (len(optimizers) != 1)}{named}"
 
 
 def _set_options(optimizer: torch.optim.Optimizer, group: dict[str, Any], fresh: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ from basicsr.utils.options import copy_opt_file, dict2str
 from restormixer_arch.basicsr_adapter.signatures import check_names
 from restormixer_arch.config.check import Request
 from restormixer_arch.errors import UserError
-from restormixer_arch.models.validation import run_validation
+from restormixer_arch.models.misfit import explain_misfit
+from restormixer_arch.models.validation import last_means, run_validation
 from restormixer_arch.output import is_first_process, note, warn
 from restormixer_arch.protocol import MeasuresInputs
 from restormixer_arch.training.checkpoint import CheckpointWriter, keep_generator_states, set_generator_states
-from restormixer_arch.training.distributed import opencv_single_threaded, share_cores
+from restormixer_arch.training.distributed import lost_peer, opencv_single_threaded, share_cores
 from restormixer_arch.training.interrupt import Interrupt, Stopped, handle_signals
 from restormixer_arch.training.loader import (
     Batches,
@@ -39,7 +40,7 @@ from restormixer_arch.training.loader import (
     build_validation_loaders,
 )
 from restormixer_arch.training.options import FolderLock, make_folders, make_opt
-from restormixer_arch.training.reports import LOGGERS, Progress, Reports
+from restormixer_arch.training.reports import LOGGERS, Progress, Reports, as_markdown
 from restormixer_arch.training.resume import load_resume_state, resume_training
 
 
@@ -98,18 +99,17 @@ class Training(Run):
     Args:
         request: the checked option file and the command line's switches.
         on_iteration: called with the number of iterations done, before the first one and after each.
-        validates_at_end: after the last iteration, whatever ``val_freq`` is.
+        kept: False for a few iterations in a folder that is removed: it is not validated at the end, and ends at once
+            where a signal comes.
 
     Attributes:
         iteration: iterations done.
         val_loaders: of the validation images.
     """
 
-    def __init__(
-        self, request: Request, on_iteration: Callable[[int], object] = bool, validates_at_end: bool = True
-    ) -> None:
+    def __init__(self, request: Request, on_iteration: Callable[[int], object] = bool, *, kept: bool = True) -> None:
         super().__init__(request)
-        self.on_iteration, self.validates_at_end = on_iteration, validates_at_end
+        self.on_iteration, self.kept = on_iteration, kept
         self.iteration = 0
         self.val_loaders: list[Any] = []
         self.interrupt = Interrupt()
@@ -118,6 +118,7 @@ class Training(Run):
         self._saved_at = 0  # the iteration of the last checkpoint
         self._loss_sums: dict[str, list[float]] = {}  # of the checkpoint that it is resumed from
         self._validated_at: list[int] = []  # for each of val_loaders
+        self._fits = False  # the network has taken a batch
 
     @property
     def total(self) -> int:
@@ -139,7 +140,7 @@ class Training(Run):
                 self._resume(state)
             self._open_reports(stack)
             begin = time.time()
-            self.interrupt.running = True
+            self.interrupt.running = self.kept
             if state and self._validation_is_due() and not state.get("validated", True):
                 self.validate()  # the training was stopped before it
             self._iterate()
@@ -147,7 +148,7 @@ class Training(Run):
             self.logger.info(f"End of training. Time consumed: {consumed}")
             self.logger.info("Save the latest model.")
             self.model.save(epoch=-1, current_iter=-1)  # -1 stands for the latest
-            if self.opt.get("val") is not None and self.validates_at_end:
+            if self.opt.get("val") is not None and self.kept:
                 self.validate()
             if self.tb_logger:
                 self.tb_logger.close()
@@ -265,8 +266,9 @@ class Training(Run):
         if self.interrupt.insisted:  # the exception was lost in a destructor, such as that of the loader's iterator
             raise KeyboardInterrupt
         self.progress.start(self.iteration)
-        model.optimize_parameters(iteration)
-        self.iteration = iteration
+        with nullcontext() if self._fits else explain_misfit("be trained on this batch", batch, lost_peer):
+            model.optimize_parameters(iteration)
+        self.iteration, self._fits = iteration, True
 
     def _log(self) -> None:
         """Report the losses of this iteration."""
@@ -329,14 +331,14 @@ class Training(Run):
 
     def _report_validation(self, dataset: str) -> None:
         """Write what was measured, and save the weights under the name of each metric that has never been better."""
-        metrics = getattr(self.model, "metric_results", {})
+        metrics = last_means(self.model, dataset, self.iteration)
         if metrics and self.reports:
             measured = self.model.gain()[dataset] if isinstance(self.model, MeasuresInputs) else {}
             inputs = {metric: before for metric, (before, _) in measured.items()}
             self.reports.write_validation(self.iteration, dataset, metrics, inputs)
             psnr = next((name for name in metrics if "psnr" in name.lower()), None)
             if psnr:
-                self.progress.psnr = float(metrics[psnr])
+                self.progress.psnr = metrics[psnr]
         for metric, record in getattr(self.model, "best_metric_results", {}).get(dataset, {}).items():
             record["val"] = float(record["val"])
             if record["iter"] == self.iteration:
@@ -392,8 +394,3 @@ def test(request: Request) -> Testing:
     testing = Testing(request)
     testing.run()
     return testing
-
-
-def as_markdown(opt: dict[str, Any]) -> str:
-    """Return options as tensorboard shows text: Markdown, in which four blanks keep lines as they are."""
-    return "".join(f"    {line}\n" for line in dict2str(opt).splitlines())

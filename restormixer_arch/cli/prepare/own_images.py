@@ -18,8 +18,9 @@ from restormixer_arch.data.degradations.labels import read_mixture
 from restormixer_arch.data.images.folder import existing_folder
 from restormixer_arch.data.preparation.find_pairs import forget_folders
 from restormixer_arch.data.preparation.own_pairs import find_own_images
+from restormixer_arch.data.preparation.prepare import Job, obstacles, places_of_part
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import say
+from restormixer_arch.output import say, user_path
 
 DESCRIPTION = (
     "Pair the images of two folders by name, check them, keep some for validation, cut the others into overlapping "
@@ -51,13 +52,16 @@ def run(arguments: list[str]) -> int:
     labels = [label.strip() for label in args.degrade.split(",")] if args.degrade else []
     if labels:
         read_mixture(labels, args.scale)
-    gt, out = existing_folder(args.gt, "--gt"), Path(args.out).expanduser()
+    gt, out = existing_folder(args.gt, "--gt"), user_path(args.out)
     place = Path(os.path.abspath(out))  # "." has neither a name nor a parent
     lq = existing_folder(args.lq, "--lq") if args.lq else None
+    if lq and lq.samefile(gt):
+        raise UserError(f"--lq: {args.lq!r} is the folder of --gt, expected that of the degraded images")
     forget_folders()
     parts = find_own_images(gt, lq, args.val)
     jobs = [make_job(found, args, out, multiple=args.scale) for found in parts]
-    if not prepare_jobs(jobs, args.workers, args.skip_bad, place.parent if out.name in ("", "..") else out.parent):
+    root = place.parent if out.name in ("", "..") else out.parent
+    if not prepare_jobs(jobs, args.workers, args.skip_bad, root, _left_behind(jobs, out, bool(labels))):
         return 130
     if labels:
         options = {"degradations": labels, "scale": args.scale}
@@ -65,3 +69,16 @@ def run(arguments: list[str]) -> int:
         say(write_pairs_once(shown, jobs[-1].places["gt"], out / "val_pairs", options, args.format))
     say(f"next: basicsr init --data {shlex.quote(str(out))} --output my.yml")
     return 0
+
+
+def _left_behind(jobs: list[Job], out: Path, is_drawn: bool) -> list[Path]:
+    """Return what earlier preparations have left that training would take for a part of the set.
+
+    They are images for validation where there are to be none, and pairs that were made of other clean images, or that
+    do not belong to pairs of two folders.
+    """
+    left = [] if any(job.found.part.name == "val" for job in jobs) else places_of_part(out, "val")
+    pairs = out / "val_pairs"
+    if pairs.exists() and (not is_drawn or any(obstacles(job)[0] for job in jobs)):
+        left.append(pairs)
+    return left

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restormixer_arch.cli.parsing import Parser
 from restormixer_arch.data.preparation.find_pairs import Found
 from restormixer_arch.data.preparation.overlap import find_copies
-from restormixer_arch.data.preparation.prepare import SHOWN, Job, Summary, prepare_part
+from restormixer_arch.data.preparation.prepare import (
+    SHOWN,
+    Job,
+    Summary,
+    obstacles,
+    place_taken,
+    prepare_part,
+)
 from restormixer_arch.data.preparation.store import alone_in
 from restormixer_arch.data.preparation.sub_images import Recipe
 from restormixer_arch.errors import UserError
@@ -53,14 +61,24 @@ def make_job(
     return Job(found, Recipe(crop, step, scales, multiple or (12 if scales else 1)), args.format, folder)
 
 
-def prepare_jobs(jobs: list[Job], workers: int, skip_bad: bool, root: Path) -> bool:
+def prepare_jobs(jobs: list[Job], workers: int, skip_bad: bool, root: Path, others: Iterable[Path] = ()) -> bool:
     """Prepare parts, show what became of each, and warn of training images that are in a test set under ``root``.
 
     Training images are compared with test sets once all parts are there, if any of them is new.
 
+    Args:
+        jobs: the parts.
+        workers, skip_bad: see :func:`prepare_part`.
+        root: folder of the prepared sets.
+        others: what another preparation has left in the place of the set.
+
     Returns:
         False if Ctrl-C stopped it.
+
+    Raises:
+        UserError: see :func:`prepare_part`; what another preparation has left is named as a whole, before any work.
     """
+    _check_places(jobs, list(others))
     is_new = False
     for job in jobs:
         try:
@@ -75,6 +93,15 @@ def prepare_jobs(jobs: list[Job], workers: int, skip_bad: bool, root: Path) -> b
         if is_new and job.found.part.name == "train":
             _warn_of_copies(job, root)
     return True
+
+
+def _check_places(jobs: list[Job], others: list[Path]) -> None:
+    for folder in dict.fromkeys(job.folder for job in jobs):
+        found = [obstacles(job) for job in jobs if job.folder == folder]
+        paths = [*(path for of_job, _ in found for path in of_job), *others]
+        if paths:
+            why = next((why for _, why in found if why), "already exists and was not made by this command")
+            raise place_taken(paths, why)
 
 
 def _warn_of_copies(job: Job, root: Path) -> None:

@@ -1,0 +1,115 @@
+"""Results of a validation per label, as all-in-one restoration reports them: a table, a file and scalars.
+
+An image's label is its item's ``label``, or part of its name: a folder (``low_haze/0001.png``) or the end or beginning
+of the stem (``0001_low_haze``), see :func:`restormixer_arch.data.degradations.labels.label_of`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from basicsr.utils import get_root_logger
+
+from restormixer_arch.data.degradations.labels import CDD11
+
+MEAN = "mean"
+OTHER = "other"  # of images whose name holds no label
+
+
+@dataclass
+class LabelResults:
+    """Values of single images: label -> metric -> a value for each image."""
+
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, labels: Iterable[str], values: Iterable[dict[str, float]]) -> LabelResults:
+        """Return the results of images, given the label and the values of each."""
+        results = cls()
+        for label, metrics in zip(labels, values, strict=True):
+            for metric, value in metrics.items():
+                results.add(label, metric, value)
+        return results
+
+    def add(self, label: str, metric: str, value: float) -> None:
+        self.values.setdefault(label, {}).setdefault(metric, []).append(value)
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels met: CDD-11's in its own order, then the others by name."""
+        rank = {label: place for place, label in enumerate(CDD11)}
+        return sorted(self.values, key=lambda label: (rank.get(label, len(rank)), label))
+
+    def means(self) -> dict[str, dict[str, float]]:
+        """Return label -> metric -> mean over the images of that label."""
+        return {
+            label: {metric: math.fsum(values) / len(values) for metric, values in self.values[label].items()}
+            for label in self.labels
+        }
+
+    def means_of_labels(self) -> dict[str, float]:
+        """Return metric -> mean of the labels' means, each label counting alike."""
+        means = self.means()
+        metrics = dict.fromkeys(metric for of_label in means.values() for metric in of_label)
+        return {metric: math.fsum(of_label[metric] for of_label in means.values()) / len(means) for metric in metrics}
+
+    def markdown(self, inputs: LabelResults | None = None) -> str:
+        """Return a table with a row for each metric, a column for each label, and the mean of the labels.
+
+        Args:
+            inputs: results of the inputs themselves, which get a row ``<metric>_input`` above that of the restored.
+        """
+        means, overall = self.means(), self.means_of_labels()
+        counts = [len(next(iter(self.values[label].values()))) for label in means]
+        lines = [
+            f"| metric | {' | '.join([*means, MEAN])} |",
+            f"| --- |{' ---: |' * (len(means) + 1)}",
+            f"| images | {' | '.join(map(str, [*counts, sum(counts)]))} |",
+        ]
+        before = inputs.means() if inputs else {}
+        for metric, mean in overall.items():
+            if before:
+                lines.append(_line(f"{metric}_input", metric, before, inputs.means_of_labels()[metric]))
+            lines.append(_line(metric, metric, means, mean))
+        return "\n".join(lines) + "\n"
+
+
+def report_by_label(
+    model: Any,
+    dataset: str,
+    results: LabelResults,
+    current_iter: Any,
+    tb_logger: Any,
+    inputs: LabelResults | None = None,
+) -> None:
+    """Log a table of the results and, where given, of the inputs; write it as Markdown; add scalars of the results.
+
+    The scalars are ``metrics/<data set>/<label>/<metric>``.
+    The file is ``<data set>_labels.md`` in the run's folder; each validation replaces it. For a set with fewer than
+    two labels nothing is done.
+    """
+    if len(set(results.values) - {OTHER}) < 2:
+        return
+    table = results.markdown(inputs)
+    get_root_logger().info(f"Validation {dataset} by label, {len(results.values)} labels\n{table}")
+    if tb_logger:
+        for label, metrics in results.means().items():
+            for metric, value in metrics.items():
+                tb_logger.add_scalar(f"metrics/{dataset}/{label}/{metric}", value, current_iter)
+    title = f"# {dataset} by label\n\n"
+    when = f"After {current_iter} iterations.\n\n" if model.opt["is_train"] else ""
+    path = Path(model.opt["path"]["log"], f"{dataset}_labels.md")
+    path.write_text(title + when + table, encoding="utf-8")
+
+
+def _line(title: str, metric: str, means: dict[str, dict[str, float]], mean: float) -> str:
+    cells = [_shown(metric, value) for value in (*(of_label[metric] for of_label in means.values()), mean)]
+    return f"| {title} | {' | '.join(cells)} |"
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{value:.2f}" if "psnr" in metric.lower() else f"{value:.4f}"

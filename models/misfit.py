@@ -1,0 +1,39 @@
+"""What to say where the network of the option file cannot take the images of the data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from restormixer_arch.errors import UserError
+from restormixer_arch.inference.memory import is_out_of_memory
+
+LOADER = "DataLoader worker"  # torch reports one that has ended by a RuntimeError in the middle of anything
+
+
+@contextmanager
+def explain_misfit(
+    doing: str, images: Mapping[str, Any], unless: Callable[[BaseException], bool] = lambda error: False
+) -> Iterator[None]:
+    """Turn torch's error about shapes that do not go together into one line.
+
+    Args:
+        doing: what the network cannot do, such as ``be trained on this batch``.
+        images: what it was given; the sizes of ``lq`` and ``gt``, (..., H, W), are shown.
+        unless: errors of another cause, which are left as they are, as those of memory and of loaders.
+
+    Raises:
+        UserError: torch has raised a RuntimeError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error) or LOADER in str(error) or unless(error):
+            raise
+        given = {name: images.get(name) for name in ("lq", "gt")}
+        sizes = [f"{name} {x.shape[-2]}x{x.shape[-1]}" for name, x in given.items() if isinstance(x, Tensor)]
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"network_g: cannot {doing} ({', '.join(sizes)}): {reason}") from error

@@ -1,0 +1,103 @@
+"""Loading weights into the networks of any model of BasicSR; every file that does not fit is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.hub import locate
+from restormixer_arch.inference.weights import PARAM_KEYS, read_pickle, read_weights
+from restormixer_arch.weight_options import STAMP_ENTRY
+
+AVERAGED, TRAINED = "params_ema", "params"  # BasicSR takes the second where the first is missing
+
+
+def patch_load_network() -> None:
+    """Let all models of BasicSR that have no ``load_network`` of their own load by :func:`load_network`."""
+    from basicsr.models.base_model import BaseModel
+
+    BaseModel.load_network = load_network
+
+
+def load_network(
+    self: Any, net: nn.Module, load_path: str | Path, strict: bool = True, param_key: str | None = TRAINED
+) -> None:
+    """Load weights of any tool of the field into a network of a model, on any device.
+
+    Args:
+        self: a model of BasicSR.
+        net: one of its networks.
+        load_path: see :func:`restormixer_arch.inference.weights.read_weights`.
+        strict: all tensors must be there and fit. Otherwise those that are missing or have another shape are left out.
+        param_key: entry of the file. One that ``path.param_key_*`` asks for must be there, but for ``params_ema``, in
+            place of which ``params`` is taken; of others the file's own best one is.
+
+    Raises:
+        UserError: the file is missing, damaged, has no such entry, or does not fit the network.
+    """
+    from basicsr.utils import get_root_logger
+
+    bare, section = self.get_bare_model(net), _section(self, net)
+    key = f"param_key_{section.removeprefix('network_')}"
+    asked = key in self.opt.get("path", {}) and self.opt["path"][key] == param_key
+    state, entry = read_entry(load_path, param_key, f"path.{key}" if asked else None)
+    shown = f"parameter key {entry}" if entry else "which has no parameter keys"
+    get_root_logger().info(f"Loading {type(bare).__name__} from {load_path}, {shown}.")
+    if not strict:
+        shapes = {name: tensor.shape for name, tensor in bare.state_dict().items()}
+        state = {name: tensor for name, tensor in state.items() if tensor.shape == shapes.get(name, tensor.shape)}
+    try:
+        keys = bare.load_state_dict(state, strict=strict)
+    except RuntimeError as error:  # what torch raises for missing, unexpected and misshapen tensors
+        reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise UserError(f"{load_path}: does not fit the network of {section}: {reasons[:400]}") from error
+    parameters = {name for name, _ in bare.named_parameters()}
+    if parameters and parameters <= set(keys.missing_keys):
+        raise UserError(
+            f"{load_path}: has no tensor of the network of {section}, so that nothing of it would be loaded; "
+            f"its first is {next(iter(keys.unexpected_keys), None)!r}, expected such as {keys.missing_keys[0]!r}"
+        )
+    if keys.missing_keys or keys.unexpected_keys:
+        get_root_logger().warning(
+            f"{load_path}: missing keys {keys.missing_keys}, unexpected keys {keys.unexpected_keys}"
+        )
+
+
+def _section(model: Any, net: nn.Module) -> str:
+    """Return the section of the option file that describes a network of a model, such as ``network_g``."""
+    name = next((name for name, value in vars(model).items() if value is net), "net_g")
+    return f"network_{name.removeprefix('net_').removesuffix('_ema')}"
+
+
+def read_entry(
+    path: str | Path, param_key: str | None, asked_by: str | None = None
+) -> tuple[dict[str, Tensor], str | None]:
+    """Read weights, and say which entry of the file they are.
+
+    Args:
+        path: see :func:`restormixer_arch.inference.weights.read_weights`.
+        param_key: the wanted entry, or None: the best one that the file has.
+        asked_by: the option that names the entry, which must then be there; None where nobody has asked for it.
+
+    Returns:
+        The weights, and the name of the entry, None where the file holds nothing but tensors.
+
+    Raises:
+        UserError: as ``read_weights`` does, or the file lacks the entry that was asked for.
+    """
+    place = locate(path)
+    if place.suffix.lower() == ".safetensors":
+        return read_weights(path), None
+    content = read_pickle(place, "PyTorch weights")
+    parts = content.items() if isinstance(content, dict) else ()
+    entries = [str(key) for key, value in parts if isinstance(value, dict) and key != STAMP_ENTRY]
+    fallback = param_key == AVERAGED and TRAINED in entries
+    if asked_by and param_key and entries and param_key not in entries and not fallback:
+        raise UserError(
+            f"{asked_by}: {path} has no entry {param_key!r}, it has {', '.join(entries)}."
+            f"{did_you_mean(param_key, entries)}"
+        )
+    return read_weights(path, param_key), next((key for key in (param_key, *PARAM_KEYS) if key in entries), None)

@@ -1,0 +1,208 @@
+"""Restore one file: an image or a video, and the image or video of before and after beside it.
+
+An output is written under a temporary name and renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from restormixer_arch.data.images import VIDEO_FORMATS
+from restormixer_arch.errors import UserError
+from restormixer_arch.inference.jobs import Job, make_folder
+from restormixer_arch.output import PART, atomic_paths
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from restormixer_arch.data.images.picture import Picture
+    from restormixer_arch.inference.auto import AutoRestorer
+    from restormixer_arch.inference.restorer import Restorer
+
+LARGEST_VIDEO = 16384  # pixels: the longest side that the encoders take
+RESTORED, COPIED, COMPARED, PRESENT, FAILED = "restored", "copied unchanged", "compared", "already there", "failed"
+Show = Callable[[str, int, int], None]  # unit, number done, number of all or 0 if unknown
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """How files are read and written: ``--max-pixels``, ``--video-quality`` and ``--overwrite``."""
+
+    max_pixels: int | None = None
+    video_quality: int | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class Outcome:
+    """What the user should know of a file.
+
+    Attributes:
+        kind: of the file that was written, such as PNG.
+        left_out: what that kind of file does not hold.
+        remarks: lines for the user.
+        failures: lines on what could not be written.
+        done: ``RESTORED``, ``COPIED``, ``COMPARED`` where the result existed and its pair was made of it, or
+            ``PRESENT`` where all existed.
+    """
+
+    kind: str = ""
+    left_out: tuple[str, ...] = ()
+    remarks: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    done: str = RESTORED
+
+    @property
+    def counted_as(self) -> str:
+        return FAILED if self.failures else self.done
+
+
+def restore_file(job: Job, restorer: Restorer | AutoRestorer, *, options: FileOptions, show: Show) -> Outcome:
+    """Restore one file. Outputs that exist already are replaced only with ``options.overwrite``.
+
+    Another process may have written them since the files were listed. Where only the pair is missing, it is made of the
+    result that exists, which may be of other weights.
+
+    Raises:
+        UserError: the file cannot be read, or the result not written.
+    """
+    make_folder(job.target.parent)
+    wanted = [output for output in job.outputs if options.overwrite or not os.path.exists(output)]
+    if not wanted:
+        return Outcome(done=PRESENT)
+    restore = _restore_video if job.is_video else _restore_image
+    with _errors_of_writing(job.target):
+        from restormixer_arch.inference.auto import AutoRestorer, Unchanged
+
+        if job.target not in wanted:
+            return _pair_of_result(job, options)
+        if not isinstance(restorer, AutoRestorer):
+            return restore(job, wanted, restorer, options, show)
+        chosen, remark = restorer.choose(job, options.max_pixels)
+        copied = isinstance(chosen, Unchanged)
+        if copied and job.target in wanted:
+            wanted.remove(job.target)
+            with atomic_paths([job.target]) as [part]:
+                shutil.copyfile(job.source, part)
+        outcome = restore(job, wanted, chosen, options, show) if wanted else Outcome()
+        return replace(outcome, remarks=[remark, *outcome.remarks], done=COPIED if copied else RESTORED)
+
+
+@contextmanager
+def _errors_of_writing(target: Path) -> Iterator[None]:
+    """Turn errors of the file system into UserErrors, and show the names that files will have."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(PART.sub("", str(error))) from error
+    except OSError as error:  # disk full, no permission
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+
+
+def _restore_image(job: Job, wanted: list[Path], restorer: Restorer, options: FileOptions, show: Show) -> Outcome:
+    from restormixer_arch.data.images.picture import read_picture, size_problem, with_writable_metadata
+    from restormixer_arch.inference.restore import restore_picture
+
+    picture = with_writable_metadata(read_picture(job.source, options.max_pixels), job.source)
+    outcome = Outcome(picture.format, picture.left_out)
+    height, width = (restorer.scale * side for side in picture.pixels.shape[:2])
+    if problem := size_problem(picture.format, width, height):
+        raise UserError(f"{job.source}: the result cannot be written: {problem}")
+    if job.pair in wanted and (problem := size_problem(picture.format, 2 * width, height)):
+        outcome.failures.append(f"{job.pair}: cannot be written: {problem}")
+        wanted = [output for output in wanted if output != job.pair]
+    try:
+        result = restore_picture(restorer, picture, lambda done, total: show("tile", done, total))
+    except UserError as error:
+        raise UserError(f"{job.source}: {error}") from error
+    if job.target in wanted:
+        _write(result, job.target)
+    if job.pair in wanted:
+        try:
+            _write_pair(picture, result, job.pair)
+        except UserError as error:  # the result itself is there
+            outcome.failures.append(str(error))
+    return outcome
+
+
+def _pair_of_result(job: Job, options: FileOptions) -> Outcome:
+    """Write the image of before and after of a result that exists.
+
+    Raises:
+        UserError: the result cannot be read or is none of this input, or it is a video.
+    """
+    from restormixer_arch.data.images.picture import read_picture, size_problem, with_writable_metadata
+
+    if job.is_video:
+        raise UserError(f"{job.pair}: is made together with {job.target}, which exists already; --overwrite makes both")
+    before = read_picture(job.source, options.max_pixels)
+    try:
+        result = with_writable_metadata(read_picture(job.target, options.max_pixels), job.target)
+    except UserError as error:
+        raise UserError(f"{error}; --overwrite replaces it") from error
+    (height, width, *channels), (tall, wide, *others) = before.planes.shape, result.planes.shape
+    if (tall * width, channels, before.planes.dtype) != (wide * height, others, result.planes.dtype):
+        raise UserError(f"{job.target}: exists already and is no restoration of {job.source}; --overwrite replaces it")
+    if problem := size_problem(result.format, 2 * wide, tall):
+        raise UserError(f"{job.pair}: cannot be written: {problem}")
+    _write_pair(before, result, job.pair)
+    return Outcome(result.format, result.left_out, done=COMPARED)
+
+
+def _write_pair(before: Picture, result: Picture, path: Path) -> None:
+    from restormixer_arch.data.images.picture import Picture, split_alpha
+    from restormixer_arch.inference.restore import side_by_side
+
+    pixels, alpha = split_alpha(side_by_side(before.planes, result.planes))
+    _write(Picture(pixels, alpha, result.format, result.metadata), path)
+
+
+def _write(picture: Picture, path: Path) -> None:
+    from restormixer_arch.data.images import picture as pictures
+
+    with _errors_of_writing(path), atomic_paths([path]) as [part]:
+        pictures.write_picture(picture, part)
+
+
+def _restore_video(job: Job, wanted: list[Path], restorer: Restorer, options: FileOptions, show: Show) -> Outcome:
+    from restormixer_arch.data.images.picture import Picture, split_alpha
+    from restormixer_arch.data.images.video import VideoSource
+    from restormixer_arch.data.images.video_writer import QUALITY, transform_video
+    from restormixer_arch.inference.restore import restore_picture, side_by_side
+
+    source = VideoSource(job.source, options.max_pixels)
+    outcome = Outcome(f"videos in {VIDEO_FORMATS[job.target.suffix.lower()]}")
+    try:
+        longest = restorer.scale * max(source.stream.width, source.stream.height)
+        if longest > LARGEST_VIDEO:
+            raise UserError(f"{job.source}: a result of {longest} pixels on a side is more than videos hold")
+        if job.pair in wanted and 2 * longest > LARGEST_VIDEO:
+            outcome.failures.append(f"{job.pair}: cannot be written: it would have {2 * longest} pixels on a side")
+            wanted = [output for output in wanted if output != job.pair]
+        kinds = {job.target: lambda before, after: after, job.pair: side_by_side}
+
+        def restore(frame: np.ndarray) -> np.ndarray:
+            try:
+                return restore_picture(restorer, Picture(*split_alpha(frame))).planes
+            except UserError as error:
+                raise UserError(f"{job.source}: {error}") from error
+
+        with atomic_paths(wanted) as parts:
+            transform_video(
+                source,
+                {part: kinds[output] for output, part in zip(wanted, parts, strict=True)},
+                restore,
+                lambda done: show("frame", done, source.expected),
+                QUALITY if options.video_quality is None else options.video_quality,
+            )
+    finally:
+        source.close()
+    outcome.left_out = tuple(sorted(source.left_out))
+    outcome.remarks += [f"{job.source}: {problem}" for problem in source.problems]
+    return outcome
