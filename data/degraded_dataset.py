@@ -79,7 +79,7 @@ class DegradedDataset(Dataset):
 
     Item:
         ``lq`` (3, h, w) and ``gt`` (3, scale * h, scale * w): float32 tensors, RGB, in [0, 1]; ``label``; ``gt_path``;
-        ``lq_path``, which is no file but names results: ``<label>/<image>_<label>.png``.
+        ``lq_path``, which is not a file but names results: ``<label>/<image>_<label>.png``.
 
     Raises:
         UserError: an option is missing or wrong, or an image cannot be read.

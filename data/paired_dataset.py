@@ -234,7 +234,7 @@ def _hint(name: str, choices: Mapping[str, None] | Sequence[str]) -> str:
 def _read_listing(gt: FolderImages | LmdbImages, listing: Path) -> list[str]:
     """Return those clean images that the file lists, sorted."""
     if not listing.is_file():
-        raise UserError(f"meta_info_file: {str(listing)!r} is no file")
+        raise UserError(f"meta_info_file: {str(listing)!r} is not a file")
     names = set(read_names(listing))
     if isinstance(gt, LmdbImages):
         names = {without_suffix(name) for name in names}

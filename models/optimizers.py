@@ -123,7 +123,7 @@ class ScheduleFree:
     def averaged(self) -> Iterator[None]:
         """Give the network the averaged weights; afterwards it has those that are trained again, bit by bit."""
         if not self._optimizer.param_groups[0]["train_mode"]:
-            yield  # they are there already
+            yield  # they exist already
             return
         trained = self._copies()
         self._optimizer.eval()

@@ -197,7 +197,7 @@ def _errors_of_the_hub(repo_id: str, done: str) -> Iterator[None]:
         from huggingface_hub import errors
     except ImportError as error:
         raise UserError(
-            f"{repo_id}: is no file or folder here, and the Hugging Face Hub needs huggingface_hub; "
+            f"{repo_id}: is not a file or folder here, and the Hugging Face Hub needs huggingface_hub; "
             "pip install 'restormixer[hub]'"
         ) from error
     at = f"{repo_id}: cannot be {done}"

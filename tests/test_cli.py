@@ -184,7 +184,7 @@ def test_an_image_that_cannot_be_decoded_is_named(train_file, capsys, workers):
     [
         (
             "network_g:type=EDSRX",
-            "network_g.type: 'EDSRX' is no known architecture. Did you mean 'EDSR'? Known: BasicVSR",
+            "network_g.type: 'EDSRX' is not a known architecture. Did you mean 'EDSR'? Known: BasicVSR",
         ),
         ("datasets:train:batch_size_per_gpu=7", "datasets.train: 6 images do not fill a batch of 7; lower batch_size"),
         ("datasets:val:dataroot_lq=pairs", "datasets.val: lq and gt datasets have different number of images: 0, 6."),

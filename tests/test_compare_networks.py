@@ -49,7 +49,7 @@ def test_wrong_weights(tmp_path):
     weights, _ = saved(tmp_path, RIDNET)
     with pytest.raises(UserError, match=r"net.pth: does not fit competitors.edsr: Missing key.*conv_first.weight"):
         build(Entry("edsr", EDSR, weights))
-    with pytest.raises(UserError, match="competitors.edsr: 'EDSRR' is no known architecture"):
+    with pytest.raises(UserError, match="competitors.edsr: 'EDSRR' is not a known architecture"):
         build(Entry("edsr", {"type": "EDSRR"}))
 
 

@@ -90,7 +90,7 @@ def test_two_competitors_of_one_name(pairs, write, capsys):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        ({"type": "EDSRR"}, "x.yml: competitors.ridnet.network_g.type: 'EDSRR' is no known architecture"),
+        ({"type": "EDSRR"}, "x.yml: competitors.ridnet.network_g.type: 'EDSRR' is not a known architecture"),
         ({**EDSR, "num_feats": 4}, "x.yml: competitors.ridnet.network_g.num_feats: EDSR has no such argument. Did you"),
     ],
 )

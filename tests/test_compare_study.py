@@ -49,11 +49,11 @@ FAULTS = [
      "missing: minutes become iterations by it, see 'basicsr compare --steps'"),
     (lambda o: o["competitors"]["ridnet"].update(step_seconds=0), "competitors.ridnet.step_seconds: got 0, expected "
      "more than 0"),
-    (lambda o: o["runs"][2].update(competitors=["edsr", "ridnt"]), "runs.2.competitors: 'ridnt' is no known "
+    (lambda o: o["runs"][2].update(competitors=["edsr", "ridnt"]), "runs.2.competitors: 'ridnt' is not a known "
      "competitor. Did you mean 'ridnet'? Known: edsr, ridnet"),
     (lambda o: o["runs"][2].update(competitors=["ridnet"]), "runs.2.competitors: lacks 'edsr', the first one, which "
      "the others are compared with"),
-    (lambda o: o["runs"][2].update(manual_seed=1), "runs.2: 1min_seed1 is there already"),
+    (lambda o: o["runs"][2].update(manual_seed=1), "runs.2: 1min_seed1 exists already"),
     (lambda o: o["runs"][0].pop("minutes"), "runs.0.minutes: required key is missing (the budget of each competitor, "
      "by its step_seconds)"),
     (lambda o: o["runs"][1].update(manual_seed=2**33), "runs.1.manual_seed: got 8589934592, expected"),
@@ -298,7 +298,7 @@ def test_an_unknown_data_set_of_the_context_is_found_before_the_trainings(pairs,
     options = study_options()
     options["context"]["dataset"]["type"] = "PairedRestorationDatasett"
     assert cli.main(["compare", "-opt", write(options)]) == 2
-    assert "context.dataset.type: 'PairedRestorationDatasett' is no known" in capsys.readouterr().err
+    assert "context.dataset.type: 'PairedRestorationDatasett' is not a known" in capsys.readouterr().err
 
 
 def test_too_small_pictures_are_left_out(pairs, write):
@@ -327,5 +327,5 @@ def test_a_network_without_an_upscaler_starts_from_bicubic(monkeypatch):
 def test_an_unknown_network_within_is_one_line():
     with pytest.raises(UserError, match="^network_g.network.type: 'Nafnet_spandrel': spandrel has no 'Nafnet'"):
         build_network({"type": "Upscaled", "network": {"type": "Nafnet_spandrel"}})
-    with pytest.raises(UserError, match="^network_g.network.type: 'X' is no known architecture"):
+    with pytest.raises(UserError, match="^network_g.network.type: 'X' is not a known architecture"):
         build_network({"type": "Upscaled", "network": {"type": "X"}})

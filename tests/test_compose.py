@@ -35,11 +35,11 @@ def test_labels_are_read():
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ("hase", r"'hase' is no label of degradations: 'hase' is none of low, haze.* Did you mean 'haze'\?"),
-        ("haze_low", r"'haze_low' is no label of degradations. Did you mean 'low_haze'\?"),
-        ("rain_rain", r"'rain_rain' is no label of degradations. Did you mean 'rain'\?"),
+        ("hase", r"'hase' is not a label of degradations: 'hase' is none of low, haze.* Did you mean 'haze'\?"),
+        ("haze_low", r"'haze_low' is not a label of degradations. Did you mean 'low_haze'\?"),
+        ("rain_rain", r"'rain_rain' is not a label of degradations. Did you mean 'rain'\?"),
         ("low_clean", "'clean' is none of"),
-        ("", "'' is no label"),
+        ("", "'' is not a label"),
     ],
 )
 def test_bad_labels(label, message):

@@ -64,7 +64,7 @@ def test_crops_larger_than_the_images_are_found(pairs, train_options, write, cap
 def test_a_misspelt_metric_is_found(pairs, train_options, write, capsys):
     train_options["val"]["metrics"]["psnr"]["type"] = "calculate_psnr_rbg"
     assert cli.main(["train", "-opt", write(train_options), "--dry-run"]) == 2
-    assert "val.metrics.psnr.type: 'calculate_psnr_rbg' is no known metric" in capsys.readouterr().err
+    assert "val.metrics.psnr.type: 'calculate_psnr_rbg' is not a known metric" in capsys.readouterr().err
 
 
 def test_images_are_restored_as_the_validation_does_it(pairs, train_options, write, monkeypatch):

@@ -261,7 +261,7 @@ def test_a_repository_of_another_network(huggingface_hub, capsys):
 
 def test_without_the_package(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    message = "org/name: is no file or folder here, and the Hugging Face Hub needs huggingface_hub; pip install "
+    message = "org/name: is not a file or folder here, and the Hugging Face Hub needs huggingface_hub; pip install "
     assert error_of(capsys, "--weights", "org/name") == message + "'restormixer[hub]'"
     assert error_of(capsys, "--weights", "a/b/c.pth") == "a/b/c.pth: no such file of weights."
     tiny_network().save_pretrained("net")

@@ -30,11 +30,11 @@ def test_strengths_are_drawn_from_the_range():
 @pytest.mark.parametrize(
     ("option", "scale", "message"),
     [
-        ("cd11", 1, r"'cd11' is no group, expected cdd11.* Did you mean 'cdd11'\?"),
+        ("cd11", 1, r"'cd11' is not a group, expected cdd11.* Did you mean 'cdd11'\?"),
         ([], 1, r"expected a list or a table of labels, got \[\]"),
         (3, 1, "expected a list or a table of labels, got 3"),
         ([4], 1, "expected labels, got 4"),
-        (["rain", "snwo"], 1, r"degradations: 'snwo' is no label.* Did you mean 'snow'\?"),
+        (["rain", "snwo"], 1, r"degradations: 'snwo' is not a label.* Did you mean 'snow'\?"),
         (["rain", "rain"], 1, "'rain' is listed twice"),
         ({"rain": 3}, 1, r"degradations\.rain: expected weight and strength, got 3"),
         ({"rain": {"wieght": 1}}, 1, r"degradations\.rain\.wieght: unknown key.* Did you mean 'weight'\?"),

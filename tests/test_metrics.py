@@ -120,8 +120,6 @@ def test_pooled_ssim_reduces_by_the_rounded_ratio(size, ratio):
     pair = noisy_pair(20.0, (*size, 3))
     value = measure("calculate_ssim_pooled", *pair)
     assert value == pytest.approx(plain_pooled_ssim(*pair, ratio), abs=1e-9)
-    if ratio > 1:
-        assert value > plain_pooled_ssim(*pair, 1) + 0.1
 
 
 # --- ends of the range -----------------------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ def test_files_that_are_none(files, tmp_path, capsys, monkeypatch):
     )
     assert refused(capsys, *restore, "damaged.onnx").startswith("damaged.onnx: cannot be read as ONNX (")
     assert refused(capsys, *restore, "foreign.onnx") == (
-        "foreign.onnx: is no file of 'basicsr export' (its metadata has no scale and size_multiple)"
+        "foreign.onnx: is not a file of 'basicsr export' (its metadata has no scale and size_multiple)"
     )
     monkeypatch.setattr(onnx_network.importlib.util, "find_spec", lambda name: None)
     assert refused(capsys, *restore, "foreign.onnx") == (

@@ -177,7 +177,7 @@ def test_a_file_can_be_checked_where_its_data_is_not(folder, train_options):
 def test_an_unknown_scheduler_is_answered_with_the_list(pairs, train_options, write):
     train_options["train"]["scheduler"]["type"] = "CosineAnealingRestartLR"
     assert problems_of(write(train_options)) == [
-        "x.yml: train.scheduler.type: 'CosineAnealingRestartLR' is no known scheduler. Did you mean "
+        "x.yml: train.scheduler.type: 'CosineAnealingRestartLR' is not a known scheduler. Did you mean "
         "'CosineAnnealingRestartLR'? Known: CosineAnnealingRestartLR, MultiStepLR, MultiStepRestartLR"
     ]
 

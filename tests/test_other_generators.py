@@ -117,7 +117,9 @@ def test_the_smallest_images(clean, library):
 
 def test_mistakes(clean, capsys, monkeypatch):
     assert main(["degrade", "others", "--gt", "clean", "--out", "x", "--libraries", "imgaug"]) == 2
-    assert "'imgaug' is no library with generators here, expected albumentations or kornia" in capsys.readouterr().err
+    assert (
+        "'imgaug' is not a library with generators here, expected albumentations or kornia" in capsys.readouterr().err
+    )
     monkeypatch.setattr(other_generators.importlib.util, "find_spec", lambda name: None)
     assert main(["degrade", "others", "--gt", "clean", "--out", "x", "--libraries", "kornia"]) == 2
     assert capsys.readouterr().err.endswith("needs kornia, which is not installed: pip install kornia\n")

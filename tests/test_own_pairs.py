@@ -106,7 +106,7 @@ def test_two_folders_of_one_name_are_distinguished(own, capsys):
     assert prepare(*arguments) == 0
     first = json.loads(Path("sets/mine/train.jsonl").read_text().splitlines()[1])
     assert first["files"].keys() == {f"gt/{first['unit']}.png", f"lq/{first['unit']}.png"}
-    assert prepare(*arguments) == 0 and capsys.readouterr().out.count("there already") == 2
+    assert prepare(*arguments) == 0 and capsys.readouterr().out.count("already prepared") == 2
     cv2.imwrite(f"gt/img/{first['unit']}.png", picture(77))
     assert prepare(*arguments) == 2
     text = "train_gt.lmdb: was prepared from other files, or they have changed since; remove it and train_lq.lmdb, or"
@@ -138,7 +138,7 @@ def test_degraded_images_that_are_made(own, capsys):
     assert prepare("--gt", "gt", "--degrade", "rain,jpeg", "--out", "sets/drawn", "--val", "2") == 0
     assert len(names("sets/drawn/val_pairs/lq.lmdb")) == 4 and not Path("sets/drawn/train_lq.lmdb").exists()
     assert prepare("--gt", "gt", "--degrade", "rain,jpeg", "--out", "sets/drawn", "--val", "2") == 0
-    assert "there already" in capsys.readouterr().out
+    assert "already prepared" in capsys.readouterr().out
     assert prepare("--gt", "gt", "--degrade", "rain", "--out", "sets/drawn", "--val", "2") == 2
     assert "sets/drawn/val_pairs: was made with other settings" in capsys.readouterr().err
 
@@ -200,7 +200,7 @@ def test_pairs_for_validation_that_do_not_belong_to_the_set(own, capsys, recorde
     if not recorded:
         record.write_text(json.dumps({key: made[key] for key in made if key not in ("format", "images")}))
     capsys.readouterr()
-    assert prepare(*arguments) == 0 and capsys.readouterr().out.count("there already") == 3
+    assert prepare(*arguments) == 0 and capsys.readouterr().out.count("already prepared") == 3
     assert prepare(*arguments, "--format", "folder") == 2
     assert capsys.readouterr().err.endswith(
         "set/train_gt.lmdb: was prepared with other settings ({'format': 'lmdb'}, now {'format': 'folder'}); remove "
@@ -336,7 +336,7 @@ def test_a_repaired_file_is_not_overlooked(own, capsys):
     Path("lq/05.png").symlink_to("gone.png")
     arguments = ["--gt", "gt", "--lq", "lq", "--out", "sets/mine", "--val", "0", "--skip-bad"]
     assert prepare(*arguments) == 0 and prepare(*arguments) == 0
-    assert "1 skipped; there already" in capsys.readouterr().out
+    assert "1 skipped; already prepared" in capsys.readouterr().out
     Path("lq/05.png").unlink()
     cv2.imwrite("lq/05.png", picture(5) // 2)
     assert prepare(*arguments) == 2
@@ -467,7 +467,7 @@ def test_what_init_writes_trains(own, given, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "nothing", "-o", "a.yml"], "--data: nothing is no folder"),
+        (["--data", "nothing", "-o", "a.yml"], "--data: nothing is not a folder"),
         (["--data", "gt", "-o", "a.yml"], "--data: gt has no train_gt.lmdb and no train_gt"),
         (["--data", "gt", "-o", "a.txt"], "--output: expected a name that ends in .yml"),
         (["--data", "gt", "-o", "a.yml", "--hours", "0"], "--hours: expected a positive number"),

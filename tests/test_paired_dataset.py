@@ -267,7 +267,7 @@ class TestPairs:
         listing.write_text("\n")
         assert refusal(opt) == f"{listing}: lists no image"
         listing.unlink()
-        assert refusal(opt) == f"meta_info_file: '{listing}' is no file"
+        assert refusal(opt) == f"meta_info_file: '{listing}' is not a file"
 
     def test_missing_partner(self, tmp_path):
         opt = make_folders(tmp_path, names=("snow.png", "stone.png"))

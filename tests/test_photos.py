@@ -61,7 +61,7 @@ def test_prepares_parts_and_fixed_pairs(small, tmp_path, capsys, form):
     said = capsys.readouterr().out
     assert "photos train: 147 images" in said and "photos test_mixed: haze, noise; 256x256; 32 pairs" in said
     assert prepare(small, out, "--format", form) == 0
-    assert capsys.readouterr().out.count("there already") == 7
+    assert capsys.readouterr().out.count("already prepared") == 7
     assert prepare(small, out, "--format", form, "--check") == 0
     assert capsys.readouterr().out.count(" 0 problems") == 7
 
@@ -140,5 +140,5 @@ def test_check_finds_a_changed_and_a_foreign_picture(small, tmp_path, capsys):
 
 
 def test_what_is_no_fixed_set_is_said(tmp_path):
-    with pytest.raises(UserError, match="is no fixed set of pairs: made_with.json cannot be read"):
+    with pytest.raises(UserError, match="is not a fixed set of pairs: made_with.json cannot be read"):
         recorded_options(tmp_path)

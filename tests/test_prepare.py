@@ -195,7 +195,7 @@ def test_a_stopped_preparation_resumes(root, capsys, monkeypatch, form):
     assert run("derain", "--root", "root", "--format", form, "--check") == 0
     assert "20 images compared, 0 problems" in capsys.readouterr().out
     assert run("derain", "--root", "root", "--format", form) == 0
-    assert "there already" in capsys.readouterr().out
+    assert "already prepared" in capsys.readouterr().out
 
 
 def test_a_stop_between_two_renames_is_fixed(root, capsys):
@@ -208,7 +208,7 @@ def test_a_stop_between_two_renames_is_fixed(root, capsys):
     (place / "train.jsonl").rename(place / "train.partial/journal.jsonl")
     assert run(*arguments) == 0 and run(*arguments, "--check") == 0
     assert sorted(path.name for path in place.iterdir()) == ["train.jsonl", "train_gt.lmdb", "train_lq.lmdb"]
-    assert "there already" in capsys.readouterr().out
+    assert "already prepared" in capsys.readouterr().out
 
 
 def test_ctrl_c_keeps_what_is_done(root, capsys, monkeypatch):
@@ -416,7 +416,7 @@ def test_a_degradation_that_is_missing(root, capsys):
         ),
         (
             ["derain", "--sets", "Rain13k"],
-            "--sets: 'Rain13k' is no set of derain. Did you mean 'Rain13K'? Sets: Rain13K",
+            "--sets: 'Rain13k' is not a set of derain. Did you mean 'Rain13K'? Sets: Rain13K",
         ),
         (["sr", "--crop", "50"], "--crop must be 0 or a multiple of 12, which all scales divide, got 50"),
         (["sr", "--step", "7"], "--step must be a multiple of 12, which all scales divide, got 7"),
@@ -471,7 +471,7 @@ def test_a_set_has_one_format(root, capsys):
         "}); remove it and train_lq.lmdb, or choose another --out, to prepare it again"
     ]
     assert run(*arguments) == 0 and run(*arguments, "--check") == 0
-    assert "there already" in capsys.readouterr().out
+    assert "already prepared" in capsys.readouterr().out
 
 
 def test_what_has_to_go_is_named_as_a_whole(root, capsys):
@@ -615,7 +615,7 @@ def test_records_of_an_earlier_version(root, capsys):
     place = Path("datasets/Rain13K")
     as_version_1(place / "train.jsonl", {"gt": "target", "lq": "input"})
     assert run(*arguments) == 0 and run(*arguments, "--check") == 0
-    assert "there already" in capsys.readouterr().out
+    assert "already prepared" in capsys.readouterr().out
     (place / "train.partial").mkdir()
     for kind in ("gt", "lq"):
         (place / f"train_{kind}.lmdb").rename(place / f"train.partial/{kind}")

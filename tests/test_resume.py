@@ -44,7 +44,7 @@ def test_a_damaged_newest_state_gives_way_to_the_one_before(experiment, capsys):
     assert load_resume_state(experiment)["iter"] == 9
     assert "10.state: cannot be read as a training state" in capsys.readouterr().err
     torch.save({"x": 1}, before)
-    with pytest.raises(UserError, match=r"9\.state: is no training state of BasicSR"):
+    with pytest.raises(UserError, match=r"9\.state: is not a training state of BasicSR"):
         load_resume_state(experiment)
 
 

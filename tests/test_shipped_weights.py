@@ -112,7 +112,7 @@ def test_noise_is_removed(sigma, gain):
     assert psnr(np.clip(restored, 0, 1), clean) > psnr(noisy, clean) + gain
 
 
-SLOW_IN_BF16 = {task: pytest.mark.slow for task in ("mixed", "sr_x3", "sr_x4")}  # derain and sr_x2 stand for them
+SLOW_IN_BF16 = {task: pytest.mark.slow for task in BF16_TASKS if task != "sr_x2"}  # the quickest stands for them
 
 
 @pytest.mark.parametrize("task", [pytest.param(t, marks=SLOW_IN_BF16.get(t, ())) for t in BF16_TASKS])

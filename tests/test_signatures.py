@@ -27,12 +27,12 @@ def test_correct_options_pass(train_options, test_options):
 @pytest.mark.parametrize(
     ("path", "name", "text"),
     [
-        ("model_type", "SRModl", "'SRModl' is no known model. Did you mean 'SRModel'? Known: "),
-        ("datasets.val.type", "PairdImageDataset", "no known data set. Did you mean 'PairedImageDataset'? Known: "),
-        ("network_g.type", "msrresnet", "'msrresnet' is no known architecture. Did you mean 'MSRResNet'? Known: "),
-        ("train.pixel_opt.type", "L1", "'L1' is no known loss. Known: CharbonnierLoss, GANLoss, L1Loss, "),
+        ("model_type", "SRModl", "'SRModl' is not a known model. Did you mean 'SRModel'? Known: "),
+        ("datasets.val.type", "PairdImageDataset", "not a known data set. Did you mean 'PairedImageDataset'? Known: "),
+        ("network_g.type", "msrresnet", "'msrresnet' is not a known architecture. Did you mean 'MSRResNet'? Known: "),
+        ("train.pixel_opt.type", "L1", "'L1' is not a known loss. Known: CharbonnierLoss, GANLoss, L1Loss, "),
         ("val.metrics.psnr.type", "calculate_pnsr", "metric. Did you mean 'calculate_psnr'? Known: calculate_dists, "),
-        ("train.optim_g.type", "SGDX", "'SGDX' is no known optimizer of SRModel. "),
+        ("train.optim_g.type", "SGDX", "'SGDX' is not a known optimizer of SRModel. "),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_registry(train_options, path, name, text):
@@ -42,7 +42,7 @@ def test_an_unknown_name_is_answered_with_the_registry(train_options, path, name
         place = place[section]
     place[last] = name
     (line,) = problems_of(train_options)
-    assert line.startswith(f"x.yml: {path}: {name!r} is no known ") and text in line
+    assert line.startswith(f"x.yml: {path}: {name!r} is not a known ") and text in line
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_an_optimizer_that_this_basicsr_cannot_build_is_named(train_options):
     """BasicSR 1.4.2 builds Adam alone; later versions more, of which none is called Lion."""
     train_options["train"]["optim_g"]["type"] = "Lion"
     (line,) = problems_of(train_options)
-    known = line.removeprefix("x.yml: train.optim_g.type: 'Lion' is no known optimizer of SRModel. Known: ")
+    known = line.removeprefix("x.yml: train.optim_g.type: 'Lion' is not a known optimizer of SRModel. Known: ")
     assert "Adam" in known.split(", ")
 
 

@@ -94,7 +94,7 @@ def test_names_and_arguments_are_checked():
     (problem,) = problems_of(type="NAFNt_spandrel")
     start = "network_g.type: 'NAFNt_spandrel': spandrel has no 'NAFNt'. Did you mean 'NAFNet_spandrel'? Known: "
     assert problem.startswith(start)
-    expected = "network_g.type: 'Uformer' is no known architecture. Did you mean 'Uformer_spandrel'?"
+    expected = "network_g.type: 'Uformer' is not a known architecture. Did you mean 'Uformer_spandrel'?"
     assert problems_of(type="Uformer") == [expected]
     (problem,) = problems_of(type="NAFNet_spandrel", widht=4)
     assert problem == "network_g.widht: NAFNet has no such argument. Did you mean 'width'?"

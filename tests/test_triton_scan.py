@@ -21,6 +21,7 @@ from restormixer_arch.selective_scan import probe, selective_scan, triton_scan
 HERE = Path(__file__).parent
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 REGISTERS = 255  # of a thread, at most
+SLOW = pytest.mark.slow
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
@@ -56,7 +57,7 @@ def check_resources(folder, capability, *dtypes):
 
 
 @needs_triton
-@pytest.mark.parametrize("capability", ["80", "90", "120"])
+@pytest.mark.parametrize("capability", ["90", pytest.param("80", marks=SLOW), pytest.param("120", marks=SLOW)])
 @pytest.mark.timeout(600)
 def test_compiled_kernels_fit_the_registers(capability, tmp_path):
     """With the default configuration nothing spills, and no shared memory is needed."""

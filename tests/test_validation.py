@@ -296,7 +296,7 @@ def test_training_hands_over_the_epoch(clean, train_options, write, monkeypatch)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"degradations": ["rian"]}, "datasets.train: degradations: 'rian' is no label"),
+        ({"degradations": ["rian"]}, "datasets.train: degradations: 'rian' is not a label"),
         ({"degradations": {"rain": {"weigth": 2}}}, "datasets.train: degradations.rain.weigth: unknown key"),
         ({"degradations": 5}, "datasets.train.degradations: got 5, expected"),
         ({"degradation": ["rain"]}, "datasets.train.degradation: unknown key. Did you mean 'degradations'?"),

@@ -44,7 +44,7 @@ def parse_label(label: str) -> tuple[str, ...]:
     """Return the names in a label; none for ``clean``.
 
     Raises:
-        UserError: it is no label: a name is unknown or there twice, or they stand in another order.
+        UserError: it is not a label: a name is unknown or there twice, or they stand in another order.
     """
     if label == CLEAN:
         return ()
@@ -52,14 +52,14 @@ def parse_label(label: str) -> tuple[str, ...]:
     unknown = [part for part in parts if part not in NAMES]
     if unknown:
         raise UserError(
-            f"{label!r} is no label of degradations: {unknown[0]!r} is none of {', '.join(NAMES)}."
+            f"{label!r} is not a label of degradations: {unknown[0]!r} is none of {', '.join(NAMES)}."
             f"{did_you_mean(unknown[0], list(NAMES))}"
         )
     if {"down", "blind"} <= set(parts):
-        raise UserError(f"{label!r} is no label of degradations: blind reduces an image itself, without down")
+        raise UserError(f"{label!r} is not a label of degradations: blind reduces an image itself, without down")
     ordered = tuple(name for name in NAMES if name in parts)
     if parts != ordered:
-        raise UserError(f"{label!r} is no label of degradations. Did you mean '{'_'.join(ordered)}'?")
+        raise UserError(f"{label!r} is not a label of degradations. Did you mean '{'_'.join(ordered)}'?")
     return parts
 
 
@@ -129,7 +129,9 @@ def read_mixture(option: Any, scale: int = 1) -> tuple[Ingredient, ...]:
     if isinstance(option, str):
         if option not in GROUPS:
             hint = did_you_mean(option, GROUPS)
-            raise UserError(f"degradations: {option!r} is no group, expected cdd11, a list or a table of labels.{hint}")
+            raise UserError(
+                f"degradations: {option!r} is not a group, expected cdd11, a list or a table of labels.{hint}"
+            )
         option = GROUPS[option]
     if not isinstance(option, Sequence | Mapping) or not option:
         raise UserError(f"degradations: expected a list or a table of labels, got {option!r}")

@@ -97,7 +97,7 @@ def _write_pairs(partial: Path, dataset: DegradedDataset, gt: str, lmdb: bool) -
 
 
 def recorded_options(out: Path) -> dict[str, Any]:
-    """Return the options that a fixed set was made with. Raises UserError: ``out`` is no fixed set."""
+    """Return the options that a fixed set was made with. Raises UserError: ``out`` is not a fixed set."""
     return _record(out)[0]
 
 
@@ -111,7 +111,7 @@ def difference_of_set(out: Path, gt: str, options: dict[str, Any], lmdb: bool) -
         lmdb: it would be written as LMDBs.
 
     Raises:
-        UserError: ``out`` is no fixed set, or the clean images cannot be read.
+        UserError: ``out`` is not a fixed set, or the clean images cannot be read.
     """
     recorded, known = _record(out)
     if not options.items() <= recorded.items():
@@ -142,7 +142,7 @@ def _record(out: Path) -> tuple[dict[str, Any], dict[str, int] | None]:
         record = json.loads((out / RECORD).read_text(encoding="utf-8"))
         return {key: record[key] for key in OPTIONS}, record.get("images")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{out}: is no fixed set of pairs: {RECORD} cannot be read ({error})") from error
+        raise UserError(f"{out}: is not a fixed set of pairs: {RECORD} cannot be read ({error})") from error
 
 
 def check_fixed_set(gt: str, out: Path, lmdb: bool, compositions: Compositions | None = None) -> tuple[int, list[str]]:
@@ -155,7 +155,7 @@ def check_fixed_set(gt: str, out: Path, lmdb: bool, compositions: Compositions |
         compositions: parameters for a set that has no ``compositions.json``, as earlier versions wrote it.
 
     Raises:
-        UserError: ``out`` is no fixed set, or the clean images cannot be read.
+        UserError: ``out`` is not a fixed set, or the clean images cannot be read.
     """
     form, suffix = FORMATS[lmdb]
     readers = {kind: open_reader(out / f"{kind}{suffix}", form) for kind in ("gt", "lq")}

@@ -50,7 +50,7 @@ def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: in
         raise UserError(f"--gt-size: expected at least {LEAST_SIDE}, got {gt_size}")
     for library in libraries:
         if library not in INSTALL:
-            raise UserError(f"{library!r} is no library with generators here, expected {' or '.join(INSTALL)}")
+            raise UserError(f"{library!r} is not a library with generators here, expected {' or '.join(INSTALL)}")
         if importlib.util.find_spec(library) is None:
             raise UserError(f"needs {library}, which is not installed: {INSTALL[library]}")
     images = _middles(gt, gt_size)

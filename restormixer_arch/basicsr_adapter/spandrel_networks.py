@@ -42,7 +42,7 @@ def provide(name: Any) -> str | None:
     known = networks()
     network = name.removesuffix(ENDING)
     if not asked:
-        return f"{name!r} is no known architecture. Did you mean '{name}{ENDING}'?" if name in known else None
+        return f"{name!r} is not a known architecture. Did you mean '{name}{ENDING}'?" if name in known else None
     if network not in known:
         hint = did_you_mean(network, known).replace("'?", f"{ENDING}'?")
         missing = "" if find_spec("spandrel_extra_arches") else f"; more with {INSTALL}"
@@ -66,7 +66,7 @@ def build(section: Mapping[str, Any], where: str) -> nn.Module:
     kind = section.get("type")
     problem = provide(kind)
     if problem or (kind not in ARCH_REGISTRY and f"{kind}_basicsr" not in ARCH_REGISTRY):
-        raise UserError(f"{where}: {problem or f'{kind!r} is no known architecture'}")
+        raise UserError(f"{where}: {problem or f'{kind!r} is not a known architecture'}")
     return build_network(deepcopy(dict(section)))
 
 

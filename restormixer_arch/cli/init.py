@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
         raise UserError("--task: the installed weights are those of --network s")
     data = user_path(args.data)
     if not data.is_dir():
-        raise UserError(f"--data: {data} is no folder")
+        raise UserError(f"--data: {data} is not a folder")
     file.parent.mkdir(parents=True, exist_ok=True)
     from restormixer_arch.basicsr_adapter import register
     from restormixer_arch.training.new_options import Wanted, write_options  # imports torch

@@ -213,7 +213,7 @@ def _run_problems(options: dict[str, Any], needs_steps: bool) -> list[Problem]:
     for at, run in enumerate(options["runs"]):
         place, names = ("runs", str(at), "competitors"), run.get("competitors") or [first]
         if name_of_run(run) in seen:
-            problems.append(Problem(place[:2], f"{name_of_run(run)} is there already"))
+            problems.append(Problem(place[:2], f"{name_of_run(run)} exists already"))
         seen.add(name_of_run(run))
         unknown = [name for name in names if name not in competitors]
         problems += [Problem(place, unknown_name(name, "competitor", competitors)) for name in unknown]

@@ -33,7 +33,7 @@ def compare(options: dict[str, Any], *, resume: bool, reuse: bool = False) -> tu
     Args:
         options: as :func:`.options.read_compare_file` returns them.
         resume: in the folder of an earlier run, which is renamed otherwise.
-        reuse: with ``resume``, take the results that are there already where all trainings were finished before.
+        reuse: with ``resume``, take existing results where all trainings were finished before.
 
     Returns:
         The results, and the folder that the pictures are in.
@@ -66,7 +66,7 @@ def folder_of_results(folder: Path, *, resume: bool) -> Iterator[None]:
     with closing(FolderLock()) as lock:
         lock.take(folder)
         if not resume and (aside := move_aside(str(folder))):
-            note(f"{folder} is there already and becomes {aside}; --auto_resume would resume it")
+            note(f"{folder} already exists and is renamed to {aside}; --auto_resume would resume it")
         folder.mkdir(parents=True, exist_ok=True)
         lock.take(folder)
         yield
@@ -98,7 +98,7 @@ def settings_of(options: dict[str, Any], entries: list[Entry], trained: dict[str
 
 
 def _find_entry(options: dict[str, Any], name: str) -> Entry | None:
-    """Return a competitor whose weights are there already, else None."""
+    """Return a competitor whose weights exist already, else None."""
     if is_trained(options, name):
         return None
     given = options["competitors"][name]

@@ -304,7 +304,7 @@ def _missing_key(model: type[BaseModel], path: tuple[str, ...], options: Any) ->
 def unknown_name(value: Any, kind: str, known: Iterable[str]) -> str:
     """Say that a name is unknown: the close match if there is one, and the whole list."""
     names = sorted(known)
-    return f"{value!r} is no known {kind}.{did_you_mean(str(value), names)} Known: {', '.join(names) or 'none'}"
+    return f"{value!r} is not a known {kind}.{did_you_mean(str(value), names)} Known: {', '.join(names) or 'none'}"
 
 
 def _key_path(item: dict[str, Any], options: Any) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from restormixer_arch.config.values import (
 
 
 class Section(BaseModel):
-    """A section that knows all of its keys. Values are compared as they are: ``"5"`` is no number."""
+    """A section that knows all of its keys. Values are compared as they are: ``"5"`` is not a number."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -61,7 +61,7 @@ class OnnxNetwork(nn.Module):
             raise UserError(f"{path}: cannot be read as ONNX ({str(error).splitlines()[0]})") from error
         made = self.session.get_modelmeta().custom_metadata_map
         if not {"scale", "size_multiple"} <= made.keys():
-            raise UserError(f"{path}: is no file of 'basicsr export' (its metadata has no scale and size_multiple)")
+            raise UserError(f"{path}: is not a file of 'basicsr export' (its metadata has no scale and size_multiple)")
         self.in_channels = self.session.get_inputs()[0].shape[1]
         self.upscale, self.size_multiple = int(made["scale"]), int(made["size_multiple"])
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # shows that it is on the CPU

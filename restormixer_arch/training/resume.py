@@ -112,7 +112,7 @@ def read_state(path: Path) -> dict[str, Any]:
     torch.serialization.add_safe_globals([Counter])  # the milestones of BasicSR's MultiStepRestartLR
     state = read_pickle(path, "a training state")
     if not isinstance(state, dict) or not {"epoch", "iter", "optimizers", "schedulers"} <= state.keys():
-        raise UserError(f"{path}: is no training state of BasicSR")
+        raise UserError(f"{path}: is not a training state of BasicSR")
     return state
 
 

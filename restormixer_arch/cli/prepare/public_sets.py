@@ -82,7 +82,7 @@ def _chosen(args: Namespace) -> list[PublicSet]:
     for name in args.sets or ():
         if name not in of_task:
             hint = did_you_mean(name, of_task)
-            raise UserError(f"--sets: {name!r} is no set of {args.task}.{hint} Sets: {', '.join(of_task)}")
+            raise UserError(f"--sets: {name!r} is not a set of {args.task}.{hint} Sets: {', '.join(of_task)}")
     check_sizes(args.crop, args.step)
     return [public for name, public in of_task.items() if not args.sets or name in args.sets]
 

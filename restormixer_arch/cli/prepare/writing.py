@@ -126,7 +126,7 @@ def summary_lines(summary: Summary) -> list[str]:
     if job.found.ignored:
         parts.append(f"{len(job.found.ignored)} files that are no images ignored ({job.found.ignored[0].name}, ...)")
     if summary.was_there:
-        parts.append("there already")
+        parts.append("already prepared")
     else:
         resumed = f", {summary.resumed} done before" if summary.resumed else ""
         now = 1 - summary.resumed / len(job.found.units)
@@ -155,7 +155,7 @@ def write_pairs_once(
             return f"{shown}; {count} pairs -> {out}"
         if difference := difference_of_set(out, str(gt), options, lmdb=form == "lmdb"):
             raise UserError(f"{out}: {difference}; remove it or choose another --out")
-    return f"{shown}; there already -> {out}"
+    return f"{shown}; already prepared -> {out}"
 
 
 def places(job: Job) -> str:
