@@ -11,7 +11,8 @@ from torch import Tensor
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.memory import is_out_of_memory
 
-LOADER = "DataLoader worker"  # torch reports one that has ended by a RuntimeError in the middle of anything
+# In a RuntimeError of torch that says nothing about shapes: an ended loader, or a failure of the device.
+OTHER_CAUSES = ("DataLoader worker", "CUDA", "CUBLAS", "cuDNN", "NCCL")
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def explain_misfit(
     Args:
         doing: what the network cannot do, such as ``be trained on this batch``.
         images: what it was given; the sizes of ``lq`` and ``gt``, (..., H, W), are shown.
-        unless: errors of another cause, which are left as they are, as those of memory and of loaders.
+        unless: errors of another cause, which are left as they are, as those of memory, of loaders and of the device.
 
     Raises:
         UserError: torch has raised a RuntimeError.
@@ -31,7 +32,7 @@ def explain_misfit(
     try:
         yield
     except RuntimeError as error:
-        if is_out_of_memory(error) or LOADER in str(error) or unless(error):
+        if is_out_of_memory(error) or any(cause in str(error) for cause in OTHER_CAUSES) or unless(error):
             raise
         given = {name: images.get(name) for name in ("lq", "gt")}
         sizes = [f"{name} {x.shape[-2]}x{x.shape[-1]}" for name, x in given.items() if isinstance(x, Tensor)]

@@ -26,6 +26,8 @@ compat.apply()
 
 from basicsr.data.paired_image_dataset import PairedImageDataset  # noqa: E402
 
+from restormixer_arch.models.misfit import explain_misfit  # noqa: E402
+
 MINUTE = 60
 
 
@@ -123,6 +125,12 @@ def test_a_network_that_does_not_fit_the_images_is_one_line(
     assert train(write(train_options)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.match(rf"basicsr: error: network_g: cannot be trained on this batch {message}", last), last
+
+
+@pytest.mark.parametrize("cause", ["CUDA error: an illegal memory access", "DataLoader worker (pid 3) is killed"])
+def test_a_failure_of_the_device_or_a_loader_is_no_mistake_of_the_user(cause):
+    with pytest.raises(RuntimeError, match=re.escape(cause)), explain_misfit("be trained on this batch", {}):
+        raise RuntimeError(cause)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
