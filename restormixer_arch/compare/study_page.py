@@ -17,6 +17,7 @@ from restormixer_arch.output import atomic_paths, write_text_atomically
 from restormixer_arch.training.reports import plot_text
 from restormixer_arch.training.results import markdown_text
 
+COLORS, MARKERS = 10, "osD^v"  # matplotlib's colors before they repeat; then the marker changes
 DARKEST = 1e-5  # of the largest gradient, in the picture of the receptive fields
 
 
@@ -142,8 +143,8 @@ def draw(study: Study, path: Path) -> Path:
     figure = Figure(figsize=(11, 3.8 * len(measures)), layout="constrained")
     FigureCanvasAgg(figure)
     for measure, panels in zip(measures, figure.subplots(len(measures), 2, squeeze=False, sharey="row"), strict=True):
-        for network in study.networks:
-            _draw_network(study, network.name, measure, panels)
+        for number, network in enumerate(study.networks):
+            _draw_network(study, network.name, measure, panels, MARKERS[number // COLORS % len(MARKERS)])
         panels[0].set_ylabel(plot_text(": ".join(measure)))
         panels[0].set_xlabel("minutes of a quiet machine")
         panels[1].set_xlabel("operations of the training")
@@ -161,7 +162,7 @@ def draw(study: Study, path: Path) -> Path:
     return path
 
 
-def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any) -> None:
+def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any, marker: str) -> None:
     """A line through the means; its bars are the interval of the difference to the first one, small dots the seeds."""
     found = [(minutes, rows) for minutes in study.minutes if (rows := study.of(name, minutes, measure))]
     means = [study.mean(name, minutes, measure) for minutes, _ in found]
@@ -175,7 +176,7 @@ def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any
         places = [of(next(iter(rows.values()))) for _, rows in found]
         if None in places:
             continue
-        line = panel.errorbar(places, means, yerr=np.array(bars).T, label=label, marker="o", markersize=4, capsize=2)
+        line = panel.errorbar(places, means, yerr=np.array(bars).T, label=label, marker=marker, markersize=4, capsize=2)
         dots = [(of(row), fmean(row.values.values())) for _, rows in found if len(rows) > 1 for row in rows.values()]
         if dots:
             panel.plot(*zip(*dots, strict=True), ".", color=line[0].get_color(), markersize=4, alpha=0.6)
