@@ -134,7 +134,7 @@ def test_weights_that_are_there_and_a_run(pairs, write, capsys, here):
     assert cli.main(["compare", "-opt", write(options)]) == 0
     (aside,) = RESULTS.parent.glob("tiny_archived_*")
     assert (aside / "mine.txt").read_text() == "kept" and not (RESULTS / "mine.txt").exists()
-    assert "becomes results/tiny_archived_" in capsys.readouterr().err
+    assert "is renamed to results/tiny_archived_" in capsys.readouterr().err
     found = results.read(RESULTS)
     assert found.budget is None and [one.training for one in found.competitors] == [None, None]
     assert found.datasets[0].difference["psnr"]["weights"] == results.Difference(mean=0, low=0, high=0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock  # torch needs it
 from PIL import Image
 from safetensors.torch import save_file
 from test_restormixer_arch import small
@@ -32,12 +34,17 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A small network's weights, and its ONNX files in float32 and in float16."""
-    folder = tmp_path_factory.mktemp("onnx")
+    """A small network and its ONNX files in float32 and float16: half a minute, once for all processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "onnx"
     network = small(window_size=16, num_blocks=(1, 2, 0)).eval()
-    save_file(add_stamp(network.state_dict(), network), folder / "net.safetensors")
-    for name, more in {"net.onnx": [], "half.onnx": ["--half"]}.items():
-        assert cli.main(["export", str(folder / "net.safetensors"), "-o", str(folder / name), *more]) == 0
+    with FileLock(f"{folder}.lock"):
+        folder.mkdir(exist_ok=True)
+        if not (folder / "net.safetensors").exists():
+            save_file(add_stamp(network.state_dict(), network), folder / "net.safetensors")
+        for name, more in {"net.onnx": [], "half.onnx": ["--half"]}.items():
+            arguments = ["export", str(folder / "net.safetensors"), "-o", str(folder / name), *more]
+            assert (folder / name).exists() or cli.main(arguments) == 0
     return folder
 
 
