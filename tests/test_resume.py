@@ -151,7 +151,7 @@ def test_latest_and_best_weights_and_tables_are_kept_when_an_older_checkpoint_is
 def test_latest_weights_beyond_the_last_checkpoint_are_kept_when_that_is_named(experiment):
     states, latest = Path(experiment["path"]["training_states"]), Path(experiment["path"]["models"], "net_g_latest.pth")
     latest.touch()
-    assert load_resume_state(experiment)["iter"] == 10 and latest.is_file()  # --auto_resume goes on from the newest
+    assert load_resume_state(experiment)["iter"] == 10 and latest.is_file()  # --auto_resume takes the newest
     experiment["path"]["resume_state"] = str(states / "10.state")
     load_resume_state(experiment | {"auto_resume": False})
     (aside,) = states.glob("newer_*")

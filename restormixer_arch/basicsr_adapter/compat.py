@@ -221,9 +221,11 @@ def name_refused_values() -> None:
 
 
 def explain_weights() -> None:
-    from restormixer_arch.basicsr_adapter.loading import patch_load_network
+    from basicsr.models.base_model import BaseModel
 
-    patch_load_network()
+    from restormixer_arch.basicsr_adapter.loading import load_network
+
+    BaseModel.load_network = load_network
 
 
 def choose_device_by_name() -> None:

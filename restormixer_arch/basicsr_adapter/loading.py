@@ -9,17 +9,10 @@ from torch import Tensor, nn
 
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.hub import locate
-from restormixer_arch.inference.weights import PARAM_KEYS, read_pickle, read_weights
+from restormixer_arch.inference.weights import PARAM_KEYS, read_file, weights_in
 from restormixer_arch.weight_options import STAMP_ENTRY
 
 AVERAGED, TRAINED = "params_ema", "params"  # BasicSR takes the second where the first is missing
-
-
-def patch_load_network() -> None:
-    """Let all models of BasicSR that have no ``load_network`` of their own load by :func:`load_network`."""
-    from basicsr.models.base_model import BaseModel
-
-    BaseModel.load_network = load_network
 
 
 def load_network(
@@ -89,9 +82,7 @@ def read_entry(
         UserError: as ``read_weights`` does, or the file lacks the entry that was asked for.
     """
     place = locate(path)
-    if place.suffix.lower() == ".safetensors":
-        return read_weights(path), None
-    content = read_pickle(place, "PyTorch weights")
+    content = read_file(place)
     parts = content.items() if isinstance(content, dict) else ()
     entries = [str(key) for key, value in parts if isinstance(value, dict) and key != STAMP_ENTRY]
     fallback = param_key == AVERAGED and TRAINED in entries
@@ -100,4 +91,5 @@ def read_entry(
             f"{asked_by}: {path} has no entry {param_key!r}, it has {', '.join(entries)}."
             f"{did_you_mean(param_key, entries)}"
         )
-    return read_weights(path, param_key), next((key for key in (param_key, *PARAM_KEYS) if key in entries), None)
+    entry = next((key for key in (param_key, *PARAM_KEYS) if key in entries), None)
+    return weights_in(content, place, param_key), entry

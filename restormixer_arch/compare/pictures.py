@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from basicsr.utils import tensor2img
 from torch import Tensor, nn
 
-from restormixer_arch.config.rules import path_keys
+from restormixer_arch.config.rules import expand_paths
 from restormixer_arch.data.images.opencv import write_png
 from restormixer_arch.errors import UserError
 from restormixer_arch.models.metrics import measure
@@ -72,8 +71,7 @@ def datasets(options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
     Messages name ``file``, the file of the comparison, which the options may hold in addition.
     """
-    for section, keys in path_keys(options):
-        section[keys[-1]] = os.path.expanduser(section[keys[-1]])
+    expand_paths(options)
     for phase, section in options["datasets"].items():
         section.update(phase="val", scale=options.get("scale", 1))
         yield phase, build_dataset(phase, section, options.get("file", options["name"]))

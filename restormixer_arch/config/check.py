@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -103,7 +104,7 @@ def _leave_out_missing(options: dict[str, Any], shown: str) -> None:
     missing = {}
     for phase, dataset in datasets.items():
         roots = [dataset.get(key) for key in ("dataroot_gt", "dataroot_lq")] if isinstance(dataset, dict) else []
-        absent = [root for root in roots if isinstance(root, str) and not rules.exists(root)]
+        absent = [root for root in roots if isinstance(root, str) and not os.path.exists(user_path(root))]
         if absent:
             missing[phase] = f"{dataset.get('name', phase)} ({absent[0]})"
     if len(missing) == len(datasets):
@@ -130,7 +131,7 @@ def read_option_file(option_file: str, force_yml: list[str] | None = None) -> tu
     taken = [] if user_path(option_file).exists() else [option_file]
     for section, key_path in list(rules.path_keys(options)):
         value = section[key_path[-1]]
-        packaged = None if rules.exists(value) else find_in_package(value)
+        packaged = None if os.path.exists(user_path(value)) else find_in_package(value)
         if packaged is not None:
             section[key_path[-1]] = str(packaged)
             taken.append(value)

@@ -56,17 +56,9 @@ def database_problem(root: str | Path, backend: str) -> str | None:
 def path_problem(path: str) -> str | None:
     """A path to read must exist."""
     try:
-        return None if Path(os.path.expanduser(path)).exists() else f"{path!r} {not_found(path)}"
+        return None if user_path(path).exists() else f"{path!r} {not_found(path)}"
     except OSError as error:  # such as a name that is too long, or a folder that may not be read
         return f"{path!r} cannot be looked up ({error.strerror or type(error).__name__})"
-
-
-def exists(path: str) -> bool:
-    """Whether there is such a file or folder; False where it cannot be looked up, see :func:`path_problem`."""
-    try:
-        return Path(os.path.expanduser(path)).exists()
-    except OSError:
-        return False
 
 
 def name_problem(name: str) -> str | None:
@@ -286,6 +278,12 @@ def path_keys(options: dict[str, Any]) -> Iterator[tuple[dict[str, Any], tuple[s
     for key, value in paths.items():
         if isinstance(value, str) and (str(key).startswith("pretrain_network") or key == "resume_state"):
             yield paths, ("path", key)
+
+
+def expand_paths(options: dict[str, Any]) -> None:
+    """Put the home folder in place of ``~`` in every key of :func:`path_keys`."""
+    for section, path in path_keys(options):
+        section[path[-1]] = os.path.expanduser(section[path[-1]])
 
 
 def better(metric: Mapping[str, Any]) -> str:

@@ -86,7 +86,7 @@ def restore_file(job: Job, restorer: Restorer | AutoRestorer, *, options: FileOp
             return restore(job, wanted, restorer, options, show)
         chosen, remark = restorer.choose(job, options.max_pixels)
         copied = isinstance(chosen, Unchanged)
-        if copied and job.target in wanted:
+        if copied:
             wanted.remove(job.target)
             with atomic_paths([job.target]) as [part]:
                 shutil.copyfile(job.source, part)

@@ -99,7 +99,16 @@ def read_weights(path: str | Path, param_key: str | None = None, *, required: bo
             required and missing.
     """
     path = locate(path)
-    content = read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_pickle(path, "PyTorch weights")
+    return weights_in(read_file(path), path, param_key, required=required)
+
+
+def read_file(path: Path) -> object:
+    """Return what a ``.pth`` or ``.safetensors`` holds, on the CPU. Raises UserError: it cannot be read."""
+    return read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_pickle(path, "PyTorch weights")
+
+
+def weights_in(content: Any, path: Path, param_key: str | None, *, required: bool = False) -> dict[str, Tensor]:
+    """Return the weights of :func:`read_weights` out of what :func:`read_file` has returned for ``path``."""
     stamp = content.get(STAMP_ENTRY) if isinstance(content, dict) else None
     entries = [key for key in content if _is_filled(content, key)] if isinstance(content, dict) else []
     taken = set()

@@ -158,9 +158,8 @@ def build_dataset(phase: str, section: dict[str, Any], shown: str) -> Any:
             if str(section.get(key)).endswith(".lmdb"):
                 LmdbImages(section[key], key)  # reading beyond the end of one cut short would kill the process
         dataset = basicsr.data.build_dataset(section)
-    except UserError as error:
-        raise UserError(f"{shown}: datasets.{phase}: {error}") from error
-    except (AssertionError, ValueError, OSError, LookupError, TypeError) as error:  # how data sets refuse their options
+    # How data sets refuse their options; UserError is a ValueError.
+    except (AssertionError, ValueError, OSError, LookupError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError | TypeError) else error
         raise UserError(f"{shown}: datasets.{phase}: {reason}") from error
     if len(dataset) == 0:

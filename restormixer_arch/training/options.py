@@ -23,7 +23,7 @@ from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from restormixer_arch.config.check import Request
-from restormixer_arch.config.rules import path_keys, phase_kind
+from restormixer_arch.config.rules import expand_paths, path_keys, phase_kind
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import note, warn
 from restormixer_arch.training import distributed
@@ -58,8 +58,7 @@ def make_opt(request: Request, root_path: str) -> dict[str, Any]:
         dataset["phase"] = phase_kind(phase)
         if "scale" in opt:
             dataset["scale"] = opt["scale"]
-    for section, keys in path_keys(opt):
-        section[keys[-1]] = os.path.expanduser(section[keys[-1]])
+    expand_paths(opt)
     set_folders(opt, root_path)
     if request.is_train and "debug" in opt["name"]:
         note("the name holds 'debug': log every iteration, validate and save every 8, no tensorboard")
