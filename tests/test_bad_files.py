@@ -25,8 +25,8 @@ from restormixer_arch.data.images.folder import FolderImages
 from restormixer_arch.data.lmdb_io import LmdbImages, read_names, write_lmdb
 from restormixer_arch.data.paired_dataset import pair_names, result_names
 from restormixer_arch.errors import UserError
+from restormixer_arch.folder_lock import FolderLock
 from restormixer_arch.inference.weights import load_network, read_weights
-from restormixer_arch.training.options import FolderLock
 from restormixer_arch.training.results import Row, comma_separated, markdown
 from restormixer_arch.weight_options import add_stamp
 
@@ -258,7 +258,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(pairs, train_options, write, c
 def test_two_processes_do_not_write_into_one_folder(folder):
     Path("run").mkdir()
     code = (
-        "import sys\nfrom restormixer_arch.training.options import FolderLock\n"
+        "import sys\nfrom restormixer_arch.folder_lock import FolderLock\n"
         "lock = FolderLock()\nlock.take('run')\nprint('taken', flush=True)\nsys.stdin.read()\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

@@ -28,13 +28,13 @@ def comfy(monkeypatch):
     package.model_management, package.utils = management, utils
     for module in (package, management, utils):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.delitem(sys.modules, "restormixer_arch.comfyui_node", raising=False)
+    monkeypatch.delitem(sys.modules, "restormixer_arch.export.comfyui_node", raising=False)
     return SimpleNamespace(steps=steps, management=management)
 
 
 @pytest.fixture
 def node(comfy):
-    module = importlib.import_module("restormixer_arch.comfyui_node")
+    module = importlib.import_module("restormixer_arch.export.comfyui_node")
     (kind,) = module.NODE_CLASS_MAPPINGS.values()
     assert module.NODE_DISPLAY_NAME_MAPPINGS.keys() == module.NODE_CLASS_MAPPINGS.keys()
     return kind

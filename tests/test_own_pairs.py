@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from restormixer_arch.data.preparation.find_pairs import Found, Unit, forget_fol
 from restormixer_arch.data.preparation.layouts import Part, PublicSet
 from restormixer_arch.data.preparation.overlap import find_copies
 from restormixer_arch.data.preparation.own_pairs import find_own_images
-from restormixer_arch.data.preparation.store import alone_in
 from restormixer_arch.training import new_options
 from restormixer_arch.training.dry_run import Measured
 
@@ -357,11 +357,16 @@ def test_names_of_sub_images_may_be_taken(own, capsys):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
 def test_two_preparations_at_once(own, capsys):
-    with alone_in(Path("sets/mine")):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom restormixer_arch.folder_lock import locked\n"
+        "with locked(Path('sets/mine')):\n    print('taken', flush=True)\n    sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"taken\n"
         assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine") == 2
-        assert capsys.readouterr().err.endswith(
-            "sets/mine: another process prepares images in it; wait for it or choose another --out\n"
-        )
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(f"basicsr: error: sets/mine: process {other.pid} on ") and "is writing into it" in line
+        other.kill()
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine") == 0
 
 

@@ -9,7 +9,7 @@ from restormixer_arch.weight_options import add_stamp
 
 spandrel = pytest.importorskip("spandrel")
 
-from restormixer_arch.spandrel_adapter import RestorMixerArchitecture, register  # noqa: E402
+from restormixer_arch.export.spandrel_adapter import RestorMixerArchitecture, register  # noqa: E402
 
 
 @pytest.fixture

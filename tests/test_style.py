@@ -64,12 +64,10 @@ RANKS = {
     "training": 4,
     "benchmark": 5,
     "export": 5,
-    "spandrel_adapter": 5,
-    "comfyui_node": 5,
     "compare": 6,
     "cli": 7,
 }
-EVERYBODYS = ("errors", "output", "memory", "protocol")
+EVERYBODYS = ("errors", "output", "folder_lock", "memory", "protocol")
 
 
 def imports_of(path):

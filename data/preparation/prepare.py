@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from restormixer_arch.data.preparation.find_pairs import Found, Unit
 from restormixer_arch.data.preparation.journal import Journal, recipe_of, settings_of
-from restormixer_arch.data.preparation.store import STORES, alone_in, difference, image_key, open_reader, place, remove
+from restormixer_arch.data.preparation.store import STORES, difference, image_key, open_reader, place, remove
 from restormixer_arch.data.preparation.sub_images import Prepared, Recipe, prepare_units, start_worker
 from restormixer_arch.errors import UserError
+from restormixer_arch.folder_lock import locked
 
 CHUNK = 16  # most units that a worker takes, and that are written, at once
 CHUNK_BYTES = 2**23  # most bytes of their files, if they are several: JPEGs, cut and as PNG, grow to 20 times that
@@ -96,9 +97,9 @@ def prepare_part(job: Job, workers: int, skip_bad: bool = False) -> Summary:
 
     Raises:
         UserError: a pair is bad, two images would be stored under one name, the place is taken by something else,
-            another process prepares images in it, or a worker process was killed.
+            another process writes into it, or a worker process was killed.
     """
-    with alone_in(job.folder):
+    with locked(job.folder):
         return _prepare_part(job, workers, skip_bad)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import lmdb
@@ -135,38 +133,6 @@ def difference(reader: LmdbImages | FolderReader, entry: Entry) -> str:
 def remove(path: Path) -> None:
     """Remove a folder and all in it, if it is there."""
     shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes from preparing images in a folder, which is made if need be.
-
-    It is a lock of the system on the folder, which ends with the process, however that ends. Where the system or the
-    file system has no such locks, nothing is locked.
-
-    Raises:
-        UserError: another process has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise UserError(
-            f"{folder}: another process prepares images in it; wait for it or choose another --out"
-        ) from error
-    except OSError:  # a file system without locks
-        pass
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def _decode(content: bytes) -> np.ndarray | None:

@@ -22,9 +22,10 @@ from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Me
 from restormixer_arch.compare.training import JOBS, train_all, weights_of
 from restormixer_arch.config.rules import better
 from restormixer_arch.errors import UserError
+from restormixer_arch.folder_lock import FolderLock
 from restormixer_arch.output import note, user_path
 from restormixer_arch.training.distributed import cores, omp_threads
-from restormixer_arch.training.options import FolderLock, move_aside
+from restormixer_arch.training.options import move_aside
 
 
 def compare(options: dict[str, Any], *, resume: bool, reuse: bool = False) -> tuple[Comparison, Path]:

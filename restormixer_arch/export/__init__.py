@@ -1,1 +1,1 @@
-"""RestorMixer for other tools: as safetensors with its options inside, and as an ONNX file."""
+"""The network in other programs: ONNX, spandrel, ComfyUI."""

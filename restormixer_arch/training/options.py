@@ -7,14 +7,12 @@ except for values that would fail on this machine, each of which is changed with
 
 from __future__ import annotations
 
-import errno
 import os
 import random
-import socket
 import sys
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from basicsr.models.video_base_model import VideoBaseModel
@@ -27,8 +25,6 @@ from restormixer_arch.config.rules import expand_paths, path_keys, phase_kind
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import note, warn
 from restormixer_arch.training import distributed
-
-LOCK = ".lock"  # in a folder that a process is writing into
 
 
 def make_opt(request: Request, root_path: str) -> dict[str, Any]:
@@ -107,51 +103,6 @@ def make_folders(opt: dict[str, Any], option_file: Path) -> None:
             os.makedirs(opt["path"][key], exist_ok=True)
     if opt["is_train"] and opt["logger"].get("use_tb_logger") and "debug" not in opt["name"]:
         move_aside(os.path.join(opt["root_path"], "tb_logger", opt["name"]))
-
-
-class FolderLock:
-    """Keeps other processes out of a folder of results while this one writes into it.
-
-    It is a lock of the system on the file ``.lock``, which ends with the process, however that ends, and which loader
-    processes do not inherit. Where the system has no such locks, nothing is locked.
-    """
-
-    def __init__(self) -> None:
-        self._files: list[TextIO] = []
-
-    def take(self, folder: str | Path) -> None:
-        """Lock the folder, if it is there.
-
-        Raises:
-            UserError: another process has it; the message names it.
-        """
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        if not Path(folder).is_dir():
-            return
-        file = (Path(folder) / LOCK).open("a+", encoding="utf-8")
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                file.close()  # a file system without locks
-                return
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            file.close()
-            shown = os.path.relpath(folder)
-            raise UserError(f"{shown}: {owner} is writing into it; wait for it, or choose another name") from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        self._files.append(file)
-
-    def close(self) -> None:
-        """Unlock all folders."""
-        while self._files:
-            self._files.pop().close()
 
 
 def move_aside(folder: str) -> str | None:

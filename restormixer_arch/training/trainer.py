@@ -25,6 +25,7 @@ from basicsr.utils.options import copy_opt_file, dict2str
 from restormixer_arch.basicsr_adapter.signatures import check_names
 from restormixer_arch.config.check import Request
 from restormixer_arch.errors import UserError
+from restormixer_arch.folder_lock import FolderLock
 from restormixer_arch.models.misfit import explain_misfit
 from restormixer_arch.models.validation import last_means, run_validation
 from restormixer_arch.output import is_first_process, note, warn
@@ -39,7 +40,7 @@ from restormixer_arch.training.loader import (
     build_training_loader,
     build_validation_loaders,
 )
-from restormixer_arch.training.options import FolderLock, make_folders, make_opt
+from restormixer_arch.training.options import make_folders, make_opt
 from restormixer_arch.training.reports import LOGGERS, Progress, Reports, as_markdown
 from restormixer_arch.training.resume import load_resume_state, resume_training
 

@@ -19,9 +19,9 @@ from restormixer_arch.data.preparation.prepare import (
     place_taken,
     prepare_part,
 )
-from restormixer_arch.data.preparation.store import alone_in
 from restormixer_arch.data.preparation.sub_images import Recipe
 from restormixer_arch.errors import UserError
+from restormixer_arch.folder_lock import locked
 from restormixer_arch.output import complain, say, warn
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def write_pairs_once(
     """
     from restormixer_arch.data.preparation.fixed_set import difference_of_set, write_fixed_set  # imports torch
 
-    with alone_in(out.parent):
+    with locked(out.parent):
         if not out.exists():
             count, _ = write_fixed_set(str(gt), out, **options, lmdb=form == "lmdb", compositions=compositions)
             return f"{shown}; {count} pairs -> {out}"

@@ -2,7 +2,7 @@
 
 ::
 
-    from restormixer_arch.spandrel_adapter import register
+    from restormixer_arch.export.spandrel_adapter import register
     from spandrel import ModelLoader
 
     register()

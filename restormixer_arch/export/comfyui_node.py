@@ -1,7 +1,7 @@
 """A node for ComfyUI (https://github.com/comfyanonymous/ComfyUI): restore images with the installed weights.
 
 Make the file ``custom_nodes/restormixer/__init__.py`` with the line
-``from restormixer_arch.comfyui_node import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS``.
+``from restormixer_arch.export.comfyui_node import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS``.
 Weights of your own, from ``basicsr export``, go into ``models/upscale_models``: ComfyUI's "Load Upscale Model" knows
 them by then, since it loads networks by spandrel.
 
@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from restormixer_arch.export.spandrel_adapter import register
 from restormixer_arch.inference.restorer import Restorer, load_restorer
 from restormixer_arch.inference.weights import DEFAULT_TASK, shipped_tasks, shipped_weights
-from restormixer_arch.spandrel_adapter import register
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
 

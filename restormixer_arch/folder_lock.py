@@ -1,0 +1,69 @@
+"""Keep other processes out of a folder that this one writes into."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from restormixer_arch.errors import UserError
+
+LOCK = ".lock"  # in a folder that a process is writing into
+
+
+class FolderLock:
+    """Locks on folders.
+
+    Each is a lock of the system on the file ``.lock``, which ends with the process, however that ends, and which loader
+    processes do not inherit. Where the system or the file system has no such locks, nothing is locked.
+    """
+
+    def __init__(self) -> None:
+        self._files: list[TextIO] = []
+
+    def take(self, folder: str | Path) -> None:
+        """Lock the folder, if it is there.
+
+        Raises:
+            UserError: another process has it; the message names it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        if not Path(folder).is_dir():
+            return
+        file = (Path(folder) / LOCK).open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                file.close()  # a file system without locks
+                return
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            file.close()
+            shown = os.path.relpath(folder)
+            raise UserError(f"{shown}: {owner} is writing into it; wait for it, or choose another name") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        self._files.append(file)
+
+    def close(self) -> None:
+        """Unlock all folders."""
+        while self._files:
+            self._files.pop().close()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a folder, which is made if need be. Raises UserError: another process has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with closing(FolderLock()) as lock:
+        lock.take(folder)
+        yield
