@@ -20,7 +20,7 @@ compat.apply()
 from basicsr.archs import build_network  # noqa: E402 - BasicSR can be imported only now
 
 from restormixer_arch.basicsr_adapter.upscaled import Upscaled  # noqa: E402
-from restormixer_arch.compare import context, jobs, results, run, study, study_page, training  # noqa: E402
+from restormixer_arch.compare import context, jobs, results, run, study, study_page, study_run, training  # noqa: E402
 from restormixer_arch.compare.pictures import datasets, items  # noqa: E402
 
 ROOT = Path("results/tiny")
@@ -149,6 +149,8 @@ def test_a_study_from_its_file_to_its_page(pairs, write, capsys, monkeypatch, tr
     assert f"{mean:.2f}, 2 seeds" in page and page.strip() in said and "8x8 | 16x16" in page
     for picture in ("study.png", "context.png"):
         assert (ROOT / picture).read_bytes()[:4] == b"\x89PNG"
+    assert study_page.main([str(ROOT / "study.json"), "--out", "again"]) == 0
+    assert Path("again/study.md").read_text(encoding="utf-8") == page and Path("again/study.png").is_file()
 
     jobs_run.clear()
     assert cli.main(["compare", "-opt", file, "--auto_resume"]) == 0
@@ -167,7 +169,7 @@ def test_a_study_from_its_file_to_its_page(pairs, write, capsys, monkeypatch, tr
     assert cli.main(["compare", "-opt", write(options), "--auto_resume"]) == 2
     assert "competitors.edsr was started with other options (train)" in capsys.readouterr().err
 
-    monkeypatch.setattr(study, "compare", interrupt)
+    monkeypatch.setattr(study_run, "compare", interrupt)
     assert cli.main(["compare", "-opt", write(study_options())]) == 130  # the study before is kept under another name
     (before,) = ROOT.parent.glob("tiny_archived_*")
     assert {"study.json", "study.md", "study.png", "context.png"} <= {path.name for path in before.iterdir()}
@@ -220,6 +222,32 @@ def test_where_two_networks_change_places():
     assert "| input | 12.00 | 12.00 | 12.00 |" in page
 
 
+def test_a_page_of_several_studies(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text(example({6: 1.0, 24: -1.0}).model_dump_json(), encoding="utf-8")
+    files = [str(tmp_path / f"{name}.json") for name in ("a", "b")]
+    assert study_page.main([*files, "--out", str(tmp_path / "out")]) == 0
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"a.md", "a.png", "b.md", "b.png", "studies.png"}
+    assert set(capsys.readouterr().out.split()) == {str(tmp_path / "out" / name) for name in written}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{}", "study.json: name: Field required, expected a study.json of basicsr compare"),
+        (b"\xff", "study.json: is no text, expected a study.json of basicsr compare"),
+        (None, "study.json: No such file or directory"),
+    ],
+)
+def test_a_file_that_is_no_study_is_one_line(tmp_path, capsys, content, message):
+    file = tmp_path / "study.json"
+    if content is not None:
+        file.write_bytes(content)
+    assert study_page.main([str(file), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"basicsr: error: {tmp_path / message}\n" and not (tmp_path / "out").exists()
+
+
 def test_pictures_of_one_photograph_count_as_one():
     """Two photographs under two labels each: the interval is that of two values, not of four."""
     both = example({6: 0.0})
@@ -234,8 +262,8 @@ def test_operations_of_a_training():
     costs = {"arch": "x", "parameters": 1, "flops": 1.0, "latency": {"median": 1, "low": 1, "high": 1, "runs": 1}}
     trained = {"iterations": 10, "batch_size": 4, "seconds": 1.0}
     known = results.Competitor(name="a", training={**trained, "flops": 100.0}, **costs)
-    assert study.training_operations(known) == 3 * 100 * 4 * 10
-    assert study.training_operations(results.Competitor(name="a", training=trained, **costs)) is None
+    assert study_run.training_operations(known) == 3 * 100 * 4 * 10
+    assert study_run.training_operations(results.Competitor(name="a", training=trained, **costs)) is None
     options = {"scale": 2, "datasets": {"train": {"gt_size": 32}}, "train": {}, "competitors": {"a": {}}}
     assert crop_side(options) == 16
 

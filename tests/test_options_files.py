@@ -77,11 +77,30 @@ def test_comparison_is_valid_and_its_networks_are_of_one_size(path, monkeypatch)
         sizes[competitor] = sum(p.numel() for p in network.parameters())
     shapes = path.stem == "compare_shape_sr_x2"
     for competitor, size in sizes.items():  # parts are left out of some of them
-        less = shapes or path.stem == "compare_ablation" or competitor == "no scan"
+        less = shapes or path.stem == "compare_ablation" or competitor.startswith("no scan")
         assert (300_000 if less else 500_000) <= size <= (1_500_000 if shapes else 650_000)
     assert len(sizes) >= 5
     for stated, size in re.findall(r"^  (\S+):  # ([\d,]+)", path.read_text(encoding="utf-8"), re.M):
         assert sizes[stated] == int(size.replace(",", ""))
+
+
+@pytest.mark.parametrize("task", ["mixed", "sr_x2"])
+def test_the_rates_are_those_of_the_study_with_one_of_two_rates(task):
+    """Each network is trained as in the study but for the rate, which is one of those that were tried."""
+    rates, study = (read_options(ROOT / "options" / f"compare_{kind}_{task}.yml", kind) for kind in ("rates", "study"))
+    assert rates["datasets"]["train"] == study["datasets"]["train"] and rates["train"] == study["train"]
+    assert rates["datasets"]["test"]["dataroot_gt"].startswith("datasets/photos/val_")
+    tried = {}
+    for name, section in rates["competitors"].items():
+        network, rate = name.rsplit(" ", 1)
+        own = copy.deepcopy(section.get("train") or {})
+        assert own.pop("optim_g", rates["train"]["optim_g"])["lr"] == float(rate)
+        tried.setdefault(network, {})[float(rate)] = {**section, "train": own}
+    assert list(tried) == list(study["competitors"])
+    for network, section in study["competitors"].items():
+        own = copy.deepcopy(section.get("train") or {})
+        rate = own.pop("optim_g", study["train"]["optim_g"])["lr"]
+        assert tried[network][rate] == {**section, "train": own} and set(tried[network]) == {1e-3, 3e-3}
 
 
 def test_the_equal_budget_trains_as_the_mixed_weights_are_trained_but_for_the_rate(monkeypatch):

@@ -71,16 +71,16 @@ def _comparison(options: dict[str, Any], resume: bool) -> None:
 
 
 def _study(options: dict[str, Any], resume: bool) -> None:
-    from restormixer_arch.compare import study, study_page
+    from restormixer_arch.compare import study_page, study_run
 
     found = []
-    for comparison, folder in study.run_study(options, resume=resume):
+    for comparison, folder in study_run.run_study(options, resume=resume):
         note(f"results: {_show(_write(comparison, folder))}")
         found.append((comparison, folder))
-    result, root = study.join(options, [comparison for comparison, _ in found]), found[0][1].parent
+    result, root = study_run.join(options, [comparison for comparison, _ in found]), found[0][1].parent
     places = [*study_page.write(result, root), study_page.draw(result, root / "study.png")]
     if options.get("context"):
-        fields = study.add_context(result, options, found)
+        fields = study_run.add_context(result, options, found)
         study_page.write(result, root)
         places.append(study_page.draw_context(result.context, fields, root / "context.png"))
     say(study_page.markdown(result))

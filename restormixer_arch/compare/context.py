@@ -20,27 +20,13 @@ from restormixer_arch.compare.options import context_options
 from restormixer_arch.compare.pictures import datasets, items
 from restormixer_arch.compare.results import Comparison, Part
 from restormixer_arch.compare.run import trained_entry
+from restormixer_arch.compare.study import FIELD_SIDE, Use
 from restormixer_arch.compare.training import JOBS
 from restormixer_arch.data.degradations.labels import label_of
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import note, write_text_atomically
 
-FIELD_SIDE = 256  # pixels of the crops that the gradient is taken on, at most
 SHARES = (50, 90, 99)  # percent of the gradient
-
-
-class Use(Part):
-    """What a network uses of a picture.
-
-    Attributes:
-        psnr: side of the crop -> mean PSNR in RGB of its middle.
-        by_label: label -> the same, over the pictures of that label.
-        radius: percent of the gradient -> distance from the middle pixel within which that much of it lies.
-    """
-
-    psnr: dict[int, float]
-    by_label: dict[str, dict[int, float]]
-    radius: dict[int, int]
 
 
 class Measured(Part):

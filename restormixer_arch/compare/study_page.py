@@ -1,19 +1,26 @@
-"""The page of a study: tables in Markdown, curves and receptive fields as PNG."""
+"""The page of a study: tables in Markdown, curves and receptive fields as PNG.
+
+``python -m restormixer_arch.compare.study_page STUDY.json ... --out FOLDER`` makes tables and curves again from the
+values of studies that were run before.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
+import sys
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
-from restormixer_arch.compare.context import FIELD_SIDE, Use
 from restormixer_arch.compare.results import Difference
-from restormixer_arch.compare.study import Study
+from restormixer_arch.compare.study import FIELD_SIDE, Study, Use
 from restormixer_arch.compare.tables import markdown_table, show_difference
-from restormixer_arch.output import atomic_paths, write_text_atomically
+from restormixer_arch.errors import UserError
+from restormixer_arch.output import atomic_paths, complain, say, user_path, write_text_atomically
 from restormixer_arch.training.reports import plot_text
 from restormixer_arch.training.results import markdown_text
 
@@ -135,14 +142,19 @@ def _context(study: Study) -> str:
 
 
 def draw(study: Study, path: Path) -> Path:
-    """Draw the first metric of each data set against minutes and against the operations of the training, as PNG."""
+    """Draw the first metric of each data set, see :func:`draw_curves`."""
+    return draw_curves([(study, m) for m in study.measures if m[1] == study.measures[0][1]], path)
+
+
+def draw_curves(rows: list[tuple[Study, tuple[str, str]]], path: Path) -> Path:
+    """Draw data sets with metrics against minutes and against the operations of the training, a row each, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot, which would look for a display
 
-    measures = [m for m in study.measures if m[1] == study.measures[0][1]]
-    figure = Figure(figsize=(11, 3.8 * len(measures)), layout="constrained")
+    figure = Figure(figsize=(11, 3.8 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
-    for measure, panels in zip(measures, figure.subplots(len(measures), 2, squeeze=False, sharey="row"), strict=True):
+    all_panels = figure.subplots(len(rows), 2, squeeze=False, sharey="row")
+    for (study, measure), panels in zip(rows, all_panels, strict=True):
         for number, network in enumerate(study.networks):
             _draw_network(study, network.name, measure, panels, MARKERS[number // COLORS % len(MARKERS)])
         panels[0].set_ylabel(plot_text(": ".join(measure)))
@@ -154,8 +166,8 @@ def draw(study: Study, path: Path) -> Path:
         panels[1].set_xscale("log")
         for panel in panels:
             panel.grid(alpha=0.25)
-    panels[0].legend(fontsize="small")
-    bars = f"Bars: 95% interval of the difference to {plot_text(study.networks[0].name)}. Dots: seeds."
+    all_panels[0, 0].legend(fontsize="small")
+    bars = f"Bars: 95% interval of the difference to {plot_text(rows[0][0].networks[0].name)}. Dots: seeds."
     figure.supxlabel(bars, fontsize="small")
     with atomic_paths([path]) as [part]:
         figure.savefig(part, dpi=110, format="png")
@@ -204,3 +216,46 @@ def draw_context(uses: dict[str, Use], fields: dict[str, np.ndarray], path: Path
     with atomic_paths([path]) as [part]:
         figure.savefig(part, dpi=110, format="png")
     return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the pages of studies again; return the exit code."""
+    description = (
+        "Make tables (<name>.md) and curves (<name>.png) again from the values of studies; of several studies also "
+        "studies.png, a row for the first data set of each."
+    )
+    parser = argparse.ArgumentParser(prog="python -m restormixer_arch.compare.study_page", description=description)
+    parser.add_argument("files", nargs="+", type=user_path, metavar="STUDY.json", help="study.json of basicsr compare")
+    parser.add_argument("--out", type=user_path, default=Path(), metavar="FOLDER", help="default: .")
+    args = parser.parse_args(arguments)
+    try:
+        studies = {file: _read(file) for file in args.files}
+        args.out.mkdir(parents=True, exist_ok=True)
+        for file, study in studies.items():
+            say(str(write_text_atomically(args.out / f"{file.stem}.md", markdown(study))))
+            say(str(draw(study, args.out / f"{file.stem}.png")))
+        if len(studies) > 1:
+            rows = [(study, study.measures[0]) for study in studies.values()]
+            say(str(draw_curves(rows, args.out / "studies.png")))
+    except UserError as error:
+        complain(f"error: {error}")
+        return 2
+    except OSError as error:
+        complain(f"error: {error.filename or args.out}: {error.strerror}")
+        return 2
+    return 0
+
+
+def _read(file: Path) -> Study:
+    try:
+        return Study.model_validate_json(file.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{file}: {where}: {first['msg']}, expected a study.json of basicsr compare") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: is no text, expected a study.json of basicsr compare") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

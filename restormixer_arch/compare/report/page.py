@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         say(str(write_report(_read_results(folder), folder)))
     except UserError as error:
-        complain(str(error))
+        complain(f"error: {error}")
         return 2
     return 0
 
