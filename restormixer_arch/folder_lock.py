@@ -13,6 +13,7 @@ from typing import TextIO
 from restormixer_arch.errors import UserError
 
 LOCK = ".lock"  # in a folder that a process is writing into
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class FolderLock:
@@ -37,7 +38,12 @@ class FolderLock:
             return
         if not Path(folder).is_dir():
             return
-        file = (Path(folder) / LOCK).open("a+", encoding="utf-8")
+        try:
+            file = (Path(folder) / LOCK).open("a+", encoding="utf-8")
+        except OSError as error:
+            if error.errno in READ_ONLY:  # nothing can be written there, and what is prepared already may be used
+                return
+            raise
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

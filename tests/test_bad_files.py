@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -269,6 +271,20 @@ def test_two_processes_do_not_write_into_one_folder(folder):
     lock = FolderLock()
     lock.take("run")  # the lock has ended with its process
     lock.close()
+
+
+@pytest.mark.parametrize(("code", "raised"), [(errno.EROFS, False), (errno.EACCES, False), (errno.ENOSPC, True)])
+def test_a_folder_that_cannot_be_written_into_is_not_locked(folder, monkeypatch, code, raised):
+    """A shared set that is prepared already can be used from a file system that is read-only."""
+    Path("run").mkdir()
+
+    def refuse(*arguments, **options):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(OSError, match="No space") if raised else nullcontext():
+        FolderLock().take("run")
+    assert not os.listdir("run")
 
 
 def test_images_of_an_lmdb_keep_their_names(folder):
