@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from restormixer_arch.benchmark.measure import run_in_process
 from restormixer_arch.compare.options import context_options
 from restormixer_arch.compare.pictures import datasets, items
-from restormixer_arch.compare.results import Comparison, Part
+from restormixer_arch.compare.results import Comparison, Part, read_part
 from restormixer_arch.compare.run import trained_entry
 from restormixer_arch.compare.study import FIELD_SIDE, Use
 from restormixer_arch.compare.training import JOBS
@@ -76,8 +76,8 @@ def measure_context(
 
 def _read_use(kept: Path, field: Path, settings: dict[str, Any]) -> Use | None:
     try:
-        found = Measured.model_validate_json(kept.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # pydantic's error is a ValueError
+        found = read_part(Measured, kept)
+    except UserError:
         return None
     return found.use if found.settings == settings and field.is_file() else None
 

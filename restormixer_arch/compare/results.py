@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from restormixer_arch.errors import UserError
 from restormixer_arch.output import write_text_atomically
 
 FORMAT = 1
@@ -23,6 +24,9 @@ class Part(BaseModel):
     """A part of the results: no key may be unknown, and infinity is kept."""
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+
+Kind = TypeVar("Kind", bound=Part)
 
 
 class Metric(Part):
@@ -180,10 +184,21 @@ def write(comparison: Comparison, folder: Path) -> Path:
 
 
 def read(folder: Path) -> Comparison:
-    """Read the ``results.json`` of a folder.
+    """Read the ``results.json`` of a folder. Raises UserError: it cannot be read, or is no such file."""
+    return read_part(Comparison, folder / FILE)
+
+
+def read_part(kind: type[Kind], file: Path) -> Kind:
+    """Read a file of one of these formats.
 
     Raises:
-        OSError: it cannot be read.
-        pydantic.ValidationError: it is no such file.
+        UserError: it cannot be read, or is no such file.
     """
-    return Comparison.model_validate_json((folder / FILE).read_text(encoding="utf-8"))
+    try:
+        return kind.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{file}: {where}: {first['msg']}, expected results of basicsr compare") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error

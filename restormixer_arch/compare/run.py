@@ -82,7 +82,7 @@ def _earlier_results(folder: Path, settings: dict[str, Any]) -> Comparison | Non
     """Return what was measured in this folder before, if it was measured with these settings."""
     try:
         found = results.read(folder)
-    except (OSError, ValueError):  # pydantic's error is a ValueError
+    except UserError:
         return None
     return found if found.settings == settings else None
 

@@ -14,9 +14,8 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from restormixer_arch.compare.results import Difference
+from restormixer_arch.compare.results import Difference, read_part
 from restormixer_arch.compare.study import FIELD_SIDE, Study, Use
 from restormixer_arch.compare.tables import markdown_table, show_difference
 from restormixer_arch.errors import UserError
@@ -229,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=user_path, default=Path(), metavar="FOLDER", help="default: .")
     args = parser.parse_args(arguments)
     try:
-        studies = {file: _read(file) for file in args.files}
+        studies = {file: read_part(Study, file) for file in args.files}
         args.out.mkdir(parents=True, exist_ok=True)
         for file, study in studies.items():
             say(str(write_text_atomically(args.out / f"{file.stem}.md", markdown(study))))
@@ -244,17 +243,6 @@ def main(arguments: list[str] | None = None) -> int:
         complain(f"error: {error.filename or args.out}: {error.strerror}")
         return 2
     return 0
-
-
-def _read(file: Path) -> Study:
-    try:
-        return Study.model_validate_json(file.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"{file}: {where}: {first['msg']}, expected a study.json of basicsr compare") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: is no text, expected a study.json of basicsr compare") from error
 
 
 if __name__ == "__main__":

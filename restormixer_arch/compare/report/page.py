@@ -9,8 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from restormixer_arch.compare import results, tables
 from restormixer_arch.compare.results import Comparison
 from restormixer_arch.errors import UserError
@@ -95,23 +93,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="of basicsr compare, with a results.json")
     folder = parser.parse_args(arguments).folder
     try:
-        say(str(write_report(_read_results(folder), folder)))
+        say(str(write_report(results.read(folder), folder)))
     except UserError as error:
         complain(f"error: {error}")
         return 2
     return 0
-
-
-def _read_results(folder: Path) -> Comparison:
-    place = folder / results.FILE
-    try:
-        return results.read(folder)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"{place}: {where}: {first['msg']}, expected results of basicsr compare") from error
-    except OSError as error:
-        raise UserError(f"{place}: cannot be read: {error.strerror}") from error
 
 
 if __name__ == "__main__":
