@@ -13,21 +13,24 @@ from typing import TextIO
 from restormixer_arch.errors import UserError
 
 LOCK = ".lock"  # in a folder that a process is writing into
-READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class FolderLock:
     """Locks on folders.
 
+    Args:
+        instead: what the user may choose where another process has a folder.
+
     Each is a lock of the system on the file ``.lock``, which ends with the process, however that ends, and which loader
     processes do not inherit. Where the system or the file system has no such locks, nothing is locked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, instead: str = "another name") -> None:
+        self.instead = instead
         self._files: list[TextIO] = []
 
     def take(self, folder: str | Path) -> None:
-        """Lock the folder, if it is there.
+        """Lock the folder, if it is there and can be written into: what is prepared on a read-only disk may be used.
 
         Raises:
             UserError: another process has it; the message names it.
@@ -36,14 +39,9 @@ class FolderLock:
             import fcntl
         except ImportError:  # Windows
             return
-        if not Path(folder).is_dir():
+        if not Path(folder).is_dir() or not os.access(folder, os.W_OK):
             return
-        try:
-            file = (Path(folder) / LOCK).open("a+", encoding="utf-8")
-        except OSError as error:
-            if error.errno in READ_ONLY:  # nothing can be written there, and what is prepared already may be used
-                return
-            raise
+        file = (Path(folder) / LOCK).open("a+", encoding="utf-8")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -54,7 +52,7 @@ class FolderLock:
             owner = file.read().strip() or "another process"
             file.close()
             shown = os.path.relpath(folder)
-            raise UserError(f"{shown}: {owner} is writing into it; wait for it, or choose another name") from error
+            raise UserError(f"{shown}: {owner} is writing into it; wait for it, or choose {self.instead}") from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -67,9 +65,9 @@ class FolderLock:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, instead: str) -> Iterator[None]:
     """Lock a folder, which is made if need be. Raises UserError: another process has it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with closing(FolderLock()) as lock:
+    with closing(FolderLock(instead)) as lock:
         lock.take(folder)
         yield

@@ -232,6 +232,19 @@ def test_a_page_of_several_studies(tmp_path, capsys):
     assert set(capsys.readouterr().out.split()) == {str(tmp_path / "out" / name) for name in written}
 
 
+@pytest.mark.parametrize("names", [["a/study", "b/study"], ["a/x", "b/studies"]])
+def test_a_page_does_not_take_the_place_of_another(tmp_path, capsys, names):
+    files = [tmp_path / f"{name}.json" for name in names]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(example({6: 1.0}).model_dump_json(), encoding="utf-8")
+    assert study_page.main([*map(str, files), "--out", str(tmp_path / "out")]) == 2
+    stem = files[1].stem
+    wanted = f"basicsr: error: {files[1]}: another page would be named {stem!r} too; give the file another name\n"
+    assert capsys.readouterr().err == wanted and not (tmp_path / "out").exists()
+    assert study_page.main([str(files[1]), "--out", str(tmp_path / "out")]) == 0  # alone it is in nobody's way
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -359,13 +359,14 @@ def test_names_of_sub_images_may_be_taken(own, capsys):
 def test_two_preparations_at_once(own, capsys):
     code = (
         "import sys\nfrom pathlib import Path\nfrom restormixer_arch.folder_lock import locked\n"
-        "with locked(Path('sets/mine')):\n    print('taken', flush=True)\n    sys.stdin.read()\n"
+        "with locked(Path('sets/mine'), 'x'):\n    print('taken', flush=True)\n    sys.stdin.read()\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"taken\n"
         assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine") == 2
         line = capsys.readouterr().err.splitlines()[-1]
-        assert line.startswith(f"basicsr: error: sets/mine: process {other.pid} on ") and "is writing into it" in line
+        assert line.startswith(f"basicsr: error: sets/mine: process {other.pid} on ")
+        assert line.endswith(" is writing into it; wait for it, or choose another --out")
         other.kill()
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine") == 0
 

@@ -99,7 +99,7 @@ def prepare_part(job: Job, workers: int, skip_bad: bool = False) -> Summary:
         UserError: a pair is bad, two images would be stored under one name, the place is taken by something else,
             another process writes into it, or a worker process was killed.
     """
-    with locked(job.folder):
+    with locked(job.folder, "another --out"):
         return _prepare_part(job, workers, skip_bad)
 
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from restormixer_arch import __version__
-from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.errors import UserError, did_you_mean, file_error
 from restormixer_arch.memory import keep_freed_memory
 from restormixer_arch.output import complain, say
 
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that may not be written to
         if error.errno is None or not error.strerror:
             raise
-        complain(f"error: {': '.join(str(part) for part in (error.filename, error.strerror) if part)}")
+        complain(f"error: {file_error(error)}")
         return 2
 
 

@@ -18,12 +18,13 @@ import numpy as np
 from restormixer_arch.compare.results import Difference, read_part
 from restormixer_arch.compare.study import FIELD_SIDE, Study, Use
 from restormixer_arch.compare.tables import markdown_table, show_difference
-from restormixer_arch.errors import UserError
-from restormixer_arch.output import atomic_paths, complain, say, user_path, write_text_atomically
+from restormixer_arch.errors import UserError, exit_code_of
+from restormixer_arch.output import atomic_paths, say, user_path, write_text_atomically
 from restormixer_arch.training.reports import plot_text
 from restormixer_arch.training.results import markdown_text
 
 COLORS, MARKERS = 10, "osD^v"  # matplotlib's colors before they repeat; then the marker changes
+JOINT = "studies"  # name of the curves of several studies
 DARKEST = 1e-5  # of the largest gradient, in the picture of the receptive fields
 
 
@@ -221,28 +222,33 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the pages of studies again; return the exit code."""
     description = (
         "Make tables (<name>.md) and curves (<name>.png) again from the values of studies; of several studies also "
-        "studies.png, a row for the first data set of each."
+        f"{JOINT}.png, a row for the first data set of each."
     )
     parser = argparse.ArgumentParser(prog="python -m restormixer_arch.compare.study_page", description=description)
     parser.add_argument("files", nargs="+", type=user_path, metavar="STUDY.json", help="study.json of basicsr compare")
     parser.add_argument("--out", type=user_path, default=Path(), metavar="FOLDER", help="default: .")
     args = parser.parse_args(arguments)
-    try:
-        studies = {file: read_part(Study, file) for file in args.files}
-        args.out.mkdir(parents=True, exist_ok=True)
-        for file, study in studies.items():
-            say(str(write_text_atomically(args.out / f"{file.stem}.md", markdown(study))))
-            say(str(draw(study, args.out / f"{file.stem}.png")))
-        if len(studies) > 1:
-            rows = [(study, study.measures[0]) for study in studies.values()]
-            say(str(draw_curves(rows, args.out / "studies.png")))
-    except UserError as error:
-        complain(f"error: {error}")
-        return 2
-    except OSError as error:
-        complain(f"error: {error.filename or args.out}: {error.strerror}")
-        return 2
-    return 0
+    return exit_code_of(lambda: _write_pages(args.files, args.out))
+
+
+def _write_pages(files: list[Path], out: Path) -> None:
+    """Write the pages of studies, named as their files are.
+
+    Raises:
+        UserError: a file is no study, or two have one name, so that a page would take another's place.
+    """
+    studies: dict[str, Study] = {}
+    for file in files:
+        if file.stem in studies or (file.stem == JOINT and len(files) > 1):
+            raise UserError(f"{file}: another page would be named {file.stem!r} too; give the file another name")
+        studies[file.stem] = read_part(Study, file)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, study in studies.items():
+        say(str(write_text_atomically(out / f"{name}.md", markdown(study))))
+        say(str(draw(study, out / f"{name}.png")))
+    if len(studies) > 1:
+        rows = [(study, study.measures[0]) for study in studies.values()]
+        say(str(draw_curves(rows, out / f"{JOINT}.png")))
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def write_pairs_once(
     """
     from restormixer_arch.data.preparation.fixed_set import difference_of_set, write_fixed_set  # imports torch
 
-    with locked(out.parent):
+    with locked(out.parent, "another --out"):
         if not out.exists():
             count, _ = write_fixed_set(str(gt), out, **options, lmdb=form == "lmdb", compositions=compositions)
             return f"{shown}; {count} pairs -> {out}"

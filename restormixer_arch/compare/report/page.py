@@ -11,8 +11,8 @@ from typing import Any
 
 from restormixer_arch.compare import results, tables
 from restormixer_arch.compare.results import Comparison
-from restormixer_arch.errors import UserError
-from restormixer_arch.output import complain, say, write_text_atomically
+from restormixer_arch.errors import UserError, exit_code_of
+from restormixer_arch.output import say, write_text_atomically
 
 FILE = "report.html"
 NEEDED = ("jinja2", "plotly")
@@ -92,12 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m restormixer_arch.compare.report", description=description)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="of basicsr compare, with a results.json")
     folder = parser.parse_args(arguments).folder
-    try:
-        say(str(write_report(results.read(folder), folder)))
-    except UserError as error:
-        complain(f"error: {error}")
-        return 2
-    return 0
+    return exit_code_of(lambda: say(str(write_report(results.read(folder), folder))))
 
 
 if __name__ == "__main__":
