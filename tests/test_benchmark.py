@@ -275,3 +275,13 @@ def test_the_suite_of_a_gpu(monkeypatch):
     assert (result["machine"]["gpu"], result["machine"]["scan_on_gpu"]) == ("Card", "cuda:0: triton")
     text = markdown({**RESULT, "machine": {**RESULT["machine"], "gpu": "Card", "scan_on_gpu": "cuda:0: triton"}})
     assert text.startswith("Card, scan cuda:0: triton; times and memory are the GPU's.\na processor, ")
+
+
+def test_jobs_do_not_run_what_lies_in_the_working_directory(tmp_path, monkeypatch):
+    """In a clone of an installed package that is the source, without what installing adds."""
+    (tmp_path / "restormixer_arch").mkdir()
+    (tmp_path / "restormixer_arch/__init__.py").write_text("raise ImportError('the source')", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    job = {"kind": "operations", "network": "RestorMixer-S", "size": 32, "threads": 1}
+    found = measure.run_in_process("restormixer_arch.benchmark.measure", job, "operations")
+    assert found["parameters"] == 542_220

@@ -149,7 +149,7 @@ def test_a_study_from_its_file_to_its_page(pairs, write, capsys, monkeypatch, tr
     assert f"{mean:.2f}, 2 seeds" in page and page.strip() in said and "8x8 | 16x16" in page
     for picture in ("study.png", "context.png"):
         assert (ROOT / picture).read_bytes()[:4] == b"\x89PNG"
-    assert study_page.main([str(ROOT / "study.json"), "--out", "again"]) == 0
+    assert cli.main(["compare", "--pages", str(ROOT / "study.json"), "--out", "again"]) == 0
     assert Path("again/study.md").read_text(encoding="utf-8") == page and Path("again/study.png").is_file()
 
     jobs_run.clear()
@@ -226,7 +226,7 @@ def test_a_page_of_several_studies(tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / f"{name}.json").write_text(example({6: 1.0, 24: -1.0}).model_dump_json(), encoding="utf-8")
     files = [str(tmp_path / f"{name}.json") for name in ("a", "b")]
-    assert study_page.main([*files, "--out", str(tmp_path / "out")]) == 0
+    assert cli.main(["compare", "--pages", *files, "--out", str(tmp_path / "out")]) == 0
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"a.md", "a.png", "b.md", "b.png", "studies.png"}
     assert set(capsys.readouterr().out.split()) == {str(tmp_path / "out" / name) for name in written}
@@ -238,11 +238,13 @@ def test_a_page_does_not_take_the_place_of_another(tmp_path, capsys, names):
     for file in files:
         file.parent.mkdir()
         file.write_text(example({6: 1.0}).model_dump_json(), encoding="utf-8")
-    assert study_page.main([*map(str, files), "--out", str(tmp_path / "out")]) == 2
+    assert cli.main(["compare", "--pages", *map(str, files), "--out", str(tmp_path / "out")]) == 2
     stem = files[1].stem
     wanted = f"basicsr: error: {files[1]}: another page would be named {stem!r} too; give the file another name\n"
     assert capsys.readouterr().err == wanted and not (tmp_path / "out").exists()
-    assert study_page.main([str(files[1]), "--out", str(tmp_path / "out")]) == 0  # alone it is in nobody's way
+    assert (
+        cli.main(["compare", "--pages", str(files[1]), "--out", str(tmp_path / "out")]) == 0
+    )  # alone it is in nobody's way
 
 
 @pytest.mark.parametrize(
@@ -257,7 +259,7 @@ def test_a_file_that_is_no_study_is_one_line(tmp_path, capsys, content, message)
     file = tmp_path / "study.json"
     if content is not None:
         file.write_bytes(content)
-    assert study_page.main([str(file), "--out", str(tmp_path / "out")]) == 2
+    assert cli.main(["compare", "--pages", str(file), "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"basicsr: error: {tmp_path / message}") and not (tmp_path / "out").exists()
 

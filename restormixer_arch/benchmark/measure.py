@@ -139,7 +139,7 @@ def start_work(command: str, device: str = "cpu") -> Callable[[], object]:
             picture = f"{folder}/picture.png"
             Image.effect_noise((384, 256), 64).convert("RGB").save(picture)
             arguments = ["restore", picture, "-o", f"{folder}/restored", "--device", device]
-            run = [sys.executable, "-m", "restormixer_arch.cli", *arguments]
+            run = [*module_command("restormixer_arch.cli"), *arguments]
             subprocess.run(run, check=True, capture_output=True)
 
     return restore
@@ -226,8 +226,18 @@ def thop_figures(network: nn.Module, size: int) -> tuple[float, float] | None:
     return float(macs), float(parameters)
 
 
+def module_command(module: str) -> list[str]:
+    """Return the command that runs a module of this package as it is installed.
+
+    ``python -m`` would look into the working directory first. In a clone that is the package's source, which lacks the
+    compiled library and the folders that installing maps.
+    """
+    installed = "import runpy, sys; sys.path = [place for place in sys.path if place]"
+    return [sys.executable, "-c", f"{installed}; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"]
+
+
 def run_in_process(module: str, job: dict[str, Any], label: str) -> Any:
-    """Run ``python -m module`` in a process of its own, so that its memory and settings are its own.
+    """Run a module in a process of its own, so that its memory and settings are its own.
 
     It reads the job as JSON on stdin and prints its result as its last line.
 
@@ -239,8 +249,7 @@ def run_in_process(module: str, job: dict[str, Any], label: str) -> Any:
     Raises:
         UserError: it failed; the message ends with its last line.
     """
-    command = [sys.executable, "-m", module]
-    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
+    done = subprocess.run(module_command(module), input=json.dumps(job), capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"{label} failed with exit code {done.returncode}: {last}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from restormixer_arch.cli.parsing import Parser, add_option_file
 from restormixer_arch.config.check import raise_problems
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import complain, note, say
+from restormixer_arch.output import complain, note, say, user_path
 
 if TYPE_CHECKING:
     from restormixer_arch.compare.results import Comparison
@@ -25,13 +25,28 @@ def run(arguments: list[str]) -> int:
         The exit code: 0, or 128 and the number of the signal that has ended the comparison.
     """
     parser = Parser("compare", "Train, restore and measure several networks side by side, by an option file.")
-    add_option_file(parser, "resume in the folder of an earlier run; networks trained there are kept")
+    add_option_file(parser, "resume in the folder of an earlier run; networks trained there are kept", required=False)
     parser.add_argument(
         "--steps",
         action="store_true",
         help="only measure the seconds of each network's training step, for step_seconds; on a quiet machine",
     )
+    parser.add_argument(
+        "--pages",
+        nargs="+",
+        type=user_path,
+        metavar="STUDY.json",
+        help="without -opt: only make the tables and curves of studies again, from their values",
+    )
+    parser.add_argument("--out", type=user_path, default=Path(), metavar="FOLDER", help="of --pages (default: .)")
     args = parser.parse_args(arguments)
+    if bool(args.opt) == bool(args.pages):
+        parser.error("expected either -opt or --pages")
+    if args.pages:
+        from restormixer_arch.compare.study_page import write_pages
+
+        write_pages(args.pages, args.out)
+        return 0
     from restormixer_arch.compare.options import name_problems_of, read_compare_file
 
     options = read_compare_file(args.opt, args.force_yml, needs_steps=not args.steps)

@@ -64,10 +64,10 @@ def option_file_parser(command: str, description: str) -> Parser:
     return parser
 
 
-def add_option_file(parser: Parser, resuming: str) -> None:
+def add_option_file(parser: Parser, resuming: str, *, required: bool = True) -> None:
     """Add the option file, ``--force_yml`` for its values, and ``--auto_resume``, with ``resuming`` as its help."""
     parser.shared_job = True
-    parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="option file (YAML)")
+    parser.add_argument("-opt", "--opt", required=required, metavar="FILE", help="option file (YAML)")
     parser.add_argument("--auto_resume", action="store_true", help=resuming)
     parser.add_argument(
         "--force_yml",

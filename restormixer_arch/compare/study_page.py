@@ -1,14 +1,8 @@
-"""The page of a study: tables in Markdown, curves and receptive fields as PNG.
-
-``python -m restormixer_arch.compare.study_page STUDY.json ... --out FOLDER`` makes tables and curves again from the
-values of studies that were run before.
-"""
+"""The page of a study: tables in Markdown, curves and receptive fields as PNG."""
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,8 +12,8 @@ import numpy as np
 from restormixer_arch.compare.results import Difference, read_part
 from restormixer_arch.compare.study import FIELD_SIDE, Study, Use
 from restormixer_arch.compare.tables import markdown_table, show_difference
-from restormixer_arch.errors import UserError, exit_code_of
-from restormixer_arch.output import atomic_paths, say, user_path, write_text_atomically
+from restormixer_arch.errors import UserError
+from restormixer_arch.output import atomic_paths, say, write_text_atomically
 from restormixer_arch.training.reports import plot_text
 from restormixer_arch.training.results import markdown_text
 
@@ -218,21 +212,10 @@ def draw_context(uses: dict[str, Use], fields: dict[str, np.ndarray], path: Path
     return path
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Write the pages of studies again; return the exit code."""
-    description = (
-        "Make tables (<name>.md) and curves (<name>.png) again from the values of studies; of several studies also "
-        f"{JOINT}.png, a row for the first data set of each."
-    )
-    parser = argparse.ArgumentParser(prog="python -m restormixer_arch.compare.study_page", description=description)
-    parser.add_argument("files", nargs="+", type=user_path, metavar="STUDY.json", help="study.json of basicsr compare")
-    parser.add_argument("--out", type=user_path, default=Path(), metavar="FOLDER", help="default: .")
-    args = parser.parse_args(arguments)
-    return exit_code_of(lambda: _write_pages(args.files, args.out))
+def write_pages(files: list[Path], out: Path) -> None:
+    """Write tables (``<name>.md``) and curves (``<name>.png``) of studies, named as their files are.
 
-
-def _write_pages(files: list[Path], out: Path) -> None:
-    """Write the pages of studies, named as their files are.
+    Of several studies also ``studies.png``, a row for the first data set of each.
 
     Raises:
         UserError: a file is no study, or two have one name, so that a page would take another's place.
@@ -249,7 +232,3 @@ def _write_pages(files: list[Path], out: Path) -> None:
     if len(studies) > 1:
         rows = [(study, study.measures[0]) for study in studies.values()]
         say(str(draw_curves(rows, out / f"{JOINT}.png")))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

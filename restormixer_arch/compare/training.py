@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from restormixer_arch.benchmark.measure import run_in_process
+from restormixer_arch.benchmark.measure import module_command, run_in_process
 from restormixer_arch.compare.options import ANY_TOTAL, is_trained, training_options
 from restormixer_arch.compare.results import Training
 from restormixer_arch.errors import UserError
@@ -136,7 +135,7 @@ def _train(options: dict[str, Any], name: str, total: int, file: Path, place: Pa
         log = place / f"{name}.log"
         note(f"training {name}: {total} iterations; log: {log}")
         begin = time.monotonic()
-        code = run_and_wait([sys.executable, "-m", FOLLOWER, "-opt", str(file), "--auto_resume"], log)
+        code = run_and_wait([*module_command(FOLLOWER), "-opt", str(file), "--auto_resume"], log)
         state = {"seconds": state["seconds"] + time.monotonic() - begin, "done": code == 0}
         write_text_atomically(record, json.dumps(state) + "\n")
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
