@@ -40,7 +40,7 @@ def errors(capsys) -> list[str]:
     ("arguments", "message"),
     [
         (["trian"], f"unknown command 'trian'. Did you mean 'train'? Commands: {', '.join(cli.COMMANDS)}"),
-        (["compare"], "basicsr compare: expected either -opt or --pages. See 'basicsr compare --help'"),
+        (["compare"], "basicsr compare: expected one of -opt, --pages and --report. See 'basicsr compare --help'"),
         (["train"], "basicsr train: the following arguments are required: -opt/--opt. See 'basicsr train --help'"),
         (
             ["train", "-opt", "x", "--auto_resum"],

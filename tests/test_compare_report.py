@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from restormixer_arch import cli
 from restormixer_arch.compare import results
 from restormixer_arch.compare.report import page as report
 from restormixer_arch.compare.results import Difference, Metric
@@ -245,14 +246,14 @@ def test_command_makes_the_same_report_from_results(tmp_path, capsys):
     text = report.write_report(made, tmp_path).read_text(encoding="utf-8")
     results.write(made, tmp_path)
     (tmp_path / report.FILE).unlink()
-    assert report.main([str(tmp_path)]) == 0
+    assert cli.main(["compare", "--report", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / report.FILE}\n"
     ids = r'"?[0-9a-f]{8}-[0-9a-f-]{27}"?'  # plotly draws names for its plots
     assert re.sub(ids, "", (tmp_path / report.FILE).read_text(encoding="utf-8")) == re.sub(ids, "", text)
 
 
 def fails(folder, capsys):
-    assert report.main([str(folder)]) == 2
+    assert cli.main(["compare", "--report", str(folder)]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     return line

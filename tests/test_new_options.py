@@ -1,6 +1,7 @@
 """``basicsr init``: what it writes is read again as it was meant, and it tries less where memory runs out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,12 @@ def test_plain_names_have_no_quotes():
 @pytest.fixture
 def wanted(tmp_path):
     return new_options.Wanted(tmp_path, tmp_path / "x.yml", "x", None, "s", 1.0)
+
+
+def test_norms_are_by_the_batch_at_first_where_nothing_is_trained_yet(wanted):
+    data = new_options._Data(train="", val="", scale=1, side=None, falls=False)
+    texts = [new_options._fill(replace(wanted, task=task), data, "~", 64, 8, 1000, 0.5) for task in (None, "derain")]
+    assert [load_yaml(text)["train"]["frozen_norms"] for text in texts] == [0.1, 0]
 
 
 def test_pairs_of_another_format_are_not_passed_over(tmp_path):

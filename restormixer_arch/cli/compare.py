@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+from argparse import Namespace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -39,14 +40,31 @@ def run(arguments: list[str]) -> int:
         help="without -opt: only make the tables and curves of studies again, from their values",
     )
     parser.add_argument("--out", type=user_path, default=Path(), metavar="FOLDER", help="of --pages (default: .)")
+    parser.add_argument(
+        "--report",
+        type=user_path,
+        metavar="FOLDER",
+        help="without -opt: only make report.html of a comparison again, from the results.json in its folder",
+    )
     args = parser.parse_args(arguments)
-    if bool(args.opt) == bool(args.pages):
-        parser.error("expected either -opt or --pages")
+    if [bool(args.opt), bool(args.pages), bool(args.report)].count(True) != 1:
+        parser.error("expected one of -opt, --pages and --report")
     if args.pages:
         from restormixer_arch.compare.study_page import write_pages
 
         write_pages(args.pages, args.out)
         return 0
+    if args.report:
+        from restormixer_arch.compare import results
+        from restormixer_arch.compare.report.page import write_report
+
+        say(str(write_report(results.read(args.report), args.report)))
+        return 0
+    return _compare(args, arguments)
+
+
+def _compare(args: Namespace, arguments: list[str]) -> int:
+    """Compare by the option file; ``arguments`` are those that ``args`` was made of."""
     from restormixer_arch.compare.options import name_problems_of, read_compare_file
 
     options = read_compare_file(args.opt, args.force_yml, needs_steps=not args.steps)

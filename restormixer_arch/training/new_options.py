@@ -70,7 +70,7 @@ train:
   total_iter: {iterations}  # {hours:g} h at {seconds:.2f} s, measured on this machine
   warmup_iter: {warmup}
   ema_decay: 0.999
-  frozen_norms: 0  # BatchNorm stays what it starts as, a scale and a shift
+  frozen_norms: {norms}
   grad_clip: 0.01
   optim_g:
     type: AdamW
@@ -278,6 +278,9 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
         if wanted.task
         else "-1  # none",
         "rate_batch": RATE_BATCH,
+        "norms": "0  # BatchNorm keeps the statistics of the weights"
+        if wanted.task
+        else "0.1  # BatchNorm by the batch for a tenth of the training, then a scale and a shift",
         "loss": "L1Loss" if data.scale > 1 else "MultiScaleDualDomainLoss",
         "freq": freq,
         "validation": "",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from restormixer_arch.compare import results, tables
+from restormixer_arch.compare import tables
 from restormixer_arch.compare.results import Comparison
-from restormixer_arch.errors import UserError, exit_code_of
-from restormixer_arch.output import say, write_text_atomically
+from restormixer_arch.errors import UserError
+from restormixer_arch.output import write_text_atomically
 
 FILE = "report.html"
 NEEDED = ("jinja2", "plotly")
@@ -84,16 +82,3 @@ def facts(machine: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in machine.items():
         text = ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else str(value)
         yield name.replace("_", " "), text
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Write the report of a folder again; return the exit code."""
-    description = "Make report.html again from the results.json of a folder."
-    parser = argparse.ArgumentParser(prog="python -m restormixer_arch.compare.report", description=description)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of basicsr compare, with a results.json")
-    folder = parser.parse_args(arguments).folder
-    return exit_code_of(lambda: say(str(write_report(results.read(folder), folder))))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
