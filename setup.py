@@ -131,6 +131,7 @@ setup(
         "opencv-python>=4.13",  # the first that writes PNG with colour profile and EXIF
         "pillow>=11.3",  # the first that reads AVIF
         "pydantic>=2",
+        "pytorch-optimizer>=4.1",  # the first whose Muon is tested here
         "pyyaml",
         "safetensors",
         "scipy",
@@ -145,7 +146,7 @@ setup(
         "heif": ["pillow-heif"],
         "video": ["av>=18; python_version >= '3.11'"],
         "metrics": ["torchmetrics>=1.8"],
-        "optimizers": ["schedulefree>=1.4", "pytorch-optimizer>=3.5"],
+        "optimizers": ["schedulefree>=1.4"],
         "hub": ["huggingface_hub>=0.30"],
         "export": ["onnx", "onnxscript", "onnxruntime"],
         "test": [

@@ -1,5 +1,8 @@
 """Optimizers by name: torch's Adam and AdamW, those of the packages schedulefree and pytorch-optimizer.
 
+Muon (https://kellerjordan.github.io/posts/muon) makes the update of each weight matrix orthogonal, and leaves all other
+parameters to AdamW. :func:`mark_matrices` shows it which are which.
+
 A schedule-free optimizer (arXiv 2405.15682) moves the weights y; what is to be tested and saved are the averaged
 weights x. :class:`ScheduleFree` switches between the two.
 """
@@ -7,6 +10,7 @@ weights x. :class:`ScheduleFree` switches between the two.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +25,7 @@ from restormixer_arch.errors import UserError, did_you_mean
 
 OWN = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 SCHEDULE_FREE = ("AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree")  # of the package schedulefree
+SMALLEST = 8  # rows and columns of a matrix that is worth to be made orthogonal
 FOR_NORMS = 8  # batches, at most, whose statistics the averaged weights get
 MOST_BYTES = 32 << 20  # of these batches, which checkpoints hold too; one is kept whatever its size
 
@@ -44,28 +49,58 @@ def build_optimizer(name: str, params: list[dict[str, Any]], lr: float, **option
     try:
         if name not in OWN:
             _try_out(kind, lr, options)
-        return kind(params, lr=lr, **options)
+        return _build(kind, params, lr, options)
     except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"train.optim_g: {name} cannot be used with these options ({reason})") from error
+
+
+def _build(kind: Any, params: list[dict[str, Any]], lr: float, options: dict[str, Any]) -> torch.optim.Optimizer:
+    if "adamw_lr" in inspect.signature(kind).parameters:
+        params = mark_matrices(params, options.get("weight_decay", 0.0))
+    return kind(params, lr=lr, **options)
+
+
+def mark_matrices(groups: list[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
+    """Split parameter groups for Muon and its variants in pytorch-optimizer, which want ``use_muon`` in each group.
+
+    Matrices are the weights of linear layers, and of convolutions over more than one channel as (C', C * k * k), with
+    at least :data:`SMALLEST` rows and columns: a layer that ends in three colours is none.
+
+    Args:
+        groups: parameter groups, with or without a ``weight_decay`` of their own.
+        weight_decay: of the groups without.
+    """
+    marked: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for group in groups:
+        for use_muon, found in marked.items():
+            params = [p for p in group["params"] if _is_matrix(p) == use_muon]
+            if params:
+                found.append({"weight_decay": weight_decay, **group, "params": params, "use_muon": use_muon})
+    return marked[True] + marked[False]
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    if parameter.ndim not in (2, 4) or parameter.shape[1] == 1:
+        return False
+    return min(parameter.shape[0], parameter[0].numel()) >= SMALLEST
 
 
 def _find(name: str) -> type[torch.optim.Optimizer]:
     if name in OWN:
         return OWN[name]
     package = "schedulefree" if name in SCHEDULE_FREE else "pytorch_optimizer"
-    known = [*OWN, *SCHEDULE_FREE]
     try:
         module = importlib.import_module(package)
     except ImportError as error:
-        raise UserError(
-            f"train.optim_g.type: {name!r} is none of {', '.join(OWN)}.{did_you_mean(name, known)} "
-            "Those of schedulefree and pytorch-optimizer need 'pip install restormixer[optimizers]'"
-        ) from error
+        extra = "restormixer[optimizers]" if name in SCHEDULE_FREE else "pytorch-optimizer"
+        lacking = f"{name!r} needs {package}, which is not installed. Run: pip install {extra!r}"
+        raise UserError(f"train.optim_g.type: {lacking}") from error
     kinds = {key: kind for key, kind in vars(module).items() if _is_optimizer(kind)}
     if name not in kinds:
+        hint = did_you_mean(name, [*OWN, *SCHEDULE_FREE, *kinds])
         raise UserError(
-            f"train.optim_g.type: {name!r} is none of {', '.join(OWN)}.{did_you_mean(name, [*known, *kinds])} "
+            f"train.optim_g.type: {name!r} is none of {', '.join(OWN)}.{hint} "
             f"Neither is it one of {', '.join(SCHEDULE_FREE)}, or of pytorch-optimizer"
         )
     return kinds[name]
@@ -78,8 +113,9 @@ def _is_optimizer(kind: Any) -> bool:
 def _try_out(kind: type[torch.optim.Optimizer], lr: float, options: dict[str, Any]) -> None:
     """Take two steps of a convolution and a bias: some need a closure, second derivatives, or marked parameters."""
     with torch.random.fork_rng():
-        params = [nn.Parameter(torch.randn(4, 4, 3, 3)), nn.Parameter(torch.randn(4))]
-        optimizer = kind([{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.0}], lr=lr, **options)
+        params = [nn.Parameter(torch.randn(8, 8, 3, 3)), nn.Parameter(torch.randn(8))]
+        groups = [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.0}]
+        optimizer = _build(kind, groups, lr, options)
         if is_schedule_free(optimizer):
             optimizer.train()
         for _ in range(2):

@@ -146,6 +146,67 @@ def test_ema_beside_it_is_refused(pairs, train_options, write, capsys):
     assert "train.ema_decay: must be 0 with a schedule-free optimizer" in capsys.readouterr().err
 
 
+# --- Muon ------------------------------------------------------------------------------------------------------------
+
+
+def muon(tmp_path, **options):
+    optimizer = {"type": "Muon", "lr": 0.02, "adamw_lr": 1e-3, "weight_decay": 0.1, **options}
+    return build(tmp_path, optim_g=optimizer, ema_decay=0, grad_clip=0)
+
+
+def test_a_step_of_a_matrix_is_orthogonal_and_that_of_the_others_is_adamws(tmp_path):
+    """After one step Nesterov's momentum has the gradient's direction, and AdamW's step is its sign."""
+    model = muon(tmp_path)
+    before = {name: value.detach().clone() for name, value in model.net_g.named_parameters()}
+    step(model)
+    names = {id(parameter): name for name, parameter in model.net_g.named_parameters()}
+    exempt, matrices = model.net_g.no_weight_decay(), 0
+    for group in model.optimizer_g.param_groups:
+        for parameter in group["params"]:
+            name, decay = names[id(parameter)], 0.0 if names[id(parameter)] in exempt else 0.1
+            assert (group["weight_decay"], group["lr"]) == (decay, 0.02 if group["use_muon"] else 1e-3)
+            moved = before[name].double() * (1 - group["lr"] * decay) - parameter.detach().double()
+            gradient = parameter.grad.double()
+            if not group["use_muon"]:
+                clear = gradient.abs() > 1e-6
+                torch.testing.assert_close(moved[clear], 1e-3 * gradient.sign()[clear], rtol=0, atol=2e-5)
+                continue
+            matrices += 1
+            u, values, v = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
+            turned = u.T @ (moved.flatten(1) / 0.02) @ v.T  # the identity, but for directions without a gradient
+            strong = values > 0.05 * values.sum()
+            scale = max(1.0, len(gradient) / gradient[0].numel()) ** 0.5
+            diagonal = turned.diagonal()[strong] / scale
+            assert ((diagonal > 0.6) & (diagonal < 1.3)).all(), (
+                name,
+                diagonal,
+            )  # five steps of Newton-Schulz, in bfloat16
+    assert matrices > 10
+
+
+def test_matrices_are_the_weights_of_linear_layers_and_of_full_convolutions():
+    network = torch.nn.ModuleDict(
+        {
+            "linear": torch.nn.Linear(8, 9),
+            "conv": torch.nn.Conv2d(16, 8, 3),
+            "depthwise": torch.nn.Conv2d(16, 16, 3, groups=16),
+            "colours": torch.nn.Conv2d(16, 3, 3),
+            "norm": torch.nn.LayerNorm(8),
+        }
+    )
+    named = {id(parameter): name for name, parameter in network.named_parameters()}
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    plain = [p for p in network.parameters() if p.ndim <= 1]
+    groups = optimizers.mark_matrices([{"params": decayed}, {"params": plain, "weight_decay": 0.0}], 0.1)
+    shown = [(g["use_muon"], g["weight_decay"], [named[id(p)] for p in g["params"]]) for g in groups]
+    rest = ["linear.bias", "conv.bias", "depthwise.bias", "colours.bias", "norm.weight", "norm.bias"]
+    assert shown == [
+        (True, 0.1, ["linear.weight", "conv.weight"]),
+        (False, 0.1, ["depthwise.weight", "colours.weight"]),
+        (False, 0.0, rest),
+    ]
+
+
 # --- pytorch-optimizer -----------------------------------------------------------------------------------------------
 
 
@@ -155,12 +216,12 @@ def test_ema_beside_it_is_refused(pairs, train_options, write, capsys):
         {"type": "Lion", "lr": 1e-4, "betas": [0.9, 0.99]},
         {"type": "Adan", "lr": 1e-3, "betas": [0.98, 0.92, 0.99]},
         {"type": "Prodigy", "lr": 1.0, "d0": 1e-5},
+        {"type": "Muon", "lr": 0.02, "adamw_lr": 1e-3, "adamw_betas": [0.9, 0.95]},
         {"type": "ScheduleFreeAdamW", "lr": 1e-3},
     ],
     ids=lambda optimizer: optimizer["type"],
 )
 def test_option_files_train_and_resume(pairs, train_options, write, monkeypatch, optimizer):
-    pytest.importorskip("pytorch_optimizer")
     options = several_batches(train_options)
     options["model_type"] = "RestorMixerModel"
     options["train"] |= {"optim_g": optimizer, "warmup_iter": -1}
@@ -173,6 +234,11 @@ def test_option_files_train_and_resume(pairs, train_options, write, monkeypatch,
 @pytest.mark.parametrize(
     ("optimizer", "message"),
     [
+        ({"type": "AdmW"}, "'AdmW' is none of Adam, AdamW. Did you mean 'AdamW'?"),
+        (
+            {"type": "Muon", "adam_lr": 1e-3},
+            "train.optim_g.adam_lr: Muon has no such argument. Did you mean 'adamw_lr'?",
+        ),
         ({"type": "Lyon"}, "'Lyon' is none of Adam, AdamW. Did you mean 'Lion'?"),
         ({"type": "Lion", "beta": [0.9, 0.99]}, "train.optim_g.beta: Lion has no such argument. Did you mean 'betas'?"),
         ({"type": "Lion", "betas": [0.9, 2.0]}, "Lion cannot be used with these options ("),
@@ -181,7 +247,6 @@ def test_option_files_train_and_resume(pairs, train_options, write, monkeypatch,
     ],
 )
 def test_what_cannot_be_used_is_one_line(pairs, train_options, write, capsys, optimizer, message):
-    pytest.importorskip("pytorch_optimizer")
     pytest.importorskip("schedulefree")
     train_options["model_type"] = "RestorMixerModel"
     train_options["train"]["optim_g"] = {"lr": 1e-4, **optimizer}
@@ -189,15 +254,14 @@ def test_what_cannot_be_used_is_one_line(pairs, train_options, write, capsys, op
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("name", "hint"), [("Lion", ""), ("AdmW", "Did you mean 'AdamW'?"), (FREE["type"], "")])
-def test_without_the_packages(tmp_path, monkeypatch, name, hint):
-    for package in ("schedulefree", "pytorch_optimizer"):
-        monkeypatch.setitem(sys.modules, package, None)
+def test_without_schedulefree(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "schedulefree", None)
     with pytest.raises(UserError) as caught:
-        build(tmp_path, optim_g={"type": name, "lr": 1e-3})
-    text = str(caught.value)
-    assert text.startswith(f"train.optim_g.type: {name!r} is none of Adam, AdamW.") and hint in text
-    assert "pip install restormixer[optimizers]" in text
+        build(tmp_path, optim_g={"type": FREE["type"], "lr": 1e-3})
+    assert str(caught.value) == (
+        "train.optim_g.type: 'AdamWScheduleFree' needs schedulefree, which is not installed. "
+        "Run: pip install 'restormixer[optimizers]'"
+    )
 
 
 def test_keys_of_torchs_own_are_still_checked_first(pairs, train_options, write, capsys):

@@ -166,6 +166,10 @@ def _optimizer_problems(options: dict[str, Any]) -> Iterator[Problem]:
         if name not in known:
             yield Problem((*at, "type"), unknown_name(name, f"optimizer of {model.__name__}", known))
             return
+    elif name not in getattr(
+        model, "optimizers_of_torch", ()
+    ):  # a name of torch may mean another package's class there
+        return
     target = getattr(torch.optim, name, None)
     if isinstance(target, type) and issubclass(target, torch.optim.Optimizer):
         yield from argument_problems(target, section, at, given=["params"])
