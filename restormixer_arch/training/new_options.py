@@ -25,8 +25,21 @@ from restormixer_arch.training.dry_run import measure
 
 PATCHES = {"cpu": ((96, 8), (64, 8), (64, 4), (48, 4)), "cuda": ((256, 16), (192, 8), (128, 8), (96, 4))}
 SLOW = {"cpu": 2.0, "cuda": 1.0}  # seconds of an iteration above which the next smaller patch is tried
-RATES = {False: 2e-3, True: 1e-3}  # for a batch of RATE_BATCH, from nothing and from weights
+MUON_RATE, ADAMW_RATES = 0.03, {False: 2e-3, True: 1e-3}  # for a batch of RATE_BATCH; AdamW from nothing, from weights
 RATE_BATCH = 8
+OPTIMIZERS = {
+    False: """\
+    type: Muon  # learns much faster than AdamW from nothing
+    lr: {muon_rate}  # {muon_base:g} for a batch of {rate_batch}, and in proportion to the square root of the batch
+    adamw_lr: {adamw_rate}  # of what is no matrix
+    adamw_betas: [0.9, 0.95]
+""",
+    True: """\
+    type: AdamW
+    lr: {adamw_rate}  # {adamw_base:g} for a batch of {rate_batch}, and in proportion to the square root of the batch
+    betas: [0.9, 0.999]
+""",
+}
 FALLING_TASKS = ("derain", "desnow", "mixed")  # whose pairs show rain or snow
 NETWORKS = {
     "s": "  base_channels: 16  # RestorMixer-S, 0.54 M parameters\n  num_blocks: [2, 2, 2]\n",
@@ -73,10 +86,7 @@ train:
   frozen_norms: {norms}
   grad_clip: 0.01
   optim_g:
-    type: AdamW
-    lr: {rate}  # {base_rate:g} for a batch of {rate_batch}, and in proportion to the square root of the batch
-    weight_decay: 1.0e-4
-    betas: [0.9, 0.999]
+{optimizer}    weight_decay: 1.0e-4
   scheduler:
     type: CosineAnnealingRestartLR
     periods: [{iterations}]  # the same number as total_iter
@@ -254,7 +264,14 @@ def _candidates(device: str, data: _Data) -> Iterator[tuple[int, int]]:
 
 
 def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, iterations: int, seconds: float) -> str:
-    base_rate, freq = RATES[wanted.task is not None], max(iterations // 10, 1)
+    trained, freq, scale = wanted.task is not None, max(iterations // 10, 1), math.sqrt(batch / RATE_BATCH)
+    rates = {
+        "muon_rate": f"{MUON_RATE * scale:.2e}",
+        "muon_base": MUON_RATE,
+        "adamw_rate": f"{ADAMW_RATES[trained] * scale:.2e}",
+        "adamw_base": ADAMW_RATES[trained],
+        "rate_batch": RATE_BATCH,
+    }
     values: dict[str, Any] = {
         "file": shlex.quote(wanted.file.as_posix()),
         "trained": shlex.quote(f"experiments/{wanted.name}/models/net_g_latest.pth"),
@@ -272,14 +289,12 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
         "iterations": iterations,
         "hours": wanted.hours,
         "seconds": seconds,
-        "rate": f"{base_rate * math.sqrt(batch / RATE_BATCH):.2e}",
-        "base_rate": base_rate,
+        "optimizer": OPTIMIZERS[trained].format(**rates),
         "warmup": f"{iterations // 20}  # the rate rises first, which spares what the weights know"
-        if wanted.task
+        if trained
         else "-1  # none",
-        "rate_batch": RATE_BATCH,
         "norms": "0  # BatchNorm keeps the statistics of the weights"
-        if wanted.task
+        if trained
         else "0.1  # BatchNorm by the batch for a tenth of the training, then a scale and a shift",
         "loss": "L1Loss" if data.scale > 1 else "MultiScaleDualDomainLoss",
         "freq": freq,
