@@ -78,6 +78,21 @@ def test_mistakes_are_reported_by_both(validator, key, value):
         check_options(wrong, "x.yml", True, paths=False)
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"type": "Muon", "lr": 0.03, "adamw_lr": 2e-3, "adamw_betas": [0.9, 0.95]},
+        {"type": "Adan", "lr": 1e-3, "betas": [0.98, 0.92, 0.99]},
+        {"type": "AdamW", "lr": 1e-3, "betas": [0.9, 0.99], "amsgrad": True},
+    ],
+    ids=lambda optimizer: optimizer["type"],
+)
+def test_optimizers_of_other_packages_have_keys_of_their_own(validator, optimizer):
+    options = load(FOLDER / "train_derain_demo.yml")
+    assert validator.is_valid(change(options, "train.optim_g", optimizer))
+    assert not validator.is_valid(change(options, "train.optim_g", {**optimizer, "lr": "fast"}))
+
+
 COMPARE_MISTAKES = [
     ("competitor", {}),
     ("competitors.EDSR.network_g.type", None),

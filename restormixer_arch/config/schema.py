@@ -153,8 +153,21 @@ def dataset_section(kind: Any, phase: str) -> type[BaseModel]:
 TORCH_OPTIMIZERS = ("Adam", "AdamW", "Adamax", "SGD", "ASGD", "RMSprop", "Rprop")  # those of BasicSR's models
 
 
+COMMON_KEYS = ("type", "lr", "weight_decay")  # of every optimizer
+
+
+def _leave_open_for_other_packages(json_schema: dict[str, Any]) -> None:
+    """Apply all but the common keys to torch's optimizers alone, in the schema for editors."""
+    own = {key: json_schema.pop(key) for key in ("properties", "additionalProperties")}
+    json_schema["properties"] = {key: own["properties"][key] for key in COMMON_KEYS}
+    json_schema["if"] = {"properties": {"type": {"enum": list(TORCH_OPTIMIZERS)}}}
+    json_schema["then"] = own
+
+
 class Optimizer(Section):
     """The keys of torch's optimizers, which are compared with the class later; other packages' have more keys."""
+
+    model_config = ConfigDict(json_schema_extra=_leave_open_for_other_packages)
 
     @model_validator(mode="before")
     @classmethod
@@ -162,7 +175,7 @@ class Optimizer(Section):
         name = section.get("type") if isinstance(section, dict) else None
         if not isinstance(name, str) or name in TORCH_OPTIMIZERS:
             return section
-        return {key: value for key, value in section.items() if key in ("type", "lr", "weight_decay")}
+        return {key: value for key, value in section.items() if key in COMMON_KEYS}
 
     type: str = Field(description="name of the optimizer, such as Adam")
     lr: Rate = Field(description="learning rate")
