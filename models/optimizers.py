@@ -25,7 +25,7 @@ from restormixer_arch.errors import UserError, did_you_mean
 
 OWN = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 SCHEDULE_FREE = ("AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree")  # of the package schedulefree
-SMALLEST = 8  # rows and columns of a matrix that is worth to be made orthogonal
+SMALLEST = 8  # rows and columns of a matrix that is worth making orthogonal
 FOR_NORMS = 8  # batches, at most, whose statistics the averaged weights get
 MOST_BYTES = 32 << 20  # of these batches, which checkpoints hold too; one is kept whatever its size
 
@@ -111,7 +111,7 @@ def _is_optimizer(kind: Any) -> bool:
 
 
 def _try_out(kind: type[torch.optim.Optimizer], lr: float, options: dict[str, Any]) -> None:
-    """Take two steps of a convolution and a bias: some need a closure, second derivatives, or marked parameters."""
+    """Take two steps of a convolution and a bias: some need a closure, second derivatives, or other marks."""
     with torch.random.fork_rng():
         params = [nn.Parameter(torch.randn(8, 8, 3, 3)), nn.Parameter(torch.randn(8))]
         groups = [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.0}]

@@ -70,7 +70,6 @@ class RestorMixerModel(SRModel):
     """
 
     nondist_validation = dist_validation = validate  # shares the images out where there are several processes
-    optimizers_of_torch = tuple(OWN)  # other names are classes of other packages
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self.results: dict[str, dict[str, float]] = {}

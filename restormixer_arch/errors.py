@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from restormixer_arch.output import complain, user_path
+from restormixer_arch.output import user_path
 
 
 class UserError(ValueError):
@@ -36,21 +36,6 @@ class OptionErrors(UserError):
 def file_error(error: OSError) -> str:
     """Return what the system says of a file, as ``file: reason``."""
     return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
-
-
-def exit_code_of(program: Callable[[], object]) -> int:
-    """Run a program that is started by ``python -m``; a mistake is one line on stderr, and exit code 2."""
-    try:
-        program()
-    except UserError as error:
-        complain(f"error: {error}")
-        return 2
-    except OSError as error:
-        if not error.strerror:
-            raise
-        complain(f"error: {file_error(error)}")
-        return 2
-    return 0
 
 
 def closest(name: str, choices: Iterable[str]) -> str | None:

@@ -242,9 +242,8 @@ def test_a_page_does_not_take_the_place_of_another(tmp_path, capsys, names):
     stem = files[1].stem
     wanted = f"basicsr: error: {files[1]}: another page would be named {stem!r} too; give the file another name\n"
     assert capsys.readouterr().err == wanted and not (tmp_path / "out").exists()
-    assert (
-        cli.main(["compare", "--pages", str(files[1]), "--out", str(tmp_path / "out")]) == 0
-    )  # alone it is in nobody's way
+    # Alone it is in nobody's way.
+    assert cli.main(["compare", "--pages", str(files[1]), "--out", str(tmp_path / "out")]) == 0
 
 
 @pytest.mark.parametrize(

@@ -177,10 +177,8 @@ def test_a_step_of_a_matrix_is_orthogonal_and_that_of_the_others_is_adamws(tmp_p
             strong = values > 0.05 * values.sum()
             scale = max(1.0, len(gradient) / gradient[0].numel()) ** 0.5
             diagonal = turned.diagonal()[strong] / scale
-            assert ((diagonal > 0.6) & (diagonal < 1.3)).all(), (
-                name,
-                diagonal,
-            )  # five steps of Newton-Schulz, in bfloat16
+            # Five steps of Newton-Schulz, in bfloat16.
+            assert ((diagonal > 0.6) & (diagonal < 1.3)).all(), (name, diagonal)
     assert matrices > 10
 
 

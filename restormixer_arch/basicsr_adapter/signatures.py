@@ -16,6 +16,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTR
 from pydantic import TypeAdapter, ValidationError
 
 from restormixer_arch.config.check import expected_of, unknown_name
+from restormixer_arch.config.schema import TORCH_OPTIMIZERS
 from restormixer_arch.errors import OptionErrors, Problem, closest
 
 # What BasicSR passes to a metric besides the keys of its section; 'better' is read by the model.
@@ -166,19 +167,14 @@ def _optimizer_problems(options: dict[str, Any]) -> Iterator[Problem]:
         if name not in known:
             yield Problem((*at, "type"), unknown_name(name, f"optimizer of {model.__name__}", known))
             return
-    elif name not in getattr(
-        model, "optimizers_of_torch", ()
-    ):  # a name of torch may mean another package's class there
-        return
-    target = getattr(torch.optim, name, None)
-    if isinstance(target, type) and issubclass(target, torch.optim.Optimizer):
-        yield from argument_problems(target, section, at, given=["params"])
+    if name in TORCH_OPTIMIZERS:  # other names that torch has too, such as Muon, may be another package's there
+        yield from argument_problems(getattr(torch.optim, name), section, at, given=["params"])
 
 
 def _buildable_optimizers(model: type[BaseModel]) -> list[str]:
     """The optimizers that BasicSR's own get_optimizer builds: Adam alone in 1.4.2, more in later versions."""
     names = []
-    for name in ("Adam", "AdamW", "Adamax", "SGD", "ASGD", "RMSprop", "Rprop"):
+    for name in TORCH_OPTIMIZERS:
         try:
             model.get_optimizer(None, name, [torch.nn.Parameter(torch.zeros(1))], 0.1)
         except NotImplementedError:

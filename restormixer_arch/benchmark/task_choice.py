@@ -21,7 +21,7 @@ from tqdm import tqdm
 from restormixer_arch.data.degradations.compose import add_composition, draw_composition
 from restormixer_arch.data.degradations.labels import label_of, parse_label
 from restormixer_arch.data.lmdb_io import LmdbImages
-from restormixer_arch.errors import UserError, exit_code_of
+from restormixer_arch.errors import UserError, file_error
 from restormixer_arch.inference.choose_task import (
     CLEAN,
     LEAST_PROBABILITY,
@@ -33,7 +33,7 @@ from restormixer_arch.inference.choose_task import (
     inputs_of,
     window_statistics,
 )
-from restormixer_arch.output import say, write_text_atomically
+from restormixer_arch.output import complain, say, write_text_atomically
 
 TASK_OF = {
     "rain": "derain",
@@ -165,15 +165,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=MODEL, metavar="FILE", help="of --fit (default: the package's)")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="of --fit (default 2)")
     options = parser.parse_args(arguments)
-    return exit_code_of(lambda: _run(options))
-
-
-def _run(options: argparse.Namespace) -> None:
-    if options.fit:
-        fit(options.fit, options.out, options.processes)
-    else:
-        images = fixed_images(options.table, options.set)
-        say(confusion_table([(truth, choose_task([image])) for truth, image in images]))
+    try:
+        if options.fit:
+            fit(options.fit, options.out, options.processes)
+        else:
+            images = fixed_images(options.table, options.set)
+            say(confusion_table([(truth, choose_task([image])) for truth, image in images]))
+    except UserError as error:
+        complain(f"error: {error}")
+        return 2
+    except OSError as error:
+        if not error.strerror:
+            raise
+        complain(f"error: {file_error(error)}")
+        return 2
+    return 0
 
 
 if __name__ == "__main__":

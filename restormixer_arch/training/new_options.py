@@ -27,19 +27,6 @@ PATCHES = {"cpu": ((96, 8), (64, 8), (64, 4), (48, 4)), "cuda": ((256, 16), (192
 SLOW = {"cpu": 2.0, "cuda": 1.0}  # seconds of an iteration above which the next smaller patch is tried
 MUON_RATE, ADAMW_RATES = 0.03, {False: 2e-3, True: 1e-3}  # for a batch of RATE_BATCH; AdamW from nothing, from weights
 RATE_BATCH = 8
-OPTIMIZERS = {
-    False: """\
-    type: Muon  # learns much faster than AdamW from nothing
-    lr: {muon_rate}  # {muon_base:g} for a batch of {rate_batch}, and in proportion to the square root of the batch
-    adamw_lr: {adamw_rate}  # of what is no matrix
-    adamw_betas: [0.9, 0.95]
-""",
-    True: """\
-    type: AdamW
-    lr: {adamw_rate}  # {adamw_base:g} for a batch of {rate_batch}, and in proportion to the square root of the batch
-    betas: [0.9, 0.999]
-""",
-}
 FALLING_TASKS = ("derain", "desnow", "mixed")  # whose pairs show rain or snow
 NETWORKS = {
     "s": "  base_channels: 16  # RestorMixer-S, 0.54 M parameters\n  num_blocks: [2, 2, 2]\n",
@@ -264,14 +251,7 @@ def _candidates(device: str, data: _Data) -> Iterator[tuple[int, int]]:
 
 
 def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, iterations: int, seconds: float) -> str:
-    trained, freq, scale = wanted.task is not None, max(iterations // 10, 1), math.sqrt(batch / RATE_BATCH)
-    rates = {
-        "muon_rate": f"{MUON_RATE * scale:.2e}",
-        "muon_base": MUON_RATE,
-        "adamw_rate": f"{ADAMW_RATES[trained] * scale:.2e}",
-        "adamw_base": ADAMW_RATES[trained],
-        "rate_batch": RATE_BATCH,
-    }
+    trained, freq = wanted.task is not None, max(iterations // 10, 1)
     values: dict[str, Any] = {
         "file": shlex.quote(wanted.file.as_posix()),
         "trained": shlex.quote(f"experiments/{wanted.name}/models/net_g_latest.pth"),
@@ -289,7 +269,7 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
         "iterations": iterations,
         "hours": wanted.hours,
         "seconds": seconds,
-        "optimizer": OPTIMIZERS[trained].format(**rates),
+        "optimizer": _optimizer(trained, batch),
         "warmup": f"{iterations // 20}  # the rate rises first, which spares what the weights know"
         if trained
         else "-1  # none",
@@ -306,3 +286,19 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
         )
         values["validation"] = f"\nval:\n  val_freq: {freq}\n  save_img: false\n  pbar: false\n  metrics:\n{metric}"
     return TEMPLATE.format(**values)
+
+
+def _optimizer(trained: bool, batch: int) -> str:
+    """Return the lines of ``optim_g`` but the weight decay; ``trained``: there are weights to start from."""
+    scale, adamw = math.sqrt(batch / RATE_BATCH), ADAMW_RATES[trained]
+    why = f"for a batch of {RATE_BATCH}, and in proportion to the square root of the batch"
+    if trained:
+        lines = ["type: AdamW", f"lr: {adamw * scale:.2e}  # {adamw:g} {why}", "betas: [0.9, 0.999]"]
+    else:
+        lines = [
+            "type: Muon  # learns much faster than AdamW from nothing",
+            f"lr: {MUON_RATE * scale:.2e}  # {MUON_RATE:g} {why}",
+            f"adamw_lr: {adamw * scale:.2e}  # of what is no matrix",
+            "adamw_betas: [0.9, 0.95]",
+        ]
+    return "".join(f"    {line}\n" for line in lines)
