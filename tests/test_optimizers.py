@@ -173,12 +173,13 @@ def test_a_step_of_a_matrix_is_orthogonal_and_that_of_the_others_is_adamws(tmp_p
                 continue
             matrices += 1
             u, values, v = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
-            turned = u.T @ (moved.flatten(1) / 0.02) @ v.T  # the identity, but for directions without a gradient
-            strong = values > 0.05 * values.sum()
+            new, strong = values / gradient.norm().clamp_min(1e-7), values > 0.05 * values.sum()
+            for _ in range(5):  # Newton-Schulz, Muon's polynomial
+                new = 3.4445 * new - 4.7750 * new**3 + 2.0315 * new**5
+            assert ((new[strong] > 0.6) & (new[strong] < 1.3)).all()
             scale = max(1.0, len(gradient) / gradient[0].numel()) ** 0.5
-            diagonal = turned.diagonal()[strong] / scale
-            # Five steps of Newton-Schulz, in bfloat16.
-            assert ((diagonal > 0.6) & (diagonal < 1.3)).all(), (name, diagonal)
+            # bfloat16 would be wrong by about 0.01.
+            torch.testing.assert_close(moved.flatten(1) / 0.02, scale * (u * new) @ v, rtol=0, atol=1e-3)
     assert matrices > 10
 
 

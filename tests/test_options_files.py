@@ -100,7 +100,7 @@ def test_the_rates_are_those_of_the_study_with_one_of_two_rates(task):
     for network, section in study["competitors"].items():
         own = copy.deepcopy(section.get("train") or {})
         rate = own.pop("optim_g", study["train"]["optim_g"])["lr"]
-        assert tried[network][rate] == {**section, "train": own} and set(tried[network]) == {1e-3, 3e-3}
+        assert tried[network][rate] == {**section, "train": own} and set(tried[network]) == {1e-2, 3e-2}
 
 
 def test_the_equal_budget_trains_as_the_mixed_weights_are_trained_but_for_the_rate(monkeypatch):
