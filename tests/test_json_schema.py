@@ -72,7 +72,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("key", "value"), MISTAKES, ids=[key for key, _ in MISTAKES])
 def test_mistakes_are_reported_by_both(validator, key, value):
-    wrong = change(load(FOLDER / "train_derain_demo.yml"), key, value)
+    wrong = change(load(FOLDER / "train_mixed_demo.yml"), key, value)
     assert not validator.is_valid(wrong)
     with pytest.raises(UserError, match=key.rpartition(".")[2]):
         check_options(wrong, "x.yml", True, paths=False)
