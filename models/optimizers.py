@@ -65,12 +65,14 @@ def _build(kind: Any, params: list[dict[str, Any]], lr: float, options: dict[str
 def _in_float32_on_cpus(kind: Any) -> Any:
     """Let Muon multiply in float32 on a CPU, where pytorch-optimizer's bfloat16 takes up to eight times as long.
 
-    A method of the package is replaced. A version without it runs as it is.
+    A method of the package is replaced. A version that has it no longer runs as it is.
     """
-    given = getattr(kind, "_orthogonalize", None)
-    if given is None:
+    try:
+        from pytorch_optimizer.optimizer.utils.matrix import zero_power_via_newton_schulz_5
+
+        given = kind._orthogonalize
+    except (ImportError, AttributeError):
         return kind
-    from pytorch_optimizer.optimizer.utils.matrix import zero_power_via_newton_schulz_5
 
     def orthogonalize(group: dict[str, Any], updates: list[Tensor]) -> list[Tensor]:
         if updates[0].device.type != "cpu" or group.get("ns_method", "newton_schulz") != "newton_schulz":

@@ -49,6 +49,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def own(folder: Path) -> Path:
+    """Folders gt and lq of twelve images, in the working directory."""
+    from own_images import write_pairs
+
+    write_pairs()
+    return folder
+
+
+@pytest.fixture
 def pairs(folder: Path) -> Path:
     """A working directory with six pairs of images, ``pairs/gt/<n>.png`` and ``pairs/lq/<n>.png``."""
     import cv2

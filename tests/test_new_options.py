@@ -1,14 +1,18 @@
-"""``basicsr init``: what it writes is read again as it was meant, and it tries less where memory runs out."""
+"""``basicsr init``: the option file that it writes for a set of your own, its choices, and what goes wrong."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from own_images import init, names, prepare
 
+from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.config.check import read_request
 from restormixer_arch.config.yaml_file import load_yaml
 from restormixer_arch.data.preparation.fixed_set import OPTIONS
 from restormixer_arch.errors import UserError
@@ -77,3 +81,127 @@ def test_smaller_patches_are_tried_where_memory_runs_out(wanted, monkeypatch, ca
     assert tried == [96, 64, 64, 48]
     assert capsys.readouterr().err.count("not enough memory") == 3
     assert not list(wanted.file.parent.glob(".*"))
+
+
+# --- from images to an option file ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Iterations are not run: 96 pixels take 3 s, smaller patches half a second."""
+    tried = []
+
+    def measured(request):
+        side = request.options["datasets"]["train"]["gt_size"]
+        tried.append(side)
+        return Measured([3.0 if side > 60 else 0.5], {}, None)
+
+    monkeypatch.setattr(new_options, "measure", measured)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    return tried
+
+
+def test_init_chooses_by_measurement(own, capsys, quick):
+    assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine") == 0
+    assert init("--data", "sets/mine", "-o", "my.yml", "--hours", "0.5", "--task", "derain") == 0
+    assert quick == [64, 64, 48]  # no patch is larger than the images; the first that is not slow is taken
+    options = read_request("my.yml", is_train=True).options
+    assert options["train"]["total_iter"] == options["train"]["scheduler"]["periods"][0] == 3600
+    assert options["train"]["optim_g"]["lr"] == pytest.approx(1e-3 * 0.5**0.5, rel=1e-2)  # a batch of 4
+    assert options["path"]["pretrain_network_g"].endswith("restormixer_s_derain.safetensors")
+    assert options["datasets"]["train"]["gt_size"] == 48 and options["datasets"]["val"]["name"] == "val_mine"
+    assert [path.name for path in Path().glob("*my.yml*")] == ["my.yml"]
+    capsys.readouterr()
+    assert init("--data", "sets/mine", "-o", "my.yml") == 2
+    assert "my.yml: already exists; choose another --output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "turned"),
+    [
+        ("derain", ["--lq", "lq"], False),
+        ("desnow", ["--lq", "lq"], False),
+        ("mixed", ["--lq", "lq"], False),
+        ("denoise", ["--lq", "lq"], True),
+        ("denoise", ["--degrade", "haze_rain"], False),
+        ("derain", ["--degrade", "noise,clean"], False),
+    ],
+)
+def test_init_turns_no_falling_rain(own, quick, task, given, turned):
+    """Labels may have ``clean`` among them, which is added otherwise."""
+    assert prepare("--gt", "gt", *given, "--out", "set", "--val", "1") == 0
+    assert init("--data", "set", "-o", "my.yml", "--task", task) == 0
+    train = read_request("my.yml", is_train=True).options["datasets"]["train"]
+    assert train["use_rot"] is turned
+    if given[0] == "--degrade":
+        assert train["degradations"] == {label: {"weight": 1} for label in (given[1].split(",")[0], "clean")}
+
+
+def test_what_init_suggests_can_be_pasted(own, quick, capsys):
+    assert prepare("--gt", "gt", "--lq", "lq", "--out", "set") == 0
+    capsys.readouterr()
+    assert init("--data", "set", "-o", "my file.yml") == 0
+    head = Path("my file.yml").read_text(encoding="utf-8").splitlines()
+    assert head[1:4] == [
+        "#   basicsr train -opt 'my file.yml'",
+        "#   basicsr train -opt 'my file.yml' --auto_resume   (after a stop)",
+        "#   basicsr restore IMAGE -o restored --weights 'experiments/my file/models/net_g_latest.pth'",
+    ]
+    assert capsys.readouterr().out.endswith("next: basicsr train -opt 'my file.yml'\n")
+
+
+def test_init_for_super_resolution(own, quick):
+    assert prepare("--gt", "gt", "--degrade", "down", "--scale", "2", "--out", "sets/sr") == 0
+    assert init("--data", "sets/sr", "-o", "sr.yml") == 0
+    options = read_request("sr.yml", is_train=True).options
+    assert options["scale"] == options["network_g"]["upscale"] == 2
+    assert options["train"]["pixel_opt"]["type"] == "L1Loss" and options["path"]["pretrain_network_g"] is None
+
+
+@pytest.mark.parametrize("given", [["--lq", "lq"], ["--degrade", "rain"]], ids=["pairs", "drawn"])
+def test_what_init_writes_trains(own, given, capsys, monkeypatch):
+    if given[0] == "--degrade":  # measuring takes long, and is the same
+        monkeypatch.setattr(new_options, "measure", lambda request: Measured([0.5], {}, None))
+    assert prepare("--gt", "gt", *given, "--out", "sets/mine", "--format", "folder") == 0
+    assert init("--data", "sets/mine", "-o", "my.yml", "--hours", "0.001", "--task", "derain") == 0
+    settings = ["train:total_iter=2", "val:val_freq=2", "logger:use_tb_logger=false"]
+    assert cli.main(["train", "-opt", "my.yml", "--force_yml", *settings]) == 0
+    assert Path("experiments/my/models/net_g_latest.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nothing", "-o", "a.yml"], "--data: nothing is not a folder"),
+        (["--data", "gt", "-o", "a.yml"], "--data: gt has no train_gt.lmdb and no train_gt"),
+        (["--data", "gt", "-o", "a.txt"], "--output: expected a name that ends in .yml"),
+        (["--data", "gt", "-o", "a.yml", "--hours", "0"], "--hours: expected a positive number"),
+        (["--data", "gt", "-o", "a.yml", "--name", "x/y"], "--name: got 'x/y', expected a name without / and \\"),
+        (["--data", "gt", "-o", "a.yml", "--name", ""], "--name: got '', expected a name without / and \\"),
+        (["--data", "gt", "-o", "a\\b.yml"], "--output: got 'a\\\\b', expected a name without / and \\"),
+        (["--data", "gt", "-o", "a.yml", "--task", ""], "argument --task: expected a task such as derain, got none"),
+        (["--data", "gt", "-o", "a.yml", "--task", "derian"], "Did you mean 'derain'?"),
+        (["--data", "gt", "-o", "a.yml", "--task", "derain", "--network", "base"], "--task: the installed weights are"),
+    ],
+)
+def test_mistakes_of_init_are_one_line(own, capsys, arguments, message):
+    assert init(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not Path("a.yml").exists()
+
+
+def test_the_page_as_written(own, quick, capsys):
+    """Each command of data/OWN_PAIRS.md, with a training of two iterations."""
+    page = Path(__file__).parents[1] / "data" / "OWN_PAIRS.md"
+    commands = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("basicsr ")]
+    Path("photos").mkdir()
+    Path("gt").rename("photos/clean")
+    Path("lq").rename("photos/rainy")
+    assert len(commands) == 6
+    for command in commands:
+        arguments = shlex.split(command)[1:]
+        if arguments[0] == "train":
+            arguments += ["--force_yml", "train:total_iter=2", "val:val_freq=2", "logger:use_tb_logger=false"]
+        assert cli.main(arguments) == 0, (command, capsys.readouterr().err)
+    assert len(list(Path("restored").iterdir())) == 12
+    assert len(names("datasets/sr/val_pairs/lq.lmdb")) == 1

@@ -1,8 +1,7 @@
-"""``basicsr prepare pairs`` and ``basicsr init``: from two folders of your own to a training, and what goes wrong."""
+"""``basicsr prepare pairs``: from two folders of your own to a training and a validation set, and what goes wrong."""
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -14,42 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_images import init, names, picture, prepare
 
-from restormixer_arch import cli
-from restormixer_arch.config.check import read_request
 from restormixer_arch.data.lmdb_io import LmdbImages, write_lmdb
 from restormixer_arch.data.preparation.find_pairs import Found, Unit, forget_folders
 from restormixer_arch.data.preparation.layouts import Part, PublicSet
 from restormixer_arch.data.preparation.overlap import find_copies
 from restormixer_arch.data.preparation.own_pairs import find_own_images
-from restormixer_arch.training import new_options
-from restormixer_arch.training.dry_run import Measured
-
-
-def picture(seed, side=64):
-    """A smooth picture that is unlike those of other seeds."""
-    small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
-    return cv2.resize(small, (side, side), interpolation=cv2.INTER_CUBIC)
-
-
-@pytest.fixture
-def own(tmp_path, monkeypatch):
-    """Folders gt and lq of twelve images, in the working directory."""
-    monkeypatch.chdir(tmp_path)
-    for folder in ("gt", "lq"):
-        Path(folder).mkdir()
-    for number in range(12):
-        cv2.imwrite(f"gt/{number:02}.png", picture(number))
-        cv2.imwrite(f"lq/{number:02}.png", picture(number) // 2)
-    return tmp_path
-
-
-def prepare(*arguments):
-    return cli.main(["prepare", "pairs", "--workers", "1", *arguments])
-
-
-def names(path):
-    return LmdbImages(Path(path), str(path)).names
 
 
 def test_two_folders_become_a_training_and_a_validation_set(own, capsys):
@@ -381,128 +351,3 @@ def test_a_set_in_the_working_directory(own, monkeypatch, capsys):
     assert (
         "pairs mine: rain; 1 pairs -> val_pairs" in said.out and "1 training images are also in a test set" in said.err
     )
-
-
-def init(*arguments):
-    return cli.main(["init", *arguments])
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Iterations are not run: 96 pixels take 3 s, smaller patches half a second."""
-    tried = []
-
-    def measured(request):
-        side = request.options["datasets"]["train"]["gt_size"]
-        tried.append(side)
-        return Measured([3.0 if side > 60 else 0.5], {}, None)
-
-    monkeypatch.setattr(new_options, "measure", measured)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    return tried
-
-
-def test_init_chooses_by_measurement(own, capsys, quick):
-    assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine") == 0
-    assert init("--data", "sets/mine", "-o", "my.yml", "--hours", "0.5", "--task", "derain") == 0
-    assert quick == [64, 64, 48]  # no patch is larger than the images; the first that is not slow is taken
-    options = read_request("my.yml", is_train=True).options
-    assert options["train"]["total_iter"] == options["train"]["scheduler"]["periods"][0] == 3600
-    assert options["train"]["optim_g"]["lr"] == pytest.approx(1e-3 * 0.5**0.5, rel=1e-2)  # a batch of 4
-    assert options["path"]["pretrain_network_g"].endswith("restormixer_s_derain.safetensors")
-    assert options["datasets"]["train"]["gt_size"] == 48 and options["datasets"]["val"]["name"] == "val_mine"
-    assert [path.name for path in Path().glob("*my.yml*")] == ["my.yml"]
-    capsys.readouterr()
-    assert init("--data", "sets/mine", "-o", "my.yml") == 2
-    assert "my.yml: already exists; choose another --output" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("task", "given", "turned"),
-    [
-        ("derain", ["--lq", "lq"], False),
-        ("desnow", ["--lq", "lq"], False),
-        ("mixed", ["--lq", "lq"], False),
-        ("denoise", ["--lq", "lq"], True),
-        ("denoise", ["--degrade", "haze_rain"], False),
-        ("derain", ["--degrade", "noise,clean"], False),
-    ],
-)
-def test_init_turns_no_falling_rain(own, quick, task, given, turned):
-    """Labels may have ``clean`` among them, which is added otherwise."""
-    assert prepare("--gt", "gt", *given, "--out", "set", "--val", "1") == 0
-    assert init("--data", "set", "-o", "my.yml", "--task", task) == 0
-    train = read_request("my.yml", is_train=True).options["datasets"]["train"]
-    assert train["use_rot"] is turned
-    if given[0] == "--degrade":
-        assert train["degradations"] == {label: {"weight": 1} for label in (given[1].split(",")[0], "clean")}
-
-
-def test_what_init_suggests_can_be_pasted(own, quick, capsys):
-    assert prepare("--gt", "gt", "--lq", "lq", "--out", "set") == 0
-    capsys.readouterr()
-    assert init("--data", "set", "-o", "my file.yml") == 0
-    head = Path("my file.yml").read_text(encoding="utf-8").splitlines()
-    assert head[1:4] == [
-        "#   basicsr train -opt 'my file.yml'",
-        "#   basicsr train -opt 'my file.yml' --auto_resume   (after a stop)",
-        "#   basicsr restore IMAGE -o restored --weights 'experiments/my file/models/net_g_latest.pth'",
-    ]
-    assert capsys.readouterr().out.endswith("next: basicsr train -opt 'my file.yml'\n")
-
-
-def test_init_for_super_resolution(own, quick):
-    assert prepare("--gt", "gt", "--degrade", "down", "--scale", "2", "--out", "sets/sr") == 0
-    assert init("--data", "sets/sr", "-o", "sr.yml") == 0
-    options = read_request("sr.yml", is_train=True).options
-    assert options["scale"] == options["network_g"]["upscale"] == 2
-    assert options["train"]["pixel_opt"]["type"] == "L1Loss" and options["path"]["pretrain_network_g"] is None
-
-
-@pytest.mark.parametrize("given", [["--lq", "lq"], ["--degrade", "rain"]], ids=["pairs", "drawn"])
-def test_what_init_writes_trains(own, given, capsys, monkeypatch):
-    if given[0] == "--degrade":  # measuring takes long, and is the same
-        monkeypatch.setattr(new_options, "measure", lambda request: Measured([0.5], {}, None))
-    assert prepare("--gt", "gt", *given, "--out", "sets/mine", "--format", "folder") == 0
-    assert init("--data", "sets/mine", "-o", "my.yml", "--hours", "0.001", "--task", "derain") == 0
-    settings = ["train:total_iter=2", "val:val_freq=2", "logger:use_tb_logger=false"]
-    assert cli.main(["train", "-opt", "my.yml", "--force_yml", *settings]) == 0
-    assert Path("experiments/my/models/net_g_latest.pth").is_file()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--data", "nothing", "-o", "a.yml"], "--data: nothing is not a folder"),
-        (["--data", "gt", "-o", "a.yml"], "--data: gt has no train_gt.lmdb and no train_gt"),
-        (["--data", "gt", "-o", "a.txt"], "--output: expected a name that ends in .yml"),
-        (["--data", "gt", "-o", "a.yml", "--hours", "0"], "--hours: expected a positive number"),
-        (["--data", "gt", "-o", "a.yml", "--name", "x/y"], "--name: got 'x/y', expected a name without / and \\"),
-        (["--data", "gt", "-o", "a.yml", "--name", ""], "--name: got '', expected a name without / and \\"),
-        (["--data", "gt", "-o", "a\\b.yml"], "--output: got 'a\\\\b', expected a name without / and \\"),
-        (["--data", "gt", "-o", "a.yml", "--task", ""], "argument --task: expected a task such as derain, got none"),
-        (["--data", "gt", "-o", "a.yml", "--task", "derian"], "Did you mean 'derain'?"),
-        (["--data", "gt", "-o", "a.yml", "--task", "derain", "--network", "base"], "--task: the installed weights are"),
-    ],
-)
-def test_mistakes_of_init_are_one_line(own, capsys, arguments, message):
-    assert init(*arguments) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1 and not Path("a.yml").exists()
-
-
-def test_the_page_as_written(own, quick, capsys):
-    """Each command of data/OWN_PAIRS.md, with a training of two iterations."""
-    page = Path(__file__).parents[1] / "data" / "OWN_PAIRS.md"
-    commands = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("basicsr ")]
-    Path("photos").mkdir()
-    Path("gt").rename("photos/clean")
-    Path("lq").rename("photos/rainy")
-    assert len(commands) == 6
-    for command in commands:
-        arguments = shlex.split(command)[1:]
-        if arguments[0] == "train":
-            arguments += ["--force_yml", "train:total_iter=2", "val:val_freq=2", "logger:use_tb_logger=false"]
-        assert cli.main(arguments) == 0, (command, capsys.readouterr().err)
-    assert len(list(Path("restored").iterdir())) == 12
-    assert len(names("datasets/sr/val_pairs/lq.lmdb")) == 1

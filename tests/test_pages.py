@@ -74,7 +74,7 @@ def test_commands_are_taken(page, monkeypatch):
             read_option_file(option_file, overrides)
 
 
-# Page -> the sub-commands whose examples are run, on small pictures. data/OWN_PAIRS.md is run by test_own_pairs.py, a
+# Page -> the sub-commands whose examples are run, on small pictures. data/OWN_PAIRS.md is run by test_new_options.py, a
 # training of each section of options/LOSSES_AND_METRICS.md by test_losses.py, test_optimizers.py and test_gan.py.
 EXECUTED = {
     "README.md": ("restore", "degrade"),  # its export is EXPORT.md's first
