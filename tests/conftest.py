@@ -58,6 +58,16 @@ def own(folder: Path) -> Path:
 
 
 @pytest.fixture
+def place(folder: Path) -> Path:
+    """A working directory with the weights of a network that returns its input, and an empty folder ``in``."""
+    from tiny_network import save_identity
+
+    save_identity(folder / "w.safetensors")
+    (folder / "in").mkdir()
+    return folder
+
+
+@pytest.fixture
 def pairs(folder: Path) -> Path:
     """A working directory with six pairs of images, ``pairs/gt/<n>.png`` and ``pairs/lq/<n>.png``."""
     import cv2
