@@ -71,6 +71,38 @@ class MultiScaleDualDomainLoss(nn.Module):
         return self.loss_weight * torch.stack(losses).sum()
 
 
+@LOSS_REGISTRY.register()
+class PSNRLoss(nn.Module):
+    """Minus the mean PSNR of the images, in dB: each image counts alike, however large its error is.
+
+    It is the measure of the tables, and the loss of NAFNet (arXiv 2204.04676). An L1 distance leaves an image with a
+    small error, such as a clean one, to those with large ones.
+
+    Args:
+        loss_weight: factor of the whole.
+        eps: is added to each image's mean squared error. Images much better than -10 * log10(eps) dB count little.
+
+    Shape:
+        (B, C, H, W), (B, C, H, W) in [0, 1] -> ()
+
+    Raises:
+        ValueError: a negative weight, or an ``eps`` that is not above 0.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, eps: float = 1e-8) -> None:
+        super().__init__()
+        if loss_weight < 0:
+            raise ValueError(f"loss_weight must not be negative, got {loss_weight}")
+        if not eps > 0:
+            raise ValueError(f"eps must be above 0, got {eps}")
+        self.loss_weight, self.eps = loss_weight, eps
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        with torch.autocast(output.device.type, enabled=False):
+            errors = (output.float() - target.float()).square().mean(dim=(1, 2, 3))
+            return self.loss_weight * 10 * torch.log10(errors + self.eps).mean()
+
+
 def ms_ssim(output: Tensor, target: Tensor, scales: int = 5) -> Tensor:
     """Multi-scale structural similarity of images in [0, 1], 1 for equal ones; the mean over the batch.
 

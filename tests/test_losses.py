@@ -1,4 +1,7 @@
-"""The multi-scale dual-domain loss, by hand and by its definition."""
+"""The losses, by hand and by their definitions."""
+
+import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from restormixer_arch.models.losses import (
     SCALE_WEIGHTS,
     MSSSIMLoss,
     MultiScaleDualDomainLoss,
+    PSNRLoss,
     dual_domain_loss,
     ms_ssim,
 )
@@ -137,6 +141,7 @@ def test_patches_that_are_too_small_and_other_values():
     [
         {"type": "CharbonnierLoss", "loss_weight": 2.0, "eps": 1e-6},
         {"type": "MSSSIMLoss", "scales": 1, "l1_weight": 0.2},
+        {"type": "PSNRLoss"},
     ],
 )
 def test_option_files_train_with_them(pairs, train_options, write, model, loss):
@@ -145,7 +150,31 @@ def test_option_files_train_with_them(pairs, train_options, write, model, loss):
     assert cli.main(["train", "-opt", write(train_options)]) == 0
     rows = [row.split(",") for row in (pairs / "experiments/tiny/losses.csv").read_text().splitlines()]
     values = [float(row[rows[0].index("l_pix")]) for row in rows[1:]]
-    assert len(values) == 5 and all(0 < value < 2 for value in values)
+    low, high = (-60, -1) if loss["type"] == "PSNRLoss" else (0, 2)
+    assert len(values) == 5 and all(low < value < high for value in values)
+    assert Path("experiments/tiny/learning_curve.png").is_file()
+
+
+def test_psnr_loss_is_minus_the_mean_psnr_of_the_images():
+    """Errors of 0.1 and 0.001 everywhere are 20 and 60 dB; the mean over all pixels would be 23 dB."""
+    target = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    output = target + torch.tensor([0.1, 0.001], dtype=torch.float64)[:, None, None, None]
+    assert PSNRLoss(eps=1e-15)(output, target).item() == pytest.approx(-40, abs=1e-3)
+    assert PSNRLoss(loss_weight=0.5, eps=1e-15)(output, target).item() == pytest.approx(-20, abs=1e-3)
+    assert PSNRLoss(eps=1e-2)(output, target).item() == pytest.approx(
+        10 * (math.log10(2e-2) + math.log10(1.0001e-2)) / 2
+    )
+    with pytest.raises(ValueError, match="eps must be above 0, got 0"):
+        PSNRLoss(eps=0)
+    with pytest.raises(ValueError, match="loss_weight must not be negative, got -1"):
+        PSNRLoss(loss_weight=-1)
+
+
+def test_psnr_loss_of_equal_images_has_a_finite_gradient():
+    output = torch.rand(1, 3, 8, 8).requires_grad_()
+    loss = PSNRLoss()(output, output.detach())
+    loss.backward()
+    assert loss.item() == pytest.approx(-80, abs=1e-4) and output.grad.isfinite().all()
 
 
 def test_charbonnier_is_the_root_of_square_and_eps():

@@ -11,6 +11,7 @@ import pytest
 from training_cases import RESTORMIXER, SWINIR
 
 from restormixer_arch import cli
+from restormixer_arch.training import reports
 from restormixer_arch.training.reports import draw_curves
 
 FOLDER = Path("experiments/tiny")
@@ -104,3 +105,14 @@ def test_curves_of_odd_tables(tmp_path):
     draw_curves([], [{**row, "dataset": "x$^$"} for row in niqe], tmp_path / "x.png", "_a$_b_$c")
     with pytest.raises(OSError, match="none"):
         draw_curves(losses, [], tmp_path / "none/x.png", "x")
+
+
+@pytest.mark.parametrize(("values", "scale"), [((0.5, 0.0, 0.1), "log"), ((-10.0, 0.0, -30.0), "linear")])
+def test_negative_losses_are_drawn_too(values, scale):
+    from matplotlib.figure import Figure
+
+    panel = Figure().subplots()
+    reports._draw_losses(panel, [{"iteration": i, "l_pix": value} for i, value in enumerate(values)])
+    [line] = panel.lines
+    assert panel.get_yscale() == scale
+    assert list(line.get_ydata()) == [value for value in values if scale == "linear" or value]

@@ -248,7 +248,10 @@ def plot_text(text: str) -> str:
 
 def _draw_losses(panel: Any, rows: list[dict[str, Any]]) -> None:
     points = [(row["iteration"], sum(v for name, v in row.items() if name.startswith("l_"))) for row in rows]
-    points = [(iteration, value) for iteration, value in points if math.isfinite(value) and value > 0]
+    points = [(iteration, value) for iteration, value in points if math.isfinite(value)]
+    logarithmic = all(value >= 0 for _, value in points)  # PSNRLoss is negative
+    if logarithmic:
+        points = [(iteration, value) for iteration, value in points if value]
     panel.set_ylabel("loss")
     if not points:
         return
@@ -261,7 +264,8 @@ def _draw_losses(panel: Any, rows: list[dict[str, Any]]) -> None:
             for at in range(len(values))
         ]
         panel.plot(iterations, smooth, color=BLUE, linewidth=1.8)
-    panel.set_yscale("log")
+    if logarithmic:
+        panel.set_yscale("log")
     for axis in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
         axis("{x:g}")  # 0.3, not 3 x 10^-1
 
