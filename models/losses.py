@@ -80,7 +80,8 @@ class PSNRLoss(nn.Module):
 
     Args:
         loss_weight: factor of the whole.
-        eps: is added to each image's mean squared error. Images much better than -10 * log10(eps) dB count little.
+        eps: is added to each image's mean squared error. The gradient is largest for images of about -10 * log10(eps)
+            dB; with a small ``eps`` clean images outweigh all others.
 
     Shape:
         (B, C, H, W), (B, C, H, W) in [0, 1] -> ()
