@@ -30,6 +30,8 @@ class RDCNN(nn.Module):
         self.pointwise = ConvNorm(conv(channels, channels, 1))
         for weight in (self.conv.conv.weight, self.depthwise.weight, self.pointwise.conv.weight):
             nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+        # The block starts as GELU(x), as the residual blocks of Goyal et al. (arXiv 1706.02677) start as the identity.
+        nn.init.zeros_(self.pointwise.norm.weight)
 
     @rowwise(dim=2, halo=2)
     def forward(self, x: Tensor) -> Tensor:

@@ -57,12 +57,18 @@ def test_rdcnn_formula():
     block = RDCNN(4).eval()
     block.conv.norm.running_mean.uniform_()
     block.pointwise.norm.running_var.uniform_(0.5, 2)
+    torch.nn.init.ones_(block.pointwise.norm.weight)
     x = torch.randn(1, 4, 5, 6)
     y = F.conv2d(x, block.conv.conv.weight, padding=1)
     y = F.gelu((y - block.conv.norm.running_mean.view(-1, 1, 1)) / (1 + 1e-5) ** 0.5)
     y = F.conv2d(F.conv2d(y, block.depthwise.weight, padding=1, groups=4), block.pointwise.conv.weight)
     y = y / (block.pointwise.norm.running_var.view(-1, 1, 1) + 1e-5).sqrt()
     torch.testing.assert_close(block(x), F.gelu(x + y), rtol=1e-4, atol=1e-5)
+
+
+def test_rdcnn_starts_as_gelu():
+    block, x = RDCNN(4), torch.randn(2, 4, 5, 6)
+    torch.testing.assert_close(block(x), F.gelu(x))
 
 
 def test_fan_out_initialisation():

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from restormixer_arch import RestorMixer
+from restormixer_arch.cnn_blocks import RDCNN
 from restormixer_arch.weight_options import add_stamp
 
 
@@ -18,10 +19,17 @@ def identity_network(**options: int) -> RestorMixer:
     return RestorMixer(base_channels=4, num_blocks=(1, 2, 2), d_state=4, **heads, **options)
 
 
-def tiny_network(**options: int) -> RestorMixer:
-    network = identity_network(**options)
+def wake(network: RestorMixer) -> RestorMixer:
+    """Give the scales that start at 0 another value, so that every layer takes part."""
     torch.nn.init.constant_(network.decoder.head_full.norm.weight, 0.5)
-    return network.fuse()
+    for module in network.modules():
+        if isinstance(module, RDCNN):
+            torch.nn.init.constant_(module.pointwise.norm.weight, 0.5)
+    return network
+
+
+def tiny_network(**options: int) -> RestorMixer:
+    return wake(identity_network(**options)).fuse()
 
 
 def save_identity(path: Path, **options: int) -> Path:
