@@ -178,8 +178,10 @@ def test_steps_are_measured_without_a_trace(pairs, write):
     options = read_compare_file(write(compare_options()))
     file = training.option_file(options, "edsr", 1000, pairs)
     before = sorted(pairs.rglob("*"))
+    begin = time.monotonic()
     seconds = jobs.run_job({"kind": "step_seconds", "threads": 1, "arguments": {"file": str(file), "steps": 4}})
-    assert len(seconds) == 4 and all(0.002 < each < 60 for each in seconds)  # an epoch has three steps
+    assert len(seconds) == 4 and min(seconds) > 0  # an epoch has three steps
+    assert sum(seconds) < time.monotonic() - begin
     assert sorted(pairs.rglob("*")) == before
 
 
