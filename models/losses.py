@@ -59,9 +59,7 @@ class MultiScaleDualDomainLoss(nn.Module):
 
     def __init__(self, loss_weight: float = 1.0, fft_weight: float = 0.1) -> None:
         super().__init__()
-        for name, value in (("loss_weight", loss_weight), ("fft_weight", fft_weight)):
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
+        _refuse_negative(loss_weight=loss_weight, fft_weight=fft_weight)
         self.loss_weight = loss_weight
         self.fft_weight = fft_weight
 
@@ -92,8 +90,7 @@ class PSNRLoss(nn.Module):
 
     def __init__(self, loss_weight: float = 1.0, eps: float = 1e-8) -> None:
         super().__init__()
-        if loss_weight < 0:
-            raise ValueError(f"loss_weight must not be negative, got {loss_weight}")
+        _refuse_negative(loss_weight=loss_weight)
         if not eps > 0:
             raise ValueError(f"eps must be above 0, got {eps}")
         self.loss_weight, self.eps = loss_weight, eps
@@ -156,9 +153,7 @@ class MSSSIMLoss(nn.Module):
 
     def __init__(self, loss_weight: float = 1.0, l1_weight: float = 0.0, scales: int = 5) -> None:
         super().__init__()
-        for name, value in (("loss_weight", loss_weight), ("l1_weight", l1_weight)):
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
+        _refuse_negative(loss_weight=loss_weight, l1_weight=l1_weight)
         if not 1 <= scales <= len(SCALE_WEIGHTS):
             raise ValueError(f"scales must be from 1 to {len(SCALE_WEIGHTS)}, got {scales}")
         self.loss_weight, self.l1_weight, self.scales = loss_weight, l1_weight, scales
@@ -168,6 +163,12 @@ class MSSSIMLoss(nn.Module):
         if self.l1_weight:
             loss = loss + self.l1_weight * F.l1_loss(output, target)
         return self.loss_weight * loss
+
+
+def _refuse_negative(**weights: float) -> None:
+    for name, value in weights.items():
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
 
 
 def _similarity(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,7 @@ def own(folder: Path) -> Path:
 
 
 @pytest.fixture
-def place(folder: Path) -> Path:
+def restore_folder(folder: Path) -> Path:
     """A working directory with the weights of a network that returns its input, and an empty folder ``in``."""
     from tiny_network import save_identity
 

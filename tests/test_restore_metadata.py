@@ -63,12 +63,12 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_chunks_of_png_stay_byte_for_byte(place, capsys, deep):
+def test_chunks_of_png_stay_byte_for_byte(restore_folder, capsys, deep):
     wanted = [*COLORS, *OTHERS]
     content = _deep_png(wanted) if deep else png_with(wanted)
-    (place / "a.png").write_bytes(content)
+    (restore_folder / "a.png").write_bytes(content)
     restored("a.png")
-    found = chunks_of((place / "out/a.png").read_bytes())
+    found = chunks_of((restore_folder / "out/a.png").read_bytes())
     assert [one for one in found if one[0] not in (b"IHDR", b"IDAT", b"IEND")] == wanted
     assert [kind for kind, _ in found].index(b"IDAT") > [kind for kind, _ in found].index(b"cICP")
     assert capsys.readouterr().err == ""
@@ -81,19 +81,19 @@ def _deep_png(chunks):
     return plain[:33] + b"".join(chunk(*one) for one in chunks) + plain[33:]
 
 
-def test_what_a_png_loses_is_named_once_for_all_files(place, capsys):
+def test_what_a_png_loses_is_named_once_for_all_files(restore_folder, capsys):
     for name in ("a", "b"):
-        (place / f"in/{name}.png").write_bytes(png_with([(b"caBX", b"signed"), (b"tIME", bytes(7))]))
+        (restore_folder / f"in/{name}.png").write_bytes(png_with([(b"caBX", b"signed"), (b"tIME", bytes(7))]))
     broken = bytearray(png_with([(b"tEXt", b"Title\0Ada")]))
     broken[50] ^= 1
-    (place / "in/c.png").write_bytes(broken)
+    (restore_folder / "in/c.png").write_bytes(broken)
     restored("in")
     assert capsys.readouterr().err == "basicsr: note: PNG: left out caBX (2 files), tEXt\n"
 
 
-def test_a_turned_png_loses_its_orientation_and_nothing_else(place):
+def test_a_turned_png_loses_its_orientation_and_nothing_else(restore_folder):
     turned = b"MM\0*" + struct.pack(">IHHHIHHHHIHHI", 8, 2, 274, 3, 1, 6, 0, 296, 3, 1, 2, 0, 0)
-    (place / "a.png").write_bytes(png_with([*COLORS[:3], (b"eXIf", turned), (b"tEXt", b"Title\0Ada")]))
+    (restore_folder / "a.png").write_bytes(png_with([*COLORS[:3], (b"eXIf", turned), (b"tEXt", b"Title\0Ada")]))
     restored("a.png")
     with Image.open("out/a.png") as image:
         np.testing.assert_array_equal(np.asarray(image), np.rot90(RGB, -1))
@@ -102,7 +102,7 @@ def test_a_turned_png_loses_its_orientation_and_nothing_else(place):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_tags_of_tiff_stay(place, capsys, dtype):
+def test_tags_of_tiff_stay(restore_folder, capsys, dtype):
     tags = Image.Exif()
     tags.get_ifd(34665)[ExifTags.Base.ExposureTime] = 0.25
     tags.get_ifd(34665)[ExifTags.Base.UserComment] = b"ASCII\0\0\0hello"
@@ -139,7 +139,7 @@ def test_tags_of_tiff_stay(place, capsys, dtype):
         assert exif.get_ifd(34853)[ExifTags.GPS.GPSLatitudeRef] == "N"
 
 
-def test_metadata_that_cannot_be_written_cost_no_result(place, capsys, monkeypatch):
+def test_metadata_that_cannot_be_written_cost_no_result(restore_folder, capsys, monkeypatch):
     original = pictures._by_pillow
 
     def refuse(picture, **metadata):
@@ -156,18 +156,18 @@ def test_metadata_that_cannot_be_written_cost_no_result(place, capsys, monkeypat
     assert "a.jpg: the result cannot be written as JPEG (" in capsys.readouterr().err
 
 
-def test_damaged_directories_of_a_tiff_are_named(place, capsys):
+def test_damaged_directories_of_a_tiff_are_named(restore_folder, capsys):
     picture = pictures.Picture(RGB, format="TIFF", metadata={"directories": {34665: {33434: 0.25}}})
     content = bytearray(pictures.encode_picture(picture))
     with Image.open(io.BytesIO(content)) as image:
         at = image.tag_v2[34665]
     content[at : at + 2] = b"\xff\xff"  # as many tags as there is no room for
-    (place / "a.tif").write_bytes(content[: at + 9])
+    (restore_folder / "a.tif").write_bytes(content[: at + 9])
     restored("a.tif")
     np.testing.assert_array_equal(tifffile.imread("out/a.tif"), RGB)
 
 
-def test_the_page_of_a_tiff_beside_its_thumbnail_is_restored(place, capsys):
+def test_the_page_of_a_tiff_beside_its_thumbnail_is_restored(restore_folder, capsys):
     for name, first in (("first.tif", False), ("last.tif", True)):
         with tifffile.TiffWriter(f"in/{name}") as writer:
             pages = [(RGB, 0), (RGB[::4, ::4], 1)]
@@ -180,7 +180,7 @@ def test_the_page_of_a_tiff_beside_its_thumbnail_is_restored(place, capsys):
     assert capsys.readouterr().err == note
 
 
-def test_a_channel_of_a_tiff_that_is_no_alpha_is_named(place, capsys):
+def test_a_channel_of_a_tiff_that_is_no_alpha_is_named(restore_folder, capsys):
     planes = np.dstack([RGB, RGB[..., 0]])
     tifffile.imwrite("a.tif", planes, photometric="rgb", extrasamples=["unspecified"], metadata=None)
     restored("a.tif")
@@ -188,7 +188,7 @@ def test_a_channel_of_a_tiff_that_is_no_alpha_is_named(place, capsys):
     assert capsys.readouterr().err == "basicsr: note: TIFF: left out channels beyond color and alpha\n"
 
 
-def test_iptc_and_long_xmp_of_jpeg_stay_and_the_rest_is_named(place, capsys):
+def test_iptc_and_long_xmp_of_jpeg_stay_and_the_rest_is_named(restore_folder, capsys):
     iptc = b"Photoshop 3.0\x008BIM\4\4\0\0\0\0\0\x08\x1c\2\x05\0\3abc"
     long_xmp = b"http://ns.adobe.com/xmp/extension/\0" + b"0" * 32 + bytes(8) + b"<x/>"
     other = b"Ducky\0\1\0\4\0\0\0\x3c\0\0"
@@ -205,7 +205,7 @@ def test_iptc_and_long_xmp_of_jpeg_stay_and_the_rest_is_named(place, capsys):
 
 
 @pytest.mark.parametrize("alpha", [False, True])
-def test_lossless_webp_stays_lossless(place, alpha):
+def test_lossless_webp_stays_lossless(restore_folder, alpha):
     planes = np.dstack([RGB, np.where(RGB[..., 0] > 99, 255, 0).astype(np.uint8)]) if alpha else RGB
     image = Image.fromarray(planes)
     image.save("a.webp", lossless=True, exact=True, icc_profile=PROFILE, exif=EXIF, xmp=b"<x/>")
@@ -214,10 +214,13 @@ def test_lossless_webp_stays_lossless(place, alpha):
     with Image.open("out/a.webp") as result:
         np.testing.assert_array_equal(np.asarray(result), planes)
         assert result.info["icc_profile"] == PROFILE and result.info["xmp"] == b"<x/>"
-    assert b"VP8L" in (place / "out/a.webp").read_bytes() and b"VP8L" not in (place / "out/b.webp").read_bytes()
+    assert (
+        b"VP8L" in (restore_folder / "out/a.webp").read_bytes()
+        and b"VP8L" not in (restore_folder / "out/b.webp").read_bytes()
+    )
 
 
-def test_alpha_of_bmp_stays(place):
+def test_alpha_of_bmp_stays(restore_folder):
     planes = np.dstack([RGB, RGB[..., 1]])
     cv2.imwrite("a.bmp", planes[..., [2, 1, 0, 3]])
     restored("a.bmp")
@@ -225,15 +228,15 @@ def test_alpha_of_bmp_stays(place):
 
 
 @pytest.mark.parametrize("alpha", [False, True])
-def test_the_resolution_of_bmp_stays(place, alpha):
+def test_the_resolution_of_bmp_stays(restore_folder, alpha):
     planes = np.dstack([RGB, RGB[..., 1]]) if alpha else RGB
     content = cv2.imencode(".bmp", planes)[1].tobytes()
-    (place / "a.bmp").write_bytes(content[:38] + struct.pack("<2I", 11811, 2835) + content[46:])
+    (restore_folder / "a.bmp").write_bytes(content[:38] + struct.pack("<2I", 11811, 2835) + content[46:])
     restored("a.bmp")
-    assert struct.unpack("<2I", (place / "out/a.bmp").read_bytes()[38:46]) == (11811, 2835)
+    assert struct.unpack("<2I", (restore_folder / "out/a.bmp").read_bytes()[38:46]) == (11811, 2835)
 
 
-def test_a_gray_avif_stays_gray(place):
+def test_a_gray_avif_stays_gray(restore_folder):
     gray = np.array(Image.fromarray(SMOOTH).convert("L"))
     Image.fromarray(gray).save("a.avif", quality=95)
     restored("a.avif")
@@ -241,7 +244,7 @@ def test_a_gray_avif_stays_gray(place):
         assert result.mode == "L" and np.abs(np.asarray(result).astype(int) - gray).mean() < 3
 
 
-def test_avif_is_read_and_written(place):
+def test_avif_is_read_and_written(restore_folder):
     Image.fromarray(SMOOTH).save("a.avif", quality=95, subsampling="4:4:4", icc_profile=PROFILE, exif=EXIF)
     restored("a.avif")
     with Image.open("out/a.avif") as result:
@@ -249,7 +252,7 @@ def test_avif_is_read_and_written(place):
         assert np.abs(np.asarray(result).astype(int) - SMOOTH).mean() < 3
 
 
-def test_heic_is_read_and_written(place, capsys):
+def test_heic_is_read_and_written(restore_folder, capsys):
     heif = pytest.importorskip("pillow_heif")
     heif.register_heif_opener()
     Image.fromarray(SMOOTH).save("a.heic", "HEIF", quality=95, chroma=444, icc_profile=PROFILE, exif=b"Exif\0\0" + EXIF)

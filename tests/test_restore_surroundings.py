@@ -17,39 +17,33 @@ from restormixer_arch.data.images import picture as pictures
 from restormixer_arch.data.images.picture import read_picture
 from restormixer_arch.inference import jobs, restore
 
-
-def run_process(*arguments, **options):
-    """Run the command in a process of its own; returns it with its output."""
-    code = "import sys; from restormixer_arch.cli import main; sys.exit(main(sys.argv[1:]))"
-    environment = {**os.environ, **options.pop("env", {})}
-    command = [sys.executable, "-W", "ignore", "-c", code, "restore", *arguments, *ARGUMENTS]
-    return subprocess.run(command, capture_output=True, timeout=110, env=environment, check=False, **options)
+COMMAND = [sys.executable, "-m", "restormixer_arch.cli", "restore"]
 
 
 # --- which files -----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_left_out_of_a_folder_is_counted(place, capsys):
+def test_what_is_left_out_of_a_folder_is_counted(restore_folder, capsys):
     Image.fromarray(RGB).save("in/a.png")
     Image.fromarray(SMOOTH).save("in/b.jfif", "JPEG")
     for name in ("c.gif", "d.GIF", "e.svg", "f.txt"):
-        (place / "in" / name).write_bytes(b"x")
-    (place / "elsewhere").mkdir()
-    (place / "in/link").symlink_to("../elsewhere")
+        (restore_folder / "in" / name).write_bytes(b"x")
+    (restore_folder / "elsewhere").mkdir()
+    (restore_folder / "in/link").symlink_to("../elsewhere")
     assert run("in", "-o", "out") == 0
     out, err = capsys.readouterr()
     assert out == "out: 2 restored\n"
     links = "1 linked folders (give them as inputs of their own)"
     assert err == f"basicsr: note: in: left out 2 .gif (not supported), 1 .svg (not supported), {links}\n"
-    assert sorted(path.name for path in (place / "out").iterdir()) == ["a.png", "b.jfif"]
+    assert sorted(path.name for path in (restore_folder / "out").iterdir()) == ["a.png", "b.jfif"]
     assert run("in/*.[gs]*", "-o", "out") == 2
     assert "matches no image or video" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("module", "suffix", "extra"), [("pillow_heif", ".heic", "heif"), ("av", ".mp4", "video")])
-def test_a_package_that_is_not_installed_is_named(place, capsys, monkeypatch, module, suffix, extra):
+def test_a_package_that_is_not_installed_is_named(restore_folder, capsys, monkeypatch, module, suffix, extra):
     Image.fromarray(RGB).save("in/a.png")
-    (place / f"in/b{suffix}").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    (restore_folder / f"in/b{suffix}").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
     for name in list(sys.modules):
         if name.partition(".")[0] == module or name.startswith("restormixer_arch.data.images.video"):
             monkeypatch.delitem(sys.modules, name)
@@ -63,25 +57,25 @@ def test_a_package_that_is_not_installed_is_named(place, capsys, monkeypatch, mo
 
 
 @pytest.mark.parametrize("name", ["12:30.mp4", "rtsp:x.mp4", "concat:a|b.mp4", "-x.mp4", "file%03d.mp4"])
-def test_names_of_videos_are_names_of_files(place, name):
+def test_names_of_videos_are_names_of_files(restore_folder, name):
     video = pytest.importorskip("test_video")
-    (place / "folder").mkdir()
-    video.write_video(place / "folder/plain.mp4").rename(place / "folder" / name)
+    (restore_folder / "folder").mkdir()
+    video.write_video(restore_folder / "folder/plain.mp4").rename(restore_folder / "folder" / name)
     assert run("folder", "-o", "out") == 0
-    assert len(video.read_video(place / "out" / name)) == 4
+    assert len(video.read_video(restore_folder / "out" / name)) == 4
 
 
-def test_the_home_folder_is_found(place, monkeypatch):
-    monkeypatch.setenv("HOME", str(place))
+def test_the_home_folder_is_found(restore_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(restore_folder))
     Image.fromarray(RGB).save("a.png")
     assert cli.main(["restore", "~/a.png", "-o", "~/out", "--weights", "~/w.safetensors"]) == 0
-    assert (place / "out/a.png").is_file() and not (place / "~").exists()
+    assert (restore_folder / "out/a.png").is_file() and not (restore_folder / "~").exists()
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_limit_of_pixels_can_be_raised(place, capsys, monkeypatch):
+def test_the_limit_of_pixels_can_be_raised(restore_folder, capsys, monkeypatch):
     Image.fromarray(RGB).save("a.png")
     Image.fromarray(RGB).save("a.tif")
     Image.fromarray(RGB).save("a.jpg")
@@ -96,7 +90,7 @@ def test_the_limit_of_pixels_can_be_raised(place, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("tile", ["64", "100", "128"])
-def test_a_small_tile_alone_needs_no_overlap(place, tile):
+def test_a_small_tile_alone_needs_no_overlap(restore_folder, tile):
     image = np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8)
     Image.fromarray(image).save("a.png")
     assert run("a.png", "-o", "out", "--tile", tile) == 0
@@ -104,18 +98,18 @@ def test_a_small_tile_alone_needs_no_overlap(place, tile):
     np.testing.assert_array_equal(restore.restore(image, "w.safetensors", tile=int(tile)), image)
 
 
-def test_a_pair_that_is_too_wide_costs_no_result(place, capsys, monkeypatch):
+def test_a_pair_that_is_too_wide_costs_no_result(restore_folder, capsys, monkeypatch):
     monkeypatch.setitem(pictures.LARGEST_SIDE, "JPEG", 100)
     Image.fromarray(SMOOTH).save("a.jpg")
     assert run("a.jpg", "-o", "out", "--compare") == 2
     out, err = capsys.readouterr()
     problem = "cannot be written: 128 x 48 pixels are more than JPEG can hold (100 on a side)"
     assert out == "out: 1 failed\n" and err == f"basicsr: error: out/a_compare.jpg: {problem}\n"
-    assert [path.name for path in (place / "out").iterdir()] == ["a.jpg"]
+    assert [path.name for path in (restore_folder / "out").iterdir()] == ["a.jpg"]
 
 
-def test_a_result_that_is_too_large_is_refused_before_the_work(place, capsys, monkeypatch):
-    save_identity(place / "w.safetensors", upscale=4)
+def test_a_result_that_is_too_large_is_refused_before_the_work(restore_folder, capsys, monkeypatch):
+    save_identity(restore_folder / "w.safetensors", upscale=4)
     monkeypatch.setitem(pictures.LARGEST_SIDE, "WEBP", 200)
     monkeypatch.setattr(restore, "restore_picture", lambda *arguments: pytest.fail("it was restored"))
     Image.fromarray(SMOOTH).save("a.webp")
@@ -123,34 +117,36 @@ def test_a_result_that_is_too_large_is_refused_before_the_work(place, capsys, mo
     assert "a.webp: the result cannot be written: 256 x 192 pixels are more than WEBP" in capsys.readouterr().err
 
 
-def test_names_of_any_legal_length(place, capsys):
+def test_names_of_any_legal_length(restore_folder, capsys):
     name = "n" * 251 + ".png"
     Image.fromarray(RGB).save(name)
     assert run(name, "-o", "out") == 0
-    assert [path.name for path in (place / "out").iterdir()] == [name]
+    assert [path.name for path in (restore_folder / "out").iterdir()] == [name]
     assert run(name, "-o", "more", "--compare") == 2
     assert "cannot be written (File name too long)" in capsys.readouterr().err
-    assert [path.name for path in (place / "more").iterdir()] == [name]
+    assert [path.name for path in (restore_folder / "more").iterdir()] == [name]
 
 
 # --- the terminal ----------------------------------------------------------------------------------------------------
 
 
-def test_names_do_not_command_the_terminal(place, capsys):
+def test_names_do_not_command_the_terminal(restore_folder, capsys):
     name = "a\x1b[2J\x9b31m\u202ecod.png"
-    (place / name).write_bytes(b"no picture")
+    (restore_folder / name).write_bytes(b"no picture")
     assert run(name, "-o", "out\x1b]0;title\x07") == 2
     out, err = capsys.readouterr()
     assert "a\\x1b[2J\\x9b31m\\u202ecod.png: is not an image" in err
     assert out == "out\\x1b]0;title\\x07: 1 failed\n"
 
 
-def test_a_console_without_the_letters_of_a_name(place):
+def test_a_console_without_the_letters_of_a_name(restore_folder):
     for name in ("Mühle.png", "日本.png"):
-        Image.fromarray(RGB).save(place / "in" / name)
-    (place / "in/böse.png").write_bytes(b"")
-    (place / "in" / os.fsdecode(b"\xff.png")).write_bytes(b"")
-    done = run_process("in", "-o", "öut", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C.UTF-8"})
+        Image.fromarray(RGB).save(restore_folder / "in" / name)
+    (restore_folder / "in/böse.png").write_bytes(b"")
+    (restore_folder / "in" / os.fsdecode(b"\xff.png")).write_bytes(b"")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C.UTF-8"}
+    command = [*COMMAND, "in", "-o", "öut", *ARGUMENTS]
+    done = subprocess.run(command, capture_output=True, timeout=110, env=environment, check=False)
     assert done.returncode == 2 and done.stdout == b"\\xf6ut: 2 restored, 2 failed\n"
     assert b"b\\xf6se.png: is empty" in done.stderr and b"\\udcff.png: is empty" in done.stderr
     assert b"Traceback" not in done.stderr
@@ -158,39 +154,37 @@ def test_a_console_without_the_letters_of_a_name(place):
 
 @pytest.mark.skipif(os.name != "posix", reason="closes a stream by the shell")
 @pytest.mark.parametrize("closing", [">&-", "2>&-", ">&- 2>&-", "> /dev/full"])
-def test_streams_that_cannot_be_written(place, closing):
+def test_streams_that_cannot_be_written(restore_folder, closing):
     Image.fromarray(RGB).save("in/a.png")
-    (place / "run.py").write_text("import sys\nfrom restormixer_arch.cli import main\nsys.exit(main(sys.argv[1:]))\n")
-    command = f"{sys.executable} run.py restore in -o out {' '.join(ARGUMENTS)} {closing}"
+    command = f"{' '.join([*COMMAND, 'in', '-o', 'out', *ARGUMENTS])} {closing}"
     done = subprocess.run(command, shell=True, capture_output=True, timeout=110, check=False)
     assert done.returncode == 0 and b"Traceback" not in done.stderr and b"Exception" not in done.stderr
-    assert (place / "out/a.png").is_file()
+    assert (restore_folder / "out/a.png").is_file()
     if "full" in closing:
         assert done.stderr == b"basicsr: stdout cannot be written (No space left on device)\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_stopped_video_leaves_no_unfinished_file(place, name):
+def test_a_stopped_video_leaves_no_unfinished_file(restore_folder, name):
     video = pytest.importorskip("test_video")
-    video.write_video(place / "in/film.mp4", 200, frames=video.patches(200, (96, 128)))
-    code = "import sys; from restormixer_arch.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "restore", "in", "-o", "out", "--self-ensemble", *ARGUMENTS]
+    video.write_video(restore_folder / "in/film.mp4", 200, frames=video.patches(200, (96, 128)))
+    command = [*COMMAND, "in", "-o", "out", "--self-ensemble", *ARGUMENTS]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 90
-    while not list(place.glob("out/.part-*")) and time.monotonic() < deadline:
+    while not list(restore_folder.glob("out/.part-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(getattr(signal, name))
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "stopped after 0 of 1 files" in err
-    assert list((place / "out").iterdir()) == []
+    assert list((restore_folder / "out").iterdir()) == []
 
 
-def test_a_video_shows_frames_and_the_time_left(place, monkeypatch):
+def test_a_video_shows_frames_and_the_time_left(restore_folder, monkeypatch):
     from restormixer_arch.cli import restore as command
 
     video = pytest.importorskip("test_video")
-    video.write_video(place / "film.mp4", 3)
+    video.write_video(restore_folder / "film.mp4", 3)
     seen = []
     monkeypatch.setattr(command.tqdm, "set_postfix_str", lambda self, text, *more: seen.append(text))
     assert run("film.mp4", "-o", "out", "--video-quality", "30") == 0
