@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_video import read_video, write_video
+from restore_cases import RGB
 from tiny_network import save_tiny
+from video_cases import read_video, write_video
 
 from restormixer_arch import cli
 from restormixer_arch.benchmark import task_choice
@@ -20,7 +21,6 @@ from restormixer_arch.inference import choose_task as module
 from restormixer_arch.inference import weights
 from restormixer_arch.inference.choose_task import STATISTICS, Choice, choose_task, windows_of
 
-RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 SAMPLES = Path(__file__).parents[1] / "data/samples/pictures"
 
 

@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from test_video import write_video
+from restore_cases import RGB
 from tiny_network import save_tiny
+from video_cases import write_video
 
 from restormixer_arch import cli
 from restormixer_arch.errors import UserError
@@ -15,8 +16,6 @@ from restormixer_arch.inference import contact_sheet
 from restormixer_arch.inference.contact_sheet import GAP, HEIGHT, LINE, WIDTH, check_sheet
 from restormixer_arch.inference.jobs import Jobs, find_jobs
 from restormixer_arch.inference.shards import Shard
-
-RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from restore_cases import RGB
 
 from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
@@ -20,7 +21,6 @@ from restormixer_arch.data.paired_dataset import PairedRestorationDataset
 from restormixer_arch.data.preparation.sub_images import _read
 from restormixer_arch.errors import UserError
 
-RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 MESSAGE = r"cannot be decoded as an image \(Image size \(600 pixels\) exceeds limit of 599 pixels; "
 
 

@@ -10,17 +10,15 @@ import cv2
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
-from test_video import read_video, write_video
+from restore_cases import RGB
 from tiny_network import save_tiny
+from video_cases import read_video, write_video
 
 from restormixer_arch import cli
 from restormixer_arch.cli import restore as command
 from restormixer_arch.data.images import picture as picture_files
-from restormixer_arch.data.images.video import VideoSource
 from restormixer_arch.inference import weights
 from restormixer_arch.inference.restore import restore
-
-RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 
 
 @pytest.fixture
@@ -163,6 +161,8 @@ def test_a_video(place, capsys):
 
 def test_a_video_that_breaks_off_is_reported(place, capsys, monkeypatch):
     write_video(place / "film.avi", count=3)
+    from restormixer_arch.data.images.video import VideoSource  # imports PyAV
+
     original = VideoSource.__init__
 
     def claim(self, *arguments):
@@ -175,6 +175,7 @@ def test_a_video_that_breaks_off_is_reported(place, capsys, monkeypatch):
 
 
 def test_one_bad_file_is_reported_and_the_rest_is_restored(place, capsys):
+    pytest.importorskip("av")
     (place / "in/a0.png").write_bytes(b"")
     (place / "in/film.mp4").write_bytes(b"")
     assert run("in", "-o", "out", "--weights", "w.safetensors") == 2

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from restore_cases import ARGUMENTS, RGB, SMOOTH, run
 from tiny_network import save_identity
+from video_cases import patches, read_video, write_video
 
 from restormixer_arch import cli
 from restormixer_arch.data.images import picture as pictures
@@ -58,11 +59,10 @@ def test_a_package_that_is_not_installed_is_named(restore_folder, capsys, monkey
 
 @pytest.mark.parametrize("name", ["12:30.mp4", "rtsp:x.mp4", "concat:a|b.mp4", "-x.mp4", "file%03d.mp4"])
 def test_names_of_videos_are_names_of_files(restore_folder, name):
-    video = pytest.importorskip("test_video")
     (restore_folder / "folder").mkdir()
-    video.write_video(restore_folder / "folder/plain.mp4").rename(restore_folder / "folder" / name)
+    write_video(restore_folder / "folder/plain.mp4").rename(restore_folder / "folder" / name)
     assert run("folder", "-o", "out") == 0
-    assert len(video.read_video(restore_folder / "out" / name)) == 4
+    assert len(read_video(restore_folder / "out" / name)) == 4
 
 
 def test_the_home_folder_is_found(restore_folder, monkeypatch):
@@ -167,8 +167,7 @@ def test_streams_that_cannot_be_written(restore_folder, closing):
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_stopped_video_leaves_no_unfinished_file(restore_folder, name):
-    video = pytest.importorskip("test_video")
-    video.write_video(restore_folder / "in/film.mp4", 200, frames=video.patches(200, (96, 128)))
+    write_video(restore_folder / "in/film.mp4", 200, frames=patches(200, (96, 128)))
     command = [*COMMAND, "in", "-o", "out", "--self-ensemble", *ARGUMENTS]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 90
@@ -183,8 +182,7 @@ def test_a_stopped_video_leaves_no_unfinished_file(restore_folder, name):
 def test_a_video_shows_frames_and_the_time_left(restore_folder, monkeypatch):
     from restormixer_arch.cli import restore as command
 
-    video = pytest.importorskip("test_video")
-    video.write_video(restore_folder / "film.mp4", 3)
+    write_video(restore_folder / "film.mp4", 3)
     seen = []
     monkeypatch.setattr(command.tqdm, "set_postfix_str", lambda self, text, *more: seen.append(text))
     assert run("film.mp4", "-o", "out", "--video-quality", "30") == 0

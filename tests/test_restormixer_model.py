@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import training_cases
 from safetensors.torch import save_file
 from tiny_network import wake
 from torch.utils.data import DataLoader, Dataset
@@ -19,40 +20,9 @@ register.register()
 
 from basicsr.metrics import calculate_metric  # noqa: E402 - BasicSR can be imported only now
 
-NETWORK = {
-    "type": "RestorMixer",
-    "base_channels": 4,
-    "num_blocks": [1, 2, 2],
-    "encoder_heads": [2, 2],
-    "decoder_heads": [2, 2],
-    "d_state": 4,
-}
-
 
 def options(tmp_path, **train):
-    return {
-        "name": "unit",
-        "is_train": True,
-        "dist": False,
-        "num_gpu": 0,
-        "rank": 0,
-        "scale": 1,
-        "network_g": dict(NETWORK),
-        "path": {
-            "models": str(tmp_path),
-            "training_states": str(tmp_path),
-            "visualization": str(tmp_path / "pictures"),
-        },
-        "train": {
-            "total_iter": 10,
-            "ema_decay": 0.9,
-            "optim_g": {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.1},
-            "scheduler": {"type": "CosineAnnealingRestartLR", "periods": [10], "restart_weights": [1]},
-            "pixel_opt": {"type": "MultiScaleDualDomainLoss"},
-            **train,
-        },
-        "val": {"metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 0}}},
-    }
+    return training_cases.options(tmp_path, **{"ema_decay": 0.9, **train})
 
 
 def build(tmp_path, **train):

@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_video import write_video
+from restore_cases import RGB
 from tiny_network import save_tiny
+from video_cases import write_video
 
 from restormixer_arch import cli
 from restormixer_arch.errors import UserError
@@ -20,7 +20,6 @@ from restormixer_arch.inference.jobs import find_jobs
 from restormixer_arch.inference.shards import Shard, device_of_process, parse_shard, shard_of_process
 
 NAMES = st.sets(st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), min_size=1))
-RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 
 
 @pytest.fixture
