@@ -51,6 +51,13 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(target.read_text(encoding="utf-8")), f"{page}: {path}#{anchor}"
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_new_environments_get_a_new_pip(page):
+    """pip before 23.1, which is what Debian 12 and Ubuntu 22.04 have, fails to build BasicSR 1.4.2."""
+    made = re.findall(r"-m venv (\S+)", read(page))
+    assert set(made) <= {"--upgrade-deps"}
+
+
 class Parsed(Exception):
     """The arguments are in order; the command itself is not run."""
 
