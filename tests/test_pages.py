@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from video_cases import write_video
 
 from restormixer_arch import RestorMixer, cli
 from restormixer_arch.config.check import read_option_file
@@ -112,17 +113,6 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def write_film(path):
-    av = pytest.importorskip("av")
-    with av.open(path, "w") as film:
-        stream = film.add_stream("mpeg4", rate=5)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for level in (40, 90):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), format="rgb24")
-            film.mux(stream.encode(frame))
-        film.mux(stream.encode())
-
-
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=pytest.mark.slow) if "EXPORT" in page else page for page in EXECUTED]
@@ -130,7 +120,7 @@ def write_film(path):
 def test_examples_run(page, place, capsys):
     """First the Python of a page, then its commands, in their order."""
     if any("film.mp4" in command for command in commands(page)):
-        write_film("film.mp4")
+        write_video(Path("film.mp4"), count=2)
     if any("onnx" in command for command in commands(page)):
         pytest.importorskip("onnxruntime")
     if "base network" in read(page):

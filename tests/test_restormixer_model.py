@@ -26,8 +26,7 @@ def options(tmp_path, **train):
 
 
 def build(tmp_path, **train):
-    torch.manual_seed(0)
-    return RestorMixerModel(options(tmp_path, **train))
+    return training_cases.build(tmp_path, **{"ema_decay": 0.9, **train})
 
 
 def batch(scale=1):

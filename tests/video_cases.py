@@ -39,7 +39,6 @@ def write_video(
     tagged=True,
     rotation=0,
     sound=False,
-    subtitles=False,
     codec=None,
     metadata=None,
     aspect=None,
@@ -70,14 +69,13 @@ def write_video(
         track = output.add_stream("aac", rate=44100) if sound else None
         if track:
             track.layout = "mono"
-        words = output.add_stream("mov_text") if subtitles else None
         for number, frame in enumerate(frames):
             kind = {3: "rgb", 4: "rgba"}[frame.shape[2]]
             kind += {("rgb", 1): "24", ("rgb", 2): "48le", ("rgba", 2): "64le"}.get((kind, frame.itemsize), "")
             image = av.VideoFrame.from_ndarray(frame, kind).reformat(
                 format=pixels,
                 interpolation=0x4 | 0x40000 | 0x2000 | 0x4000,
-                dst_colorspace={5: 5, 1: 1, 9: 9}[matrix],
+                dst_colorspace=matrix,
                 src_color_range=2,
                 dst_color_range=2 if full else 1,
             )
@@ -93,7 +91,6 @@ def write_video(
                 samples.sample_rate, samples.pts = 44100, start
                 output.mux(track.encode(samples))
             output.mux(track.encode(None))
-        assert words is None
     return path
 
 
