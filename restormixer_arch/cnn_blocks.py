@@ -35,7 +35,7 @@ class RDCNN(nn.Module):
 
     @rowwise(dim=2, halo=2)
     def forward(self, x: Tensor) -> Tensor:
-        return gelu(self.pointwise(self.depthwise(self.conv(x)), residual=x))
+        return gelu(self.pointwise(self.depthwise(self.conv(x)), residual=x), source=self.pointwise)
 
 
 class SCM(nn.Module):

@@ -76,16 +76,32 @@ def rowwise(*, dim: int = 1, multiple: int | str = 1, halo: int = 0) -> Callable
     return decorate
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU, in place where no gradient is wanted."""
+def _has_hooks(layer: nn.Module) -> bool:
+    every_module = nn.modules.module
+    return bool(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or every_module._global_forward_hooks
+        or every_module._global_forward_pre_hooks
+    )
+
+
+def _overwrites(source: nn.Module | None) -> bool:
+    """Whether an activation may work in place: no gradient is wanted, and no hook of the layer ``source``, whose result
+    it gets, can have kept that."""
+    return not torch.is_grad_enabled() and (source is None or not _has_hooks(source))
+
+
+def gelu(x: Tensor, source: nn.Module | None = None) -> Tensor:
+    """GELU, in place where :func:`_overwrites` allows it."""
     if native_blocks.usable(x):
-        return native_blocks.gelu(x) if torch.is_grad_enabled() else native_blocks.gelu_(x)
-    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+        return native_blocks.gelu_(x) if _overwrites(source) else native_blocks.gelu(x)
+    return torch.ops.aten.gelu_(x) if _overwrites(source) else F.gelu(x)
 
 
-def silu(x: Tensor) -> Tensor:
-    """SiLU, in place where no gradient is wanted."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
+def silu(x: Tensor, source: nn.Module | None = None) -> Tensor:
+    """SiLU, in place where :func:`_overwrites` allows it."""
+    return F.silu(x, inplace=_overwrites(source))
 
 
 def _has_onednn() -> bool:
@@ -96,15 +112,25 @@ def _has_onednn() -> bool:
 
 
 ONEDNN = _has_onednn()
-ACTIVATIONS = {"none": lambda x: x, "gelu": gelu, "swish": silu}  # by oneDNN's names
+ACTIVATIONS = {"none": lambda x, source=None: x, "gelu": gelu, "swish": silu}  # by oneDNN's names
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer only computes its formula with its weight and bias, so that a kernel may take its place.
+
+    Its class is torch's own, not that of an adapter or a quantized layer, and nothing has hooked into it, as spectral
+    norm, pruning and counters of operations do, or replaced its ``forward``.
+    """
+    plain = type(layer) in (nn.Linear, nn.Conv2d, nn.BatchNorm2d) and "forward" not in layer.__dict__
+    return plain and not _has_hooks(layer) and getattr(layer, "padding_mode", "zeros") == "zeros"
 
 
 def _fuses(x: Tensor, layer: nn.Module | None = None) -> bool:
     """Whether oneDNN can add a residual or apply an activation while it writes a result: without a gradient, which
-    these operators of torch lack, and without a hook of the layer, such as one that counts operations. Plain products
-    go to it too: with odd numbers of channels they are up to 1.6 times as fast there."""
+    these operators of torch lack, and in place of a plain layer. Plain products go to it too: with odd numbers of
+    channels they are up to 1.6 times as fast there."""
     allowed = ONEDNN and torch.backends.mkldnn.enabled and not torch.is_grad_enabled()
-    return allowed and native_blocks.on_cpu(x) and not (layer and layer._forward_hooks)
+    return allowed and native_blocks.on_cpu(x) and (layer is None or _is_plain(layer))
 
 
 def conv_act(
@@ -134,7 +160,9 @@ def conv_act(
         y = layer.binary(x, residual, weight, bias, *sizes, "add", 1.0, None, [], None)
         return ACTIVATIONS[activation](y)
     y = conv(x) if fused is None else F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return ACTIVATIONS[activation](y if residual is None else residual + y)
+    if residual is not None:
+        return ACTIVATIONS[activation](residual + y)
+    return ACTIVATIONS[activation](y, conv if fused is None else None)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
@@ -148,7 +176,7 @@ def linear_act(layer: nn.Linear, x: Tensor, activation: str = "none") -> Tensor:
     """A linear layer, then an activation of ACTIVATIONS. (..., C) -> (..., C')"""
     if _fuses(x, layer):
         return linear(x, layer.weight, layer.bias, activation)
-    return ACTIVATIONS[activation](layer(x))
+    return ACTIVATIONS[activation](layer(x), layer)
 
 
 if ONEDNN:
@@ -195,6 +223,12 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, *, stride: int =
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=bias)
 
 
+def _fuse_again(module: ConvNorm, keys: object) -> None:
+    """After other weights were loaded, by whichever module around this one."""
+    if module.fused_weight is not None:
+        module.fuse()
+
+
 class ConvNorm(nn.Module):
     """Convolution without bias, then BatchNorm; after :meth:`fuse` a single convolution.
 
@@ -211,6 +245,7 @@ class ConvNorm(nn.Module):
         self.norm = nn.BatchNorm2d(conv.out_channels)
         self.register_buffer("fused_weight", None, persistent=False)
         self.register_buffer("fused_bias", None, persistent=False)
+        self.register_load_state_dict_post_hook(_fuse_again)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.fused_weight is None:
@@ -248,8 +283,8 @@ class ConvNormAct(ConvNorm):
                 return gelu(super().forward(x))
             return conv_act(self.conv, x, "gelu", (self.fused_weight, self.fused_bias))
         y = self.conv(x)
-        if self.norm.training or not native_blocks.usable(y):
-            return gelu(self.norm(y))
+        if self.norm.training or not native_blocks.usable(y) or not _is_plain(self.norm):
+            return gelu(self.norm(y), source=self.norm)
         norm = self.norm  # its statistics stay: a scale and a shift
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         return native_blocks.gelu(y, scale, norm.bias - norm.running_mean * scale)

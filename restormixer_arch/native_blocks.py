@@ -191,6 +191,12 @@ def _attention_gradient(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | N
     return torch.ops.restormixer.window_attention_backward.default(grad_y, *ctx.saved_tensors, ctx.heads), None, None
 
 
+def _no_second_gradient(*_: object) -> None:
+    raise NotImplementedError(
+        "GELU and window attention of the compiled library have no second derivative: compute it in float64"
+    )
+
+
 for _name, _function in (
     ("gelu", _gelu),
     ("gelu_", _gelu_in_place),
@@ -235,6 +241,8 @@ torch.library.register_autograd("restormixer::gelu", _gelu_gradient, setup_conte
 torch.library.register_autograd(
     "restormixer::window_attention", _attention_gradient, setup_context=_attention_context, lib=_ops
 )
+torch.library.register_autograd("restormixer::gelu_backward", _no_second_gradient, lib=_ops)
+torch.library.register_autograd("restormixer::window_attention_backward", _no_second_gradient, lib=_ops)
 
 
 @register_flop_formula(torch.ops.restormixer.window_attention)

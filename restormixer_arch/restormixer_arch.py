@@ -291,10 +291,7 @@ class RestorMixer(HubMixin, nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As in ``nn.Module``; also takes the keys of the authors' released code, and ignores a stamp."""
         tensors, _ = canonical(state_dict)
-        keys = super().load_state_dict(tensors, strict=strict, assign=assign)
-        if self.decoder.head_full.fused_weight is not None:
-            self.fuse()  # again, from the weights just loaded
-        return keys
+        return super().load_state_dict(tensors, strict=strict, assign=assign)
 
     def fuse(self) -> RestorMixer:
         """Switch to eval mode and fold every BatchNorm into its convolution; :meth:`train` undoes it."""
@@ -327,7 +324,7 @@ class RestorMixer(HubMixin, nn.Module):
 
 def _merge(layer: nn.Conv2d, up: Tensor, skip: Tensor) -> Tensor:
     """Join the features of the decoder and of the encoder. (B, C, H, W), (B, C, H, W) -> (B, C, H, W)"""
-    return by_rows(lambda up, skip: gelu(layer(torch.cat([up, skip], dim=1))), up, skip, dim=2)
+    return by_rows(lambda up, skip: gelu(layer(torch.cat([up, skip], dim=1)), source=layer), up, skip, dim=2)
 
 
 def _upsample(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:

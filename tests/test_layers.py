@@ -1,4 +1,4 @@
-"""Work in strips of rows, and activations that write over their input."""
+"""Work in strips of rows, activations that write over their input, layers that were changed, and fused weights."""
 
 import copy
 
@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils import prune
 
-from restormixer_arch import layers
+from restormixer_arch import RestorMixer, layers
 from restormixer_arch.cnn_blocks import RDCNN
-from restormixer_arch.layers import by_rows, gelu, rowwise, silu
+from restormixer_arch.layers import Mlp, by_rows, gelu, rowwise, silu
 
 
 @settings(max_examples=40, deadline=None)
@@ -88,3 +89,101 @@ def test_activations_write_over_their_input_only_without_gradients(activation, r
     with torch.no_grad():
         assert activation(x).data_ptr() == x.data_ptr()
     torch.testing.assert_close(x, wanted)
+
+
+class Adapter(torch.nn.Module):
+    """A low-rank adapter as peft makes them: it takes the place of a layer and shows that layer's weight and bias."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.down = torch.nn.Linear(layer.in_features, 2, bias=False)
+        self.up = torch.nn.Linear(2, layer.out_features, bias=False)
+
+    weight = property(lambda self: self.layer.weight)
+    bias = property(lambda self: self.layer.bias)
+
+    def forward(self, x):
+        return self.layer(x) + self.up(self.down(x))
+
+
+def adapt(block):
+    block.fc1, block.fc2 = Adapter(block.fc1), Adapter(block.fc2)
+
+
+def prune_weights(block):
+    prune.l1_unstructured(block.fc1, "weight", amount=0.5)
+    with torch.no_grad():
+        block.fc1.weight_orig.add_(1)  # as an optimizer does: ``weight`` follows at the next forward
+
+
+def replace_forward(block):
+    block.fc2.forward = lambda x: 3 * x
+
+
+def parametrize_weights(block):
+    torch.nn.utils.parametrizations.weight_norm(block.fc1)
+    with torch.no_grad():
+        block.fc1.parametrizations.weight.original0.mul_(2)
+
+
+@pytest.mark.parametrize("change", [adapt, prune_weights, replace_forward, parametrize_weights])
+def test_a_changed_layer_counts_without_gradients_too(change):
+    block, x = Mlp(8, 8), torch.randn(5, 8)
+    with torch.no_grad():
+        unchanged = block(x)
+        change(block)
+        changed = block(x)
+    torch.testing.assert_close(changed, block(x).detach())
+    assert (changed - unchanged).abs().max() > 1e-3
+
+
+def test_hooks_see_the_same_results_with_and_without_gradients():
+    """Hooks of single modules, and those of every module; none of the results may be overwritten later."""
+    torch.manual_seed(0)
+    network = RestorMixer(base_channels=8, num_blocks=(1, 2, 2)).eval()
+    x = torch.rand(1, 3, 16, 16)
+    names = {module: name for name, module in network.named_modules()}
+
+    def seen(gradient, register):
+        results = {}
+        handles = register(lambda module, _, y: results.update({names[module]: y}))
+        with torch.set_grad_enabled(gradient):
+            network(x)
+        for handle in handles:
+            handle.remove()
+        return {name: y.detach() for name, y in results.items() if isinstance(y, torch.Tensor)}
+
+    def single(hook):
+        return [module.register_forward_hook(hook) for module in names]
+
+    def every(hook):
+        return [torch.nn.modules.module.register_module_forward_hook(hook)]
+
+    wanted = seen(True, single)
+    assert {"encoder.mt_half.units.0.emvm.mlp.fc1", "encoder.rdcnn.0.conv.norm"} <= wanted.keys()
+    for register in (single, every):
+        results = seen(False, register)
+        assert results.keys() == wanted.keys()
+        for name, y in results.items():
+            torch.testing.assert_close(
+                y, wanted[name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder", "around"])
+def test_weights_loaded_into_a_part_or_through_a_parent_are_fused_again(part):
+    torch.manual_seed(0)
+    network = RestorMixer(base_channels=8, num_blocks=(1, 2, 2)).fuse()
+    other = RestorMixer(base_channels=8, num_blocks=(1, 2, 2))
+    for norm in (module for module in other.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        torch.nn.init.uniform_(norm.running_mean)
+        torch.nn.init.uniform_(norm.weight)
+    x = torch.rand(1, 3, 16, 16)
+    if part == "around":
+        torch.nn.Sequential(network).load_state_dict(torch.nn.Sequential(other).state_dict())
+    else:
+        getattr(network, part).load_state_dict(getattr(other, part).state_dict())
+    unfused = copy.deepcopy(network).train().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), unfused(x), rtol=1e-4, atol=1e-5)

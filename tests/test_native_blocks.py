@@ -175,3 +175,11 @@ def test_operations_are_counted():
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         native_blocks.window_attention(torch.zeros(2, 16, 24), 2)
         assert counter.get_total_flops() == 2 * 2 * (2 * 16 * 16 * 8)
+
+
+def test_second_derivatives_are_refused_and_never_silently_zero():
+    x = torch.randn(2, 4, 24, requires_grad=True)
+    for y in (native_blocks.gelu(x), native_blocks.window_attention(x, 2)):
+        (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        with pytest.raises(NotImplementedError, match="no second derivative: compute it in float64"):
+            gradient.sum().backward()
