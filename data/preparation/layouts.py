@@ -1,8 +1,8 @@
 """The public data sets: how they lie on disk as they are distributed, and how their images pair.
 
 One table, :data:`SETS`. A folder in it is relative to ``--root``; capitals do not matter. ``*`` stands for any one
-folder (a sequence), and its name goes in front of the image's (``GOPR0372_07_00_000047``); ``{set}`` for the set's
-name. The first layout of a part that is there is taken; where a part is ``gathered``, all that are there.
+folder (a sequence), and its name goes in front of the image's (``GOPR0372_07_00_000047``). The first layout of a part
+that is there is taken; where a part is ``gathered``, all that are there.
 
 Pairing rules: from the name of a degraded image without its extension, that of its clean one.
 """
