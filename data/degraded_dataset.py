@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from restormixer_arch.basicsr_adapter import compat
-from restormixer_arch.config.rules import crop_problem
 from restormixer_arch.data.degradations.common import log_uniform
 from restormixer_arch.data.degradations.compose import Composition, add_composition, draw_composition, read_compositions
 from restormixer_arch.data.degradations.labels import Ingredient, read_mixture
 from restormixer_arch.data.images.folder import without_suffix
-from restormixer_arch.data.paired_dataset import check_shared_options, enlarge, open_source, result_names
+from restormixer_arch.data.paired_dataset import (
+    as_numbers,
+    check_crop,
+    check_shared_options,
+    enlarge,
+    open_source,
+    result_names,
+)
 from restormixer_arch.errors import UserError
 
 compat.apply()  # basicsr can be imported from here on
@@ -203,16 +210,16 @@ def _tensor(image: np.ndarray) -> Tensor:
 
 def _check_options(opt: dict[str, Any]) -> None:
     check_shared_options(opt, "DegradedDataset", ["dataroot_gt", "degradations"])
-    size = opt.get("gt_size")
-    if size is not None and (problem := crop_problem(size, opt["scale"])):
-        raise UserError(f"gt_size: {problem}")
+    if opt.get("gt_size") is not None:
+        check_crop(opt)
     opt["seed"] = 0 if opt.get("seed") is None else opt["seed"]
-    if not isinstance(opt["seed"], int) or opt["seed"] < 0:
+    if not isinstance(opt["seed"], Integral) or opt["seed"] < 0:
         raise UserError(f"seed is {opt['seed']!r}, expected a whole number from 0")
     for key in ("resize", "exposure"):
-        opt[key] = opt.get(key) or [1.0, 1.0]
-        if len(opt[key]) != 2 or not 0 < opt[key][0] <= opt[key][1] <= 2:
-            raise UserError(f"{key} is {opt[key]}, expected [low, high] with 0 < low <= high <= 2")
+        opt[key] = [1.0, 1.0] if opt.get(key) is None else opt[key]
+        ends = as_numbers(opt[key])
+        if len(ends) != 2 or not 0 < ends[0] <= ends[1] <= 2:
+            raise UserError(f"{key} is {opt[key]!r}, expected [low, high] with 0 < low <= high <= 2")
     opt["unclipped_noise"] = opt.get("unclipped_noise") or 0.0
-    if not 0 <= opt["unclipped_noise"] <= 1:
-        raise UserError(f"unclipped_noise is {opt['unclipped_noise']}, expected a share in [0, 1]")
+    if not isinstance(opt["unclipped_noise"], Real) or not 0 <= opt["unclipped_noise"] <= 1:
+        raise UserError(f"unclipped_noise is {opt['unclipped_noise']!r}, expected a share in [0, 1]")

@@ -7,6 +7,7 @@ its extension.
 
 from __future__ import annotations
 
+import mmap
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,17 @@ import lmdb
 import numpy as np
 
 from restormixer_arch.config.rules import database_problem
-from restormixer_arch.data.images.folder import FolderImages, decode_image, existing_folder, without_suffix
+from restormixer_arch.data.images.folder import (
+    FolderImages,
+    decode_image,
+    existing_folder,
+    new_folder,
+    without_suffix,
+)
 from restormixer_arch.errors import UserError
 
 BROKEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters and line breaks
-SHAPE = re.compile(r"\(\d+,\s*\d+,\s*\d+\)(?:\s+\d+)?\Z")  # of a line of meta_info.txt, with the compression
+SHAPE = re.compile(r"\((\d+),\s*(\d+),\s*\d+\)(?:\s+\d+)?\Z")  # of a line of meta_info.txt, with the compression
 
 
 class LmdbImages:
@@ -105,14 +112,24 @@ def read_names(path: Path) -> list[str]:
 
     A name may begin with a blank; those at the end of a line do not count.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({error})") from error
-    names = [_image_name(line.rstrip()) for line in lines if line.strip()]
+    names = [_image_name(line.rstrip()) for line in read_lines(path) if line.strip()]
     if not names:
         raise UserError(f"{path}: lists no image")
     return names
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a list of images; a byte order mark does not count. Raises UserError: it is not text."""
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error})") from error
+
+
+def smallest_side(lines: Iterable[str]) -> int | None:
+    """Return the smallest height or width in lines of a list of images, None if they have none."""
+    shapes = [shape for line in lines if (shape := SHAPE.search(line.rstrip()))]
+    return min((int(side) for shape in shapes for side in shape.groups()), default=None)
 
 
 def _image_name(line: str) -> str:
@@ -157,19 +174,23 @@ def encode_png(key: str, image: np.ndarray, compression: int = 9) -> EncodedPng:
 def write_encoded(root: Path, images: Sequence[EncodedPng]) -> None:
     """Write an LMDB of encoded images, as :func:`write_lmdb` does. Raises UserError: see there."""
     _check_keys(root, [image.key for image in images])
-    partial = root.with_name(f"{root.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.joinpath("growing").mkdir(parents=True)
     images = sorted(images, key=lambda image: image.key)
-    size = 2 * sum(len(image.content) for image in images) + 2**20
-    with writing(root), lmdb.open(str(partial / "growing"), map_size=size) as environment:
-        with environment.begin(write=True) as transaction:
-            for image in images:
-                transaction.put(image.key.encode(), image.content)
-        environment.copy(str(partial), compact=True)
-    shutil.rmtree(partial / "growing")
-    (partial / "meta_info.txt").write_text("".join(image.line for image in images), encoding="utf-8")
-    partial.rename(root)
+    size = space_for([len(image.content) for image in images], mmap.PAGESIZE) + 2**20
+    with new_folder(root) as partial:
+        growing = partial / "growing"
+        growing.mkdir()
+        with writing(root), lmdb.open(str(growing), map_size=size, lock=False) as environment:
+            with environment.begin(write=True) as transaction:
+                for image in images:
+                    transaction.put(image.key.encode(), image.content)
+            environment.copy(str(partial), compact=True)
+        shutil.rmtree(growing)
+        (partial / "meta_info.txt").write_text("".join(image.line for image in images), encoding="utf-8")
+
+
+def space_for(lengths: Sequence[int], page: int) -> int:
+    """Return how many bytes an LMDB may grow by for values of some lengths: each may begin a page, and fill another."""
+    return 2 * (sum(lengths) + page * len(lengths))
 
 
 def _check_keys(root: Path, keys: Sequence[str]) -> None:
@@ -231,6 +252,12 @@ def _open(root: Path) -> lmdb.Environment:
         handle.close()
         raise UserError(f"{root}: data.mdb is cut short: it has {size} bytes of {pages * page}")
     return handle
+
+
+def check_database(root: Path) -> None:
+    """Raise UserError: an LMDB is damaged or cut short. Raises OSError: it is not there."""
+    (root / "data.mdb").stat()
+    _open(root).close()
 
 
 def _can_be_read(root: Path) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import count
+from numbers import Integral, Real
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
@@ -266,7 +268,7 @@ def check_shared_options(opt: Mapping[str, Any], kind: str, own: Sequence[str]) 
         own: further options that it needs.
 
     Raises:
-        UserError: one is missing, or ``io_backend`` or ``phase`` has another value.
+        UserError: one is missing, or a root, ``io_backend``, ``phase`` or ``scale`` has another value.
     """
     needed = [*own, "io_backend", "phase", "scale"]
     if opt.get("phase") == "train":
@@ -281,13 +283,37 @@ def check_shared_options(opt: Mapping[str, Any], kind: str, own: Sequence[str]) 
         raise UserError(f"io_backend.type is {backend!r}, expected {' or '.join(BACKENDS)}.{_hint(backend, BACKENDS)}")
     if opt["phase"] not in ("train", "val", "test"):
         raise UserError(f"phase is {opt['phase']!r}, expected train, val or test")
+    if not isinstance(opt["scale"], Integral) or opt["scale"] < 1:
+        raise UserError(f"scale is {opt['scale']!r}, expected a whole number from 1")
+    for key in ("dataroot_gt", "dataroot_lq", "meta_info_file", "compositions"):
+        if opt.get(key) is not None and not isinstance(opt[key], str | os.PathLike):
+            raise UserError(f"{key} is {opt[key]!r}, expected the name of a file or folder")
+
+
+def check_crop(opt: Mapping[str, Any]) -> None:
+    """Raise UserError: ``gt_size`` is no multiple of the scale."""
+    size = opt["gt_size"]
+    if not isinstance(size, Integral):
+        raise UserError(f"gt_size: got {size!r}, expected a whole number of pixels")
+    if problem := crop_problem(size, opt["scale"]):
+        raise UserError(f"gt_size: {problem}")
+
+
+def as_numbers(value: Any) -> list[Any]:
+    """Return the numbers of a list, a tuple or an array; none if it is something else."""
+    try:
+        values = list(value)
+    except TypeError:
+        return []
+    return values if all(isinstance(number, Real) for number in values) else []
 
 
 def _check_options(opt: Mapping[str, Any]) -> None:
     check_shared_options(opt, "PairedRestorationDataset", ["dataroot_gt", "dataroot_lq"])
-    if opt["phase"] == "train" and (problem := crop_problem(opt["gt_size"], opt["scale"])):
-        raise UserError(f"gt_size: {problem}")
-    if (opt.get("filename_tmpl") or "{}").count("{}") != 1:
+    if opt["phase"] == "train":
+        check_crop(opt)
+    template = opt.get("filename_tmpl") or "{}"
+    if not isinstance(template, str) or template.count("{}") != 1:
         raise UserError(f"filename_tmpl is {opt['filename_tmpl']!r}, expected one {{}} for the clean image's name")
     if opt.get("color") not in (None, "y"):
         raise UserError(f"color is {opt['color']!r}, expected y or nothing")
@@ -295,8 +321,11 @@ def _check_options(opt: Mapping[str, Any]) -> None:
     if (opt.get("mean") is None) != (opt.get("std") is None):
         raise UserError(f"mean is {opt.get('mean')} and std is {opt.get('std')}, expected both or neither")
     for key in ("mean", "std"):
-        if opt.get(key) is not None and (len(opt[key]) != channels or (key == "std" and not all(opt[key]))):
-            raise UserError(f"{key} is {opt[key]}, expected {channels} values" + (" that are not 0" * (key == "std")))
+        if opt.get(key) is None:
+            continue
+        values = as_numbers(opt[key])
+        if len(values) != channels or (key == "std" and not all(values)):
+            raise UserError(f"{key} is {opt[key]!r}, expected {channels} values" + (" that are not 0" * (key == "std")))
 
 
 class Images(Protocol):

@@ -283,9 +283,30 @@ def test_unclipped_noise(clean):
         ({"exposure": [0, 1]}, r"exposure is \[0, 1\], expected \[low, high\] with 0 < low"),
         ({"exposure": [1.2, 1.0]}, r"exposure is \[1.2, 1.0\], expected"),
         ({"unclipped_noise": 2}, r"unclipped_noise is 2, expected a share in \[0, 1\]"),
+        ({"resize": 2}, r"resize is 2, expected \[low, high\]"),
+        ({"resize": "12"}, r"resize is '12', expected \[low, high\]"),
+        ({"exposure": [1, "x"]}, r"exposure is \[1, 'x'\], expected \[low, high\]"),
+        ({"unclipped_noise": "x"}, "unclipped_noise is 'x', expected a share"),
+        ({"gt_size": "48"}, "gt_size: got '48', expected a whole number"),
+        ({"scale": "2"}, "scale is '2', expected a whole number from 1"),
+        ({"dataroot_gt": 3}, "dataroot_gt is 3, expected the name of a file or folder"),
+        ({"dataroot_gt": ""}, "dataroot_gt: expected the name of a folder, got none"),
+        ({"compositions": 3}, "compositions is 3, expected the name"),
+        ({"seed": "x"}, "seed is 'x', expected a whole number from 0"),
         ({"compositions": "nowhere.json"}, "nowhere.json: cannot be read"),
     ],
 )
 def test_mistakes_in_newer_options(clean, changes, message):
     with pytest.raises(UserError, match=message):
         DegradedDataset(options(clean, **changes))
+
+
+def test_numbers_may_be_numpys(clean):
+    numpys = {
+        "seed": np.int64(3),
+        "gt_size": np.int32(32),
+        "exposure": np.array([0.5, 1]),
+        "resize": (1, np.float32(1)),
+    }
+    plain = options(clean, exposure=[0.5, 1], resize=[1, 1])
+    assert same(DegradedDataset(options(clean, **numpys))[0], DegradedDataset(plain)[0])

@@ -1,6 +1,8 @@
 """A fixed set on disk is what the on-the-fly set gives in validation."""
 
 import json
+import os
+import time
 import tracemalloc
 
 import cv2
@@ -8,9 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from restormixer_arch.data import lmdb_io
 from restormixer_arch.data.degradations.compose import read_compositions
 from restormixer_arch.data.degraded_dataset import DegradedDataset
+from restormixer_arch.data.images.folder import new_folder
+from restormixer_arch.data.lmdb_io import EncodedPng, LmdbImages, read_meta_info, write_encoded
 from restormixer_arch.data.paired_dataset import PairedRestorationDataset
+from restormixer_arch.data.preparation import fixed_set
 from restormixer_arch.data.preparation.fixed_set import check_fixed_set, difference_of_set, write_fixed_set
 from restormixer_arch.errors import UserError
 
@@ -46,7 +52,7 @@ def test_reads_back_as_made_on_the_fly(clean, tmp_path, lmdb, labels, scale):
         torch.testing.assert_close(item["gt"], fresh["gt"], atol=1e-6, rtol=0)
     record = json.loads((out / "made_with.json").read_text())
     assert record["degradations"] == labels and record["seed"] == 5 and record["scale"] == scale
-    assert not list(tmp_path.glob("*.partial"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "fixed"]
     assert record["format"] == ("lmdb" if lmdb else "folder")
     assert record["images"] == {name: (clean / name).stat().st_size for name in ("a.png", "b/c.png")}
     given = {"degradations": labels, "seed": 5, "scale": scale, "recursive": True}
@@ -116,3 +122,111 @@ def test_bad_parameters_are_named(tmp_path, text, message):
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(UserError, match=f"c.json: .*{message}"):
         read_compositions(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("lmdb", [False, True])
+def test_a_folder_of_a_similar_name_stays(clean, tmp_path, lmdb):
+    (tmp_path / "x.partial").mkdir()
+    (tmp_path / "x.partial/f").write_text("precious")
+    write_fixed_set(str(clean), tmp_path / "x", ["rain"], lmdb=lmdb)
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "y") as unfinished:
+        (unfinished / "z").write_text(str(1 / 0))
+    assert (tmp_path / "x.partial/f").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "x", "x.partial"]
+
+
+def test_a_folder_beside_an_lmdb_stays(tmp_path):
+    (tmp_path / "x.lmdb.partial").mkdir()
+    write_encoded(tmp_path / "x.lmdb", [EncodedPng("a", "a.png (1,1,3) 1\n", b"content")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.lmdb", "x.lmdb.partial"]
+
+
+def test_what_killed_processes_left_is_removed_after_a_week(tmp_path):
+    week = 7 * 24 * 3600
+    for name, age in ((".unfinished-0123abcd", week + 60), (".unfinished-1", 2 * week), (".unfinished-0123abce", 60)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, 2 * (time.time() - age,))
+    (tmp_path / ".unfinished-0123abcf").mkdir()  # which still grows
+    (tmp_path / ".unfinished-0123abcf/new").write_text("x")
+    os.utime(tmp_path / ".unfinished-0123abcf", 2 * (time.time() - 2 * week,))
+    with new_folder(tmp_path / "x"):
+        pass
+    left = [".unfinished-0123abce", ".unfinished-0123abcf", ".unfinished-1", "x"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+
+
+def test_an_lmdb_of_many_small_images(tmp_path):
+    """A value of half a page takes a whole one, or two."""
+    rng = np.random.default_rng(0)
+    values = [rng.bytes(int(length)) for length in rng.integers(1, 2100, 4500)]
+    images = [EncodedPng(f"{n:05}", f"{n:05}.png (1,1,3) 1\n", value) for n, value in enumerate(values)]
+    write_encoded(tmp_path / "x.lmdb", images)
+    write_encoded(tmp_path / "tiny.lmdb", [EncodedPng(image.key * 80, image.line, b"x") for image in images])
+    reader = LmdbImages(tmp_path / "x.lmdb", "x")
+    assert [reader.content(image.key) for image in images] == values
+    assert len(read_meta_info(tmp_path / "tiny.lmdb/meta_info.txt")) == 4500
+
+
+def test_an_lmdb_is_written_without_a_file_of_locks(tmp_path, monkeypatch):
+    """It is mapped into memory: on a full disk the system would kill the process that writes to it."""
+    opened, open_lmdb = [], lmdb_io.lmdb.open
+
+    def recorded(path, **options):
+        environment = open_lmdb(path, **options)
+        opened.append(sorted(os.listdir(path)))
+        return environment
+
+    monkeypatch.setattr(lmdb_io.lmdb, "open", recorded)
+    write_encoded(tmp_path / "x.lmdb", [EncodedPng("a", "a.png (1,1,3) 1\n", b"content")])
+    assert opened == [["data.mdb"]]
+
+
+def test_keys_have_no_dots(clean, tmp_path, monkeypatch):
+    """BasicSR ends a key at its first dot; LMDBs of earlier versions, which may have some, are still compared."""
+    (clean / "a.png").rename(clean / "a.b.png")
+    write_fixed_set(str(clean), tmp_path / "new", ["noise"], lmdb=True)
+    write_fixed_set(str(clean), tmp_path / "folder", ["noise"])
+    assert read_meta_info(tmp_path / "new/lq.lmdb/meta_info.txt") == ["noise/a_b_noise"]
+    assert (tmp_path / "folder/lq/noise/a.b_noise.png").is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(fixed_set, "stored_name", lambda stem: stem)
+        write_fixed_set(str(clean), tmp_path / "old", ["noise"], lmdb=True)
+    assert read_meta_info(tmp_path / "old/lq.lmdb/meta_info.txt") == ["noise/a.b_noise"]
+    for name in ("new", "old", "folder"):
+        assert check_fixed_set(str(clean), tmp_path / name, lmdb=name != "folder") == (2, [])
+        without_images(tmp_path / name)
+        assert difference_of_set(tmp_path / name, str(clean), {}, lmdb=name != "folder") == ""
+    cv2.imwrite(str(clean / "a_b.png"), np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(UserError, match="more than one image would be named 'noise/a_b_noise'"):
+        write_fixed_set(str(clean), tmp_path / "x", ["noise"], lmdb=True)
+    write_fixed_set(str(clean), tmp_path / "x", ["noise"])
+
+
+def without_images(out):
+    """Rewrite the record as an earlier version wrote it."""
+    made = json.loads((out / "made_with.json").read_text())
+    (out / "made_with.json").write_text(json.dumps({key: made[key] for key in made if key not in ("format", "images")}))
+
+
+def test_an_earlier_set_of_the_default_labels_is_compared(clean, tmp_path):
+    write_fixed_set(str(clean), tmp_path / "x", gt_size=16)
+    without_images(tmp_path / "x")
+    assert difference_of_set(tmp_path / "x", str(clean), {"gt_size": 16}, lmdb=False) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", ""),
+        ('{"degradations": 5}', "expected a list or a table of labels, got 5"),
+        ('{"degradations": ["rian"]}', "'rian'"),
+        ('{"scale": "x"}', ""),
+    ],
+)
+def test_a_damaged_record_is_named(tmp_path, text, message):
+    record = json.loads(text)
+    if record:
+        record = {**dict.fromkeys(fixed_set.OPTIONS), "degradations": ["rain"], "scale": 1, **record}
+    (tmp_path / "made_with.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=rf"is not a fixed set of pairs: made_with.json cannot be read \(.*{message}"):
+        fixed_set.recorded_options(tmp_path)

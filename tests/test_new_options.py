@@ -2,18 +2,23 @@
 
 import json
 import shlex
+import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from own_images import init, names, prepare
+from own_images import init, names, picture, prepare
 
 from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.config.check import read_request
 from restormixer_arch.config.yaml_file import load_yaml
+from restormixer_arch.data.degradations.labels import CDD11
+from restormixer_arch.data.lmdb_io import smallest_side
 from restormixer_arch.data.preparation.fixed_set import OPTIONS
 from restormixer_arch.errors import UserError
 
@@ -67,13 +72,17 @@ def test_pairs_of_another_format_are_not_passed_over(tmp_path):
 def test_smaller_patches_are_tried_where_memory_runs_out(wanted, monkeypatch, capsys):
     tried = []
 
-    def measure(request):
-        tried.append(load_yaml(request)["datasets"]["train"]["gt_size"])
+    @contextmanager
+    def trial(text):
+        yield text
+
+    def measure(text):
+        tried.append(load_yaml(text)["datasets"]["train"]["gt_size"])
         if tried[-1] > 48:
             raise OutOfMemory("out of memory at iteration 1: lower ...")
         return Measured([0.5], {}, None)
 
-    monkeypatch.setattr(new_options, "read_request", lambda file, is_train: Path(file).read_text("utf-8"))
+    monkeypatch.setattr(new_options, "_trial", trial)
     monkeypatch.setattr(new_options, "measure", measure)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     data = new_options._Data(train="", val="", scale=1, side=None, falls=False)
@@ -173,6 +182,8 @@ def test_what_init_writes_trains(own, given, capsys, monkeypatch):
     ("arguments", "message"),
     [
         (["--data", "nothing", "-o", "a.yml"], "--data: nothing is not a folder"),
+        (["--data", "", "-o", "a.yml"], "argument --data: expected a name, got none"),
+        (["--data", "gt", "-o", ""], "argument -o/--output: expected a name, got none"),
         (["--data", "gt", "-o", "a.yml"], "--data: gt has no train_gt.lmdb and no train_gt"),
         (["--data", "gt", "-o", "a.txt"], "--output: expected a name that ends in .yml"),
         (["--data", "gt", "-o", "a.yml", "--hours", "0"], "--hours: expected a positive number"),
@@ -205,3 +216,59 @@ def test_the_page_as_written(own, quick, capsys):
         assert cli.main(arguments) == 0, (command, capsys.readouterr().err)
     assert len(list(Path("restored").iterdir())) == 12
     assert len(names("datasets/sr/val_pairs/lq.lmdb")) == 1
+
+
+def spoil(kind):
+    """Damage the set in the folder ``set``. Returns what is said."""
+    if kind == "list":
+        Path("set/train_gt.lmdb/meta_info.txt").write_bytes(b"\xff\xfe.png (64,64,3) 1\n")
+        return "set/train_gt.lmdb/meta_info.txt: cannot be read as text ("
+    if kind == "no data":
+        Path("set/train_gt.lmdb/data.mdb").unlink()
+        return "--data: datasets.train.dataroot_gt: 'set/train_gt.lmdb' is no LMDB of BasicSR: it has no data.mdb"
+    if kind == "no LMDB":
+        Path("set/train_gt.lmdb/data.mdb").write_bytes(b"x" * 9000)
+        return "set/train_gt.lmdb: cannot be opened as an LMDB ("
+    record = Path("set/val_pairs/made_with.json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "degradations": 5}))
+    return "set/val_pairs: is not a fixed set of pairs: made_with.json cannot be read ("
+
+
+@pytest.mark.parametrize("kind", ["list", "no data", "no LMDB", "record"])
+def test_a_damaged_set_is_named(own, capsys, kind):
+    assert prepare("--gt", "gt", "--degrade", "rain", "--out", "set", "--val", "1") == 0
+    message = spoil(kind)
+    Path(".my.yml.partial").write_text("mine")
+    capsys.readouterr()
+    assert init("--data", "set", "-o", "my.yml") == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and "yml" not in error
+    assert Path(".my.yml.partial").read_text() == "mine" and not Path("my.yml").exists()
+
+
+def test_pairs_of_the_default_labels(own, quick):
+    assert prepare("--gt", "gt", "--degrade", "rain", "--out", "set", "--val", "1") == 0
+    shutil.rmtree("set/val_pairs")
+    assert cli.main(["degrade", "set", "--gt", "set/val_gt.lmdb", "--out", "set/val_pairs", "--lmdb"]) == 0
+    shutil.rmtree("set/val_gt.lmdb")
+    assert init("--data", "set", "-o", "my.yml") == 0
+    train = read_request("my.yml", is_train=True).options["datasets"]["train"]
+    assert list(train["degradations"]) == [*CDD11, "clean"] and train["use_rot"] is False
+
+
+@pytest.mark.parametrize("source", ["record", "headers"])
+def test_no_patch_is_larger_than_the_images_of_a_folder(own, quick, source):
+    """Two of 50x64 and 64x44 pixels; the smallest side is that of neither the first nor the last of them."""
+    for kind in ("gt", "lq"):
+        cv2.imwrite(f"{kind}/05.png", picture(5)[:50])
+        cv2.imwrite(f"{kind}/06 (1,2,3).png", picture(6)[:, :44])
+    assert prepare("--gt", "gt", "--lq", "lq", "--out", "set", "--val", "0", "--format", "folder") == 0
+    if source == "headers":
+        Path("set/train.jsonl").unlink()
+    assert init("--data", "set", "-o", "my.yml") == 0
+    assert quick == [44] and read_request("my.yml", is_train=True).options["datasets"]["train"]["gt_size"] == 44
+
+
+def test_sizes_in_lists_of_images():
+    lines = ["a.png (64,80,3) 1", "b (1,2,3).png (48, 70, 3) 9\r", "no size.png", ""]
+    assert smallest_side(lines) == 48 and smallest_side(lines[2:]) is None

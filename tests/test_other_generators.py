@@ -74,7 +74,7 @@ def test_a_stopped_set_is_made_again(clean, halving, monkeypatch):
     write = other_generators.write_lmdb
 
     def full_disk(root, images):
-        if root.name == "lq.lmdb" and "snow" in str(root):
+        if root.name == "lq.lmdb" and images[0][0].startswith("snow/"):
             raise OSError(28, "No space left on device")
         write(root, images)
 
@@ -123,3 +123,34 @@ def test_mistakes(clean, capsys, monkeypatch):
     monkeypatch.setattr(other_generators.importlib.util, "find_spec", lambda name: None)
     assert main(["degrade", "others", "--gt", "clean", "--out", "x", "--libraries", "kornia"]) == 2
     assert capsys.readouterr().err.endswith("needs kornia, which is not installed: pip install kornia\n")
+
+
+def test_a_library_that_is_missing_is_left_out(clean, halving, capsys, monkeypatch):
+    monkeypatch.setattr(other_generators.importlib.util, "find_spec", lambda name: name == "kornia" or None)
+    arguments = [word for word in halving if word not in ("--libraries", "kornia")]
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert said.out == "sets: kornia_rain, kornia_snow\n" and said.err.count("\n") == 1
+    assert "note: left out the sets by albumentations, which is not installed: pip install --no-deps" in said.err
+    monkeypatch.setattr(other_generators.importlib.util, "find_spec", lambda name: None)
+    assert main([*arguments[:-1], "more"]) == 2
+    error = capsys.readouterr().err
+    assert "error: needs albumentations, which is not installed: pip" in error and error.count("\n") == 1
+    assert not (clean / "more").exists()
+
+
+def test_keys_have_no_dots(clean, halving, capsys):
+    (clean / "clean/0.png").rename(clean / "clean/0.v2.png")
+    assert main(halving) == 0
+    assert LmdbImages(clean / "sets/kornia_rain/lq.lmdb", "x").names == ["rain/0_v2", "rain/1"]
+    cv2.imwrite("clean/0_v2.png", np.zeros((40, 40, 3), np.uint8))
+    assert main([*halving[:-1], "new"]) == 2
+    text = "--gt: clean: '0_v2.png' has the same name as '0.v2.png' with dots as _\n"
+    assert capsys.readouterr().err.endswith(text)
+
+
+def test_a_folder_of_a_similar_name_stays(clean, halving):
+    (clean / "sets/kornia_rain.partial").mkdir(parents=True)
+    (clean / "sets/kornia_rain.partial/f").write_text("precious")
+    assert main(halving) == 0
+    assert (clean / "sets/kornia_rain.partial/f").read_text() == "precious"

@@ -208,6 +208,9 @@ def test_pairs_for_validation_of_an_image_that_has_changed(own, capsys):
         ),
         (["--gt", "gt", "--degrade", "rain", "--val", "0", "--out", "o"], "--val: expected at least 1 with --degrade"),
         (["--gt", "nothing", "--lq", "lq", "--out", "o"], "nothing"),
+        (["--gt", "", "--degrade", "rain", "--out", ""], "argument --gt: expected a name, got none"),
+        (["--gt", "gt", "--lq", "", "--out", "o"], "argument --lq: expected a name, got none"),
+        (["--gt", "gt", "--lq", "lq", "--out", ""], "argument --out: expected a name, got none"),
         (
             ["--gt", "gt", "--lq", "lq/../gt", "--out", "o"],
             "--lq: 'lq/../gt' is the folder of --gt, expected that of the degraded images",
@@ -351,3 +354,30 @@ def test_a_set_in_the_working_directory(own, monkeypatch, capsys):
     assert (
         "pairs mine: rain; 1 pairs -> val_pairs" in said.out and "1 training images are also in a test set" in said.err
     )
+
+
+def test_images_in_sub_folders_are_counted(own, capsys):
+    """But for those in a folder that is named itself, and in hidden ones."""
+    Path("lq").rename("gt/lq")
+    for place in ("gt/a/b", "gt/c", "gt/.cache", "gt/lq/d"):
+        Path(place).mkdir(parents=True)
+        shutil.copy("gt/00.png", f"{place}/0.png")
+    Path("gt/c/notes.txt").write_text("x")
+    assert prepare("--gt", "gt", "--lq", "gt/lq", "--out", "set") == 0
+    text = "images in its sub-folders were left out; prepare each folder as a set of its own"
+    assert capsys.readouterr().err.splitlines() == [
+        f"basicsr: warning: gt: 2 {text}",
+        f"basicsr: warning: gt/lq: 1 {text}",
+    ]
+
+
+def test_images_in_sub_folders_alone(own, capsys):
+    for kind in ("gt", "lq"):
+        Path(kind).rename("inner")
+        Path(kind).mkdir()
+        Path("inner").rename(f"{kind}/inner")
+    hint = "; 12 images are in its sub-folders, which are not read: name one of them\n"
+    for arguments in (["--gt", "gt", "--degrade", "rain"], ["--gt", "gt/inner", "--lq", "lq"]):
+        assert prepare(*arguments, "--out", "o") == 2
+        error = capsys.readouterr().err
+        assert ": has no image in it (.bmp" in error and error.endswith(hint) and error.count("\n") == 1

@@ -4,6 +4,7 @@ import copy
 import pickle
 import random
 import re
+import sys
 from pathlib import Path
 
 import cv2
@@ -488,6 +489,19 @@ class TestOptions:
             ({"io_backend": "disk"}, "io_backend is 'disk', expected a table such as {type: disk}"),
             ({"phase": "training"}, "phase is 'training', expected train, val or test"),
             ({"filename_tmpl": "rain"}, "filename_tmpl is 'rain', expected one {} for the clean image's name"),
+            ({"filename_tmpl": 3}, "filename_tmpl is 3, expected one {} for the clean image's name"),
+            ({"filename_tmpl": ["{}"]}, "filename_tmpl is ['{}'], expected one {} for the clean image's name"),
+            ({"mean": 0.5, "std": [1, 1, 1]}, "mean is 0.5, expected 3 values"),
+            ({"mean": [0, 0, 0], "std": "abc"}, "std is 'abc', expected 3 values that are not 0"),
+            ({"scale": "2"}, "scale is '2', expected a whole number from 1"),
+            ({"scale": 0}, "scale is 0, expected a whole number from 1"),
+            ({"dataroot_lq": ["lq"]}, "dataroot_lq is ['lq'], expected the name of a file or folder"),
+            ({"dataroot_lq": ""}, "dataroot_lq: expected the name of a folder, got none"),
+            ({"meta_info_file": 3}, "meta_info_file is 3, expected the name of a file or folder"),
+            (
+                {"phase": "train", "gt_size": "48", "use_hflip": True, "use_rot": True},
+                "gt_size: got '48', expected a whole number of pixels",
+            ),
             ({"color": "x"}, "color is 'x', expected y or nothing"),
             ({"mean": [0, 0, 0]}, "mean is [0, 0, 0] and std is None, expected both or neither"),
             ({"mean": [0], "std": [1]}, "mean is [0], expected 3 values"),
@@ -513,4 +527,27 @@ class TestOptions:
         (tmp_path / "empty" / "a.txt").write_text("")
         assert refusal({**opt, "dataroot_lq": str(tmp_path / "empty")}).startswith(
             f"dataroot_lq: '{tmp_path}/empty' has no image in it (.bmp .jpeg"
+        )
+
+
+class TestSurroundings:
+    def test_a_list_with_a_byte_order_mark(self, tmp_path):
+        opt = {**make_folders(tmp_path), "meta_info_file": str(tmp_path / "list.txt")}
+        (tmp_path / "list.txt").write_text("a.png\r\nb.png\n", encoding="utf-8-sig")
+        assert PairedRestorationDataset(opt).pairs == [("a.png", "a.png"), ("b.png", "b.png")]
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+    def test_linked_sub_folders_are_counted(self, tmp_path, capsys):
+        opt = make_folders(tmp_path, names=("one/a.png",))
+        for side in ("gt", "lq"):
+            (tmp_path / side / "linked").symlink_to(tmp_path / side / "one")
+            (tmp_path / side / "one/loop").symlink_to(tmp_path / side)
+        assert PairedRestorationDataset({**opt, "recursive": True}).pairs == [("one/a.png", "one/a.png")]
+        text = "left out 2 linked sub-folders, which 'recursive: true' does not read"
+        assert capsys.readouterr().err.splitlines() == [
+            f"basicsr: note: dataroot_{side}: '{tmp_path}/{side}': {text}" for side in ("gt", "lq")
+        ]
+        (tmp_path / "gt/one/a.png").unlink()
+        assert refusal({**opt, "recursive": True}).endswith(
+            "; it has 2 linked sub-folders, which 'recursive: true' does not read"
         )

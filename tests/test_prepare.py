@@ -631,3 +631,119 @@ def test_records_of_an_earlier_version(root, capsys):
         "datasets/Rain13K/train_gt.lmdb: was prepared by an earlier version, or from other files, or they have changed "
         "since; remove it and train_lq.lmdb, or choose another --out, to prepare it again"
     ]
+
+
+# --- what is in the place of a part that grows ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["lmdb", "folder"])
+def test_a_folder_of_the_user_is_not_removed(root, capsys, form):
+    MINIATURES["derain"](root)
+    arguments = ["derain", "--root", "root", "--sets", "Rain13K", "--format", form]
+    place = Path("datasets/Rain13K/train.partial")
+    place.mkdir(parents=True)
+    (place / "f").write_text("precious")
+    assert run(*arguments) == 2
+    assert errors(capsys) == [
+        "datasets/Rain13K/train.partial: was not made by this command, which needs its place; rename it, or choose "
+        "another --out"
+    ]
+    assert (place / "f").read_text() == "precious" and len(list(place.iterdir())) == 1
+    (place / "f").rename(place / ".part-0123abcd-journal.jsonl")  # of a process that was killed at its first step
+    assert run(*arguments) == 0 and not place.exists()
+
+
+def begun(root: Path, monkeypatch, form: str) -> list[str]:
+    """Prepare six of ten pairs and stop there. Returns the arguments with which it goes on."""
+    pairs(root, "train/Rain13K/target", "train/Rain13K/input", [(f"{n}.png",) * 2 for n in range(10)])
+    monkeypatch.setattr(prepare, "CHUNK", 2)
+    bad = root / "train/Rain13K/input/7.png"
+    content = bad.read_bytes()
+    bad.write_bytes(b"no image")
+    arguments = ["derain", "--root", "root", "--workers", "0", "--format", form]
+    assert run(*arguments) == 2
+    bad.write_bytes(content)
+    return arguments
+
+
+@pytest.mark.parametrize("damage", ["garbage", "empty", "cut short", "absent"])
+def test_a_damaged_lmdb_is_begun_again(root, capsys, monkeypatch, damage):
+    arguments = begun(root, monkeypatch, "lmdb")
+    data = Path("datasets/Rain13K/train.partial/gt/data.mdb")
+    content = data.read_bytes()
+    data.write_bytes({"garbage": b"x" * 9000, "empty": b"", "cut short": content[:8192]}.get(damage, b""))
+    if damage == "absent":
+        data.unlink()
+    assert run(*arguments) == 0
+    assert "done before" not in capsys.readouterr().out
+    assert run(*arguments, "--check") == 0 and "20 images compared, 0 problems" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["lmdb", "folder"])
+@pytest.mark.parametrize(
+    ("line", "done"),
+    [(b"\xff\xfe\n", 3), (b"[1]\n", 3), (b"5\n", 3), (b'{"unit": "9"}\n', 3), (b'{"unit": 1, "files": {}}\n', 3)],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_damaged_journal_counts_up_to_the_damage(root, capsys, monkeypatch, form, line, done, first):
+    arguments = begun(root, monkeypatch, form)
+    journal = Path("datasets/Rain13K/train.partial/journal.jsonl")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[0 if first else 1 + done] = line
+    journal.write_bytes(b"".join(lines))
+    assert run(*arguments) == 0
+    assert (f", {done} done before" in capsys.readouterr().out) is not first
+    assert run(*arguments, "--check") == 0
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe\n", b"[1]\n", b'{"crop": 0}\n', b"\n"])
+def test_a_damaged_record_of_what_is_there(root, capsys, line):
+    MINIATURES["derain"](root)
+    arguments = ["derain", "--root", "root", "--sets", "Rain13K"]
+    assert run(*arguments) == 0
+    record = Path("datasets/Rain13K/train.jsonl")
+    record.write_bytes(line + b"".join(record.read_bytes().splitlines(keepends=True)[1:]))
+    assert run(*arguments, "--check") == 0
+    assert run(*arguments) == 2
+    assert errors(capsys)[0].startswith(
+        "datasets/Rain13K/train_gt.lmdb: already exists and was not made by this command; remove it and train_lq.lmdb"
+    )
+
+
+def test_a_full_disk_where_an_lmdb_is_made(root, capsys, monkeypatch):
+    from restormixer_arch.data.preparation import store
+
+    def full_disk(path, **options):
+        raise lmdb.DiskError(f"{path}: No space left on device")
+
+    MINIATURES["derain"](root)
+    arguments = ["derain", "--root", "root", "--sets", "Rain13K"]
+    with monkeypatch.context() as patch:
+        patch.setattr(store.lmdb, "open", full_disk)
+        assert run(*arguments) == 2
+    (line,) = errors(capsys)
+    assert line == "datasets/Rain13K/train.partial/gt: cannot be written (No space left on device)"
+    assert run(*arguments) == 0
+
+
+def test_an_lmdb_grows_by_thousands_of_small_images(tmp_path, monkeypatch):
+    from restormixer_arch.data.preparation import store
+    from restormixer_arch.data.preparation.sub_images import Entry
+
+    monkeypatch.setattr(store, "SLACK", 2**16)
+    rng = np.random.default_rng(0)
+    entries = [Entry(f"{n:05}", ".png", (1, 1), rng.bytes(int(length))) for n, length in enumerate(range(1300, 2100))]
+    entries += [Entry(f"s{n:05}", ".png", (1, 1), b"x") for n in range(4500)]
+    growing = store.LmdbStore(tmp_path / "x")
+    for begin in range(0, len(entries), 1000):
+        growing.put(entries[begin : begin + 1000])
+    growing.close(store.meta_line(entry) for entry in entries)
+    reader = LmdbImages((tmp_path / "x").rename(tmp_path / "x.lmdb"), "x")
+    assert [reader.content(entry.key) for entry in entries] == [entry.content for entry in entries]
+
+
+@pytest.mark.parametrize("arguments", [["--root", ""], ["--root", "root", "--out", ""]])
+def test_an_empty_name_is_not_the_working_directory(root, capsys, arguments):
+    assert run("derain", *arguments) == 2
+    (line,) = errors(capsys)
+    assert line.startswith(f"basicsr prepare: argument {arguments[-2]}: expected a name, got none.")

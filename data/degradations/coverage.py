@@ -163,8 +163,8 @@ def _compare(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> It
         drawn, public = (np.array([one[name] for one in ones]) for ones in (ours, theirs))
         low, high = np.percentile(drawn, INNER)
         outside = float(np.mean((public < low) | (public > high)))
-        quartiles = [tuple(float(value) for value in np.percentile(values, (5, 50, 95))) for values in (drawn, public)]
-        yield Coverage(name, *quartiles, outside)
+        levels = [tuple(float(value) for value in np.percentile(values, (5, 50, 95))) for values in (drawn, public)]
+        yield Coverage(name, *levels, outside)
 
 
 def _direction(fine: np.ndarray) -> tuple[float, float]:

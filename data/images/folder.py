@@ -5,6 +5,12 @@ Decoded images are float32 BGR (H, W, 3) in [0, 1], as BasicSR's image functions
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import time
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +18,49 @@ import numpy as np
 from restormixer_arch.data.images import IMAGE_SUFFIXES
 from restormixer_arch.data.images.opencv import decode_color
 from restormixer_arch.errors import UserError, not_found
-from restormixer_arch.output import user_path
+from restormixer_arch.output import ABANDONED, note, user_path
+
+UNFINISHED = re.compile(r"\.unfinished-[0-9a-f]{8}")  # the name of a folder that is being written
 
 
 def existing_folder(root: str | Path, option: str) -> Path:
     """Return the folder that an option names. Raises UserError, with similar names, if there is none."""
     folder = user_path(root)
+    if not str(root):  # which would be the working directory
+        raise UserError(f"{option}: expected the name of a folder, got none")
     if not folder.is_dir():
         reason = "is a file, a folder was expected" if folder.is_file() else not_found(folder)
         raise UserError(f"{option}: {str(root)!r} {reason}")
     return folder
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder to write into: renamed to ``path`` at the end, removed if anything fails or is stopped.
+
+    It lies beside ``path`` under a name of its own, so that it takes no place that the user may need. What a killed
+    process has left is removed by a later one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path.parent)
+    partial = path.parent / f".unfinished-{os.urandom(4).hex()}"
+    partial.mkdir()
+    try:
+        yield partial
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for folder in parent.glob(".unfinished-*"):
+        try:
+            newest = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+        except OSError:  # another process has just removed or finished it
+            continue
+        if UNFINISHED.fullmatch(folder.name) and time.time() - newest > ABANDONED:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def without_suffix(name: str) -> str:
@@ -43,13 +82,40 @@ def decode_image(content: bytes, source: str) -> np.ndarray:
     return decode_color(content, source).astype(np.float32) / 255
 
 
+def image_names(root: Path, recursive: bool, skipped: Container[Path] = ()) -> tuple[list[str], int]:
+    """Return the names of the images in a folder, sorted, and the number of its linked sub-folders, which are not read.
+
+    Args:
+        root: the folder.
+        recursive: include sub-folders; names then start with the sub-folder.
+        skipped: resolved sub-folders that are left out.
+    """
+
+    def stop(error: OSError) -> None:
+        if error.filename == str(root):
+            raise error
+
+    names, linked = [], 0
+    for place, folders, files in os.walk(root, onerror=stop):
+        below = Path(place)
+        linked += sum((below / name).is_symlink() for name in folders)
+        inner = folders if recursive else ()
+        folders[:] = [name for name in inner if not skipped or (below / name).resolve() not in skipped]
+        names += [(below / name).relative_to(root).as_posix() for name in files if _is_image(below / name)]
+    return sorted(names), linked
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
 class FolderImages:
     """The images of a folder, recognized by their extension; other files are ignored.
 
     Args:
         root: the folder.
         option: the option that names it, for messages.
-        recursive: include sub-folders; names then start with the sub-folder.
+        recursive: include sub-folders; names then start with the sub-folder. Linked ones are left out with a note.
 
     Raises:
         UserError: the folder does not exist or has no image in it.
@@ -57,19 +123,15 @@ class FolderImages:
 
     def __init__(self, root: str | Path, option: str, recursive: bool = False) -> None:
         self.root, self.option = existing_folder(root, option), option
-        self.names = sorted(self._names(recursive))
+        self.names, linked = image_names(self.root, recursive)
+        left_out = f"{linked} linked sub-folders, which 'recursive: true' does not read" if recursive and linked else ""
         if not self.names:
-            deeper = 0 if recursive else len(self._names(True))
+            deeper = 0 if recursive else len(image_names(self.root, True)[0])
             hint = f"; {deeper} in its sub-folders, which 'recursive: true' reads" if deeper else ""
+            hint += f"; it has {left_out}" if left_out else ""
             raise UserError(f"{option}: {str(root)!r} has no image in it ({' '.join(IMAGE_SUFFIXES)}){hint}")
-
-    def _names(self, recursive: bool) -> list[str]:
-        found = self.root.rglob("*") if recursive else self.root.iterdir()
-        return [
-            path.relative_to(self.root).as_posix()
-            for path in found
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-        ]
+        if left_out:
+            note(f"{option}: {str(root)!r}: left out {left_out}")
 
     def locate(self, name: str) -> str:
         """Return the path of an image, after which BasicSR names results."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from restormixer_arch.data.images import IMAGE_SUFFIXES
+from restormixer_arch.data.images.folder import image_names
 from restormixer_arch.data.lmdb_io import key_problem
 from restormixer_arch.data.preparation.layouts import Layout, Part, PublicSet
 from restormixer_arch.errors import UserError, did_you_mean
@@ -43,6 +44,7 @@ class Found:
         units: sorted by name.
         folders: the clean and degraded folders they come from.
         ignored: files in them that are no images.
+        deeper: folder -> number of images in its sub-folders, which are left out; of folders that the user named.
     """
 
     public: PublicSet
@@ -50,6 +52,7 @@ class Found:
     units: list[Unit]
     folders: list[Path] = field(default_factory=list)
     ignored: list[Path] = field(default_factory=list)
+    deeper: dict[Path, int] = field(default_factory=dict)
 
     @property
     def shown(self) -> str:
@@ -106,12 +109,25 @@ def pair_folders(public: PublicSet, part: Part, layout: Layout, gt: Path, labell
     """
     images = {folder: _images(folder) for folder in (gt, *labelled.values())}
     if not images[gt].by_stem:
-        raise UserError(f"{gt}: has no image in it ({' '.join(IMAGE_SUFFIXES)})")
+        raise _no_image(gt)
     units = sorted(_units(layout, gt, labelled, "", images), key=lambda unit: unit.name)
     ignored = [path for content in images.values() for path in content.ignored]
-    found = Found(public, part, units, list(images), ignored)
+    deeper = {folder: count for folder in images if (count := _count_deeper(folder, list(images)))}
+    found = Found(public, part, units, list(images), ignored, deeper)
     _check_names(found)
     return found
+
+
+def _count_deeper(folder: Path, named: Sequence[Path] = ()) -> int:
+    """Return how many images are in a folder's sub-folders, but for those in folders that are named themselves."""
+    names, _ = image_names(folder, True, [path.resolve() for path in named])
+    return sum("/" in name and not any(part.startswith(".") for part in name.split("/")) for name in names)
+
+
+def _no_image(folder: Path) -> UserError:
+    deeper = _count_deeper(folder)
+    hint = f"; {deeper} images are in its sub-folders, which are not read: name one of them" if deeper else ""
+    return UserError(f"{folder}: has no image in it ({' '.join(IMAGE_SUFFIXES)}){hint}")
 
 
 def images_in(folder: Path) -> dict[str, Path]:
@@ -239,7 +255,7 @@ def _units(layout: Layout, gt: Path, labelled: dict[str, Path], prefix: str, ima
     for label, folder in labelled.items():
         degraded = images[folder].by_stem
         if not degraded:
-            raise UserError(f"{folder}: has no image in it ({' '.join(IMAGE_SUFFIXES)})")
+            raise _no_image(folder)
         wanted = {layout.rule(stem): stem for stem in degraded}
         for stem, path in degraded.items():
             partner = layout.rule(stem)
@@ -248,7 +264,7 @@ def _units(layout: Layout, gt: Path, labelled: dict[str, Path], prefix: str, ima
                 raise UserError(f"{path}: has no clean partner {partner!r} in {gt}.{hint}")
             used.add(partner)
             name = stored_name(prefix + stem)
-            group = f"{partner}" if shared else stem
+            group = partner if shared else stem
             groups.setdefault(group, []).append(("lq", f"{label}/{name}" if label else name, path))
         alone = sorted(clean.keys() - wanted.keys())
         if alone and not layout.gt_is_larger:

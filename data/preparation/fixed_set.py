@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy as np
 
 from restormixer_arch import __version__
 from restormixer_arch.data.degradations.compose import Composition, compositions_text, read_compositions
+from restormixer_arch.data.degradations.labels import read_mixture
 from restormixer_arch.data.degraded_dataset import DegradedDataset, Sample
-from restormixer_arch.data.images.folder import FolderImages, without_suffix
+from restormixer_arch.data.images.folder import FolderImages, new_folder, without_suffix
 from restormixer_arch.data.images.opencv import write_png
 from restormixer_arch.data.lmdb_io import EncodedPng, LmdbImages, encode_png, write_encoded
+from restormixer_arch.data.preparation.find_pairs import stored_name
 from restormixer_arch.data.preparation.store import difference, open_reader
 from restormixer_arch.data.preparation.sub_images import Entry
 from restormixer_arch.errors import UserError
@@ -64,41 +66,39 @@ def write_fixed_set(
         raise UserError(f"{out}: already exists; remove it first or choose another folder")
     options = {"degradations": degradations, "seed": seed, "scale": scale, "gt_size": gt_size, "recursive": recursive}
     dataset = _dataset(gt, options, compositions)
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _write_pairs(partial, dataset, gt, lmdb)
+    with new_folder(out) as unfinished:
+        _write_pairs(unfinished, dataset, gt, lmdb)
         record = {"restormixer": __version__, "dataroot_gt": str(gt), **options}
         record |= {"format": FORMATS[lmdb][0], "images": clean_images(gt, recursive)}
-        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        (unfinished / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return len(dataset), dataset.labels
 
 
-def _write_pairs(partial: Path, dataset: DegradedDataset, gt: str, lmdb: bool) -> None:
+def _write_pairs(folder: Path, dataset: DegradedDataset, gt: str, lmdb: bool) -> None:
     """Write the images and the parameters of the degradations."""
     pairs: dict[str, list[EncodedPng]] = {"gt": [], "lq": []}
     used: Compositions = {}
-    for name, sample, images in _pairs(dataset, gt):
+    for name, sample, images in _pairs(dataset, gt, partial(_pair_name, dots=not lmdb)):
         used.setdefault(sample.label, {})[without_suffix(sample.name)] = sample.composition
         for kind, image in images.items():
             if lmdb:
                 pairs[kind].append(encode_png(name, image, compression=6))
             else:
-                write_png(partial / kind / f"{name}.png", image)
+                write_png(folder / kind / f"{name}.png", image)
     for kind, images in pairs.items():
         if lmdb:
-            write_encoded(partial / f"{kind}.lmdb", images)
-    (partial / COMPOSITIONS).write_text(compositions_text(used) + "\n", encoding="utf-8")
+            write_encoded(folder / f"{kind}.lmdb", images)
+    (folder / COMPOSITIONS).write_text(compositions_text(used) + "\n", encoding="utf-8")
 
 
 def recorded_options(out: Path) -> dict[str, Any]:
     """Return the options that a fixed set was made with. Raises UserError: ``out`` is not a fixed set."""
     return _record(out)[0]
+
+
+def labels_of(recorded: dict[str, Any]) -> list[str]:
+    """Return the labels in the options that :func:`recorded_options` returns."""
+    return [ingredient.label for ingredient in read_mixture(recorded["degradations"], recorded["scale"])]
 
 
 def difference_of_set(out: Path, gt: str, options: dict[str, Any], lmdb: bool) -> str:
@@ -123,8 +123,10 @@ def difference_of_set(out: Path, gt: str, options: dict[str, Any], lmdb: bool) -
     if known is not None:
         return "" if known == now else "was made of other clean images"
     # An earlier version recorded no images, but their names are in those of the pairs.
-    wanted = {_pair_name(label, name) for label in recorded["degradations"] for name in now}
-    return "" if set(open_reader(out / f"gt{suffix}", form).names) == wanted else "was made of other clean images"
+    there = open_reader(out / f"gt{suffix}", form).names
+    pair_name = _pair_names(there, lmdb)
+    wanted = {pair_name(label, name) for label in labels_of(recorded) for name in now}
+    return "" if set(there) == wanted else "was made of other clean images"
 
 
 def clean_images(gt: str, recursive: bool = False) -> dict[str, int]:
@@ -140,7 +142,9 @@ def _record(out: Path) -> tuple[dict[str, Any], dict[str, int] | None]:
     """Return the options of a fixed set and its clean images, None for those where they are not recorded."""
     try:
         record = json.loads((out / RECORD).read_text(encoding="utf-8"))
-        return {key: record[key] for key in OPTIONS}, record.get("images")
+        options = {key: record[key] for key in OPTIONS}
+        labels_of(options)
+        return options, record.get("images")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{out}: is not a fixed set of pairs: {RECORD} cannot be read ({error})") from error
 
@@ -163,7 +167,8 @@ def check_fixed_set(gt: str, out: Path, lmdb: bool, compositions: Compositions |
     count, problems = 0, []
     if (out / COMPOSITIONS).is_file():
         compositions = read_compositions(out / COMPOSITIONS)
-    for name, _, images in _pairs(_dataset(gt, recorded_options(out), compositions), gt):
+    dataset = _dataset(gt, recorded_options(out), compositions)
+    for name, _, images in _pairs(dataset, gt, _pair_names(readers["gt"].names, lmdb)):
         for kind, image in images.items():
             count += 1
             left[kind].discard(name)
@@ -185,20 +190,28 @@ def _dataset(gt: str, options: dict[str, Any], compositions: Compositions | None
     return dataset
 
 
-def _pairs(dataset: DegradedDataset, gt: str) -> Iterator[tuple[str, Sample, dict[str, np.ndarray]]]:
+def _pairs(
+    dataset: DegradedDataset, gt: str, pair_name: Callable[[str, str], str]
+) -> Iterator[tuple[str, Sample, dict[str, np.ndarray]]]:
     """Yield name, sample, and the two images, BGR uint8, of each pair. Raises UserError: two have the same name."""
     seen: set[str] = set()
     for number in range(len(dataset)):
         sample = dataset.sample(0, number)
-        name = _pair_name(sample.label, sample.name)
+        name = pair_name(sample.label, sample.name)
         if name in seen:
             raise UserError(f"{gt}: more than one image would be named {name!r}")
         seen.add(name)
         yield name, sample, {"gt": _to_uint8(sample.gt), "lq": _to_uint8(sample.lq)}
 
 
-def _pair_name(label: str, name: str) -> str:
-    return f"{label}/{without_suffix(name).replace('/', '_')}_{label}"
+def _pair_name(label: str, name: str, dots: bool) -> str:
+    stem = without_suffix(name).replace("/", "_")
+    return f"{label}/{stem if dots else stored_name(stem)}_{label}"
+
+
+def _pair_names(there: Sequence[str], lmdb: bool) -> Callable[[str, str], str]:
+    """Return what names the pairs of a set that is there: an LMDB of an earlier version may have dots in its keys."""
+    return partial(_pair_name, dots=not lmdb or any("." in name for name in there))
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ class Journal:
     """A file of records by unit name.
 
     Args:
-        path: the file; if it is there, it is read, up to a line that was cut short.
+        path: the file; if it is there, it is read, up to a line that was cut short or damaged.
         settings: the first line's content.
     """
 
@@ -34,11 +34,15 @@ class Journal:
         self.found_settings, self.finished = None, False
         for record in _records(path) if path.is_file() else ():
             if self.found_settings is None:
+                if not _is_settings(record):
+                    break
                 self.found_settings = record
             elif "finished" in record:
                 self.finished = True
-            else:
+            elif _is_whole(record):
                 self.records[record["unit"]] = record
+            else:
+                break
         self._file = None
 
     def fits(self, units: Iterable[Unit], whole: bool = False) -> bool:
@@ -151,8 +155,22 @@ def _state(path: Path) -> list[int] | None:
 
 
 def _records(path: Path) -> Iterable[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
+            record = json.loads(line.decode())
+        except ValueError:  # no JSON, or not UTF-8
             return
+        if not isinstance(record, dict):
+            return
+        yield record
+
+
+def _is_settings(record: dict[str, Any]) -> bool:
+    return record.keys() >= settings_of(Recipe(), "").keys() and isinstance(record["scales"], list)
+
+
+def _is_whole(record: dict[str, Any]) -> bool:
+    """Whether a unit's record has all that :meth:`Journal.add` writes."""
+    kinds = {"unit": str, "files": dict}
+    kinds |= {"skipped": str} if "skipped" in record else {"images": dict, "bytes": dict, "sizes": list}
+    return all(isinstance(record.get(key), kind) for key, kind in kinds.items())

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from restormixer_arch.data.images.folder import without_suffix
+from restormixer_arch.data.images.folder import new_folder, without_suffix
 from restormixer_arch.data.lmdb_io import open_images, write_lmdb
+from restormixer_arch.data.preparation.find_pairs import stored_name
 from restormixer_arch.errors import UserError
+from restormixer_arch.output import note
 
 INSTALL = {
     "albumentations": "pip install --no-deps albumentations==2.0.8 albucore==0.0.24 && pip install stringzilla simsimd",
@@ -35,7 +36,7 @@ def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: in
     Args:
         gt: folder or LMDB of clean images.
         out: folder to write to; a set is whole or not there at all, and one that is there is left as it is.
-        libraries: of :data:`LABELS`.
+        libraries: of :data:`LABELS`; those that are not installed are left out with a note.
         gt_size: the middle of each image is taken, this many pixels a side at most, and at least 20.
         seed: of all chance; each image has its own from it.
 
@@ -43,16 +44,21 @@ def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: in
         The names of the sets.
 
     Raises:
-        UserError: a library is not installed or unknown, an image cannot be read or is smaller than 20 pixels a side,
-            two have one name but for the extension, or half of a set is there.
+        UserError: a library is unknown, none of them is installed, an image cannot be read or is smaller than 20 pixels
+            a side, two have one name but for the extension or dots, or half of a set is there.
     """
     if gt_size < LEAST_SIDE:
         raise UserError(f"--gt-size: expected at least {LEAST_SIDE}, got {gt_size}")
     for library in libraries:
         if library not in INSTALL:
             raise UserError(f"{library!r} is not a library with generators here, expected {' or '.join(INSTALL)}")
-        if importlib.util.find_spec(library) is None:
-            raise UserError(f"needs {library}, which is not installed: {INSTALL[library]}")
+    absent = [library for library in libraries if importlib.util.find_spec(library) is None]
+    for library in absent:
+        text = f"{library}, which is not installed: {INSTALL[library]}"
+        if len(absent) == len(libraries):
+            raise UserError(f"needs {text}")
+        note(f"left out the sets by {text}")
+    libraries = tuple(library for library in libraries if library not in absent)
     images = _middles(gt, gt_size)
     sets = []
     for library in libraries:
@@ -68,23 +74,21 @@ def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: in
                 name: degrade(image[..., ::-1], label, seed + number)[..., ::-1]
                 for number, (name, image) in enumerate(images.items())
             }
-            partial = folder.with_name(f"{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            write_lmdb(partial / "gt.lmdb", [(f"{label}/{name}", image) for name, image in images.items()])
-            write_lmdb(partial / "lq.lmdb", [(f"{label}/{name}", np.ascontiguousarray(i)) for name, i in lq.items()])
-            partial.rename(folder)
+            with new_folder(folder) as part:
+                write_lmdb(part / "gt.lmdb", [(f"{label}/{name}", image) for name, image in images.items()])
+                write_lmdb(part / "lq.lmdb", [(f"{label}/{name}", np.ascontiguousarray(i)) for name, i in lq.items()])
     return sets
 
 
 def _middles(gt: str, size: int) -> dict[str, np.ndarray]:
-    """Return name without extension -> middle of the image, uint8 BGR (H, W, 3)."""
+    """Return name without extension and dots -> middle of the image, uint8 BGR (H, W, 3)."""
     source = open_images(gt, "--gt")
     stems: dict[str, str] = {}
     for name in source.names:
-        other = stems.setdefault(without_suffix(name), name)
+        other = stems.setdefault(stored_name(without_suffix(name)), name)
         if other != name:
-            raise UserError(f"--gt: {gt}: {name!r} has the same name as {other!r} but for the extension")
+            same = "but for the extension" if without_suffix(other) == without_suffix(name) else "with dots as _"
+            raise UserError(f"--gt: {gt}: {name!r} has the same name as {other!r} {same}")
     images = {}
     for stem, name in stems.items():
         image = np.round(source.read(name) * 255).astype(np.uint8)

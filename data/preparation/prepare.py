@@ -24,11 +24,13 @@ from tqdm import tqdm
 
 from restormixer_arch.data.preparation.find_pairs import Found, Unit
 from restormixer_arch.data.preparation.journal import Journal, recipe_of, settings_of
-from restormixer_arch.data.preparation.store import STORES, difference, image_key, open_reader, place, remove
+from restormixer_arch.data.preparation.store import STORES, Store, difference, image_key, open_reader, place, remove
 from restormixer_arch.data.preparation.sub_images import Prepared, Recipe, prepare_units, start_worker
 from restormixer_arch.errors import UserError
 from restormixer_arch.folder_lock import locked
+from restormixer_arch.output import PART
 
+JOURNAL = "journal.jsonl"  # in a part that is not finished
 CHUNK = 16  # most units that a worker takes, and that are written, at once
 CHUNK_BYTES = 2**23  # most bytes of their files, if they are several: JPEGs, cut and as PNG, grow to 20 times that
 AHEAD = 3  # chunks in work for each worker: more would pile up in memory where the disk is slow
@@ -106,15 +108,15 @@ def prepare_part(job: Job, workers: int, skip_bad: bool = False) -> Summary:
 def _prepare_part(job: Job, workers: int, skip_bad: bool) -> Summary:
     began = time.monotonic()
     settings = settings_of(job.recipe, job.form)
-    journal = Journal(job.partial / "journal.jsonl", settings)
+    journal = Journal(job.partial / JOURNAL, settings)
     if journal.finished and journal.has_settings():
         _move(job, journal)  # it was stopped while the last step was under way
     if _is_there(job, settings):
         summary = _summary(job, Journal(job.record, settings))
         summary.was_there = True
         return summary
-    if journal.finished or not journal.fits(job.found.units):
-        remove(job.partial)
+    if not _can_resume(job, journal):
+        _clear_partial(job)
         journal.clear()
     job.partial.mkdir(parents=True, exist_ok=True)
     journal.start()
@@ -128,6 +130,23 @@ def _prepare_part(job: Job, workers: int, skip_bad: bool) -> Summary:
     summary = _summary(job, journal)
     summary.resumed, summary.seconds = len(job.found.units) - len(left), time.monotonic() - began
     return summary
+
+
+def _can_resume(job: Job, journal: Journal) -> bool:
+    """Whether there is a part that this job began and can resume, whose LMDBs are not damaged."""
+    begun = journal.records and not journal.finished and journal.fits(job.found.units)
+    return begun and all(STORES[job.form].can_grow(job.partial / kind) for kind in job.kinds)
+
+
+def _clear_partial(job: Job) -> None:
+    """Remove what another preparation has begun. Raises UserError: what is in its place is something else."""
+    if not job.partial.is_dir():
+        return
+    if not (job.partial / JOURNAL).is_file() and any(not PART.match(path.name) for path in job.partial.iterdir()):
+        raise UserError(
+            f"{job.partial}: was not made by this command, which needs its place; rename it, or choose another --out"
+        )
+    remove(job.partial)
 
 
 def check_part(job: Job, workers: int) -> tuple[int, list[str]]:
@@ -190,7 +209,7 @@ def obstacles(job: Job, settings: dict[str, object] | None = None) -> tuple[list
     own = [path for path in places if path.exists()]
     record = Journal(job.record, settings)
     whole = len(own) == len(places) and record.fits(job.found.units, whole=True)
-    moving = Journal(job.partial / "journal.jsonl", settings)
+    moving = Journal(job.partial / JOURNAL, settings)
     if whole or (moving.finished and moving.has_settings()):
         return [], ""
     there = [*own, *(path for path in places_of_part(job.folder, job.found.part.name) if path not in places)]
@@ -215,7 +234,7 @@ def places_of_part(folder: Path, part: str) -> list[Path]:
 
 
 def _write(job: Job, journal: Journal, left: Sequence[Unit], workers: int, skip_bad: bool) -> None:
-    stores = {kind: STORES[job.form](job.partial / kind) for kind in job.kinds}
+    stores: dict[str, Store] = {}
     taken = {
         (kind, image_key(line)): record["unit"]
         for record in journal.made()
@@ -223,6 +242,8 @@ def _write(job: Job, journal: Journal, left: Sequence[Unit], workers: int, skip_
         for line in lines
     }
     try:
+        for kind in job.kinds:
+            stores[kind] = STORES[job.form](job.partial / kind)
         with closing(_outcomes(left, job.recipe, workers, f"prepare {job.found.shown}")) as prepared:
             for outcomes in prepared:
                 bad = [outcome for outcome in outcomes if outcome.problem]

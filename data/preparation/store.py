@@ -12,7 +12,7 @@ import numpy as np
 from restormixer_arch.data.images import IMAGE_SUFFIXES
 from restormixer_arch.data.images.folder import without_suffix
 from restormixer_arch.data.images.opencv import decode_color
-from restormixer_arch.data.lmdb_io import LmdbImages, writing
+from restormixer_arch.data.lmdb_io import LmdbImages, check_database, space_for, writing
 from restormixer_arch.data.preparation.sub_images import PNG_LEVEL, Entry
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import atomic_paths
@@ -32,18 +32,30 @@ class LmdbStore:
     def __init__(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         self.path, self._lines = path, {}
-        self._environment = lmdb.open(str(path), map_size=SLACK, lock=False)
+        with writing(path):
+            self._environment = lmdb.open(str(path), map_size=SLACK, lock=False)
+
+    @staticmethod
+    def can_grow(path: Path) -> bool:
+        """Whether there is an LMDB to resume that is not damaged."""
+        try:
+            check_database(path)
+        except (OSError, UserError):
+            return False
+        return True
 
     def put(self, entries: Iterable[Entry]) -> None:
         """Write entries in one transaction, over those of the same keys."""
         entries = list(entries)
         info, page = self._environment.info(), self._environment.stat()["psize"]
-        needed = info["last_pgno"] * page + 2 * sum(len(entry.content) for entry in entries) + SLACK // 2
-        if needed > info["map_size"]:
-            self._environment.set_mapsize(max(2 * info["map_size"], needed))
-        with writing(self.path), self._environment.begin(write=True) as transaction:
-            for entry in entries:
-                transaction.put(entry.key.encode(), entry.content)
+        space = space_for([len(entry.content) for entry in entries], page)
+        needed = info["last_pgno"] * page + space + SLACK // 2
+        with writing(self.path):
+            if needed > info["map_size"]:
+                self._environment.set_mapsize(max(2 * info["map_size"], needed))
+            with self._environment.begin(write=True) as transaction:
+                for entry in entries:
+                    transaction.put(entry.key.encode(), entry.content)
 
     def close(self, lines: Iterable[str]) -> None:
         """Write ``meta_info.txt``, a line for each image, and close."""
@@ -63,6 +75,11 @@ class FolderStore:
     def __init__(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
+
+    @staticmethod
+    def can_grow(path: Path) -> bool:
+        """Whether there is a folder to resume."""
+        return path.is_dir()
 
     def put(self, entries: Iterable[Entry]) -> None:
         """Write entries as files, each under another name first."""

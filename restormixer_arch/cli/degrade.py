@@ -55,7 +55,7 @@ def _sheet(arguments: list[str]) -> None:
 
 def _set(arguments: list[str]) -> None:
     parser = Parser("degrade set", "Write a fixed validation set: clean images under every label.")
-    parser.add_argument("--gt", required=True, metavar="DIR", help="folder or LMDB of the clean images")
+    parser.add_argument("--gt", type=path_name, required=True, metavar="DIR", help="folder or LMDB of the clean images")
     parser.add_argument("--out", type=path_name, required=True, metavar="DIR", help="folder to make")
     parser.add_argument(
         "--labels", nargs="+", default=["cdd11"], metavar="LABEL", help="such as low_haze; default: CDD-11's eleven"
@@ -69,7 +69,7 @@ def _set(arguments: list[str]) -> None:
     from restormixer_arch.data.preparation.fixed_set import write_fixed_set
 
     count, labels = write_fixed_set(
-        args.gt,
+        str(args.gt),
         args.out,
         "cdd11" if args.labels == ["cdd11"] else args.labels,
         seed=args.seed,
@@ -84,14 +84,14 @@ def _set(arguments: list[str]) -> None:
 def _others(arguments: list[str]) -> None:
     from restormixer_arch.data.preparation.other_generators import INSTALL, write_other_sets
 
-    parser = Parser("degrade others", "Write test sets by the generators of other libraries, which must be installed.")
-    parser.add_argument("--gt", required=True, metavar="DIR", help="folder or LMDB of the clean images")
+    parser = Parser("degrade others", "Write test sets by the generators of those other libraries that are installed.")
+    parser.add_argument("--gt", type=path_name, required=True, metavar="DIR", help="folder or LMDB of the clean images")
     parser.add_argument("--out", type=path_name, required=True, metavar="DIR", help="folder of the sets")
     parser.add_argument("--libraries", nargs="+", default=list(INSTALL), metavar="NAME", help=" or ".join(INSTALL))
     parser.add_argument("--gt-size", type=positive_number, default=256, metavar="N", help="cut out the middle (256)")
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of all chance (default 0)")
     args = parser.parse_args(arguments)
-    sets = write_other_sets(args.gt, args.out, tuple(args.libraries), args.gt_size, args.seed)
+    sets = write_other_sets(str(args.gt), args.out, tuple(args.libraries), args.gt_size, args.seed)
     say(f"{args.out}: {', '.join(sets)}")
 
 
@@ -127,16 +127,17 @@ def _seconds(text: str) -> float:
 
 def _coverage(arguments: list[str]) -> None:
     parser = Parser("degrade coverage", "Compare statistics of generated degradations with those of real pairs.")
-    parser.add_argument("--lq", required=True, metavar="DIR", help="folder or LMDB of the degraded images")
+    parser.add_argument("--lq", type=path_name, required=True, metavar="DIR", help="degraded images: folder or LMDB")
     parser.add_argument(
-        "--gt", required=True, metavar="DIR", help="folder or LMDB of the clean images, of the same names"
+        "--gt", type=path_name, required=True, metavar="DIR", help="clean ones of the same names: folder or LMDB"
     )
     parser.add_argument("--labels", nargs="+", required=True, metavar="LABEL", help="what to generate, such as rain")
-    parser.add_argument("--clean", metavar="DIR", help="clean images to degrade (default: those of --gt)")
+    parser.add_argument("--clean", type=path_name, metavar="DIR", help="clean images to degrade (default: --gt)")
     parser.add_argument("--count", type=positive_number, default=100, metavar="N", help="generated pairs (default 100)")
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of all chance (default 0)")
     args = parser.parse_args(arguments)
     from restormixer_arch.data.degradations.coverage import compare_folders, coverage_table
 
-    rows = compare_folders(args.lq, args.gt, args.labels, clean=args.clean, count=args.count, seed=args.seed)
+    clean = str(args.clean) if args.clean else None
+    rows = compare_folders(str(args.lq), str(args.gt), args.labels, clean=clean, count=args.count, seed=args.seed)
     say(coverage_table(rows))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from restormixer_arch.cli.parsing import Parser, task_name
+from restormixer_arch.cli.parsing import Parser, path_name, task_name
 from restormixer_arch.config.rules import name_problem
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import say, user_path
+from restormixer_arch.output import say
 
 DESCRIPTION = (
     "Write a commented option file for a folder of 'basicsr prepare pairs'. Patches, batch and iterations are chosen "
@@ -16,8 +16,9 @@ DESCRIPTION = (
 def run(arguments: list[str]) -> int:
     """Write the file. Returns the exit code."""
     parser = Parser("init", DESCRIPTION)
-    parser.add_argument("--data", required=True, metavar="DIR", help="folder that 'basicsr prepare pairs' wrote")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="option file to write")
+    help_text = "folder that 'basicsr prepare pairs' wrote"
+    parser.add_argument("--data", type=path_name, required=True, metavar="DIR", help=help_text)
+    parser.add_argument("-o", "--output", type=path_name, required=True, metavar="FILE", help="option file to write")
     parser.add_argument("--name", help="name of the training (default: that of FILE)")
     help_text = "start from the installed weights of a task, such as derain: fine-tuning"
     parser.add_argument("--task", type=task_name, help=help_text)
@@ -25,11 +26,11 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--hours", type=float, default=1.0, metavar="H", help="hours of training (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     args = parser.parse_args(arguments)
-    file = user_path(args.output)
+    file, data = args.output, args.data
     if file.exists() and not args.overwrite:
         raise UserError(f"{file}: already exists; choose another --output, or --overwrite")
     if file.suffix.lower() not in (".yml", ".yaml"):
-        raise UserError(f"--output: expected a name that ends in .yml, got {args.output!r}")
+        raise UserError(f"--output: expected a name that ends in .yml, got {str(args.output)!r}")
     name, option = (file.stem, "--output") if args.name is None else (args.name, "--name")
     if problem := name_problem(name):
         raise UserError(f"{option}: {problem}")
@@ -37,7 +38,6 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"--hours: expected a positive number, got {args.hours:g}")
     if args.task and args.network != "s":
         raise UserError("--task: the installed weights are those of --network s")
-    data = user_path(args.data)
     if not data.is_dir():
         raise UserError(f"--data: {data} is not a folder")
     file.parent.mkdir(parents=True, exist_ok=True)

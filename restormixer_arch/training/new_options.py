@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import shlex
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 
-from restormixer_arch.config.check import read_request
+from restormixer_arch.config.check import Request, check_options, read_option_file
 from restormixer_arch.config.yaml_file import load_yaml
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.weights import shipped_weights
@@ -155,10 +156,10 @@ def _read_data(folder: Path) -> _Data:
     lq, val, drawn = folder / f"train_lq{suffix}", folder / f"val_lq{suffix}", folder / "val_pairs"
     labels, scale = [], 1
     if drawn.is_dir():
-        from restormixer_arch.data.preparation.fixed_set import recorded_options
+        from restormixer_arch.data.preparation.fixed_set import labels_of, recorded_options
 
         recorded = recorded_options(drawn)
-        labels, scale = list(recorded["degradations"]), recorded["scale"]
+        labels, scale = labels_of(recorded), recorded["scale"]
     stale = [place.name for place in (lq, val) if place.is_dir()]
     if labels and stale:
         both = f"{folder} has both {' and '.join(stale)} and val_pairs, which are of two preparations"
@@ -202,12 +203,32 @@ def quoted(value: str | Path) -> str:
 
 
 def _smallest_side(gt: Path) -> int | None:
-    """Side of the smallest image of an LMDB, from its list; None for a folder."""
-    listed = gt / "meta_info.txt"
-    if not listed.is_file():
-        return None
-    sizes = re.findall(r"\((\d+),(\d+),\d+\)", listed.read_text(encoding="utf-8"))
-    return min((int(side) for size in sizes for side in size), default=None)
+    """Side of the smallest image, from an LMDB's list, or from a folder's record or else the headers of its images.
+
+    Raises:
+        UserError: the list is not text, or an image cannot be read.
+    """
+    from restormixer_arch.data.images.folder import FolderImages
+    from restormixer_arch.data.images.picture import picture_size
+    from restormixer_arch.data.lmdb_io import read_lines, smallest_side
+    from restormixer_arch.data.preparation.journal import Journal
+
+    if gt.suffix == ".lmdb":
+        listed = gt / "meta_info.txt"
+        return smallest_side(read_lines(listed)) if listed.is_file() else None
+    recorded = smallest_side(Journal(gt.with_name("train.jsonl"), {}).lines("gt"))
+    return recorded or min(min(picture_size(gt / name)) for name in FolderImages(gt, "--data").names)
+
+
+@contextmanager
+def _trial(text: str) -> Iterator[Request]:
+    """Yield a training by an option file of this text; its mistakes are those of the images. Raises UserError."""
+    with tempfile.TemporaryDirectory(prefix="basicsr_init_") as folder:
+        file = Path(folder, "trial.yml")
+        file.write_text(text, encoding="utf-8")
+        path, options = read_option_file(str(file))
+        check_options(options, "--data", is_train=True)
+        yield Request("--data", path, options, is_train=True)
 
 
 def _choose(wanted: Wanted, data: _Data, installed: Path | None) -> tuple[int, int, float]:
@@ -215,18 +236,15 @@ def _choose(wanted: Wanted, data: _Data, installed: Path | None) -> tuple[int, i
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tried: tuple[int, int, float] | None = None
     for side, batch in _candidates(device, data):
-        part = wanted.file.with_name(f".{wanted.file.name}.partial")
-        part.write_text(_fill(wanted, data, str(installed or "~"), side, batch, 100, 1.0), encoding="utf-8")
         try:
-            request = read_request(str(part), is_train=True)
-            logging.disable(logging.INFO)  # BasicSR's account of a training that is not kept
-            seconds = measure(request).stages[0]
+            with _trial(_fill(wanted, data, str(installed or "~"), side, batch, 100, 1.0)) as request:
+                logging.disable(logging.INFO)  # BasicSR's account of a training that is not kept
+                seconds = measure(request).stages[0]
         except OutOfMemory:
             note(f"{batch} patches of {side} pixels: not enough memory")
             continue
         finally:
             logging.disable(logging.NOTSET)
-            part.unlink()
         note(f"{batch} patches of {side} pixels: {seconds:.2f} s")
         tried = side, batch, seconds
         if seconds <= SLOW[device]:

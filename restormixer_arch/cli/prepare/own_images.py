@@ -6,7 +6,7 @@ import os
 import shlex
 from pathlib import Path
 
-from restormixer_arch.cli.parsing import Parser, whole_number
+from restormixer_arch.cli.parsing import Parser, path_name, whole_number
 from restormixer_arch.cli.prepare.writing import (
     add_writing_options,
     check_sizes,
@@ -20,7 +20,7 @@ from restormixer_arch.data.preparation.find_pairs import forget_folders
 from restormixer_arch.data.preparation.own_pairs import find_own_images
 from restormixer_arch.data.preparation.prepare import Job, obstacles, places_of_part
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import say, user_path
+from restormixer_arch.output import say, warn
 
 DESCRIPTION = (
     "Pair the images of two folders by name, check them, keep some for validation, cut the others into overlapping "
@@ -32,11 +32,14 @@ DESCRIPTION = (
 def run(arguments: list[str]) -> int:
     """Prepare the images. Returns the exit code."""
     parser = Parser("prepare pairs", DESCRIPTION)
-    parser.add_argument("--gt", required=True, metavar="DIR", help="folder of the clean images")
-    parser.add_argument("--lq", metavar="DIR", help="folder of the degraded ones, named like their clean partners")
+    parser.add_argument("--gt", type=path_name, required=True, metavar="DIR", help="folder of the clean images")
+    parser.add_argument(
+        "--lq", type=path_name, metavar="DIR", help="folder of the degraded ones, named like their clean partners"
+    )
     parser.add_argument("--degrade", metavar="LABELS", help="such as rain,haze_rain,jpeg; all: basicsr degrade --help")
     parser.add_argument("--scale", type=int, choices=(1, 2, 3, 4), default=1, help="with --degrade down (default: 1)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the new set, such as datasets/mine")
+    help_text = "folder of the new set, such as datasets/mine"
+    parser.add_argument("--out", type=path_name, required=True, metavar="DIR", help=help_text)
     parser.add_argument(
         "--val", type=whole_number, metavar="N", help="clean images for validation (default: a tenth, at most 50)"
     )
@@ -52,13 +55,15 @@ def run(arguments: list[str]) -> int:
     labels = [label.strip() for label in args.degrade.split(",")] if args.degrade else []
     if labels:
         read_mixture(labels, args.scale)
-    gt, out = existing_folder(args.gt, "--gt"), user_path(args.out)
+    gt, out = existing_folder(args.gt, "--gt"), args.out
     place = Path(os.path.abspath(out))  # "." has neither a name nor a parent
     lq = existing_folder(args.lq, "--lq") if args.lq else None
     if lq and lq.samefile(gt):
-        raise UserError(f"--lq: {args.lq!r} is the folder of --gt, expected that of the degraded images")
+        raise UserError(f"--lq: {str(args.lq)!r} is the folder of --gt, expected that of the degraded images")
     forget_folders()
     parts = find_own_images(gt, lq, args.val)
+    for folder, count in parts[0].deeper.items():
+        warn(f"{folder}: {count} images in its sub-folders were left out; prepare each folder as a set of its own")
     jobs = [make_job(found, args, out, multiple=args.scale) for found in parts]
     root = place.parent if out.name in ("", "..") else out.parent
     if not prepare_jobs(jobs, args.workers, args.skip_bad, root, _left_behind(jobs, out, bool(labels))):

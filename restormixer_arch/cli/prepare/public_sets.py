@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from restormixer_arch.cli.parsing import Parser
+from restormixer_arch.cli.parsing import Parser, path_name
 from restormixer_arch.cli.prepare.writing import (
     add_writing_options,
     check_sizes,
@@ -21,7 +21,7 @@ from restormixer_arch.data.preparation.layouts import SETS, TASKS, PublicSet
 from restormixer_arch.data.preparation.photos import PHOTOS, find_photos, fixed_pairs
 from restormixer_arch.data.preparation.prepare import SHOWN, Job, check_part
 from restormixer_arch.errors import UserError, did_you_mean
-from restormixer_arch.output import complain, note, say, user_path
+from restormixer_arch.output import complain, note, say
 
 DESCRIPTION = (
     "Find the pairs of public data sets under a folder, check every image, cut training images into overlapping "
@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> int:
         return 0
     if args.check:
         return _check(args, jobs)
-    if not prepare_jobs(jobs, args.workers, args.skip_bad, user_path(args.out)):
+    if not prepare_jobs(jobs, args.workers, args.skip_bad, args.out):
         return 130
     if args.task == PHOTOS.task:
         for line in _fixed_lines(args):
@@ -60,8 +60,11 @@ def _parser() -> Parser:
         metavar="TASK",
         help=f"{', '.join(ALL_TASKS)}; or pairs, for your own images: basicsr prepare pairs --help",
     )
-    parser.add_argument("--root", required=True, metavar="DIR", help="folder that the downloaded sets are in")
-    parser.add_argument("--out", default="datasets", metavar="DIR", help="folder to write to (default: datasets)")
+    help_text = "folder that the downloaded sets are in"
+    parser.add_argument("--root", type=path_name, required=True, metavar="DIR", help=help_text)
+    parser.add_argument(
+        "--out", type=path_name, default="datasets", metavar="DIR", help="folder to write to (default: datasets)"
+    )
     parser.add_argument("--sets", nargs="+", metavar="NAME", help="only these sets")
     add_writing_options(parser)
     scales = " ".join(map(str, SCALES))
@@ -107,7 +110,7 @@ def _jobs(args: Namespace, chosen: list[PublicSet], root: Path) -> Iterator[Job]
 
 def _job(args: Namespace, public: PublicSet, found: Found) -> Job:
     scales = tuple(sorted(set(args.scale))) if public.scales else ()
-    return make_job(found, args, user_path(args.out) / public.name, scales)
+    return make_job(found, args, args.out / public.name, scales)
 
 
 def _photo_jobs(args: Namespace, root: Path) -> list[Job]:
@@ -119,7 +122,7 @@ def _photo_jobs(args: Namespace, root: Path) -> list[Job]:
 
 def _fixed_lines(args: Namespace) -> Iterator[str]:
     """Write the fixed pairs of the photographs, or find them there, and say so."""
-    for fixed in fixed_pairs(user_path(args.out) / PHOTOS.name, args.format):
+    for fixed in fixed_pairs(args.out / PHOTOS.name, args.format):
         options = {"degradations": list(fixed.labels), "gt_size": fixed.size}
         shown = f"{PHOTOS.name} {fixed.out.name}: {', '.join(fixed.labels)}; {fixed.size}x{fixed.size}"
         yield write_pairs_once(shown, fixed.gt, fixed.out, options, args.format, fixed.compositions)
@@ -134,7 +137,7 @@ def _check(args: Namespace, jobs: list[Job]) -> int:
     if args.task == PHOTOS.task:
         from restormixer_arch.data.preparation.fixed_set import check_fixed_set  # imports torch
 
-        for fixed in fixed_pairs(user_path(args.out) / PHOTOS.name, args.format):
+        for fixed in fixed_pairs(args.out / PHOTOS.name, args.format):
             count, problems = check_fixed_set(str(fixed.gt), fixed.out, args.format == "lmdb", fixed.compositions)
             shown = f"{PHOTOS.name} {fixed.out.name}"
             bad += _report(f"{shown}: {count} images compared, {len(problems)} problems in {fixed.out}", problems)
