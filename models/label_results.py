@@ -15,6 +15,8 @@ from typing import Any
 from basicsr.utils import get_root_logger
 
 from restormixer_arch.data.degradations.labels import CDD11
+from restormixer_arch.errors import UserError
+from restormixer_arch.output import write_text_atomically
 
 MEAN = "mean"
 OTHER = "other"  # of images whose name holds no label
@@ -91,6 +93,9 @@ def report_by_label(
     The scalars are ``metrics/<data set>/<label>/<metric>``.
     The file is ``<data set>_labels.md`` in the run's folder; each validation replaces it. For a set with fewer than
     two labels nothing is done.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     if len(set(results.values) - {OTHER}) < 2:
         return
@@ -103,7 +108,10 @@ def report_by_label(
     title = f"# {dataset} by label\n\n"
     when = f"After {current_iter} iterations.\n\n" if model.opt["is_train"] else ""
     path = Path(model.opt["path"]["log"], f"{dataset}_labels.md")
-    path.write_text(title + when + table, encoding="utf-8")
+    try:
+        write_text_atomically(path, title + when + table)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _line(title: str, metric: str, means: dict[str, dict[str, float]], mean: float) -> str:

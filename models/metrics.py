@@ -37,6 +37,8 @@ POOLED_SIDE = 256
 BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # of LPIPS -> torchvision's names
 NIQE_SIDE = 96  # of BasicSR's blocks, of which it compares at least two
 DEEP_SIDE = 32  # the smallest image that all of these take
+# What a metric raises where it cannot take an image; UserError is a ValueError.
+REFUSALS = (AssertionError, ValueError, RuntimeError, AttributeError, TypeError, np.linalg.LinAlgError, cv2.error)
 
 
 def measure(
@@ -62,8 +64,8 @@ def measure(
             values[metric] = float(calculate_metric(data, dict(options)))
             if math.isnan(values[metric]):
                 raise UserError("the result is not a number (NaN)")
-        except (AssertionError, ValueError, RuntimeError, np.linalg.LinAlgError) as error:  # UserError is a ValueError
-            reason = str(error) or type(error).__name__
+        except REFUSALS as error:
+            reason = " ".join(str(error).split()) or type(error).__name__  # OpenCV's has several lines
             raise UserError(
                 f"val.metrics.{metric}: cannot measure {name!r}{place} {image.shape[:2]}: {reason}"
             ) from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import io
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from restormixer_arch.basicsr_adapter.signatures import argument_problems
 from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.models.plain import plain
 
 OWN = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 SCHEDULE_FREE = ("AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree")  # of the package schedulefree
@@ -50,7 +52,7 @@ def build_optimizer(name: str, params: list[dict[str, Any]], lr: float, **option
         if name not in OWN:
             _try_out(kind, lr, options)
         return _build(kind, params, lr, options)
-    except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError) as error:
+    except Exception as error:  # noqa: BLE001 - foreign code may raise anything
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"train.optim_g: {name} cannot be used with these options ({reason})") from error
 
@@ -86,8 +88,10 @@ def _in_float32_on_cpus(kind: Any) -> Any:
 def mark_matrices(groups: list[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
     """Split parameter groups for Muon and its variants in pytorch-optimizer, which want ``use_muon`` in each group.
 
-    Matrices are the weights of linear layers, and of convolutions over more than one channel as (C', C * k * k), with
-    at least :data:`SMALLEST` rows and columns: a layer that ends in three colours is none.
+    Matrices are all parameters of two dimensions, and the weights of convolutions over more than one channel as
+    (C', C * k * k), with at least :data:`SMALLEST` rows and columns: a layer that ends in three colours is none. Most
+    with two dimensions are the weights of linear layers. A table such as SwinIR's ``relative_position_bias_table`` is
+    a matrix, too, unless it has fewer columns.
 
     Args:
         groups: parameter groups, with or without a ``weight_decay`` of their own.
@@ -133,17 +137,34 @@ def _is_optimizer(kind: Any) -> bool:
 
 
 def _try_out(kind: type[torch.optim.Optimizer], lr: float, options: dict[str, Any]) -> None:
-    """Take two steps of a convolution and a bias: some need a closure, second derivatives, or other marks."""
+    """Take a step of a convolution and a bias, save and read the state, and take another step.
+
+    Some need a closure, second derivatives, or other marks; others remember what no checkpoint can hold.
+
+    Raises:
+        Exception: of any kind, where one of these cannot be done.
+    """
     with torch.random.fork_rng():
         params = [nn.Parameter(torch.randn(8, 8, 3, 3)), nn.Parameter(torch.randn(8))]
         groups = [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.0}]
         optimizer = _build(kind, groups, lr, options)
         if is_schedule_free(optimizer):
             optimizer.train()
+        if any("lr" not in group for group in optimizer.param_groups):
+            raise TypeError("it has no learning rate, which the schedule sets")
         for _ in range(2):
             for parameter in params:
                 parameter.grad = torch.randn_like(parameter)
             optimizer.step()
+            optimizer.load_state_dict(_saved_and_read(optimizer.state_dict()))
+
+
+def _saved_and_read(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state as a checkpoint gives it back."""
+    file = io.BytesIO()
+    torch.save(plain(state), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def is_schedule_free(optimizer: torch.optim.Optimizer) -> bool:
@@ -191,6 +212,16 @@ class ScheduleFree:
         finally:
             self._optimizer.train()
             self._put_back(trained)
+
+    @torch.no_grad()
+    def share_statistics(self) -> None:
+        """Give all processes of a job the first one's statistics of the averaged weights; all must call it together.
+
+        Each process has seen inputs of its own. What is saved is the first one's.
+        """
+        with self.averaged():
+            for buffer in self._averaged or ():
+                torch.distributed.broadcast(buffer, src=0)
 
     def extra_state(self) -> dict[str, Any]:
         """The weights that are trained, since the saved weights are the averaged ones, and the latest inputs."""

@@ -329,6 +329,7 @@ class RestorMixerModel(SRModel):
             "guard": self.guard.extra_state(),
             "gathered": self._gathered,
             "gradients": waiting,
+            "grad_norm": None if self._grad_norm is None else float(self._grad_norm),
             "trained": self.schedule_free.extra_state() if self.schedule_free else {},
         }
 
@@ -337,6 +338,7 @@ class RestorMixerModel(SRModel):
         self.precision.load_extra_state(state["scaler"])
         self.guard.load_extra_state(state["guard"])
         self._gathered = state["gathered"]
+        self._grad_norm = state.get("grad_norm")
         for name, parameter in self.get_bare_model(self.net_g).named_parameters():
             if name in state["gradients"]:
                 parameter.grad = state["gradients"][name].to(parameter.device)

@@ -183,11 +183,14 @@ def last_means(model: Any, dataset: str, current_iter: int | str | None = None) 
 def _share_statistics(model: Any) -> None:
     """Give all processes the buffers of the first one, which are those that are saved.
 
-    Without SyncBatchNorm, on the CPU, each process has taken statistics of its own part of the last batch.
+    Without SyncBatchNorm, on the CPU, each process has taken statistics of its own part of the last batch. So it has,
+    anywhere, of the batches from which a schedule-free optimizer takes those of the averaged weights.
     """
     for network in (getattr(model, name, None) for name in ("net_g", "net_g_ema")):
         for buffer in network.buffers() if network is not None else ():
             torch.distributed.broadcast(buffer, src=0)
+    if getattr(model, "schedule_free", None):
+        model.schedule_free.share_statistics()
 
 
 def _add_missing_records(records: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> None:

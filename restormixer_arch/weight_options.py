@@ -152,6 +152,31 @@ def stamp_of(network: nn.Module) -> dict[str, Tensor]:
     return {STAMP + name: torch.tensor(values) for name, values in stamp.items()}
 
 
+def stamp_problem(network: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Say in what the options of a RestorMixer differ from those in the stamp of weights, "" if they do not."""
+    stamp = canonical(state)[1]
+    if not stamp:
+        return ""
+    try:
+        written = _read_stamp(stamp)
+    except (ValueError, IndexError, RuntimeError) as error:
+        return f"have options that cannot be read ({error})"
+    own = _read_stamp(canonical(stamp_of(network))[1])
+    differing = [f"{name} {written[name]} and not {own[name]}" for name in own if written[name] != own[name]]
+    return f"were trained with {', '.join(differing)}" if differing else ""
+
+
+def _read_stamp(stamp: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The options in a stamp. Raises ValueError, IndexError or RuntimeError: it is incomplete or damaged."""
+    written = _Complete({STAMP + name: value for name, value in stamp.items()})
+    return {
+        "window_size": written[STAMP + "window_size"].item(),
+        "encoder_heads": tuple(written[STAMP + "encoder_heads"].tolist()),
+        "decoder_heads": tuple(written[STAMP + "decoder_heads"].tolist()),
+        "scan_merge": SCAN_MERGES[written[STAMP + "scan_merge"].item()],
+    }
+
+
 def options_from_weights(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The keyword arguments that build the RestorMixer of ``state``.
 
@@ -192,11 +217,7 @@ def options_of(tensors: Mapping[str, Tensor], stamp: Mapping[str, Tensor]) -> di
         options["expand"] = _ratio([(shape[1], channels) for shape, channels in scans])
         options["mlp_ratio"] = _ratio([(shapes[unit + "mwsa.mlp.fc1.bias"][0], channels) for unit, channels in units])
     if stamp:
-        written = _Complete({STAMP + name: value for name, value in stamp.items()})
-        options["window_size"] = written[STAMP + "window_size"].item()
-        options["encoder_heads"] = tuple(written[STAMP + "encoder_heads"].tolist())
-        options["decoder_heads"] = tuple(written[STAMP + "decoder_heads"].tolist())
-        options["scan_merge"] = SCAN_MERGES[written[STAMP + "scan_merge"].item()]
+        options |= _read_stamp(stamp)
     return options
 
 

@@ -150,6 +150,30 @@ def test_without_strict_weights_of_other_shapes_are_left_out(folder, tmp_path):
         RestorMixerModel(opt)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [("window_size", 4, "8 and not 4"), ("scan_merge", "official", "paper and not official")],
+)
+def test_weights_trained_with_other_options_are_refused(folder, tmp_path, capsys, option, value, text):
+    """Those of which the shapes of the tensors say nothing."""
+    from training_cases import RESTORMIXER, options
+
+    from restormixer_arch import RestorMixer
+    from restormixer_arch.models.restormixer_model import RestorMixerModel
+
+    arguments = {name: value for name, value in RESTORMIXER.items() if name != "type"}
+    network = RestorMixer(**arguments)
+    torch.save({"params": add_stamp(network.state_dict(), network)}, "w.pth")
+    opt = options(tmp_path, RESTORMIXER | {option: value})
+    opt["path"]["pretrain_network_g"] = "w.pth"
+    message = f"w.pth: its weights were trained with {option} {text}, as network_g says"
+    with pytest.raises(UserError, match=rf"^{message}; with path\.strict_load_g: false they are loaded"):
+        RestorMixerModel(opt)
+    opt["path"]["strict_load_g"] = False
+    RestorMixerModel(opt)
+    assert f"WARNING: {message}\n" in capsys.readouterr().err
+
+
 class Runs:
     def __reduce__(self):
         return os.system, ("touch ran",)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,10 @@ def test_a_model_s_own_state_comes_back(pairs, train_options, write, monkeypatch
     assert seen == [{"scale": 7.0, "n": 3}]
 
 
+class Kind(str, Enum):
+    ONE = "one"
+
+
 def test_a_state_is_made_of_tensors_and_plain_values():
     state = {"a": [np.int64(2), (1, None)], "b": Counter({3: 1}), "c": np.arange(2.0), "d": torch.ones(1)}
     found = plain(state)
@@ -179,6 +184,8 @@ def test_a_state_is_made_of_tensors_and_plain_values():
     assert found["c"].tolist() == [0.0, 1.0] and found["d"] is state["d"]
     with pytest.raises(TypeError, match=r"state\['x'\]\[0\] is of Path|state\['x'\]\[0\] is of PosixPath"):
         plain({"x": [Path("y")]})
+    with pytest.raises(TypeError, match=r"state\['x'\] is of Kind"):
+        plain({"x": Kind.ONE})
 
 
 def test_weights_lose_the_names_of_their_wrappers():

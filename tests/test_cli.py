@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from restormixer_arch import __version__, cli, output
 from restormixer_arch.errors import UserError
@@ -149,6 +150,13 @@ def test_train_resume_and_test(train_file, test_options, write, capsys):
     assert "basicsr: note: results/tiny is there from an earlier run, which is kept as" in capsys.readouterr().err
 
 
+def test_a_network_without_weights_is_measured_with_a_warning(pairs, test_options, write, capsys):
+    test_options["path"]["pretrain_network_g"] = None
+    assert run("test", "-opt", write(test_options)) == 0
+    warning = "x.yml: path.pretrain_network_g names no weights: the network is measured as it starts"
+    assert f"basicsr: warning: {warning}\n" in capsys.readouterr().err
+
+
 def last_psnr(log: str) -> float:
     return float(re.findall(r"# psnr: ([\d.]+)", log)[-1])
 
@@ -169,6 +177,8 @@ def test_overrides_reach_the_training(train_file, capsys):
     assert run("train", "-opt", train_file, "--force_yml", *overrides) == 0
     out, log = capsys.readouterr()
     assert "lr:(2.000e-04,)" in log and "manual_seed: 3" in log
+    kept = yaml.safe_load(Path("experiments/tiny/x.yml").read_text())  # as 'basicsr compare' reads it
+    assert (kept["train"]["optim_g"]["lr"], kept["manual_seed"], kept["val"]) == (2e-4, 3, None)
     assert out == "weights: experiments/tiny/models/net_g_latest.pth\n"
 
 

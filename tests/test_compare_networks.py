@@ -53,6 +53,13 @@ def test_wrong_weights(tmp_path):
         build(Entry("edsr", {"type": "EDSRR"}))
 
 
+def test_weights_of_a_network_with_other_windows(tmp_path):
+    weights = str(save_tiny(tmp_path / "ours.safetensors"))
+    section = {"type": "RestorMixer", **build(Entry("ours", weights=weights)).arguments, "window_size": 4}
+    with pytest.raises(UserError, match=r"safetensors: its weights were trained with window_size 8 and not 4, as"):
+        build(Entry("ours", section, weights))
+
+
 def test_weights_alone(tmp_path):
     pytest.importorskip("spandrel")
     ours = build(Entry("ours", weights=str(save_tiny(tmp_path / "ours.safetensors"))))

@@ -13,6 +13,7 @@ compat.apply()
 # key of the file, its value (None: removed), and the whole message
 FAULTS = [
     ("competitors.edsr.wieghts", "x", "competitors.edsr.wieghts: unknown key. Did you mean 'weights'?"),
+    ("competitors.edsr.weights", "", "competitors.edsr.weights: got '', expected the name of a file or folder, or ~"),
     ("competitors.edsr.weights", "pairs/net.pth", "competitors.edsr.weights: 'pairs/net.pth' does not exist."),
     ("competitors.edsr.run", "pairs", "competitors.edsr.run: stands for network_g, weights and param_key; expected "
      "the one or the others"),

@@ -153,11 +153,14 @@ def test_a_shared_validation_has_the_numbers_of_one_process(pairs, train_options
 
 
 @forked
-def test_a_job_validates_with_the_statistics_that_it_saves(pairs, train_options, test_options, write):
-    """On the CPU each process has BatchNorm statistics of its own part of the last batch."""
+@pytest.mark.parametrize("optimizer", ["Adam", "AdamWScheduleFree"])
+def test_a_job_validates_with_the_statistics_that_it_saves(pairs, train_options, test_options, write, optimizer):
+    """On the CPU each process has BatchNorm statistics of its own part of the last batch, or of the latest ones."""
+    if optimizer == "AdamWScheduleFree":
+        pytest.importorskip("schedulefree")
     options = architecture(several_batches(train_options, total=3), "RestorMixer")
     options["datasets"]["train"]["batch_size_per_gpu"] = 1
-    options["train"].update(ema_decay=0, grad_clip=0, optim_g={"type": "Adam", "lr": 0.3})
+    options["train"].update(ema_decay=0, grad_clip=0, optim_g={"type": optimizer, "lr": 0.3})
     codes, errors = job("train", "-opt", write(options))
     assert codes == [0, 0], errors
     with (EXPERIMENT / "validations.csv").open() as table:

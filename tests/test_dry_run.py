@@ -42,6 +42,14 @@ def test_every_stage_of_patches_is_run(pairs, train_options, write, capsys):
     assert re.search(r"^training: 5 iterations of \d+\.\d{3} s, then \d+\.\d{3} s: ", capsys.readouterr().out, re.M)
 
 
+def test_a_schedule_may_be_shorter_than_the_dry_run(pairs, train_options, write, capsys):
+    train_options["train"]["total_iter"] = 1
+    schedule = {"type": "CosineAnnealingRestartLR", "periods": [1], "restart_weights": [1], "eta_min": 0.0}
+    train_options["train"]["scheduler"] = schedule
+    assert cli.main(["train", "-opt", write(train_options), "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("options, data and 3 iterations are in order")
+
+
 def test_a_resumed_training_is_not_touched(pairs, train_options, write, capsys):
     assert cli.main(["train", "-opt", write(train_options)]) == 0
     state = Path("experiments/tiny/training_states/4.state")

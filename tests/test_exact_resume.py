@@ -78,6 +78,14 @@ def test_frozen_norms_resume_as_they_were(pairs, train_options, write, monkeypat
     assert_resumes_as_if_not_stopped(write(options), monkeypatch, killed)
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # the first step of the weights comes later
+def test_gathered_gradients_resume_as_they_were(pairs, train_options, write, monkeypatch):
+    """Also the norm of the last step's gradient, which each row of the losses shows until the next step."""
+    options = architecture(several_batches(train_options), "RestorMixer")
+    options["train"]["accumulate"] = 3
+    assert_resumes_as_if_not_stopped(write(options), monkeypatch, 6)  # from 4, after the step of 3
+
+
 @pytest.mark.parametrize("write_number", range(3, 7))
 def test_being_killed_while_saving_loses_nothing(pairs, train_options, write, monkeypatch, write_number):
     """The third to sixth file to be written are the weights and the states of iterations 4 and 6."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
 
+import jsonschema
 import pytest
 import torch
 import yaml
@@ -14,10 +16,15 @@ from whole_trainings import load, same
 
 from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import register
+from restormixer_arch.config.check import check_options
+from restormixer_arch.config.json_schema import json_schema
+from restormixer_arch.errors import OptionErrors
 
 register.register()
 
 from basicsr.archs import vgg_arch  # noqa: E402 - BasicSR can be imported only now
+
+from restormixer_arch.basicsr_adapter.signatures import check_names  # noqa: E402
 
 DEMO = Path(__file__).parent.parent / "options/train_sr_x2_gan_demo.yml"
 EXPERIMENT = Path("experiments/restormixer_sr_x2_gan_demo")
@@ -59,6 +66,125 @@ def test_the_shipped_gan_file_trains_and_resumes(demo):
         path.unlink()
     assert train(demo, "--auto_resume") == 0
     assert all(same(load(f"models/net_{name}_6.pth", EXPERIMENT), whole[name]) for name in "gd")
+
+
+MISSING = object()
+MISTAKES = [
+    ("network_d", MISSING, "network_d: required key is missing (type and arguments of the discriminator)"),
+    ("network_d", None, "network_d: got None, expected a section of 'key: value' lines"),
+    ("find_unused", True, "find_unused: unknown key. Did you mean 'find_unused_parameters'?"),
+    ("path.pretrain_netwrok_d", "x", "path.pretrain_netwrok_d: unknown key. Did you mean 'pretrain_network_d'?"),
+    ("val.metric", {}, "val.metric: unknown key. Did you mean 'metrics'?"),
+    ("train.ema_decy", 0.9, "train.ema_decy: unknown key. Did you mean 'ema_decay'?"),
+    ("train.grad_clip", 0.1, "train.grad_clip: unknown key."),  # RestorMixerModel reads it
+    (
+        "train.gan_opt",
+        MISSING,
+        "train.gan_opt: required key is missing (the loss by the discriminator, such as GANLoss)",
+    ),
+    ("train.net_d_iters", 0, "train.net_d_iters: got 0, expected at least 1"),
+    ("train.net_d_init_iters", -1, "train.net_d_init_iters: got -1, expected at least 0"),
+    ("train.optim_g", None, "train.optim_g: got None, expected a section of 'key: value' lines"),
+    ("train.optim_g.betas", 0.9, "train.optim_g.betas: got 0.9, expected a list"),
+    ("train.optim_d", 5, "train.optim_d: got 5, expected a section of 'key: value' lines"),
+    ("train.optim_d.lr", MISSING, "train.optim_d.lr: required key is missing (learning rate)"),
+    (
+        "train.scheduler",
+        MISSING,
+        "train.scheduler: required key is missing (type and keys of the learning rate's schedule)",
+    ),
+    (
+        "train.scheduler.periods",
+        MISSING,
+        "train.scheduler.periods: required key is missing (iterations of each cosine)",
+    ),
+]
+
+
+def put(options, path, value):
+    *sections, last = path.split(".")
+    for section in sections:
+        options = options[section]
+    if value is MISSING:
+        del options[last]
+    else:
+        options[last] = value
+
+
+@pytest.mark.parametrize("model", ["SRGANModel", "ESRGANModel"])
+def test_mistakes_in_a_gan_s_file_are_one_line(demo, model):
+    schema = jsonschema.Draft202012Validator(json_schema())
+    for path, value, text in MISTAKES:
+        wrong = {**copy.deepcopy(demo), "model_type": model}
+        assert schema.is_valid(wrong)
+        check_options(wrong, "x.yml", True, paths=False)
+        put(wrong, path, value)
+        assert not schema.is_valid(wrong), path
+        with pytest.raises(OptionErrors) as error:
+            check_options(wrong, "x.yml", True, paths=False)
+        assert error.value.lines == [f"x.yml: {text}"]
+
+
+def test_the_optimizer_of_the_discriminator_is_checked_too(demo):
+    demo["train"]["optim_d"]["type"] = "Adm"
+    with pytest.raises(OptionErrors) as error:
+        check_names(demo, "x.yml", True)
+    (line,) = error.value.lines
+    assert line.startswith(
+        "x.yml: train.optim_d.type: 'Adm' is not a known optimizer of ESRGANModel. Did you mean 'Adam'?"
+    )
+
+
+def test_a_model_that_reads_further_keys_needs_those_of_a_gan_all_the_same(demo):
+    demo |= {"model_type": "RealESRGANModel", "gt_usm": True}
+    check_options(demo, "x.yml", True, paths=False)
+    del demo["train"]["optim_d"], demo["network_d"]
+    with pytest.raises(OptionErrors) as error:
+        check_options(demo, "x.yml", True, paths=False)
+    assert error.value.lines == [
+        "x.yml: train.optim_d: required key is missing (type and lr of the discriminator's optimizer)",
+        "x.yml: network_d: required key is missing (type and arguments of the discriminator)",
+    ]
+
+
+@pytest.mark.parametrize(("model", "network"), [("ESRGANModel", "RRDBNet"), ("SRGANModel", "MSRResNet")])
+def test_files_as_basicsr_ships_them_are_valid(demo, model, network):
+    adam = {"type": "Adam", "lr": 1e-4, "weight_decay": 0, "betas": [0.9, 0.99]}
+    demo |= {
+        "model_type": model,
+        "scale": 4,
+        "network_g": {"type": network, "num_in_ch": 3, "num_out_ch": 3, "num_feat": 64},
+        "network_d": {"type": "VGGStyleDiscriminator", "num_in_ch": 3, "num_feat": 64},
+        "path": {"pretrain_network_g": "x.pth", "pretrain_network_d": "y.pth", "strict_load_d": True},
+    }
+    demo["datasets"]["train"]["gt_size"] = 128
+    demo["train"] |= {
+        "optim_g": adam,
+        "optim_d": dict(adam),
+        "scheduler": {"type": "MultiStepLR", "milestones": [2, 4], "gamma": 0.5},
+        "perceptual_opt": PERCEPTUAL,
+        "ldl_opt": {"type": "L1Loss"},
+    }
+    demo["logger"]["wandb"] = {"project": None, "resume_id": None}
+    check_options(demo, "x.yml", True, paths=False)
+    check_names(demo, "x.yml", True)
+
+
+def test_a_discriminator_of_one_size_needs_crops_of_that_size(demo):
+    demo["network_d"] = {"type": "VGGStyleDiscriminator", "num_in_ch": 3, "num_feat": 4}
+    with pytest.raises(OptionErrors) as error:
+        check_options(demo, "x.yml", True, paths=False)
+    text = "datasets.train.gt_size: got 32, expected 128, the input_size of network_d"
+    assert error.value.lines == [f"x.yml: {text}"]
+    demo["datasets"]["train"]["gt_size"] = demo["network_d"]["input_size"] = 256
+    check_options(demo, "x.yml", True, paths=False)
+
+
+def test_a_gan_s_file_may_be_tested_with_and_without_its_discriminator(demo):
+    demo["datasets"] = {"test_1": demo["datasets"]["val"]}
+    check_options(demo, "x.yml", False, paths=False)
+    del demo["network_d"], demo["train"]
+    check_options(demo, "x.yml", False, paths=False)
 
 
 def test_a_perceptual_loss_beside_it(demo, monkeypatch):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import register
 from restormixer_arch.errors import UserError
 from restormixer_arch.models import metrics
@@ -175,6 +177,49 @@ def test_images_that_are_too_small_for_any_metric_are_said(options, size, messag
     with pytest.raises(UserError) as error:
         metrics.measure({"m": options}, image, image, "a", "set")
     assert str(error.value) == f"val.metrics.m: cannot measure 'a' of set {size}: {message}"
+
+
+def fails_with(error, monkeypatch):
+    """Let every metric raise an error; return what is said of it."""
+
+    def fail(data, options):
+        raise error
+
+    monkeypatch.setattr(metrics, "calculate_metric", fail)
+    image = np.zeros((8, 9, 3), np.uint8)
+    with pytest.raises(UserError) as said:
+        metrics.measure({"m": {"type": "x"}}, image, image, "a")
+    return str(said.value).removeprefix("val.metrics.m: cannot measure 'a' (8, 9): ")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            AttributeError("'numpy.ndarray' object has no attribute 'to'"),
+            "'numpy.ndarray' object has no attribute 'to'",
+        ),
+        (TypeError("'<' not supported"), "'<' not supported"),
+        (
+            cv2.error("OpenCV(4.9) a.cpp:1: error: (-215)\n> Overload:\n"),
+            "OpenCV(4.9) a.cpp:1: error: (-215) > Overload:",
+        ),
+    ],
+    ids=["AttributeError", "TypeError", "cv2.error"],
+)
+def test_a_metric_that_fails_is_one_line(monkeypatch, error, reason):
+    assert fails_with(error, monkeypatch) == reason
+
+
+@pytest.mark.parametrize("kind", ["psnr", "ssim"])
+def test_metrics_for_tensors_are_refused_before_the_training(pairs, train_options, write, capsys, kind):
+    train_options["val"]["metrics"] = {"m": {"type": f"calculate_{kind}_pt", "crop_border": 0}}
+    assert cli.main(["train", "-opt", write(train_options)]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        f"val.metrics.m.type: 'calculate_{kind}_pt' is not a known metric of images. Did you mean 'calculate_{kind}'?"
+        in last
+    )
 
 
 def test_niqe_of_the_smallest_image_is_a_number():

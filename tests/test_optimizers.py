@@ -217,10 +217,11 @@ def test_matrices_are_the_weights_of_linear_layers_and_of_full_convolutions():
         {"type": "Prodigy", "lr": 1.0, "d0": 1e-5},
         {"type": "Muon", "lr": 0.02, "adamw_lr": 1e-3, "adamw_betas": [0.9, 0.95]},
         {"type": "ScheduleFreeAdamW", "lr": 1e-3},
+        {"type": "ASGD", "lr": 1e-3},  # it changes its option theta
     ],
     ids=lambda optimizer: optimizer["type"],
 )
-def test_option_files_train_and_resume(pairs, train_options, write, monkeypatch, optimizer):
+def test_option_files_train_and_resume(pairs, train_options, write, monkeypatch, capsys, optimizer):
     options = several_batches(train_options)
     options["model_type"] = "RestorMixerModel"
     options["train"] |= {"optim_g": optimizer, "warmup_iter": -1}
@@ -228,6 +229,7 @@ def test_option_files_train_and_resume(pairs, train_options, write, monkeypatch,
         options["train"]["ema_decay"] = 0
     assert_resumes_as_if_not_stopped(write(options), monkeypatch, 6)
     assert load("training_states/8.state")["optimizer_types"] == [optimizer["type"]]
+    assert "has changed" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -242,6 +244,11 @@ def test_option_files_train_and_resume(pairs, train_options, write, monkeypatch,
         ({"type": "Lion", "beta": [0.9, 0.99]}, "train.optim_g.beta: Lion has no such argument. Did you mean 'betas'?"),
         ({"type": "Lion", "betas": [0.9, 2.0]}, "Lion cannot be used with these options ("),
         ({"type": "AdaHessian"}, "AdaHessian cannot be used with these options ("),
+        ({"type": "A2Grad"}, "A2Grad cannot be used with these options (it has no learning rate, which the schedule"),
+        ({"type": "AliG"}, "AliG cannot be used with these options ("),
+        ({"type": "SCION"}, "(state['param_groups'][0]['norm_type'] is of LMONorm, which a checkpoint cannot hold)"),
+        ({"type": "Kron"}, "['precondition_dtype'] is of dtype, which a checkpoint cannot hold)"),
+        ({"type": "AdaShift"}, "['grad_queue'] is of deque, which a checkpoint cannot hold)"),
         ({"type": "AdamWScheduleFree", "warmup": 2}, "AdamWScheduleFree has no such argument. Did you mean 'warmup_s"),
     ],
 )

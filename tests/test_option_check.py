@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from pathlib import Path
 
@@ -98,6 +99,7 @@ def test_correct_files_pass(pairs, train_options, test_options, write):
         ("val.metrics.psnr.type", {}, "got {}, expected text"),
         ("datasets.val.dataroot_gt", "pairs/g", "'pairs/g' does not exist. Did you mean 'pairs/gt'?"),
         ("datasets.val.dataroot_gt", "x" * 300, f"'{'x' * 300}' cannot be looked up (File name too long)"),
+        ("datasets.val.name", "\ud800", "got '\\ud800', expected a name without / and \\, of at most 150 bytes"),
         ("datasets.train.filename_tmpl", "{}{}", f"got '{{}}{{}}', {TEMPLATE}"),
         ("datasets.train.filename_tmpl", "rain", f"got 'rain', {TEMPLATE}"),
     ],
@@ -128,6 +130,54 @@ def test_tiles_are_for_the_model_that_knows_them(pairs, train_options, test_opti
         read_request(write(options), is_train=is_train)
         options["val"][key] = value
         assert problems_of(write(options), is_train) == [f"x.yml: val.{key}: {text}"]
+
+
+@pytest.mark.parametrize("key", [1, 1.5, None, True, datetime.date(2024, 1, 1)])
+@pytest.mark.parametrize("section", ["", "train", "val.metrics", "network_g", "datasets", "path"])
+def test_a_key_that_is_no_text_is_one_line(pairs, train_options, write, section, key):
+    place = train_options
+    for name in filter(None, section.split(".")):
+        place = place[name]
+    place[key] = {"type": "calculate_psnr"}
+    at = f"{section}.{key}".lstrip(".")
+    text = f"got the key {key}, expected text; a number, date, null, on, off, yes or no is text in quotes only"
+    assert problems_of(write(train_options)) == [f"x.yml: {at}: {text}"]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("key", ["mixup", "grad_clip", "cutblur", "optim_g.lr"])
+def test_numbers_are_finite(pairs, train_options, write, key, value):
+    train_options["model_type"] = "RestorMixerModel"
+    put(train_options, f"train.{key}", value)
+    assert problems_of(write(train_options)) == [f"x.yml: train.{key}: got {value}, expected a finite number"]
+
+
+@pytest.mark.parametrize("path", ["train.total_iter", "train.grad_clip", "train.pixel_opt.loss_weight", "network_g.x"])
+def test_whole_numbers_have_64_bits(pairs, train_options, write, path):
+    train_options["model_type"] = "RestorMixerModel"
+    put(train_options, path, 2**63)
+    assert problems_of(write(train_options)) == [
+        f"x.yml: {path}: got 9223372036854775808, expected at most 9223372036854775807 in size"
+    ]
+
+
+@pytest.mark.parametrize("name", ["iteration", "dataset", "set", "images", "psnr_input"])
+def test_a_metric_has_no_name_of_another_column(pairs, train_options, test_options, write, name):
+    test_options["path"] = {}
+    for options, is_train in ((train_options, True), (test_options, False)):
+        options["val"]["metrics"][name] = dict(options["val"]["metrics"]["psnr"])
+        assert problems_of(write(options), is_train) == [
+            f"x.yml: val.metrics.{name}: names another column of the tables of results, expected another name"
+        ]
+
+
+def test_swinir_s_model_needs_the_window_that_it_pads_by(pairs, train_options, write):
+    train_options |= {"model_type": "SwinIRModel", "network_g": {"type": "SwinIR", "img_size": 8}}
+    assert problems_of(write(train_options)) == [
+        "x.yml: network_g.window_size: required key is missing, since 'SwinIRModel' pads images by it"
+    ]
+    train_options["network_g"]["window_size"] = 7
+    assert read_request(write(train_options), is_train=True)
 
 
 def test_mean_and_standard_deviation_go_together(pairs, train_options, write):

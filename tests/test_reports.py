@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import math
 from pathlib import Path
 
@@ -94,6 +95,32 @@ def test_an_interrupted_training_has_its_curve(pairs, train_options, write, monk
     monkeypatch.setattr(SRModel, "feed_data", feed_data)
     assert cli.main(["train", "-opt", write(train_options)]) == 130
     assert (FOLDER / "learning_curve.png").is_file() and not (FOLDER / "validations.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("iteration", "way"), [(1, "nothing was saved yet"), (3, "make room, and resume from 2.state")]
+)
+def test_a_full_disk_names_the_table_and_how_to_resume(
+    pairs, train_options, write, monkeypatch, capsys, iteration, way
+):
+    def writerow(self, row):
+        if row["iteration"] == iteration:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(self, row)
+
+    def writerows(self, rows):
+        for row in rows:
+            self.writerow(row)
+
+    original = csv.DictWriter.writerow
+    with monkeypatch.context() as patch:
+        patch.setattr(csv.DictWriter, "writerow", writerow)
+        patch.setattr(csv.DictWriter, "writerows", writerows)
+        assert cli.main(["train", "-opt", write(train_options)]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"{FOLDER}/losses.csv: cannot be written (No space left on device); {way}" in last
+    assert cli.main(["train", "-opt", "x.yml", "--auto_resume"]) == 0
+    assert [row["iteration"] for row in table("losses.csv")] == ["1", "2", "3", "4", "5"]
 
 
 def test_curves_of_odd_tables(tmp_path):

@@ -133,6 +133,15 @@ def test_the_weights_that_are_trained_are_resumed_whatever_key_is_asked_for(expe
     assert experiment["path"]["param_key_g"] == "params"
 
 
+def test_networks_that_are_not_resumed_keep_their_weights_and_nothing_is_printed(experiment, capsys):
+    own = {"pretrain_network_d": "d.pth", "param_key_d": "params_ema", "ignore_resume_networks": ["network_d"]}
+    experiment["path"] |= own
+    load_resume_state(experiment | {"network_d": {}})
+    assert experiment["path"].items() >= own.items()
+    assert experiment["path"]["pretrain_network_g"].endswith("models/net_g_10.pth")
+    assert capsys.readouterr().out == ""
+
+
 def test_latest_and_best_weights_and_tables_are_kept_when_an_older_checkpoint_is_resumed(experiment):
     states, models = (Path(experiment["path"][key]) for key in ("training_states", "models"))
     for name in ("models/net_g_latest.pth", "models/net_g_best_val_psnr.pth", "losses.csv", "validations.csv"):

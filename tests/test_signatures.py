@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from restormixer_arch.basicsr_adapter import compat
@@ -70,6 +72,34 @@ def test_values_are_compared_with_annotations_and_defaults(train_options, path, 
     place[key] = value
     (line,) = problems_of(train_options)
     assert line == f"x.yml: {path}: {text}"
+
+
+def test_a_size_may_be_a_pair_and_a_weight_may_not():
+    def target(img_size=64, loss_weight=1.0):
+        return img_size, loss_weight
+
+    assert not list(argument_problems(target, {"img_size": [8, 8]}, ()))
+    assert [str(problem) for problem in argument_problems(target, {"loss_weight": [1, 2]}, ())] == [
+        "loss_weight: got [1, 2], expected a number"
+    ]
+    assert [str(problem) for problem in argument_problems(target, {"img_size": "8", "loss_weight": math.inf}, ())] == [
+        "img_size: got '8', expected a number",
+        "loss_weight: got inf, expected a finite number",
+    ]
+
+
+@pytest.mark.parametrize("value", ["yes", "false", [True], {}])
+def test_true_and_false_are_no_text(train_options, value):
+    train_options["val"]["metrics"]["psnr"]["test_y_channel"] = value
+    assert problems_of(train_options) == [
+        f"x.yml: val.metrics.psnr.test_y_channel: got {value!r}, expected true or false"
+    ]
+
+
+def test_a_pair_in_place_of_a_tuple_is_a_list(train_options):
+    train_options["train"]["optim_g"]["betas"] = 0.9
+    (line,) = problems_of(train_options)
+    assert line.startswith("x.yml: train.optim_g.betas: got 0.9, expected a list")
 
 
 def test_an_optimizer_that_this_basicsr_cannot_build_is_named(train_options):

@@ -18,7 +18,7 @@ compat.apply()
 
 from basicsr.utils.options import parse_options  # noqa: E402
 
-from restormixer_arch.training.options import fit_to_machine, make_folders, make_opt  # noqa: E402
+from restormixer_arch.training.options import fit_to_machine, make_folders, make_opt, refuse_models_of_gpus  # noqa: E402
 
 
 def upstream(monkeypatch, arguments, is_train):
@@ -99,6 +99,21 @@ def test_what_needs_a_gpu_is_changed_with_a_warning_where_there_is_none(monkeypa
         "basicsr: warning: num_gpu: 1 was asked for, but there is no CUDA device; running on the CPU",
         "basicsr: warning: datasets.train.prefetch_mode: 'cuda' needs a CUDA device; loading without prefetching",
     ]
+
+
+@pytest.mark.parametrize("model", ["RealESRNetModel", "RealESRGANModel", "RealESRGANModel_basicsr"])
+@pytest.mark.parametrize("is_train", [True, False])
+def test_models_that_degrade_images_on_a_gpu_are_refused_without_one(
+    train_options, monkeypatch, tmp_path, model, is_train
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    request = Request("x.yml", Path("x.yml"), {**train_options, "model_type": model}, is_train=is_train)
+    with pytest.raises(UserError) as error:
+        make_opt(request, str(tmp_path))
+    text = f"model_type: {model!r} needs a CUDA device, and none is used here; expected a GPU"
+    assert str(error.value) == text
+    refuse_models_of_gpus({"model_type": model, "num_gpu": 1})
+    refuse_models_of_gpus({"model_type": "SRModel", "num_gpu": 0})
 
 
 def test_with_a_gpu_everything_stays(monkeypatch, capsys):

@@ -226,6 +226,13 @@ def test_scalars_and_file(tmp_path, monkeypatch):
     assert not (tmp_path / "none_labels.md").exists() and len(scalars) == 4
 
 
+def test_a_table_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(label_results, "get_root_logger", lambda: logging.getLogger("by label"))
+    model = SimpleNamespace(opt={"is_train": True, "path": {"log": str(tmp_path / "absent")}})
+    with pytest.raises(UserError, match=r"absent/set_labels\.md: cannot be written \(No such file or directory\)$"):
+        report_by_label(model, "set", results(rain=[20, 24], haze=[10]), 7, None)
+
+
 @pytest.fixture
 def clean(folder):
     (folder / "clean").mkdir()

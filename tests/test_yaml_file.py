@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from restormixer_arch.config.yaml_file import apply_overrides, read_options
+from restormixer_arch.config.yaml_file import apply_overrides, copy_option_file, read_options
 from restormixer_arch.errors import UserError
 
 
@@ -45,6 +45,33 @@ def test_what_is_no_option_file_is_refused_with_its_place(folder, text, message)
 def test_a_merged_key_may_be_overridden_and_an_alias_may_come_twice(folder):
     options = read(folder, "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: {<<: *a, x: 4}\nd: *a\n")
     assert options["b"] == {"x": 3, "y": 2} and options["c"] == {"x": 4, "y": 2} and options["d"] == options["a"]
+
+
+def test_changing_an_alias_changes_nothing_else(folder):
+    options = read(folder, "g: &adam {lr: 1, betas: [0, 1]}\nd: *adam\n")
+    apply_overrides(options, ["g:lr=5"])
+    options["g"]["betas"].append(2)
+    assert options == {"g": {"lr": 5, "betas": [0, 1, 2]}, "d": {"lr": 1, "betas": [0, 1]}}
+
+
+def test_a_copy_of_an_option_file_keeps_its_comments(folder):
+    text = "# Привет\nname: ü  # a name\ntrain: {lr: 1.0e-4}\n"
+    read(folder, text)
+    Path("run").mkdir()
+    copy_option_file(Path("x.yml"), [], Path("run"))
+    copied = Path("run", "x.yml").read_bytes().decode("utf-8")
+    assert copied.startswith("# GENERATE TIME: ") and copied.endswith(f"\n\n{text}")
+
+
+def test_a_copy_of_an_option_file_has_the_overrides(folder):
+    options = read(folder, "name: ü\ntrain: {lr: 1.0e-4, steps: [1, 2]}\nval: {x: 1}\n")
+    overrides = ["train:lr=3e-4", "val=~"]
+    Path("run").mkdir()
+    copy_option_file(Path("x.yml"), overrides, Path("run"))
+    apply_overrides(options, overrides)
+    copied = read_options(Path("run", "x.yml"), "x.yml")
+    assert copied == options == {"name": "ü", "train": {"lr": 3e-4, "steps": [1, 2]}, "val": None}
+    assert list(copied) == list(options)
 
 
 def test_overrides_have_yaml_types(folder):

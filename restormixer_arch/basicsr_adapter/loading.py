@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.hub import locate
 from restormixer_arch.inference.weights import PARAM_KEYS, read_file, weights_in
-from restormixer_arch.weight_options import STAMP_ENTRY
+from restormixer_arch.restormixer_arch import RestorMixer
+from restormixer_arch.weight_options import STAMP_ENTRY, stamp_problem
 
 AVERAGED, TRAINED = "params_ema", "params"  # BasicSR takes the second where the first is missing
 
@@ -39,6 +40,11 @@ def load_network(
     state, entry = read_entry(load_path, param_key, f"path.{key}" if asked else None)
     shown = f"parameter key {entry}" if entry else "which has no parameter keys"
     get_root_logger().info(f"Loading {type(bare).__name__} from {load_path}, {shown}.")
+    if isinstance(bare, RestorMixer) and (problem := stamp_problem(bare, state)):
+        text = f"{load_path}: its weights {problem}, as {section} says"
+        if strict:
+            raise UserError(f"{text}; with path.strict_load_{section[-1]}: false they are loaded all the same")
+        get_root_logger().warning(text)
     if not strict:
         shapes = {name: tensor.shape for name, tensor in bare.state_dict().items()}
         state = {name: tensor for name, tensor in state.items() if tensor.shape == shapes.get(name, tensor.shape)}

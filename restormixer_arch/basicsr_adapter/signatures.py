@@ -7,6 +7,7 @@ compared with the signature of the class or function that will receive them.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, get_origin, get_type_hints
 
@@ -16,9 +17,10 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTR
 from pydantic import TypeAdapter, ValidationError
 
 from restormixer_arch.config.check import expected_of, unknown_name
-from restormixer_arch.config.schema import TORCH_OPTIMIZERS
+from restormixer_arch.config.train_schema import TORCH_OPTIMIZERS
 from restormixer_arch.errors import OptionErrors, Problem, closest
 
+TENSOR_METRICS = {"calculate_psnr_pt", "calculate_ssim_pt"}  # of BasicSR; no model hands them tensors
 # What BasicSR passes to a metric besides the keys of its section; 'better' is read by the model.
 METRIC_DATA = ("img", "img2")
 METRIC_KEYS = {"better"}
@@ -54,6 +56,10 @@ def name_problems(options: dict[str, Any], is_train: bool) -> list[Problem]:
         problems += _optimizer_problems(options)
     for name, section in ((options.get("val") or {}).get("metrics") or {}).items():
         at = ("val", "metrics", name)
+        if section.get("type") in TENSOR_METRICS:
+            known = set(METRIC_REGISTRY.keys()) - TENSOR_METRICS
+            problems.append(Problem((*at, "type"), unknown_name(section["type"], "metric of images", known)))
+            continue
         problems += _class_problems(section, "metric", METRIC_REGISTRY, at, given=METRIC_DATA, other=METRIC_KEYS)
     return problems
 
@@ -119,7 +125,9 @@ def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _type_expected(annotation: Any, default: Any, value: Any) -> str | None:
-    """Say what type a value should have had by a parameter's annotation, or by its default where that is a number."""
+    """Say what type a value should have had by a parameter's annotation, or by its default: a number, true or false."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
     try:
         if annotation is not None:
             value = tuple(value) if isinstance(value, list) and get_origin(annotation) is not list else value
@@ -131,9 +139,10 @@ def _type_expected(annotation: Any, default: Any, value: Any) -> str | None:
         return " or ".join(dict.fromkeys(map(expected_of, wrong))) or f"{len(value) + len(errors)} values"
     except Exception:  # noqa: BLE001 - an annotation of foreign code may be anything
         return None
-    if isinstance(default, int | float) and not isinstance(default, bool) and isinstance(value, str | list | dict):
-        return "a number"
-    return None
+    if isinstance(default, bool):
+        return "true or false" if isinstance(value, str | list | dict) else None
+    refused = (str, dict) if isinstance(default, int) else (str, dict, list)  # a size may be a pair
+    return "a number" if isinstance(default, int | float) and isinstance(value, refused) else None
 
 
 def _registered(name: Any, registry: Any) -> Any | None:
@@ -157,9 +166,14 @@ def _class_problems(
 
 
 def _optimizer_problems(options: dict[str, Any]) -> Iterator[Problem]:
-    section, at = options["train"].get("optim_g"), ("train", "optim_g")
-    if not isinstance(section, dict) or not isinstance(section.get("type"), str):
-        return
+    for key, section in options["train"].items():
+        if str(key).startswith("optim_") and isinstance(section, dict) and isinstance(section.get("type"), str):
+            yield from _optimizer_section_problems(options, section, ("train", key))
+
+
+def _optimizer_section_problems(
+    options: dict[str, Any], section: dict[str, Any], at: tuple[str, ...]
+) -> Iterator[Problem]:
     name, model = section["type"], _registered(options["model_type"], MODEL_REGISTRY)
     # A plug-in's model may bring optimizers of its own; what BasicSR's models can build depends on its version.
     if getattr(model, "get_optimizer", None) is BaseModel.get_optimizer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from restormixer_arch.cli.parsing import option_file_parser
 from restormixer_arch.config.check import read_request
-from restormixer_arch.output import say
+from restormixer_arch.output import say, warn
 
 
 def run(arguments: list[str]) -> int:
@@ -21,6 +21,8 @@ def run(arguments: list[str]) -> int:
         debug=args.debug,
         skip_missing=args.skip_missing,
     )
+    if (request.options.get("path") or {}).get("pretrain_network_g") is None:
+        warn(f"{args.opt}: path.pretrain_network_g names no weights: the network is measured as it starts")
     from restormixer_arch.basicsr_adapter import register
 
     register.load_plugins()

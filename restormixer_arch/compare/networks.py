@@ -18,7 +18,7 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.inference.weights import read_weights
 from restormixer_arch.output import user_path
 from restormixer_arch.restormixer_arch import RestorMixer
-from restormixer_arch.weight_options import is_restormixer, options_from_weights
+from restormixer_arch.weight_options import is_restormixer, options_from_weights, stamp_problem
 
 ITERATION = re.compile(r"net_g_(\d+)\.pth")
 
@@ -119,8 +119,11 @@ def _from_section(entry: Entry) -> Built:
     network = spandrel_networks.build(entry.network, f"competitors.{entry.name}")
     if entry.weights:
         asked = f"competitors.{entry.name}.param_key" if entry.param_key else None
+        state = read_entry(entry.weights, entry.param_key, asked)[0]
+        if isinstance(network, RestorMixer) and (problem := stamp_problem(network, state)):
+            raise UserError(f"{entry.weights}: its weights {problem}, as competitors.{entry.name}.network_g says")
         try:
-            network.load_state_dict(read_entry(entry.weights, entry.param_key, asked)[0])
+            network.load_state_dict(state)
         except RuntimeError as error:  # what torch raises for missing, unexpected and misshapen tensors
             reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
             raise UserError(f"{entry.weights}: does not fit competitors.{entry.name}: {reasons[:400]}") from error

@@ -60,7 +60,7 @@ def read_compare_file(
 def is_trained(options: dict[str, Any], name: str) -> bool:
     """Whether a competitor is trained here: it has neither weights nor a run of its own."""
     competitor = options["competitors"][name]
-    return bool(options.get("train")) and not competitor.get("weights") and not competitor.get("run")
+    return bool(options.get("train")) and competitor.get("weights") is None and competitor.get("run") is None
 
 
 def options_of_run(options: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def _competitor_problems(options: dict[str, Any], name: str, competitor: dict[st
     if "train" in given and not is_trained(options, name):
         texts.append(("train", "is not trained here: it has weights, or the file has no section 'train'"))
     for key in ("weights", "run"):
-        if competitor.get(key) and (text := rules.path_problem(competitor[key])):
+        if competitor.get(key) is not None and (text := rules.path_problem(competitor[key])):
             texts.append((key, text))
     return [Problem((*at, key) if key else at, text) for key, text in texts]
 

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from restormixer_arch.config import rules, schema
+from restormixer_arch.config.section import OpenSection, Section
+from restormixer_arch.config.train_schema import SCHEDULERS, TRAIN_SECTIONS
 from restormixer_arch.config.yaml_file import apply_overrides, find_in_package, locate_option_file, read_options
 from restormixer_arch.errors import OptionErrors, Problem, UserError, closest, did_you_mean
 from restormixer_arch.output import note, user_path, warn
@@ -25,6 +27,7 @@ EXPECTED = {
     "string_type": "text",
     "bool_type": "true or false",
     "list_type": "a list",
+    "tuple_type": "a list",
     "dict_type": "a section of 'key: value' lines",
     "model_type": "a section of 'key: value' lines",
     "literal_error": "{expected}",
@@ -35,6 +38,8 @@ EXPECTED = {
     "too_short": "{min_length} or more values",
     "too_long": "no more than {max_length} values",
 }
+
+IN_QUOTES = "; a number, date, null, on, off, yes or no is text in quotes only"
 
 
 class NoDataSet(UserError):
@@ -50,6 +55,7 @@ class Request:
         path: the option file.
         options: its content with ``--force_yml`` applied and packaged paths filled in.
         is_train: for training, else for testing.
+        overrides: the entries of ``--force_yml``.
         launcher: ``none``, ``pytorch`` or ``slurm``.
     """
 
@@ -57,6 +63,7 @@ class Request:
     path: Path
     options: dict[str, Any]
     is_train: bool
+    overrides: tuple[str, ...] = ()
     launcher: str = "none"
     auto_resume: bool = False
     debug: bool = False
@@ -93,7 +100,7 @@ def read_request(
     advice = rules.window_advice(options) if is_train else None
     if advice:
         warn(f"{option_file}: {advice}")
-    return Request(option_file, path, options, is_train, launcher, auto_resume, debug)
+    return Request(option_file, path, options, is_train, tuple(force_yml or ()), launcher, auto_resume, debug)
 
 
 def _leave_out_missing(options: dict[str, Any], shown: str) -> None:
@@ -160,7 +167,7 @@ def _whole(value: Any) -> Any:
 @cache
 def _whole_number_keys() -> frozenset[str]:
     """Return the keys of all sections whose values are whole numbers, or lists of them, wherever they stand."""
-    models, keys, others = [schema.Section, schema.OpenSection], set(), set()
+    models, keys, others = [Section, OpenSection], set(), set()
     while models:
         model = models.pop()
         models += model.__subclasses__()
@@ -201,7 +208,10 @@ def raise_problems(problems: list[Problem], options: dict[str, Any], shown: str)
 
 def option_problems(options: dict[str, Any], is_train: bool, *, paths: bool = True) -> list[Problem]:
     """Return what :func:`check_options` raises."""
-    return [*_schema_problems(options, is_train), *rules.file_problems(options, is_train, paths=paths)]
+    found = [*_schema_problems(options, is_train), *rules.file_problems(options, is_train, paths=paths)]
+    problems = list(dict.fromkeys(found))  # 'train' is looked at in the whole file, and by itself
+    reported = {problem.path for problem in problems}
+    return problems + [problem for problem in rules.large_numbers(options) if problem.path not in reported]
 
 
 def _schema_problems(options: dict[str, Any], is_train: bool) -> list[Problem]:
@@ -214,10 +224,10 @@ def _schema_problems(options: dict[str, Any], is_train: bool) -> list[Problem]:
             problems += section_problems(section, options[key], (key,))
     datasets = options.get("datasets")
     for phase, dataset in datasets.items() if isinstance(datasets, dict) else ():
-        if isinstance(dataset, dict):
+        if isinstance(dataset, dict) and isinstance(phase, str):
             section = schema.dataset_section(dataset.get("type"), phase)
-            problems += section_problems(section, dataset, ("datasets", str(phase)))
-    if is_train and isinstance(options.get("train"), dict) and model_type in list(schema.TRAIN_SECTIONS):
+            problems += section_problems(section, dataset, ("datasets", phase))
+    if is_train and isinstance(options.get("train"), dict) and model_type in list(TRAIN_SECTIONS):
         problems += _scheduler_problems(options["train"].get("scheduler"))
     return problems
 
@@ -229,9 +239,9 @@ def _scheduler_problems(scheduler: Any) -> list[Problem]:
     kind = scheduler.get("type")
     if kind is None:
         return [Problem((*at, "type"), "required key is missing (the kind of schedule)")]
-    if kind not in list(schema.SCHEDULERS):
-        return [Problem((*at, "type"), unknown_name(kind, "scheduler", schema.SCHEDULERS))]
-    return section_problems(schema.SCHEDULERS[kind], scheduler, at)
+    if kind not in list(SCHEDULERS):
+        return [Problem((*at, "type"), unknown_name(kind, "scheduler", SCHEDULERS))]
+    return section_problems(SCHEDULERS[kind], scheduler, at)
 
 
 def _position(options: dict[str, Any], path: tuple[str, ...]) -> list[int]:
@@ -263,6 +273,7 @@ def section_problems(section: type[BaseModel], options: Any, at: tuple[str, ...]
     expected: dict[tuple[str, ...], tuple[Any, list[str]]] = {}
     unknown: list[tuple[str, ...]] = []
     missing: list[tuple[str, ...]] = []
+    problems, errors = _keys_that_are_no_text(errors, options, at)
     for item in errors:
         path = _key_path(item, options)
         if item["type"] == "extra_forbidden":
@@ -271,7 +282,7 @@ def section_problems(section: type[BaseModel], options: Any, at: tuple[str, ...]
             missing.append(path)
         else:
             expected.setdefault(path, (item["input"], []))[1].append(expected_of(item))
-    problems, corrected = [], set()
+    corrected = set()
     for path in unknown:
         keys = _model_at(section, path[:-1]).model_fields
         unused = [key for key in keys if (*path[:-1], key) in missing] or keys
@@ -284,6 +295,18 @@ def section_problems(section: type[BaseModel], options: Any, at: tuple[str, ...]
         if path not in corrected:  # else the misspelt key was reported already
             problems.append(Problem(at + path, _missing_key(_model_at(section, path[:-1]), path, options)))
     return problems
+
+
+def _keys_that_are_no_text(errors: list[Any], options: Any, at: tuple[str, ...]) -> tuple[list[Problem], list[Any]]:
+    """Return a problem for each key that is no text, such as ``on:``, and the errors that are about other keys."""
+    problems, wrong = [], []
+    for item in errors:
+        if item["type"] == "invalid_key" or (item["type"], item["loc"][-1]) == ("string_type", "[key]"):
+            place = item["loc"][:-1] if item["loc"][-1] == "[key]" else item["loc"]
+            path = *at, *_key_path({**item, "loc": place[:-1]}, options), str(item["input"])
+            problems.append(Problem(path, f"got the key {item['input']}, expected text{IN_QUOTES}"))
+            wrong.append(place)
+    return problems, [item for item in errors if not any(item["loc"][: len(place)] == place for place in wrong)]
 
 
 def expected_of(error: Mapping[str, Any]) -> str:

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from restormixer_arch.config.schema import AnyFile, Logger, Metric, Optimization, Section, Steps, Typed, Warmup
+from restormixer_arch.config.schema import AnyFile, Logger, Metric
+from restormixer_arch.config.section import Section, Typed
+from restormixer_arch.config.train_schema import Optimization, Steps, Warmup
 from restormixer_arch.config.values import FileName, Positive, Rate, Seed
 
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]

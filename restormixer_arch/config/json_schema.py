@@ -17,6 +17,8 @@ from pydantic.json_schema import models_json_schema
 
 from restormixer_arch.config import schema
 from restormixer_arch.config.compare_schema import CompareFile, CompareTrain
+from restormixer_arch.config.section import open_section
+from restormixer_arch.config.train_schema import SCHEDULERS, TRAIN_SECTIONS
 
 
 def json_schema() -> dict[str, Any]:
@@ -29,13 +31,13 @@ def json_schema() -> dict[str, Any]:
         "then": _compare_file(),
         "else": {"if": {"required": ["train"]}, "then": _train_or_test_file(True), "else": _train_or_test_file(False)},
     }
-    models = [CompareFile, CompareTrain, *schema.SCHEDULERS.values(), *schema.DATASETS.values()]
+    models = [CompareFile, CompareTrain, *SCHEDULERS.values(), *schema.DATASETS.values()]
     models += [
         *schema.TRAIN_DATASETS.values(),
-        schema.open_section(schema.TrainDataset),
-        schema.open_section(schema.Dataset),
+        open_section(schema.TrainDataset),
+        open_section(schema.Dataset),
     ]
-    for model_type in (None, *schema.TRAIN_SECTIONS):
+    for model_type in (None, *TRAIN_SECTIONS):
         models += [*schema.sections(model_type, True).values(), *schema.sections(model_type, False).values()]
     inputs = [(model, "validation") for model in dict.fromkeys(models)]
     _, definitions = models_json_schema(inputs, ref_template="#/$defs/{model}")
@@ -43,7 +45,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _train_or_test_file(is_train: bool) -> dict[str, Any]:
-    known = {name: _model_file(name, is_train) for name in schema.TRAIN_SECTIONS}
+    known = {name: _model_file(name, is_train) for name in TRAIN_SECTIONS}
     datasets = _datasets("^train$", "^val") if is_train else _datasets(None, "^(val|test)")
     return {**_by("model_type", known, _model_file(None, is_train)), "properties": {"datasets": datasets}}
 
@@ -54,7 +56,7 @@ def _model_file(model_type: str | None, is_train: bool) -> dict[str, Any]:
     if is_train:
         properties["val"] = _or_null(sections["val"])
         if model_type is not None:
-            schedulers = {name: _ref(section) for name, section in schema.SCHEDULERS.items()}
+            schedulers = {name: _ref(section) for name, section in SCHEDULERS.items()}
             properties["train"]["properties"] = {"scheduler": _by("type", schedulers, False)}
     return {**_ref(sections[""]), "properties": properties}
 
@@ -86,7 +88,7 @@ def _ref(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _open(model: type[BaseModel]) -> dict[str, Any]:
-    return _ref(schema.open_section(model))
+    return _ref(open_section(model))
 
 
 def _or_null(model: type[BaseModel]) -> dict[str, Any]:

@@ -17,12 +17,16 @@ from restormixer_arch.errors import Problem, did_you_mean, not_found
 from restormixer_arch.output import user_path
 
 NAME_PATTERN = r"^[^/\\\x00-\x1f]*[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$"  # of what names a file or a folder: not . or ..
+SURROGATES = "[\ud800-\udfff]"  # "\ud800" in YAML, which no file name can hold
 NAME_LENGTH = 150  # of its UTF-8, since file systems allow 255 bytes with what is added to it
 NAMES_LENGTH = 230  # of a data set's and a metric's name together, which net_g_best_<set>_<metric>.pth has
+COLUMNS = ("iteration", "dataset", "set", "images")  # of the tables of results, beside those of the metrics
+LARGEST_INTEGER = 2**63 - 1
 AVERAGE = "average"  # the row of the results below those of the data sets
 NO_SLASH = "a name without / and \\, of at most 150 bytes"
 WITH_LOSS = ("SRModel", "SwinIRModel", "RestorMixerModel")
 WITH_ONE_OUTPUT = ("SRModel", "SwinIRModel", "SRGANModel", "ESRGANModel", "RealESRNetModel", "RealESRGANModel")
+GANS = ("SRGANModel", "ESRGANModel")
 DEEPLY_SUPERVISED = ("RestorMixer", "RestorMixerAblation")
 WITH_TRUTH = ("PairedImageDataset", "PairedRestorationDataset", "DegradedDataset")
 FILES = ("meta_info_file", "compositions")  # of a data set, to read
@@ -55,6 +59,8 @@ def database_problem(root: str | Path, backend: str) -> str | None:
 
 def path_problem(path: str) -> str | None:
     """A path to read must exist."""
+    if not path:
+        return "got '', expected the name of a file or folder, or ~ for none"
     try:
         return None if user_path(path).exists() else f"{path!r} {not_found(path)}"
     except OSError as error:  # such as a name that is too long, or a folder that may not be read
@@ -63,7 +69,7 @@ def path_problem(path: str) -> str | None:
 
 def name_problem(name: str) -> str | None:
     """What names a file or a folder has no slash."""
-    fits = re.fullmatch(NAME_PATTERN, name) and len(name.encode()) <= NAME_LENGTH
+    fits = re.fullmatch(NAME_PATTERN, name) and _bytes(name) <= NAME_LENGTH and not re.search(SURROGATES, name)
     return None if fits else f"got {name!r}, expected {NO_SLASH}"
 
 
@@ -89,12 +95,15 @@ def file_problems(options: dict[str, Any], is_train: bool, *, paths: bool = True
         yield from crops(options)
         yield from losses(options)
         yield from outputs(options)
+        yield from judged_size(options)
         yield from progressive(options)
         yield from logging(options)
         yield from best_weights(options)
     else:
         yield from averages(options)
     yield from scale(options)
+    yield from windows(options)
+    yield from columns(options)
     yield from normalization(options)
     yield from databases(options)
     yield from metrics_without_truth(options)
@@ -109,11 +118,13 @@ def phases(options: dict[str, Any], is_train: bool) -> Iterator[Problem]:
     allowed = "'train', 'val' or 'val_<n>'" if is_train else "'test', 'test_<n>' or 'val'"
     command = "train" if is_train else "test"
     for phase in datasets:
+        if not isinstance(phase, str):
+            continue  # reported by the schema
         kind = phase_kind(phase)
         if kind not in kinds or (kind == "train" and phase != "train"):
-            hint = did_you_mean(str(phase), kinds)
+            hint = did_you_mean(phase, kinds)
             text = f"unknown phase for 'basicsr {command}', expected {allowed}.{hint}"
-            yield Problem(("datasets", str(phase)), text)
+            yield Problem(("datasets", phase), text)
     names: dict[str, str] = {}
     for phase, dataset in datasets.items():
         restored = phase_kind(phase) in kinds and phase_kind(phase) != "train"
@@ -201,6 +212,50 @@ def outputs(options: dict[str, Any]) -> Iterator[Problem]:
         if network.get("deep_supervision", True) is True:
             text = f"must be false for model_type {model!r}, which knows one output; RestorMixerModel knows all"
             yield Problem(("network_g", "deep_supervision"), text)
+
+
+def judged_size(options: dict[str, Any]) -> Iterator[Problem]:
+    """BasicSR's VGGStyleDiscriminator judges images of one size."""
+    judge, model = _section(options, "network_d"), options.get("model_type")
+    size, expected = _section(_section(options, "datasets"), "train").get("gt_size"), judge.get("input_size", 128)
+    if (
+        judge.get("type") == "VGGStyleDiscriminator"
+        and model in GANS
+        and _is_numbers([size, expected])
+        and size != expected
+    ):
+        text = f"got {size}, expected {expected}, the input_size of network_d"
+        yield Problem(("datasets", "train", "gt_size"), text)
+
+
+def windows(options: dict[str, Any]) -> Iterator[Problem]:
+    """SwinIRModel pads the images that it restores to a multiple of the network's windows."""
+    network = _section(options, "network_g")
+    restores = options.get("model_type") == "SwinIRModel" and options.get("val") is not None
+    if restores and network and "window_size" not in network:
+        yield Problem(("network_g", "window_size"), "required key is missing, since 'SwinIRModel' pads images by it")
+
+
+def large_numbers(node: Any, at: tuple[str, ...] = ()) -> Iterator[Problem]:
+    """Torch computes with whole numbers of 64 bits."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from large_numbers(value, (*at, str(key)))
+    elif isinstance(node, list):
+        for value in node:
+            yield from large_numbers(value, at)
+    elif isinstance(node, int) and abs(node) > LARGEST_INTEGER:
+        yield Problem(at, f"got {node}, expected at most {LARGEST_INTEGER} in size")
+
+
+def columns(options: dict[str, Any]) -> Iterator[Problem]:
+    """The tables of results have a column for each metric, beside their own and those of the inputs."""
+    metrics = _section(_section(options, "val"), "metrics")
+    taken = (*COLUMNS, *(f"{name}_input" for name in metrics))
+    for name in metrics:
+        if name in taken:
+            text = "names another column of the tables of results, expected another name"
+            yield Problem(("val", "metrics", name), text)
 
 
 def scale(options: dict[str, Any]) -> Iterator[Problem]:
@@ -319,7 +374,7 @@ def _section(options: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _bytes(name: str) -> int:
-    return len(name.encode())
+    return len(name.encode(errors="surrogatepass"))
 
 
 def _is_numbers(value: Any) -> bool:

@@ -7,11 +7,12 @@ once it is imported (:mod:`restormixer_arch.basicsr_adapter.signatures`).
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, Field, create_model
 
+from restormixer_arch.config.section import OpenSection, Section, Typed, open_section
+from restormixer_arch.config.train_schema import TRAIN_SECTIONS, WITH_MORE_KEYS, GanTrain, Train
 from restormixer_arch.config.values import (
     Count,
     Crop,
@@ -19,37 +20,11 @@ from restormixer_arch.config.values import (
     Levels,
     Memory,
     Positive,
-    Rate,
     Seed,
     Share,
     Template,
     Workers,
 )
-
-
-class Section(BaseModel):
-    """A section that knows all of its keys. Values are compared as they are: ``"5"`` is not a number."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class OpenSection(BaseModel):
-    """A section to which a plug-in may add keys."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-@cache
-def open_section(section: type[BaseModel]) -> type[BaseModel]:
-    """Return the same section, named ``Open...``, to which a plug-in may add keys."""
-    return create_model(f"Open{section.__name__}", __base__=section, __cls_kwargs__={"extra": "allow"})
-
-
-class Typed(OpenSection):
-    """A section that names a registered class; the other keys are the class's arguments."""
-
-    type: str = Field(description="the registered name of the class to build")
-
 
 # --- datasets ----------------------------------------------------------------------------------------------------
 
@@ -147,142 +122,6 @@ def dataset_section(kind: Any, phase: str) -> type[BaseModel]:
     return known[kind] if isinstance(kind, str) and kind in known else open_section(other)
 
 
-# --- train -------------------------------------------------------------------------------------------------------
-
-
-TORCH_OPTIMIZERS = ("Adam", "AdamW", "Adamax", "SGD", "ASGD", "RMSprop", "Rprop")  # those of BasicSR's models
-
-
-COMMON_KEYS = ("type", "lr", "weight_decay")  # of every optimizer
-
-
-def _leave_open_for_other_packages(json_schema: dict[str, Any]) -> None:
-    """Apply all but the common keys to torch's optimizers alone, in the schema for editors."""
-    own = {key: json_schema.pop(key) for key in ("properties", "additionalProperties")}
-    json_schema["properties"] = {key: own["properties"][key] for key in COMMON_KEYS}
-    json_schema["if"] = {"properties": {"type": {"enum": list(TORCH_OPTIMIZERS)}}}
-    json_schema["then"] = own
-
-
-class Optimizer(Section):
-    """The keys of torch's optimizers, which are compared with the class later; other packages' have more keys."""
-
-    model_config = ConfigDict(json_schema_extra=_leave_open_for_other_packages)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_to_other_packages(cls, section: Any) -> Any:
-        name = section.get("type") if isinstance(section, dict) else None
-        if not isinstance(name, str) or name in TORCH_OPTIMIZERS:
-            return section
-        return {key: value for key, value in section.items() if key in COMMON_KEYS}
-
-    type: str = Field(description="name of the optimizer, such as Adam")
-    lr: Rate = Field(description="learning rate")
-    weight_decay: Rate = 0.0
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] | None = None
-    eps: Rate | None = None
-    amsgrad: bool | None = None
-    momentum: Rate | None = None
-    dampening: Rate | None = None
-    nesterov: bool | None = None
-    alpha: Rate | None = None
-    lambd: Rate | None = None
-    t0: Rate | None = None
-    centered: bool | None = None
-    etas: list[float] | None = None
-    step_sizes: list[float] | None = None
-    maximize: bool | None = None
-    foreach: bool | None = None
-    fused: bool | None = None
-    capturable: bool | None = None
-    differentiable: bool | None = None
-
-
-class MultiStep(Section):
-    type: str
-    milestones: list[Count] = Field(description="iterations at which the learning rate falls")
-    gamma: Rate = 0.1
-    restarts: list[Count] = [0]
-    restart_weights: list[float] = [1]
-
-
-class CosineRestart(Section):
-    type: str
-    periods: Annotated[list[Positive], Field(min_length=1)] = Field(description="iterations of each cosine")
-    restart_weights: list[float] = [1]
-    eta_min: Rate = 0.0
-
-
-SCHEDULERS: dict[str, type[BaseModel]] = {
-    "MultiStepLR": MultiStep,
-    "MultiStepRestartLR": MultiStep,
-    "CosineAnnealingRestartLR": CosineRestart,
-}
-
-
-class Warmup(Section):
-    warmup_iter: Annotated[int, Field(ge=-1)] = -1
-
-
-class Train(Warmup):
-    """What BasicSR's training loop itself reads."""
-
-    total_iter: Positive = Field(description="iterations to train")
-
-
-class Optimization(Section):
-    """What is optimized, and how, without the schedule."""
-
-    optim_g: Optimizer = Field(description="type and lr of the optimizer")
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    pixel_opt: Typed | None = None
-    perceptual_opt: Typed | None = None
-
-
-class SRTrain(Train, Optimization):
-    """What SRModel reads."""
-
-    scheduler: dict[str, Any] = Field(description="type and keys of the learning rate's schedule")
-
-
-class Steps(Section):
-    """How RestorMixerModel takes the steps of the optimizer."""
-
-    grad_clip: Rate = Field(default=0.01, description="largest norm of the gradient, 0 for no limit")
-    amp: Literal["off", "bf16", "fp16", False] = Field(default="off", description="16 bits in the forward pass")
-    tf32: bool | None = Field(
-        default=None, description="TF32 on a GPU, in convolutions and products; torch's own settings if unset"
-    )
-    accumulate: Positive = Field(default=1, description="batches of the loader for one step of the optimizer")
-    checkpointing: bool = Field(default=False, description="less memory: compute the activations of blocks twice")
-    compile: bool = Field(default=False, description="run the network through torch.compile while training")
-    frozen_norms: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        default=None, description="share of the training after which BatchNorm keeps its running statistics"
-    )
-    max_skipped: Count = Field(default=10, description="steps in a row that may be skipped for NaN or infinity")
-    mixup: Annotated[float, Field(gt=0)] | None = Field(default=None, description="blend pairs, by Beta(mixup, mixup)")
-    cutblur: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, description="probability of CutBlur")
-
-
-class Progressive(Section):
-    iters: Annotated[list[Positive], Field(min_length=1)] = Field(description="iterations of each stage")
-    gt_sizes: Annotated[list[Crop], Field(min_length=1)] = Field(description="side of the patches of each stage")
-    batch_sizes: Annotated[list[Positive], Field(min_length=1)] = Field(description="images of a batch of each stage")
-
-
-class RestorMixerTrain(SRTrain, Steps):
-    progressive: Progressive | None = Field(default=None, description="stages of growing patches")
-
-
-# The models whose every key is known. Another model's file may have further keys in these sections.
-TRAIN_SECTIONS: dict[str, type[BaseModel]] = {
-    "SRModel": SRTrain,
-    "SwinIRModel": SRTrain,
-    "RestorMixerModel": RestorMixerTrain,
-}
-
-
 # --- val, path ---------------------------------------------------------------------------------------------------
 
 
@@ -328,6 +167,12 @@ class Paths(Section):
     ignore_resume_networks: list[str] | str | None = None
     experiments_root: str | None = None
     results_root: str | None = None
+
+
+class GanPaths(Paths):
+    pretrain_network_d: str | None = None
+    strict_load_d: bool = True
+    param_key_d: str | None = "params"
 
 
 # --- the whole file ----------------------------------------------------------------------------------------------
@@ -384,15 +229,28 @@ class TestFile(ModelFile):
     logger: Any = None
 
 
+class GanTrainFile(TrainFile):
+    network_d: Typed = Field(description="type and arguments of the discriminator")
+
+
+class GanTestFile(TestFile):
+    network_d: Any = None
+
+
 def sections(model_type: Any, is_train: bool) -> dict[str, type[BaseModel]]:
     """Return the models of ``train``, ``val`` and ``path`` by key, and of the whole file under ``""``.
 
-    Those of a model whose keys are not known, because a plug-in brings it, are open.
+    Those of a model whose keys are not all known are open.
     """
-    tiled = model_type == "RestorMixerModel"
-    found: dict[str, type[BaseModel]] = {"": TestFile, "val": TiledTestVal if tiled else TestVal, "path": Paths}
-    known = isinstance(model_type, str) and model_type in TRAIN_SECTIONS
+    name = model_type if isinstance(model_type, str) else ""
+    train, tiled = TRAIN_SECTIONS.get(name, Train), name == "RestorMixerModel"
+    gan = issubclass(train, GanTrain)
+    found: dict[str, type[BaseModel]] = {
+        "": GanTestFile if gan else TestFile,
+        "val": TiledTestVal if tiled else TestVal,
+        "path": GanPaths if gan else Paths,
+    }
     if is_train:
-        found |= {"": TrainFile, "val": TiledTrainVal if tiled else TrainVal}
-        found["train"] = TRAIN_SECTIONS[model_type] if known else Train
-    return found if known else {key: open_section(section) for key, section in found.items()}
+        found |= {"": GanTrainFile if gan else TrainFile, "val": TiledTrainVal if tiled else TrainVal, "train": train}
+    closed = name in TRAIN_SECTIONS and name not in WITH_MORE_KEYS
+    return found if closed else {key: open_section(section) for key, section in found.items()}

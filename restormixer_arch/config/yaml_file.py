@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import Any
@@ -95,7 +98,7 @@ def load_yaml(text: str) -> Any:
         if node is None:
             return None
         _count_values(node, {})
-        return loader.construct_document(node)
+        return _written_out(loader.construct_document(node))
     finally:
         loader.dispose()
 
@@ -113,6 +116,13 @@ def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
     if counts[id(node)] > MOST_VALUES:
         raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES} values")
     return counts[id(node)]
+
+
+def _written_out(value: Any) -> Any:
+    """Return a value in which each alias is a copy, so that changing one section changes no other."""
+    if isinstance(value, dict):
+        return {key: _written_out(inner) for key, inner in value.items()}
+    return [_written_out(inner) for inner in value] if isinstance(value, list) else value
 
 
 def read_options(path: Path, shown: str) -> dict[str, Any]:
@@ -148,7 +158,7 @@ def read_options(path: Path, shown: str) -> dict[str, Any]:
     return options
 
 
-def apply_overrides(options: dict[str, Any], entries: list[str]) -> None:
+def apply_overrides(options: dict[str, Any], entries: Sequence[str]) -> None:
     """Set values from ``--force_yml``, each ``section:key=value`` with the value written as in YAML.
 
     Raises:
@@ -175,6 +185,23 @@ def apply_overrides(options: dict[str, Any], entries: list[str]) -> None:
         except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that only looks like one
             reason = _reason(error) if isinstance(error, yaml.MarkedYAMLError) else " ".join(str(error).split())
             raise UserError(f"--force_yml: {entry!r}: {reason}") from error
+
+
+def copy_option_file(path: Path, overrides: Sequence[str], folder: Path) -> None:
+    """Copy an option file into a folder, below the time and the command; with overrides, the options that result.
+
+    Raises:
+        UserError: it cannot be read any more.
+    """
+    text = path.read_text(encoding="utf-8-sig")
+    if overrides:
+        options = read_options(path, str(path))
+        apply_overrides(options, overrides)
+        text = "# The option file with its --force_yml; its comments are left out.\n"
+        text += yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+    command = " ".join(sys.argv).encode(errors="replace").decode()  # a name of a file need not be UTF-8
+    head = f"# GENERATE TIME: {time.asctime()}\n# CMD:\n# {command}\n\n"
+    (folder / path.name).write_text(head.replace("\r", " ") + text, encoding="utf-8")
 
 
 def _suggest(path: Path) -> str:

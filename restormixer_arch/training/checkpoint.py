@@ -13,7 +13,7 @@ import os
 import random
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ import torch
 from basicsr.utils.dist_util import get_dist_info
 
 from restormixer_arch.errors import UserError
+from restormixer_arch.models.plain import plain
 from restormixer_arch.protocol import KeepsState
 from restormixer_arch.restormixer_arch import RestorMixer
 from restormixer_arch.weight_options import STAMP_ENTRY, stamp_of
 
-PLAIN = (bool, int, float, str, bytes, type(None), torch.Tensor)
 TEMPORARY = ".tmp"
 WEIGHTS = re.compile(r"net_\w+?_(\d+)\.pth")
 
@@ -110,6 +110,7 @@ class CheckpointWriter:
     def __init__(self, model: Any, run_state: Callable[[], dict[str, Any]]) -> None:
         self.model, self.run_state = model, run_state
         self._digests: dict[str, str] = {}  # of the weights since the last state
+        self._options = [options_of(optimizer) for optimizer in model.optimizers]  # before a step changes them
         model.save_network, model.save_training_state = self.save_network, self.save_training_state
 
     def save_network(self, net: Any, net_label: str, current_iter: int | str, param_key: Any = "params") -> None:
@@ -158,6 +159,7 @@ class CheckpointWriter:
             "iter": current_iter,
             "optimizers": [optimizer.state_dict() for optimizer in model.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in model.schedulers],
+            "optimizer_options": self._options,
             "optimizer_types": [type(optimizer).__name__ for optimizer in model.optimizers],
             "warmup_iter": model.opt["train"].get("warmup_iter", -1),
             "generators": generators,
@@ -169,6 +171,11 @@ class CheckpointWriter:
         write_or_refuse(plain(state), Path(model.opt["path"]["training_states"], f"{current_iter}.state"), model.opt)
         self._digests = {}
         prune(model.opt, current_iter)
+
+
+def options_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return the options of each parameter group."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
 def _weights(net: torch.nn.Module) -> OrderedDict[str, torch.Tensor]:
@@ -188,26 +195,6 @@ def _of_all_processes(value: Any) -> list[Any]:
     values = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
-
-
-def plain(value: Any, at: str = "state") -> Any:
-    """Return the same made of tensors, numbers, strings, None, dicts, lists and tuples, which load with weights_only.
-
-    Raises:
-        TypeError: a part is something else.
-    """
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, PLAIN):
-        return value
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy())
-    if isinstance(value, Mapping):
-        return {plain(key, at): plain(part, f"{at}[{key!r}]") for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        kind = list if isinstance(value, list) else tuple
-        return kind(plain(part, f"{at}[{number}]") for number, part in enumerate(value))
-    raise TypeError(f"{at} is of {type(value).__name__}, which a checkpoint cannot hold")
 
 
 def prune(opt: dict[str, Any], iteration: int) -> None:

@@ -78,9 +78,12 @@ def shorten_options(options: dict[str, Any], folder: str, stages: int) -> dict[s
     options["logger"] = {**options["logger"], "use_tb_logger": False, "wandb": None}
     if options.get("val"):
         options["val"]["val_freq"] = STEPS * stages + 1
-    options["train"]["total_iter"] = STEPS * stages
-    if options["train"].get("progressive"):
-        options["train"]["progressive"]["iters"] = [STEPS] * stages
+    train = options["train"]
+    train["total_iter"] = STEPS * stages
+    if periods := (train.get("scheduler") or {}).get("periods"):
+        periods[-1] += max(0, STEPS * stages - sum(periods))  # a schedule of fewer iterations has no rate for the rest
+    if train.get("progressive"):
+        train["progressive"]["iters"] = [STEPS] * stages
     return options
 
 

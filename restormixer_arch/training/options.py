@@ -26,6 +26,9 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.output import note, warn
 from restormixer_arch.training import distributed
 
+# They degrade images on a CUDA device.
+MODELS_OF_GPUS = ("RealESRNetModel", "RealESRGANModel")
+
 
 def make_opt(request: Request, root_path: str) -> dict[str, Any]:
     """Return BasicSR's ``opt``; with a launcher, join the other processes.
@@ -63,6 +66,7 @@ def make_opt(request: Request, root_path: str) -> dict[str, Any]:
         opt["logger"].update(print_freq=1, save_checkpoint_freq=8)
     fit_to_machine(opt)
     refuse_videos_on_cpu(opt)
+    refuse_models_of_gpus(opt)
     return opt
 
 
@@ -152,6 +156,16 @@ def refuse_videos_on_cpu(opt: dict[str, Any]) -> None:
             f"model_type: {opt['model_type']!r} measures videos on a CUDA device only, and none is used here; expected "
             "a GPU, or val.metrics: null"
         )
+
+
+def refuse_models_of_gpus(opt: dict[str, Any]) -> None:
+    """Refuse the models that keep a part of their own on a CUDA device, whatever ``num_gpu`` is.
+
+    Raises:
+        UserError: none is used.
+    """
+    if opt["num_gpu"] == 0 and opt["model_type"].removesuffix("_basicsr") in MODELS_OF_GPUS:
+        raise UserError(f"model_type: {opt['model_type']!r} needs a CUDA device, and none is used here; expected a GPU")
 
 
 def fit_to_machine(opt: dict[str, Any]) -> None:

@@ -11,8 +11,8 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +22,9 @@ from basicsr.utils.options import dict2str
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from restormixer_arch.errors import UserError
 from restormixer_arch.output import atomic_paths
+from restormixer_arch.training.checkpoint import saved_states
 
 LOSSES, VALIDATIONS, CURVES = "losses.csv", "validations.csv", "learning_curve.png"
 KEY = "iteration"
@@ -173,6 +175,9 @@ class Table:
         """Append a row; a column that is new gets its place at the right.
 
         It replaces one of the same iteration and data set: a validation that a stopped training had still to do.
+
+        Raises:
+            UserError: the file cannot be written.
         """
         kept = [old for old in self.rows if any(old.get(name) != row.get(name) for name in (KEY, "dataset"))]
         replaced = len(kept) < len(self.rows)
@@ -182,14 +187,24 @@ class Table:
         if new or replaced or not self.path.exists():
             self._rewrite()
         else:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
+            with self._explain_full_disk(), self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self.columns).writerow(row)
 
     def _rewrite(self) -> None:
-        with atomic_paths([self.path]) as [part], part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        with self._explain_full_disk(), atomic_paths([self.path]) as [part]:
+            with part.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, self.columns)
+                writer.writeheader()
+                writer.writerows(self.rows)
+
+    @contextmanager
+    def _explain_full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            states = saved_states(self.path.parent / "training_states")
+            way = f"make room, and resume from {states[0].name} by --auto_resume" if states else "nothing was saved yet"
+            raise UserError(f"{self.path}: cannot be written ({error.strerror or error}); {way}") from error
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

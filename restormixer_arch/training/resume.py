@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from basicsr.models.base_model import BaseModel
-from basicsr.utils import check_resume, get_root_logger, get_time_str
+from basicsr.utils import get_root_logger, get_time_str
 
 from restormixer_arch.errors import UserError, not_found
 from restormixer_arch.inference.weights import read_pickle
+from restormixer_arch.models.plain import plain
 from restormixer_arch.output import note, warn
 from restormixer_arch.protocol import KeepsState
-from restormixer_arch.training.checkpoint import digest, plain, prune, remove_unfinished, saved_states
+from restormixer_arch.training.checkpoint import digest, options_of, prune, remove_unfinished, saved_states
 from restormixer_arch.training.reports import LOSSES, VALIDATIONS
 
 MOVING = {"lr", "initial_lr", "params"}  # of an optimizer's group: what the schedule and the network set
@@ -45,7 +46,6 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     opt["path"]["resume_state"] = str(path)
     for key in ("models", "training_states", "visualization"):  # a new experiment may start from another's state
         os.makedirs(opt["path"][key], exist_ok=True)
-    check_resume(opt, state["iter"])
     for network, place in weights.items():
         # Those that are trained, whatever key the option file asks for: BasicSR replaces params_ema alone.
         keys = {f"pretrain_{network}": str(place), f"param_key_{network.removeprefix('network_')}": "params"}
@@ -170,12 +170,14 @@ def resume_training(model: Any, resume_state: dict[str, Any]) -> None:
 
 def _resume_optimizers(model: Any, resume_state: dict[str, Any]) -> None:
     _check_optimizers(model, resume_state)
-    fresh_groups = [[dict(group) for group in optimizer.param_groups] for optimizer in model.optimizers]
+    fresh_groups = [options_of(optimizer) for optimizer in model.optimizers]
+    saved = resume_state["optimizers"]
+    old_groups = resume_state.get("optimizer_options") or [state["param_groups"] for state in saved]
     edits = []
-    for optimizer, saved, groups in zip(model.optimizers, resume_state["optimizers"], fresh_groups, strict=True):
-        optimizer.load_state_dict(saved)
-        for group, fresh in zip(optimizer.param_groups, groups, strict=True):
-            edits += _set_options(optimizer, group, fresh)
+    for optimizer, state, groups, olds in zip(model.optimizers, saved, fresh_groups, old_groups, strict=True):
+        optimizer.load_state_dict(state)
+        for group, fresh, old in zip(optimizer.param_groups, groups, olds, strict=True):
+            edits += _set_options(optimizer, group, fresh, old)
     changed = _schedule_edits(model, resume_state, fresh_groups)
     if changed:
         _run_schedule_again(model, resume_state["iter"], fresh_groups)
@@ -219,13 +221,20 @@ def _counted(optimizers: list[Any], types: list[str]) -> str:
     return f"{len(optimizers)} optimizer{'s' * (len(optimizers) != 1)}{named}"
 
 
-def _set_options(optimizer: torch.optim.Optimizer, group: dict[str, Any], fresh: dict[str, Any]) -> list[str]:
-    """Set the options of a group to those of the option file; what else is in a group is state of the optimizer."""
+def _set_options(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], fresh: dict[str, Any], old: dict[str, Any]
+) -> list[str]:
+    """Set the options of a group that differ from the old ones to those of the option file.
+
+    Others stay: some optimizers change an option as they go, and what else is in a group is their state, too.
+    """
     edits, arguments = [], inspect.signature(type(optimizer)).parameters
     for key in (fresh.keys() & arguments.keys()) - MOVING:
-        if key in group and plain(group[key]) != plain(fresh[key]):
-            edits.append(f"train.optim_*.{key}: {group[key]} -> {fresh[key]}")
-        group[key] = fresh[key]
+        if key not in old:
+            group[key] = fresh[key]
+        elif plain(old[key]) != plain(fresh[key]):
+            edits.append(f"train.optim_*.{key}: {old[key]} -> {fresh[key]}")
+            group[key] = fresh[key]
     return sorted(edits)
 
 

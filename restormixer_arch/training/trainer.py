@@ -20,10 +20,11 @@ from basicsr.models import build_model
 from basicsr.train import init_tb_loggers
 from basicsr.utils import AvgTimer, MessageLogger, get_env_info, get_root_logger, get_time_str
 from basicsr.utils.logger import initialized_logger
-from basicsr.utils.options import copy_opt_file, dict2str
+from basicsr.utils.options import dict2str
 
 from restormixer_arch.basicsr_adapter.signatures import check_names
 from restormixer_arch.config.check import Request
+from restormixer_arch.config.yaml_file import copy_option_file
 from restormixer_arch.errors import UserError
 from restormixer_arch.folder_lock import FolderLock
 from restormixer_arch.models.misfit import explain_misfit
@@ -170,8 +171,9 @@ class Training(Run):
         elif self.request.options.get("manual_seed") is None:
             opt["manual_seed"] = state.get("manual_seed", opt["manual_seed"])  # the one drawn at the first start
         self._lock_folder()
-        if self.request.path.resolve().parent != Path(opt["path"]["experiments_root"]).resolve():
-            copy_opt_file(str(self.request.path), opt["path"]["experiments_root"])
+        folder = Path(opt["path"]["experiments_root"])
+        if opt["rank"] == 0 and self.request.path.resolve().parent != folder.resolve():
+            copy_option_file(self.request.path, self.request.overrides, folder)
         self.logger = self._open_log("train")
         self.tb_logger = init_tb_loggers(opt)
         loader, self.sampler = build_training_loader(opt, self.request.shown)
