@@ -205,6 +205,23 @@ def test_cmyk_of_16_bits_is_srgb_of_8_bits_and_named(tmp_path):
     assert picture.left_out == ("8 of the 16 bits of CMYK",)
 
 
+def test_a_decompression_that_is_missing_or_fails_is_one_line(tmp_path):
+    """tifffile reports each in a way of its own."""
+    samples = np.random.default_rng(0).integers(0, 65536, (64, 64), np.uint16)
+    Image.fromarray(samples).save(tmp_path / "a.tif", compression="lzma")
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    content[content.index(b"\xfd7zXZ") + 14] ^= 255  # in a header that has a checksum
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.tif: cannot be read as an image \(Corrupt input data\)$"):
+        read_picture(tmp_path / "a.tif")
+
+    Image.fromarray(samples).save(tmp_path / "b.tif", compression="zstd")
+    try:
+        np.testing.assert_array_equal(read_picture(tmp_path / "b.tif").pixels[..., 0], samples)
+    except UserError as error:  # neither tifffile nor OpenCV was built with it
+        assert str(error).endswith("b.tif: ZSTD compression of such a TIFF cannot be read; store it uncompressed")
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_of_16_bit_png(tmp_path, orientation):
     planes = np.random.default_rng(0).integers(0, 65536, (5, 7, 3)).astype(np.uint16)

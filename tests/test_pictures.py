@@ -291,6 +291,30 @@ def test_other_samples_are_refused(tmp_path, shape, dtype):
         read_picture(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("width", [b"\3\0\1\0\0\0\0\0\0\0", b"\3\0\2\0\0\0\x08\0\x08\0"], ids=["none", "two"])
+def test_a_tiff_of_no_single_width_is_refused(tmp_path, width):
+    """Two widths would multiply the rows, and a small file would fill the memory."""
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None, byteorder="<")
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        place = file.pages[0].tags[256].offset
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    content[place + 2 : place + 12] = width
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.tif: cannot be read as an image \(its width or height is not one number"):
+        read_picture(tmp_path / "a.tif")
+
+
+def test_a_tiff_with_depth_is_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", DEEP[..., 0], metadata=None, extratags=[(65000, 4, 1, 100_000, True)])
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        place = file.pages[0].tags[65000].offset
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    content[place : place + 2] = struct.pack("<H", 32997)  # the tag of depth, which tifffile does not write
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.tif: cannot be read as an image \(it has layers of depth"):
+        read_picture(tmp_path / "a.tif")
+
+
 def test_missing_and_unwritable(tmp_path):
     with pytest.raises(UserError, match=r"none\.png: cannot be read as an image \(No such file"):
         read_picture(tmp_path / "none.png")

@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageCms
 from restore_cases import RGB, SMOOTH, run
 
 from restormixer_arch.data.images import picture as pictures
+from restormixer_arch.data.images.exif import exif_of_size
 from restormixer_arch.data.images.picture import read_picture
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -106,6 +107,7 @@ def test_tags_of_tiff_stay(restore_folder, capsys, dtype):
     tags = Image.Exif()
     tags.get_ifd(34665)[ExifTags.Base.ExposureTime] = 0.25
     tags.get_ifd(34665)[ExifTags.Base.UserComment] = b"ASCII\0\0\0hello"
+    tags.get_ifd(34665)[ExifTags.Base.ExifImageWidth] = 7  # not so
     tags.get_ifd(34853)[ExifTags.GPS.GPSLatitudeRef] = "N"
     image = RGB.astype(dtype)
     extra = [
@@ -136,6 +138,7 @@ def test_tags_of_tiff_stay(restore_folder, capsys, dtype):
         exif = opened.getexif()
         assert exif.get_ifd(34665)[ExifTags.Base.ExposureTime] == 0.25
         assert exif.get_ifd(34665)[ExifTags.Base.UserComment] == b"ASCII\0\0\0hello"
+        assert exif.get_ifd(34665)[ExifTags.Base.ExifImageWidth] == RGB.shape[1]
         assert exif.get_ifd(34853)[ExifTags.GPS.GPSLatitudeRef] == "N"
 
 
@@ -202,6 +205,78 @@ def test_iptc_and_long_xmp_of_jpeg_stay_and_the_rest_is_named(restore_folder, ca
         assert ("APP13", iptc) in image.applist and ("APP1", long_xmp) in image.applist
         assert image.info["xmp"] == b"<x:xmpmeta/>" and image.layer[1][1:3] == (1, 1)  # 4:4:4
     assert capsys.readouterr().err == "basicsr: note: JPEG: left out APP12 Ducky\n"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "progressive"])
+def test_what_follows_an_image_is_named(restore_folder, capsys, kind):
+    inner, content = io.BytesIO(), io.BytesIO()
+    Image.fromarray(SMOOTH[:8, :8]).save(inner, "JPEG")  # has an end of its own
+    exif = b"Exif\0\0" + exif_with_thumbnail(inner.getvalue())
+    options = {"progressive": True} if kind == "progressive" else {"restart_marker_rows": 1} if kind == "JPEG" else {}
+    kind = "PNG" if kind == "PNG" else "JPEG"
+    Image.fromarray(SMOOTH).save(content, kind, exif=exif, **options)
+    video = b"\0\0\0\x18ftypmp42" + bytes(500) + b"moov"
+    for name, rest in (("a", b""), ("b", bytes(5000) + b"\r\n"), ("c", video), ("d", bytes(64) + video)):
+        (restore_folder / f"{name}.{kind.lower()}").write_bytes(content.getvalue() + rest)
+    restored(f"a.{kind.lower()}", f"b.{kind.lower()}")
+    assert capsys.readouterr().err == ""
+    restored(f"c.{kind.lower()}", f"d.{kind.lower()}")
+    named = "data behind the image, such as a motion photo's video (2 files)"
+    assert capsys.readouterr().err == f"basicsr: note: {kind}: left out {named}\n"
+
+
+def exif_with_thumbnail(thumbnail, width=10, height=20, order="<"):
+    """A size in both places, an artist, and a thumbnail; the width is a SHORT in the first directory."""
+
+    def directory(start, *entries, following=0):
+        packed = b"".join(
+            struct.pack(f"{order}HHI", tag, kind, count)
+            + (value if isinstance(value, bytes) else struct.pack(f"{order}I", value))
+            for tag, kind, count, value in entries
+        )
+        return struct.pack(f"{order}H", len(entries)) + packed + struct.pack(f"{order}I", following)
+
+    short = struct.pack(f"{order}HH", width, 0)
+    places = [8, 8 + 2 + 4 * 12 + 4]
+    places += [places[1] + 2 + 2 * 12 + 4]
+    places += [places[2] + 2 + 2 * 12 + 4]
+    first = directory(
+        8, (256, 3, 1, short), (257, 4, 1, height), (315, 2, 4, b"Ada\0"), (34665, 4, 1, places[1]), following=places[2]
+    )
+    further = directory(places[1], (40962, 3, 1, short), (40963, 4, 1, height))
+    last = directory(places[2], (513, 4, 1, places[3]), (514, 4, 1, len(thumbnail)))
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
+    return head + first + further + last + thumbnail
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("size", [(64, 48), (70000, 3)])
+def test_exif_of_another_size_is_that_of_the_input_but_for_size_and_thumbnail(order, size):
+    thumbnail = b"\xff\xd8 a small picture \xff\xd9"
+    before = exif_with_thumbnail(thumbnail, order=order)
+    after = exif_of_size(b"Exif\0\0" + before, *size)
+    assert after[:6] == b"Exif\0\0" and len(after) == 6 + len(before)
+    wanted = Image.Exif()
+    wanted.load(after)
+    assert {**wanted} == {256: size[0], 257: size[1], 315: "Ada", 34665: wanted[34665]}
+    assert wanted.get_ifd(34665) == {40962: size[0], 40963: size[1]} and not wanted.get_ifd(1)
+    changed = [place for place, pair in enumerate(zip(before, after[6:], strict=True)) if pair[0] != pair[1]]
+    assert changed and all(8 <= place < len(before) - len(thumbnail) for place in changed)
+    assert exif_of_size(after, *size) == after
+    for length in range(len(before)):  # whatever is cut short stays writable
+        assert len(exif_of_size(before[:length], *size)) == length
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_the_exif_of_a_result_describes_the_result(restore_folder, suffix):
+    inner = io.BytesIO()
+    Image.fromarray(SMOOTH[:8, :8]).save(inner, "JPEG")
+    Image.fromarray(SMOOTH).save(f"a.{suffix}", exif=b"Exif\0\0" + exif_with_thumbnail(inner.getvalue()))
+    restored(f"a.{suffix}")
+    with Image.open(f"out/a.{suffix}") as image:
+        tags = image.getexif()
+        assert (tags[256], tags[257], tags[315]) == (64, 48, "Ada") and not tags.get_ifd(1)
+        assert tags.get_ifd(34665) == {40962: 64, 40963: 48}
 
 
 @pytest.mark.parametrize("alpha", [False, True])

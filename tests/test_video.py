@@ -108,6 +108,40 @@ def test_colors_stay_within_two_levels(tmp_path, matrix, full, pixels):
         assert stream.format.name.removeprefix("yuvj").removeprefix("yuv") == pixels.removeprefix("yuv")
 
 
+@pytest.mark.parametrize("rotation", [0, 90])
+@pytest.mark.parametrize(
+    ("suffix", "codec", "pixels"),
+    [
+        (".mp4", "libx264", "yuv420p"),
+        (".mp4", "libx264", "yuv422p"),
+        (".mkv", "libx264", "yuv420p10le"),
+        (".avi", "mpeg4", "yuv420p"),
+    ],
+)
+def test_colored_edges_stay_where_they_are(tmp_path, suffix, codec, pixels, rotation):
+    if codec not in av.codecs_available or (rotation and suffix == ".avi"):
+        pytest.skip("not available")
+    frame = np.full((48, 64, 3), 128, np.uint8)
+    frame[16:32, 16:32] = (200, 60, 60)
+    path, target = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+    write_video(path, frames=[frame] * 2, codec=codec, pixels=pixels, rotation=rotation)
+    pass_on(path, target, quality=0)
+    before, after = chroma_of(path), chroma_of(target)
+    white = 4 if pixels.endswith("10le") else 1
+    assert np.ptp(before[1]) > 40 * white
+    for plane, found in zip(before, after, strict=True):
+        np.testing.assert_allclose(found, plane, atol=2 * white)
+
+
+def chroma_of(path):
+    """The stored U and V of the first frame."""
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+    kind = np.uint16 if frame.format.name.endswith("10le") else np.uint8
+    planes = [np.frombuffer(plane, kind).reshape(plane.height, -1)[:, : plane.width] for plane in frame.planes[1:]]
+    return [plane.astype(int) for plane in planes]
+
+
 @pytest.mark.parametrize(("size", "matrix"), [((48, 64), 5), ((32, 1280), 1), ((592, 32), 1)])
 def test_untagged_colors_are_decided_by_size_and_tagged(tmp_path, size, matrix):
     path, target = tmp_path / "a.mp4", tmp_path / "b.mp4"
@@ -153,6 +187,21 @@ def test_alpha_stays(tmp_path, suffix, codec, pixels):
     assert found.shape == (*SIZE, 4) and source.left_out == set()
     white = 257 if found.dtype == np.uint16 else 1
     np.testing.assert_allclose(found[24, [8, 56], 3] / white, [40, 220], atol=2)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "named"), [("bgra", "4:4:4"), ("yuva444p", "4:4:4"), ("yuva422p", "4:2:2"), ("ya8", None)]
+)
+def test_vp9_with_alpha_shares_colors_among_pixels(tmp_path, pixels, named):
+    alpha = np.where(np.arange(64) < 32, 40, 220).astype(np.uint8)
+    frames = [np.dstack([frame, np.broadcast_to(alpha, SIZE)]) for frame in gray_frames()]
+    path, target = tmp_path / "a.mkv", tmp_path / "b.mkv"
+    write_video(path, frames=frames, codec="ffv1", pixels=pixels, tagged=False)
+    source = pass_on(path, target)
+    found = read_video(target)[2].planes
+    np.testing.assert_allclose(found[24, [8, 56], 3], [40, 220], atol=2)
+    np.testing.assert_allclose(found.mean((0, 1)), read_video(path)[2].planes.mean((0, 1)), atol=3)
+    assert source.left_out == ({f"the resolution of colors ({named} becomes 4:2:0)"} if named else set())
 
 
 def test_alpha_that_cannot_stay_is_named(tmp_path):
@@ -274,6 +323,13 @@ def test_a_file_that_cannot_be_opened(tmp_path, kind):
     if kind == "folder":
         path.mkdir()
     with pytest.raises(UserError, match=r"film.mp4: cannot be read as a video \((No such file|Is a dir|Permission)"):
+        VideoSource(path)
+
+
+def test_a_codec_that_nobody_knows_is_one_line(tmp_path):
+    path = write_video(tmp_path / "a.mp4")
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(UserError, match=r"a\.mp4: cannot be read as a video \(unknown codec or size\)$"):
         VideoSource(path)
 
 

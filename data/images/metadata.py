@@ -22,6 +22,10 @@ KNOWN = {  # segments of JPEG that Pillow keeps, or that belong to the pixels
 COPIED = {"APP1": (LONG_XMP,), "APP13": (IPTC,)}  # segments that are written as they are
 SRGB = ((b"\0\1", b"\0\r"), (b"\0\2", b"\0\2"), (b"\0\1", b"\0\1"))  # primaries and transfer that need no words
 HEAD = 2**16  # bytes of an AVIF in which its properties are
+MARKER = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")  # of a JPEG's segment; the others stand within the pixels
+START, END = 0xD8, 0xD9  # markers of JPEG without a length
+PADDING = 4  # bytes behind an image, beside zeros and line ends, that are nobody's data
+BEHIND = "data behind the image, such as a motion photo's video"
 
 
 def metadata_of(upright: Image.Image, image: Image.Image, path: Path) -> dict[str, Any]:
@@ -62,6 +66,8 @@ def _left_out(image: Image.Image, path: Path) -> Iterator[str]:
         for name, data in image.applist:
             if not data.startswith((*KNOWN.get(name, ()), *COPIED.get(name, ()))) and name != "COM":
                 yield f"{name} {_label(data)}".strip()
+    if kind == "JPEG" and is_data(after_jpeg(path.read_bytes())):
+        yield BEHIND
     others = getattr(image, "n_frames", 1) - 1
     if others > 0:
         yield "the other images in the file, such as a preview, gain map or second view"
@@ -86,6 +92,23 @@ def _left_out(image: Image.Image, path: Path) -> Iterator[str]:
             head = file.read(74)
         if int.from_bytes(head[14:18], "little") >= 108 and head[70:74] in (b"DEBM", b"KNIL", b"\0\0\0\0"):
             yield "the color space or profile"
+
+
+def after_jpeg(content: bytes) -> bytes:
+    """Return what follows the image of a JPEG file."""
+    place = 0
+    while found := MARKER.search(content, place):
+        marker, place = content[found.start() + 1], found.end()
+        if marker == END:
+            return content[place:]
+        if marker != START:
+            place += int.from_bytes(content[place : place + 2], "big")
+    return b""
+
+
+def is_data(rest: bytes) -> bool:
+    """Return whether what follows an image is more than padding."""
+    return len(rest.strip(b"\0\xff\r\n ")) > PADDING
 
 
 def _label(data: bytes) -> str:

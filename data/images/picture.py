@@ -12,7 +12,8 @@ BMP                    resolution
 PGM, PPM               nothing but pixels
 =====================  =====================================================================================
 
-What a file has beyond that is in :attr:`Picture.left_out`. The orientation is applied to the pixels and removed.
+What a file has beyond that is in :attr:`Picture.left_out`. EXIF is written without its thumbnail, which shows the
+input, and with the size of the result. The orientation is applied to the pixels and removed.
 Palettes become RGB, CMYK becomes 8-bit sRGB. JPEG, lossy WebP, AVIF and HEIF are written with quality 95. Animations
 and files with several pages are refused, since all but one would be lost.
 
@@ -35,6 +36,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from restormixer_arch.data.images import pixel_problem, without_pillow_limit
+from restormixer_arch.data.images.exif import exif_of_size
 from restormixer_arch.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "AVIF", "HEIF")
@@ -191,7 +193,8 @@ def write_picture(picture: Picture, path: str | Path) -> None:
 
 def encode_picture(picture: Picture) -> bytes:
     """Return the file of a picture in its own format. Raises OSError or ValueError if it has none there."""
-    if problem := size_problem(picture.format, picture.pixels.shape[1], picture.pixels.shape[0]):
+    height, width = picture.pixels.shape[:2]
+    if problem := size_problem(picture.format, width, height):
         raise ValueError(problem)
     if picture.format == "TIFF":
         from restormixer_arch.data.images.tiff import write_tiff
@@ -203,7 +206,8 @@ def encode_picture(picture: Picture) -> bytes:
         deep = picture.pixels.dtype == np.uint16
         content = png.encode_16_bit(picture.planes) if deep else _by_pillow(picture)
         chunks = picture.metadata.get("chunks")
-        return png.with_chunks(content, png.chunks_of(picture.metadata) if chunks is None else chunks)
+        chunks = png.chunks_of(picture.metadata) if chunks is None else chunks
+        return png.with_chunks(content, png.chunks_of_size(chunks, width, height))
     if picture.format == "BMP" and picture.alpha is not None:
         from restormixer_arch.data.images import opencv
 
@@ -214,7 +218,10 @@ def encode_picture(picture: Picture) -> bytes:
         return opencv.encode_rgb(".ppm" if picture.pixels.shape[2] == 3 else ".pgm", picture.pixels)
     if picture.format == "HEIF":
         _register_heif("HEIF")
-    return _by_pillow(picture, **picture.metadata)
+    metadata = picture.metadata
+    if isinstance(metadata.get("exif"), bytes):
+        metadata = {**metadata, "exif": exif_of_size(metadata["exif"], width, height)}
+    return _by_pillow(picture, **metadata)
 
 
 def _by_pillow(picture: Picture, **metadata: Any) -> bytes:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from restormixer_arch.data.images.exif import exif_of_size
+from restormixer_arch.data.images.metadata import BEHIND, is_data
 from restormixer_arch.errors import UserError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -43,7 +45,7 @@ class PngFile:
         damage: what is wrong with the chunks of the pixels, "" if nothing is.
         transparent: the color that is transparent, as samples of 8 or 16 bits, or None; not of palettes.
         chunks: all that can stay, in the file's order.
-        left_out: types of the other chunks.
+        left_out: types of the other chunks, and what follows the image.
 
     Raises:
         UserError: the content does not start as a PNG does.
@@ -74,6 +76,7 @@ class PngFile:
                 self.transparent = tuple(self._widened(sample) for sample in struct.unpack(f">{length // 2}H", data))
             if kind == b"IEND":
                 self.damage = "a checksum is wrong" if damaged else ""
+                self.left_out += [BEHIND] if is_data(content[end:]) else []
                 break
             place = end
         self.pixels = b"".join(pixels)
@@ -143,6 +146,11 @@ def chunks_of(metadata: Mapping[str, Any]) -> list[Chunk]:
             text = text.encode() if isinstance(text, str) else text.decode("utf-8", "replace").encode()
             chunks.append((b"iTXt", key + b"\0\0\0\0\0" + text))
     return chunks
+
+
+def chunks_of_size(chunks: Iterable[Chunk], width: int, height: int) -> list[Chunk]:
+    """Return the chunks with EXIF that fits a result of this size."""
+    return [(kind, exif_of_size(data, width, height) if kind == b"eXIf" else data) for kind, data in chunks]
 
 
 def with_chunks(content: bytes, chunks: Iterable[Chunk]) -> bytes:

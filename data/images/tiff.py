@@ -67,6 +67,11 @@ def read_structure(path: Path) -> TiffStructure:
         if len(main) > 1:
             raise UserError(f"{path}: holds {len(main)} images, expected one; write each to its own file")
         page = main[0]
+        size = page.imagewidth, page.imagelength
+        if not all(isinstance(side, int) and side > 0 for side in size):  # a tuple where the file gives several
+            raise UserError(f"{path}: cannot be read as an image (its width or height is not one number above 0)")
+        if page.imagedepth != 1:  # it would multiply the rows too
+            raise UserError(f"{path}: cannot be read as an image (it has layers of depth, expected a flat image)")
         if page.dtype is None or page.dtype not in (np.bool_, np.uint8, np.uint16):
             raise UserError(f"{path}: has samples of type {page.dtype}, expected 8- or 16-bit integers")
         bits = page.bitspersample
@@ -78,8 +83,7 @@ def read_structure(path: Path) -> TiffStructure:
         left_out += [name for code, name in NAMES.items() if code in page.tags]
         _, extra = _channels(page)
         left_out += ["channels beyond color and alpha"] if extra else []
-        size, cmyk = (page.imagewidth, page.imagelength), page.photometric == 5
-        return TiffStructure(pages.index(page), bits, cmyk, size, metadata, left_out)
+        return TiffStructure(pages.index(page), bits, page.photometric == 5, size, metadata, left_out)
 
 
 def _is_extra(page: TiffPage) -> bool:
@@ -104,9 +108,11 @@ def read_samples(path: Path, index: int) -> tuple[np.ndarray, np.ndarray | None,
             raise UserError(f"{path}: has {page.bitspersample}-bit colors of type {kind}, expected gray or RGB")
         try:
             planes = page.asarray(maxworkers=1)
-        except ValueError as error:  # tifffile has few decompressions without imagecodecs
-            if "imagecodecs" not in str(error):
-                raise
+        except MemoryError:
+            raise
+        except Exception as error:  # tifffile has few decompressions without imagecodecs, or without Zstandard
+            if not isinstance(error, ImportError) and "imagecodecs" not in str(error):
+                raise ValueError(str(error) or type(error).__name__) from error  # LZMA has errors of its own
             planes = _by_opencv(page, path)
         samples, shape = page.samplesperpixel, (page.imagelength, page.imagewidth)
         planes = planes.reshape(samples, *shape).transpose(1, 2, 0) if _is_planar(page) else planes
@@ -255,7 +261,11 @@ def write_tiff(planes: np.ndarray, metadata: dict[str, Any]) -> bytes:
             ``directories``: code of :data:`EXIF_TAGS` -> its tags.
     """
     channels = planes.shape[2]
-    directories = metadata.get("directories", {})
+    size = {40962: planes.shape[1], 40963: planes.shape[0]}  # width and height in EXIF
+    directories = {
+        code: {tag: size.get(tag, value) for tag, value in tags.items()}
+        for code, tags in metadata.get("directories", {}).items()
+    }
     options: dict[str, Any] = {"photometric": "rgb" if channels >= 3 else "minisblack", "compression": "zlib"}
     options["planarconfig"] = "contig" if channels > 1 else None
     if channels in (2, 4):

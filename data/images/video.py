@@ -100,10 +100,10 @@ class VideoSource:
         if not videos:
             raise UserError(f"{self.path}: cannot be read as a video (no video track)")
         self.stream = stream = videos[0]
-        if problem := pixel_problem(stream.width, stream.height, limit):
-            raise UserError(f"{self.path}: cannot be read as a video ({problem})")
         if stream.codec_context is None or not stream.width or not stream.height:
             raise UserError(f"{self.path}: cannot be read as a video (unknown codec or size)")
+        if problem := pixel_problem(stream.width, stream.height, limit):
+            raise UserError(f"{self.path}: cannot be read as a video ({problem})")
         self.time_base = stream.time_base or Fraction(1, 1000)
         rate = stream.average_rate or stream.guessed_rate
         self.rate = rate if rate and 0 < rate <= 1000 else DEFAULT_RATE
@@ -172,7 +172,7 @@ class VideoSource:
         kind = ("rgba" if has_alpha(frame.format) else "rgb") + (
             "64le" if deep and has_alpha(frame.format) else "48le" if deep else "" if has_alpha(frame.format) else "24"
         )
-        converted = frame.reformat(
+        converted = _centered(frame).reformat(
             format=kind,
             interpolation=SPREAD,
             src_colorspace=MATRICES.get(self.matrix),
@@ -233,6 +233,23 @@ def bits_of(format: av.VideoFormat) -> int:
 def has_alpha(format: av.VideoFormat) -> bool:
     """Return whether a pixel format has an alpha channel."""
     return any(component.is_alpha for component in format.components)
+
+
+def _centered(frame: av.VideoFrame) -> av.VideoFrame:
+    """Return the frame without the place at which shared colors lie, as the frames that are written have none.
+
+    swscale would move the colors by half a pixel on the way to RGB, and not move them back.
+    """
+    if frame.format.is_rgb or (frame.format.chroma_width(64), frame.format.chroma_height(64)) == (64, 64):
+        return frame
+    plain = av.VideoFrame(frame.width, frame.height, frame.format.name)
+    for target, plane in zip(plain.planes, frame.planes, strict=True):
+        old, new = (np.frombuffer(one, np.uint8).reshape(one.height, -1) for one in (plane, target))
+        length = min(old.shape[1], new.shape[1])
+        new[:, :length] = old[:: 1 if plane.line_size > 0 else -1, :length]  # some frames are stored upside down
+    for name in ("colorspace", "color_range", "color_primaries", "color_trc"):
+        setattr(plain, name, getattr(frame, name))
+    return plain
 
 
 def _refuse(url: str, flags: int, options: dict[str, str]) -> None:

@@ -230,7 +230,9 @@ def _encoder(kind: str, source: VideoSource, size: tuple[int, int], quality: int
     if alpha and kind == "mov":
         return "prores_ks", "yuva444p10le", {"profile": "4444"}
     if kind == "webm" or (alpha and kind == "matroska"):
-        pixels = f"yuva{'444' if chroma == '444' else '420'}p" if alpha else f"yuv{chroma}p"
+        if alpha and chroma != "420":
+            source.left_out.add(f"the resolution of colors ({':'.join(chroma)} becomes 4:2:0)")
+        pixels = "yuva420p" if alpha else f"yuv{chroma}p"
         crf = round(quality * VP9_WORST / WORST)
         speed = {"deadline": "good", "cpu-used": "2", "row-mt": "1", "lag-in-frames": "16"}
         return "libvpx-vp9", pixels, {"crf": str(crf), "b": "0", "auto-alt-ref": "0" if alpha else "1", **speed}
