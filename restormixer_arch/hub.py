@@ -9,7 +9,9 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import os
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,13 +45,13 @@ RestorMixer ([arXiv 2504.10967](https://arxiv.org/abs/2504.10967)) for {task}, {
 `{weights}` holds the weights and what is needed to build the network; `{config}` holds its arguments.
 
 ```bash
-basicsr restore photo.jpg -o restored --weights {name}
+basicsr restore photo.jpg -o restored --weights {quoted}
 ```
 
 ```python
 from restormixer_arch import RestorMixer
 
-network = RestorMixer.from_pretrained("{name}")  # (B, {channels}, H, W) in [0, 1] -> restored images
+network = RestorMixer.from_pretrained({name!r})  # (B, {channels}, H, W) in [0, 1] -> restored images
 ```
 """
 
@@ -106,7 +108,7 @@ class HubMixin:
         """
         folder = user_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(self, folder, folder.name, license)
+        _write(self, folder, folder.resolve().name, license)
         return folder
 
     def push_to_hub(
@@ -173,11 +175,20 @@ def locate(
     repo_id = path.as_posix()
     if path.is_dir():
         raise UserError(f"{name}: this folder holds no {WEIGHTS}")
-    if path.exists() or path.suffix.lower() in SUFFIXES or not REPOSITORY.fullmatch(repo_id):
-        near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+    if path.exists():
+        raise UserError(f"{name}: is neither a file nor a folder, but a pipe, socket or device")
+    if path.is_symlink():
+        raise UserError(f"{name}: is a link to {str(path.readlink())!r}, which does not exist")
+    near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+    if path.suffix.lower() in SUFFIXES or not REPOSITORY.fullmatch(repo_id):
         raise UserError(f"{name}: no such file of weights.{did_you_mean(path.name, near)}")
+    if hint := did_you_mean(path.name, [other for other in near if _may_hold_weights(path.with_name(other))]):
+        raise UserError(
+            f"{name}: no such file or folder of weights in {str(path.parent)!r} here, and so not looked for on the "
+            f"Hugging Face Hub.{hint}"
+        )
     with _errors_of_the_hub(repo_id, "fetched"):
-        note(f"{repo_id}: no such file here, taken from the Hugging Face Hub")
+        note(f"{repo_id}: no such file here, looking for it on the Hugging Face Hub")
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 
@@ -188,6 +199,10 @@ def locate(
         except EntryNotFoundError:
             pass  # our weights hold it all
         return Path(file)
+
+
+def _may_hold_weights(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES or os.path.isfile(path / WEIGHTS)
 
 
 @contextmanager
@@ -281,8 +296,9 @@ def _write(network: nn.Module, folder: Path, name: str, license: str) -> None:
     card = CARD_TEXT.format(
         license=license,
         tags="\n".join(f"- {tag}" for tag in tags),
-        title=name.rpartition("/")[2],
+        title=" ".join(name.rpartition("/")[2].split()),
         name=name,
+        quoted=shlex.quote(name),
         task=f"super-resolution by {network.upscale}" if network.upscale > 1 else "image restoration",
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         channels=options["in_channels"],

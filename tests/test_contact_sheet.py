@@ -114,7 +114,10 @@ def test_long_names_are_cut_in_the_middle(monkeypatch):
 def test_results_that_were_there_are_shown(place, capsys):
     assert run() == 0
     assert run("--sheet", "sheet.png") == 0
-    assert capsys.readouterr().out == "out: 1 restored\nout: 1 already there\n" and Path("sheet.png").is_file()
+    assert (
+        capsys.readouterr().out == "out: 1 restored\nout: 1 already there (--overwrite restores it again)\n"
+        and Path("sheet.png").is_file()
+    )
 
 
 def test_a_sheet_that_is_there_is_kept(place, capsys):

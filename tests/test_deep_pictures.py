@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_network import save_identity
 
+from restormixer_arch.data.images.opencv import decode
 from restormixer_arch.data.images.picture import UPRIGHT, read_picture, write_picture
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.restore import restore
@@ -269,3 +270,16 @@ def test_pillow_images_of_16_bits_keep_their_transparency(identity, mode, tmp_pa
     result.save(tmp_path / "a.png")
     alpha = read_picture(tmp_path / "a.png").alpha
     np.testing.assert_array_equal(alpha == 0, values == values[4, 5])
+
+
+def test_opencvs_lack_of_memory_is_not_a_damaged_file(monkeypatch):
+    """As a 16-bit image of many pixels meets it where the memory of a process is limited."""
+
+    def imdecode(content, flags):
+        error = cv2.error("Failed to allocate 1000 bytes")
+        error.code = cv2.Error.StsNoMem
+        raise error
+
+    monkeypatch.setattr(cv2, "imdecode", imdecode)
+    with pytest.raises(MemoryError):
+        decode(b"II*\0")

@@ -86,6 +86,7 @@ def test_nothing_is_overwritten_without_being_asked(capsys):
     [
         (["net.pth", "-o", "net.safetensor"], "-o: 'net.safetensor' must end in .safetensors or .onnx. Did you mean"),
         (["net.pth", "-o", "no/net.safetensors"], "-o: there is no folder 'no'"),
+        (["", "-o", "a.safetensors"], "basicsr export: argument WEIGHTS: expected a name, got none"),
         (["nett.pth", "-o", "a.safetensors"], "nett.pth: no such file of weights. Did you mean 'net.pth'?"),
         (["other.pth", "-o", "a.safetensors"], "other.pth: are not the weights of a RestorMixer"),
         (["net.pth", "--opt", "edsr.yml", "-o", "a.safetensors"], "--opt: edsr.yml: network_g.type: 'RestorMixer' was"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -101,6 +104,35 @@ def test_config_says_what_weights_without_a_stamp_do_not():
     torch.testing.assert_close(result, network(X).clamp(0, 1), rtol=0, atol=1e-5)
 
 
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    tiny_network().save_pretrained("models/derain")
+    Path("models/notes").mkdir()
+    message = "models/derian: no such file or folder of weights in 'models' here, and so not looked for on the Hugging "
+    assert error_of(capsys, "--weights", "models/derian") == message + "Face Hub. Did you mean 'derain'?"
+    for name in ("models/note", "models/x", "other/derian"):  # nothing there is like it, or none of weights
+        assert "the Hugging Face Hub needs huggingface_hub" in error_of(capsys, "--weights", name)
+
+
+def test_names_that_are_no_files_of_weights(capsys):
+    assert error_of(capsys, "--weights", os.devnull) == (
+        f"{os.devnull}: is neither a file nor a folder, but a pipe, socket or device"
+    )
+    Path("net.pth").symlink_to("nowhere.pth")
+    assert error_of(capsys, "--weights", "net.pth") == "net.pth: is a link to 'nowhere.pth', which does not exist"
+
+
+@pytest.mark.parametrize("name", [".", "my 'net'", "two\nlines"])
+def test_the_card_quotes_the_name(name):
+    tiny_network().save_pretrained(name)
+    card, folder = Path(name, "README.md").read_text(), Path(name).resolve().name
+    command, python = re.findall(r"```\w+\n(.*?)\n```", card, re.S)
+    assert shlex.split(command)[-2:] == ["--weights", folder]
+    [call] = [node for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Call)]
+    assert call.args[0].value == folder
+    assert f"# {' '.join(folder.split())}\n" in card
+
+
 def test_the_card_is_the_hubs_and_is_kept(huggingface_hub):
     tiny_network(upscale=2).save_pretrained("net", license="cc-by-4.0")
     data = huggingface_hub.ModelCard.load("net/README.md").data
@@ -140,7 +172,7 @@ def test_the_command_restores_with_a_folder(capsys):
     [
         ("nett", "nett: no such file of weights. Did you mean 'net'?"),
         ("empty", "empty: this folder holds no model.safetensors"),
-        ("net/model.safetensor", "net/model.safetensor: cannot be fetched: no such file here, and the Hugging Face"),
+        ("net/weights", "net/weights: cannot be fetched: no such file here, and the Hugging Face"),
         ("net/models.safetensors", "net/models.safetensors: no such file of weights. Did you mean 'model.safetensors"),
         ("damaged", "damaged/model.safetensors: cannot be read as safetensors ("),
         ("other", "other: no RestorMixer can be built from it (not the weights of a RestorMixer"),
@@ -175,7 +207,9 @@ def test_a_repository_in_the_cache(huggingface_hub, capsys):
     cached("org/name", network.save_pretrained("net"))
     torch.testing.assert_close(RestorMixer.from_pretrained("org/name")(X), network(X), rtol=0, atol=1e-5)
     assert restored("--weights", "org/name") == 0
-    assert "basicsr: note: org/name: no such file here, taken from the Hugging Face Hub" in capsys.readouterr().err
+    assert (
+        "basicsr: note: org/name: no such file here, looking for it on the Hugging Face Hub" in capsys.readouterr().err
+    )
     fetched = cv2.imread("out/photo.png")
     assert restored("--weights", "net") == 0
     np.testing.assert_array_equal(cv2.imread("out/photo.png"), fetched)
@@ -247,7 +281,7 @@ def test_a_hub_that_does_not_answer_is_one_line(huggingface_hub):
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
     fetching, error = done.stderr.splitlines()
     assert done.returncode == 2 and fetching == (
-        "basicsr: note: org/name: no such file here, taken from the Hugging Face Hub"
+        "basicsr: note: org/name: no such file here, looking for it on the Hugging Face Hub"
     )
     assert error.startswith("basicsr: error: org/name: cannot be fetched: no such file here, and the Hugging Face Hub ")
 

@@ -160,6 +160,7 @@ def test_installed_weights_are_the_default(tmp_path, monkeypatch):
         (torch.zeros(3, 8, 8, device="meta"), ValueError, "and hold values, got one on the meta device"),
         (Image.new("RGB", (0, 5)), ValueError, "a PIL image must have pixels, got 0 x 5"),
         (Image.new("I;16", (5, 0)), ValueError, "a PIL image must have pixels, got 5 x 0"),
+        (np.full((8, 8, 3), 1.00011, np.float32), ValueError, r"within \[0, 1\], got 1.00011 to 1.00011"),
         (torch.full((3, 8, 8), -0.5), ValueError, r"within \[0, 1\], got -0.5 to -0.5"),
         (Image.new("F", (8, 8)), ValueError, "must be of mode 1, L, .*, got F"),
     ],
@@ -174,12 +175,49 @@ def test_other_things_are_refused(weights, image, kind, message):
     [
         ({"max_memory": -5}, "max_memory: got -5, expected at least 1 byte"),
         ({"max_memory": 0}, "max_memory: got 0, expected at least 1 byte"),
+        ({"max_memory": float("nan")}, "max_memory: got nan, expected at least 1 byte"),
+        ({"max_memory": "x"}, "max_memory: expected an amount of memory such as 3G or 800M, got 'x'"),
+        ({"max_memory": "9" * 400}, "max_memory: is too large"),
+        ({"tile": "64"}, "tile: got '64', expected a whole number"),
+        ({"tile": [64]}, r"tile: got \[64\], expected a whole number"),
+        ({"precision": "FP32"}, "precision: got 'FP32', expected one of fp32, bf16, fp16, auto"),
+        ({"device": "meta"}, "device: 'meta' cannot be used here .*"),
+        ({"strength": None}, "strength: got None, expected a number"),
+        ({"strength": "1"}, "strength: got '1', expected a number"),
         ({"strength": 2}, r"strength: must be in \[0, 1\], got 2"),
     ],
 )
 def test_settings_that_are_refused(weights, settings, message):
     with pytest.raises(UserError, match=f"^{message}$"):
         restore(RGB, weights, **settings)
+
+
+def test_any_amount_of_memory_will_do(weights):
+    for amount in (2e9, 10**400):
+        np.testing.assert_array_equal(restore(RGB, weights, max_memory=amount), restore(RGB, weights))
+
+
+def test_what_resizing_leaves_outside_the_range_is_clipped(weights):
+    image = (RGB / 255).astype(np.float32)
+    inside, outside = image.copy(), image.copy()
+    inside[0, 0], outside[0, 0] = (1, 0, 0), (1.0000001, -9e-5, 0)
+    given = outside.copy()
+    np.testing.assert_array_equal(restore(outside, weights), restore(inside, weights))
+    tensors = [torch.from_numpy(x.transpose(2, 0, 1).copy()) for x in (outside, inside)]
+    assert torch.equal(restore(tensors[0], weights), restore(tensors[1], weights))
+    np.testing.assert_array_equal(outside, given)
+
+
+def test_torchs_default_number_type_does_not_matter(weights):
+    wanted = restore(RGB / 255, weights)
+    torch.set_default_dtype(torch.float64)
+    try:
+        network = weights_module.load_network(weights)
+        found = restore(RGB / 255, weights, tile=128)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 def test_a_task_for_each_file_is_the_command_s():

@@ -54,8 +54,11 @@ def test_what_is_there_is_kept_unless_asked(place, capsys):
     (place / "out").mkdir()
     (place / "out/a.png").write_bytes(b"mine")
     options = ("in", "-o", "out", "--weights", "w.safetensors")
-    assert run(*options) == 0 and capsys.readouterr().out == "out: 1 restored, 1 already there\n"
-    assert run(*options) == 0 and capsys.readouterr().out == "out: 2 already there\n"
+    assert (
+        run(*options) == 0
+        and capsys.readouterr().out == "out: 1 restored, 1 already there (--overwrite restores it again)\n"
+    )
+    assert run(*options) == 0 and capsys.readouterr().out == "out: 2 already there (--overwrite restores them again)\n"
     assert (place / "out/a.png").read_bytes() == b"mine"
     assert run(*options, "--overwrite") == 0 and capsys.readouterr().out == "out: 2 restored\n"
     np.testing.assert_array_equal(pixels("out/a.png"), restore(RGB, "w.safetensors"))
@@ -71,7 +74,7 @@ def test_a_pair_is_made_of_the_result_that_exists(place, capsys, monkeypatch):
     assert run(*options) == 0 and capsys.readouterr().out == "out: 2 compared\n"
     np.testing.assert_array_equal(pixels("out/a_compare.png"), np.hstack([RGB, 255 - RGB]))
     np.testing.assert_array_equal(pixels("out/sub/b_compare.png")[:, 60:], pixels("out/sub/b.png"))
-    assert run(*options) == 0 and capsys.readouterr().out == "out: 2 already there\n"
+    assert run(*options) == 0 and capsys.readouterr().out == "out: 2 already there (--overwrite restores them again)\n"
     for path in place.glob("out/**/*_compare.png"):
         path.unlink()
     Image.fromarray(RGB[..., 0]).save("out/a.png")
@@ -108,7 +111,10 @@ def test_what_another_process_has_written_meanwhile_is_kept(place, capsys, monke
 
     monkeypatch.setattr(command, "restore_file", restore_file)
     assert run("in", "-o", "out", "--weights", "w.safetensors") == 0
-    assert capsys.readouterr().out == "out: 1 restored, 2 already there\n" and len(seen) == 3
+    assert (
+        capsys.readouterr().out == "out: 1 restored, 2 already there (--overwrite restores them again)\n"
+        and len(seen) == 3
+    )
     assert (place / "out/c.png").read_bytes() == b"theirs"
 
 
@@ -119,7 +125,7 @@ def test_names_with_a_tilde_that_are_no_users(place, capsys):
     assert capsys.readouterr().out == "~no such folder: 1 restored\n"
     assert (place / "~no such folder/~no such user.png").is_file()
     assert run("~no*.png", "-o", "~no such folder", "--weights", "~w.safetensors") == 0
-    assert capsys.readouterr().out == "~no such folder: 1 already there\n"
+    assert capsys.readouterr().out == "~no such folder: 1 already there (--overwrite restores it again)\n"
     assert run("~no such user.png", "-o", "out", "--weights", "~other.pth") == 2
     assert "error: ~other.pth: no such file of weights." in capsys.readouterr().err
 
@@ -186,6 +192,66 @@ def test_one_bad_file_is_reported_and_the_rest_is_restored(place, capsys):
     assert sorted(path.name for path in place.rglob("out/**/*.*")) == ["a.png", "b.png"]
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyError("odd"), "in/a.png: unexpected error (KeyError: 'odd')"),
+        (RuntimeError("one\ntwo"), "in/a.png: unexpected error (RuntimeError: one\\ntwo)"),
+        (RecursionError("too deep"), "in/a.png: unexpected error (RecursionError: too deep)"),
+        (MemoryError(), "in/a.png: not enough memory"),
+    ],
+)
+@pytest.mark.parametrize("step", ["write_picture", "read_picture"])
+def test_one_odd_file_does_not_end_the_run(place, capsys, monkeypatch, step, error, message):
+    original, calls = getattr(picture_files, step), []
+
+    def fail_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise error
+        return original(*arguments)
+
+    monkeypatch.setattr(picture_files, step, fail_once)
+    assert run("in", "-o", "out", "--weights", "w.safetensors") == 2
+    assert capsys.readouterr() == ("out: 1 restored, 1 failed\n", f"basicsr: error: {message}\n")
+    assert [path.name for path in place.rglob("out/**/*.*")] == ["b.png"]
+
+
+def test_opencv_s_lack_of_memory_is_one(place, capsys, monkeypatch):
+    def enlarge(*arguments):
+        cv2.resize(np.zeros((1, 1), np.uint8), (2**31 - 1, 2**31 - 1))
+
+    monkeypatch.setattr("restormixer_arch.inference.restore.side_by_side", enlarge)
+    assert run("in/a.png", "-o", "out", "--weights", "w.safetensors", "--compare") == 2
+    assert capsys.readouterr() == ("out: 1 failed\n", "basicsr: error: in/a.png: not enough memory\n")
+
+
+def test_a_result_that_memory_does_not_suffice_for_is_not_to_be_replaced(place, capsys, monkeypatch):
+    assert run("in/a.png", "-o", "out", "--weights", "w.safetensors") == 0
+    original = picture_files.split_alpha
+
+    def split_alpha(planes):
+        if (place / "out/a.png").exists() and len(calls) == 1:
+            raise MemoryError
+        calls.append(planes)
+        return original(planes)
+
+    calls = []
+    monkeypatch.setattr(picture_files, "split_alpha", split_alpha)
+    capsys.readouterr()
+    assert run("in/a.png", "-o", "out", "--weights", "w.safetensors", "--compare") == 2
+    message = "basicsr: error: out/a.png: cannot be read as an image (not enough memory)\n"
+    assert capsys.readouterr() == ("out: 1 failed\n", message)
+
+
+@pytest.mark.parametrize("switches", [[], ["--overwrite"]])
+def test_a_folder_is_no_result(place, capsys, switches):
+    (place / "out/a.png").mkdir(parents=True)
+    assert run("in", "-o", "out", "--weights", "w.safetensors", *switches) == 2
+    message = "basicsr: error: out/a.png: is a folder, so the result of in/a.png cannot be written there\n"
+    assert capsys.readouterr() == ("out: 1 restored, 1 failed\n", message)
+
+
 def test_too_little_memory_is_reported_for_the_image(place, capsys):
     assert cli.main(["restore", "in/a.png", "-o", "out", "--weights", "w.safetensors", "--max-memory", "9K"]) == 2
     assert "error: in/a.png: max-memory: 0.00 GB is not enough for 30 x 20 pixels" in capsys.readouterr().err
@@ -219,6 +285,7 @@ def test_results_that_cannot_be_written_are_reported(place, capsys):
             "basicsr restore: argument --video-quality: expected a whole",
         ),
         (["in", "-o", "out", "--max-memory", "lots"], "basicsr restore: argument --max-memory: expected an amount"),
+        (["in", "-o", "out", "--max-memory", "9" * 400], "basicsr restore: argument --max-memory: is too large"),
         (["in", "-o", "out", "--weights", "x", "--task", "y"], "basicsr restore: argument --task: not allowed with"),
         (["in", "-o", "out", "--self-ensembel"], "basicsr restore: unrecognized arguments: --self-ensembel. Did you"),
     ],

@@ -2,6 +2,8 @@
 
 import glob
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -146,6 +148,35 @@ def test_refused(files, inputs, out, message):
     with pytest.raises(UserError) as caught:
         find_jobs(inputs, Path(out))
     assert str(caught.value).startswith(message)
+
+
+def test_a_link_to_nothing(files):
+    (files / "lost.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"^lost.png: is a link to 'nowhere.png', which does not exist$"):
+        find_jobs(["lost.png"], Path("out"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_is_not_waited_for(files):
+    os.mkfifo("pipe.png")
+    with pytest.raises(UserError, match="^pipe.png: is neither a file nor a folder, but a pipe, socket or device$"):
+        find_jobs(["pipe.png", "photo.png"], Path("out"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the name would be too long")
+def test_folders_nested_deeper_than_pythons_recursion(folder):
+    inner = Path(*["d"] * 1100)
+    try:
+        for top in ("deep", "out"):
+            make_folder(top / inner)
+        ("deep" / inner / "a.png").write_bytes(b"x")
+        (folder / "deep/d/b.png").write_bytes(b"x")
+        assert pairs("deep") == [
+            ("deep/d/b.png", "out/d/b.png"),
+            (f"deep/{inner.as_posix()}/a.png", f"out/{inner.as_posix()}/a.png"),
+        ]
+    finally:  # shutil.rmtree, and so pytest's own clearing, may call itself for each folder
+        subprocess.run(["rm", "-r", "deep", "out"], check=True)
 
 
 def test_a_pair_does_not_replace_another_result(files):

@@ -17,19 +17,25 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.output import atomic_paths
 
 SILENT = cv2.utils.logging.LOG_LEVEL_SILENT
+NO_MEMORY = cv2.Error.StsNoMem
 
 
 def decode(content: bytes, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray | None:
     """Decode an image file to (H, W) or BGR (H, W, C); None if OpenCV cannot, or if it is a damaged PNG.
 
     Nothing is printed, except libpng's warnings of chunks that do not matter here, such as an odd color profile.
+
+    Raises:
+        MemoryError: there is not enough memory for the image.
     """
     if content[:8] == SIGNATURE and _is_damaged(content):
         return None  # libpng would print an error of its own
     before = cv2.utils.logging.setLogLevel(SILENT)
     try:
         return cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
-    except cv2.error:
+    except cv2.error as error:
+        if error.code == NO_MEMORY:
+            raise MemoryError from error
         return None
     finally:
         cv2.utils.logging.setLogLevel(before)

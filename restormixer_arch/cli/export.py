@@ -24,7 +24,9 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 def parser() -> Parser:
     parser = Parser("export", DESCRIPTION)
-    parser.add_argument("weights", metavar="WEIGHTS", help=".pth, .safetensors, a folder, or ORG/NAME on a hub")
+    parser.add_argument(
+        "weights", type=path_name, metavar="WEIGHTS", help=".pth, .safetensors, a folder, or ORG/NAME on a hub"
+    )
     parser.add_argument("-o", "--output", type=path_name, required=True, metavar="FILE", help="*.safetensors or *.onnx")
     parser.add_argument("--param-key", metavar="NAME", help="entry of WEIGHTS; default: the averaged ones if there")
     parser.add_argument(

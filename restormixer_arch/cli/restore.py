@@ -33,6 +33,7 @@ from restormixer_arch.inference.files import (
     RESTORED,
     FileOptions,
     Outcome,
+    is_there,
     restore_file,
 )
 from restormixer_arch.inference.jobs import Job, find_jobs, make_folder
@@ -157,7 +158,7 @@ def run(arguments: list[str]) -> int:
         from restormixer_arch.inference.contact_sheet import check_sheet, write_sheet
 
         args.sheet = check_sheet(args.sheet, jobs, args.inputs, shard, overwrite=args.overwrite)
-    todo = jobs.select(lambda job: args.overwrite or not all(os.path.exists(output) for output in job.outputs))
+    todo = jobs.select(lambda job: args.overwrite or not all(map(is_there, job.outputs)))
     counts, stopped = Counter({PRESENT: len(jobs) - len(todo)}), False
     left_out: dict[tuple[str, str], int] = defaultdict(int)
     options = FileOptions(args.max_pixels, args.video_quality, args.overwrite)
@@ -183,7 +184,13 @@ def run(arguments: list[str]) -> int:
         done = counts.total() - (len(jobs) - len(todo))
         complain(f"stopped after {done} of {len(todo)} files{hint}")
         return 130
-    parts = [f"{counts[state]} {state}" for state in (RESTORED, COPIED, COMPARED, PRESENT, FAILED) if counts[state]]
+    again = f" (--overwrite restores {'it' if counts[PRESENT] == 1 else 'them'} again)"
+    hints = {} if args.overwrite else {PRESENT: again}
+    parts = [
+        f"{counts[state]} {state}{hints.get(state, '')}"
+        for state in (RESTORED, COPIED, COMPARED, PRESENT, FAILED)
+        if counts[state]
+    ]
     place = str(args.output) if shard.count == 1 else f"{args.output}, shard {shard.index}/{shard.count}"
     total = f"{place}: {', '.join(parts) or 'nothing to do'}"
     say(total) if is_first_process() else note(total, any_process=True)
@@ -263,6 +270,13 @@ def _restore_or_report(job: Job, restorer: Restorer | AutoRestorer, options: Fil
         outcome = restore_file(job, restorer, options=options, show=show)
     except UserError as error:
         outcome.failures.append(str(error))
+    except BrokenPipeError:  # of stderr: nobody reads what is shown
+        raise
+    except Exception as error:  # noqa: BLE001 - one odd file must not end the run
+        from restormixer_arch.inference.memory import is_out_of_memory
+
+        reason = f"unexpected error ({type(error).__name__}: {error})"
+        outcome.failures.append(f"{job.source}: {'not enough memory' if is_out_of_memory(error) else reason}")
     with tqdm.external_write_mode() if sys.stderr is not None else open(os.devnull) as _:
         for failure in outcome.failures:
             complain(f"error: {failure}".replace("\n", "\\n"))

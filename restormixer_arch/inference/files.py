@@ -63,6 +63,11 @@ class Outcome:
         return FAILED if self.failures else self.done
 
 
+def is_there(output: Path) -> bool:
+    """Return whether an output exists; a folder of its name is none."""
+    return os.path.exists(output) and not os.path.isdir(output)
+
+
 def restore_file(job: Job, restorer: Restorer | AutoRestorer, *, options: FileOptions, show: Show) -> Outcome:
     """Restore one file. Outputs that exist already are replaced only with ``options.overwrite``.
 
@@ -73,7 +78,9 @@ def restore_file(job: Job, restorer: Restorer | AutoRestorer, *, options: FileOp
         UserError: the file cannot be read, or the result not written.
     """
     make_folder(job.target.parent)
-    wanted = [output for output in job.outputs if options.overwrite or not os.path.exists(output)]
+    for output in filter(os.path.isdir, job.outputs):
+        raise UserError(f"{output}: is a folder, so the result of {job.source} cannot be written there")
+    wanted = [output for output in job.outputs if options.overwrite or not is_there(output)]
     if not wanted:
         return Outcome(done=PRESENT)
     restore = _restore_video if job.is_video else _restore_image
@@ -145,6 +152,8 @@ def _pair_of_result(job: Job, options: FileOptions) -> Outcome:
     try:
         result = with_writable_metadata(read_picture(job.target, options.max_pixels), job.target)
     except UserError as error:
+        if isinstance(error.__cause__, MemoryError):  # the result may be whole
+            raise
         raise UserError(f"{error}; --overwrite replaces it") from error
     (height, width, *channels), (tall, wide, *others) = before.planes.shape, result.planes.shape
     if (tall * width, channels, before.planes.dtype) != (wide * height, others, result.planes.dtype):

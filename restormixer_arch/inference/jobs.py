@@ -156,9 +156,11 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
     if os.path.isdir(given):  # and not is_dir(), which raises for a name that is too long
         results = os.path.realpath(out)
         is_input = path_key(results) == path_key(os.path.realpath(given))
-        found = _files_below(str(given), "", None if is_input else results, left_out)
+        found = _files_below(str(given), None if is_input else results, left_out)
         nothing = f"{text}: no image or video in this folder ({' '.join(SUFFIXES)})"
     elif os.path.exists(given):
+        if not os.path.isfile(given):  # reading a pipe would wait for its writer
+            raise UserError(f"{text}: is neither a file nor a folder, but a pipe, socket or device")
         if given.suffix.lower() not in SUFFIXES:
             raise UserError(f"{text}: is not an image or video by its name, expected one of {' '.join(SUFFIXES)}")
         yield str(given.parent), given.name
@@ -171,6 +173,8 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
         )
         nothing = f"{text}: matches no image or video ({' '.join(SUFFIXES)})"
         nothing += "" if results is None else f" outside {out}"
+    elif os.path.islink(given):
+        raise UserError(f"{text}: is a link to {os.readlink(given)!r}, which does not exist")
     else:
         raise UserError(f"{text}: {not_found(given)}")
     for folder, name in found:
@@ -209,24 +213,31 @@ def _is_below(path: Path, folder: Path | None) -> bool:
     )
 
 
-def _files_below(folder: str, below: str, results: str | None, left_out: Counter[str]) -> Iterator[tuple[str, str]]:
+def _files_below(folder: str, results: str | None, left_out: Counter[str]) -> Iterator[tuple[str, str]]:
     """Yield the files in a folder and its sub-folders but those in ``results``, in alphabetical order."""
-    place = os.path.join(folder, below)
-    try:
-        with os.scandir(place) as entries:
-            names = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in entries)
-    except OSError as error:
-        raise UserError(f"{place}: cannot be read ({error.strerror})") from error
-    if results is not None and path_key(os.path.realpath(place)) == path_key(results):
-        return
-    for name, is_folder, is_link in names:
-        path, inner = os.path.join(place, name), os.path.join(below, name)
+    waiting = [("", True, False)]  # no recursion: folders may be nested deeper than Python's limit
+    while waiting:
+        below, is_folder, is_link = waiting.pop()
+        path = os.path.join(folder, below)
         if is_folder:
-            yield from _files_below(folder, inner, results, left_out)
+            waiting += reversed(_entries(folder, below, results))
         elif is_link and os.path.isdir(path):
             left_out[LINKED] += 1
         elif os.path.isfile(path) and not (is_link and results and is_within(os.path.realpath(path), results)):
-            yield folder, inner
+            yield folder, below
+
+
+def _entries(folder: str, below: str, results: str | None) -> list[tuple[str, bool, bool]]:
+    """List a folder: names below ``folder``, and whether each is a folder, and a link. ``results`` counts as empty."""
+    place = os.path.join(folder, below)
+    try:
+        with os.scandir(place) as entries:
+            found = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in entries)
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read ({error.strerror})") from error
+    if results is not None and path_key(os.path.realpath(place)) == path_key(results):
+        return []
+    return [(os.path.join(below, name), is_folder, is_link) for name, is_folder, is_link in found]
 
 
 def _missing_extra(suffix: str) -> str:
@@ -251,8 +262,12 @@ def _is_readable(name: str, left_out: Counter[str]) -> bool:
 
 def make_folder(folder: Path) -> None:
     """Make an output folder. Raises UserError if it cannot be made or written into."""
+    missing = [folder]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        while not missing[-1].parent.exists():  # ends at the root or at '.'
+            missing.append(missing[-1].parent)
+        for path in reversed(missing):  # mkdir(parents=True) calls itself for each folder
+            path.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"-o: {str(folder)!r} cannot be created ({error.strerror})") from error
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -8,6 +8,7 @@ predicted 96 % to 124 % of what tiles of 768 and 1024 pixels took; :data:`SAFETY
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,14 +25,17 @@ SAFETY = 1.25
 CPU_BUDGET = 3 * 10**9  # bytes besides what the process holds, if the user gives no budget
 GPU_SHARE = 0.8  # of a GPU's free memory, likewise
 UNMEASURED_TILE = 512  # pixels, where the system does not report a peak
+OPENCV_NO_MEMORY = -4  # cv2.Error.StsNoMem
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 OUT_OF_MEMORY += ("could not create a primitive",)  # oneDNN's
 OUT_OF_MEMORY += ("failed to allocate memory", "bad allocation", "bad_alloc")  # onnxruntime's, and C++'s own
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error of torch or Python is a lack of memory, on the CPU or a GPU."""
+    """Return whether an error of torch, OpenCV or Python is a lack of memory, on the CPU or a GPU."""
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    if type(error).__module__ == "cv2" and getattr(error, "code", 0) == OPENCV_NO_MEMORY:
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)
 
@@ -136,7 +140,7 @@ def measure_tile_memory(
     per_pixel = (needed[1] - needed[0]) / (MEDIUM**2 - SMALL**2)
     fixed = max(0.0, needed[0] - per_pixel * SMALL**2)
     on_host, strict = device.type == "cpu", max_memory is not None
-    return TileMemory(budget, held, fixed, per_pixel, on_host, strict)
+    return TileMemory(min(budget, sys.maxsize), held, fixed, per_pixel, on_host, strict)
 
 
 def _needed_on_cpu(restore_tile: Callable[[Tensor], Tensor], channels: int) -> tuple[int, list[int]]:

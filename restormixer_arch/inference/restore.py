@@ -15,12 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from restormixer_arch.data.images.picture import Picture, split_alpha, to_pillow, to_rgb
+from restormixer_arch.errors import UserError
 from restormixer_arch.hub import WEIGHTS
 from restormixer_arch.inference.restorer import (
     CHANNELS,
     WHITE,
     Progress,
     Restorer,
+    check_settings,
     load_restorer,
     no_progress,
     pick_device,
@@ -31,6 +33,7 @@ from restormixer_arch.output import user_path
 
 PILLOW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B")
 DEEP_MODES = ("I;16", "I;16L", "I;16B")
+TOLERANCE = 1e-4  # of the range of floating-point images: resizing and rounding leave it a little
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -53,7 +56,7 @@ def restore(
     Args:
         image: a numpy array (H, W), (H, W, 1), RGB (H, W, 3) or with alpha (H, W, 2) or (H, W, 4); a tensor (C, H, W)
             or (B, C, H, W) with C 1 or 3, on any device; or a PIL image. Arrays and tensors are uint8, uint16, or
-            floating point in [0, 1]. The EXIF orientation of a PIL image is not applied.
+            floating point in [0, 1]; up to 1e-4 outside is clipped. The EXIF orientation of a PIL image is not applied.
         weights: a file of weights, ``.pth`` or ``.safetensors``, an ONNX file of ``basicsr export``, or a folder or
             repository, see :func:`restormixer_arch.hub.locate`.
         task: which of the installed weights, if ``weights`` is None.
@@ -75,7 +78,11 @@ def restore(
         TypeError, ValueError: ``image`` is none of the above.
     """
     path = user_path(weights) if weights is not None else shipped_weights(task)
-    budget = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
+    try:
+        budget = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"max_memory: {error if isinstance(error, ValueError) else 'is too large'}") from error
+    check_settings(tile=tile, max_memory=budget, strength=strength, precision=precision)
     file = path / WEIGHTS if path.is_dir() else path
     changed = file.stat().st_mtime_ns if file.is_file() else 0  # a file that changed is read again
     restorer = _cached_restorer(path, changed, device, precision, self_ensemble, tile, budget, strength)
@@ -125,7 +132,7 @@ def _cached_restorer(
 ) -> Restorer:
     return load_restorer(
         path,
-        pick_device(device, path),
+        pick_device(device, path, shown="device"),
         tile=tile,
         max_memory=max_memory,
         precision=precision,
@@ -143,7 +150,7 @@ def _restore_tensor(restorer: Restorer, image: Tensor) -> Tensor:
             f"a tensor must have the shape (C, H, W) or (B, C, H, W) with C 1 or 3, got {tuple(image.shape)}"
         )
     batch = image.detach() if image.ndim == 4 else image.detach()[None]
-    _check_range(batch)
+    batch = _within_range(batch)
     result = to_type(restorer(batch), image.dtype).to(image.device)
     return result if image.ndim == 4 else result[0]
 
@@ -151,7 +158,7 @@ def _restore_tensor(restorer: Restorer, image: Tensor) -> Tensor:
 def _restore_array(restorer: Restorer, image: np.ndarray) -> np.ndarray:
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 2, 3, 4)) or 0 in image.shape:
         raise ValueError(f"an array must have the shape (H, W) or (H, W, 1 to 4), got {image.shape}")
-    _check_range(image)
+    image = _within_range(image)
     floating = np.issubdtype(image.dtype, np.floating)
     plain = image.astype(np.float32 if floating else image.dtype.newbyteorder("="))
     result = restore_picture(restorer, Picture(*split_alpha(plain))).planes.astype(image.dtype)
@@ -187,13 +194,18 @@ def _restore_deep_pillow(restorer: Restorer, image: Image.Image) -> Image.Image:
     return restored
 
 
-def _check_range(image: np.ndarray | Tensor) -> None:
+def _within_range(image: np.ndarray | Tensor) -> np.ndarray | Tensor:
+    """Return an image whose type and range are those of images; what is a little outside is clipped."""
     floating = image.dtype in FLOATS if isinstance(image, Tensor) else np.issubdtype(image.dtype, np.floating)
     dtype = str(image.dtype).removeprefix("torch.") if isinstance(image, Tensor) else image.dtype.name
     if not floating and dtype not in ("uint8", "uint16"):
         raise ValueError(f"image must be uint8, uint16 or floating point of 16 bits or more, got {image.dtype}")
-    if floating and not (0 <= (lowest := float(image.min())) and float(image.max()) <= 1):
-        raise ValueError(f"a floating-point image must be within [0, 1], got {lowest:g} to {float(image.max()):g}")
+    if not floating:
+        return image
+    lowest, highest = float(image.min()), float(image.max())
+    if not (-TOLERANCE <= lowest and highest <= 1 + TOLERANCE):
+        raise ValueError(f"a floating-point image must be within [0, 1], got {lowest:.7g} to {highest:.7g}")
+    return image if 0 <= lowest and highest <= 1 else image.clip(0, 1)
 
 
 def _resize(planes: np.ndarray | None, size: tuple[int, int]) -> np.ndarray | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -255,16 +256,28 @@ def load_restorer(
 
 
 def check_settings(
-    *, tile: int | None = None, overlap: int | None = None, max_memory: int | None = None, strength: float = 1.0
+    *,
+    tile: int | None = None,
+    overlap: int | None = None,
+    max_memory: int | None = None,
+    strength: float = 1.0,
+    precision: str = "fp32",
 ) -> None:
     """Check settings of a :class:`Restorer` that need no network; an overlap of None is the default for the tile.
 
     Raises:
-        UserError: ``strength`` is outside [0, 1], ``tile`` too small for ``overlap``, or ``max_memory`` not positive.
+        UserError: ``strength`` is outside [0, 1], ``tile`` too small for ``overlap``, ``max_memory`` not positive,
+            ``precision`` unknown, or one of them of another type.
     """
+    for name, value in (("tile", tile), ("overlap", overlap), ("max_memory", max_memory), ("strength", strength)):
+        kind, wanted = (Integral, "a whole number") if name in ("tile", "overlap") else (Real, "a number")
+        if not isinstance(value, kind) and (value is not None or name == "strength"):
+            raise UserError(f"{name}: got {value!r}, expected {wanted}")
+    if precision not in (names := (*PRECISIONS, "auto")):
+        raise UserError(f"precision: got {precision!r}, expected one of {', '.join(names)}")
     if not 0 <= strength <= 1:
         raise UserError(f"strength: must be in [0, 1], got {strength}")
-    if max_memory is not None and max_memory < 1:
+    if max_memory is not None and not max_memory >= 1:
         raise UserError(f"max_memory: got {max_memory}, expected at least 1 byte")
     overlap = overlap_for(tile) if overlap is None else overlap
     if tile is not None and tile < overlap + ALIGNMENT:
@@ -287,8 +300,10 @@ def restorer_of_options(network: nn.Module, val: dict[str, Any]) -> Restorer | N
     )
 
 
-def pick_device(name: str, weights: str | Path = "") -> torch.device:
+def pick_device(name: str, weights: str | Path = "", *, shown: str = "--device") -> torch.device:
     """Return the device of a name; ``auto`` is the first GPU, or else the CPU, which is where ONNX files run.
+
+    ``shown`` is what messages call the setting.
 
     Raises:
         UserError: torch cannot use the device here.
@@ -300,7 +315,7 @@ def pick_device(name: str, weights: str | Path = "") -> torch.device:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, ImportError) as error:  # unknown, not compiled in, or not there
         reason = str(error).partition("\n")[0]
-        raise UserError(f"--device: {name!r} cannot be used here ({reason})") from error
+        raise UserError(f"{shown}: {name!r} cannot be used here ({reason})") from error
     return device
 
 

@@ -54,7 +54,7 @@ def suits_bf16(path: Path) -> bool:
 def load_network(
     weights: str | Path, param_key: str | None = None, options: Mapping[str, Any] | None = None
 ) -> RestorMixer:
-    """Build the network of a file of weights, ready to restore: in eval mode, on the CPU, BatchNorm folded.
+    """Build the network of a file of weights, ready to restore: in eval mode, float32, on the CPU, BatchNorm folded.
 
     Args:
         weights: a file, a folder, or a repository of the Hugging Face Hub, see :func:`restormixer_arch.hub.locate`.
@@ -74,7 +74,7 @@ def load_network(
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:  # incomplete or changed weights
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{weights}: no RestorMixer can be built from it ({reason})") from error
-    return network.fuse()
+    return network.float().fuse()  # whatever torch's default number type is
 
 
 def read_weights(path: str | Path, param_key: str | None = None, *, required: bool = False) -> dict[str, Tensor]:
