@@ -84,10 +84,13 @@ def parse_bytes(text: str) -> int:
     """Bytes of ``3G``, ``800M``, ``1.5GB`` or ``3000000000``; the units are powers of 1000.
 
     Raises:
-        ValueError: it is none of these, or 0.
+        ValueError: it is none of these, 0, or too large.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
-    size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
+    try:
+        size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
+    except OverflowError as error:
+        raise ValueError("is too large") from error
     if size == 0:
         raise ValueError(f"expected an amount of memory such as 3G or 800M, got {text!r}")
     return size

@@ -2,6 +2,7 @@
 
 import pytest
 from compare_cases import EDSR, compare_options
+from option_cases import MISSING, put
 
 from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
@@ -53,14 +54,7 @@ FAULTS = [
 
 
 def changed(options, key, value):
-    *path, last = key.split(".")
-    section = options
-    for name in path:
-        section = section[name]
-    if value is None:
-        del section[last]
-    else:
-        section[last] = value
+    put(options, key, MISSING if value is None else value)
     return options
 
 

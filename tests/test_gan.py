@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 import torch
 import yaml
+from option_cases import MISSING, put
 from torchvision.models.vgg import cfgs, make_layers
 from whole_trainings import load, same
 
@@ -68,7 +69,6 @@ def test_the_shipped_gan_file_trains_and_resumes(demo):
     assert all(same(load(f"models/net_{name}_6.pth", EXPERIMENT), whole[name]) for name in "gd")
 
 
-MISSING = object()
 MISTAKES = [
     ("network_d", MISSING, "network_d: required key is missing (type and arguments of the discriminator)"),
     ("network_d", None, "network_d: got None, expected a section of 'key: value' lines"),
@@ -99,16 +99,6 @@ MISTAKES = [
         "train.scheduler.periods: required key is missing (iterations of each cosine)",
     ),
 ]
-
-
-def put(options, path, value):
-    *sections, last = path.split(".")
-    for section in sections:
-        options = options[section]
-    if value is MISSING:
-        del options[last]
-    else:
-        options[last] = value
 
 
 @pytest.mark.parametrize("model", ["SRGANModel", "ESRGANModel"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from option_cases import MISSING, put
 
 from restormixer_arch import options
 from restormixer_arch.compare.options import read_compare_file
@@ -39,14 +40,8 @@ def test_every_option_file_fits(validator, path):
 
 
 def change(options, key, value):
-    options, *path, last = copy.deepcopy(options), *key.split(".")
-    section = options
-    for name in path:
-        section = section[name]
-    if value is None:
-        del section[last]
-    else:
-        section[last] = value
+    options = copy.deepcopy(options)
+    put(options, key, MISSING if value is None else value)
     return options
 
 

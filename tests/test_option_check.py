@@ -8,29 +8,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from option_cases import MISSING, put
 
 from restormixer_arch.config import rules, yaml_file
 from restormixer_arch.config.check import check_options, read_request
 from restormixer_arch.errors import OptionErrors, UserError
-
-MISSING = object()
 
 
 def problems_of(name: str, is_train: bool = True) -> list[str]:
     with pytest.raises(OptionErrors) as caught:
         read_request(name, is_train=is_train)
     return caught.value.lines
-
-
-def put(options, path, value):
-    """Set or remove the value at a dotted path."""
-    *sections, last = path.split(".")
-    for section in sections:
-        options = options[section]
-    if value is MISSING:
-        del options[last]
-    else:
-        options[last] = value
 
 
 TEMPLATE = "expected one '{}' for the stem of the ground truth's name, such as '{}_rain'"
@@ -117,6 +105,7 @@ def test_one_mistake_one_line(pairs, train_options, write, path, value, text):
         ("tile_overlap", -1, "got -1, expected at least 0"),
         ("tile_blend", "han", "got 'han', expected 'hann' or 'linear'"),
         ("max_memory", "lots", "got 'lots', expected an amount of memory such as 3G or 800M"),
+        ("max_memory", "9" * 400, f"got '{'9' * 400}', expected an amount of memory such as 3G or 800M"),
         ("til", 512, "unknown key. Did you mean 'tile'?"),
     ],
 )

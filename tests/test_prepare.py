@@ -654,7 +654,7 @@ def test_a_folder_of_the_user_is_not_removed(root, capsys, form):
 
 
 def begun(root: Path, monkeypatch, form: str) -> list[str]:
-    """Prepare six of ten pairs and stop there. Returns the arguments with which it goes on."""
+    """Prepare six of ten pairs and stop there. Returns the arguments with which it resumes."""
     pairs(root, "train/Rain13K/target", "train/Rain13K/input", [(f"{n}.png",) * 2 for n in range(10)])
     monkeypatch.setattr(prepare, "CHUNK", 2)
     bad = root / "train/Rain13K/input/7.png"

@@ -97,8 +97,8 @@ def memory_size(text: str) -> int:
     """An argument's type: such as 3G, in bytes."""
     try:
         return parse_bytes(text)
-    except (ValueError, OverflowError) as error:
-        raise argparse.ArgumentTypeError(str(error) if isinstance(error, ValueError) else "is too large") from error
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def path_name(text: str) -> Path:

@@ -80,8 +80,8 @@ def restore(
     path = user_path(weights) if weights is not None else shipped_weights(task)
     try:
         budget = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
-    except (ValueError, OverflowError) as error:
-        raise UserError(f"max_memory: {error if isinstance(error, ValueError) else 'is too large'}") from error
+    except ValueError as error:
+        raise UserError(f"max_memory: {error}") from error
     check_settings(tile=tile, max_memory=budget, strength=strength, precision=precision)
     file = path / WEIGHTS if path.is_dir() else path
     changed = file.stat().st_mtime_ns if file.is_file() else 0  # a file that changed is read again
