@@ -9,6 +9,8 @@ from pathlib import Path
 
 from restormixer_arch.output import user_path
 
+SPECIAL_FILE = "is neither a file nor a folder, but a pipe, socket or device"
+
 
 class UserError(ValueError):
     """A mistake that the user can fix: one line that names the file or key, the value and what was expected."""
@@ -60,11 +62,17 @@ def similar_file(path: Path) -> str | None:
 
 
 def not_found(path: str | Path) -> str:
-    """Say that a path does not exist, where it was looked for, and what lies nearby under a similar name."""
+    """Say that a path does not exist, where it was looked for, and what lies nearby under a similar name.
+
+    A link to nothing is named with what it points to.
+    """
     given = user_path(path)
     absent = given
     while not absent.parent.exists():  # ends at the root or at '.'
         absent = absent.parent
+    if absent.is_symlink():
+        link = f"is a link to {str(absent.readlink())!r}, which does not exist"
+        return link if absent == given else f"does not exist ({str(absent)!r} {link})"
     place = "" if given.is_absolute() else f" in {Path.cwd()}"
     reason = "does not exist" if absent == given else f"does not exist (there is no {str(absent)!r}{place})"
     close = similar_file(absent)

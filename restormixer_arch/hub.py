@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.errors import SPECIAL_FILE, UserError, did_you_mean, not_found
 from restormixer_arch.output import atomic_paths, note, user_path
 from restormixer_arch.weight_options import add_stamp, options_from_weights
 
@@ -176,9 +176,9 @@ def locate(
     if path.is_dir():
         raise UserError(f"{name}: this folder holds no {WEIGHTS}")
     if path.exists():
-        raise UserError(f"{name}: is neither a file nor a folder, but a pipe, socket or device")
+        raise UserError(f"{name}: {SPECIAL_FILE}")
     if path.is_symlink():
-        raise UserError(f"{name}: is a link to {str(path.readlink())!r}, which does not exist")
+        raise UserError(f"{name}: {not_found(path)}")
     near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
     if path.suffix.lower() in SUFFIXES or not REPOSITORY.fullmatch(repo_id):
         raise UserError(f"{name}: no such file of weights.{did_you_mean(path.name, near)}")

@@ -154,6 +154,9 @@ def test_a_link_to_nothing(files):
     (files / "lost.png").symlink_to("nowhere.png")
     with pytest.raises(UserError, match=r"^lost.png: is a link to 'nowhere.png', which does not exist$"):
         find_jobs(["lost.png"], Path("out"))
+    inside = r"^lost.png/a.png: does not exist \('lost.png' is a link to 'nowhere.png', which does not exist\)"
+    with pytest.raises(UserError, match=inside):
+        find_jobs(["lost.png/a.png"], Path("out"))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")

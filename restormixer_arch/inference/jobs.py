@@ -22,7 +22,7 @@ from restormixer_arch.data.images import (
     OTHER_SUFFIXES,
     VIDEO_FORMATS,
 )
-from restormixer_arch.errors import UserError, not_found
+from restormixer_arch.errors import SPECIAL_FILE, UserError, not_found
 from restormixer_arch.inference.shards import Shard
 from restormixer_arch.output import note, user_path
 
@@ -160,7 +160,7 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
         nothing = f"{text}: no image or video in this folder ({' '.join(SUFFIXES)})"
     elif os.path.exists(given):
         if not os.path.isfile(given):  # reading a pipe would wait for its writer
-            raise UserError(f"{text}: is neither a file nor a folder, but a pipe, socket or device")
+            raise UserError(f"{text}: {SPECIAL_FILE}")
         if given.suffix.lower() not in SUFFIXES:
             raise UserError(f"{text}: is not an image or video by its name, expected one of {' '.join(SUFFIXES)}")
         yield str(given.parent), given.name
@@ -173,8 +173,6 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
         )
         nothing = f"{text}: matches no image or video ({' '.join(SUFFIXES)})"
         nothing += "" if results is None else f" outside {out}"
-    elif os.path.islink(given):
-        raise UserError(f"{text}: is a link to {os.readlink(given)!r}, which does not exist")
     else:
         raise UserError(f"{text}: {not_found(given)}")
     for folder, name in found:
