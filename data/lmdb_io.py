@@ -26,14 +26,9 @@ import lmdb
 import numpy as np
 
 from restormixer_arch.config.rules import database_problem
-from restormixer_arch.data.images.folder import (
-    FolderImages,
-    decode_image,
-    existing_folder,
-    new_folder,
-    without_suffix,
-)
+from restormixer_arch.data.images.folder import FolderImages, decode_image, existing_folder, without_suffix
 from restormixer_arch.errors import UserError
+from restormixer_arch.output import atomic_folder
 
 BROKEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters and line breaks
 SHAPE = re.compile(r"\((\d+),\s*(\d+),\s*\d+\)(?:\s+\d+)?\Z")  # of a line of meta_info.txt, with the compression
@@ -176,7 +171,7 @@ def write_encoded(root: Path, images: Sequence[EncodedPng]) -> None:
     _check_keys(root, [image.key for image in images])
     images = sorted(images, key=lambda image: image.key)
     size = space_for([len(image.content) for image in images], mmap.PAGESIZE) + 2**20
-    with new_folder(root) as partial:
+    with atomic_folder(root) as partial:
         growing = partial / "growing"
         growing.mkdir()
         with writing(root), lmdb.open(str(growing), map_size=size, lock=False) as environment:

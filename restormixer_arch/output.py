@@ -1,7 +1,8 @@
-"""What leaves the program: results on stdout, notes and errors on stderr, and files by atomic writes.
+"""What leaves the program: results on stdout, notes and errors on stderr, and files and folders by atomic writes.
 
-A file is written under a temporary name in its folder and renamed at the end. The name is the process's own, so that
-two processes may write the same file: the last one's stays. What a killed process has left is removed by a later one.
+A file or folder is written under a temporary name beside its place and renamed at the end. The name is the process's
+own, so that two processes may write the same file: the last one's stays. What a killed process has left is removed by a
+later one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,9 +21,9 @@ from typing import TextIO
 
 # Characters that a terminal obeys or reorders text by, and bytes of file names that are no text.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-PART = re.compile(r"\.part-[0-9a-f]{8}-")  # starts the name of an unfinished file
+PART = re.compile(r"\.part-[0-9a-f]{8}-")  # starts the name of an unfinished file or folder
 LONGEST_NAME = 255  # bytes of a file's name, nearly everywhere
-ABANDONED = 7 * 24 * 3600  # seconds after which an unfinished file that has not grown is that of a killed process
+ABANDONED = 7 * 24 * 3600  # seconds after which what is unfinished and has not grown is that of a killed process
 _shared_job = False  # see set_shared_job
 
 
@@ -96,17 +98,54 @@ def user_path(text: str | Path) -> Path:
 
 @contextmanager
 def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Yield temporary names for files to write: renamed at the end, removed if anything fails or is stopped."""
+    """Yield temporary names for files to write: renamed at the end, removed if anything fails or is stopped.
+
+    Raises:
+        OSError: it names the file, or the folder of several; the system says nothing of the place of a full disk.
+    """
     for folder in {path.parent for path in paths}:
         _remove_abandoned(str(folder.absolute()))
     parts = [path.with_name(_part_name(path)) for path in paths]
     try:
-        yield parts
-        for part, path in zip(parts, paths, strict=True):
-            part.replace(path)
+        with _final_names(paths[0] if len(paths) == 1 else paths[0].parent):
+            yield parts
+            for part, path in zip(parts, paths, strict=True):
+                part.replace(path)
     finally:
         for part in parts:
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder to write into: renamed at the end, removed if anything fails or is stopped.
+
+    Raises:
+        OSError: it names the folder or the file in it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(str(path.parent.absolute()))
+    part = path.with_name(_part_name(path))
+    part.mkdir()
+    try:
+        with _final_names(path):
+            yield part
+            part.rename(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _final_names(place: Path) -> Iterator[None]:
+    """Let errors of the system name files as the user knows them, or ``place`` where they name none: a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if not error.strerror:
+            raise
+        named = str(place) if error.filename is None else PART.sub("", str(error.filename))
+        raise OSError(error.errno, error.strerror, named) from error
 
 
 def _part_name(path: Path) -> str:
@@ -121,9 +160,14 @@ def _remove_abandoned(folder: str) -> None:
     """Remove what killed processes have left in a folder. Once for each folder, since it may hold many files."""
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                if PART.match(entry.name) and time.time() - entry.stat().st_mtime > ABANDONED:
-                    os.unlink(entry.path)
+            for part in [Path(entry) for entry in entries if PART.match(entry.name)]:
+                inside = part.rglob("*") if part.is_dir() else ()
+                if time.time() - max(path.lstat().st_mtime for path in (part, *inside)) <= ABANDONED:
+                    continue
+                if part.is_dir():
+                    shutil.rmtree(part)
+                else:
+                    part.unlink()
     except OSError:  # it is not there, or another process was faster
         pass
 

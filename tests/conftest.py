@@ -58,6 +58,13 @@ def own(folder: Path) -> Path:
 
 
 @pytest.fixture
+def root(folder: Path) -> Path:
+    """An empty folder in the working directory, for what is downloaded."""
+    (folder / "root").mkdir()
+    return folder / "root"
+
+
+@pytest.fixture
 def restore_folder(folder: Path) -> Path:
     """A working directory with the weights of a network that returns its input, and an empty folder ``in``."""
     from tiny_network import save_identity

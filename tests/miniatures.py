@@ -8,7 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from restormixer_arch import cli
 from restormixer_arch.data.degradations.labels import CDD11
+from restormixer_arch.data.lmdb_io import LmdbImages
 
 
 def picture(seed: int, size: tuple[int, int] = (32, 40)) -> np.ndarray:
@@ -90,3 +92,19 @@ def mixed(root: Path) -> None:
 
 
 MINIATURES = {"derain": derain, "desnow": desnow, "deblur": deblur, "sr": sr, "mixed": mixed}
+
+
+def run_prepare(*arguments: str) -> int:
+    return cli.main(["prepare", *arguments])
+
+
+def prepare_errors(capsys) -> list[str]:
+    """The errors that the command has printed, without what each begins with."""
+    lines = capsys.readouterr().err.splitlines()
+    return [line.removeprefix("basicsr: error: ") for line in lines if "error: " in line]
+
+
+def stored_images(path: Path) -> dict[str, np.ndarray]:
+    """Name -> BGR uint8 (H, W, 3) of an LMDB."""
+    reader = LmdbImages(path, "test")
+    return {name: (reader.read(name) * 255).round().astype(np.uint8) for name in reader.names}

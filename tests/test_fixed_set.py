@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 import tracemalloc
 
 import cv2
@@ -13,7 +12,6 @@ import torch
 from restormixer_arch.data import lmdb_io
 from restormixer_arch.data.degradations.compose import read_compositions
 from restormixer_arch.data.degraded_dataset import DegradedDataset
-from restormixer_arch.data.images.folder import new_folder
 from restormixer_arch.data.lmdb_io import EncodedPng, LmdbImages, read_meta_info, write_encoded
 from restormixer_arch.data.paired_dataset import PairedRestorationDataset
 from restormixer_arch.data.preparation import fixed_set
@@ -129,8 +127,6 @@ def test_a_folder_of_a_similar_name_stays(clean, tmp_path, lmdb):
     (tmp_path / "x.partial").mkdir()
     (tmp_path / "x.partial/f").write_text("precious")
     write_fixed_set(str(clean), tmp_path / "x", ["rain"], lmdb=lmdb)
-    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "y") as unfinished:
-        (unfinished / "z").write_text(str(1 / 0))
     assert (tmp_path / "x.partial/f").read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "x", "x.partial"]
 
@@ -139,20 +135,6 @@ def test_a_folder_beside_an_lmdb_stays(tmp_path):
     (tmp_path / "x.lmdb.partial").mkdir()
     write_encoded(tmp_path / "x.lmdb", [EncodedPng("a", "a.png (1,1,3) 1\n", b"content")])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.lmdb", "x.lmdb.partial"]
-
-
-def test_what_killed_processes_left_is_removed_after_a_week(tmp_path):
-    week = 7 * 24 * 3600
-    for name, age in ((".unfinished-0123abcd", week + 60), (".unfinished-1", 2 * week), (".unfinished-0123abce", 60)):
-        (tmp_path / name).mkdir()
-        os.utime(tmp_path / name, 2 * (time.time() - age,))
-    (tmp_path / ".unfinished-0123abcf").mkdir()  # which still grows
-    (tmp_path / ".unfinished-0123abcf/new").write_text("x")
-    os.utime(tmp_path / ".unfinished-0123abcf", 2 * (time.time() - 2 * week,))
-    with new_folder(tmp_path / "x"):
-        pass
-    left = [".unfinished-0123abce", ".unfinished-0123abcf", ".unfinished-1", "x"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 
 def test_an_lmdb_of_many_small_images(tmp_path):

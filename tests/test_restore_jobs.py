@@ -4,7 +4,6 @@ import glob
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import pytest
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference import jobs
 from restormixer_arch.inference.jobs import Job, find_jobs, make_folder, matches_pattern, split_pattern
-from restormixer_arch.output import atomic_paths
 
 
 @pytest.fixture
@@ -232,47 +230,6 @@ def test_a_folder_that_is_read_only(files, monkeypatch):
         monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
     with pytest.raises(UserError, match=r"-o: 'out' cannot be written into \(permission denied\)"):
         make_folder(Path("out"))
-
-
-def test_files_appear_when_they_are_whole(folder):
-    target = folder / "a.png"
-    target.write_text("old")
-    for error in (ValueError, KeyboardInterrupt):
-        with pytest.raises(error), atomic_paths([target]) as [part]:
-            part.write_text("half")
-            raise error
-        assert target.read_text() == "old" and list(folder.iterdir()) == [target]
-    with atomic_paths([target]) as [part]:
-        assert part.suffix == ".png" and part.name.startswith(".")
-        part.write_text("new")
-    assert target.read_text() == "new" and list(folder.iterdir()) == [target]
-
-
-def test_two_processes_may_write_the_same_file(folder):
-    target = folder / "a.png"
-    with atomic_paths([target]) as [first]:
-        first.write_text("first")
-        with atomic_paths([target]) as [second]:
-            assert second != first and second.suffix == ".png"
-            second.write_text("second")
-        assert target.read_text() == "second" and first.read_text() == "first"
-    assert target.read_text() == "first" and list(folder.iterdir()) == [target]
-    long = folder / ("n" * 250 + ".png")
-    with atomic_paths([long, long]) as [first, second]:
-        assert first != second and len(first.name) < 60
-        first.write_text("x"), second.write_text("y")
-    assert long.read_text() == "y"
-
-
-def test_what_a_killed_process_has_left_is_removed_after_a_week(folder):
-    names = [".part-0123abcd-old.png", ".part-0123abcd-new.png", ".part-mine.png", "other.png"]
-    for name in names:
-        (folder / name).write_bytes(b"x")
-        age = 6 if "new" in name else 8
-        os.utime(folder / name, (time.time() - age * 24 * 3600,) * 2)
-    with atomic_paths([folder / "a.png"]) as [part]:
-        part.write_bytes(b"")
-    assert {path.name for path in folder.iterdir()} == {*names[1:], "a.png"}
 
 
 def test_a_folder_that_cannot_be_read_is_reported(files, monkeypatch):

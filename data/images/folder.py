@@ -6,11 +6,7 @@ Decoded images are float32 BGR (H, W, 3) in [0, 1], as BasicSR's image functions
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import time
-from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +14,7 @@ import numpy as np
 from restormixer_arch.data.images import IMAGE_SUFFIXES
 from restormixer_arch.data.images.opencv import decode_color
 from restormixer_arch.errors import UserError, not_found
-from restormixer_arch.output import ABANDONED, note, user_path
-
-UNFINISHED = re.compile(r"\.unfinished-[0-9a-f]{8}")  # the name of a folder that is being written
+from restormixer_arch.output import note, user_path
 
 
 def existing_folder(root: str | Path, option: str) -> Path:
@@ -32,35 +26,6 @@ def existing_folder(root: str | Path, option: str) -> Path:
         reason = "is a file, a folder was expected" if folder.is_file() else not_found(folder)
         raise UserError(f"{option}: {str(root)!r} {reason}")
     return folder
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder to write into: renamed to ``path`` at the end, removed if anything fails or is stopped.
-
-    It lies beside ``path`` under a name of its own, so that it takes no place that the user may need. What a killed
-    process has left is removed by a later one.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path.parent)
-    partial = path.parent / f".unfinished-{os.urandom(4).hex()}"
-    partial.mkdir()
-    try:
-        yield partial
-        partial.rename(path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _remove_abandoned(parent: Path) -> None:
-    for folder in parent.glob(".unfinished-*"):
-        try:
-            newest = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
-        except OSError:  # another process has just removed or finished it
-            continue
-        if UNFINISHED.fullmatch(folder.name) and time.time() - newest > ABANDONED:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def without_suffix(name: str) -> str:

@@ -15,13 +15,14 @@ from restormixer_arch import __version__
 from restormixer_arch.data.degradations.compose import Composition, compositions_text, read_compositions
 from restormixer_arch.data.degradations.labels import read_mixture
 from restormixer_arch.data.degraded_dataset import DegradedDataset, Sample
-from restormixer_arch.data.images.folder import FolderImages, new_folder, without_suffix
+from restormixer_arch.data.images.folder import FolderImages, without_suffix
 from restormixer_arch.data.images.opencv import write_png
 from restormixer_arch.data.lmdb_io import EncodedPng, LmdbImages, encode_png, write_encoded
 from restormixer_arch.data.preparation.find_pairs import stored_name
 from restormixer_arch.data.preparation.store import difference, open_reader
 from restormixer_arch.data.preparation.sub_images import Entry
 from restormixer_arch.errors import UserError
+from restormixer_arch.output import atomic_folder
 
 RECORD = "made_with.json"
 COMPOSITIONS = "compositions.json"
@@ -66,7 +67,7 @@ def write_fixed_set(
         raise UserError(f"{out}: already exists; remove it first or choose another folder")
     options = {"degradations": degradations, "seed": seed, "scale": scale, "gt_size": gt_size, "recursive": recursive}
     dataset = _dataset(gt, options, compositions)
-    with new_folder(out) as unfinished:
+    with atomic_folder(out) as unfinished:
         _write_pairs(unfinished, dataset, gt, lmdb)
         record = {"restormixer": __version__, "dataroot_gt": str(gt), **options}
         record |= {"format": FORMATS[lmdb][0], "images": clean_images(gt, recursive)}

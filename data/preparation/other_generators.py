@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from restormixer_arch.data.images.folder import new_folder, without_suffix
+from restormixer_arch.data.images.folder import without_suffix
 from restormixer_arch.data.lmdb_io import open_images, write_lmdb
 from restormixer_arch.data.preparation.find_pairs import stored_name
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import note
+from restormixer_arch.output import atomic_folder, note
 
 INSTALL = {
     "albumentations": "pip install --no-deps albumentations==2.0.8 albucore==0.0.24 && pip install stringzilla simsimd",
@@ -74,7 +74,7 @@ def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: in
                 name: degrade(image[..., ::-1], label, seed + number)[..., ::-1]
                 for number, (name, image) in enumerate(images.items())
             }
-            with new_folder(folder) as part:
+            with atomic_folder(folder) as part:
                 write_lmdb(part / "gt.lmdb", [(f"{label}/{name}", image) for name, image in images.items()])
                 write_lmdb(part / "lq.lmdb", [(f"{label}/{name}", np.ascontiguousarray(i)) for name, i in lq.items()])
     return sets
