@@ -77,14 +77,22 @@ def test_the_spread_of_seeds_by_hand():
 
 def test_seeds_add_to_the_variance():
     """Differences 1 and 3 of two photographs: 1 from them, (4 - 1) * 2 / 2 from the seeds of two networks."""
-    found = difference_over_seeds(np.array([[1.0, 3.0]]), SeedSpread(4, 1, 1, 1))
-    half = stats.t.ppf(0.975, 4**2 / (1**2 + 4**2 + 1**2)) * 2
+    found = difference_over_seeds(np.array([[1.0, 3.0]]), SeedSpread(4, 1, 3, 9))
+    half = stats.t.ppf(0.975, 4**2 / (1**2 / 1 + 4**2 / 3 + 1**2 / 9)) * 2
     assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - half, 2 + half))
     alike = SeedSpread(1, 4, 1, 1)  # no more than chance
     assert difference_over_seeds(np.array([[1.0, 3.0]]), alike) == difference_over_seeds(np.array([[1.0, 3.0]]))
 
 
-@pytest.mark.parametrize("spread", [(0.3, 0.0, 0.1), (0.3, 0.1, 0.1), (0.05, 0.2, 0.02)])
+def test_little_that_is_left_of_a_spread_is_no_endless_interval():
+    """The seeds add next to nothing to photographs that hardly differ: with 0.001 degrees of freedom it would be 1e6."""
+    differences = np.linspace(-0.05, 0.05, 16)[None]
+    found = difference_over_seeds(differences, SeedSpread(1.02, 1, 3, 45))
+    variance = differences.var(ddof=1) / 16 + 2 / 16 * 0.02
+    assert found.high == pytest.approx(stats.t.ppf(0.975, 3) * math.sqrt(variance))
+
+
+@pytest.mark.parametrize("spread", [(0.3, 0.0, 0.1), (0.3, 0.1, 0.1), (0.05, 0.2, 0.02), (0.1, 0.05, 0.1)])
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_the_interval_holds_the_truth_as_often_as_it_says(spread, seeds):
     """Studies of three networks under two budgets with two seeds, all equal; also of networks with one seed."""

@@ -169,6 +169,15 @@ def test_a_study_from_its_file_to_its_page(pairs, write, capsys, monkeypatch, tr
     assert cli.main(["compare", "-opt", write(options), "--auto_resume"]) == 2
     assert "competitors.edsr was started with other options (train)" in capsys.readouterr().err
 
+    def stopped_at_the_third(options, **arguments):
+        return interrupt() if options["name"] == "1min_seed2" else original(options, **arguments)
+
+    original = study_run.compare
+    monkeypatch.setattr(study_run, "compare", stopped_at_the_third)
+    assert cli.main(["compare", "-opt", write(study_options()), "--auto_resume"]) == 130
+    page = (ROOT / "study.md").read_text(encoding="utf-8")  # of the two runs that are done
+    assert "2 seeds" not in page and "0.5 minutes | 1 minutes" in page and (ROOT / "study.png").is_file()
+
     monkeypatch.setattr(study_run, "compare", interrupt)
     assert cli.main(["compare", "-opt", write(study_options())]) == 130  # the study before is kept under another name
     (before,) = ROOT.parent.glob("tiny_archived_*")

@@ -75,8 +75,9 @@ def difference_over_seeds(differences: np.ndarray, spread: SeedSpread | None = N
 
     Without ``spread`` it is Student's t over the photographs, and says nothing about other seeds. With it the variance
     of two networks' seeds is added, each network's taken to be the pooled one, whatever the number of seeds; the
-    degrees of freedom are Satterthwaite's. It is None with fewer than two photographs, and where a difference is not
-    finite.
+    degrees of freedom are Satterthwaite's, but no fewer than those of its parts: his are too few where little is left
+    of a variance that another one is taken from. It is None with fewer than two photographs, and where a difference is
+    not finite.
     """
     seeds, photographs = differences.shape
     mean = float(differences.mean())
@@ -92,7 +93,7 @@ def difference_over_seeds(differences: np.ndarray, spread: SeedSpread | None = N
             (per_seed * spread.rest, spread.rest_freedom),
         )
         square += per_seed * (spread.square - spread.rest)
-        freedom = square**2 / sum(part**2 / own for part, own in parts)
+        freedom = max(square**2 / sum(part**2 / own for part, own in parts), min(photographs - 1, spread.freedom))
     error = math.sqrt(square)
     if error <= 1e-12 * abs(mean):  # the same difference everywhere
         return Difference(mean=mean, low=mean, high=mean)

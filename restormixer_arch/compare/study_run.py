@@ -41,10 +41,10 @@ def join(options: dict[str, Any], comparisons: list[Comparison]) -> Study:
 
     Args:
         options: of the study.
-        comparisons: of its runs, in their order.
+        comparisons: of its runs, in their order; fewer while the later ones are still to come.
     """
     rows: list[Row] = []
-    for run, comparison in zip(options["runs"], comparisons, strict=True):
+    for run, comparison in zip(options["runs"], comparisons, strict=False):
         for competitor in comparison.competitors:
             training = competitor.training
             if training is None:  # options.py sees to it that every competitor of a study is trained
