@@ -84,7 +84,7 @@ class PairedRestorationDataset(Dataset):
         else:
             self.pairs = pair_names(self._gt, self._lq, names, template, may_be_part=bool(listing))
         paths = [self._result_path(lq_name) for _, lq_name in self.pairs]
-        names = result_names(paths, self.opt["dataroot_lq"])
+        names = result_names(paths, user_path(self.opt["dataroot_lq"]))
         self._names = None if names == [without_suffix(PurePath(path).name) for path in paths] else names
 
     def __len__(self) -> int:

@@ -177,7 +177,7 @@ def bad_forward(
     losses: Mapping[str, Tensor],
     paths: Iterable[str],
 ) -> str:
-    """Name the first of inputs, weights, outputs and losses that is not finite, in the order they depend on another.
+    """Name the first of inputs, weights, outputs and losses that is not finite, in the order they are computed.
 
     Args:
         network: the network that was trained.
@@ -192,8 +192,8 @@ def bad_forward(
     named |= {f"the loss {name}": loss for name, loss in losses.items()}
     culprit = next((name for name, tensor in named.items() if not is_finite(tensor)), None)
     images = ", ".join(paths)
-    if culprit is None:  # a sum of finite losses that overflows, or another process of a distributed training
-        return "the loss of another process is not finite"
+    if culprit is None:
+        return "the sum of the losses, or the loss of another process, is not finite"
     return f"{culprit} is not finite" + (f" (images: {images})" if images else "")
 
 

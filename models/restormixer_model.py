@@ -24,6 +24,7 @@ from restormixer_arch.models.mixing import cut_blur, mix_pairs
 from restormixer_arch.models.optimizers import OWN, ScheduleFree, build_optimizer, is_schedule_free
 from restormixer_arch.models.precision import Precision, read_amp, set_tf32, varying_sizes
 from restormixer_arch.models.validation import validate
+from restormixer_arch.output import note
 from restormixer_arch.protocol import DeeplySupervised, ExemptsFromWeightDecay, Upscales
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class RestorMixerModel(SRModel):
     nondist_validation = dist_validation = validate  # shares the images out where there are several processes
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        self.results: dict[str, dict[str, float]] = {}
+        self.last_means: dict[str, dict[str, float]] = {}
         self.input_values: dict[str, list[dict[str, float]]] = {}
         self.validating = False
         self.schedule_free: ScheduleFree | None = None
@@ -103,7 +104,20 @@ class RestorMixerModel(SRModel):
             return net.to(self.device)
         if self.is_train and isinstance(net, DeeplySupervised) and not _sees_all_outputs(self.opt["train"]):
             net.set_deep_supervision(False)  # outputs that no loss sees
+        if self.opt["dist"]:
+            net = self._with_common_statistics(net)
         return super().model_to_device(net)
+
+    def _with_common_statistics(self, net: nn.Module) -> nn.Module:
+        """Let BatchNorm take its statistics of the whole batch, not of each process's part. Torch can on GPUs only."""
+        if self.device.type == "cuda":
+            return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        if self.is_train and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in net.modules()):
+            note(
+                f"{type(net).__name__} has BatchNorm: on the CPU each process takes the statistics of its own part of "
+                "the batch, on GPUs of the whole"
+            )
+        return net
 
     def init_training_settings(self) -> None:
         options, network = self.opt["train"], self.get_bare_model(self.net_g)
@@ -170,6 +184,7 @@ class RestorMixerModel(SRModel):
         with memory.explain_lack_of_memory(f"at iteration {current_iter}", self._advice):
             if self.progressive:
                 self.lq, self.gt = self.progressive.select(self.lq, self.gt, current_iter)
+                self._paths = self._paths[: len(self.lq)]
             if self.cutblur:
                 self.lq = cut_blur(self.lq, self.gt, self.cutblur, f"{self._seed} {current_iter}")
             if self.mixup:
@@ -314,7 +329,7 @@ class RestorMixerModel(SRModel):
         """Data set -> metric -> (mean of the inputs, mean of the restored images) of the last validation."""
         return {
             name: {metric: (_mean(self.input_values[name], metric), value) for metric, value in metrics.items()}
-            for name, metrics in self.results.items()
+            for name, metrics in self.last_means.items()
         }
 
     def extra_state(self) -> dict[str, Any]:

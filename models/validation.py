@@ -31,6 +31,7 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.models.label_results import OTHER, LabelResults, report_by_label
 from restormixer_arch.models.metrics import measure
 from restormixer_arch.models.misfit import explain_misfit
+from restormixer_arch.output import user_path
 from restormixer_arch.protocol import MeasuresInputs
 
 PICTURES = 4  # of each data set that tensorboard gets
@@ -146,8 +147,6 @@ def validate(model: Any, loader: Any, current_iter: int | str, tb_logger: Any, s
     inputs = [one.inputs for one in measured]
     if isinstance(model, MeasuresInputs):
         inputs = model.input_values.setdefault(name, inputs)
-        if metrics:
-            model.results[name] = means
     if metrics and _place(model)[0] == 0:
         labels = [one.label for one in measured]
         results = LabelResults.of(labels, [one.values for one in measured])
@@ -302,8 +301,8 @@ def _label(item: dict[str, Any], root: str | None) -> str:
     if "label" in item:
         return item["label"][0]
     path = item["lq_path"][0]
-    if root is not None and Path(path).is_relative_to(root):
-        path = Path(path).relative_to(root).as_posix()
+    if root is not None and Path(path).is_relative_to(user_path(root)):
+        path = Path(path).relative_to(user_path(root)).as_posix()
     return label_of(path) or OTHER
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from restormixer_arch.errors import UserError
+from restormixer_arch.output import shown_path
 
 LOCK = ".lock"  # in a folder that a process is writing into
 
@@ -51,7 +52,7 @@ class FolderLock:
             file.seek(0)
             owner = file.read().strip() or "another process"
             file.close()
-            shown = os.path.relpath(folder)
+            shown = shown_path(folder)
             raise UserError(f"{shown}: {owner} is writing into it; wait for it, or choose {self.instead}") from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

@@ -96,6 +96,14 @@ def user_path(text: str | Path) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def shown_path(path: str | Path) -> str:
+    """Return a path relative to the working directory, or as it is where it lies on another drive of Windows."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:
+        return str(path)
+
+
 @contextmanager
 def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """Yield temporary names for files to write: renamed at the end, removed if anything fails or is stopped.

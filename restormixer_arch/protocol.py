@@ -36,12 +36,12 @@ class MeasuresInputs(ReportsGain, Protocol):
     :func:`restormixer_arch.models.validation.validate` fills the attributes, and shows pictures in tensorboard.
 
     Attributes:
-        results: data set -> metric -> mean over the restored images.
+        last_means: data set -> metric -> mean over the restored images of its last validation.
         input_values: data set -> for each image: metric -> value of the input. They are measured once.
         validating: True while the images of a validation are fed and restored.
     """
 
-    results: dict[str, dict[str, float]]
+    last_means: dict[str, dict[str, float]]
     input_values: dict[str, list[dict[str, float]]]
     validating: bool
 

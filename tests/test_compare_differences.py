@@ -85,7 +85,7 @@ def test_seeds_add_to_the_variance():
 
 
 def test_little_that_is_left_of_a_spread_is_no_endless_interval():
-    """The seeds add next to nothing to photographs that hardly differ: with 0.001 degrees of freedom it would be 1e6."""
+    """The seeds add next to nothing to photographs that hardly differ: of 0.01 degrees of freedom it would be huge."""
     differences = np.linspace(-0.05, 0.05, 16)[None]
     found = difference_over_seeds(differences, SeedSpread(1.02, 1, 3, 45))
     variance = differences.var(ddof=1) / 16 + 2 / 16 * 0.02

@@ -258,7 +258,7 @@ def test_weights_that_do_not_fit_a_model_of_basicsr_are_one_line(loads, tmp_path
 
 def test_a_parameter_key_that_was_asked_for_must_be_there(loads, tmp_path, monkeypatch):
     path, state = tmp_path / "x.pth", torch.nn.Linear(2, 1).state_dict()
-    torch.save({"params": {}, "params_ema": state}, path)
+    torch.save({"params": state, "params_ema": state}, path)
     with pytest.raises(UserError) as error:
         loads(path, "parms", given="parms")
     assert str(error.value) == (
@@ -269,6 +269,9 @@ def test_a_parameter_key_that_was_asked_for_must_be_there(loads, tmp_path, monke
     monkeypatch.setattr("basicsr.utils.get_root_logger", lambda: SimpleNamespace(info=logged.append))
     loads(path, "params_ema", given="params_ema")  # BasicSR's own fallback
     assert logged == [f"Loading Linear from {path}, parameter key params."]
+    torch.save({"params": {}, "state_dict": state}, path)  # an empty entry is none
+    loads(path, "params")
+    assert logged[1:] == [f"Loading Linear from {path}, parameter key state_dict."]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the patch is for machines without CUDA")
@@ -277,6 +280,8 @@ def test_ddp_works_on_the_cpu(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=file, rank=0, world_size=1)
     try:
         model = BaseModel({"num_gpu": 0, "is_train": True, "dist": True})
+        kept = model.model_to_device(torch.nn.BatchNorm2d(2))  # BasicSR's own models stay as they are
+        assert type(kept.module) is torch.nn.BatchNorm2d
         net = model.model_to_device(torch.nn.Linear(2, 1))
         assert isinstance(net, torch.nn.parallel.DistributedDataParallel)
         net(torch.ones(1, 2)).sum().backward()

@@ -85,3 +85,12 @@ def test_images_that_are_too_small(folder):
     with pytest.raises(UserError, match=r"clean/a\.png: is 1x40, expected at least 32 pixels a side"):
         compare_folders("large", "large", ["rain"], clean="clean", count=1)
     assert compare_folders("large", "large", ["rain"], count=1)[0].public == (99, 99, 99)
+
+
+def test_pairs_of_different_sizes(folder):
+    """Also where both are larger than the corner that is looked at."""
+    for kind, side in (("lq", 300), ("gt", 600)):
+        (folder / kind).mkdir()
+        cv2.imwrite(f"{kind}/a.png", np.full((side, side, 3), 90, np.uint8))
+    with pytest.raises(UserError, match="--lq: lq: 'a.png' and its partner are of different sizes"):
+        compare_folders("lq", "gt", ["rain"], count=1)

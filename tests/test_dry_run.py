@@ -11,7 +11,7 @@ from training_cases import RESTORMIXER
 
 from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
-from restormixer_arch.training.dry_run import report
+from restormixer_arch.training.dry_run import report, shorten_options
 from restormixer_arch.training.trainer import Training
 
 compat.apply()
@@ -85,6 +85,14 @@ def test_images_are_restored_as_the_validation_does_it(pairs, train_options, wri
     monkeypatch.setattr(EDSR, "forward", lambda self, x: seen.append(x.shape[-1]) or forward(self, x))
     assert cli.main(["train", "-opt", write(train_options), "--dry-run"]) == 0
     assert max(seen) == 64
+
+
+@pytest.mark.parametrize(("asked", "tried"), [("auto", 1), (2, 1), (1, 1), (0, 0)])
+def test_one_gpu_of_several_is_tried(train_options, monkeypatch, asked, tried):
+    """The trial is one process, and a training on several GPUs needs one for each."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    train_options["num_gpu"] = asked
+    assert shorten_options(train_options, "x", 1)["num_gpu"] == tried and train_options["num_gpu"] == asked
 
 
 def test_a_launcher_is_refused(pairs, train_options, write, capsys):

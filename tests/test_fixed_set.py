@@ -106,6 +106,18 @@ def test_the_recorded_parameters_make_the_same_pairs_whatever_is_drawn_today(cle
     assert check_fixed_set(str(clean), tmp_path / "two", lmdb=False) == (2 * 2 * len(labels), [])
 
 
+def test_values_beyond_white_and_black_do_not_wrap_around(clean, tmp_path):
+    """Noise that is not clipped goes beyond both, on images that reach them."""
+    cv2.imwrite(str(clean / "a.png"), np.repeat(np.uint8([[0] * 12 + [255] * 12]), 20, axis=0)[..., None].repeat(3, 2))
+    (clean / "b/c.png").unlink()
+    noise = {"noise": {"sigma": 0.05, "seed": 1, "clip": False}}
+    (tmp_path / "c.json").write_text(json.dumps({"noise": {"a": noise}}))
+    write_fixed_set(str(clean), tmp_path / "x", ["noise"], compositions=read_compositions(tmp_path / "c.json"))
+    (file,) = (tmp_path / "x/lq").rglob("*.png")
+    image = cv2.imread(str(file))
+    assert image[:, :12].max() < 100 and image[:, 12:].min() > 155
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -159,6 +159,15 @@ def test_what_init_suggests_can_be_pasted(own, quick, capsys):
     assert capsys.readouterr().out.endswith("next: basicsr train -opt 'my file.yml'\n")
 
 
+def test_with_several_gpus_each_has_a_process(own, quick, capsys, monkeypatch):
+    monkeypatch.setattr(new_options.torch.cuda, "device_count", lambda: 2)
+    assert prepare("--gt", "gt", "--lq", "lq", "--out", "set") == 0
+    assert init("--data", "set", "-o", "my.yml") == 0
+    command = "torchrun --nproc_per_node=2 $(which basicsr) train -opt my.yml --launcher pytorch"
+    assert Path("my.yml").read_text(encoding="utf-8").splitlines()[1] == f"#   {command}"
+    assert capsys.readouterr().out.endswith(f"next: {command}\n")
+
+
 def test_init_for_super_resolution(own, quick):
     assert prepare("--gt", "gt", "--degrade", "down", "--scale", "2", "--out", "sets/sr") == 0
     assert init("--data", "sets/sr", "-o", "sr.yml") == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from restormixer_arch import cli
-from restormixer_arch.output import atomic_folder, atomic_paths
+from restormixer_arch.output import atomic_folder, atomic_paths, shown_path
 
 
 def test_files_appear_when_they_are_whole(folder):
@@ -99,6 +99,16 @@ def test_a_full_disk_is_named_by_the_file_or_folder(folder):
     with pytest.raises(FileNotFoundError) as caught, atomic_paths([folder / "a.csv"]):
         (folder / "other").read_text()
     assert caught.value.filename == str(folder / "other")
+
+
+def test_a_path_on_another_drive_is_shown_as_it_is(folder, monkeypatch):
+    assert shown_path(folder / "a/b") == str(Path("a/b"))
+
+    def relpath(path):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr(os.path, "relpath", relpath)
+    assert shown_path("D:/exp") == "D:/exp"
 
 
 def test_a_full_disk_at_the_tables_of_a_test(pairs, train_options, test_options, write, monkeypatch, capsys):

@@ -458,6 +458,14 @@ class TestLmdb:
             LmdbImages(tmp_path / "x.lmdb", "dataroot_gt")
 
 
+def test_names_of_results_have_no_home_folder_in_them(tmp_path, monkeypatch):
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    opt = make_folders(tmp_path, names=("a/x.png", "b/x.png"))
+    data = PairedRestorationDataset({**opt, "dataroot_gt": "~/gt", "dataroot_lq": "~/lq", "recursive": True})
+    assert [data[number]["result_name"] for number in range(2)] == ["a_x", "b_x"]
+
+
 def test_results_of_one_name_are_numbered():
     """A name made of a folder's may be that of a file."""
     names = result_names(["a/x.png", "b/x.png", "a_x.png"], "")

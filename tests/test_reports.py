@@ -134,6 +134,16 @@ def test_curves_of_odd_tables(tmp_path):
         draw_curves(losses, [], tmp_path / "none/x.png", "x")
 
 
+def test_a_data_set_may_be_named_like_a_number(tmp_path):
+    """Its row is found again when a training is resumed."""
+    row = {"iteration": 10, "dataset": "2024", "psnr": 30.0}
+    reports.Table(tmp_path / "v.csv", 0).add(row)
+    again = reports.Table(tmp_path / "v.csv", 10)
+    assert again.rows == [row]
+    again.add({**row, "psnr": 31.0})
+    assert (tmp_path / "v.csv").read_text().splitlines() == ["iteration,dataset,psnr", "10,2024,31.0"]
+
+
 @pytest.mark.parametrize(("values", "scale"), [((0.5, 0.0, 0.1), "log"), ((-10.0, 0.0, -30.0), "linear")])
 def test_negative_losses_are_drawn_too(values, scale):
     from matplotlib.figure import Figure

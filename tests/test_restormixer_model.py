@@ -1,6 +1,7 @@
 """RestorMixerModel on the CPU: steps, optimiser groups, EMA, metrics of the input, loading of weights."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 import training_cases
 from safetensors.torch import save_file
 from tiny_network import wake
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from training_cases import SWINIR
 
@@ -273,11 +275,31 @@ def test_validation_in_tiles(tmp_path):
     assert sizes == [(200, 230)] and whole.restorer is None
     tiled, sizes = validated(tmp_path, tile=192, tile_overlap=64)
     assert sizes == [(192, 192), (192, 102), (72, 192), (72, 102)] or max(map(max, sizes)) <= 192 < 200
-    psnr = whole.results["large"]["psnr"]
-    assert tiled.results["large"]["psnr"] == pytest.approx(psnr, abs=0.1) and psnr < 50
+    psnr = whole.last_means["large"]["psnr"]
+    assert tiled.last_means["large"]["psnr"] == pytest.approx(psnr, abs=0.1) and psnr < 50
     assert tiled.net_g.training
     step(tiled)  # and training continues as before
     assert np.isfinite(tiled.get_current_log()["l_pix"])
+
+
+def test_an_output_in_tiles_that_is_not_finite_is_no_number(tmp_path):
+    """As without tiles: the metrics are NaN, and the training goes on."""
+    opt = options(tmp_path)
+    opt["val"] = {**opt["val"], "tile": 192, "tile_overlap": 64}
+    model = RestorMixerModel(opt)
+    for broken in (torch.nan, torch.inf):
+        model.net_g_ema.forward = lambda x, value=broken: torch.full_like(x, value)
+        model.nondist_validation(DataLoader(LargePicture()), 1, None, save_img=False)
+        assert np.isnan(model.last_means["large"]["psnr"])
+
+
+def test_batchnorm_takes_the_statistics_of_all_gpus():
+    """A stand-in for a model on a GPU; on the CPU torch cannot, which a line says."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), is_train=True)
+    assert type(RestorMixerModel._with_common_statistics(on_gpu, net)[1]) is nn.SyncBatchNorm
+    on_cpu = SimpleNamespace(device=torch.device("cpu"), is_train=True)
+    assert RestorMixerModel._with_common_statistics(on_cpu, net) is net
 
 
 def test_validation_within_a_budget(tmp_path):

@@ -123,26 +123,31 @@ def compare_folders(
         for name in degraded.names:
             if without_suffix(name) not in partners:
                 raise UserError(f"--gt: {gt}: has no partner of {name!r}")
-            pair = _corner(degraded, name), _corner(truths, partners[without_suffix(name)])
+            pair = _read(degraded, name), _read(truths, partners[without_suffix(name)])
             if pair[0].shape != pair[1].shape:
                 raise UserError(f"--lq: {lq}: {name!r} and its partner are of different sizes")
-            yield pair
+            yield _corner(pair[0]), _corner(pair[1])
 
     def drawn() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         rng = np.random.default_rng(seed)
         for number in range(count):
-            truth = _corner(sources, sources.names[number % len(sources.names)])
+            truth = _corner(_read(sources, sources.names[number % len(sources.names)]))
             yield add_composition(truth, draw_composition(rng, labels[number % len(labels)])), truth
 
     return compare_coverage(drawn(), public())
 
 
-def _corner(source: FolderImages | LmdbImages, name: str) -> np.ndarray:
-    """Return the upper left of an image as RGB. Raises UserError: it is too small."""
+def _read(source: FolderImages | LmdbImages, name: str) -> np.ndarray:
+    """Return an image, BGR (H, W, 3). Raises UserError: it is too small."""
     image = source.read(name)
     if min(image.shape[:2]) < LEAST_SIDE:
         shape = f"{image.shape[0]}x{image.shape[1]}"
         raise UserError(f"{source.describe(name)}: is {shape}, expected at least {LEAST_SIDE} pixels a side")
+    return image
+
+
+def _corner(image: np.ndarray) -> np.ndarray:
+    """Return the upper left of a BGR image as RGB."""
     return np.ascontiguousarray(image[:SIDE, :SIDE, ::-1])
 
 

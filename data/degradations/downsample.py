@@ -1,5 +1,5 @@
 """Bicubic down-sampling as MATLAB's ``imresize`` does it, with antialiasing: the field's degradation for
-super-resolution. The weights are BasicSR's; they are applied to a whole image at once instead of row by row.
+super-resolution. The weights are BasicSR's; they are applied to whole images instead of row by row.
 """
 
 from __future__ import annotations
@@ -49,20 +49,28 @@ def add_downsample(image: np.ndarray, parameters: DownsampleParameters) -> np.nd
     check_scale(image, scale)
     if scale == 1:
         return image.copy()
-    rows, columns = reduction(image.shape[0], scale), reduction(image.shape[1], scale)
-    narrow = np.einsum("hwc,jw->hjc", image, columns, optimize=True)
-    return np.clip(np.einsum("ih,hjc->ijc", rows, narrow, optimize=True), 0, 1)
+    low = _reduce_rows(image, scale)
+    narrow = _reduce_rows(np.ascontiguousarray(low.transpose(1, 0, 2)), scale)
+    return np.clip(narrow.transpose(1, 0, 2), 0, 1)
+
+
+def _reduce_rows(image: np.ndarray, scale: int) -> np.ndarray:
+    """Return (H, W, C) reduced to (H / scale, W, C), float32, tap by tap of the kernel."""
+    weights, places = taps(image.shape[0], scale)
+    reduced = np.zeros((len(places), *image.shape[1:]), np.float32)
+    for weight, place in zip(weights.T, places.T, strict=True):
+        reduced += weight[:, None, None] * image[place]
+    return reduced
 
 
 @lru_cache(maxsize=32)
-def reduction(length: int, scale: int) -> np.ndarray:
-    """Return the matrix (length / scale, length), float32, that reduces a line; pixels beyond its ends are mirrored."""
+def taps(length: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weights (length / scale, n), float32, and places (length / scale, n) of the n pixels of a line that
+    each pixel of the reduced line is made of; pixels beyond its ends are mirrored.
+    """
     weights, indices, before, _ = calculate_weights_indices(
         length, length // scale, 1 / scale, "cubic", KERNEL_WIDTH, True
     )
     weights = weights.numpy()
     places = np.mod(indices.numpy().astype(np.intp) - before, 2 * length)  # mirroring repeats after two lengths
-    places = np.where(places < length, places, 2 * length - 1 - places)
-    matrix = np.zeros((length // scale, length), np.float64)
-    np.add.at(matrix, (np.arange(length // scale)[:, None], places), weights)
-    return matrix.astype(np.float32)
+    return weights.astype(np.float32), np.where(places < length, places, 2 * length - 1 - places)

@@ -216,4 +216,4 @@ def _pair_names(there: Sequence[str], lmdb: bool) -> Callable[[str, str], str]:
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:
-    return np.round(image[..., ::-1] * 255).astype(np.uint8)
+    return np.round(image[..., ::-1].clip(0, 1) * 255).astype(np.uint8)

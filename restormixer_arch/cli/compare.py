@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 from argparse import Namespace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from restormixer_arch.cli.parsing import Parser, add_option_file
 from restormixer_arch.config.check import raise_problems
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import complain, note, say, user_path
+from restormixer_arch.output import complain, note, say, shown_path, user_path
 
 if TYPE_CHECKING:
     from restormixer_arch.compare.results import Comparison
@@ -129,7 +128,7 @@ def _write(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def _show(places: list[Path]) -> str:
-    return ", ".join(os.path.relpath(place) for place in places)
+    return ", ".join(shown_path(place) for place in places)
 
 
 def _measure_steps(options: dict[str, Any], shown: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from restormixer_arch.cli.parsing import option_file_parser
 from restormixer_arch.config.check import read_request
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import complain, say
+from restormixer_arch.output import complain, say, shown_path
 
 if TYPE_CHECKING:
     from restormixer_arch.training.trainer import Training
@@ -102,4 +101,4 @@ def interruption(training: Training, arguments: list[str], cause: str = "") -> s
     resume = arguments if "--auto_resume" in arguments else [*arguments, "--auto_resume"]
     command = shlex.join(["basicsr", "train", *resume])
     way = "resume by the same launcher with" if training.opt["dist"] else "resume with"
-    return f"{came}; saved last: {os.path.relpath(states[0])}; {way}: {command}"
+    return f"{came}; saved last: {shown_path(states[0])}; {way}: {command}"

@@ -43,6 +43,7 @@ def restore_batch(
     precision: str = "fp32",
     self_ensemble: bool = False,
     strength: float = 1.0,
+    allow_non_finite: bool = False,
     on_tile: Progress = no_progress,
 ) -> Tensor:
     """Restore images in tiles; at most one tile is on the network's device.
@@ -59,6 +60,7 @@ def restore_batch(
         self_ensemble: average over the eight flips and quarter turns; eight times the work. For networks that were
             trained with all of them: a deraining network lost 2.4 dB by it, since it had never seen turned rain.
         strength: share of the restored image in [0, 1]; the rest is the input, enlarged bicubically by s.
+        allow_non_finite: return NaN where the network's output is not finite, instead of an error.
         on_tile: called after each tile with the number of tiles done and the number of all.
 
     Returns:
@@ -76,7 +78,10 @@ def restore_batch(
 
     def restore_tile(part: Tensor) -> Tensor:
         result = _apply_network(network, part, precision, self_ensemble)
-        if not torch.isfinite(result).all():
+        finite = torch.isfinite(result)
+        if not finite.all():
+            if allow_non_finite:
+                return result.masked_fill(~finite, torch.nan)
             advice = "" if precision == "fp32" else "; try fp32"
             raise UserError(f"precision: the result in {precision} is not finite{advice}")
         return result if strength == 1 else torch.lerp(_enlarge(part, result), result.clamp(0, 1), strength)
@@ -147,6 +152,7 @@ class Restorer:
         strength: share of the restored image in the result, in [0, 1]; the rest is the input.
         held: bytes that the process held before any image was read, for ``max_memory`` on a CPU; None for what it
             holds when the memory of the tiles is measured.
+        allow_non_finite: return NaN where the network's output is not finite, instead of an error.
 
     Raises:
         UserError: see :func:`check_settings`.
@@ -161,6 +167,7 @@ class Restorer:
     max_memory: int | None = None
     strength: float = 1.0
     held: int | None = None
+    allow_non_finite: bool = False
 
     def __post_init__(self) -> None:
         check_settings(tile=self.tile, overlap=self.overlap, max_memory=self.max_memory, strength=self.strength)
@@ -203,6 +210,7 @@ class Restorer:
             "precision": self.precision,
             "self_ensemble": self.self_ensemble,
             "strength": self.strength,
+            "allow_non_finite": self.allow_non_finite,
             "on_tile": on_tile,
         }
         results = [restore_batch(self.network, image, **settings) for image in images.split(1)]
@@ -287,7 +295,10 @@ def check_settings(
 
 
 def restorer_of_options(network: nn.Module, val: dict[str, Any]) -> Restorer | None:
-    """Return the restorer that ``val`` of an option file describes, or None to restore images as a whole."""
+    """Return the restorer that ``val`` of an option file describes, or None to restore images as a whole.
+
+    It returns NaN where the network's output is not finite: a validation shows that as the value of its metrics.
+    """
     if not val.get("tile") and not val.get("max_memory"):
         return None
     overlap, memory = val.get("tile_overlap"), val.get("max_memory")
@@ -297,6 +308,7 @@ def restorer_of_options(network: nn.Module, val: dict[str, Any]) -> Restorer | N
         overlap=overlap_for(val.get("tile")) if overlap is None else overlap,
         blend=val.get("tile_blend") or "hann",
         max_memory=parse_bytes(memory) if memory else None,
+        allow_non_finite=True,
     )
 
 

@@ -99,7 +99,7 @@ def read_weights(path: str | Path, param_key: str | None = None, *, required: bo
             required and missing.
     """
     path = locate(path)
-    return weights_in(read_file(path), path, param_key, required=required)
+    return weights_in(read_file(path), path, param_key, required=required)[0]
 
 
 def read_file(path: Path) -> object:
@@ -107,16 +107,20 @@ def read_file(path: Path) -> object:
     return read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_pickle(path, "PyTorch weights")
 
 
-def weights_in(content: Any, path: Path, param_key: str | None, *, required: bool = False) -> dict[str, Tensor]:
-    """Return the weights of :func:`read_weights` out of what :func:`read_file` has returned for ``path``."""
+def weights_in(
+    content: Any, path: Path, param_key: str | None, *, required: bool = False
+) -> tuple[dict[str, Tensor], str | None]:
+    """Return the weights of :func:`read_weights` out of what :func:`read_file` has returned for ``path``.
+
+    Returns:
+        The weights, and the name of the entry that they are; None where the file holds nothing but tensors.
+    """
     stamp = content.get(STAMP_ENTRY) if isinstance(content, dict) else None
-    entries = [key for key in content if _is_filled(content, key)] if isinstance(content, dict) else []
-    taken = set()
+    entries, taken = entries_in(content), []
     while inner := [key for key in (param_key, *PARAM_KEYS) if isinstance(content, dict) and _is_filled(content, key)]:
         content = content[inner[0]]
-        taken.add(inner[0])
+        taken.append(inner[0])
     if required and param_key is not None and param_key not in taken:
-        entries = [str(key) for key in entries if key != STAMP_ENTRY]
         there = f"expected one of {', '.join(entries)}" if entries else "it has no entries, only weights"
         raise UserError(f"{path}: has no entry {param_key!r}; {there}.{did_you_mean(param_key, entries)}")
     if isinstance(content, dict) and isinstance(stamp, dict):
@@ -127,7 +131,14 @@ def weights_in(content: Any, path: Path, param_key: str | None, *, required: boo
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{path}: {name} holds values that are not finite (NaN or infinity)")
-    return _without_prefixes(state)
+    return _without_prefixes(state), param_key if param_key in taken else next(iter(taken), None)
+
+
+def entries_in(content: Any) -> list[str]:
+    """Return the names of the entries that may hold weights, of what :func:`read_file` has returned."""
+    if not isinstance(content, dict):
+        return []
+    return [str(key) for key in content if _is_filled(content, key) and key != STAMP_ENTRY]
 
 
 def _is_filled(content: dict[Any, Any], key: str | None) -> bool:

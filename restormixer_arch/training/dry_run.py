@@ -74,6 +74,8 @@ def time_training(request: Request) -> tuple[Training, list[float]]:
 def shorten_options(options: dict[str, Any], folder: str, stages: int) -> dict[str, Any]:
     """The options of a training of ``STEPS`` iterations a stage that writes to ``folder`` only."""
     options = deepcopy(options)
+    if options["num_gpu"] not in (0, 1):  # one process, whatever the training will have
+        options["num_gpu"] = min(torch.cuda.device_count(), 1)
     options["path"] = {**options["path"], "experiments_root": folder, "resume_state": None}
     options["logger"] = {**options["logger"], "use_tb_logger": False, "wandb": None}
     if options.get("val"):
@@ -121,12 +123,15 @@ def report(
 
 
 def _restoring_seconds(run: Training, loader: Any) -> tuple[float, int]:
+    """Return the seconds of a validation image, and the number of images. On a GPU the first one compiles kernels."""
     item = next(iter(loader))
-    begin = time.perf_counter()
     if isinstance(run.model, MeasuresInputs):
         run.model.validating = True  # a tile at a time, as val.tile says
-    run.model.feed_data(item)
-    run.model.test()
+    for _ in range(2 if run.opt["num_gpu"] else 1):
+        begin = time.perf_counter()
+        run.model.feed_data(item)
+        run.model.test()
+        run.model.get_current_visuals()  # copies the result to the CPU, which waits for it
     return time.perf_counter() - begin, len(loader)
 
 

@@ -36,8 +36,8 @@ NETWORKS = {
 
 TEMPLATE = """\
 # Written by: basicsr init
-#   basicsr train -opt {file}
-#   basicsr train -opt {file} --auto_resume   (after a stop)
+#   {command}
+#   {command} --auto_resume   (after a stop)
 #   basicsr restore IMAGE -o restored --weights {trained}
 name: {quoted_name}
 model_type: RestorMixerModel
@@ -133,7 +133,7 @@ def write_options(wanted: Wanted) -> str:
     start = f"from the weights of {wanted.task}" if wanted.task else "from nothing"
     return (
         f"{wanted.file}: {int(iterations)} iterations of {batch} patches of {patch} pixels, {seconds:.2f} s each, "
-        f"{start}; next: basicsr train -opt {shlex.quote(str(wanted.file))}"
+        f"{start}; next: {_command(wanted.file)}"
     )
 
 
@@ -271,7 +271,7 @@ def _candidates(device: str, data: _Data) -> Iterator[tuple[int, int]]:
 def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, iterations: int, seconds: float) -> str:
     trained, freq = wanted.task is not None, max(iterations // 10, 1)
     values: dict[str, Any] = {
-        "file": shlex.quote(wanted.file.as_posix()),
+        "command": _command(wanted.file),
         "trained": shlex.quote(f"experiments/{wanted.name}/models/net_g_latest.pth"),
         "quoted_name": quoted(wanted.name),
         "scale": data.scale,
@@ -304,6 +304,14 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
         )
         values["validation"] = f"\nval:\n  val_freq: {freq}\n  save_img: false\n  pbar: false\n  metrics:\n{metric}"
     return TEMPLATE.format(**values)
+
+
+def _command(file: Path) -> str:
+    """Return the command that trains on all GPUs of this machine; with several, each has a process."""
+    quoted_file, gpus = shlex.quote(file.as_posix()), torch.cuda.device_count()
+    if gpus < 2:
+        return f"basicsr train -opt {quoted_file}"
+    return f"torchrun --nproc_per_node={gpus} $(which basicsr) train -opt {quoted_file} --launcher pytorch"
 
 
 def _optimizer(trained: bool, batch: int) -> str:

@@ -23,7 +23,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from restormixer_arch.config.check import Request
 from restormixer_arch.config.rules import expand_paths, path_keys, phase_kind
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import note, warn
+from restormixer_arch.output import note, shown_path, warn
 from restormixer_arch.training import distributed
 
 # They degrade images on a CUDA device.
@@ -96,12 +96,12 @@ def make_folders(opt: dict[str, Any], option_file: Path) -> None:
     for key, place in [("-opt", option_file), *named]:
         if folder in Path(place).resolve().parents:
             raise UserError(
-                f"{key}: {place} lies in {os.path.relpath(folder)}, which a new run of that name renames; copy it to "
+                f"{key}: {place} lies in {shown_path(folder)}, which a new run of that name renames; copy it to "
                 "another place, or choose another name"
             )
     kept = move_aside(opt["path"]["log"])
     if kept:
-        note(f"{os.path.relpath(opt['path']['log'])} is there from an earlier run, which is kept as {kept}")
+        note(f"{shown_path(opt['path']['log'])} is there from an earlier run, which is kept as {kept}")
     for key in ("log", "models", "training_states", "visualization"):
         if key in opt["path"]:
             os.makedirs(opt["path"][key], exist_ok=True)
@@ -119,7 +119,7 @@ def move_aside(folder: str) -> str | None:
         count += 1
         kept = f"{stem}_{count}"
     os.rename(folder, kept)
-    return os.path.relpath(kept)
+    return shown_path(kept)
 
 
 def choose_device(opt: dict[str, Any]) -> None:

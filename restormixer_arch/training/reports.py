@@ -212,11 +212,15 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [{name: _value(text) for name, text in row.items() if name and text} for row in csv.DictReader(file)]
+        rows = [
+            {name: _value(name, text) for name, text in row.items() if name and text} for row in csv.DictReader(file)
+        ]
     return [row for row in rows if isinstance(row.get(KEY), int) and len(row) > 1]
 
 
-def _value(text: str) -> int | float | str:
+def _value(column: str, text: str) -> int | float | str:
+    if column == "dataset":  # its name may look like a number
+        return text
     for kind in (int, float):
         try:
             return kind(text)

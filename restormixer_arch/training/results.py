@@ -11,7 +11,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 from restormixer_arch.config.rules import AVERAGE
 from restormixer_arch.models.validation import last_means
-from restormixer_arch.output import is_first_process, write_text_atomically
+from restormixer_arch.output import is_first_process, shown_path, write_text_atomically
 from restormixer_arch.protocol import ReportsGain
 from restormixer_arch.training.trainer import Testing, Training
 
@@ -133,7 +132,7 @@ def training_lines(run: Training) -> list[str]:
     """One line per validated data set, each with the place of the weights; at least one."""
     models = Path(run.opt["path"]["models"])
     latest = models / "net_g_latest.pth"
-    place = f"weights: {os.path.relpath(latest if latest.exists() else models)}"
+    place = f"weights: {shown_path(latest if latest.exists() else models)}"
     lines = [f"{name}: {text}; {place}" for name, text in result_lines(run.model).items()]
     return lines or [place]
 
@@ -150,14 +149,14 @@ def test_lines(run: Testing) -> list[str]:
     for dataset in run.opt["datasets"].values():
         parts = [texts.get(dataset["name"]) or "no metrics"]
         if run.opt["val"]["save_img"]:
-            parts.append(f"images: {os.path.relpath(images / dataset['name'])}")
+            parts.append(f"images: {shown_path(images / dataset['name'])}")
         lines.append(f"{dataset['name']}: {'; '.join(parts)}")
     rows = [Row(name, run.images.get(name, 0), metrics) for name, metrics in values(run.model).items() if metrics]
     if rows and is_first_process():
         table = write_tables(Path(run.opt["path"]["results_root"]), rows)
         *_, average = with_average(rows)
         if len(rows) > 1:
-            lines.append(f"average of {len(rows)} sets: {_words(average.values)}; table: {os.path.relpath(table)}")
+            lines.append(f"average of {len(rows)} sets: {_words(average.values)}; table: {shown_path(table)}")
     return lines
 
 

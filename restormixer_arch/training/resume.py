@@ -17,7 +17,7 @@ from basicsr.utils import get_root_logger, get_time_str
 from restormixer_arch.errors import UserError, not_found
 from restormixer_arch.inference.weights import read_pickle
 from restormixer_arch.models.plain import plain
-from restormixer_arch.output import note, warn
+from restormixer_arch.output import note, shown_path, warn
 from restormixer_arch.protocol import KeepsState
 from restormixer_arch.training.checkpoint import digest, options_of, prune, remove_unfinished, saved_states
 from restormixer_arch.training.reports import LOSSES, VALIDATIONS
@@ -75,7 +75,7 @@ def _set_newer_aside(opt: dict[str, Any], state: Path, iteration: int) -> None:
     weights = [path for one in newer for path in models.glob(f"net_*_{one.stem}.pth") if "_best_" not in path.name]
     for path in (*latest, *weights, *newer):
         path.rename(aside / path.name)
-    note(f"newer checkpoints than iteration {iteration} are kept in {os.path.relpath(aside)}")
+    note(f"newer checkpoints than iteration {iteration} are kept in {shown_path(aside)}")
 
 
 def _choose(opt: dict[str, Any]) -> tuple[Path, dict[str, Path]] | None:
@@ -87,7 +87,7 @@ def _choose(opt: dict[str, Any]) -> tuple[Path, dict[str, Path]] | None:
     if opt["path"].get("resume_state"):
         candidates.append(Path(opt["path"]["resume_state"]))
     if opt["auto_resume"] and not candidates:
-        note(f"nothing to resume in {os.path.relpath(opt['path']['training_states'])}, starting from the beginning")
+        note(f"nothing to resume in {shown_path(opt['path']['training_states'])}, starting from the beginning")
     for path in candidates:
         try:
             state = read_state(path)

@@ -336,7 +336,7 @@ class Training(Run):
         """Write what was measured, and save the weights under the name of each metric that has never been better."""
         metrics = last_means(self.model, dataset, self.iteration)
         if metrics and self.reports:
-            measured = self.model.gain()[dataset] if isinstance(self.model, MeasuresInputs) else {}
+            measured = self.model.gain().get(dataset, {}) if isinstance(self.model, MeasuresInputs) else {}
             inputs = {metric: before for metric, (before, _) in measured.items()}
             self.reports.write_validation(self.iteration, dataset, metrics, inputs)
             psnr = next((name for name in metrics if "psnr" in name.lower()), None)
