@@ -5,6 +5,7 @@ Windows, the merge of the scans, deep supervision and blocks are arguments of th
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +51,12 @@ class RestorMixerAblation(RestorMixer):
             nn.init.ones_(self.decoder.head_full.norm.weight)
         elif last_norm == "none":
             self.decoder.head_full = _PlainConv(self.decoder.head_full.conv)
+
+    def save_pretrained(self, *arguments: Any, **options: Any) -> Path:
+        """Raises NotImplementedError: the files of a folder do not hold ``scans`` and ``last_norm``."""
+        raise NotImplementedError("variants of an ablation are kept as .pth only, with their option file")
+
+    push_to_hub = save_pretrained
 
 
 class _PlainConv(ConvNorm):

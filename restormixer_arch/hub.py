@@ -89,6 +89,8 @@ class HubMixin:
         """
         fetching = {"revision": revision, "cache_dir": cache_dir, "token": token}
         path = locate(name, **fetching, force_download=force_download, local_files_only=local_files_only)
+        if path.suffix.lower() != ".safetensors":
+            raise UserError(f"{name}: is no .safetensors file; 'basicsr export {name} -o model.safetensors' makes one")
         state = read_safetensors(path)
         try:
             return cls.from_weights(state, network_options(cls, path, state)).eval()

@@ -56,7 +56,9 @@ def by_rows(
 
 
 def rowwise(*, dim: int = 1, multiple: int | str = 1, halo: int = 0) -> Callable:
-    """Decorate a ``forward`` so that it runs :func:`by_rows`, but in training mode: BatchNorm needs the whole batch.
+    """Decorate a ``forward`` to run by :func:`by_rows`.
+
+    Where the module or a part of it, such as a norm, trains, it runs on the whole batch, which BatchNorm needs.
 
     Args:
         dim, halo: see :func:`by_rows`.
@@ -66,7 +68,7 @@ def rowwise(*, dim: int = 1, multiple: int | str = 1, halo: int = 0) -> Callable
     def decorate(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @wraps(forward)
         def forward_by_rows(self: nn.Module, *features: Tensor) -> Tensor:
-            if self.training:
+            if any(module.training for module in self.modules()):
                 return forward(self, *features)
             rows = getattr(self, multiple) if isinstance(multiple, str) else multiple
             return by_rows(partial(forward, self), *features, dim=dim, multiple=rows, halo=halo)
@@ -87,8 +89,9 @@ def _has_hooks(layer: nn.Module) -> bool:
 
 
 def _overwrites(source: nn.Module | None) -> bool:
-    """Whether an activation may work in place: no gradient is wanted, and no hook of the layer ``source``, whose result
-    it gets, can have kept that."""
+    """Whether an activation may run in place: gradients are off, and no hook on ``source``, the layer that made its
+    input, can have kept that tensor.
+    """
     return not torch.is_grad_enabled() and (source is None or not _has_hooks(source))
 
 

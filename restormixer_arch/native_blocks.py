@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from restormixer_arch.selective_scan import native_library as library
@@ -29,7 +30,10 @@ _ops.define("window_attention_backward(Tensor grad_y, Tensor qkv, Tensor y, Tens
 
 
 def on_cpu(x: Tensor) -> bool:
-    """Whether a tensor is float32 on a CPU, to be computed now and as it is: not traced, compiled or cast."""
+    """Whether a tensor is float32 on a CPU, to be computed now and as it is: not traced, compiled or cast.
+
+    Nor with a forward-mode derivative, which the library's operators lack.
+    """
     return (
         x.dtype is torch.float32
         and x.device.type == "cpu"
@@ -37,6 +41,7 @@ def on_cpu(x: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled("cpu")
+        and forward_ad._current_level < 0
     )
 
 
@@ -116,6 +121,10 @@ def _run_gelu(
     grad_y: Tensor | None = None,
     partial: Tensor | None = None,
 ) -> None:
+    if scale is not None and (x.dim() != 4 or scale.numel() % x.shape[1]):
+        raise ValueError(f"scale: a value for each of the channels of x {tuple(x.shape)} was expected")
+    floats = {"x": x, "scale": scale, "shift": shift, "the output's gradient": grad_y}
+    library.check_dtypes({}, floats)
     period = LANES if scale is None else scale.numel()
     first, last = (x, scale, shift, y), (grad_y, partial)
     addresses = ([None if t is None else t.data_ptr() for t in tensors] for tensors in (first, last))
@@ -153,6 +162,9 @@ def _gelu_backward(
 
 
 def _attention(qkv: Tensor, heads: int, keep_norms: bool) -> tuple[Tensor, Tensor]:
+    library.check_dtypes({}, {"qkv": qkv})
+    if qkv.dim() != 3 or qkv.shape[2] % (3 * heads):
+        raise ValueError(f"qkv: (G, T, 3 C) with C a multiple of {heads} heads was expected, got {tuple(qkv.shape)}")
     qkv = qkv.contiguous()
     windows, tokens, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     y = qkv.new_empty(windows, tokens, channels)
@@ -164,6 +176,7 @@ def _attention(qkv: Tensor, heads: int, keep_norms: bool) -> tuple[Tensor, Tenso
 
 
 def _attention_backward(grad_y: Tensor, qkv: Tensor, y: Tensor, norms: Tensor, heads: int) -> Tensor:
+    library.check_dtypes({}, {"qkv": qkv, "the output's gradient": grad_y})
     grad_y, qkv = grad_y.contiguous(), qkv.contiguous()
     grad_qkv = torch.empty_like(qkv)
     pointers = (tensor.data_ptr() for tensor in (qkv, y, norms))

@@ -188,6 +188,8 @@ class RestorMixer(HubMixin, nn.Module):
         ValueError: an argument that the network cannot be built with, or an input of another shape.
     """
 
+    pads_itself = True  # takes images of any size
+
     def __init__(
         self,
         in_channels: int = 3,
@@ -302,8 +304,9 @@ class RestorMixer(HubMixin, nn.Module):
         return self
 
     def _restore(self, x: Tensor, *, coarse: bool) -> list[Tensor]:
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"expected an input of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
+        if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
+            shape = f"(B, {self.in_channels}, H, W)"
+            raise ValueError(f"expected an input of shape {shape} that is not empty, got {tuple(x.shape)}")
         height, width = x.shape[-2:]
         x = pad_to_multiple(x, SIZE_MULTIPLE).contiguous(memory_format=torch.channels_last)
         x_half = x[..., ::2, ::2]  # nearest neighbour

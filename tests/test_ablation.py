@@ -71,6 +71,12 @@ def test_two_scans_are_the_first_two_of_the_whole_network():
     assert torch.equal(pruned.scan1.merge_scans(tokens), block.scan1.merge_scans(tokens))
 
 
+def test_a_variant_is_not_written_where_it_could_not_be_read(tmp_path):
+    with pytest.raises(NotImplementedError, match="kept as .pth only"):
+        variant(scans=1).save_pretrained(tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
 def test_the_last_norm():
     x = picture()
     assert torch.equal(variant(last_norm="zero")(x)[-1], x)

@@ -83,6 +83,12 @@ def test_a_folder_holds_the_network(options):
     loaded.train()(x)  # it can be trained further
 
 
+def test_a_pickled_file_is_named_with_the_way_out():
+    torch.save({"params": tiny_network().state_dict()}, "net.pth")
+    with pytest.raises(UserError, match=r"^net.pth: is no .safetensors file; 'basicsr export net.pth -o model.saf"):
+        RestorMixer.from_pretrained("net.pth")
+
+
 @torch.no_grad()
 def test_config_builds_the_same_network():
     network = RestorMixer(base_channels=4, num_blocks=(1, 2, 2), encoder_heads=(1, 2), deep_supervision=False)

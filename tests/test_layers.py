@@ -68,10 +68,14 @@ def test_rowwise_reads_the_rows_that_belong_together_from_the_module(monkeypatch
     assert torch.equal(strips, Flip()(x))
 
 
-def test_in_training_mode_batchnorm_sees_the_whole_picture(monkeypatch):
-    """As torch.optim.swa_utils.update_bn does it: in training mode, without gradients."""
+@pytest.mark.parametrize("norms_alone", [False, True])
+def test_in_training_mode_batchnorm_sees_the_whole_picture(monkeypatch, norms_alone):
+    """As torch.optim.swa_utils.update_bn does it: in training mode, without gradients; or the norms alone train."""
     monkeypatch.setattr(layers, "STRIP_ELEMENTS", 4 * 3 * 8)
-    block, x = RDCNN(4).train(), torch.randn(2, 4, 32, 3)
+    block, x = RDCNN(4).train(not norms_alone), torch.randn(2, 4, 32, 3)
+    for module in block.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.train()
     other = copy.deepcopy(block)
     wanted = other(x)
     with torch.no_grad():

@@ -177,6 +177,33 @@ def test_operations_are_counted():
         assert counter.get_total_flops() == 2 * 2 * (2 * 16 * 16 * 8)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, in jvp
+def test_forward_mode_derivatives_are_torch_s():
+    """The library has none; with frozen parameters torch would take them to be 0 without a word."""
+    torch.manual_seed(0)
+    net = nn.Sequential(ConvNormAct(conv(3, 8, 3)), conv(8, 4, 1)).eval().requires_grad_(False)
+    x, direction = torch.rand(1, 3, 6, 6), torch.randn(1, 3, 6, 6)
+    _, found = torch.func.jvp(net, (x,), (direction,))
+    step = 1e-6
+    net.double()
+    wanted = (net(x.double() + step * direction) - net(x.double() - step * direction)) / (2 * step)
+    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: native_blocks.gelu(torch.rand(3, dtype=torch.float64)), "x must be of dtype torch.float32"),
+        (lambda: native_blocks.gelu(torch.rand(1, 3, 2, 2), torch.rand(2), torch.rand(2)), "a value for each of"),
+        (lambda: native_blocks.window_attention(torch.rand(1, 4, 12).bfloat16(), 2), "qkv must be of dtype"),
+        (lambda: native_blocks.window_attention(torch.rand(1, 4, 12), 3), "a multiple of 3 heads was expected"),
+    ],
+)
+def test_what_the_operators_cannot_take_is_refused(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
 def test_second_derivatives_are_refused_and_never_silently_zero():
     x = torch.randn(2, 4, 24, requires_grad=True)
     for y in (native_blocks.gelu(x), native_blocks.window_attention(x, 2)):

@@ -47,6 +47,14 @@ def test_arrays(weights, wanted):
         np.testing.assert_allclose(result, wanted, atol=1e-6)
 
 
+def test_another_strength_loads_no_network(weights, monkeypatch):
+    whole = restore(RGB, weights)
+    monkeypatch.setattr("restormixer_arch.inference.restore.load_restorer", None)
+    np.testing.assert_array_equal(restore(RGB, weights, strength=0.0), RGB)
+    half = restore(RGB, weights, strength=0.5).astype(float)
+    np.testing.assert_allclose(half, (whole.astype(float) + RGB) / 2, atol=1)
+
+
 def test_alpha_and_gray_of_arrays(weights):
     result = restore(RGBA, weights)
     np.testing.assert_array_equal(result[..., 3], RGBA[..., 3])

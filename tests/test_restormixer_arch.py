@@ -238,9 +238,9 @@ def test_misspelt_argument():
         RestorMixer(base_chanels=8)
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 4, 8, 8)])
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 4, 8, 8), (0, 3, 8, 8), (1, 3, 0, 8)])
 def test_bad_input(shape):
-    with pytest.raises(ValueError, match=r"expected an input of shape \(B, 3, H, W\), got"):
+    with pytest.raises(ValueError, match=r"expected an input of shape \(B, 3, H, W\) that is not empty, got"):
         small()(torch.rand(*shape))
 
 

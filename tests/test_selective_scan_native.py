@@ -508,6 +508,21 @@ def test_only_the_last_state_is_used():
     assert torch.equal(grad_c, torch.zeros_like(grad_c))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, in jvp
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_forward_mode_derivatives_are_refused_and_never_silently_zero(backend):
+    x, *others = inputs_2d(1, 2, 3, 4, 2, 1)
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative: use backend='definition'"):
+        torch.func.jvp(lambda x: selective_scan_2d(x, *others, DIRECTIONS[:1], backend=backend), (x,), (x,))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, in jvp
+def test_forward_mode_derivatives_in_one_dimension_are_refused():
+    u, *others = inputs_1d(1, 4, 5, 3, z=False).values()
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative: use backend='definition'"):
+        torch.func.jvp(lambda u: scan_1d(u, *others[:-1], delta_bias=others[-1]), (u,), (u,))
+
+
 def test_second_derivative_is_refused():
     u, *rest = leaves(inputs_1d(1, 4, 5, 3, z=False).values())
     y = scan_1d(u, *rest[:-1], delta_bias=rest[-1])

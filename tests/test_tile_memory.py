@@ -82,6 +82,25 @@ def test_unmeasured(monkeypatch):
     assert measure_tile_memory(lambda part: part, 3, torch.device("meta")).budget is None
 
 
+def test_a_limit_that_cannot_be_kept_is_reported(monkeypatch, capsys):
+    monkeypatch.setattr(memory, "reset_peak", lambda: False)
+    assert measure_tile_memory(lambda part: part, 3, CPU).budget is None
+    assert capsys.readouterr().err == ""
+    assert measure_tile_memory(lambda part: part, 3, CPU, 4 * 10**8).budget is None
+    assert capsys.readouterr().err == (
+        "basicsr: warning: max_memory: the memory of a tile cannot be measured on this system; tiles have 512 pixels, "
+        "and may need more than 0.40 GB\n"
+    )
+
+
+def test_measuring_draws_no_random_numbers():
+    torch.manual_seed(0)
+    wanted = torch.rand(1)
+    torch.manual_seed(0)
+    measure_tile_memory(lambda part: part * 2, 3, CPU)
+    assert torch.equal(torch.rand(1), wanted)
+
+
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
 )

@@ -69,6 +69,13 @@ def test_a_network_without_neighbours_restores_tiles_as_the_whole(size, scale, b
     assert [done for done, _ in calls] == list(range(1, calls[0][1] + 1))
 
 
+def test_tiles_do_not_follow_torchs_default_device():
+    picture = torch.rand(1, 3, 200, 191)
+    with torch.device("meta"):
+        result = restore_tiles(lambda part: part.clone(), picture, 128, overlap=48)
+    torch.testing.assert_close(result, picture)
+
+
 def test_a_filter_shows_no_seam():
     """Away from the tiles' ends a blur is the blur of the whole; at the ends its weight is nearly 0."""
     blur = nn.Conv2d(1, 1, 9, padding=4, bias=False)

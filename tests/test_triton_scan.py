@@ -162,27 +162,12 @@ def test_a_failed_probe_is_tried_again_later_and_a_passed_one_never(monkeypatch)
     assert ask(GPU) is None and answers == ["never asked"]
 
 
-def test_the_configuration_of_each_kind_of_gpu(monkeypatch):
-    configs = {(8, 0): "ampere", (9, 0): "hopper"}
-    monkeypatch.setattr(triton_scan, "CONFIGS", configs)
-    assert triton_scan.config_for(CPU) == triton_scan.DEFAULT
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for capability, config in {
-        (7, 5): triton_scan.DEFAULT,
-        (8, 9): "ampere",
-        (9, 0): "hopper",
-        (12, 0): "hopper",
-    }.items():
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-        assert triton_scan.config_for(GPU) == config
-
-
 @pytest.mark.parametrize(
     ("batch", "tokens", "tiles"),
     [(8, 128 * 128, 16), (8, 32 * 32, 4), (1, 5, 2), (1, 2000 * 2000, 256)],
 )
 def test_a_launch_has_many_programs_and_not_too_many_chunks(batch, tokens, tiles):
-    assert triton_scan._tiles(batch, tokens, 2, triton_scan.DEFAULT) == tiles
+    assert triton_scan._tiles(batch, tokens, 2, triton_scan.CONFIG) == tiles
 
 
 # ------------------------------------------------------------------ traced on a GPU that is not there

@@ -24,7 +24,7 @@ def small_programs(monkeypatch):
     """Chunks of two tiles of two tokens and eight channels a program, so that tiny images have several of each."""
     assert triton_scan.interpreted(), __doc__
     torch.manual_seed(0)
-    monkeypatch.setattr(triton_scan, "DEFAULT", Config(rows=2, tiles=2, channels=8, warps=1, loads=4))
+    monkeypatch.setattr(triton_scan, "CONFIG", Config(rows=2, tiles=2, channels=8, warps=1, loads=4))
 
 
 def inputs(count, *sizes, dtype=torch.float32, **options):
@@ -118,7 +118,7 @@ def test_offsets_of_64_bits(monkeypatch):
 @pytest.mark.parametrize("limit", ["MAX_CHUNKS", "PROGRAMS"])
 def test_longer_and_shorter_chunks(limit, monkeypatch):
     monkeypatch.setattr(triton_scan, limit, 1)
-    monkeypatch.setattr(triton_scan, "DEFAULT", Config(rows=3, tiles=1, channels=4, warps=1, loads=2))
+    monkeypatch.setattr(triton_scan, "CONFIG", Config(rows=3, tiles=1, channels=4, warps=1, loads=2))
     check_image(inputs(1, 1, 3, 5, 3, 2), ("row_reverse",))
 
 
@@ -150,7 +150,6 @@ def test_no_constant_weights_and_no_float64():
 
 
 def test_the_probe_passes(monkeypatch):
-    monkeypatch.setattr(triton_scan, "DEFAULT", triton_scan.CONFIGS[9, 0])
     triton_scan.probe.cache_clear()
     assert triton_scan.probe(torch.device("cpu"), torch.float32) is None
 
@@ -185,5 +184,5 @@ def test_opcheck():
     ids=str,
 )
 def test_more_values_and_gradients(directions, sizes, dtype, monkeypatch):
-    monkeypatch.setattr(triton_scan, "DEFAULT", Config(rows=4, tiles=4, channels=16, warps=1, loads=8))
+    monkeypatch.setattr(triton_scan, "CONFIG", Config(rows=4, tiles=4, channels=16, warps=1, loads=8))
     check_image(inputs(len(directions), *sizes, dtype=dtype), directions)

@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from restormixer_arch.selective_scan import triton_kernels as kernels
-from restormixer_arch.selective_scan.triton_scan import CONFIGS, DEFAULT
+from restormixer_arch.selective_scan.triton_scan import CONFIG
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 STREAMS = ("v", "M", "x", "delta", "Bm", "C", "dy", "out", "dx", "ddelta")  # in the dtype of the network
@@ -66,13 +66,13 @@ def resources(kernel, constants, dtype, capability, warps):
     }
 
 
-def variants(config):
+def variants():
     """The kernels that a training step of the network launches, the heaviest forms of each."""
-    common = {"K": 3, "N": 16, "BD": config.channels}
-    walk = common | {"T": config.rows, "SOFTPLUS": True, "WIDE": False}
+    common = {"K": 3, "N": 16, "BD": CONFIG.channels}
+    walk = common | {"T": CONFIG.rows, "SOFTPLUS": True, "WIDE": False}
     for reverse in (False, True):
         yield kernels.ends_kernel, walk | {"REVERSE": reverse}
-    yield kernels.carry_kernel, common | {"U": config.loads, "REVERSE": True}
+    yield kernels.carry_kernel, common | {"U": CONFIG.loads, "REVERSE": True}
     for order, first, last in ((1, True, False), (3, False, True)):
         way = walk | {"ORDER": order, "FIRST": first, "LAST": last}
         yield kernels.apply_kernel, way | {"KEEP": True}
@@ -80,10 +80,9 @@ def variants(config):
 
 
 def main(capability, *dtypes):
-    config = CONFIGS.get(divmod(int(capability), 10), DEFAULT)
     for dtype in dtypes:
-        for kernel, constants in variants(config):
-            found = resources(kernel, constants, dtype, int(capability), config.warps)
+        for kernel, constants in variants():
+            found = resources(kernel, constants, dtype, int(capability), CONFIG.warps)
             sys.stdout.write(json.dumps(found | {"dtype": dtype}) + "\n")
             sys.stdout.flush()
 

@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 from restormixer_arch.layers import pad_to_multiple
 from restormixer_arch.protocol import PadsItself
-from restormixer_arch.restormixer_arch import RestorMixer
 
 
 def window_of(network: nn.Module) -> int:
     """Return the multiple that the sides of images must have for a network of windows, 1 where any size will do."""
-    if isinstance(network, RestorMixer | PadsItself):
+    if isinstance(network, PadsItself):
         return 1
     windows = (getattr(module, "window_size", None) for module in network.modules())
     return max((window for window in windows if isinstance(window, int)), default=1)

@@ -30,7 +30,7 @@ from restormixer_arch.inference.choose_task import (
     STATISTICS,
     Choice,
     choose_task,
-    inputs_of,
+    regression_features,
     window_statistics,
 )
 from restormixer_arch.output import complain, say, write_text_atomically
@@ -86,7 +86,7 @@ def fit_model(statistics: np.ndarray, tasks: Sequence[str]) -> dict[str, list]:
     from scipy.optimize import minimize
 
     center, spread = statistics.mean(0), statistics.std(0) + 1e-9
-    inputs = inputs_of(statistics, center, spread)
+    inputs = regression_features(statistics, center, spread)
     truth = np.eye(len(TASKS))[[TASKS.index(task) for task in tasks]]
     of_class = np.where(np.array(TASKS) == CLEAN, CLEAN_WEIGHT, 1) / np.maximum(truth.sum(0), 1)
     share = truth @ of_class

@@ -66,7 +66,7 @@ class RestorMixerRestore:
         Raises:
             UserError: not enough memory, or the tile is too small.
         """
-        restorer = _cached_restorer(task, strength, tile, str(comfy.model_management.get_torch_device()))
+        restorer = _cached_restorer(task, tile, str(comfy.model_management.get_torch_device()))
         bar = comfy.utils.ProgressBar(image.shape[0])
 
         results: list[Tensor] = []
@@ -76,7 +76,7 @@ class RestorMixerRestore:
             bar.update_absolute(len(results) * total + done, image.shape[0] * total)
 
         for one in image[..., :3].movedim(-1, 1).split(1):  # (1, 3, H, W)
-            results.append(restorer(one, on_tile))
+            results.append(restorer(one, on_tile, strength))
         restored = torch.cat(results).movedim(1, -1)
         if image.shape[-1] == 3:
             return (restored,)
@@ -88,8 +88,8 @@ class RestorMixerRestore:
 
 
 @lru_cache(maxsize=2)
-def _cached_restorer(task: str, strength: float, tile: int, device: str) -> Restorer:
-    return load_restorer(shipped_weights(task), torch.device(device), tile=tile or None, strength=strength)
+def _cached_restorer(task: str, tile: int, device: str) -> Restorer:
+    return load_restorer(shipped_weights(task), torch.device(device), tile=tile or None)
 
 
 NODE_CLASS_MAPPINGS = {"RestorMixerRestore": RestorMixerRestore}

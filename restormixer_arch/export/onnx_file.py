@@ -48,7 +48,7 @@ def export_onnx(network: RestorMixer, path: Path, *, half: bool = False) -> None
         half: weights and arithmetic in float16, except within the scans; inputs and outputs stay float32.
     """
     batch, height, width = (torch.export.Dim(name, min=1, max=MOST) for name in ("batch", "h", "w"))
-    picture = torch.rand(TRACED[0], network.in_channels, *TRACED[1:])
+    picture = torch.full((TRACED[0], network.in_channels, *TRACED[1:]), 0.5, device="cpu")
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
     quiet.setLevel(logging.ERROR)

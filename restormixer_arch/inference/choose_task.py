@@ -65,7 +65,10 @@ def choose_task(images: Sequence[np.ndarray]) -> Choice:
 
 @dataclass(frozen=True)
 class Model:
-    """Logistic regression: ``tasks``, and per statistic its ``center`` and ``spread``, (S,); ``weights`` (S + 1, T)."""
+    """Logistic regression: ``tasks``, and for each statistic its ``center`` and ``spread``, (S,).
+
+    ``weights`` (2 S + 1, T) are those of the statistics, their squares and a constant.
+    """
 
     tasks: tuple[str, ...]
     center: np.ndarray
@@ -73,11 +76,11 @@ class Model:
     weights: np.ndarray
 
     def scores(self, statistics: np.ndarray) -> np.ndarray:
-        """Return the logarithms of the probabilities but for a constant: (N, S) -> (N, T)."""
-        return inputs_of(statistics, self.center, self.spread) @ self.weights
+        """Return log-probabilities up to a constant: (N, S) -> (N, T)."""
+        return regression_features(statistics, self.center, self.spread) @ self.weights
 
 
-def inputs_of(statistics: np.ndarray, center: np.ndarray, spread: np.ndarray) -> np.ndarray:
+def regression_features(statistics: np.ndarray, center: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """Return standardized statistics, their squares, and a column of ones: (N, S) -> (N, 2 * S + 1)."""
     scaled = np.clip((statistics - center) / spread, -4, 4)
     return np.hstack([scaled, scaled**2, np.ones((len(scaled), 1))])

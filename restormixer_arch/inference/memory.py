@@ -18,6 +18,7 @@ from torch import Tensor
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.tiles import ALIGNMENT
 from restormixer_arch.memory import in_words, peak_bytes, release_freed_memory, reset_peak
+from restormixer_arch.output import warn
 
 SMALL, MEDIUM = 128, 512  # sides of the two tiles in pixels
 LARGEST = 2048  # side of a tile in pixels: 16 times the area of MEDIUM; its overlaps cost 6 % of the time
@@ -100,7 +101,7 @@ def measure_tile_memory(
     max_memory: int | None = None,
     held: int | None = None,
 ) -> TileMemory:
-    """Run ``restore_tile`` on two tiles of noise and measure the memory that it needs.
+    """Run ``restore_tile`` on two gray tiles and measure the memory that it needs.
 
     Args:
         restore_tile: restores a float32 tile (1, ``channels``, h, w) in [0, 1] that is on the CPU.
@@ -111,19 +112,20 @@ def measure_tile_memory(
         held: bytes that the process held before any image was read, on a CPU. None: what it holds now.
 
     Returns:
-        Without a budget where the system does not report a peak, or cannot take it again: only Linux can on a CPU.
+        Without a budget where the system does not report a peak, or cannot take it again: only Linux can on a CPU. A
+        ``max_memory`` is then not kept, and a warning says so.
 
     Raises:
         UserError: not enough memory for the two tiles.
     """
     if device.type not in ("cpu", "cuda"):
-        return TileMemory(None)
+        return _unmeasured(max_memory)
     try:
         if device.type == "cuda":
             held, needed = _needed_on_gpu(restore_tile, channels, device)
             budget = max_memory or int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + held))
         elif not reset_peak():  # an earlier peak, such as that of the imports, would hide what the tiles need
-            return TileMemory(None)
+            return _unmeasured(max_memory)
         else:
             now, needed = _needed_on_cpu(restore_tile, channels)
             held = now if held is None else held
@@ -136,11 +138,25 @@ def measure_tile_memory(
             "smaller one"
         ) from error
     if needed[1] <= needed[0]:  # the system reports no peak, or an earlier one was higher
-        return TileMemory(None)
+        return _unmeasured(max_memory)
     per_pixel = (needed[1] - needed[0]) / (MEDIUM**2 - SMALL**2)
     fixed = max(0.0, needed[0] - per_pixel * SMALL**2)
     on_host, strict = device.type == "cpu", max_memory is not None
     return TileMemory(min(budget, sys.maxsize), held, fixed, per_pixel, on_host, strict)
+
+
+def _unmeasured(max_memory: int | None) -> TileMemory:
+    if max_memory is not None:
+        warn(
+            "max_memory: the memory of a tile cannot be measured on this system; tiles have "
+            f"{UNMEASURED_TILE} pixels, and may need more than {in_words(max_memory)}"
+        )
+    return TileMemory(None)
+
+
+def _gray(channels: int, side: int) -> Tensor:
+    """A tile that draws no random numbers, of which a user's seed decides: what it shows needs no memory."""
+    return torch.full((1, channels, side, side), 0.5, dtype=torch.float32, device="cpu")
 
 
 def _needed_on_cpu(restore_tile: Callable[[Tensor], Tensor], channels: int) -> tuple[int, list[int]]:
@@ -154,7 +170,7 @@ def _needed_on_cpu(restore_tile: Callable[[Tensor], Tensor], channels: int) -> t
     for side in (SMALL, MEDIUM):
         release_freed_memory()
         reset_peak()
-        restore_tile(torch.rand(1, channels, side, side))
+        restore_tile(_gray(channels, side))
         needed.append((peak_bytes() or 0) - held)
     return held, needed
 
@@ -166,7 +182,7 @@ def _needed_on_gpu(
     held, needed = torch.cuda.memory_allocated(device), []
     for side in (SMALL, MEDIUM):
         torch.cuda.reset_peak_memory_stats(device)
-        restore_tile(torch.rand(1, channels, side, side))
+        restore_tile(_gray(channels, side))
         torch.cuda.synchronize(device)
         needed.append(torch.cuda.max_memory_allocated(device) - held)
     return held, needed

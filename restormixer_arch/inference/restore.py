@@ -6,7 +6,7 @@ Shape letters: B batch, C channels, H x W size in pixels, s the network's upscal
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from restormixer_arch.output import user_path
 PILLOW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B")
 DEEP_MODES = ("I;16", "I;16L", "I;16B")
 TOLERANCE = 1e-4  # of the range of floating-point images: resizing and rounding leave it a little
+Restore = Callable[..., Tensor]  # called as a Restorer is
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -66,7 +67,8 @@ def restore(
         tile: largest side of a tile in pixels. Default: as large as ``max_memory`` allows.
         max_memory: bytes, or text such as ``"3G"``; on a CPU for the whole process. Default: on a CPU 3 GB more than
             the process holds when the network is loaded, on a GPU 80 % of its free memory; an image that needs more
-            is restored in the smallest tiles.
+            is restored in the smallest tiles. Only Linux and NVIDIA GPUs can measure it: elsewhere tiles have 512
+            pixels, and a warning shows that the limit is not kept.
         strength: share of the restored image in the result, in [0, 1]; the rest is the input.
 
     Returns:
@@ -85,18 +87,19 @@ def restore(
     check_settings(tile=tile, max_memory=budget, strength=strength, precision=precision)
     file = path / WEIGHTS if path.is_dir() else path
     changed = file.stat().st_mtime_ns if file.is_file() else 0  # a file that changed is read again
-    restorer = _cached_restorer(path, changed, device, precision, self_ensemble, tile, budget, strength)
+    restorer = _cached_restorer(path, changed, device, precision, self_ensemble, tile, budget)
+    apply = partial(restorer, strength=strength)
     if isinstance(image, Tensor):
-        return _restore_tensor(restorer, image)
+        return _restore_tensor(apply, image)
     if isinstance(image, np.ndarray):
-        return _restore_array(restorer, image)
+        return _restore_array(apply, image)
     if isinstance(image, Image.Image):
-        return _restore_pillow(restorer, image)
+        return _restore_pillow(apply, image)
     raise TypeError(f"image must be a numpy array, a torch tensor or a PIL image, got {type(image).__name__}")
 
 
 def restore_picture(
-    restorer: Callable[[Tensor, Progress], Tensor],
+    restorer: Restore,
     picture: Picture,
     on_tile: Progress = no_progress,
 ) -> Picture:
@@ -128,7 +131,6 @@ def _cached_restorer(
     self_ensemble: bool,
     tile: int | None,
     max_memory: int | None,
-    strength: float,
 ) -> Restorer:
     return load_restorer(
         path,
@@ -137,11 +139,10 @@ def _cached_restorer(
         max_memory=max_memory,
         precision=precision,
         self_ensemble=self_ensemble,
-        strength=strength,
     )
 
 
-def _restore_tensor(restorer: Restorer, image: Tensor) -> Tensor:
+def _restore_tensor(restorer: Restore, image: Tensor) -> Tensor:
     if image.layout != torch.strided or image.is_meta:
         kind = "on the meta device" if image.is_meta else f"of layout {image.layout}"
         raise ValueError(f"a tensor must be dense and hold values, got one {kind}")
@@ -155,7 +156,7 @@ def _restore_tensor(restorer: Restorer, image: Tensor) -> Tensor:
     return result if image.ndim == 4 else result[0]
 
 
-def _restore_array(restorer: Restorer, image: np.ndarray) -> np.ndarray:
+def _restore_array(restorer: Restore, image: np.ndarray) -> np.ndarray:
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 2, 3, 4)) or 0 in image.shape:
         raise ValueError(f"an array must have the shape (H, W) or (H, W, 1 to 4), got {image.shape}")
     image = _within_range(image)
@@ -165,7 +166,7 @@ def _restore_array(restorer: Restorer, image: np.ndarray) -> np.ndarray:
     return result if image.ndim == 3 else result[..., 0]
 
 
-def _restore_pillow(restorer: Restorer, image: Image.Image) -> Image.Image:
+def _restore_pillow(restorer: Restore, image: Image.Image) -> Image.Image:
     if image.mode not in PILLOW_MODES:
         raise ValueError(f"a PIL image must be of mode {', '.join(PILLOW_MODES)}, got {image.mode}")
     if 0 in image.size:
@@ -178,8 +179,10 @@ def _restore_pillow(restorer: Restorer, image: Image.Image) -> Image.Image:
     return result
 
 
-def _restore_deep_pillow(restorer: Restorer, image: Image.Image) -> Image.Image:
-    """Restore 16-bit gray. Pillow has no alpha of 16 bits: its transparent color stays, and no other pixel has it."""
+def _restore_deep_pillow(restorer: Restore, image: Image.Image) -> Image.Image:
+    """Restore 16-bit gray. Pillow has no 16-bit alpha: one gray level is transparent. Pixels of that level stay so, and
+    restored pixels that have it by chance are moved by one level.
+    """
     dtype = {"I;16": "<u2", "I;16L": "<u2", "I;16B": ">u2"}.get(image.mode, "=u2")
     pixels = np.frombuffer(image.tobytes(), dtype).reshape(image.height, image.width)
     result = _restore_array(restorer, pixels.astype(np.uint16))

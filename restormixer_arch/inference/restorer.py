@@ -197,8 +197,12 @@ class Restorer:
         holding = samples * (2 * images.element_size() + self.scale**2 * (4 + 2 * images.element_size()))
         return self.memory.tile(height, width, holding, self.overlap)
 
-    def __call__(self, images: Tensor, on_tile: Progress = no_progress) -> Tensor:
+    def __call__(self, images: Tensor, on_tile: Progress = no_progress, strength: float | None = None) -> Tensor:
         """Apply :func:`restore_batch` with these settings to one image after the other.
+
+        Args:
+            images, on_tile: see there.
+            strength: in place of the attribute of that name, if it is not None.
 
         Shape:
             (B, C, H, W) -> (B, C, s * H, s * W)
@@ -209,7 +213,7 @@ class Restorer:
             "blend": self.blend,
             "precision": self.precision,
             "self_ensemble": self.self_ensemble,
-            "strength": self.strength,
+            "strength": self.strength if strength is None else strength,
             "allow_non_finite": self.allow_non_finite,
             "on_tile": on_tile,
         }

@@ -106,7 +106,7 @@ def restore_tiles(
             result = restored
         else:
             if result is None:
-                result = torch.zeros(*restored.shape[:2], height * scale, width * scale)
+                result = restored.new_zeros(*restored.shape[:2], height * scale, width * scale)
             place = result[..., top * scale : bottom * scale, left * scale : right * scale]
             place.add_(restored.mul_(row_weights[i][:, None]).mul_(column_weights[j]))
         on_tile(done, len(grid))
@@ -130,16 +130,17 @@ def axis_tiles(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 
 def axis_weights(spans: list[tuple[int, int]], overlap: int, blend: str) -> list[Tensor]:
     """Return the float32 weights of the pixels of each span; in each pixel, those of all spans add up to 1."""
-    ramp = RAMPS[blend]((torch.arange(overlap, dtype=torch.float64) + 0.5) / max(overlap, 1))
+    on_cpu = {"dtype": torch.float64, "device": "cpu"}  # whatever torch's default device is
+    ramp = RAMPS[blend]((torch.arange(overlap, **on_cpu) + 0.5) / max(overlap, 1))
     weights = []
     for number, (first, last) in enumerate(spans):
-        weight = torch.ones(last - first, dtype=torch.float64)
+        weight = torch.ones(last - first, **on_cpu)
         if number > 0:
             weight[:overlap] *= ramp
         if number < len(spans) - 1:
             weight[len(weight) - overlap :] *= ramp.flip(0)
         weights.append(weight)
-    total = torch.zeros(spans[-1][1], dtype=torch.float64)
+    total = torch.zeros(spans[-1][1], **on_cpu)
     for (first, last), weight in zip(spans, weights, strict=True):
         total[first:last] += weight
     return [(weight / total[first:last]).float() for (first, last), weight in zip(spans, weights, strict=True)]

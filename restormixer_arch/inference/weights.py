@@ -179,7 +179,8 @@ def _reason(path: Path, error: Exception) -> str:
     """Why torch cannot read a file. Its own text advises to switch its protection off."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    start = path.read_bytes()[:64].lstrip().lower()
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
     if start.startswith((b"<", b"version https://git-lfs")):
         return "it is a web page or a pointer to a file: download the file itself"
     if "Unsupported global" in str(error) or "GLOBAL" in str(error):

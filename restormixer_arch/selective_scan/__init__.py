@@ -73,7 +73,6 @@ def _automatic(
     """The backend that ``auto`` takes and, if that is not the best kernel of the device, why."""
     reasons = []
     for name in KERNELS.get(device.type, ()):
-        # The kernels of a GPU follow the dtype of the tokens; that of the CPU takes each tensor as it is.
         known = NATIVE_DTYPES if name == "native" else CUDA_DTYPES
         unknown = sorted(str(dtype) for dtype in dtypes if dtype not in known)
         if unknown:
@@ -129,20 +128,22 @@ def _announce(name: str, device: torch.device, reason: str) -> None:
 
 def _choose(
     backend: str,
-    tokens: Tensor,
-    tensors: list[Tensor],
+    streams: list[Tensor],
+    parameters: list[Tensor],
     states: int,
     *,
     needs_state_grad: bool,
     constant_weights: bool = False,
 ) -> str:
-    """The name of the backend to run, announced."""
+    """The name of the backend to run, announced. ``streams`` have values for each token, the tokens first."""
+    tokens = streams[0]
     if backend not in BACKENDS:
         hint = did_you_mean(backend, BACKENDS)
         raise UserError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}.{hint}")
     reason = ""
     if backend == "auto":
-        dtypes = (tokens.dtype,) if tokens.is_cuda else tuple(tensor.dtype for tensor in tensors)
+        # A GPU's kernels take parameters of any dtype.
+        dtypes = [tensor.dtype for tensor in (streams if tokens.is_cuda else (*streams, *parameters))]
         backend, reason = _automatic(tokens.device, dtypes, states, constant_weights)
         if backend == "cuda" and needs_state_grad:
             backend, reason = "torch", "cuda: it has no gradient for the last state"
@@ -204,8 +205,8 @@ def selective_scan(
     needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given.values())
     name = _choose(
         backend,
-        u,
-        list(given.values()),
+        [u, delta, B, C, *([] if z is None else [z])],
+        [tensor for tensor in (A, D, delta_bias) if tensor is not None],
         A.shape[1],
         needs_state_grad=return_last_state and needs_grad,
         constant_weights=2 in (B.dim(), C.dim()),
@@ -264,7 +265,7 @@ def selective_scan_2d(
     """
     given = {"x": x, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias}
     checks.check_scan_2d(given, directions)
-    name = _choose(backend, x, list(given.values()), A.shape[2], needs_state_grad=False)
+    name = _choose(backend, [x, delta, B, C], [A, D, delta_bias], A.shape[2], needs_state_grad=False)
     arguments = (x, delta, A, B, C, D, delta_bias, directions)
     if name == "definition":
         return selective_scan_2d_loop(*arguments)

@@ -32,10 +32,10 @@ def _kernel() -> Scan:
 
 def _tiny_scan() -> dict[str, Tensor]:
     """Inputs of a scan with two groups and every optional part; the same numbers on each device."""
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator("cpu").manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=draw)
+        return torch.randn(shape, generator=draw, device="cpu")
 
     inputs = {"u": normal(2, 4, 9), "delta": normal(2, 4, 9), "A": -normal(4, 8).exp(), "B": normal(2, 2, 8, 9)}
     return inputs | {"C": normal(2, 2, 8, 9), "D": normal(4), "z": normal(2, 4, 9), "delta_bias": normal(4)}

@@ -124,7 +124,7 @@ def unusable_reason() -> str | None:
 def require() -> None:
     """Raises :class:`UserError` with the cure if the kernel is missing."""
     if REASON:
-        raise UserError(f"backend 'native' is not usable: {REASON}")
+        raise UserError(f"the compiled library, backend 'native', is not usable: {REASON}")
 
 
 def chunks(length: int) -> int:
@@ -184,8 +184,10 @@ def run(function: str, arguments: ctypes.Structure) -> None:
     """One call of ``restormixer_gelu`` or ``restormixer_attention``.
 
     Raises:
+        UserError: the library is missing.
         MemoryError, RuntimeError: the kernel's status.
     """
+    require()
     status = getattr(_LIBRARY, function)(ctypes.byref(arguments), torch.get_num_threads(), _parallel, _ISA)
     if status:
         raise (MemoryError if status == 1 else RuntimeError)(f"native {function}: {_STATUS[status]}")
@@ -193,4 +195,5 @@ def run(function: str, arguments: ctypes.Structure) -> None:
 
 def gelu_tiles(count: int, period: int) -> int:
     """Rows of partial sums that the backward pass of ``restormixer_gelu`` writes."""
+    require()
     return _LIBRARY.restormixer_gelu_tiles(count, period)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from restormixer_arch.selective_scan import native_library as library
 from restormixer_arch.selective_scan.checks import check_scan
-from restormixer_arch.selective_scan.operator import backward_flops, forward_flops, no_second_gradient
+from restormixer_arch.selective_scan.operator import backward_flops, forward_flops, no_second_gradient, refuse_tangents
 
 _ops = torch.library.Library("restormixer", "FRAGMENT")
 _ops.define(
@@ -238,6 +238,7 @@ def selective_scan_native(
     streams = [library.stream_dtype(t) for t in (u, delta, z)]
     b, c = (library.as_float32(t) if t.dim() == 2 else library.stream_dtype(t) for t in (B, C))
     given = [t for t in (u, delta, A, B, C, D, z, delta_bias) if t is not None]
+    refuse_tangents(given)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     y, last_state, _ = torch.ops.restormixer.scan_1d.default(
         streams[0], streams[1], dense[0], b, c, dense[1], streams[2], dense[2], delta_softplus, keep

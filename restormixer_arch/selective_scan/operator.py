@@ -20,12 +20,13 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from restormixer_arch.errors import UserError
@@ -81,9 +82,18 @@ def scan_2d(
 ) -> Tensor:
     """Call the operator; the arguments are those of :func:`restormixer_arch.selective_scan.selective_scan_2d`."""
     tensors = (x, delta, A, B, C, D, delta_bias)
+    refuse_tangents(tensors)
     keep = keep_states and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     orders = [ORDERS[name] for name in directions]
     return torch.ops.restormixer.scan_2d.default(*tensors, orders, backend, keep)[0]
+
+
+def refuse_tangents(tensors: Iterable[Tensor]) -> None:
+    """Raises NotImplementedError where a forward-mode derivative is wanted: torch would take it to be 0."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError("the scan has no forward-mode derivative: use backend='definition'")
 
 
 def _implementation(backend: str) -> ModuleType:

@@ -48,13 +48,8 @@ class Config(NamedTuple):
     loads: int  # U, of the carry phase, in flight
 
 
-# By compute capability; chosen from the registers of the compiled code, not yet timed on a GPU.
-CONFIGS = {
-    (8, 0): Config(4, 16, 64, 1, 8),
-    (9, 0): Config(4, 16, 64, 1, 8),
-    (12, 0): Config(4, 16, 64, 1, 8),
-}
-DEFAULT = Config(4, 16, 64, 1, 8)
+# Chosen from the registers of the code for compute capabilities 8.0, 9.0 and 12.0; not yet timed on a GPU.
+CONFIG = Config(rows=4, tiles=16, channels=64, warps=1, loads=8)
 PROGRAMS = 1024  # a launch with fewer gets shorter chunks
 MAX_CHUNKS = 4096  # the carry phase walks them one after the other
 WIDE_OFFSETS = 2**31  # elements of an image from which on offsets take 64 bits
@@ -94,10 +89,10 @@ def unusable_reason(device: torch.device | None = None, dtype: torch.dtype = tor
 
 def _tiny_scan(dtype: torch.dtype) -> dict[str, Tensor]:
     """Inputs of a scan in two directions, with several chunks and a channel block that is not full."""
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator("cpu").manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=draw)
+        return torch.randn(shape, generator=draw, device="cpu")
 
     size, directions, channels, states = (1, 3, 7), 2, 80, 2
     inputs = {"x": normal(*size, channels).to(dtype), "delta": (normal(*size, directions, channels) - 2).to(dtype)}
@@ -110,7 +105,9 @@ def _tiny_scan(dtype: torch.dtype) -> dict[str, Tensor]:
 def probe(device: torch.device, dtype: torch.dtype) -> str | None:
     """Run the kernels once on ``device``: None if they give the definition's numbers, else the reason."""
     names = ("column", "row_reverse")
-    exact = {name: tensor.double() for name, tensor in _tiny_scan(dtype).items()}
+
+    def exact() -> dict[str, Tensor]:
+        return {name: tensor.double() for name, tensor in _tiny_scan(dtype).items()}
 
     def scan(**tensors: Tensor) -> Tensor:
         return scan_2d(**tensors, directions=names, backend="triton", keep_states=True)
@@ -118,17 +115,9 @@ def probe(device: torch.device, dtype: torch.dtype) -> str | None:
     return difference(
         "the Triton kernel",
         TOLERANCES[dtype],
-        lambda: results(selective_scan_2d_loop, exact, torch.device("cpu"), directions=names),
+        lambda: results(selective_scan_2d_loop, exact(), torch.device("cpu"), directions=names),
         lambda: results(scan, _tiny_scan(dtype), device),
     )
-
-
-def config_for(device: torch.device) -> Config:
-    """The configuration of a GPU: that of its compute capability, or of the one before it in the table."""
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return DEFAULT
-    capability = torch.cuda.get_device_capability(device)
-    return CONFIGS.get(max((known for known in CONFIGS if known <= capability), default=(0, 0)), DEFAULT)
 
 
 def _tiles(batch: int, tokens: int, blocks: int, config: Config) -> int:
@@ -144,7 +133,7 @@ def _tiles(batch: int, tokens: int, blocks: int, config: Config) -> int:
 def kept_states(x: Tensor, A: Tensor) -> Tensor:
     """(B, K, ceil(L / T), N, D), float32: the state before every T-th token."""
     count, channels, states = A.shape
-    rows = -(-(x.shape[1] * x.shape[2]) // config_for(x.device).rows)
+    rows = -(-(x.shape[1] * x.shape[2]) // CONFIG.rows)
     return x.new_empty(x.shape[0], count, rows, states, channels, dtype=torch.float32)
 
 
@@ -181,7 +170,7 @@ class _Scan:
         self.orders = orders
         (self.batch, self.height, self.width, self.channels), self.count = x.shape, len(orders)
         self.states, self.length = A.shape[2], self.height * self.width
-        self.config = config_for(x.device)
+        self.config = CONFIG
         self.blocks = -(-self.channels // self.config.channels)
         self.tiles = _tiles(self.batch, self.length, self.blocks, self.config)
         self.chunks = -(-self.length // (self.config.rows * self.tiles))

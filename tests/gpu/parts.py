@@ -175,9 +175,9 @@ def _timed(
     config: tuple[int, int, int] | None,
 ) -> Row:
     scan = partial(selective_scan_2d, directions=directions, backend=backend, keep_states=keep)
-    before = triton_scan.config_for
+    before = triton_scan.CONFIG
     if config is not None:
-        triton_scan.config_for = lambda _: triton_scan.Config(*config, warps=1, loads=8)
+        triton_scan.CONFIG = triton_scan.Config(*config, warps=1, loads=8)
     try:
         with torch.no_grad():
             forward = milliseconds(lambda: scan(*inputs))
@@ -186,7 +186,7 @@ def _timed(
     except Exception as error:  # noqa: BLE001 - one configuration that fails is a result
         return {"error": f"{type(error).__name__}: {str(error)[:200]}"}
     finally:
-        triton_scan.config_for = before
+        triton_scan.CONFIG = before
 
 
 def wide(tiny: bool) -> Iterator[Row]:
