@@ -206,13 +206,19 @@ def test_ctrl_c_shows_and_writes_what_was_measured(monkeypatch, tmp_path, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rounds", "0"], "--rounds: got 0, expected at least 1"),
+        (
+            ["--rounds", "0"],
+            "basicsr bench: argument --rounds: expected a positive whole number, got '0'. See 'basicsr bench --help'",
+        ),
         (
             ["--device", "cuda"],
             "--device: 'cuda' is not available here, torch finds no CUDA device; expected cpu",
         ),
-        (["--threads", "-1"], "--threads: got -1, expected at least 1"),
-        (["--json", "no/such/folder.json"], "--json: 'no/such/folder.json' must be a new file in a folder that exists"),
+        (
+            ["--threads", "-1"],
+            "basicsr bench: argument --threads: expected a positive whole number, got '-1'. See 'basicsr bench --help'",
+        ),
+        (["--json", "no/such/folder.json"], "--json: there is no folder 'no/such'"),
     ],
 )
 def test_mistakes(arguments, message, capsys, monkeypatch):

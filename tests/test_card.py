@@ -43,7 +43,7 @@ def test_tables_of_what_is_there(sets, capsys):
     assert main(["card", "--out", "card.md"]) == 0
     out, err = capsys.readouterr()
     assert "sr_x2: no weights are installed" in err
-    assert "left out, not there: Rain100H (datasets/Rain100H/test_gt.lmdb), RainCityscapes" in err
+    assert "left out, not found: Rain100H (datasets/Rain100H/test_gt.lmdb), RainCityscapes" in err
     text = (sets / "card.md").read_text(encoding="utf-8")
     assert text.strip() in out
     lines = text.splitlines()
@@ -84,4 +84,4 @@ def test_published_numbers_name_their_source():
 
 def test_skip_missing(folder, capsys):
     assert main(["test", "-opt", "options/test_public_sr.yml", "--skip-missing"]) == 2
-    assert "datasets: none is there: Set5 (datasets/Set5/test_gt.lmdb)" in capsys.readouterr().err
+    assert "datasets: none was found: Set5 (datasets/Set5/test_gt.lmdb)" in capsys.readouterr().err

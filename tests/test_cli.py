@@ -41,6 +41,18 @@ def errors(capsys) -> list[str]:
     ("arguments", "message"),
     [
         (["trian"], f"unknown command 'trian'. Did you mean 'train'? Commands: {', '.join(cli.COMMANDS)}"),
+        (
+            ["compare", "--pages", "x", "--steps"],
+            "basicsr compare: --steps belongs to -opt. See 'basicsr compare --help'",
+        ),
+        (
+            ["compare", "--report", "x", "--out", "y"],
+            "basicsr compare: --out belongs to --pages. See 'basicsr compare --help'",
+        ),
+        (
+            ["compare", "--report", ""],
+            "basicsr compare: argument --report: expected a name, got none. See 'basicsr compare --help'",
+        ),
         (["compare"], "basicsr compare: expected one of -opt, --pages and --report. See 'basicsr compare --help'"),
         (["train"], "basicsr train: the following arguments are required: -opt/--opt. See 'basicsr train --help'"),
         (

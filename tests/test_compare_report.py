@@ -104,6 +104,14 @@ def test_pictures_are_ordered_by_the_lead_over_the_best_of_the_others(metric, or
     assert len(worst) == len(best) == 2
 
 
+def test_a_picture_that_the_first_one_failed_at_is_among_its_worst():
+    """And one that only the others failed at among its best, whatever the leads elsewhere are."""
+    rows = [(20, 30, 29), (math.nan, 30, 29), (21, math.nan, math.nan), (22, 30, 29)]
+    comparison, dataset = compared(PSNR, rows)
+    worst, best = report_pictures.extremes(comparison, dataset)
+    assert "".join(p.name for p in worst + best[::-1]) == "1032"
+
+
 def test_many_pictures_are_limited_and_one_is_enough():
     comparison, dataset = compared(PSNR, [(30 + i, 30, 30) for i in range(20)])
     worst, best = report_pictures.extremes(comparison, dataset)

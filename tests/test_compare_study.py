@@ -62,8 +62,10 @@ FAULTS = [
     (lambda o: o["context"]["dataset"].update(mean=[0.5, 0.5, 0.5]), "context.dataset.mean: pictures are compared in "
      "[0, 1], without mean and std"),
     (lambda o: o.update(runs=[]), "runs: got [], expected 1 or more values"),
-    (lambda o: o["context"].update(sizes=[8, 20]), "context.sizes: got [8, 20], expected multiples of the smallest "
-     "one"),
+    (lambda o: o["context"].update(sizes=[8, 20]), "context.sizes: got [8, 20], expected growing multiples of the "
+     "first one"),
+    (lambda o: o["context"].update(sizes=[16, 8]), "context.sizes: got [16, 8], expected growing multiples of the "
+     "first one"),
     (lambda o: o["context"]["dataset"].update(dataroot_gt="pairs/g"), "context.dataset.dataroot_gt: 'pairs/g' does "
      "not exist"),
     (lambda o: (o.pop("runs"), o["train"].update(budget={"iterations": 2})), "context: is measured in a study: 'runs' "
@@ -328,6 +330,14 @@ def test_the_middle_is_judged_in_the_same_place(scale):
     assert context.middle_psnr(Offset(scale), lq, gt, 16, 8) == pytest.approx(20, abs=1e-4)
     frame = (16 * 0.01 + 48 * 0.09) / 64
     assert context.middle_psnr(Offset(scale), lq, gt, 8, 8) == pytest.approx(-10 * np.log10(frame), abs=1e-4)
+
+
+def test_the_middle_is_the_same_for_odd_sizes():
+    """One wrong pixel is within the middle of each crop, or of none."""
+    gt = torch.zeros(1, 3, 11, 11)
+    lq = gt.clone()
+    lq[..., 3, 3] = 1.0
+    assert len({context.middle_psnr(nn.Identity(), lq, gt, size, 5) for size in (5, 10)}) == 1
 
 
 def test_the_receptive_field_is_a_mean_over_all_pictures(pairs, write):

@@ -4,6 +4,7 @@ import csv
 import math
 
 import pytest
+from scipy import stats
 
 from restormixer_arch.compare import results, tables
 from restormixer_arch.compare.run import join_pictures
@@ -18,7 +19,7 @@ INPUTS = [(20.0, 9.0, 0.5), (22.0, 9.5, 0.7)]  # PSNR, NIQE, SSIM of two picture
 RESTORED = {"ours": [(30.0, 5.0, 0.9), (32.0, 5.0, 0.8)], "a|b": [(29.0, 4.0, 0.9), (33.0, 5.0, 0.8)]}
 EXPECTED = r"""# trial
 
-Means over rain (2 pictures). Each without earlier weights was trained for 600 iterations. The best value of a column is bold.
+Means over rain (2 pictures). Each without given weights was trained for 600 iterations. The best value of a column is bold.
 
 |  | rain psnr | rain niqe | rain ssim | parameters | GMAC | thop's GMAC | latency | peak memory | iterations | training |
 | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |
@@ -29,7 +30,7 @@ Means over rain (2 pictures). Each without earlier weights was trained for 600 i
 GMAC, latency (median of 7 runs in turn) and peak memory of the process are those of one 64x64 picture on Abacus, 2 threads, torch 2.9.0. GMAC counts scans and attention, with BatchNorm folded; thop sees only some kinds of layers, unfolded.
 Lower is better: niqe.
 
-Difference to ours on the same pictures: mean, and its 95% interval (Student's t).
+Difference to ours on the same pictures: mean, and its 95% interval over the photographs (Student's t).
 
 |  | rain psnr | rain niqe | rain ssim |
 | --- | --: | --: | --: |
@@ -60,6 +61,19 @@ def comparison(restored=RESTORED):
 
 def test_markdown():
     assert tables.markdown(comparison()) == EXPECTED
+
+
+def test_pictures_of_one_photograph_count_as_one():
+    """Two photographs under two labels each, with leads of 1, 3 and -1, 1: the interval is that of 2 and 0."""
+    names = [f"{photo}_{label}" for photo in "ab" for label in ("rain", "low_haze")]
+
+    def named(values):
+        return {"x": [{"name": n, "values": {"psnr": v}, "restored": "r"} for n, v in zip(names, values, strict=True)]}
+
+    inputs = {"x": [{"name": n, "values": {"psnr": 20.0}, "input": "i", "truth": None} for n in names]}
+    found = join_pictures(inputs, {"ours": named([30.0] * 4), "b": named([31.0, 33.0, 29.0, 31.0])})
+    difference = found[0].difference["psnr"]["b"]
+    assert difference.mean == 1.0 and difference.high == pytest.approx(1 + stats.t.ppf(0.975, 1))
 
 
 def test_one_competitor_is_neither_the_best_nor_different():

@@ -249,7 +249,10 @@ def test_other_hosts_are_refused(server, headers, status):
     [
         ([], "--task: no weights for 'derain'"),
         (["--weights", "x.pth"], "x.pth: no such file of weights."),
-        (["--weights", "w.safetensors", "--port", "{used}"], "--port: 127.0.0.1:{used} cannot be listened on (Address"),
+        (
+            ["--weights", "w.safetensors", "--port", "{used}"],
+            "--host, --port: 127.0.0.1:{used} cannot be listened on (Address",
+        ),
         (["--weights", "w.safetensors", "--host", "no.such.host.invalid"], "cannot be listened on ("),
         (["--task", "auto"], "--task: 'auto' is for 'basicsr restore'; expected one of mixed"),
         (["--task", ""], "argument --task: expected a task such as derain, got none"),

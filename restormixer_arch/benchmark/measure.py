@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -247,9 +248,12 @@ def run_in_process(module: str, job: dict[str, Any], label: str) -> Any:
         label: of the work, for messages.
 
     Raises:
-        UserError: it failed; the message ends with its last line.
+        UserError: it failed; the message is that of the user's mistake, or names the work and ends with its last line.
     """
     done = subprocess.run(module_command(module), input=json.dumps(job), capture_output=True, text=True, check=False)
+    mistakes = re.findall(r"^basicsr: error: (.*)$", done.stderr, re.MULTILINE)
+    if done.returncode == 2 and mistakes:
+        raise UserError("\n".join(mistakes))
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"{label} failed with exit code {done.returncode}: {last}")

@@ -1,8 +1,8 @@
 """The ``basicsr`` command: training, testing and restoring, on BasicSR's registries and models.
 
 A subcommand is a module with ``run(arguments) -> exit code``, listed in :data:`COMMANDS` and imported when it is
-called. Exit codes: 0 done, 1 an unexpected error (with its traceback), 2 a mistake that the user can fix (one line
-each), 130 stopped by Ctrl-C.
+called. Exit codes: 0 done, 1 an unexpected error (with its traceback) or a problem that ``basicsr doctor`` has found,
+2 a mistake that the user can fix (one line each), 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from restormixer_arch.cli.parsing import Parser, path_name
+from restormixer_arch.cli.parsing import Parser, path_name, positive_number
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import complain, say, write_text_atomically
 
@@ -20,16 +20,16 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--json", type=path_name, metavar="FILE", help="also write all figures to FILE, which must not exist yet"
     )
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements per benchmark (default: 7)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads (default: all cores)")
+    parser.add_argument(
+        "--rounds", type=positive_number, default=7, metavar="N", help="measurements per benchmark (default: 7)"
+    )
+    parser.add_argument("--threads", type=positive_number, metavar="N", help="threads (default: all cores)")
     parser.add_argument("--quick", action="store_true", help="only 256x256, without the pure-torch scan")
     args = parser.parse_args(arguments)
-    for name in ("rounds", "threads"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name}: got {value}, expected at least 1")
-    if args.json and (args.json.exists() or not args.json.absolute().parent.is_dir()):
-        raise UserError(f"--json: {str(args.json)!r} must be a new file in a folder that exists")
+    if args.json and args.json.exists():
+        raise UserError(f"--json: {str(args.json)!r} already exists; remove it first or choose another file")
+    if args.json and not args.json.parent.is_dir():
+        raise UserError(f"--json: there is no folder {str(args.json.parent)!r}")
     import torch
 
     if args.device == "cuda" and not torch.cuda.is_available():

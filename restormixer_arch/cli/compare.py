@@ -9,10 +9,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from restormixer_arch.cli.parsing import Parser, add_option_file
+from restormixer_arch.cli.parsing import Parser, add_option_file, path_name
 from restormixer_arch.config.check import raise_problems
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import complain, note, say, shown_path, user_path
+from restormixer_arch.output import complain, note, say, shown_path
 
 if TYPE_CHECKING:
     from restormixer_arch.compare.results import Comparison
@@ -34,24 +34,29 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--pages",
         nargs="+",
-        type=user_path,
+        type=path_name,
         metavar="STUDY.json",
         help="without -opt: only make the tables and curves of studies again, from their values",
     )
-    parser.add_argument("--out", type=user_path, default=Path(), metavar="FOLDER", help="of --pages (default: .)")
+    parser.add_argument("--out", type=path_name, metavar="FOLDER", help="folder that --pages writes to (default: .)")
     parser.add_argument(
         "--report",
-        type=user_path,
+        type=path_name,
         metavar="FOLDER",
         help="without -opt: only make report.html of a comparison again, from the results.json in its folder",
     )
     args = parser.parse_args(arguments)
     if [bool(args.opt), bool(args.pages), bool(args.report)].count(True) != 1:
         parser.error("expected one of -opt, --pages and --report")
+    for name in ("steps", "auto_resume", "force_yml"):
+        if getattr(args, name) and not args.opt:
+            parser.error(f"--{name} belongs to -opt")
+    if args.out and not args.pages:
+        parser.error("--out belongs to --pages")
     if args.pages:
         from restormixer_arch.compare.study_page import write_pages
 
-        write_pages(args.pages, args.out)
+        write_pages(args.pages, args.out or Path())
         return 0
     if args.report:
         from restormixer_arch.compare import results

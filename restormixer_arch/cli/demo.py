@@ -74,7 +74,8 @@ def _check_address(host: str, port: int) -> None:
     try:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        raise UserError(f"--port: {host}:{port} cannot be listened on ({error.strerror}); try another") from error
+        reason = f"cannot be listened on ({error.strerror}); try another"
+        raise UserError(f"--host, --port: {host}:{port} {reason}") from error
 
 
 def _serve(args: argparse.Namespace, tasks: list[str], restorer_for: Callable[[str], Restorer]) -> None:

@@ -10,30 +10,46 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 from restormixer_arch import __version__
 from restormixer_arch.cli.parsing import Parser
 from restormixer_arch.output import say
 
-# distribution, module, what it is for; training needs them
+# distribution, module, what it is for; training needs them. BasicSR has a section of its own.
 REQUIRED = (
     ("torch", "torch", "everything"),
     ("torchvision", "torchvision", "BasicSR"),
+    ("setuptools", "setuptools", "BasicSR"),
+    ("einops", "einops", "the network"),
     ("numpy", "numpy", "images"),
     ("opencv-python", "cv2", "reading images"),
+    ("pillow", "PIL", "reading images"),
+    ("tifffile", "tifffile", "TIFF images"),
     ("lmdb", "lmdb", "image databases"),
+    ("safetensors", "safetensors", "weights"),
+    ("pytorch-optimizer", "pytorch_optimizer", "Muon and other optimizers"),
+    ("matplotlib", "matplotlib", "curves"),
+    ("tensorboard", "tensorboard", "logger.use_tb_logger: true"),
     ("pydantic", "pydantic", "checking option files"),
-    ("PyYAML", "yaml", "option files"),
+    ("pyyaml", "yaml", "option files"),
+    ("scipy", "scipy", "statistics"),
     ("tqdm", "tqdm", "progress bars"),
 )
 MAMBA = "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm"  # newer releases leave the scan out
+# distribution, module, what it is for, the extra that installs it; "" where none does alone
 OPTIONAL = (
-    ("av", "av", "videos"),
-    ("pillow-heif", "pillow_heif", "HEIC pictures"),
-    ("tensorboard", "tensorboard", "logger.use_tb_logger: true"),
-    ("triton", "triton", "the scan on a GPU; it comes with torch's CUDA builds, and needs gcc or clang"),
-    ("mamba-ssm", "mamba_ssm", f"the scan on a GPU where Triton does not work; with a CUDA compiler: {MAMBA}"),
-    ("causal-conv1d", "causal_conv1d", "mamba-ssm"),
+    ("av", "av", "videos", "video"),
+    ("pillow-heif", "pillow_heif", "HEIC pictures", "heif"),
+    ("spandrel", "spandrel", "networks of others in basicsr compare and bench", "compare"),
+    ("gradio", "gradio", "basicsr demo", "demo"),
+    ("onnx", "onnx", "basicsr export of *.onnx", "export"),
+    ("huggingface-hub", "huggingface_hub", "weights of the Hugging Face Hub", "hub"),
+    ("torchmetrics", "torchmetrics", "LPIPS and DISTS", "metrics"),
+    ("schedulefree", "schedulefree", "schedule-free optimizers", "optimizers"),
+    ("triton", "triton", "the scan on a GPU; it comes with torch's CUDA builds, and needs gcc or clang", ""),
+    ("mamba-ssm", "mamba_ssm", f"the scan on a GPU where Triton does not work; with a CUDA compiler: {MAMBA}", ""),
+    ("causal-conv1d", "causal_conv1d", "mamba-ssm", ""),
 )
 
 
@@ -65,20 +81,24 @@ def run(arguments: list[str]) -> int:
 
 def versions() -> Iterator[Finding]:
     yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.prefix}")
-    for packages, state in ((REQUIRED, "!!"), (OPTIONAL, "--")):
-        for name, module, purpose in packages:
-            try:
-                text = version(name)
-            except PackageNotFoundError:
-                if _import_error(module) is None:  # another distribution has it, such as opencv-python-headless
-                    yield Finding(name, "is there under another name")
-                else:
-                    yield Finding(name, f"not installed (for {purpose})", state)
-                continue
-            if state == "!!" and (reason := _import_error(module)):
-                yield Finding(name, f"{text} cannot be imported: {reason}", state)
-            else:
-                yield Finding(name, text)
+    for name, module, purpose in REQUIRED:
+        yield _package(name, module, f"for {purpose}; pip install {name}", "!!")
+    for name, module, purpose, extra in OPTIONAL:
+        install = f"; pip install 'restormixer[{extra}]'" if extra else ""
+        yield _package(name, module, f"for {purpose}{install}", "--")
+
+
+def _package(name: str, module: str, use: str, state: str) -> Finding:
+    """Report a distribution; ``state`` is that of one that is not installed."""
+    try:
+        text = version(name)
+    except PackageNotFoundError:
+        if find_spec(module) is not None:  # another distribution has it, such as opencv-python-headless
+            return Finding(name, "is there under another name")
+        return Finding(name, f"not installed ({use})", state)
+    if state == "!!" and (reason := _import_error(module)):
+        return Finding(name, f"{text} cannot be imported: {reason}", state)
+    return Finding(name, text)
 
 
 def devices() -> Iterator[Finding]:

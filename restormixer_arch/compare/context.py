@@ -140,10 +140,10 @@ def middle_psnr(network: nn.Module, lq: Tensor, gt: Tensor, size: int, judged: i
         judged: side of its middle, in pixels of ``lq``.
     """
     scale = gt.shape[-1] // lq.shape[-1]
-    top, left = (lq.shape[-2] - size) // 2, (lq.shape[-1] - size) // 2
+    inner = (size - judged) // 2
+    top, left = ((length - judged) // 2 - inner for length in lq.shape[-2:])  # the same middle for every size
     with torch.inference_mode():
         restored = _last(network(lq[..., top : top + size, left : left + size]))
-    inner = (size - judged) // 2
     rows, columns = (slice(scale * inner, scale * (inner + judged)) for _ in range(2))
     down, right = (slice(scale * (at + inner), scale * (at + inner + judged)) for at in (top, left))
     error = restored[..., rows, columns].clamp(0, 1).double() - gt[..., down, right].double()

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from restormixer_arch.compare.results import Difference
+from restormixer_arch.data.degradations.labels import split_label
 
 CONFIDENCE = 0.95  # of the intervals
 
@@ -17,9 +18,9 @@ CONFIDENCE = 0.95  # of the intervals
 def paired_difference(values: Sequence[float], first: Sequence[float]) -> Difference:
     """Compare two competitors on the same pictures.
 
-    The interval is Student's t for the mean of the differences. It takes the pictures for a random sample; several
-    crops of one photograph are not independent, and make it too narrow. With one picture, and where a value is not
-    finite, there is none.
+    The interval is Student's t for the mean of the differences. It takes the pictures for a random sample, so that
+    those of one photograph must be averaged before, see :func:`mean_by_photograph`. With one picture, and where a value
+    is not finite, there is none.
 
     Args:
         values: of a competitor, picture by picture.
@@ -31,6 +32,22 @@ def paired_difference(values: Sequence[float], first: Sequence[float]) -> Differ
     if len(values) != len(first) or not values:
         raise ValueError(f"as many values were expected, at least one, got {len(values)} and {len(first)}")
     return difference_over_seeds(np.array([[a - b for a, b in zip(values, first, strict=True)]]))
+
+
+def mean_by_photograph(names: Sequence[str], values: np.ndarray) -> np.ndarray:
+    """Average the pictures of each photograph under several labels, which are not independent.
+
+    Args:
+        names: of the pictures.
+        values: (..., pictures).
+
+    Returns:
+        (..., photographs), in the order of their first pictures.
+    """
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(split_label(name)[0], []).append(place)
+    return np.stack([values[..., own].mean(axis=-1) for own in places.values()], axis=-1)
 
 
 @dataclass(frozen=True)

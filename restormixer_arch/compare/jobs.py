@@ -170,7 +170,8 @@ def main() -> int:
     try:
         result = run_job(json.load(sys.stdin))
     except UserError as error:
-        complain(str(error).splitlines()[0])
+        for line in str(error).splitlines():
+            complain(f"error: {line}")
         return 2
     except KeyboardInterrupt as interrupt:  # Ctrl-C, which reaches the command as well
         complain("stopped")

@@ -228,8 +228,8 @@ def _context_problems(options: dict[str, Any]) -> list[Problem]:
     sizes, own = context.get("sizes") or [1], context_options(options)
     found = [*_testing_problems(own), *_mean_problems(own)]
     problems = _in_context(found)
-    if any(size % min(sizes) for size in sizes):
-        problems.append(Problem(("context", "sizes"), f"got {sizes}, expected multiples of the smallest one"))
+    if sizes != sorted(set(sizes)) or any(size % sizes[0] for size in sizes):
+        problems.append(Problem(("context", "sizes"), f"got {sizes}, expected growing multiples of the first one"))
     return problems
 
 

@@ -125,8 +125,8 @@ class Difference(Part):
     """A competitor's values minus those of the first competitor on the same pictures: mean and 95% interval.
 
     Attributes:
-        mean: over the pictures; in a study over photographs and seeds.
-        low, high: interval of the mean, see :mod:`.differences`; None with fewer than two pictures.
+        mean: over the photographs, and in a study over the seeds.
+        low, high: interval of the mean, see :mod:`.differences`; None with fewer than two photographs.
     """
 
     mean: float

@@ -9,13 +9,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from restormixer_arch.benchmark.measure import run_in_process
 from restormixer_arch.benchmark.suite import machine
 from restormixer_arch.compare import results
-from restormixer_arch.compare.differences import paired_difference
+from restormixer_arch.compare.differences import mean_by_photograph, paired_difference
 from restormixer_arch.compare.networks import Entry, build, entry_of_run
 from restormixer_arch.compare.options import crop_side, is_trained, testing_options
 from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Metric, Picture, Training
@@ -148,7 +149,7 @@ def measure(
     ]
     return Comparison(
         name=options["name"],
-        machine=machine(threads),
+        machine=machine(threads, "cuda" if restoring_device(options) == "cuda" else "cpu"),
         size=size,
         budget=budget_in_words(options) if trained else None,
         metrics={name: _metric(section) for name, section in options["val"]["metrics"].items()},
@@ -163,7 +164,7 @@ def _with_flops(training: Training | None, flops: float | None) -> Training | No
 
 
 def join_pictures(inputs: dict[str, list[Any]], restored: dict[str, dict[str, list[Any]]]) -> list[DataSet]:
-    """Put the pictures of all competitors side by side, and compare them with the first one.
+    """Put the pictures of all competitors side by side, and compare them with the first one, photograph by photograph.
 
     Args:
         inputs: data set -> for each picture its name, values and paths.
@@ -181,10 +182,11 @@ def join_pictures(inputs: dict[str, list[Any]], restored: dict[str, dict[str, li
             pictures.append(
                 Picture(name=row["name"], **paths, restored=places, input_values=row["values"], values=values)
             )
-        difference = {}
+        difference, names = {}, [picture.name for picture in pictures]
         for metric in rows[0]["values"]:
-            columns = {name: [picture.values[metric][name] for picture in pictures] for name in restored}
-            difference[metric] = {name: paired_difference(columns[name], columns[first]) for name in others}
+            values = np.array([[picture.values[metric][name] for picture in pictures] for name in restored])
+            means = dict(zip(restored, mean_by_photograph(names, values).tolist(), strict=True))
+            difference[metric] = {name: paired_difference(means[name], means[first]) for name in others}
         sets.append(DataSet(name=where, pictures=pictures, difference=difference))
     return sets
 
@@ -197,8 +199,11 @@ def restoring_device(options: dict[str, Any]) -> str:
 
 
 def budget_in_words(options: dict[str, Any]) -> str:
+    """What each training was given. Minutes are an estimate, by steps measured before it or on another machine."""
     budget = options["train"]["budget"]
-    return f"{budget['iterations']} iterations" if budget.get("iterations") else f"{budget['minutes']:g} minutes"
+    if budget.get("iterations"):
+        return f"{budget['iterations']} iterations"
+    return f"the iterations of {budget['minutes']:g} minutes on a quiet machine"
 
 
 def _metric(section: dict[str, Any]) -> Metric:

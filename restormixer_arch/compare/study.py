@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from restormixer_arch.compare.differences import SeedSpread, difference_over_seeds, seed_spread
+from restormixer_arch.compare.differences import SeedSpread, difference_over_seeds, mean_by_photograph, seed_spread
 from restormixer_arch.compare.results import Difference, Metric, Part
-from restormixer_arch.data.degradations.labels import split_label
 
 FORMAT = 1
 FIELD_SIDE = 256  # pixels of the crops that the gradient of the context is taken on, at most
@@ -120,7 +119,6 @@ class Study(Part):
 
 def by_photograph(rows: dict[int, Row], seeds: list[int]) -> np.ndarray:
     """Return the mean over the pictures of each photograph, (seeds, photographs)."""
-    photographs: dict[str, list[str]] = {}
-    for picture in rows[seeds[0]].values:
-        photographs.setdefault(split_label(picture)[0], []).append(picture)
-    return np.array([[fmean(rows[seed].values[p] for p in group) for group in photographs.values()] for seed in seeds])
+    pictures = list(rows[seeds[0]].values)
+    values = np.array([[rows[seed].values[picture] for picture in pictures] for seed in seeds])
+    return mean_by_photograph(pictures, values)

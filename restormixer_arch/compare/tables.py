@@ -144,11 +144,9 @@ def _costs(comparison: Comparison) -> Iterator[Column]:
 
 
 def _heading(comparison: Comparison) -> str:
-    title = f"# {comparison.name}"
+    title = f"# {markdown_text(comparison.name)}"
     sets = ", ".join(f"{dataset.name} ({len(dataset.pictures)} pictures)" for dataset in comparison.datasets)
-    who = (
-        "Each" if all(competitor.training for competitor in comparison.competitors) else "Each without earlier weights"
-    )
+    who = "Each" if all(competitor.training for competitor in comparison.competitors) else "Each without given weights"
     budget = f" {who} was trained for {comparison.budget}." if comparison.budget else ""
     return f"{title}\n\nMeans over {markdown_text(sets)}.{budget} The best value of a column is bold."
 
@@ -170,7 +168,7 @@ def _notes(comparison: Comparison) -> str:
 
 def _difference_title(comparison: Comparison) -> str:
     first = markdown_text(comparison.competitors[0].name)
-    return f"Difference to {first} on the same pictures: mean, and its 95% interval (Student's t)."
+    return f"Difference to {first} on the same pictures: mean, and its 95% interval over the photographs (Student's t)."
 
 
 def _differences(comparison: Comparison) -> Iterator[list[str]]:

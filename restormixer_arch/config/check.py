@@ -114,12 +114,12 @@ def _leave_out_missing(options: dict[str, Any], shown: str) -> None:
         absent = [root for root in roots if isinstance(root, str) and not os.path.exists(user_path(root))]
         if absent:
             missing[phase] = f"{dataset.get('name', phase)} ({absent[0]})"
-    if len(missing) == len(datasets):
-        raise NoDataSet(f"{shown}: datasets: none is there: {', '.join(missing.values())}; see data/DATASETS.md")
+    if missing and len(missing) == len(datasets):
+        raise NoDataSet(f"{shown}: datasets: none was found: {', '.join(missing.values())}; see data/DATASETS.md")
     for phase in missing:
         del datasets[phase]
     if missing:
-        note(f"{shown}: left out, not there: {', '.join(missing.values())}")
+        note(f"{shown}: left out, not found: {', '.join(missing.values())}")
 
 
 def read_option_file(option_file: str, force_yml: list[str] | None = None) -> tuple[Path, dict[str, Any]]:
@@ -167,6 +167,8 @@ def _whole(value: Any) -> Any:
 @cache
 def _whole_number_keys() -> frozenset[str]:
     """Return the keys of all sections whose values are whole numbers, or lists of them, wherever they stand."""
+    from restormixer_arch.config import compare_schema  # noqa: F401, whose sections are subclasses too
+
     models, keys, others = [Section, OpenSection], set(), set()
     while models:
         model = models.pop()

@@ -172,6 +172,9 @@ def apply_overrides(options: dict[str, Any], entries: Sequence[str]) -> None:
         place = options
         for depth, section in enumerate(sections):
             inner = place.get(section)
+            if isinstance(inner, list):
+                given = ":".join(sections[: depth + 1])
+                raise UserError(f"--force_yml: {entry!r}: {given!r} is a list; give all of it, as {given}=[...]")
             if not isinstance(inner, dict):
                 name = ":".join(sections[: depth + 1])
                 sections_here = [key for key, value in place.items() if isinstance(value, dict)]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restormixer_arch.cli.parsing import Parser
+from restormixer_arch.cli.parsing import Parser, whole_number
 from restormixer_arch.data.preparation.find_pairs import Found
 from restormixer_arch.data.preparation.overlap import find_copies
 from restormixer_arch.data.preparation.prepare import (
@@ -33,7 +33,9 @@ def add_writing_options(parser: Parser) -> None:
     parser.add_argument("--format", choices=["lmdb", "folder"], default="lmdb", help="default: lmdb")
     parser.add_argument("--crop", type=int, metavar="N", help="side of training sub-images, 0 for whole images")
     parser.add_argument("--step", type=int, metavar="N", help="pixels from one sub-image to the next")
-    parser.add_argument("--workers", type=int, default=_cores(), metavar="N", help="processes (default: one a core)")
+    parser.add_argument(
+        "--workers", type=whole_number, default=_cores(), metavar="N", help="processes (default: one per core)"
+    )
     parser.add_argument("--skip-bad", action="store_true", help="leave out bad pairs instead of stopping at the first")
 
 

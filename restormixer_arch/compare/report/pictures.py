@@ -113,9 +113,13 @@ def extremes(comparison: Comparison, dataset: DataSet) -> tuple[list[Picture], l
     With few pictures each is in one of both lists.
     """
 
+    first, metric = comparison.competitors[0].name, next(iter(comparison.metrics))
+
     def key(picture: Picture) -> float:
         lead = lead_of(comparison, picture)[0]
-        return 0.0 if math.isnan(lead) else lead
+        if not math.isnan(lead):
+            return lead
+        return -math.inf if math.isnan(picture.values[metric][first]) else math.inf  # it has failed, or the others have
 
     ordered = sorted(dataset.pictures, key=key)
     worst = min(EACH, (len(ordered) + 1) // 2)
