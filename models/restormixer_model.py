@@ -52,8 +52,8 @@ class RestorMixerModel(SRModel):
     - ``checkpointing``: keep fewer activations and compute them twice, see :func:`.memory.set_checkpointing`.
     - ``compile``: run the training's forward and backward pass through ``torch.compile``.
     - ``progressive``: stages of growing patches, see :mod:`.progressive`.
-    - ``frozen_norms``: share of the training, 0 to 1, after which BatchNorm normalizes by its running statistics, those
-      of the averaged weights, and leaves them alone, see :class:`.guard.NormStatistics`. Not set: never.
+    - ``freeze_norms_after``: share of the training, 0 to 1, after which BatchNorm normalizes by its running statistics,
+      those of the averaged weights, and leaves them alone, see :class:`.guard.NormStatistics`. Not set: never.
     - ``mixup``: the alpha of :func:`.mixing.mix_pairs`; ``cutblur``: the probability of :func:`.mixing.cut_blur`.
     - ``max_skipped``: a step whose loss or gradient is not finite is skipped; more than this many in a row (10 by
       default) end the training. Overflows that float16's loss scale explains do not count. On a GPU nothing waits for
@@ -133,7 +133,7 @@ class RestorMixerModel(SRModel):
         limit = options.get("max_skipped", guard.DEFAULT_MAX_SKIPPED)
         self.guard = guard.Guard(limit, get_root_logger(), self.precision.overflowing_scale)
         self._statistics = NormStatistics(network)
-        self.frozen_after = frozen_after(options.get("frozen_norms"), options["total_iter"])
+        self.frozen_after = frozen_after(options.get("freeze_norms_after"), options["total_iter"])
         self._seed = f"{self.opt.get('manual_seed')} {self.opt.get('rank', 0)}"
         self.progressive = self._progressive(options.get("progressive"))
         self.mixup, self.cutblur = options.get("mixup"), options.get("cutblur")

@@ -74,7 +74,7 @@ def test_resuming_is_as_not_having_stopped(pairs, train_options, write, monkeypa
 @pytest.mark.parametrize("killed", [4, 6])
 def test_frozen_norms_resume_as_they_were(pairs, train_options, write, monkeypatch, killed):
     options = architecture(several_batches(train_options), "RestorMixer")
-    options["train"]["frozen_norms"] = 0.5  # after iteration 4 of 8
+    options["train"]["freeze_norms_after"] = 0.5  # after iteration 4 of 8
     assert_resumes_as_if_not_stopped(write(options), monkeypatch, killed)
 
 

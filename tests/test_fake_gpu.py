@@ -87,7 +87,7 @@ def train_step(model, iteration, monkeypatch):
     "train",
     [
         {"ema_decay": 0.99},
-        {"ema_decay": 0.99, "accumulate": 2, "frozen_norms": 0.1, "grad_clip": 0.1, "mixup": 0.2},
+        {"ema_decay": 0.99, "accumulate": 2, "freeze_norms_after": 0.1, "grad_clip": 0.1, "mixup": 0.2},
         {"checkpointing": True},
     ],
     ids=["plain", "everything", "checkpointing"],

@@ -54,7 +54,7 @@ def test_norms_are_by_the_batch_at_first_where_nothing_is_trained_yet(wanted):
     data = new_options._Data(train="", val="", scale=1, side=None, falls=False)
     texts = [new_options._fill(replace(wanted, task=task), data, "~", 64, 16, 1000, 0.5) for task in (None, "derain")]
     nothing, weights = (load_yaml(text)["train"] for text in texts)
-    assert (nothing["frozen_norms"], weights["frozen_norms"]) == (0.1, 0)
+    assert (nothing["freeze_norms_after"], weights["freeze_norms_after"]) == (0.1, 0)
     muon = {"type": "Muon", "lr": 0.0424, "adamw_lr": 2.83e-3, "adamw_betas": [0.9, 0.95], "weight_decay": 1e-4}
     assert nothing["optim_g"] == muon
     assert weights["optim_g"] == {"type": "AdamW", "lr": 1.41e-3, "betas": [0.9, 0.999], "weight_decay": 1e-4}

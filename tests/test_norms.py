@@ -63,7 +63,7 @@ def test_the_averaged_network_s_statistics_are_taken():
 
 @pytest.mark.parametrize(("share", "after"), [(0, 0), (0.25, 2), (0.5, 5), (1, 10)])
 def test_a_training_freezes_them_after_its_share(tmp_path, share, after):
-    model = build(tmp_path, frozen_norms=share, ema_decay=0.9)
+    model = build(tmp_path, freeze_norms_after=share, ema_decay=0.9)
     seen = []
     for iteration in range(1, 11):
         step(model, iteration)
@@ -79,7 +79,7 @@ def test_a_training_freezes_them_after_its_share(tmp_path, share, after):
 
 def test_frozen_training_is_the_gradient_of_the_network_in_use(tmp_path):
     """A pair of a batch adds the same to the loss whatever lies beside it."""
-    model = build(tmp_path, frozen_norms=0, ema_decay=0)
+    model = build(tmp_path, freeze_norms_after=0, ema_decay=0)
     data = batch()
     step(model, 1, data)
     before = weights(model)
@@ -94,7 +94,7 @@ def test_frozen_training_is_the_gradient_of_the_network_in_use(tmp_path):
 def test_a_network_without_norms_trains_the_same(tmp_path):
     ends = []
     for share in (None, 0.5):
-        model = build(tmp_path, EDSR, frozen_norms=share, ema_decay=0.9)
+        model = build(tmp_path, EDSR, freeze_norms_after=share, ema_decay=0.9)
         for iteration in range(1, 9):
             step(model, iteration)
         ends.append(model.net_g.state_dict())

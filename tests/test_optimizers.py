@@ -88,7 +88,7 @@ def test_large_batches_are_not_gathered(tmp_path, monkeypatch):
 
 
 def test_frozen_norms_stay_as_they_are(tmp_path):
-    model = free(tmp_path, frozen_norms=0.2)
+    model = free(tmp_path, freeze_norms_after=0.2)
     for iteration in range(1, 5):
         step(model, iteration)
     norm = model.net_g.encoder.stem[0].norm

@@ -202,9 +202,9 @@ def test_no_set_is_called_as_the_average_of_several(pairs, test_options, write):
 def test_a_share_is_between_0_and_1(pairs, train_options, write):
     train_options["model_type"] = "RestorMixerModel"
     for value, text in ((1.5, "at most 1.0"), (-0.1, "at least 0.0"), ("half", "a number")):
-        train_options["train"]["frozen_norms"] = value
+        train_options["train"]["freeze_norms_after"] = value
         [line] = problems_of(write(train_options))
-        assert line == f"x.yml: train.frozen_norms: got {value!r}, expected {text}"
+        assert line == f"x.yml: train.freeze_norms_after: got {value!r}, expected {text}"
 
 
 def test_a_file_can_be_checked_where_its_data_is_not(folder, train_options):

@@ -116,8 +116,9 @@ class Steps(Section):
     accumulate: Positive = Field(default=1, description="batches of the loader for one step of the optimizer")
     checkpointing: bool = Field(default=False, description="less memory: compute the activations of blocks twice")
     compile: bool = Field(default=False, description="run the network through torch.compile while training")
-    frozen_norms: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        default=None, description="share of the training after which BatchNorm keeps its running statistics"
+    freeze_norms_after: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="share of the training after which BatchNorm is frozen; 0: from its start",
     )
     max_skipped: Count = Field(default=10, description="steps in a row that may be skipped for NaN or infinity")
     mixup: Annotated[float, Field(gt=0, le=1e6)] | None = Field(

@@ -56,7 +56,6 @@ datasets:
     num_worker_per_gpu: 1
     batch_size_per_gpu: {batch}
     dataset_enlarge_ratio: {batch}  # an epoch is then as many iterations as there are images
-    prefetch_mode: ~
 {val}
 network_g:
   type: RestorMixer
@@ -65,13 +64,12 @@ network_g:
 path:
   pretrain_network_g: {weights}
   strict_load_g: true
-  resume_state: ~
 
 train:
   total_iter: {iterations}  # {hours:g} h at {seconds:.2f} s, measured on this machine
   warmup_iter: {warmup}
   ema_decay: 0.999
-  frozen_norms: {norms}
+  freeze_norms_after: {norms}
   grad_clip: 0.01
   optim_g:
 {optimizer}    weight_decay: 1.0e-4
@@ -89,10 +87,6 @@ logger:
   save_checkpoint_freq: {freq}
   use_tb_logger: true
   keep_last: 2
-
-dist_params:
-  backend: nccl
-  port: 29500
 """
 
 
@@ -291,9 +285,9 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
         "warmup": f"{iterations // 20}  # the rate rises first, which spares what the weights know"
         if trained
         else "-1  # none",
-        "norms": "0  # BatchNorm keeps the statistics of the weights"
+        "norms": "0  # from the start: BatchNorm keeps the statistics of the weights"
         if trained
-        else "0.1  # BatchNorm by the batch for a tenth of the training, then a scale and a shift",
+        else "0.1  # of the training: BatchNorm with batch statistics, then with its running ones",
         "loss": "L1Loss" if data.scale > 1 else "MultiScaleDualDomainLoss",
         "freq": freq,
         "validation": "",
