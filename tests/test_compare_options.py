@@ -16,15 +16,13 @@ FAULTS = [
     ("competitors.edsr.wieghts", "x", "competitors.edsr.wieghts: unknown key. Did you mean 'weights'?"),
     ("competitors.edsr.weights", "", "competitors.edsr.weights: got '', expected the name of a file or folder, or ~"),
     ("competitors.edsr.weights", "pairs/net.pth", "competitors.edsr.weights: 'pairs/net.pth' does not exist."),
-    ("competitors.edsr.run", "pairs", "competitors.edsr.run: stands for network_g, weights and param_key; expected "
-     "the one or the others"),
+    ("competitors.edsr.run", "pairs", "competitors.edsr.run: cannot be combined with network_g, weights or param_key"),
     ("competitors.old", {"run": "experiments/old"}, "competitors.old.run: 'experiments/old' does not exist (there is "
      "no 'experiments' in {folder})."),
     ("competitors.none", {}, "competitors.none: expected network_g, weights, both, or run"),
-    ("competitors.a/b", {"network_g": EDSR}, "competitors.a/b: the name of a competitor names files, expected one "
-     "without / and \\ or a first ."),
-    ("competitors.edsr.checkpoint", "best", "competitors.edsr.checkpoint: chooses among the weights of a run, and "
-     "'run' is not given"),
+    ("competitors.a/b", {"network_g": EDSR}, "competitors.a/b: is used as a file name: must not contain / or "
+     "\\ or start with ."),
+    ("competitors.edsr.checkpoint", "best", "competitors.edsr.checkpoint: needs 'run'"),
     ("competitors.edsr.param_key", "params", "competitors.edsr.param_key: is for 'weights' of a 'network_g'"),
     ("competitors.old", {"weights": "pairs", "train": {"grad_clip": 0}}, "competitors.old.train: is not trained here: "
      "it has weights, or the file has no section 'train'"),

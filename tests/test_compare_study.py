@@ -43,8 +43,8 @@ def study_options():
 
 
 FAULTS = [
-    (lambda o: o["train"].update(budget={"minutes": 6}), "train.budget: 'runs' has the budgets; expected the one or "
-     "the other"),
+    (lambda o: o["train"].update(budget={"minutes": 6}), "train.budget: cannot be combined with 'runs', which sets "
+     "the budgets"),
     (lambda o: o["competitors"]["ridnet"].pop("step_seconds"), "competitors.ridnet.step_seconds: required key is "
      "missing: minutes become iterations by it, see 'basicsr compare --steps'"),
     (lambda o: o["competitors"]["ridnet"].update(step_seconds=0), "competitors.ridnet.step_seconds: got 0, expected "

@@ -59,6 +59,15 @@ def test_new_environments_get_a_new_pip(page):
     assert set(made) <= {"--upgrade-deps"}
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_are_short_and_code_is_not_cut(page):
+    """Outside of tables and code. Code that goes on in the next line would be shown with a space in it."""
+    text = re.sub(r"^ *```.*?^ *```$", "", read(page), flags=re.S | re.M)
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith(("|", "!["))]
+    assert [line for line in lines if len(line) > 125] == []
+    assert [line for line in lines if line.count("`") % 2] == []
+
+
 class Parsed(Exception):
     """The arguments are in order; the command itself is not run."""
 

@@ -22,8 +22,8 @@ from restormixer_arch.output import complain, say
 
 # name -> (module, what it does)
 COMMANDS = {
-    "train": ("restormixer_arch.cli.train", "train a network by an option file"),
-    "test": ("restormixer_arch.cli.test", "restore and measure images by an option file"),
+    "train": ("restormixer_arch.cli.train", "train a network from an option file"),
+    "test": ("restormixer_arch.cli.test", "restore and measure images from an option file"),
     "compare": ("restormixer_arch.cli.compare", "train, restore and measure several networks side by side"),
     "restore": ("restormixer_arch.cli.restore", "restore your own images and videos"),
     "demo": ("restormixer_arch.cli.demo", "restore images on a local web page"),

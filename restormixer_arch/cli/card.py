@@ -79,8 +79,10 @@ def run(arguments: list[str]) -> int:
     """Measure and write the tables. Returns the exit code."""
     parser = Parser("card", "Measure the installed weights on public test sets, beside published numbers.")
     tasks = list(dict.fromkeys(measurement.task for measurement in MEASUREMENTS))
-    parser.add_argument("--tasks", nargs="+", default=tasks, metavar="TASK", help=f"of {', '.join(tasks)}")
-    parser.add_argument("-o", "--out", type=path_name, metavar="FILE", help="Markdown file to write, too")
+    parser.add_argument(
+        "--tasks", nargs="+", default=tasks, metavar="TASK", help=f"tasks to measure (default: all): {', '.join(tasks)}"
+    )
+    parser.add_argument("-o", "--out", type=path_name, metavar="FILE", help="also write the tables to a Markdown file")
     args = parser.parse_args(arguments)
     for task in args.tasks:
         if task not in tasks:
@@ -112,7 +114,7 @@ def run(arguments: list[str]) -> int:
 
 
 def measure(measurement: Measurement) -> TaskTable:
-    """Test the installed weights by an option file; data sets that are not there are left out.
+    """Test the installed weights from an option file; data sets that are not there are left out.
 
     Raises:
         NoDataSet: no data set is there.

@@ -24,7 +24,7 @@ def run(arguments: list[str]) -> int:
     Returns:
         The exit code: 0, or 128 and the number of the signal that has ended the comparison.
     """
-    parser = Parser("compare", "Train, restore and measure several networks side by side, by an option file.")
+    parser = Parser("compare", "Train, restore and measure several networks side by side, from an option file.")
     add_option_file(parser, "resume in the folder of an earlier run; networks trained there are kept", required=False)
     parser.add_argument(
         "--steps",

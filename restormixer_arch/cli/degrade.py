@@ -44,7 +44,7 @@ def _sheet(arguments: list[str]) -> None:
     parser = Parser("degrade sheet", "Draw all degradations of a photograph on a picture sheet.")
     parser.add_argument("--photo", type=path_name, required=True, metavar="FILE", help="photograph to degrade")
     parser.add_argument("--out", type=path_name, required=True, metavar="FILE", help="sheet to write, .png or .jpg")
-    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of the parameters (default 0)")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="random seed (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     args = parser.parse_args(arguments)
     from restormixer_arch.data.degradations.sheet import write_sheet
@@ -60,8 +60,10 @@ def _set(arguments: list[str]) -> None:
     parser.add_argument(
         "--labels", nargs="+", default=["cdd11"], metavar="LABEL", help="such as low_haze; default: CDD-11's eleven"
     )
-    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of all chance (default 0)")
-    parser.add_argument("--scale", type=positive_number, default=1, metavar="N", help="of labels with 'down'")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="random seed (default: 0)")
+    parser.add_argument(
+        "--scale", type=positive_number, default=1, metavar="N", help="scale of labels with 'down' (default: 1)"
+    )
     parser.add_argument("--gt-size", type=positive_number, metavar="N", help="cut out the middle, N by N pixels")
     parser.add_argument("--recursive", action="store_true", help="read sub-folders too")
     parser.add_argument("--lmdb", action="store_true", help="write LMDBs instead of folders")
@@ -88,8 +90,14 @@ def _others(arguments: list[str]) -> None:
     parser.add_argument("--gt", type=path_name, required=True, metavar="DIR", help="folder or LMDB of the clean images")
     parser.add_argument("--out", type=path_name, required=True, metavar="DIR", help="folder of the sets")
     parser.add_argument("--libraries", nargs="+", default=list(INSTALL), metavar="NAME", help=" or ".join(INSTALL))
-    parser.add_argument("--gt-size", type=positive_number, default=256, metavar="N", help="cut out the middle (256)")
-    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of all chance (default 0)")
+    parser.add_argument(
+        "--gt-size",
+        type=positive_number,
+        default=256,
+        metavar="N",
+        help="side of the middle that is cut out (default: 256)",
+    )
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="random seed (default: 0)")
     args = parser.parse_args(arguments)
     sets = write_other_sets(str(args.gt), args.out, tuple(args.libraries), args.gt_size, args.seed)
     say(f"{args.out}: {', '.join(sets)}")
@@ -98,9 +106,9 @@ def _others(arguments: list[str]) -> None:
 def _speed(arguments: list[str]) -> None:
     parser = Parser("degrade speed", "Measure images/s of each degradation on one thread.")
     parser.add_argument(
-        "--size", type=_side, default=256, metavar="N", help="side of the images, from 16 (default 256)"
+        "--size", type=_side, default=256, metavar="N", help="side of the images, from 16 (default: 256)"
     )
-    parser.add_argument("--seconds", type=_seconds, default=1.0, metavar="S", help="for each degradation (default 1)")
+    parser.add_argument("--seconds", type=_seconds, default=1.0, metavar="S", help="for each degradation (default: 1)")
     args = parser.parse_args(arguments)
     from restormixer_arch.data.degradations.sheet import report_speeds
 
@@ -133,8 +141,10 @@ def _coverage(arguments: list[str]) -> None:
     )
     parser.add_argument("--labels", nargs="+", required=True, metavar="LABEL", help="what to generate, such as rain")
     parser.add_argument("--clean", type=path_name, metavar="DIR", help="clean images to degrade (default: --gt)")
-    parser.add_argument("--count", type=positive_number, default=100, metavar="N", help="generated pairs (default 100)")
-    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of all chance (default 0)")
+    parser.add_argument(
+        "--count", type=positive_number, default=100, metavar="N", help="generated pairs (default: 100)"
+    )
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="random seed (default: 0)")
     args = parser.parse_args(arguments)
     from restormixer_arch.data.degradations.coverage import compare_folders, coverage_table
 

@@ -30,9 +30,9 @@ HERE = ("127.0.0.1", "localhost", "::1")
 
 def parser() -> Parser:
     parser = Parser("demo", DESCRIPTION)
-    parser.add_argument("--port", type=_port, default=7860, metavar="N", help="of the page's address (default 7860)")
+    parser.add_argument("--port", type=_port, default=7860, metavar="N", help="port to listen on (default: 7860)")
     parser.add_argument(
-        "--host", type=_host, default="127.0.0.1", metavar="NAME", help="address to listen on (default 127.0.0.1)"
+        "--host", type=_host, default="127.0.0.1", metavar="NAME", help="address to listen on (default: 127.0.0.1)"
     )
     add_settings(parser, auto=False)
     return parser

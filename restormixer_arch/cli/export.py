@@ -32,12 +32,12 @@ def parser() -> Parser:
     parser.add_argument(
         "--opt",
         metavar="FILE",
-        help="option file whose network_g gives heads, windows and merge, which files of other tools lack",
+        help="option file that supplies heads, windows and merge of the scans for weights that do not contain them",
     )
     parser.add_argument(
         "--half",
         action="store_true",
-        help="of *.onnx: weights and arithmetic in float16, except within the scans; inputs and outputs stay float32",
+        help="for .onnx only: float16 weights and arithmetic, except within the scans; inputs and outputs stay float32",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it is there")
     return parser

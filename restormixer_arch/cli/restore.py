@@ -45,13 +45,13 @@ if TYPE_CHECKING:
     from restormixer_arch.inference.restorer import Restorer
 
 DESCRIPTION = "Restore images and videos. Folders are read with their sub-folders; names are kept; files that exist"
-DESCRIPTION += " already are skipped. Exit code 2 if a file could not be restored; the others are."
+DESCRIPTION += " already are skipped. If a file fails, the others are still restored, and the exit code is 2."
 WHAT_STAYS = """what stays and what does not:
   all images   size, 8 or 16 bits, gray or RGB, alpha. The EXIF orientation is applied to the pixels. Palettes become
                RGB, CMYK becomes 8-bit sRGB. Animations and files of several pages are refused.
   JPEG         ICC profile, EXIF, XMP, IPTC, comment, resolution; written with quality 95, 4:4:4
   PNG          color chunks (ICC, gAMA, cHRM, sRGB, cICP, ...), EXIF, XMP, texts, resolution, whatever their size
-  TIFF         ICC profile, tags, EXIF, GPS, XMP, IPTC, resolution; written with deflate; thumbnail pages go
+  TIFF         ICC profile, tags, EXIF, GPS, XMP, IPTC, resolution; written with deflate; thumbnail pages are dropped
   WebP         ICC profile, EXIF, XMP; lossless stays lossless, lossy is written with quality 95
   AVIF, HEIC   ICC profile, EXIF, XMP; 8 bits; written with quality 95 (HEIC needs 'restormixer[heif]')
   BMP          resolution
@@ -59,7 +59,7 @@ WHAT_STAYS = """what stays and what does not:
   videos       ('restormixer[video]') time of each frame, size, rotation, color tags, sound, subtitles, chapters,
                title and other tags; encoded again: H.264, VP9 in WebM. 10 bits stay with H.264; alpha stays in WebM
                and MKV (VP9), and in MOV (ProRes). AVI, MP4, M4V, MOV, MKV and WebM are read.
-Whatever else a file holds and its result lacks is named at the end of the run.
+Anything else that is lost is listed at the end of the run.
 """
 
 
@@ -84,13 +84,13 @@ def parser() -> Parser:
         "--video-quality",
         type=parsing.video_quality,
         metavar="N",
-        help="of videos, from 0 (lossless) to 51 (smallest file), H.264's constant rate factor (default 12)",
+        help="quality of videos, from 0 (lossless) to 51 (smallest file): H.264's constant rate factor (default: 12)",
     )
     parser.add_argument(
         "--max-pixels",
         type=parsing.number_of_pixels,
         metavar="N",
-        help="most pixels of an image, such as 200M, for images that you trust (default 179M); see also --max-memory",
+        help="most pixels of an image, such as 200M, for images that you trust (default: 179M); see also --max-memory",
     )
     return parser
 
@@ -108,7 +108,8 @@ def add_settings(parser: Parser, *, auto: bool = True) -> None:
         "--task",
         type=parsing.task_name,
         metavar="NAME",
-        help="installed weights, such as derain (the default)"
+        help="installed weights: derain (default), desnow, dehaze, low_light, deblur, denoise, mixed, sr_x2, sr_x3 or "
+        "sr_x4"
         + ("; auto: chosen for each file, copied unchanged if it seems clean or the choice is unsure" if auto else ""),
     )
     parser.add_argument(
@@ -121,31 +122,31 @@ def add_settings(parser: Parser, *, auto: bool = True) -> None:
         type=parsing.share,
         default=1.0,
         metavar="S",
-        help="from 0, the input, to 1, the restored image (default 1)",
+        help="from 0, the input, to 1, the restored image (default: 1)",
     )
     parser.add_argument(
         "--precision",
         choices=["fp32", "bf16", "fp16", "auto"],
         default="fp32",
-        help="auto: bf16 where it is faster and costs the installed weights less than 0.02 dB (default fp32)",
+        help="auto: bf16 for derain, mixed and sr_x* where the hardware is faster with it (default: fp32)",
     )
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default auto)")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument(
         "--tile",
         type=parsing.positive_number,
         metavar="N",
-        help="side of the tiles; default: what memory allows",
+        help="side of the tiles (default: what memory allows, at most 2048)",
     )
     parser.add_argument(
-        "--overlap", type=parsing.whole_number, metavar="N", help="minimum overlap of tiles in pixels (default 64)"
+        "--overlap", type=parsing.whole_number, metavar="N", help="minimum overlap of tiles in pixels (default: 64)"
     )
-    parser.add_argument("--blend", choices=["hann", "linear"], default="hann", help="blending of tiles (default hann)")
+    parser.add_argument("--blend", choices=["hann", "linear"], default="hann", help="blending of tiles (default: hann)")
     parser.add_argument(
         "--max-memory",
         type=parsing.memory_size,
         metavar="SIZE",
-        help="such as 3G: of the whole process on a CPU (default 3G more than it holds before the first image), of the "
-        "GPU (default 80%% of what is free)",
+        help="such as 3G: of the whole process on a CPU (default: 3G more than it holds before the first image), of "
+        "the GPU (default: 80%% of what is free)",
     )
 
 

@@ -1,4 +1,4 @@
-"""``basicsr test``: restore and measure images by an option file."""
+"""``basicsr test``: restore and measure images from an option file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from restormixer_arch.output import say, warn
 
 def run(arguments: list[str]) -> int:
     """Test; the option file is checked before torch and basicsr are imported. Returns the exit code."""
-    parser = option_file_parser("test", "Restore and measure images by an option file.")
+    parser = option_file_parser("test", "Restore and measure images from an option file.")
     parser.add_argument("--skip-missing", action="store_true", help="leave out data sets that are not there")
     args = parser.parse_args(arguments)
     request = read_request(

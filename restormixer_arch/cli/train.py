@@ -1,4 +1,4 @@
-"""``basicsr train``: train by an option file."""
+"""``basicsr train``: train from an option file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(arguments: list[str]) -> int:
     Returns:
         The exit code: 0, or 128 and the number of the signal that stopped the training.
     """
-    parser = option_file_parser("train", "Train a network by an option file.")
+    parser = option_file_parser("train", "Train a network from an option file.")
     parser.add_argument(
         "--dry-run",
         action="store_true",

@@ -199,7 +199,7 @@ def _run_problems(options: dict[str, Any], needs_steps: bool) -> list[Problem]:
     if not options.get("runs"):
         return [Problem(("context",), "is measured in a study: 'runs' is missing")] if options.get("context") else []
     if (options.get("train") or {}).get("budget") is not None:
-        return [Problem(("train", "budget"), "'runs' has the budgets; expected the one or the other")]
+        return [Problem(("train", "budget"), "cannot be combined with 'runs', which sets the budgets")]
     problems, competitors = [], options["competitors"]
     for name, given in competitors.items():
         for key in ("weights", "run"):
@@ -287,15 +287,15 @@ def _competitor_problems(options: dict[str, Any], name: str, competitor: dict[st
     at, texts = ("competitors", name), []
     given = {key for key, value in competitor.items() if value is not None}
     if rules.name_problem(name) or name.startswith("."):
-        texts.append(("", "the name of a competitor names files, expected one without / and \\ or a first ."))
+        texts.append(("", "is used as a file name: must not contain / or \\ or start with ."))
     if "run" in given and given & {"network_g", "weights", "param_key"}:
-        texts.append(("run", "stands for network_g, weights and param_key; expected the one or the others"))
+        texts.append(("run", "cannot be combined with network_g, weights or param_key"))
     elif not given & {"network_g", "weights", "run"}:
         texts.append(("", "expected network_g, weights, both, or run"))
     elif not given & {"weights", "run"} and options.get("train") is None:
         texts.append(("weights", "required key is missing, since the file has no section 'train'"))
     if "checkpoint" in given and "run" not in given:
-        texts.append(("checkpoint", "chooses among the weights of a run, and 'run' is not given"))
+        texts.append(("checkpoint", "needs 'run'"))
     if "param_key" in given and not {"weights", "network_g"} <= given:
         texts.append(("param_key", "is for 'weights' of a 'network_g'"))
     if "train" in given and not is_trained(options, name):

@@ -5,8 +5,8 @@
     python tests/gpu/acceptance.py --out FOLDER --tiny     on any machine, with tiny shapes, to try the script itself
 
 The scan's parts need torch and Triton only, and run from a checkout that is not installed. A part that cannot run says
-why and does not stop the others. The result is FOLDER/acceptance.json and FOLDER/acceptance.md; please send both back.
-The exit code is 1 if an accuracy is out of its limit, a kernel spills or a part fails.
+why and does not stop the others. The result is FOLDER/acceptance.json and FOLDER/acceptance.md: attach both to an
+issue. The exit code is 1 if an accuracy is out of its limit, a kernel spills or a part fails.
 """
 
 from __future__ import annotations

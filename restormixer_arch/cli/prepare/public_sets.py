@@ -69,7 +69,12 @@ def _parser() -> Parser:
     add_writing_options(parser)
     scales = " ".join(map(str, SCALES))
     parser.add_argument(
-        "--scale", nargs="+", type=int, choices=SCALES, default=list(SCALES), help=f"of task sr (default: {scales})"
+        "--scale",
+        nargs="+",
+        type=int,
+        choices=SCALES,
+        default=list(SCALES),
+        help=f"scales of the task sr (default: {scales})",
     )
     parser.add_argument("--check", action="store_true", help="compare what was prepared with its sources")
     parser.add_argument("--dry-run", action="store_true", help="list what is found and write nothing")
