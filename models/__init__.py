@@ -1,4 +1,4 @@
-"""Model wrapper and losses for BasicSR's trainer."""
+"""The BasicSR model, its losses, metrics, optimizers and validation."""
 
 from restormixer_arch.basicsr_adapter import compat
 

@@ -19,17 +19,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from restormixer_arch.basicsr_adapter.signatures import argument_problems
 from restormixer_arch.errors import UserError, did_you_mean
-from restormixer_arch.models.plain import plain
+from restormixer_arch.models.batch_norm import norms_with_statistics, statistics_of
+from restormixer_arch.models.checkpoint_values import to_plain_values
 
-OWN = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+FUSED_OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 SCHEDULE_FREE = ("AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree")  # of the package schedulefree
-SMALLEST = 8  # rows and columns of a matrix that is worth making orthogonal
-FOR_NORMS = 8  # batches, at most, whose statistics the averaged weights get
-MOST_BYTES = 32 << 20  # of these batches, which checkpoints hold too; one is kept whatever its size
+MIN_MATRIX_SIDE = 8  # rows and columns of a matrix that is worth making orthogonal
+MAX_NORM_BATCHES = 8  # batches, at most, whose statistics the averaged weights get
+MAX_NORM_BYTES = 32 << 20  # of these batches, which checkpoints hold too; one is kept whatever its size
 
 
 def build_optimizer(name: str, params: list[dict[str, Any]], lr: float, **options: Any) -> torch.optim.Optimizer:
@@ -49,7 +49,7 @@ def build_optimizer(name: str, params: list[dict[str, Any]], lr: float, **option
     if problems:
         raise UserError("\n".join(map(str, problems)))
     try:
-        if name not in OWN:
+        if name not in FUSED_OPTIMIZERS:
             _try_out(kind, lr, options)
         return _build(kind, params, lr, options)
     except Exception as error:  # noqa: BLE001 - foreign code may raise anything
@@ -67,7 +67,7 @@ def _build(kind: Any, params: list[dict[str, Any]], lr: float, options: dict[str
 def _in_float32_on_cpus(kind: Any) -> Any:
     """Let Muon multiply in float32 on a CPU, where pytorch-optimizer's bfloat16 takes up to eight times as long.
 
-    A method of the package is replaced. A version that has it no longer runs as it is.
+    Overrides a private method of the package. The class stays as it is if the installed version lacks that method.
     """
     try:
         from pytorch_optimizer.optimizer.utils.matrix import zero_power_via_newton_schulz_5
@@ -89,9 +89,9 @@ def mark_matrices(groups: list[dict[str, Any]], weight_decay: float) -> list[dic
     """Split parameter groups for Muon and its variants in pytorch-optimizer, which want ``use_muon`` in each group.
 
     Matrices are all parameters of two dimensions, and the weights of convolutions over more than one channel as
-    (C', C * k * k), with at least :data:`SMALLEST` rows and columns: a layer that ends in three colours is none. Most
-    with two dimensions are the weights of linear layers. A table such as SwinIR's ``relative_position_bias_table`` is
-    a matrix, too, unless it has fewer columns.
+    (C', C * k * k), with at least :data:`MIN_MATRIX_SIDE` rows and columns: a layer that ends in three colours is none.
+    Most with two dimensions are the weights of linear layers. A table such as SwinIR's
+    ``relative_position_bias_table`` is a matrix, too, unless it has fewer columns.
 
     Args:
         groups: parameter groups, with or without a ``weight_decay`` of their own.
@@ -109,12 +109,12 @@ def mark_matrices(groups: list[dict[str, Any]], weight_decay: float) -> list[dic
 def _is_matrix(parameter: Tensor) -> bool:
     if parameter.ndim not in (2, 4) or parameter.shape[1] == 1:
         return False
-    return min(parameter.shape[0], parameter[0].numel()) >= SMALLEST
+    return min(parameter.shape[0], parameter[0].numel()) >= MIN_MATRIX_SIDE
 
 
 def _find(name: str) -> type[torch.optim.Optimizer]:
-    if name in OWN:
-        return OWN[name]
+    if name in FUSED_OPTIMIZERS:
+        return FUSED_OPTIMIZERS[name]
     package = "schedulefree" if name in SCHEDULE_FREE else "pytorch_optimizer"
     try:
         module = importlib.import_module(package)
@@ -124,9 +124,9 @@ def _find(name: str) -> type[torch.optim.Optimizer]:
         raise UserError(f"train.optim_g.type: {lacking}") from error
     kinds = {key: kind for key, kind in vars(module).items() if _is_optimizer(kind)}
     if name not in kinds:
-        hint = did_you_mean(name, [*OWN, *SCHEDULE_FREE, *kinds])
+        hint = did_you_mean(name, [*FUSED_OPTIMIZERS, *SCHEDULE_FREE, *kinds])
         raise UserError(
-            f"train.optim_g.type: {name!r} is none of {', '.join(OWN)}.{hint} "
+            f"train.optim_g.type: {name!r} is none of {', '.join(FUSED_OPTIMIZERS)}.{hint} "
             f"Neither is it one of {', '.join(SCHEDULE_FREE)}, or of pytorch-optimizer"
         )
     return kinds[name]
@@ -162,7 +162,7 @@ def _try_out(kind: type[torch.optim.Optimizer], lr: float, options: dict[str, An
 def _saved_and_read(state: dict[str, Any]) -> dict[str, Any]:
     """Return the state as a checkpoint gives it back."""
     file = io.BytesIO()
-    torch.save(plain(state), file)
+    torch.save(to_plain_values(state), file)
     file.seek(0)
     return torch.load(file, weights_only=True)
 
@@ -184,16 +184,15 @@ class ScheduleFree:
 
     def __init__(self, optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
         self._optimizer, self._network = optimizer, network
-        norms = [module for module in network.modules() if isinstance(module, _NormBase)]
-        self._norms = [norm for norm in norms if norm.running_mean is not None]
-        self._inputs: deque[Tensor] = deque(maxlen=FOR_NORMS if self._norms else 0)
+        self._norms = norms_with_statistics(network)
+        self._inputs: deque[Tensor] = deque(maxlen=MAX_NORM_BATCHES if self._norms else 0)
         self._averaged: list[Tensor] | None = None  # statistics of the averaged weights, when they were last wanted
         optimizer.train()
 
     def see(self, inputs: Tensor) -> None:
         """Remember the inputs of a training step. (B, C, H, W)"""
         self._inputs.append(inputs.detach())
-        while len(self._inputs) > 1 and sum(one.nbytes for one in self._inputs) > MOST_BYTES:
+        while len(self._inputs) > 1 and sum(one.nbytes for one in self._inputs) > MAX_NORM_BYTES:
             self._inputs.popleft()
         self._averaged = None
 
@@ -231,7 +230,7 @@ class ScheduleFree:
     @torch.no_grad()
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take up what :meth:`extra_state` gave, once the averaged weights and the optimizer's state are loaded."""
-        self._averaged = [buffer.clone() for buffer in self._statistics()]
+        self._averaged = [buffer.clone() for buffer in statistics_of(self._norms)]
         self._optimizer.train()
         self._put_back(state["weights"])
         device = next(self._network.parameters()).device
@@ -247,13 +246,10 @@ class ScheduleFree:
         for name, tensor in self._tensors().items():
             tensor.copy_(saved[name])
 
-    def _statistics(self) -> list[Tensor]:
-        return [buffer for norm in self._norms for buffer in norm.buffers(recurse=False)]
-
     def _set_statistics(self) -> None:
         """Set BatchNorm's statistics to the mean over the latest batches, unless the norms are frozen."""
         if self._averaged is not None:
-            for buffer, value in zip(self._statistics(), self._averaged, strict=True):
+            for buffer, value in zip(statistics_of(self._norms), self._averaged, strict=True):
                 buffer.copy_(value)
             return
         if self._inputs and any(norm.training for norm in self._norms):
@@ -266,4 +262,4 @@ class ScheduleFree:
                     self._network(inputs)
             for norm, momentum in zip(self._norms, momenta, strict=True):
                 norm.momentum = momentum
-        self._averaged = [buffer.clone() for buffer in self._statistics()]
+        self._averaged = [buffer.clone() for buffer in statistics_of(self._norms)]

@@ -17,11 +17,11 @@ from restormixer_arch.basicsr_adapter.padded import Padded, restore_padded, wind
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.restorer import Restorer, restorer_of_options
 from restormixer_arch.models import guard, memory
-from restormixer_arch.models.guard import NormStatistics, frozen_after
+from restormixer_arch.models.batch_norm import NormStatistics, frozen_after
 from restormixer_arch.models.losses import MultiScaleDualDomainLoss
 from restormixer_arch.models.metrics import load_metric_networks
 from restormixer_arch.models.mixing import cut_blur, mix_pairs
-from restormixer_arch.models.optimizers import OWN, ScheduleFree, build_optimizer, is_schedule_free
+from restormixer_arch.models.optimizers import FUSED_OPTIMIZERS, ScheduleFree, build_optimizer, is_schedule_free
 from restormixer_arch.models.precision import Precision, read_amp, set_tf32, varying_sizes
 from restormixer_arch.models.validation import validate
 from restormixer_arch.output import note
@@ -53,7 +53,7 @@ class RestorMixerModel(SRModel):
     - ``compile``: run the training's forward and backward pass through ``torch.compile``.
     - ``progressive``: stages of growing patches, see :mod:`.progressive`.
     - ``freeze_norms_after``: share of the training, 0 to 1, after which BatchNorm normalizes by its running statistics,
-      those of the averaged weights, and leaves them alone, see :class:`.guard.NormStatistics`. Not set: never.
+      those of the averaged weights, and leaves them alone, see :class:`.batch_norm.NormStatistics`. Not set: never.
     - ``mixup``: the alpha of :func:`.mixing.mix_pairs`; ``cutblur``: the probability of :func:`.mixing.cut_blur`.
     - ``max_skipped``: a step whose loss or gradient is not finite is skipped; more than this many in a row (10 by
       default) end the training. Overflows that float16's loss scale explains do not count. On a GPU nothing waits for
@@ -167,7 +167,7 @@ class RestorMixerModel(SRModel):
             raise UserError("train.ema_decay: must be 0 with a schedule-free optimizer, which averages the weights")
 
     def get_optimizer(self, optim_type: str, params: list[dict[str, Any]], lr: float, **kwargs: Any) -> Any:
-        if optim_type in OWN and not kwargs.get("foreach") and not kwargs.get("differentiable"):
+        if optim_type in FUSED_OPTIMIZERS and not kwargs.get("foreach") and not kwargs.get("differentiable"):
             kwargs.setdefault("fused", True)  # on a GPU see _waits; on a CPU a sixth of the time for 285 small tensors
         return build_optimizer(optim_type, params, lr, **kwargs)
 
@@ -215,7 +215,7 @@ class RestorMixerModel(SRModel):
 
     @torch.no_grad()
     def _queued_losses(self, losses: dict[str, Tensor]) -> dict[str, Any]:
-        """The losses, their mean over all processes, which nobody has waited for."""
+        """Return the losses, averaged over all processes, without waiting for the GPU."""
         values = torch.stack(list(losses.values()))
         if self.opt["dist"]:
             torch.distributed.all_reduce(values)

@@ -30,7 +30,7 @@ from restormixer_arch.data.images.opencv import write_png
 from restormixer_arch.errors import UserError
 from restormixer_arch.models.label_results import OTHER, LabelResults, report_by_label
 from restormixer_arch.models.metrics import measure
-from restormixer_arch.models.misfit import explain_misfit
+from restormixer_arch.models.shape_errors import explain_misfit
 from restormixer_arch.output import user_path
 from restormixer_arch.protocol import MeasuresInputs
 
@@ -39,7 +39,10 @@ PICTURE_SIDE = 384  # pixels at most; of a larger picture its middle is shown
 
 
 class Measured(NamedTuple):
-    """One restored image: position in the data set, name, label, metric -> value, the same of the input."""
+    """One restored image.
+
+    Its position in the data set, name, label, metric -> value, the same of the input, and whether the output is finite.
+    """
 
     index: int
     name: str
@@ -49,7 +52,7 @@ class Measured(NamedTuple):
     finite: bool
 
 
-class Left(Exception):
+class ValidationStopped(Exception):
     """A validation was left because the training is to stop."""
 
 
@@ -75,7 +78,7 @@ def run_validation(
     run = validate if known and kind.validation is BaseModel.validation else kind.validation
     try:
         run(model, _StoppableLoader(loader, stop) if stop else loader, current_iter, tb_logger, save_img)
-    except Left:
+    except ValidationStopped:
         return False
     return True
 
@@ -92,7 +95,7 @@ class _StoppableLoader:
     def __iter__(self) -> Iterator[Any]:
         for item in self.loader:
             if self._stop():
-                raise Left
+                raise ValidationStopped
             yield item
 
 
@@ -117,8 +120,7 @@ def validate(model: Any, loader: Any, current_iter: int | str, tb_logger: Any, s
         UserError: there are no images, or the network cannot take them.
     """
     name, metrics = loader.dataset.opt["name"], model.opt["val"].get("metrics") or {}
-    count = len(loader.dataset)
-    if count == 0:
+    if len(loader.dataset) == 0:
         raise UserError(f"datasets: {name} has no images to validate on")
     if model.opt["dist"]:
         _share_statistics(model)
@@ -126,24 +128,8 @@ def validate(model: Any, loader: Any, current_iter: int | str, tb_logger: Any, s
     if model.opt["dist"]:
         measured = _of_all_processes(measured)
     if metrics:
-        means = {metric: sum(one.values[metric] for one in measured) / count for metric in metrics}
-        for options in metrics.values():
-            if better(options) == "lower":
-                options["better"] = "lower"  # BasicSR's models take higher where nothing is said
-        model.metric_results = means
-        vars(model).setdefault("last_means", {})[name] = means
-        model._initialize_best_metric_results(name)
-        _add_missing_records(model.best_metric_results[name], metrics)
-        for metric, value in means.items():
-            model._update_best_metric_result(name, metric, value, current_iter)
-        model._log_validation_metric_values(current_iter, name, tb_logger)
-    broken = [one.name for one in measured if not one.finite]
-    if broken:
-        images = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
-        get_root_logger().warning(
-            f"Validation {name}: the output for {len(broken)} of {count} images is not finite ({images}); "
-            "they are written as black, and the metrics are NaN"
-        )
+        _record_means(model, name, measured, metrics, current_iter, tb_logger)
+    _warn_of_broken(name, measured)
     inputs = [one.inputs for one in measured]
     if isinstance(model, MeasuresInputs):
         inputs = model.input_values.setdefault(name, inputs)
@@ -151,6 +137,39 @@ def validate(model: Any, loader: Any, current_iter: int | str, tb_logger: Any, s
         labels = [one.label for one in measured]
         results = LabelResults.of(labels, [one.values for one in measured])
         report_by_label(model, name, results, current_iter, tb_logger, LabelResults.of(labels, inputs))
+
+
+def _record_means(
+    model: Any,
+    dataset: str,
+    measured: list[Measured],
+    metrics: dict[str, dict[str, Any]],
+    current_iter: int | str,
+    tb_logger: Any,
+) -> None:
+    """Give the model the means over a data set, log them, and keep the best ones."""
+    means = {metric: sum(one.values[metric] for one in measured) / len(measured) for metric in metrics}
+    for options in metrics.values():
+        if better(options) == "lower":
+            options["better"] = "lower"  # BasicSR's models take higher where nothing is said
+    model.metric_results = means
+    vars(model).setdefault("last_means", {})[dataset] = means
+    model._initialize_best_metric_results(dataset)
+    _add_missing_records(model.best_metric_results[dataset], metrics)
+    for metric, value in means.items():
+        model._update_best_metric_result(dataset, metric, value, current_iter)
+    model._log_validation_metric_values(current_iter, dataset, tb_logger)
+
+
+def _warn_of_broken(dataset: str, measured: list[Measured]) -> None:
+    """Warn of outputs that are not finite."""
+    broken = [one.name for one in measured if not one.finite]
+    if broken:
+        images = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
+        get_root_logger().warning(
+            f"Validation {dataset}: the output for {len(broken)} of {len(measured)} images is not finite ({images}); "
+            "they are written as black, and the metrics are NaN"
+        )
 
 
 def last_means(model: Any, dataset: str, current_iter: int | str | None = None) -> dict[str, float]:

@@ -24,8 +24,8 @@ from basicsr.models.sr_model import SRModel  # noqa: E402
 
 from restormixer_arch import RestorMixer  # noqa: E402
 from restormixer_arch.inference.weights import load_network  # noqa: E402
+from restormixer_arch.models.checkpoint_values import to_plain_values  # noqa: E402
 from restormixer_arch.training import checkpoint as checkpoints  # noqa: E402
-from restormixer_arch.training.checkpoint import plain  # noqa: E402
 
 
 def names(folder):
@@ -178,14 +178,14 @@ class Kind(str, Enum):
 
 def test_a_state_is_made_of_tensors_and_plain_values():
     state = {"a": [np.int64(2), (1, None)], "b": Counter({3: 1}), "c": np.arange(2.0), "d": torch.ones(1)}
-    found = plain(state)
+    found = to_plain_values(state)
     assert found["a"] == [2, (1, None)] and type(found["a"][0]) is int
     assert found["b"] == {3: 1} and type(found["b"]) is dict
     assert found["c"].tolist() == [0.0, 1.0] and found["d"] is state["d"]
     with pytest.raises(TypeError, match=r"state\['x'\]\[0\] is of Path|state\['x'\]\[0\] is of PosixPath"):
-        plain({"x": [Path("y")]})
+        to_plain_values({"x": [Path("y")]})
     with pytest.raises(TypeError, match=r"state\['x'\] is of Kind"):
-        plain({"x": Kind.ONE})
+        to_plain_values({"x": Kind.ONE})
 
 
 def test_weights_lose_the_names_of_their_wrappers():

@@ -10,10 +10,10 @@ from scipy import stats
 from scipy.stats import ttest_1samp
 
 from restormixer_arch.compare.differences import (
-    SeedSpread,
+    SeedVariance,
     difference_over_seeds,
     paired_difference,
-    seed_spread,
+    seed_variance,
 )
 from restormixer_arch.compare.results import Difference
 
@@ -70,24 +70,24 @@ def test_without_a_spread_it_is_students_interval_over_the_photographs():
 def test_the_spread_of_seeds_by_hand():
     """Of (1, 3) and (2, 6) the mean squares are 4 for seeds and 1 for the rest; of two equal rows both are 0."""
     table = np.array([[1.0, 3.0], [2.0, 6.0]])
-    assert seed_spread([table]) == SeedSpread(4, 1, 1, 1)
-    assert seed_spread([table, np.ones((2, 2))]) == SeedSpread(2, 0.5, 2, 2)
-    assert seed_spread([np.ones((1, 4)), np.array([[np.inf, 1.0], [1.0, 1.0]])]) is None
+    assert seed_variance([table]) == SeedVariance(4, 1, 1, 1)
+    assert seed_variance([table, np.ones((2, 2))]) == SeedVariance(2, 0.5, 2, 2)
+    assert seed_variance([np.ones((1, 4)), np.array([[np.inf, 1.0], [1.0, 1.0]])]) is None
 
 
 def test_seeds_add_to_the_variance():
     """Differences 1 and 3 of two photographs: 1 from them, (4 - 1) * 2 / 2 from the seeds of two networks."""
-    found = difference_over_seeds(np.array([[1.0, 3.0]]), SeedSpread(4, 1, 3, 9))
+    found = difference_over_seeds(np.array([[1.0, 3.0]]), SeedVariance(4, 1, 3, 9))
     half = stats.t.ppf(0.975, 4**2 / (1**2 / 1 + 4**2 / 3 + 1**2 / 9)) * 2
     assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - half, 2 + half))
-    alike = SeedSpread(1, 4, 1, 1)  # no more than chance
+    alike = SeedVariance(1, 4, 1, 1)  # no more than chance
     assert difference_over_seeds(np.array([[1.0, 3.0]]), alike) == difference_over_seeds(np.array([[1.0, 3.0]]))
 
 
 def test_little_that_is_left_of_a_spread_is_no_endless_interval():
     """The seeds add next to nothing to photographs that hardly differ: of 0.01 degrees of freedom it would be huge."""
     differences = np.linspace(-0.05, 0.05, 16)[None]
-    found = difference_over_seeds(differences, SeedSpread(1.02, 1, 3, 45))
+    found = difference_over_seeds(differences, SeedVariance(1.02, 1, 3, 45))
     variance = differences.var(ddof=1) / 16 + 2 / 16 * 0.02
     assert found.high == pytest.approx(stats.t.ppf(0.975, 3) * math.sqrt(variance))
 
@@ -104,7 +104,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(spread, seeds):
 
     hits = 0
     for _ in range(600):
-        known = seed_spread([network(2) for _ in range(6)])
+        known = seed_variance([network(2) for _ in range(6)])
         found = difference_over_seeds(network(seeds) - network(seeds), known)
         hits += found.low <= 0 <= found.high
     assert 0.92 < hits / 600 < 0.98

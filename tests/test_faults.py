@@ -26,7 +26,7 @@ compat.apply()
 
 from basicsr.data.paired_image_dataset import PairedImageDataset  # noqa: E402
 
-from restormixer_arch.models.misfit import explain_misfit  # noqa: E402
+from restormixer_arch.models.shape_errors import explain_misfit  # noqa: E402
 
 MINUTE = 60
 

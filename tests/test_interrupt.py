@@ -210,7 +210,8 @@ def test_an_interrupted_training_resumes_from_its_last_checkpoint(pairs, train_o
     )
     states = Path("experiments/tiny/training_states")
     deadline = time.monotonic() + 60
-    while not (states.is_dir() and len(list(states.iterdir())) >= 2) and time.monotonic() < deadline:
+    while not (states.is_dir() and len(list(states.iterdir())) >= 2):
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     try:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from training_cases import EDSR, batch, build, same, step, weights
 
-from restormixer_arch.models.guard import NormStatistics
+from restormixer_arch.models.batch_norm import NormStatistics
 
 
 def network(seed=0):

@@ -13,7 +13,7 @@ from whole_trainings import EXPERIMENT, architecture, load, same, several_batche
 from restormixer_arch import cli
 from restormixer_arch.errors import UserError
 from restormixer_arch.models import optimizers
-from restormixer_arch.models.optimizers import FOR_NORMS
+from restormixer_arch.models.optimizers import MAX_NORM_BATCHES
 
 FREE = {"type": "AdamWScheduleFree", "lr": 2e-3, "weight_decay": 0.1, "warmup_steps": 2}
 
@@ -67,19 +67,19 @@ def test_averaged_weights_are_tested_and_saved(tmp_path):
 def test_norms_get_the_statistics_of_the_averaged_weights(tmp_path):
     """With momentum None BatchNorm's statistics are the mean over batches; the first norm is enough to compare."""
     model = free(tmp_path)
-    for iteration in range(1, FOR_NORMS + 3):
+    for iteration in range(1, MAX_NORM_BATCHES + 3):
         step(model, iteration)
     conv, norm = model.net_g.encoder.stem[0].conv, model.net_g.encoder.stem[0].norm
     trained, momentum = norm.running_mean.clone(), norm.momentum
     with model.schedule_free.averaged(), torch.no_grad():
-        features = [conv(batch(iteration)["lq"]) for iteration in range(3, FOR_NORMS + 3)]
+        features = [conv(batch(iteration)["lq"]) for iteration in range(3, MAX_NORM_BATCHES + 3)]
         wanted = torch.stack([feature.mean((0, 2, 3)) for feature in features]).mean(0)
         torch.testing.assert_close(norm.running_mean, wanted)
     assert torch.equal(norm.running_mean, trained) and norm.momentum == momentum
 
 
 def test_large_batches_are_not_gathered(tmp_path, monkeypatch):
-    monkeypatch.setattr(optimizers, "MOST_BYTES", 3 * batch()["lq"].nbytes)
+    monkeypatch.setattr(optimizers, "MAX_NORM_BYTES", 3 * batch()["lq"].nbytes)
     model = free(tmp_path)
     for iteration in range(1, 6):
         step(model, iteration)

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import cv2
 import numpy as np
@@ -370,14 +369,19 @@ def test_ctrl_c_leaves_only_whole_files(place, capsys, monkeypatch):
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_a_real_ctrl_c(place):
     Image.fromarray(np.tile(RGB, (100, 100, 1))).save("in/a.png")
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code += "import sys; from restormixer_arch.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from restormixer_arch.inference import restorer\n"
+        "def slow(*arguments):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "restorer._apply_network = slow\n"
+        "from restormixer_arch.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
     arguments = ["restore", "in", "-o", "out", "--weights", "w.safetensors", "--tile", "192"]
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (place / "out").is_dir() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], text=True, **pipes)
+    assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -153,3 +155,10 @@ def test_inference_and_image_files_know_no_basicsr():
         assert len(paths) >= 4
         for path in paths:
             assert not re.search(rf"^\s*(from|import) ({forbidden})\b", path.read_text(encoding="utf-8"), re.M), path
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]])
+def test_ruff_has_nothing_to_say(command):
+    pytest.importorskip("ruff")
+    done = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

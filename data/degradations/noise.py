@@ -133,7 +133,7 @@ def add_gaussian_noise(image: np.ndarray, parameters: GaussianNoiseParameters) -
         parameters: what :func:`draw_gaussian_noise` drew.
 
     Returns:
-        float32 (H, W, C) in [0, 1].
+        float32 (H, W, C), in [0, 1] unless ``clip`` is False.
 
     Raises:
         TypeError: the image is not a float32 array.

@@ -51,68 +51,69 @@ def mean_by_photograph(names: Sequence[str], values: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class SeedSpread:
-    """How far trainings with several seeds lie apart: mean squares of an analysis of variance, pooled over networks.
+class SeedVariance:
+    """Mean squares of an analysis of variance, seeds x photographs, without replication, pooled over networks.
 
     Attributes:
-        square: of the seeds' means, times the photographs.
-        rest: of what is left without seeds' and photographs' means.
-        freedom, rest_freedom: degrees of freedom of both.
+        ms_seeds: of the means of the seeds, times the photographs.
+        ms_residual: of what is left without the means of seeds and photographs.
+        df_seeds, df_residual: degrees of freedom of both.
     """
 
-    square: float
-    rest: float
-    freedom: int
-    rest_freedom: int
+    ms_seeds: float
+    ms_residual: float
+    df_seeds: int
+    df_residual: int
 
 
-def seed_spread(tables: Iterable[np.ndarray]) -> SeedSpread | None:
-    """Pool the spread of networks that were trained with several seeds; None if there are none.
+def seed_variance(tables: Iterable[np.ndarray]) -> SeedVariance | None:
+    """Pool the variance of networks that were trained with several seeds; None if there are none.
 
     Args:
         tables: values (seeds, photographs) of each network under each budget.
     """
-    sums, freedom, rest_freedom = np.zeros(2), 0, 0
+    sums, df_seeds, df_residual = np.zeros(2), 0, 0
     for table in tables:
         seeds, photographs = table.shape
         if min(table.shape) < 2 or not np.isfinite(table).all():
             continue
         means = table.mean(axis=1, keepdims=True)
-        rest = table - table.mean(axis=0) - means + table.mean()
-        sums += photographs * ((means - table.mean()) ** 2).sum(), (rest**2).sum()
-        freedom += seeds - 1
-        rest_freedom += (seeds - 1) * (photographs - 1)
-    if not freedom:
+        residual = table - table.mean(axis=0) - means + table.mean()
+        sums += photographs * ((means - table.mean()) ** 2).sum(), (residual**2).sum()
+        df_seeds += seeds - 1
+        df_residual += (seeds - 1) * (photographs - 1)
+    if not df_seeds:
         return None
-    return SeedSpread(float(sums[0]) / freedom, float(sums[1]) / rest_freedom, freedom, rest_freedom)
+    return SeedVariance(float(sums[0]) / df_seeds, float(sums[1]) / df_residual, df_seeds, df_residual)
 
 
-def difference_over_seeds(differences: np.ndarray, spread: SeedSpread | None = None) -> Difference:
+def difference_over_seeds(differences: np.ndarray, of_seeds: SeedVariance | None = None) -> Difference:
     """Return the mean of differences (seeds, photographs) and its interval.
 
-    Without ``spread`` it is Student's t over the photographs, and says nothing about other seeds. With it the variance
-    of two networks' seeds is added, each network's taken to be the pooled one, whatever the number of seeds; the
-    degrees of freedom are Satterthwaite's, but no fewer than those of its parts: his are too few where little is left
-    of a variance that another one is taken from. It is None with fewer than two photographs, and where a difference is
-    not finite.
+    Without ``of_seeds`` it is Student's t over the photographs, and says nothing about other seeds. With it the
+    variance of two networks' seeds is added, each network's taken to be the pooled one, whatever the number of seeds.
+    The degrees of freedom are Satterthwaite's, but no fewer than those of the parts: his are too few where little is
+    left of a variance that another one is taken from. It is None with fewer than two photographs, and where a
+    difference is not finite.
     """
     seeds, photographs = differences.shape
     mean = float(differences.mean())
     if photographs < 2 or not np.isfinite(differences).all():
         return Difference(mean=mean, low=None, high=None)
-    square = float(differences.mean(axis=0).var(ddof=1)) / photographs
-    freedom: float = photographs - 1
-    if spread and spread.square > spread.rest:
-        per_seed = 2 / (photographs * seeds)  # of both networks
+    variance = float(differences.mean(axis=0).var(ddof=1)) / photographs
+    df: float = photographs - 1
+    if of_seeds and of_seeds.ms_seeds > of_seeds.ms_residual:
+        weight = 2 / (photographs * seeds)  # of both networks
         parts = (
-            (square, photographs - 1),
-            (per_seed * spread.square, spread.freedom),
-            (per_seed * spread.rest, spread.rest_freedom),
+            (variance, photographs - 1),
+            (weight * of_seeds.ms_seeds, of_seeds.df_seeds),
+            (weight * of_seeds.ms_residual, of_seeds.df_residual),
         )
-        square += per_seed * (spread.square - spread.rest)
-        freedom = max(square**2 / sum(part**2 / own for part, own in parts), min(photographs - 1, spread.freedom))
-    error = math.sqrt(square)
+        variance += weight * (of_seeds.ms_seeds - of_seeds.ms_residual)
+        satterthwaite = variance**2 / sum(part**2 / df_part for part, df_part in parts)
+        df = max(satterthwaite, min(photographs - 1, of_seeds.df_seeds))
+    error = math.sqrt(variance)
     if error <= 1e-12 * abs(mean):  # the same difference everywhere
         return Difference(mean=mean, low=mean, high=mean)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * error
     return Difference(mean=mean, low=mean - half, high=mean + half)

@@ -72,7 +72,7 @@ class Competitor(Part):
         name: of the option file.
         arch: registered name of the architecture, such as ``RestorMixer``, or ``NAFNet (spandrel)``.
         arguments: the keys of ``network_g`` without ``type``; empty where spandrel recognized the weights.
-        weights: the file that was loaded, or None: the network's initial values.
+        weights: the file that was loaded.
         training: how it was trained in this comparison, None where the weights came from elsewhere.
         parameters: how many the network has.
         flops: floating-point operations of one forward pass of (1, C, size, size), scans and attention included; a

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from restormixer_arch.compare.differences import SeedSpread, difference_over_seeds, mean_by_photograph, seed_spread
+from restormixer_arch.compare.differences import SeedVariance, difference_over_seeds, mean_by_photograph, seed_variance
 from restormixer_arch.compare.results import Difference, Metric, Part
 
 FORMAT = 1
@@ -97,19 +97,20 @@ class Study(Part):
     def difference(self, competitor: str, minutes: float, measure: tuple[str, str]) -> Difference | None:
         """Return a competitor's difference to the first one over the seeds that both have, None if there is none.
 
-        Its interval is over the photographs, and over the seeds by the spread of all that were trained with several.
+        Its interval is over the photographs, and over the seeds by the variance of all that were trained with several.
         Pictures of one photograph under several labels are not independent, and count as one.
         """
         own, first = (self.of(name, minutes, measure) for name in (competitor, self.networks[0].name))
         seeds = [seed for seed in own if seed in first]
         if not seeds:
             return None
-        return difference_over_seeds(by_photograph(own, seeds) - by_photograph(first, seeds), self.spread(measure))
+        differences = by_photograph(own, seeds) - by_photograph(first, seeds)
+        return difference_over_seeds(differences, self.seed_variance(measure))
 
-    def spread(self, measure: tuple[str, str]) -> SeedSpread | None:
-        """Return how far the seeds of one network lie apart, pooled over networks and budgets."""
+    def seed_variance(self, measure: tuple[str, str]) -> SeedVariance | None:
+        """Return the variance between the seeds of one network, pooled over networks and budgets."""
         groups = [self.of(network.name, minutes, measure) for network in self.networks for minutes in self.minutes]
-        return seed_spread(by_photograph(rows, list(rows)) for rows in groups if len(rows) > 1)
+        return seed_variance(by_photograph(rows, list(rows)) for rows in groups if len(rows) > 1)
 
     def mean(self, competitor: str, minutes: float, measure: tuple[str, str]) -> float | None:
         """Return a competitor's mean over the pictures of all its seeds, None if it was not trained for that long."""

@@ -38,7 +38,7 @@ def markdown(study: Study) -> str:
         "Minutes are those of a quiet machine: each network was trained for the iterations that fill them, by the "
         "seconds of its step. Means over the pictures and seeds; then the difference to "
         f"{first} over the seeds that both have, and in brackets its 95% interval: over the photographs, and over the "
-        "seeds by the spread of all networks that were trained with several, which is taken to be that of each.",
+        "seeds by the variance of all networks that were trained with several, assumed to be that of each.",
         _costs(study),
     ]
     for measure in study.measures:

@@ -1,4 +1,4 @@
-"""From a file of weights to its network: files of any tool of the field, and the weights installed with the package."""
+"""Load networks from weight files, those of other tools included, and find the installed weights."""
 
 from __future__ import annotations
 

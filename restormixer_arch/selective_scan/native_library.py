@@ -89,13 +89,13 @@ def batch_sum(shares: Tensor) -> Tensor:
     return shares[0] if shares.shape[0] == 1 else shares.sum(0)
 
 
-def stream_dtype(tensor: Tensor | None) -> Tensor | None:
-    """float16 is computed as float32; other dtypes are left to :func:`check_dtypes`."""
+def float16_to_float32(tensor: Tensor | None) -> Tensor | None:
+    """Return float16 as float32; other dtypes are left to :func:`check_dtypes`."""
     return tensor.float() if tensor is not None and tensor.dtype is torch.float16 else tensor
 
 
-def as_float32(tensor: Tensor | None) -> Tensor | None:
-    """Parameters are taken as float32, whatever dtype a model was cast to."""
+def low_precision_to_float32(tensor: Tensor | None) -> Tensor | None:
+    """Return float16 and bfloat16 parameters as float32; others stay."""
     if tensor is None or tensor.dtype not in (torch.float16, torch.bfloat16):
         return tensor
     return tensor.float()

@@ -234,9 +234,9 @@ def selective_scan_native(
         UserError: the kernel is missing; the message holds the cure.
     """
     library.require()
-    dense = [library.as_float32(t) for t in (A, D, delta_bias)]
-    streams = [library.stream_dtype(t) for t in (u, delta, z)]
-    b, c = (library.as_float32(t) if t.dim() == 2 else library.stream_dtype(t) for t in (B, C))
+    dense = [library.low_precision_to_float32(t) for t in (A, D, delta_bias)]
+    streams = [library.float16_to_float32(t) for t in (u, delta, z)]
+    b, c = (library.low_precision_to_float32(t) if t.dim() == 2 else library.float16_to_float32(t) for t in (B, C))
     given = [t for t in (u, delta, A, B, C, D, z, delta_bias) if t is not None]
     refuse_tangents(given)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in given)

@@ -31,8 +31,8 @@ def _for_kernel(tensors: Sequence[Tensor]) -> list[Tensor]:
         if tensor.device.type != "cpu":
             raise ValueError(f"the native scan needs CPU tensors, got one on {tensor.device}")
     x, delta, A, B, C, D, delta_bias = tensors
-    x, delta, B, C = (library.stream_dtype(tensor) for tensor in (x, delta, B, C))
-    A, D, delta_bias = (library.as_float32(tensor).contiguous() for tensor in (A, D, delta_bias))
+    x, delta, B, C = (library.float16_to_float32(tensor) for tensor in (x, delta, B, C))
+    A, D, delta_bias = (library.low_precision_to_float32(tensor).contiguous() for tensor in (A, D, delta_bias))
     library.check_dtypes({"x": x, "delta": delta, "B": B, "C": C}, {"A": A, "D": D, "delta_bias": delta_bias})
     return [x, delta, A, B, C, D, delta_bias]
 
@@ -100,7 +100,7 @@ def scan_2d_backward(
     x, delta, A, B, C, D, delta_bias = _for_kernel((x, delta, A, B, C, D, delta_bias))
     if states.numel() == 0:
         states = scan_2d_forward(x, delta, A, B, C, D, delta_bias, directions, True)[1]
-    grad_y = library.stream_dtype(grad_y)
+    grad_y = library.float16_to_float32(grad_y)
     library.check_grad(grad_y, x)
     inputs = [_pixels(tensor) for tensor in (x, delta, B, C, grad_y)]
     grad_x = torch.empty(x.shape, dtype=x.dtype if len(directions) == 1 else torch.float32)

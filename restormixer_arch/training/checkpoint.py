@@ -23,7 +23,7 @@ import torch
 from basicsr.utils.dist_util import get_dist_info
 
 from restormixer_arch.errors import UserError
-from restormixer_arch.models.plain import plain
+from restormixer_arch.models.checkpoint_values import to_plain_values
 from restormixer_arch.protocol import KeepsState
 from restormixer_arch.restormixer_arch import RestorMixer
 from restormixer_arch.weight_options import STAMP_ENTRY, stamp_of
@@ -95,11 +95,18 @@ def write_or_refuse(content: Any, path: Path, opt: dict[str, Any]) -> str:
         raise UserError(f"{path}: the checkpoint cannot be saved ({reason}); {left}") from error
 
 
-class CheckpointWriter:
-    """Writes what a model's ``save()`` saves.
+def replace_saving(model: Any, run_state: Callable[[], dict[str, Any]]) -> None:
+    """Replace ``save_network`` and ``save_training_state``, by which a model of BasicSR saves, on this model.
 
-    BasicSR's models save by ``save_network`` and ``save_training_state``; this object's methods take their places on
-    one model.
+    Args:
+        model, run_state: see :class:`CheckpointWriter`.
+    """
+    writer = CheckpointWriter(model, run_state)
+    model.save_network, model.save_training_state = writer.save_network, writer.save_training_state
+
+
+class CheckpointWriter:
+    """Writes weights and states of a model whole or not at all.
 
     Args:
         model: any model of BasicSR; its ``extra_state()`` is saved if it has one, see
@@ -111,7 +118,6 @@ class CheckpointWriter:
         self.model, self.run_state = model, run_state
         self._digests: dict[str, str] = {}  # of the weights since the last state
         self._options = [options_of(optimizer) for optimizer in model.optimizers]  # before a step changes them
-        model.save_network, model.save_training_state = self.save_network, self.save_training_state
 
     def save_network(self, net: Any, net_label: str, current_iter: int | str, param_key: Any = "params") -> None:
         """Save weights.
@@ -168,7 +174,9 @@ class CheckpointWriter:
             "extra": model.extra_state() if isinstance(model, KeepsState) else {},
             **self.run_state(),
         }
-        write_or_refuse(plain(state), Path(model.opt["path"]["training_states"], f"{current_iter}.state"), model.opt)
+        write_or_refuse(
+            to_plain_values(state), Path(model.opt["path"]["training_states"], f"{current_iter}.state"), model.opt
+        )
         self._digests = {}
         prune(model.opt, current_iter)
 

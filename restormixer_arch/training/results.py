@@ -34,7 +34,7 @@ class Row:
 
 
 def with_average(rows: list[Row]) -> list[Row]:
-    """Return the rows and, below two or more, their average over the metrics that all of them have."""
+    """Return the rows and, if there are at least two, a last one with their average, by the metrics that all have."""
     if len(rows) < 2:
         return rows
     metrics = [metric for metric in rows[0].values if all(metric in row.values for row in rows)]

@@ -16,7 +16,7 @@ from basicsr.utils import get_root_logger, get_time_str
 
 from restormixer_arch.errors import UserError, not_found
 from restormixer_arch.inference.weights import read_pickle
-from restormixer_arch.models.plain import plain
+from restormixer_arch.models.checkpoint_values import to_plain_values
 from restormixer_arch.output import note, shown_path, warn
 from restormixer_arch.protocol import KeepsState
 from restormixer_arch.training.checkpoint import digest, options_of, prune, remove_unfinished, saved_states
@@ -232,7 +232,7 @@ def _set_options(
     for key in (fresh.keys() & arguments.keys()) - MOVING:
         if key not in old:
             group[key] = fresh[key]
-        elif plain(old[key]) != plain(fresh[key]):
+        elif to_plain_values(old[key]) != to_plain_values(fresh[key]):
             edits.append(f"train.optim_*.{key}: {old[key]} -> {fresh[key]}")
             group[key] = fresh[key]
     return sorted(edits)
@@ -262,7 +262,7 @@ def _schedule(state: dict[str, Any]) -> dict[str, Any]:
     """What of a scheduler's state comes from the option file, sequences made comparable."""
     derived = {"last_epoch", "base_lrs", "cumulative_period", "verbose"}
     kept = {key: value for key, value in state.items() if not key.startswith("_") and key not in derived}
-    return {key: list(value) if isinstance(value, tuple) else plain(value) for key, value in kept.items()}
+    return {key: list(value) if isinstance(value, tuple) else to_plain_values(value) for key, value in kept.items()}
 
 
 def _run_schedule_again(model: Any, iteration: int, groups: list[list[dict[str, Any]]]) -> None:

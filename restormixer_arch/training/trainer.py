@@ -27,11 +27,11 @@ from restormixer_arch.config.check import Request
 from restormixer_arch.config.yaml_file import copy_option_file
 from restormixer_arch.errors import UserError
 from restormixer_arch.folder_lock import FolderLock
-from restormixer_arch.models.misfit import explain_misfit
+from restormixer_arch.models.shape_errors import explain_misfit
 from restormixer_arch.models.validation import last_means, run_validation
 from restormixer_arch.output import is_first_process, note, warn
 from restormixer_arch.protocol import MeasuresInputs
-from restormixer_arch.training.checkpoint import CheckpointWriter, keep_generator_states, set_generator_states
+from restormixer_arch.training.checkpoint import keep_generator_states, replace_saving, set_generator_states
 from restormixer_arch.training.distributed import lost_peer, opencv_single_threaded, share_cores
 from restormixer_arch.training.interrupt import Interrupt, Stopped, handle_signals
 from restormixer_arch.training.loader import (
@@ -182,7 +182,7 @@ class Training(Run):
         self._validated_at = [-1] * len(self.val_loaders)
         share_cores(opt, loader.num_workers)
         self.model = build_model(opt)
-        CheckpointWriter(self.model, self._state)
+        replace_saving(self.model, self._state)
         return state
 
     def _resume(self, state: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 PLAIN = (bool, int, float, str, bytes, type(None), Tensor, nn.Parameter)
 
 
-def plain(value: Any, at: str = "state") -> Any:
+def to_plain_values(value: Any, at: str = "state") -> Any:
     """Return the same made of tensors, numbers, strings, None, dicts, lists and tuples, which load with weights_only.
 
     Raises:
@@ -25,8 +25,8 @@ def plain(value: Any, at: str = "state") -> Any:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
     if isinstance(value, Mapping):
-        return {plain(key, at): plain(part, f"{at}[{key!r}]") for key, part in value.items()}
+        return {to_plain_values(key, at): to_plain_values(part, f"{at}[{key!r}]") for key, part in value.items()}
     if isinstance(value, list | tuple):
         kind = list if isinstance(value, list) else tuple
-        return kind(plain(part, f"{at}[{number}]") for number, part in enumerate(value))
+        return kind(to_plain_values(part, f"{at}[{number}]") for number, part in enumerate(value))
     raise TypeError(f"{at} is of {type(value).__name__}, which a checkpoint cannot hold")
