@@ -15,18 +15,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.data.dataset_options import as_numbers, check_crop, check_shared_options, open_source
 from restormixer_arch.data.degradations.common import log_uniform
 from restormixer_arch.data.degradations.compose import Composition, add_composition, draw_composition, read_compositions
 from restormixer_arch.data.degradations.labels import Ingredient, read_mixture
 from restormixer_arch.data.images.folder import without_suffix
-from restormixer_arch.data.paired_dataset import (
-    as_numbers,
-    check_crop,
-    check_shared_options,
-    enlarge,
-    open_source,
-    result_names,
-)
+from restormixer_arch.data.images.opencv import enlarge
+from restormixer_arch.data.pairing import result_names
 from restormixer_arch.errors import UserError
 
 compat.apply()  # basicsr can be imported from here on

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import count
-from numbers import Integral, Real
-from pathlib import Path, PurePath
-from typing import Any, Protocol
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
 
-import cv2
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from restormixer_arch.basicsr_adapter import compat
-from restormixer_arch.config.rules import crop_problem, database_problem
-from restormixer_arch.data.images.folder import FolderImages, without_suffix
-from restormixer_arch.data.lmdb_io import LmdbImages, read_names
-from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.data.dataset_options import as_numbers, check_crop, check_shared_options, open_source
+from restormixer_arch.data.images.folder import without_suffix
+from restormixer_arch.data.images.opencv import enlarge
+from restormixer_arch.data.pairing import pair_names, read_listing, result_names, shared_pairs
+from restormixer_arch.errors import UserError
 from restormixer_arch.output import user_path
 
 compat.apply()  # basicsr can be imported from here on
@@ -28,9 +24,6 @@ from basicsr.data.transforms import augment, paired_random_crop  # noqa: E402
 from basicsr.utils import bgr2ycbcr, img2tensor  # noqa: E402
 from basicsr.utils.registry import DATASET_REGISTRY  # noqa: E402
 from torchvision.transforms.functional import normalize  # noqa: E402
-
-BACKENDS = ("disk", "lmdb")
-HINTED = 1000  # names that are searched for a close match
 
 
 @DATASET_REGISTRY.register()
@@ -78,7 +71,7 @@ class PairedRestorationDataset(Dataset):
         self.scale, self.training = self.opt["scale"], self.opt["phase"] == "train"
         self._gt, self._lq = (open_source(self.opt, key) for key in ("dataroot_gt", "dataroot_lq"))
         template, listing = self.opt.get("filename_tmpl") or "{}", self.opt.get("meta_info_file")
-        names = _read_listing(self._gt, user_path(listing)) if listing else self._gt.names
+        names = read_listing(self._gt, user_path(listing)) if listing else self._gt.names
         if self.opt.get("shared_gt"):
             self.pairs = shared_pairs(self._gt, self._lq, names, may_be_part=bool(listing))
         else:
@@ -139,175 +132,6 @@ class PairedRestorationDataset(Dataset):
         return tuple(augment([gt, lq], self.opt["use_hflip"], self.opt["use_rot"]))
 
 
-def result_names(paths: Sequence[str], root: str | Path) -> list[str]:
-    """Return a file name without extension for each image: its own, or with folders and extension where it must be.
-
-    ``a/x.png`` and ``b/x.png`` become ``a_x`` and ``b_x``, ``a.jpg`` and ``a.png`` become ``a_jpg`` and ``a_png``.
-    Names that are still the same, as of ``a/x.png`` and ``a_x.png`` beside ``x.png``, are numbered.
-    """
-    places = [PurePath(path) for path in paths]
-    places = [place.relative_to(root) if place.is_relative_to(root) else place for place in places]
-    names = [without_suffix(place.name) for place in places]
-    with_folders = ["_".join(place.with_name(name).parts) for place, name in zip(places, names, strict=True)]
-    whole = ["_".join(place.parts).replace(".", "_") for place in places]
-    for longer in (with_folders, whole):
-        counts = Counter(names)
-        names = [name if counts[name] == 1 else other for name, other in zip(names, longer, strict=True)]
-    counts, taken = Counter(names), set(names)
-    for place, name in enumerate(names):
-        if counts[name] > 1:
-            names[place] = next(new for number in count(1) if (new := f"{name}_{number}") not in taken)
-            taken.add(names[place])
-    return names
-
-
-def enlarge(image: np.ndarray, size: int) -> np.ndarray:
-    """Mirror an image (H, W, C) at its right and lower edges until both sides are at least ``size``.
-
-    The edge pixels are repeated (abc|cba), since only then do a clean image and its degraded one at another scale
-    stay in register.
-    """
-    down, right = max(size - image.shape[0], 0), max(size - image.shape[1], 0)
-    if not (down or right):
-        return image
-    return cv2.copyMakeBorder(image, 0, down, 0, right, cv2.BORDER_REFLECT)
-
-
-def pair_names(
-    gt: FolderImages | LmdbImages,
-    lq: FolderImages | LmdbImages,
-    names: Sequence[str],
-    template: str = "{}",
-    may_be_part: bool = False,
-) -> list[tuple[str, str]]:
-    """Return (clean, degraded) names: the same extension if there is such a file, else any image extension.
-
-    Args:
-        gt, lq: the sources; their options and roots stand in messages.
-        names: of the clean images to pair.
-        template: of the degraded name.
-        may_be_part: degraded images may be left over.
-
-    Raises:
-        UserError: an image of one source has no partner in the other.
-    """
-    left = dict.fromkeys(lq.names)
-    by_stem: dict[str, list[str]] = {}
-    for name in lq.names:
-        by_stem.setdefault(without_suffix(name), []).append(name)
-    exact = {name: wanted for name in names if (wanted := _partner(name, template)) in left}
-    taken = set(exact.values())  # an exact name pairs first, so that a.jpg leaves a.png to its own partner
-    pairs, alone = [], []
-    for name in names:
-        wanted = _partner(name, template)
-        free = [other for other in by_stem.get(without_suffix(wanted), ()) if other in left and other not in taken]
-        if name in exact:
-            partner = wanted
-        elif len(free) == 1:
-            partner = free[0]
-        else:
-            alone.append(wanted)
-            continue
-        left.pop(partner, None)
-        pairs.append((name, partner))
-    if alone:
-        raise UserError(
-            f"{lq.option} {str(lq.root)!r} lacks the partners of {len(alone)} of {len(names)} images in {gt.option} "
-            f"{str(gt.root)!r}, the first is {alone[0]!r}.{_hint(alone[0], left)}"
-        )
-    if left and not may_be_part:
-        raise UserError(
-            f"{gt.option} {str(gt.root)!r} lacks the partners of {len(left)} of {len(lq.names)} images in "
-            f"{lq.option} {str(lq.root)!r}, the first is that of {next(iter(left))!r}"
-        )
-    return pairs
-
-
-def _partner(name: str, template: str) -> str:
-    folder, slash, file = name.rpartition("/")
-    stem = without_suffix(file)
-    return folder + slash + template.replace("{}", stem) + file[len(stem) :]
-
-
-def _hint(name: str, choices: Mapping[str, None] | Sequence[str]) -> str:
-    return did_you_mean(name, list(choices)[:HINTED])
-
-
-def _read_listing(gt: FolderImages | LmdbImages, listing: Path) -> list[str]:
-    """Return those clean images that the file lists, sorted."""
-    if not listing.is_file():
-        raise UserError(f"meta_info_file: {str(listing)!r} is not a file")
-    names = set(read_names(listing))
-    if isinstance(gt, LmdbImages):
-        names = {without_suffix(name) for name in names}
-    unknown = sorted(names - set(gt.names))
-    if unknown:
-        raise UserError(
-            f"meta_info_file {str(listing)!r} lists {len(unknown)} images that {gt.option} {str(gt.root)!r} lacks, "
-            f"the first is {unknown[0]!r}.{_hint(unknown[0], gt.names)}"
-        )
-    return sorted(names)
-
-
-def open_source(opt: Mapping[str, Any], key: str) -> FolderImages | LmdbImages:
-    """Return the images of the folder or LMDB that an option of a data set names. Raises UserError: see the two."""
-    root = opt[key]
-    if opt["io_backend"]["type"] == "lmdb":
-        return LmdbImages(root, key)
-    if problem := database_problem(Path(root), "disk"):
-        raise UserError(f"{key}: {problem}")
-    return FolderImages(root, key, bool(opt.get("recursive")))
-
-
-def check_shared_options(opt: Mapping[str, Any], kind: str, own: Sequence[str]) -> None:
-    """Check the options that the data sets of this package share.
-
-    Args:
-        opt: the options.
-        kind: the class of the data set, for messages.
-        own: further options that it needs.
-
-    Raises:
-        UserError: one is missing, or a root, ``io_backend``, ``phase`` or ``scale`` has another value.
-    """
-    needed = [*own, "io_backend", "phase", "scale"]
-    if opt.get("phase") == "train":
-        needed += ["gt_size", "use_hflip", "use_rot"]
-    for key in needed:
-        if opt.get(key) is None:
-            raise UserError(f"{key} is missing in the options of {kind} {opt.get('name', '')!r}")
-    if not isinstance(opt["io_backend"], Mapping):
-        raise UserError(f"io_backend is {opt['io_backend']!r}, expected a table such as {{type: disk}}")
-    backend = opt["io_backend"].get("type")
-    if backend not in BACKENDS:
-        raise UserError(f"io_backend.type is {backend!r}, expected {' or '.join(BACKENDS)}.{_hint(backend, BACKENDS)}")
-    if opt["phase"] not in ("train", "val", "test"):
-        raise UserError(f"phase is {opt['phase']!r}, expected train, val or test")
-    if not isinstance(opt["scale"], Integral) or opt["scale"] < 1:
-        raise UserError(f"scale is {opt['scale']!r}, expected a whole number from 1")
-    for key in ("dataroot_gt", "dataroot_lq", "meta_info_file", "compositions"):
-        if opt.get(key) is not None and not isinstance(opt[key], str | os.PathLike):
-            raise UserError(f"{key} is {opt[key]!r}, expected the name of a file or folder")
-
-
-def check_crop(opt: Mapping[str, Any]) -> None:
-    """Raise UserError: ``gt_size`` is no multiple of the scale."""
-    size = opt["gt_size"]
-    if not isinstance(size, Integral):
-        raise UserError(f"gt_size: got {size!r}, expected a whole number of pixels")
-    if problem := crop_problem(size, opt["scale"]):
-        raise UserError(f"gt_size: {problem}")
-
-
-def as_numbers(value: Any) -> list[Any]:
-    """Return the numbers of a list, a tuple or an array; none if it is something else."""
-    try:
-        values = list(value)
-    except TypeError:
-        return []
-    return values if all(isinstance(number, Real) for number in values) else []
-
-
 def _check_options(opt: Mapping[str, Any]) -> None:
     check_shared_options(opt, "PairedRestorationDataset", ["dataroot_gt", "dataroot_lq"])
     if opt["phase"] == "train":
@@ -326,45 +150,3 @@ def _check_options(opt: Mapping[str, Any]) -> None:
         values = as_numbers(opt[key])
         if len(values) != channels or (key == "std" and not all(values)):
             raise UserError(f"{key} is {opt[key]!r}, expected {channels} values" + (" that are not 0" * (key == "std")))
-
-
-class Images(Protocol):
-    """A folder or an LMDB: the option that names it, where it is, and the names in it."""
-
-    option: str
-    root: object
-    names: list[str]
-
-
-def shared_pairs(gt: Images, lq: Images, names: Sequence[str], may_be_part: bool = False) -> list[tuple[str, str]]:
-    """Return (clean, degraded) names; ``low_haze/00001`` belongs to ``00001``, and extensions may differ.
-
-    Args:
-        gt, lq: the sources.
-        names: of the clean images to use.
-        may_be_part: degraded images may be left over.
-
-    Raises:
-        UserError: an image has no partner.
-    """
-    clean = {without_suffix(name): name for name in names}
-    pairs, alone = [], []
-    for name in lq.names:
-        partner = clean.get(without_suffix(name).rpartition("/")[2])
-        if partner is None:
-            alone.append(name)
-        else:
-            pairs.append((partner, name))
-    if alone and not may_be_part:
-        stem = without_suffix(alone[0]).rpartition("/")[2]
-        raise UserError(
-            f"{gt.option} {str(gt.root)!r} lacks the partners of {len(alone)} of {len(lq.names)} images in "
-            f"{lq.option} {str(lq.root)!r}, the first is that of {alone[0]!r}.{did_you_mean(stem, list(clean)[:1000])}"
-        )
-    unused = sorted(set(names) - {partner for partner, _ in pairs})
-    if unused:
-        raise UserError(
-            f"{lq.option} {str(lq.root)!r} lacks the partners of {len(unused)} of {len(names)} images in {gt.option} "
-            f"{str(gt.root)!r}, the first is {unused[0]!r}"
-        )
-    return pairs

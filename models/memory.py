@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from restormixer_arch.errors import UserError
-from restormixer_arch.inference.memory import is_out_of_memory
+from restormixer_arch.memory import is_out_of_memory
 from restormixer_arch.protocol import Checkpointable
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from restormixer_arch.errors import UserError
-from restormixer_arch.inference.memory import is_out_of_memory
+from restormixer_arch.memory import is_out_of_memory
 
 # In a RuntimeError of torch that says nothing about shapes: an ended loader, or a failure of the device.
 OTHER_CAUSES = ("DataLoader worker", "CUDA", "CUBLAS", "cuDNN", "NCCL")

@@ -1,4 +1,4 @@
-"""The memory of this process: its peak, freed memory that the C library keeps, and amounts in bytes."""
+"""The memory of this process: its peak, freed memory that the C library keeps, the lack of it, and amounts in bytes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from pathlib import Path
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGEST_KEPT = 100 << 20  # bytes; with larger ones kept too, gaps between them cost more memory than they save time
+OPENCV_NO_MEMORY = -4  # cv2.Error.StsNoMem
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+OUT_OF_MEMORY += ("could not create a primitive",)  # oneDNN's
+OUT_OF_MEMORY += ("failed to allocate memory", "bad allocation", "bad_alloc")  # onnxruntime's, and C++'s own
 
 
 def peak_bytes() -> int | None:
@@ -99,3 +103,13 @@ def parse_bytes(text: str) -> int:
 def in_words(size: float) -> str:
     """A number of bytes as ``1.50 GB``."""
     return f"{size / 1e9:.2f} GB"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of torch, OpenCV or Python is a lack of memory, on the CPU or a GPU."""
+    torch = sys.modules.get("torch")  # which is not imported for this: it may be what is missing
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.cuda.OutOfMemoryError)):
+        return True
+    if type(error).__module__ == "cv2" and getattr(error, "code", 0) == OPENCV_NO_MEMORY:
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)

@@ -25,7 +25,7 @@ from restormixer_arch.config.check import option_problems, read_option_file
 from restormixer_arch.config.yaml_file import read_options
 from restormixer_arch.data.images.folder import FolderImages
 from restormixer_arch.data.lmdb_io import LmdbImages, read_names, write_lmdb
-from restormixer_arch.data.paired_dataset import pair_names, result_names
+from restormixer_arch.data.pairing import pair_names, result_names
 from restormixer_arch.errors import UserError
 from restormixer_arch.folder_lock import FolderLock
 from restormixer_arch.inference.weights import load_network, read_weights

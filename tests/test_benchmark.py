@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 
-from restormixer_arch import cli
+from restormixer_arch import cli, processes
 from restormixer_arch.benchmark import measure, suite
 from restormixer_arch.benchmark.networks import COMPETITORS, SMALL
 from restormixer_arch.benchmark.tables import figures, markdown, summarize
@@ -289,5 +289,16 @@ def test_jobs_do_not_run_what_lies_in_the_working_directory(tmp_path, monkeypatc
     (tmp_path / "restormixer_arch/__init__.py").write_text("raise ImportError('the source')", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     job = {"kind": "operations", "network": "RestorMixer-S", "size": 32, "threads": 1}
-    found = measure.run_in_process("restormixer_arch.benchmark.measure", job, "operations")
+    found = processes.run_in_process("restormixer_arch.benchmark.measure", job, "operations")
     assert found["parameters"] == 542_220
+
+
+def test_a_mistake_that_a_job_finds_is_shown_as_it_is(tmp_path):
+    """And not as the failure of the job; of several lines each is kept."""
+    data = {"name": "x", "type": "PairedImageDataset", "dataroot_gt": "no", "dataroot_lq": "no"}
+    data |= {"io_backend": {"type": "disk"}}
+    options = {"name": "x", "datasets": {"test": data}, "val": {"metrics": {}}, "file": "x.yml"}
+    job = {"kind": "inputs", "threads": 1, "arguments": {"options": options, "folder": str(tmp_path)}}
+    with pytest.raises(UserError) as error:
+        processes.run_in_process("restormixer_arch.compare.jobs", job, "compare: the inputs")
+    assert str(error.value).startswith("x.yml: datasets.test: ") and "exit code" not in str(error.value)

@@ -22,8 +22,10 @@ from basicsr.data import build_dataset  # noqa: E402
 from basicsr.data.paired_image_dataset import PairedImageDataset  # noqa: E402
 from basicsr.utils import FileClient  # noqa: E402
 
+from restormixer_arch.data.images.opencv import enlarge  # noqa: E402
 from restormixer_arch.data.lmdb_io import LmdbImages, read_names, write_lmdb  # noqa: E402
-from restormixer_arch.data.paired_dataset import PairedRestorationDataset, enlarge, result_names  # noqa: E402
+from restormixer_arch.data.paired_dataset import PairedRestorationDataset  # noqa: E402
+from restormixer_arch.data.pairing import result_names  # noqa: E402
 from restormixer_arch.errors import UserError  # noqa: E402
 from restormixer_arch.training.loader import start_worker  # noqa: E402
 

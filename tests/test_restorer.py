@@ -192,7 +192,7 @@ def test_a_given_tile_is_taken_and_checked():
 
 
 def test_a_wide_overlap_where_memory_cannot_be_measured(monkeypatch):
-    monkeypatch.setattr("restormixer_arch.inference.memory.peak_bytes", lambda: None)
+    monkeypatch.setattr("restormixer_arch.inference.tile_memory.peak_bytes", lambda: None)
     picture = torch.rand(1, 3, 600, 70)
     torch.testing.assert_close(Restorer(Plain(lambda x: x / 2), overlap=449)(picture), picture / 2)
 
@@ -212,7 +212,7 @@ def test_memory_is_measured_once_and_decides():
 
 def test_a_process_that_holds_more_than_the_default_budget_restores(monkeypatch):
     """As a program does that has loaded data of its own."""
-    monkeypatch.setattr("restormixer_arch.inference.memory.CPU_BUDGET", 1)
+    monkeypatch.setattr("restormixer_arch.inference.tile_memory.CPU_BUDGET", 1)
     restorer = Restorer(tiny_network())
     measured = sys.platform == "linux"
     assert restorer.tile_for(torch.zeros(1, 3, 513, 520)) == (128 if measured else 512)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from restormixer_arch.data.paired_dataset import shared_pairs
+from restormixer_arch.data.pairing import shared_pairs
 from restormixer_arch.errors import UserError
 
 

@@ -69,7 +69,7 @@ RANKS = {
     "compare": 6,
     "cli": 7,
 }
-EVERYBODYS = ("errors", "output", "folder_lock", "memory", "protocol")
+EVERYBODYS = ("errors", "output", "folder_lock", "memory", "processes", "protocol")
 
 
 def imports_of(path):

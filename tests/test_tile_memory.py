@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from restormixer_arch.errors import UserError
-from restormixer_arch.inference import memory
-from restormixer_arch.inference.memory import TileMemory, measure_tile_memory
+from restormixer_arch.inference import tile_memory as memory
+from restormixer_arch.inference.tile_memory import TileMemory, measure_tile_memory
 from restormixer_arch.memory import parse_bytes
 
 CPU = torch.device("cpu")

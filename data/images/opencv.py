@@ -134,3 +134,15 @@ def write_png(path: Path, image: np.ndarray, flags: tuple[int, ...] = ()) -> Non
             part.write_bytes(content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def enlarge(image: np.ndarray, size: int) -> np.ndarray:
+    """Mirror an image (H, W, C) at its right and lower edges until both sides are at least ``size``.
+
+    The edge pixels are repeated (abc|cba), since only then do a clean image and its degraded one at another scale
+    stay in register.
+    """
+    down, right = max(size - image.shape[0], 0), max(size - image.shape[1], 0)
+    if not (down or right):
+        return image
+    return cv2.copyMakeBorder(image, 0, down, 0, right, cv2.BORDER_REFLECT)

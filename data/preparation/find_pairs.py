@@ -12,6 +12,7 @@ from pathlib import Path
 from restormixer_arch.data.images import IMAGE_SUFFIXES
 from restormixer_arch.data.images.folder import image_names
 from restormixer_arch.data.lmdb_io import key_problem
+from restormixer_arch.data.pairing import similar_name_hint
 from restormixer_arch.data.preparation.layouts import Layout, Part, PublicSet
 from restormixer_arch.errors import UserError, did_you_mean
 
@@ -260,7 +261,7 @@ def _units(layout: Layout, gt: Path, labelled: dict[str, Path], prefix: str, ima
         for stem, path in degraded.items():
             partner = layout.rule(stem)
             if partner not in clean:
-                hint = did_you_mean(partner, list(clean)[:1000])
+                hint = similar_name_hint(partner, clean)
                 raise UserError(f"{path}: has no clean partner {partner!r} in {gt}.{hint}")
             used.add(partner)
             name = stored_name(prefix + stem)

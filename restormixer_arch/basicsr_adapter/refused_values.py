@@ -9,7 +9,7 @@ from typing import Any
 
 from restormixer_arch.basicsr_adapter.torchvision_weights import explain_missing_weights
 from restormixer_arch.errors import UserError
-from restormixer_arch.inference.memory import is_out_of_memory
+from restormixer_arch.memory import is_out_of_memory
 
 
 def naming_refused_value(original: Callable[..., Any]) -> Callable[..., Any]:

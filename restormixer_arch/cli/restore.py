@@ -274,7 +274,7 @@ def _restore_or_report(job: Job, restorer: Restorer | AutoRestorer, options: Fil
     except BrokenPipeError:  # of stderr: nobody reads what is shown
         raise
     except Exception as error:  # noqa: BLE001 - one odd file must not end the run
-        from restormixer_arch.inference.memory import is_out_of_memory
+        from restormixer_arch.memory import is_out_of_memory
 
         reason = f"unexpected error ({type(error).__name__}: {error})"
         outcome.failures.append(f"{job.source}: {'not enough memory' if is_out_of_memory(error) else reason}")

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from restormixer_arch.benchmark.measure import run_in_process
 from restormixer_arch.compare.options import context_options
 from restormixer_arch.compare.pictures import datasets, items
 from restormixer_arch.compare.results import Comparison, Part, read_part
@@ -25,6 +24,7 @@ from restormixer_arch.compare.training import JOBS
 from restormixer_arch.data.degradations.labels import label_of
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import note, write_text_atomically
+from restormixer_arch.processes import run_in_process
 
 SHARES = (50, 90, 99)  # percent of the gradient
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from restormixer_arch.benchmark.measure import run_in_process
 from restormixer_arch.benchmark.suite import machine
 from restormixer_arch.compare import results
 from restormixer_arch.compare.differences import mean_by_photograph, paired_difference
@@ -25,6 +24,7 @@ from restormixer_arch.config.rules import better
 from restormixer_arch.errors import UserError
 from restormixer_arch.folder_lock import FolderLock
 from restormixer_arch.output import note, user_path
+from restormixer_arch.processes import run_in_process
 from restormixer_arch.training.distributed import cores, omp_threads
 from restormixer_arch.training.options import move_aside
 

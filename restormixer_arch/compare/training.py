@@ -21,11 +21,11 @@ from typing import Any
 
 import yaml
 
-from restormixer_arch.benchmark.measure import module_command, run_in_process
 from restormixer_arch.compare.options import ANY_TOTAL, is_trained, training_options
 from restormixer_arch.compare.results import Training
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import note, write_text_atomically
+from restormixer_arch.processes import module_command, run_in_process
 
 FOLDER = "training"
 STEPS, ROUNDS = 10, 2  # steps of each competitor that are measured at once, and how often

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from restormixer_arch import __version__
+from restormixer_arch.export.exportable import exportable
 from restormixer_arch.export.onnx_operators import OPSET, TRANSLATIONS
-from restormixer_arch.export.operators import exportable
 from restormixer_arch.restormixer_arch import SIZE_MULTIPLE, RestorMixer
 
 MOST = 4096  # images of a batch, and times SIZE_MULTIPLE the largest side, that the file expects

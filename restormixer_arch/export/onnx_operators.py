@@ -21,7 +21,7 @@ import torch
 from onnxscript import BOOL, FLOAT, INT64, graph, script
 from onnxscript import opset18 as op
 
-from restormixer_arch.export.operators import DIRECTIONS, FROM_WINDOWS, TO_WINDOWS
+from restormixer_arch.export.exportable import DIRECTIONS, FROM_WINDOWS, TO_WINDOWS
 from restormixer_arch.selective_scan.definition import ORDERS
 
 OPSET = 18

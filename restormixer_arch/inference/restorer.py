@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restormixer_arch.errors import UserError
-from restormixer_arch.inference.memory import MEDIUM, TileMemory, is_out_of_memory, measure_tile_memory
 from restormixer_arch.inference.onnx_network import OnnxNetwork, is_onnx
+from restormixer_arch.inference.tile_memory import MEDIUM, TileMemory, measure_tile_memory
 from restormixer_arch.inference.tiles import ALIGNMENT, DEFAULT_OVERLAP, overlap_for, restore_tiles
 from restormixer_arch.inference.weights import load_network, suits_bf16
-from restormixer_arch.memory import held_bytes, parse_bytes, release_freed_memory
+from restormixer_arch.memory import held_bytes, is_out_of_memory, parse_bytes, release_freed_memory
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHANNELS = (1, 3)  # of the images that are restored: gray and RGB
@@ -148,7 +148,7 @@ class Restorer:
         blend: ``hann`` or ``linear``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         self_ensemble: average over flips and turns.
-        max_memory: bytes, see :func:`~restormixer_arch.inference.memory.measure_tile_memory`.
+        max_memory: bytes, see :func:`~restormixer_arch.inference.tile_memory.measure_tile_memory`.
         strength: share of the restored image in the result, in [0, 1]; the rest is the input.
         held: bytes that the process held before any image was read, for ``max_memory`` on a CPU; None for what it
             holds when the memory of the tiles is measured.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.tiles import ALIGNMENT
-from restormixer_arch.memory import in_words, peak_bytes, release_freed_memory, reset_peak
+from restormixer_arch.memory import in_words, is_out_of_memory, peak_bytes, release_freed_memory, reset_peak
 from restormixer_arch.output import warn
 
 SMALL, MEDIUM = 128, 512  # sides of the two tiles in pixels
@@ -26,19 +26,6 @@ SAFETY = 1.25
 CPU_BUDGET = 3 * 10**9  # bytes besides what the process holds, if the user gives no budget
 GPU_SHARE = 0.8  # of a GPU's free memory, likewise
 UNMEASURED_TILE = 512  # pixels, where the system does not report a peak
-OPENCV_NO_MEMORY = -4  # cv2.Error.StsNoMem
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
-OUT_OF_MEMORY += ("could not create a primitive",)  # oneDNN's
-OUT_OF_MEMORY += ("failed to allocate memory", "bad allocation", "bad_alloc")  # onnxruntime's, and C++'s own
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error of torch, OpenCV or Python is a lack of memory, on the CPU or a GPU."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    if type(error).__module__ == "cv2" and getattr(error, "code", 0) == OPENCV_NO_MEMORY:
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,149 @@
+"""Which degraded image belongs to which clean one, by name, and what the results of a set of images are called."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import count
+from pathlib import Path, PurePath
+
+from restormixer_arch.data.images.folder import FolderImages, without_suffix
+from restormixer_arch.data.lmdb_io import LmdbImages, read_names
+from restormixer_arch.errors import UserError, did_you_mean
+
+MAX_HINT_NAMES = 1000  # that are searched for a similar one
+
+
+def pair_names(
+    gt: FolderImages | LmdbImages,
+    lq: FolderImages | LmdbImages,
+    names: Sequence[str],
+    template: str = "{}",
+    may_be_part: bool = False,
+) -> list[tuple[str, str]]:
+    """Return (clean, degraded) names: the same extension if there is such a file, else any image extension.
+
+    Args:
+        gt, lq: the sources; their options and roots stand in messages.
+        names: of the clean images to pair.
+        template: of the degraded name.
+        may_be_part: degraded images may be left over.
+
+    Raises:
+        UserError: an image of one source has no partner in the other.
+    """
+    left = dict.fromkeys(lq.names)
+    by_stem: dict[str, list[str]] = {}
+    for name in lq.names:
+        by_stem.setdefault(without_suffix(name), []).append(name)
+    exact = {name: wanted for name in names if (wanted := _partner(name, template)) in left}
+    taken = set(exact.values())  # an exact name pairs first, so that a.jpg leaves a.png to its own partner
+    pairs, alone = [], []
+    for name in names:
+        wanted = _partner(name, template)
+        free = [other for other in by_stem.get(without_suffix(wanted), ()) if other in left and other not in taken]
+        if name in exact:
+            partner = wanted
+        elif len(free) == 1:
+            partner = free[0]
+        else:
+            alone.append(wanted)
+            continue
+        left.pop(partner, None)
+        pairs.append((name, partner))
+    if alone:
+        raise UserError(
+            f"{lq.option} {str(lq.root)!r} lacks the partners of {len(alone)} of {len(names)} images in {gt.option} "
+            f"{str(gt.root)!r}, the first is {alone[0]!r}.{similar_name_hint(alone[0], left)}"
+        )
+    if left and not may_be_part:
+        raise UserError(
+            f"{gt.option} {str(gt.root)!r} lacks the partners of {len(left)} of {len(lq.names)} images in "
+            f"{lq.option} {str(lq.root)!r}, the first is that of {next(iter(left))!r}"
+        )
+    return pairs
+
+
+def _partner(name: str, template: str) -> str:
+    folder, slash, file = name.rpartition("/")
+    stem = without_suffix(file)
+    return folder + slash + template.replace("{}", stem) + file[len(stem) :]
+
+
+def similar_name_hint(name: str, choices: Mapping[str, None] | Sequence[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for a similar name, or "". Of many names the first are searched."""
+    return did_you_mean(name, list(choices)[:MAX_HINT_NAMES])
+
+
+def read_listing(gt: FolderImages | LmdbImages, listing: Path) -> list[str]:
+    """Return those clean images that the file lists, sorted."""
+    if not listing.is_file():
+        raise UserError(f"meta_info_file: {str(listing)!r} is not a file")
+    names = set(read_names(listing))
+    if isinstance(gt, LmdbImages):
+        names = {without_suffix(name) for name in names}
+    unknown = sorted(names - set(gt.names))
+    if unknown:
+        raise UserError(
+            f"meta_info_file {str(listing)!r} lists {len(unknown)} images that {gt.option} {str(gt.root)!r} lacks, "
+            f"the first is {unknown[0]!r}.{similar_name_hint(unknown[0], gt.names)}"
+        )
+    return sorted(names)
+
+
+def shared_pairs(
+    gt: FolderImages | LmdbImages, lq: FolderImages | LmdbImages, names: Sequence[str], may_be_part: bool = False
+) -> list[tuple[str, str]]:
+    """Return (clean, degraded) names; ``low_haze/00001`` belongs to ``00001``, and extensions may differ.
+
+    Args:
+        gt, lq: the sources.
+        names: of the clean images to use.
+        may_be_part: degraded images may be left over.
+
+    Raises:
+        UserError: an image has no partner.
+    """
+    clean = {without_suffix(name): name for name in names}
+    pairs, alone = [], []
+    for name in lq.names:
+        partner = clean.get(without_suffix(name).rpartition("/")[2])
+        if partner is None:
+            alone.append(name)
+        else:
+            pairs.append((partner, name))
+    if alone and not may_be_part:
+        stem = without_suffix(alone[0]).rpartition("/")[2]
+        raise UserError(
+            f"{gt.option} {str(gt.root)!r} lacks the partners of {len(alone)} of {len(lq.names)} images in "
+            f"{lq.option} {str(lq.root)!r}, the first is that of {alone[0]!r}.{similar_name_hint(stem, list(clean))}"
+        )
+    unused = sorted(set(names) - {partner for partner, _ in pairs})
+    if unused:
+        raise UserError(
+            f"{lq.option} {str(lq.root)!r} lacks the partners of {len(unused)} of {len(names)} images in {gt.option} "
+            f"{str(gt.root)!r}, the first is {unused[0]!r}"
+        )
+    return pairs
+
+
+def result_names(paths: Sequence[str], root: str | Path) -> list[str]:
+    """Return a file name without extension for each image: its own, or with folders and extension where it must be.
+
+    ``a/x.png`` and ``b/x.png`` become ``a_x`` and ``b_x``, ``a.jpg`` and ``a.png`` become ``a_jpg`` and ``a_png``.
+    Names that are still the same, as of ``a/x.png`` and ``a_x.png`` beside ``x.png``, are numbered.
+    """
+    places = [PurePath(path) for path in paths]
+    places = [place.relative_to(root) if place.is_relative_to(root) else place for place in places]
+    names = [without_suffix(place.name) for place in places]
+    with_folders = ["_".join(place.with_name(name).parts) for place, name in zip(places, names, strict=True)]
+    whole = ["_".join(place.parts).replace(".", "_") for place in places]
+    for longer in (with_folders, whole):
+        counts = Counter(names)
+        names = [name if counts[name] == 1 else other for name, other in zip(names, longer, strict=True)]
+    counts, taken = Counter(names), set(names)
+    for place, name in enumerate(names):
+        if counts[name] > 1:
+            names[place] = next(new for number in count(1) if (new := f"{name}_{number}") not in taken)
+            taken.add(names[place])
+    return names
