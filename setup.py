@@ -20,16 +20,16 @@ PACKAGE_DIR = {
     "restormixer_arch.options": "options",
 }
 
-# The scan's CPU kernel: plain C without Python or torch headers, so one library for every version of both, and no
-# torch at build time. Without a compiler the package installs all the same and scans in plain torch, unless this
-# environment variable makes the missing kernel an error.
+# The library for CPUs (scans, GELU, window attention): plain C without Python or torch headers, so one library for
+# every version of both, and no torch at build time. Without a compiler the package installs all the same and computes
+# in plain torch, unless this environment variable makes the missing library an error.
 REQUIRE_KERNEL = os.environ.get("RESTORMIXER_REQUIRE_NATIVE") == "1"
-KERNEL = "restormixer_arch/selective_scan/kernel"
+KERNEL = "restormixer_arch/native/kernel"
 KERNEL_FLAGS = ["-O3", "-g0", "-std=c11", "-fvisibility=hidden", "-pthread"]
 if sys.platform == "win32":
     KERNEL_FLAGS = ["/O2", "/std:c11"]
 kernel = Extension(
-    "restormixer_arch.selective_scan._kernel",
+    "restormixer_arch.native._kernel",
     sources=[path.as_posix() for path in sorted(Path(KERNEL).glob("kernel*.c"))],
     depends=[path.as_posix() for path in sorted(Path(KERNEL).glob("kernel*.h"))],
     extra_compile_args=KERNEL_FLAGS,

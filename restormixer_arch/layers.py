@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.flop_counter import register_flop_formula
 
-from restormixer_arch import native_blocks
+from restormixer_arch.native import blocks as native_blocks
 
 STRIP_ELEMENTS = 1 << 21  # 8 MB of float32: fits the last-level cache
 

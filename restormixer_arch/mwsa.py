@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from restormixer_arch import native_blocks
 from restormixer_arch.layers import Mlp, linear_act, rowwise
+from restormixer_arch.native import blocks as native_blocks
 
 
 def to_windows(x: Tensor, side: int) -> Tensor:

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from restormixer_arch import native_blocks
 from restormixer_arch.layers import ConvNormAct, conv, conv_act, linear_act
 from restormixer_arch.mwsa import WindowAttention
-from restormixer_arch.selective_scan import native_library
+from restormixer_arch.native import blocks as native_blocks
+from restormixer_arch.native import library as native_library
 
 pytestmark = pytest.mark.skipif(bool(native_library.REASON), reason=native_library.REASON or "the library is there")
 

@@ -77,7 +77,7 @@ def test_metadata_and_contents(dist):
     wanted = (
         "weights/MODEL_CARD.md",
         "options/train_derain_s.yml",
-        "selective_scan/_kernel.abi3.so",
+        "native/_kernel.abi3.so",
         "comfyui_node.py",
     )
     assert {f"restormixer_arch/{name}" for name in wanted} <= set(names) or os.name == "nt"

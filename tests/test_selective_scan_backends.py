@@ -8,7 +8,8 @@ from scan_cases import scan_inputs
 
 from restormixer_arch import selective_scan as package
 from restormixer_arch.errors import UserError
-from restormixer_arch.selective_scan import cuda, native_library, selective_scan, triton_scan
+from restormixer_arch.native import library as native_library
+from restormixer_arch.selective_scan import cuda, selective_scan, triton_scan
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 

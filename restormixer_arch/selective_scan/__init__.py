@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from restormixer_arch.errors import UserError, did_you_mean
-from restormixer_arch.selective_scan import checks, cuda, native_library, triton_scan
+from restormixer_arch.native import library as native_library
+from restormixer_arch.selective_scan import checks, cuda, triton_scan
 from restormixer_arch.selective_scan.definition import DIRECTIONS, selective_scan_2d_loop, selective_scan_loop
 from restormixer_arch.selective_scan.layouts import selective_scan_torch
 from restormixer_arch.selective_scan.native_scan_1d import selective_scan_native

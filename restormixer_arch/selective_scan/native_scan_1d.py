@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from restormixer_arch.selective_scan import native_library as library
+from restormixer_arch.native import library
 from restormixer_arch.selective_scan.checks import check_scan
 from restormixer_arch.selective_scan.operator import backward_flops, forward_flops, no_second_gradient, refuse_tangents
 

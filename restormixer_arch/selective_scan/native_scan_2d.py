@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from restormixer_arch.selective_scan import native_library as library
+from restormixer_arch.native import library
 
 
 def _pixels(tensor: Tensor) -> tuple[Tensor, library.Stream]:

@@ -8,7 +8,7 @@
 
 #include "kernel.h"
 
-const char *restormixer_scan_isa(const char *name);
+const char *restormixer_isa(const char *name);
 int64_t restormixer_gelu_tiles(int64_t count, int64_t period);
 int restormixer_gelu(const struct gelu_call *call, int64_t threads, int64_t parallel, const char *isa);
 int restormixer_attention(const struct attention_call *call, int64_t threads, int64_t parallel, const char *isa);
@@ -124,7 +124,7 @@ int main(void) {
     int failures = 0;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         const char *isa = names[i];
-        if (!restormixer_scan_isa(isa)) continue;
+        if (!restormixer_isa(isa)) continue;
         failures += check_gelu(1, 16, 0, 1, isa) + check_gelu(100003, 16, 0, 3, isa);
         failures += check_gelu(48 * 1001, 48, 1, 2, isa) + check_gelu(20480 * 2, 20480, 1, 2, isa);
         failures += check_attention(1, 1, 1, 1, 1, isa) + check_attention(3, 9, 2, 3, 2, isa);
@@ -132,7 +132,7 @@ int main(void) {
     }
     const struct gelu_call gelu = {0};
     const struct attention_call attention = {0};
-    failures += restormixer_gelu(&gelu, 1, 0, "plain") != SCAN_BAD_CALL;
-    failures += restormixer_attention(&attention, 1, 0, "no such set") != SCAN_BAD_CALL;
+    failures += restormixer_gelu(&gelu, 1, 0, "plain") != KERNEL_BAD_CALL;
+    failures += restormixer_attention(&attention, 1, 0, "no such set") != KERNEL_BAD_CALL;
     return failures ? 1 : 0;
 }

@@ -11,7 +11,7 @@
 
 #include "kernel.h"
 
-const char *restormixer_scan_isa(const char *name);
+const char *restormixer_isa(const char *name);
 int restormixer_scan_forward(const int64_t *fields, int64_t count, const char *isa);
 int restormixer_scan_backward(const int64_t *fields, int64_t count, const char *isa);
 
@@ -223,12 +223,12 @@ int main(void) {
     };
     int failures = 0;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        if (!restormixer_scan_isa(names[i])) continue;
+        if (!restormixer_isa(names[i])) continue;
         for (size_t j = 0; j < sizeof shapes / sizeof *shapes; j++) failures += check(&shapes[j], names[i]);
     }
     struct scan_call wrong = {0};
-    failures += restormixer_scan_forward((const int64_t *)&wrong, FIELDS, "plain") != SCAN_BAD_CALL;
-    failures += restormixer_scan_forward((const int64_t *)&wrong, FIELDS - 1, "plain") != SCAN_BAD_CALL;
-    failures += restormixer_scan_forward((const int64_t *)&wrong, FIELDS, "no such set") != SCAN_BAD_CALL;
+    failures += restormixer_scan_forward((const int64_t *)&wrong, FIELDS, "plain") != KERNEL_BAD_CALL;
+    failures += restormixer_scan_forward((const int64_t *)&wrong, FIELDS - 1, "plain") != KERNEL_BAD_CALL;
+    failures += restormixer_scan_forward((const int64_t *)&wrong, FIELDS, "no such set") != KERNEL_BAD_CALL;
     return failures ? 1 : 0;
 }

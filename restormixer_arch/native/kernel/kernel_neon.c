@@ -6,7 +6,7 @@
 #include "kernel_gelu.h"
 #include "kernel_tile.h"
 
-const struct scan_variant scan_neon = {"neon", forward_tile, backward_tile, merge_shares, gelu, attention, attention_backward};
+const struct kernel_variant kernel_neon = {"neon", forward_tile, backward_tile, merge_shares, gelu, attention, attention_backward};
 
 #else
 typedef int no_neon_on_this_processor; /* an empty file is not C */

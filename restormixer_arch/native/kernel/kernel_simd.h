@@ -1,7 +1,7 @@
 /* Sixteen floats at a time on AVX-512, AVX2 + FMA, NEON or plain C.
  *
  * A `vec` is always LANES = 16 floats, whatever the machine: one register of AVX-512, two of AVX2, four of NEON, an
- * array in plain C. So every layout in the kernel is the same for all of them, and only the primitives on a `part` (one
+ * array in plain C. So every layout in the kernel is the same for all of them, and only the primitives on a `reg` (one
  * register) differ. This header is included by one .c file per instruction set, which chooses by a macro: SCAN_AVX512,
  * SCAN_AVX2, SCAN_NEON, or none of them.
  */
@@ -53,20 +53,20 @@
 #if defined(SCAN_AVX512)
 
 #include <immintrin.h>
-#define PARTS 1
-typedef __m512 part;
+#define REGS 1
+typedef __m512 reg;
 
-INLINE part part_set(float x) { return _mm512_set1_ps(x); }
-INLINE part part_load(const float *p) { return _mm512_loadu_ps(p); }
-INLINE void part_store(float *p, part a) { _mm512_storeu_ps(p, a); }
-INLINE part part_add(part a, part b) { return _mm512_add_ps(a, b); }
-INLINE part part_sub(part a, part b) { return _mm512_sub_ps(a, b); }
-INLINE part part_mul(part a, part b) { return _mm512_mul_ps(a, b); }
-INLINE part part_div(part a, part b) { return _mm512_div_ps(a, b); }
-INLINE part part_fma(part a, part b, part c) { return _mm512_fmadd_ps(a, b, c); }
-INLINE part part_max(part a, part b) { return _mm512_max_ps(a, b); }
-INLINE part part_abs(part a) { return _mm512_abs_ps(a); }
-INLINE part part_if_negative(part x, part yes, part no) {
+INLINE reg reg_set(float x) { return _mm512_set1_ps(x); }
+INLINE reg reg_load(const float *p) { return _mm512_loadu_ps(p); }
+INLINE void reg_store(float *p, reg a) { _mm512_storeu_ps(p, a); }
+INLINE reg reg_add(reg a, reg b) { return _mm512_add_ps(a, b); }
+INLINE reg reg_sub(reg a, reg b) { return _mm512_sub_ps(a, b); }
+INLINE reg reg_mul(reg a, reg b) { return _mm512_mul_ps(a, b); }
+INLINE reg reg_div(reg a, reg b) { return _mm512_div_ps(a, b); }
+INLINE reg reg_fma(reg a, reg b, reg c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE reg reg_max(reg a, reg b) { return _mm512_max_ps(a, b); }
+INLINE reg reg_abs(reg a) { return _mm512_abs_ps(a); }
+INLINE reg reg_if_negative(reg x, reg yes, reg no) {
     return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x)), no, yes);
 }
 
@@ -79,7 +79,7 @@ static const float EXP2_TABLE[16] = {
     1.68179285526f, 1.75625216961f, 1.8340080976f,  1.91520655155f,
 };
 
-INLINE part part_exp2(part v) {
+INLINE reg reg_exp2(reg v) {
     const __m512 to_16th = _mm512_set1_ps(12582912.0f / 16); /* 1.5 * 2^23 / 16: its last bit is worth 1/16 */
     __m512 shifted = _mm512_add_ps(v, to_16th);
     __m512 n = _mm512_sub_ps(shifted, to_16th);
@@ -93,22 +93,22 @@ INLINE part part_exp2(part v) {
 #elif defined(SCAN_AVX2)
 
 #include <immintrin.h>
-#define PARTS 2
-typedef __m256 part;
+#define REGS 2
+typedef __m256 reg;
 
-INLINE part part_set(float x) { return _mm256_set1_ps(x); }
-INLINE part part_load(const float *p) { return _mm256_loadu_ps(p); }
-INLINE void part_store(float *p, part a) { _mm256_storeu_ps(p, a); }
-INLINE part part_add(part a, part b) { return _mm256_add_ps(a, b); }
-INLINE part part_sub(part a, part b) { return _mm256_sub_ps(a, b); }
-INLINE part part_mul(part a, part b) { return _mm256_mul_ps(a, b); }
-INLINE part part_div(part a, part b) { return _mm256_div_ps(a, b); }
-INLINE part part_fma(part a, part b, part c) { return _mm256_fmadd_ps(a, b, c); }
-INLINE part part_max(part a, part b) { return _mm256_max_ps(a, b); }
-INLINE part part_min(part a, part b) { return _mm256_min_ps(a, b); }
-INLINE part part_abs(part a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
-INLINE part part_if_negative(part x, part yes, part no) { return _mm256_blendv_ps(no, yes, x); }
-INLINE part part_power(part shifted) { /* 2^n from n + 1.5 * 2^23: 0 for n = -127, infinity for n = 128 */
+INLINE reg reg_set(float x) { return _mm256_set1_ps(x); }
+INLINE reg reg_load(const float *p) { return _mm256_loadu_ps(p); }
+INLINE void reg_store(float *p, reg a) { _mm256_storeu_ps(p, a); }
+INLINE reg reg_add(reg a, reg b) { return _mm256_add_ps(a, b); }
+INLINE reg reg_sub(reg a, reg b) { return _mm256_sub_ps(a, b); }
+INLINE reg reg_mul(reg a, reg b) { return _mm256_mul_ps(a, b); }
+INLINE reg reg_div(reg a, reg b) { return _mm256_div_ps(a, b); }
+INLINE reg reg_fma(reg a, reg b, reg c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE reg reg_max(reg a, reg b) { return _mm256_max_ps(a, b); }
+INLINE reg reg_min(reg a, reg b) { return _mm256_min_ps(a, b); }
+INLINE reg reg_abs(reg a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+INLINE reg reg_if_negative(reg x, reg yes, reg no) { return _mm256_blendv_ps(no, yes, x); }
+INLINE reg reg_power(reg shifted) { /* 2^n from n + 1.5 * 2^23: 0 for n = -127, infinity for n = 128 */
     __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(127 << 23)));
 }
@@ -116,24 +116,24 @@ INLINE part part_power(part shifted) { /* 2^n from n + 1.5 * 2^23: 0 for n = -12
 #elif defined(SCAN_NEON)
 
 #include <arm_neon.h>
-#define PARTS 4
-typedef float32x4_t part;
+#define REGS 4
+typedef float32x4_t reg;
 
-INLINE part part_set(float x) { return vdupq_n_f32(x); }
-INLINE part part_load(const float *p) { return vld1q_f32(p); }
-INLINE void part_store(float *p, part a) { vst1q_f32(p, a); }
-INLINE part part_add(part a, part b) { return vaddq_f32(a, b); }
-INLINE part part_sub(part a, part b) { return vsubq_f32(a, b); }
-INLINE part part_mul(part a, part b) { return vmulq_f32(a, b); }
-INLINE part part_div(part a, part b) { return vdivq_f32(a, b); }
-INLINE part part_fma(part a, part b, part c) { return vfmaq_f32(c, a, b); }
-INLINE part part_max(part a, part b) { return vmaxq_f32(a, b); }
-INLINE part part_min(part a, part b) { return vminq_f32(a, b); }
-INLINE part part_abs(part a) { return vabsq_f32(a); }
-INLINE part part_if_negative(part x, part yes, part no) {
+INLINE reg reg_set(float x) { return vdupq_n_f32(x); }
+INLINE reg reg_load(const float *p) { return vld1q_f32(p); }
+INLINE void reg_store(float *p, reg a) { vst1q_f32(p, a); }
+INLINE reg reg_add(reg a, reg b) { return vaddq_f32(a, b); }
+INLINE reg reg_sub(reg a, reg b) { return vsubq_f32(a, b); }
+INLINE reg reg_mul(reg a, reg b) { return vmulq_f32(a, b); }
+INLINE reg reg_div(reg a, reg b) { return vdivq_f32(a, b); }
+INLINE reg reg_fma(reg a, reg b, reg c) { return vfmaq_f32(c, a, b); }
+INLINE reg reg_max(reg a, reg b) { return vmaxq_f32(a, b); }
+INLINE reg reg_min(reg a, reg b) { return vminq_f32(a, b); }
+INLINE reg reg_abs(reg a) { return vabsq_f32(a); }
+INLINE reg reg_if_negative(reg x, reg yes, reg no) {
     return vbslq_f32(vreinterpretq_u32_s32(vshrq_n_s32(vreinterpretq_s32_f32(x), 31)), yes, no);
 }
-INLINE part part_power(part shifted) { /* 2^n from n + 1.5 * 2^23: 0 for n = -127, infinity for n = 128 */
+INLINE reg reg_power(reg shifted) { /* 2^n from n + 1.5 * 2^23: 0 for n = -127, infinity for n = 128 */
     uint32x4_t exponent = vshlq_n_u32(vreinterpretq_u32_f32(shifted), 23);
     return vreinterpretq_f32_u32(vaddq_u32(exponent, vdupq_n_u32(127u << 23)));
 }
@@ -142,51 +142,51 @@ INLINE part part_power(part shifted) { /* 2^n from n + 1.5 * 2^23: 0 for n = -12
 
 /* The vectors of GCC and clang, which they map to whatever the machine has. SCAN_SCALAR is for tests of what follows.
  */
-#define PARTS 4
-typedef float part __attribute__((vector_size(16)));
-typedef uint32_t part_bits __attribute__((vector_size(16)));
+#define REGS 4
+typedef float reg __attribute__((vector_size(16)));
+typedef uint32_t reg_bits __attribute__((vector_size(16)));
 
-INLINE part part_set(float x) { return (part){x, x, x, x}; }
-INLINE part part_load(const float *p) {
-    part a;
+INLINE reg reg_set(float x) { return (reg){x, x, x, x}; }
+INLINE reg reg_load(const float *p) {
+    reg a;
     memcpy(&a, p, sizeof a);
     return a;
 }
-INLINE void part_store(float *p, part a) { memcpy(p, &a, sizeof a); }
-INLINE part part_add(part a, part b) { return a + b; }
-INLINE part part_sub(part a, part b) { return a - b; }
-INLINE part part_mul(part a, part b) { return a * b; }
-INLINE part part_div(part a, part b) { return a / b; }
-INLINE part part_fma(part a, part b, part c) { return a * b + c; }
-INLINE part part_choose(part_bits mask, part yes, part no) {
-    return (part)(((part_bits)yes & mask) | ((part_bits)no & ~mask));
+INLINE void reg_store(float *p, reg a) { memcpy(p, &a, sizeof a); }
+INLINE reg reg_add(reg a, reg b) { return a + b; }
+INLINE reg reg_sub(reg a, reg b) { return a - b; }
+INLINE reg reg_mul(reg a, reg b) { return a * b; }
+INLINE reg reg_div(reg a, reg b) { return a / b; }
+INLINE reg reg_fma(reg a, reg b, reg c) { return a * b + c; }
+INLINE reg reg_choose(reg_bits mask, reg yes, reg no) {
+    return (reg)(((reg_bits)yes & mask) | ((reg_bits)no & ~mask));
 }
-INLINE part part_max(part a, part b) { return part_choose((part_bits)(a > b), a, b); }
-INLINE part part_min(part a, part b) { return part_choose((part_bits)(a < b), a, b); }
-INLINE part part_abs(part a) { return (part)((part_bits)a & 0x7fffffff); }
-INLINE part part_if_negative(part x, part yes, part no) { return part_choose((part_bits)(x < 0), yes, no); }
-INLINE part part_power(part shifted) { /* 2^n from n + 1.5 * 2^23: 0 for n = -127, infinity for n = 128 */
-    return (part)(((part_bits)shifted << 23) + (127u << 23));
+INLINE reg reg_max(reg a, reg b) { return reg_choose((reg_bits)(a > b), a, b); }
+INLINE reg reg_min(reg a, reg b) { return reg_choose((reg_bits)(a < b), a, b); }
+INLINE reg reg_abs(reg a) { return (reg)((reg_bits)a & 0x7fffffff); }
+INLINE reg reg_if_negative(reg x, reg yes, reg no) { return reg_choose((reg_bits)(x < 0), yes, no); }
+INLINE reg reg_power(reg shifted) { /* 2^n from n + 1.5 * 2^23: 0 for n = -127, infinity for n = 128 */
+    return (reg)(((reg_bits)shifted << 23) + (127u << 23));
 }
 
 #else
 
-#define PARTS 16
-typedef float part;
+#define REGS 16
+typedef float reg;
 
-INLINE part part_set(float x) { return x; }
-INLINE part part_load(const float *p) { return *p; }
-INLINE void part_store(float *p, part a) { *p = a; }
-INLINE part part_add(part a, part b) { return a + b; }
-INLINE part part_sub(part a, part b) { return a - b; }
-INLINE part part_mul(part a, part b) { return a * b; }
-INLINE part part_div(part a, part b) { return a / b; }
-INLINE part part_fma(part a, part b, part c) { return a * b + c; }
-INLINE part part_max(part a, part b) { return a > b ? a : b; }
-INLINE part part_min(part a, part b) { return a < b ? a : b; }
-INLINE part part_abs(part a) { return a < 0 ? -a : a; }
-INLINE part part_if_negative(part x, part yes, part no) { return x < 0 ? yes : no; }
-INLINE part part_power(part shifted) { /* 2^n from n + 1.5 * 2^23: 0 for n = -127, infinity for n = 128 */
+INLINE reg reg_set(float x) { return x; }
+INLINE reg reg_load(const float *p) { return *p; }
+INLINE void reg_store(float *p, reg a) { *p = a; }
+INLINE reg reg_add(reg a, reg b) { return a + b; }
+INLINE reg reg_sub(reg a, reg b) { return a - b; }
+INLINE reg reg_mul(reg a, reg b) { return a * b; }
+INLINE reg reg_div(reg a, reg b) { return a / b; }
+INLINE reg reg_fma(reg a, reg b, reg c) { return a * b + c; }
+INLINE reg reg_max(reg a, reg b) { return a > b ? a : b; }
+INLINE reg reg_min(reg a, reg b) { return a < b ? a : b; }
+INLINE reg reg_abs(reg a) { return a < 0 ? -a : a; }
+INLINE reg reg_if_negative(reg x, reg yes, reg no) { return x < 0 ? yes : no; }
+INLINE reg reg_power(reg shifted) { /* 2^n from n + 1.5 * 2^23: 0 for n = -127, infinity for n = 128 */
     uint32_t bits;
     float x;
     memcpy(&bits, &shifted, sizeof bits);
@@ -198,45 +198,45 @@ INLINE part part_power(part shifted) { /* 2^n from n + 1.5 * 2^23: 0 for n = -12
 #endif
 
 #ifndef SCAN_AVX512
-INLINE part part_exp2(part v) {
-    const part to_integer = part_set(12582912.0f); /* 1.5 * 2^23: the last bit is worth 1 */
-    part shifted, f, p = part_set(EXP2_C6);
-    v = part_max(part_set(-127.0f), part_min(part_set(128.0f), v)); /* in this order a NaN stays */
-    shifted = part_add(v, to_integer);
-    f = part_sub(v, part_sub(shifted, to_integer));
-    p = part_fma(p, f, part_set(EXP2_C5));
-    p = part_fma(p, f, part_set(EXP2_C4));
-    p = part_fma(p, f, part_set(EXP2_C3));
-    p = part_fma(p, f, part_set(EXP2_C2));
-    p = part_fma(p, f, part_set(EXP2_C1));
-    p = part_fma(p, f, part_set(1.0f));
-    return part_mul(p, part_power(shifted));
+INLINE reg reg_exp2(reg v) {
+    const reg to_integer = reg_set(12582912.0f); /* 1.5 * 2^23: the last bit is worth 1 */
+    reg shifted, f, p = reg_set(EXP2_C6);
+    v = reg_max(reg_set(-127.0f), reg_min(reg_set(128.0f), v)); /* in this order a NaN stays */
+    shifted = reg_add(v, to_integer);
+    f = reg_sub(v, reg_sub(shifted, to_integer));
+    p = reg_fma(p, f, reg_set(EXP2_C5));
+    p = reg_fma(p, f, reg_set(EXP2_C4));
+    p = reg_fma(p, f, reg_set(EXP2_C3));
+    p = reg_fma(p, f, reg_set(EXP2_C2));
+    p = reg_fma(p, f, reg_set(EXP2_C1));
+    p = reg_fma(p, f, reg_set(1.0f));
+    return reg_mul(p, reg_power(shifted));
 }
 #endif
 
 /* ------------------------------------------------------------------ sixteen lanes */
 
 typedef struct {
-    part at[PARTS];
+    reg at[REGS];
 } vec;
 
-#define PART_LANES (LANES / PARTS)
+#define PART_LANES (LANES / REGS)
 #define FOR_PARTS(i) \
     UNROLL           \
-    for (int i = 0; i < PARTS; i++)
+    for (int i = 0; i < REGS; i++)
 #define LIFT_1(name)                                  \
     INLINE vec vec_##name(vec a) {                    \
-        FOR_PARTS (i) a.at[i] = part_##name(a.at[i]); \
+        FOR_PARTS (i) a.at[i] = reg_##name(a.at[i]); \
         return a;                                     \
     }
 #define LIFT_2(name)                                           \
     INLINE vec vec_##name(vec a, vec b) {                      \
-        FOR_PARTS (i) a.at[i] = part_##name(a.at[i], b.at[i]); \
+        FOR_PARTS (i) a.at[i] = reg_##name(a.at[i], b.at[i]); \
         return a;                                              \
     }
 #define LIFT_3(name)                                                    \
     INLINE vec vec_##name(vec a, vec b, vec c) {                        \
-        FOR_PARTS (i) a.at[i] = part_##name(a.at[i], b.at[i], c.at[i]); \
+        FOR_PARTS (i) a.at[i] = reg_##name(a.at[i], b.at[i], c.at[i]); \
         return a;                                                       \
     }
 
@@ -252,16 +252,16 @@ LIFT_3(if_negative)
 
 INLINE vec vec_set(float x) {
     vec a;
-    FOR_PARTS (i) a.at[i] = part_set(x);
+    FOR_PARTS (i) a.at[i] = reg_set(x);
     return a;
 }
 INLINE vec vec_load(const float *p) {
     vec a;
-    FOR_PARTS (i) a.at[i] = part_load(p + i * PART_LANES);
+    FOR_PARTS (i) a.at[i] = reg_load(p + i * PART_LANES);
     return a;
 }
 INLINE void vec_store(float *p, vec a) {
-    FOR_PARTS (i) part_store(p + i * PART_LANES, a.at[i]);
+    FOR_PARTS (i) reg_store(p + i * PART_LANES, a.at[i]);
 }
 
 /* Sums over the lanes of sixteen vectors at once, in two steps; lane n of the result is the sum of vector n:
@@ -288,13 +288,13 @@ INLINE vec vec_sum(vec a, vec b, vec c, vec d) {
     return a;
 }
 #elif defined(SCAN_AVX2)
-INLINE part part_fold(part low, part high) {
+INLINE reg reg_fold(reg low, reg high) {
     return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
 }
 INLINE vec vec_fold(vec a, vec b, vec c, vec d) {
     vec r;
-    r.at[0] = part_fold(part_add(a.at[0], a.at[1]), part_add(b.at[0], b.at[1]));
-    r.at[1] = part_fold(part_add(c.at[0], c.at[1]), part_add(d.at[0], d.at[1]));
+    r.at[0] = reg_fold(reg_add(a.at[0], a.at[1]), reg_add(b.at[0], b.at[1]));
+    r.at[1] = reg_fold(reg_add(c.at[0], c.at[1]), reg_add(d.at[0], d.at[1]));
     return r;
 }
 INLINE vec vec_sum(vec a, vec b, vec c, vec d) {
@@ -302,13 +302,13 @@ INLINE vec vec_sum(vec a, vec b, vec c, vec d) {
     return a;
 }
 #elif defined(SCAN_NEON)
-INLINE part part_fold(vec a) { return vaddq_f32(vaddq_f32(a.at[0], a.at[1]), vaddq_f32(a.at[2], a.at[3])); }
+INLINE reg reg_fold(vec a) { return vaddq_f32(vaddq_f32(a.at[0], a.at[1]), vaddq_f32(a.at[2], a.at[3])); }
 INLINE vec vec_fold(vec a, vec b, vec c, vec d) {
     vec r;
-    r.at[0] = part_fold(a);
-    r.at[1] = part_fold(b);
-    r.at[2] = part_fold(c);
-    r.at[3] = part_fold(d);
+    r.at[0] = reg_fold(a);
+    r.at[1] = reg_fold(b);
+    r.at[2] = reg_fold(c);
+    r.at[3] = reg_fold(d);
     return r;
 }
 INLINE vec vec_sum(vec a, vec b, vec c, vec d) {

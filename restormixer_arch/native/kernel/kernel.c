@@ -2,7 +2,7 @@
  *
  * Knows nothing of Python or PyTorch. A call is one struct scan_call (kernel.h), in which every array is an address
  * with strides; inputs are only read, outputs are written whole, nothing is kept between calls, and there are no
- * globals. Each function returns an enum scan_status. kernel_tile.h does a tile of the work, kernel_scan.h holds the
+ * globals. Each function returns an enum kernel_status. kernel_tile.h does a tile of the work, kernel_scan.h holds the
  * arithmetic.
  *
  *   u, delta, z, y   (batch, part, step, channel)   any strides, float32 or bfloat16; states are float32
@@ -59,32 +59,32 @@ static int has_avx512(void) {
 }
 #endif
 
-static int is_usable(const struct scan_variant *variant) {
+static int is_usable(const struct kernel_variant *variant) {
 #if defined(__x86_64__) || defined(_M_X64)
-    if (variant == &scan_avx512) return has_avx512();
-    if (variant == &scan_avx2) return has_avx2();
+    if (variant == &kernel_avx512) return has_avx512();
+    if (variant == &kernel_avx2) return has_avx2();
 #endif
     return variant != NULL;
 }
 
 /* The best first. NULL ends the list. */
-static const struct scan_variant *const *all_variants(void) {
-    static const struct scan_variant *const variants[] = {
+static const struct kernel_variant *const *all_variants(void) {
+    static const struct kernel_variant *const variants[] = {
 #if defined(__x86_64__) || defined(_M_X64)
-        &scan_avx512,
-        &scan_avx2,
+        &kernel_avx512,
+        &kernel_avx2,
 #elif defined(__aarch64__) || defined(_M_ARM64)
-        &scan_neon,
+        &kernel_neon,
 #endif
-        &scan_plain,
+        &kernel_plain,
         NULL,
     };
     return variants;
 }
 
 /* The variant of that name; NULL if there is none. */
-const struct scan_variant *kernel_variant(const char *isa) {
-    const struct scan_variant *const *variant = all_variants();
+const struct kernel_variant *find_variant(const char *isa) {
+    const struct kernel_variant *const *variant = all_variants();
     while (*variant && strcmp((*variant)->name, isa) != 0) variant++;
     return *variant;
 }
@@ -150,10 +150,10 @@ static int is_sound(const struct scan_call *call) {
 
 static int run(const int64_t *fields, int64_t count, const char *isa, int backward) {
     struct scan_call call;
-    const struct scan_variant *variant = kernel_variant(isa);
-    if (!variant || count != (int64_t)(sizeof call / sizeof(int64_t))) return SCAN_BAD_CALL;
+    const struct kernel_variant *variant = find_variant(isa);
+    if (!variant || count != (int64_t)(sizeof call / sizeof(int64_t))) return KERNEL_BAD_CALL;
     memcpy(&call, fields, sizeof call);
-    if (!is_sound(&call)) return SCAN_BAD_CALL;
+    if (!is_sound(&call)) return KERNEL_BAD_CALL;
     const int64_t outer = call.batch * (call.summed ? 1 : call.parts), ranges = choose_ranges(&call, outer);
     const int64_t rows = call.batch * call.parts * call.height * call.width;
     const struct job job = {&call, backward ? variant->backward : variant->forward, variant->merge, ranges};
@@ -162,11 +162,11 @@ static int run(const int64_t *fields, int64_t count, const char *isa, int backwa
     float *partial = NULL;
     if (backward && ranges > 1 && rows > 0) {
         partial = malloc(sizeof(float) * 2 * (size_t)(ranges * rows * call.states));
-        if (!partial) return SCAN_NO_MEMORY;
+        if (!partial) return KERNEL_NO_MEMORY;
         call.partial = (int64_t)(uintptr_t)partial;
     }
     int status = run_tasks(&tasks);
-    if (status == SCAN_OK && partial) {
+    if (status == KERNEL_OK && partial) {
         tasks.run = run_merge;
         tasks.next = 0;
         tasks.count = (call.batch * call.parts) * ((call.height * call.width + CHUNK - 1) / CHUNK);
@@ -178,17 +178,17 @@ static int run(const int64_t *fields, int64_t count, const char *isa, int backwa
 }
 
 /* Changes with the meaning of struct scan_call. */
-EXPORT int64_t restormixer_scan_abi(void) { return KERNEL_ABI; }
+EXPORT int64_t restormixer_abi(void) { return KERNEL_ABI; }
 
 /* The instruction set called `name`, or the best for ""; NULL where this processor lacks it. */
-EXPORT const char *restormixer_scan_isa(const char *name) {
-    for (const struct scan_variant *const *variant = all_variants(); *variant; variant++)
+EXPORT const char *restormixer_isa(const char *name) {
+    for (const struct kernel_variant *const *variant = all_variants(); *variant; variant++)
         if ((!name[0] || strcmp(name, (*variant)->name) == 0) && is_usable(*variant)) return (*variant)->name;
     return NULL;
 }
 
 /* Fills y and, where asked for, last_state and saved_states. `count` fields make up a struct scan_call; `isa` is a name
- * that restormixer_scan_isa returned: it is not checked again, since in a virtual machine that takes microseconds. */
+ * that restormixer_isa returned: it is not checked again, since in a virtual machine that takes microseconds. */
 EXPORT int restormixer_scan_forward(const int64_t *fields, int64_t count, const char *isa) {
     return run(fields, count, isa, 0);
 }

@@ -1,6 +1,6 @@
 /* The call that Python hands to the kernel, and what each instruction set offers.
  *
- * Every field is 64 bits wide, so that Python fills it with struct.pack; native_library.py keeps the same order.
+ * Every field is 64 bits wide, so that Python fills it with struct.pack; library.py keeps the same order.
  * Addresses are those of float32 arrays, dense in the order of axes given; 0 where the argument is absent.
  */
 #ifndef RESTORMIXER_KERNEL_H
@@ -8,13 +8,13 @@
 
 #include <stdint.h>
 
-#define KERNEL_ABI 2   /* native_library.py refuses a library with another number */
+#define KERNEL_ABI 2   /* library.py refuses a library with another number */
 #define LANES 16       /* channels of a block */
 #define CHUNK 64       /* steps between two saved states */
 #define MAX_STATES 256 /* N, as in mamba-ssm */
 #define MAX_DIRECTIONS 4
 
-enum scan_status { SCAN_OK = 0, SCAN_NO_MEMORY = 1, SCAN_BAD_CALL = 2 };
+enum kernel_status { KERNEL_OK = 0, KERNEL_NO_MEMORY = 1, KERNEL_BAD_CALL = 2 };
 enum scan_order { ORDER_ROW = 0, ORDER_COLUMN = 1, ORDER_ROW_REVERSE = 2, ORDER_COLUMN_REVERSE = 3 };
 
 /* An array over (batch, part, step, lane): strides count elements, a lane is a channel or, in B and C, a state. */
@@ -69,7 +69,7 @@ struct attention_call {
     float *grad_qkv;     /* like qkv */
 };
 
-struct scan_variant {
+struct kernel_variant {
     const char *name;
     void (*forward)(const struct scan_call *call, struct tile tile, float *scratch);
     void (*backward)(const struct scan_call *call, struct tile tile, float *scratch);
@@ -81,8 +81,8 @@ struct scan_variant {
     void (*attention_backward)(const struct attention_call *call, int64_t window, float *scratch);
 };
 
-const struct scan_variant *kernel_variant(const char *isa);
+const struct kernel_variant *find_variant(const char *isa);
 
-extern const struct scan_variant scan_plain, scan_avx2, scan_avx512, scan_neon;
+extern const struct kernel_variant kernel_plain, kernel_avx2, kernel_avx512, kernel_neon;
 
 #endif

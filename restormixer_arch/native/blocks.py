@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from restormixer_arch.selective_scan import native_library as library
+from restormixer_arch.native import library
 
 LANES = library.LANES
 _ops = torch.library.Library("restormixer", "FRAGMENT")

@@ -1,4 +1,4 @@
-"""Finds, loads and calls the compiled kernel (``kernel.c``) through ctypes.
+"""Finds, loads and calls the compiled library (``kernel/``) through ctypes.
 
 The library knows nothing of Python or torch, so one file serves every version of both. It is built with the package
 if a C compiler is there. Environment: ``RESTORMIXER_REQUIRE_NATIVE=1`` makes a missing kernel an error,
@@ -36,22 +36,27 @@ def load(folder: Path) -> tuple[ctypes.CDLL | None, str, str]:
         return None, "", f"the native kernel was not built: {CURE}"
     try:
         library = ctypes.CDLL(str(found[0]))
-        if library.restormixer_scan_abi() != ABI:
+        if library.restormixer_abi() != ABI:
             return None, "", f"{found[0].name} belongs to another version of this package: {CURE}"
+        _declare(library)
     except (OSError, AttributeError) as error:
         return None, "", f"{found[0].name} cannot be loaded ({error}): {CURE}"
-    library.restormixer_scan_isa.restype = ctypes.c_char_p
+    wanted = os.environ.get("RESTORMIXER_ISA", "")
+    isa = library.restormixer_isa(wanted.encode())
+    if isa is None:
+        return None, "", f"RESTORMIXER_ISA must name an instruction set of this processor, got {wanted!r}"
+    return library, isa.decode(), ""
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """Declare the functions of the library. Raises AttributeError: one is missing."""
+    library.restormixer_isa.restype = ctypes.c_char_p
     for function in (library.restormixer_scan_forward, library.restormixer_scan_backward):
         function.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_char_p]
     for function in (library.restormixer_gelu, library.restormixer_attention):
         function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_char_p]
     library.restormixer_gelu_tiles.argtypes = [ctypes.c_int64, ctypes.c_int64]
     library.restormixer_gelu_tiles.restype = ctypes.c_int64
-    wanted = os.environ.get("RESTORMIXER_ISA", "")
-    isa = library.restormixer_scan_isa(wanted.encode())
-    if isa is None:
-        return None, "", f"RESTORMIXER_ISA must name an instruction set of this processor, got {wanted!r}"
-    return library, isa.decode(), ""
 
 
 def _torch_threads() -> int:

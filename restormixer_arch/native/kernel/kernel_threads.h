@@ -130,7 +130,7 @@ static int run_tasks(struct tasks *tasks) {
         work(tasks);
         while (count > 0) join_thread(started[--count]);
     }
-    return tasks->next < tasks->count ? SCAN_NO_MEMORY : SCAN_OK;
+    return tasks->next < tasks->count ? KERNEL_NO_MEMORY : KERNEL_OK;
 }
 
 #endif

@@ -2,7 +2,7 @@
 #include "kernel_threads.h"
 
 struct blocks_job {
-    const struct scan_variant *variant;
+    const struct kernel_variant *variant;
     const struct gelu_call *gelu;
     const struct attention_call *attention;
     int64_t tile;
@@ -34,8 +34,8 @@ EXPORT int64_t restormixer_gelu_tiles(int64_t count, int64_t period) {
 }
 
 EXPORT int restormixer_gelu(const struct gelu_call *call, int64_t threads, int64_t parallel, const char *isa) {
-    const struct scan_variant *variant = kernel_variant(isa);
-    if (!variant || call->period < LANES || call->period % LANES || threads < 1) return SCAN_BAD_CALL;
+    const struct kernel_variant *variant = find_variant(isa);
+    if (!variant || call->period < LANES || call->period % LANES || threads < 1) return KERNEL_BAD_CALL;
     const struct blocks_job job = {variant, call, NULL, gelu_tile(call->period)};
     struct tasks tasks = {run_gelu, &job, restormixer_gelu_tiles(call->count, call->period), 0, threads, parallel,
                           call->count * 8, 0};
@@ -44,8 +44,8 @@ EXPORT int restormixer_gelu(const struct gelu_call *call, int64_t threads, int64
 
 EXPORT int restormixer_attention(const struct attention_call *call, int64_t threads, int64_t parallel,
                                  const char *isa) {
-    const struct scan_variant *variant = kernel_variant(isa);
-    if (!variant || call->tokens < 1 || call->heads < 1 || call->dim < 1 || threads < 1) return SCAN_BAD_CALL;
+    const struct kernel_variant *variant = find_variant(isa);
+    if (!variant || call->tokens < 1 || call->heads < 1 || call->dim < 1 || threads < 1) return KERNEL_BAD_CALL;
     const struct blocks_job job = {variant, NULL, call, 0};
     const int64_t padded = (call->tokens + LANES - 1) / LANES * LANES, width = (call->dim + 3) / 4 * 4;
     struct tasks tasks = {run_attention, &job, call->windows, padded * (8 * width + 2 * LANES + 3), threads, parallel,

@@ -13,7 +13,7 @@
 #include "kernel_gelu.h"
 #include "kernel_tile.h"
 
-const struct scan_variant scan_avx2 = {"avx2", forward_tile, backward_tile, merge_shares, gelu, attention, attention_backward};
+const struct kernel_variant kernel_avx2 = {"avx2", forward_tile, backward_tile, merge_shares, gelu, attention, attention_backward};
 
 #if defined(__clang__)
 #pragma clang attribute pop
