@@ -81,6 +81,16 @@ def test_help_and_version(capsys):
         assert left.value.code == 0 and f"usage: basicsr {command}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "command", ["restore", "export", "init", "card", "compare", "prepare", "prepare pairs", "degrade sheet"]
+)
+def test_where_to_write_has_the_same_names_everywhere(command, capsys):
+    with pytest.raises(SystemExit):
+        run(*command.split(), "--help")
+    text = capsys.readouterr().out
+    assert all(f" {name} " in text for name in ("-o", "--output", "--out"))
+
+
 def test_the_switches_of_basicsr_s_scripts_say_what_they_do(capsys):
     texts = {}
     for command in ("train", "test"):

@@ -14,16 +14,16 @@ from PIL import Image
 
 from restormixer_arch import cli
 from restormixer_arch.compare import results
+from restormixer_arch.compare.columns import show_difference
 from restormixer_arch.compare.report import page as report
 from restormixer_arch.compare.results import Difference, Metric
-from restormixer_arch.compare.tables import show_difference
 
 pytest.importorskip("plotly", reason="plotly is not installed")
 from report_cases import HOSTILE, hand_made, picture, written
 
+from restormixer_arch.compare import columns as report_table
 from restormixer_arch.compare.report import pictures as report_pictures
 from restormixer_arch.compare.report import plots as report_plots
-from restormixer_arch.compare.report import table as report_table
 
 PSNR = Metric(type="calculate_psnr")
 NIQE = Metric(type="calculate_niqe", better="lower")
@@ -60,7 +60,8 @@ def test_costs_have_units_and_lower_is_better():
     best = [cell.best for cell in column(hand_made(), "Latency").cells]
     assert best == [False, False, True, False]
     assert [cell.note for cell in column(hand_made(), "Latency").cells][1] == "90.0 ms to 120.0 ms"
-    assert [cell.note for cell in column(hand_made(), "Training").cells] == ["", "600 × 4", "", ""]
+    assert texts["Iterations"] == ["", "600", "", ""]
+    assert [cell.note for cell in column(hand_made(), "Iterations").cells] == ["", "4 crops", "", ""]
     assert not any(cell.best for cell in column(hand_made(), "thop's GMAC").cells)
 
 

@@ -21,7 +21,7 @@ EXPECTED = r"""# trial
 
 Means over rain (2 pictures). Each without given weights was trained for 600 iterations. The best value of a column is bold.
 
-|  | rain psnr | rain niqe | rain ssim | parameters | GMAC | thop's GMAC | latency | peak memory | iterations | training |
+|  | psnr (dB) | niqe | ssim | Parameters | GMAC | thop's GMAC | Latency | Peak memory | Iterations | Training |
 | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |
 | input | 21.00 | 9.25 | 0.6000 |  |  |  |  |  |  |  |
 | ours | **31.00** | 5.00 | **0.8500** | **0.500 M** | 2.00 | 1.50 | **25.0 ms** | 100 MiB | 600 | 1.5 min |
@@ -32,9 +32,9 @@ Lower is better: niqe.
 
 Difference to ours on the same pictures: mean, and its 95% interval over the photographs (Student's t).
 
-|  | rain psnr | rain niqe | rain ssim |
+|  | psnr (dB) | niqe | ssim |
 | --- | --: | --: | --: |
-| a\|b | 0.00 (-12.71 to +12.71) | -0.50 (-6.85 to +5.85) | 0.0000 (0.0000 to 0.0000) |
+| a\|b | 0.00 (−12.71 to +12.71) | −0.50 (−6.85 to +5.85) | 0.0000 (0.0000 to 0.0000) |
 """  # noqa: E501 - lines of a table cannot be broken; t of one degree of freedom is 12.7062
 
 
@@ -84,7 +84,7 @@ def test_one_competitor_is_neither_the_best_nor_different():
 def test_what_is_no_number_is_not_the_best():
     restored = {"ours": [(math.nan, 5.0, 0.9)] * 2, "a|b": [(29.0, 4.0, math.inf)] * 2}
     text = tables.markdown(comparison(restored))
-    assert "| ours | nan | 5.00 | 0.9000 |" in text and r"| a\|b | 29.00 | **4.00** | **inf** |" in text
+    assert "| ours | not a number | 5.00 | 0.9000 |" in text and r"| a\|b | 29.00 | **4.00** | **∞** |" in text
 
 
 def test_comma_separated(tmp_path):

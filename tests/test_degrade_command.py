@@ -106,7 +106,7 @@ def test_a_fixed_set(photo, folder, capsys):
         (["speed", "--seconds", "0"], "--seconds: expected a positive number, got '0'"),
         (["speed", "--seconds", "nan"], "--seconds: expected a positive number, got 'nan'"),
         (["speed", "--size", "15"], "--size: expected a whole number from 16, got '15'"),
-        (["sheet", "--photo", "photo.png", "--uot", "x.png"], "required: --out"),
+        (["sheet", "--photo", "photo.png", "--uot", "x.png"], "required: -o/--out/--output"),
         (["sheet", "--photo", "none.png", "--out", "x.png"], "none.png: cannot be read"),
     ],
 )

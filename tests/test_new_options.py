@@ -192,7 +192,7 @@ def test_what_init_writes_trains(own, given, capsys, monkeypatch):
     [
         (["--data", "nothing", "-o", "a.yml"], "--data: nothing is not a folder"),
         (["--data", "", "-o", "a.yml"], "argument --data: expected a name, got none"),
-        (["--data", "gt", "-o", ""], "argument -o/--output: expected a name, got none"),
+        (["--data", "gt", "-o", ""], "argument -o/--output/--out: expected a name, got none"),
         (["--data", "gt", "-o", "a.yml"], "--data: gt has no train_gt.lmdb and no train_gt"),
         (["--data", "gt", "-o", "a.txt"], "--output: expected a name that ends in .yml"),
         (["--data", "gt", "-o", "a.yml", "--hours", "0"], "--hours: expected a positive number"),

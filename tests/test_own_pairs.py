@@ -210,7 +210,7 @@ def test_pairs_for_validation_of_an_image_that_has_changed(own, capsys):
         (["--gt", "nothing", "--lq", "lq", "--out", "o"], "nothing"),
         (["--gt", "", "--degrade", "rain", "--out", ""], "argument --gt: expected a name, got none"),
         (["--gt", "gt", "--lq", "", "--out", "o"], "argument --lq: expected a name, got none"),
-        (["--gt", "gt", "--lq", "lq", "--out", ""], "argument --out: expected a name, got none"),
+        (["--gt", "gt", "--lq", "lq", "--out", ""], "argument -o/--out/--output: expected a name, got none"),
         (
             ["--gt", "gt", "--lq", "lq/../gt", "--out", "o"],
             "--lq: 'lq/../gt' is the folder of --gt, expected that of the degraded images",

@@ -202,8 +202,11 @@ def test_check_finds_images_without_a_source(root, capsys):
     ]
 
 
+NAMED = {"--root": "--root", "--out": "-o/--out/--output"}
+
+
 @pytest.mark.parametrize("arguments", [["--root", ""], ["--root", "root", "--out", ""]])
 def test_an_empty_name_is_not_the_working_directory(root, capsys, arguments):
     assert run_prepare("derain", *arguments) == 2
     (line,) = prepare_errors(capsys)
-    assert line.startswith(f"basicsr prepare: argument {arguments[-2]}: expected a name, got none.")
+    assert line.startswith(f"basicsr prepare: argument {NAMED[arguments[-2]]}: expected a name, got none.")

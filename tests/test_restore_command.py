@@ -267,7 +267,7 @@ def test_results_that_cannot_be_written_are_reported(place, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["in"], "basicsr restore: the following arguments are required: -o/--output."),
+        (["in"], "basicsr restore: the following arguments are required: -o/--output/--out."),
         (["in", "-o", "in"], "-o: in/a.png is an input itself and would be replaced; give another folder"),
         (["nothing", "-o", "out"], "nothing: does not exist"),
         (["in", "-o", "out", "--weights", "x.pth"], "x.pth: no such file of weights."),

@@ -82,7 +82,15 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--tasks", nargs="+", default=tasks, metavar="TASK", help=f"tasks to measure (default: all): {', '.join(tasks)}"
     )
-    parser.add_argument("-o", "--out", type=path_name, metavar="FILE", help="also write the tables to a Markdown file")
+    parser.add_argument(
+        "-o",
+        "--out",
+        "--output",
+        dest="out",
+        type=path_name,
+        metavar="FILE",
+        help="also write the tables to a Markdown file",
+    )
     args = parser.parse_args(arguments)
     for task in args.tasks:
         if task not in tasks:

@@ -38,7 +38,15 @@ def run(arguments: list[str]) -> int:
         metavar="STUDY.json",
         help="without -opt: only make the tables and curves of studies again, from their values",
     )
-    parser.add_argument("--out", type=path_name, metavar="FOLDER", help="folder that --pages writes to (default: .)")
+    parser.add_argument(
+        "-o",
+        "--out",
+        "--output",
+        dest="out",
+        type=path_name,
+        metavar="FOLDER",
+        help="folder that --pages writes to (default: .)",
+    )
     parser.add_argument(
         "--report",
         type=path_name,

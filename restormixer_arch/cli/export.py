@@ -27,7 +27,9 @@ def parser() -> Parser:
     parser.add_argument(
         "weights", type=path_name, metavar="WEIGHTS", help=".pth, .safetensors, a folder, or ORG/NAME on a hub"
     )
-    parser.add_argument("-o", "--output", type=path_name, required=True, metavar="FILE", help="*.safetensors or *.onnx")
+    parser.add_argument(
+        "-o", "--output", "--out", type=path_name, required=True, metavar="FILE", help="*.safetensors or *.onnx"
+    )
     parser.add_argument("--param-key", metavar="NAME", help="entry of WEIGHTS; default: the averaged ones if there")
     parser.add_argument(
         "--opt",

@@ -69,7 +69,7 @@ def parser() -> Parser:
     parser.description, parser.epilog = "\n".join(re.findall(r".{1,110}(?: |$)", DESCRIPTION)), WHAT_STAYS
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, or pattern in quotes")
     parser.add_argument(
-        "-o", "--output", type=parsing.path_name, required=True, metavar="DIR", help="folder to write into"
+        "-o", "--output", "--out", type=parsing.path_name, required=True, metavar="DIR", help="folder to write into"
     )
     add_settings(parser)
     parser.add_argument("--overwrite", action="store_true", help="restore and replace files that exist already")

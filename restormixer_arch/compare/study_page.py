@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from restormixer_arch.compare.columns import show_difference
 from restormixer_arch.compare.results import Difference, read_part
 from restormixer_arch.compare.study import FIELD_SIDE, Study, Use
-from restormixer_arch.compare.tables import markdown_table, show_difference
+from restormixer_arch.compare.tables import markdown_table
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import atomic_paths, say, write_text_atomically
 from restormixer_arch.training.reports import plot_text

@@ -4,61 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
-from restormixer_arch.benchmark.tables import show_giga, show_memory, show_minutes, show_parameters, show_time
-from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric
+from restormixer_arch.compare.columns import columns, quality_titles, show_difference, show_metric
+from restormixer_arch.compare.results import Comparison, Competitor, DataSet
 from restormixer_arch.output import write_text_atomically
 from restormixer_arch.training.results import csv_text, markdown_text
 
 INPUT = "input"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the Markdown table.
-
-    Attributes:
-        title: its head.
-        values: of each competitor, None where there is none.
-        show: makes text of a value.
-        better: ``higher`` or ``lower``; the best value is set in bold. None where none is best.
-        input: the value of the inputs.
-    """
-
-    title: str
-    values: list[float | None]
-    show: Callable[[float], str]
-    better: str | None = None
-    input: float | None = None
-
-    def cells(self) -> list[str]:
-        """Return text for the inputs and for each competitor; all that look like the best are bold."""
-        shown = show_values(self.values, self.show, self.better)
-        before = "" if self.input is None else self.show(self.input)
-        return [before, *(f"**{text}**" if best else text for text, best in shown)]
-
-
-def show_values(values: list[float | None], show: Callable[[float], str], better: str | None) -> list[tuple[str, bool]]:
-    """Return the text of each value, "" for None, and whether it looks like the best where there are several."""
-    known = [value for value in values if value is not None and not math.isnan(value)]
-    best = show((max if better == "higher" else min)(known)) if better and len(known) > 1 else None
-    texts = ["" if value is None else show(value) for value in values]
-    return [(text, text == best) for text in texts]
-
-
-def show_difference(difference: Difference, show: Callable[[float], str]) -> str:
-    """Return a paired difference as ``+0.12 (+0.05 to +0.19)``, the interval where there is one."""
-
-    def signed(value: float) -> str:
-        return ("+" if value > 0 else "") + show(value)
-
-    if difference.low is None or difference.high is None:
-        return signed(difference.mean)
-    return f"{signed(difference.mean)} ({signed(difference.low)} to {signed(difference.high)})"
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
@@ -69,18 +24,18 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
 
 def markdown(comparison: Comparison) -> str:
     """Return the means and costs of all competitors, and their differences to the first one, in Markdown."""
-    columns = [*_quality(comparison), *_costs(comparison)]
+    table = columns(comparison)
     names = [INPUT, *(markdown_text(competitor.name) for competitor in comparison.competitors)]
-    rows = zip(names, *(column.cells() for column in columns), strict=True)
+    cells = [[f"**{cell.text}**" if cell.best else cell.text for cell in column.cells] for column in table]
     parts = [
         _heading(comparison),
-        markdown_table(["", *(column.title for column in columns)], rows),
+        markdown_table(["", *(markdown_text(column.title) for column in table)], zip(names, *cells, strict=True)),
         _notes(comparison),
     ]
     if len(comparison.competitors) > 1:
         parts += [
             _difference_title(comparison),
-            markdown_table(["", *_quality_titles(comparison)], _differences(comparison)),
+            markdown_table(["", *map(markdown_text, quality_titles(comparison))], _differences(comparison)),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -119,30 +74,6 @@ def _cost_cells(competitor: Competitor) -> dict[str, object]:
     }
 
 
-def _quality(comparison: Comparison) -> Iterator[Column]:
-    for dataset, metric in _measures(comparison):
-        measure = comparison.metrics[metric]
-        yield Column(
-            markdown_text(_title(dataset, metric)),
-            [dataset.mean(metric, competitor.name) for competitor in comparison.competitors],
-            _digits(measure),
-            measure.better,
-            dataset.input_mean(metric),
-        )
-
-
-def _costs(comparison: Comparison) -> Iterator[Column]:
-    everybody = comparison.competitors
-    yield Column("parameters", [c.parameters for c in everybody], show_parameters, "lower")
-    yield Column("GMAC", [c.macs for c in everybody], show_giga, "lower")
-    yield Column("thop's GMAC", [c.thop_macs for c in everybody], show_giga)
-    yield Column("latency", [c.latency.median for c in everybody], show_time, "lower")
-    yield Column("peak memory", [c.peak_bytes for c in everybody], show_memory, "lower")
-    if any(c.training for c in everybody):
-        yield Column("iterations", [c.training and c.training.iterations for c in everybody], str)
-        yield Column("training", [c.training and c.training.seconds for c in everybody], show_minutes)
-
-
 def _heading(comparison: Comparison) -> str:
     title = f"# {markdown_text(comparison.name)}"
     sets = ", ".join(f"{dataset.name} ({len(dataset.pictures)} pictures)" for dataset in comparison.datasets)
@@ -174,14 +105,12 @@ def _difference_title(comparison: Comparison) -> str:
 def _differences(comparison: Comparison) -> Iterator[list[str]]:
     for competitor in comparison.competitors[1:]:
         cells = [
-            show_difference(dataset.difference[metric][competitor.name], _digits(comparison.metrics[metric]))
+            show_difference(
+                dataset.difference[metric][competitor.name], partial(show_metric, comparison.metrics[metric])
+            )
             for dataset, metric in _measures(comparison)
         ]
         yield [markdown_text(competitor.name), *cells]
-
-
-def _quality_titles(comparison: Comparison) -> list[str]:
-    return [markdown_text(_title(dataset, metric)) for dataset, metric in _measures(comparison)]
 
 
 def _measures(comparison: Comparison) -> Iterator[tuple[DataSet, str]]:
@@ -192,10 +121,6 @@ def _measures(comparison: Comparison) -> Iterator[tuple[DataSet, str]]:
 
 def _title(dataset: DataSet, metric: str) -> str:
     return f"{dataset.name} {metric}"
-
-
-def _digits(metric: Metric) -> Callable[[float], str]:
-    return lambda value: f"{value:.{metric.digits}f}"
 
 
 def markdown_table(head: list[str], rows: Iterable[tuple[str, ...] | list[str]]) -> str:

@@ -63,7 +63,14 @@ def _parser() -> Parser:
     help_text = "folder that the downloaded sets are in"
     parser.add_argument("--root", type=path_name, required=True, metavar="DIR", help=help_text)
     parser.add_argument(
-        "--out", type=path_name, default="datasets", metavar="DIR", help="folder to write to (default: datasets)"
+        "-o",
+        "--out",
+        "--output",
+        dest="out",
+        type=path_name,
+        default="datasets",
+        metavar="DIR",
+        help="folder to write to (default: datasets)",
     )
     parser.add_argument("--sets", nargs="+", metavar="NAME", help="only these sets")
     add_writing_options(parser)

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from restormixer_arch.compare import tables
+from restormixer_arch.compare import columns, tables
 from restormixer_arch.compare.results import Comparison
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import write_text_atomically
@@ -54,7 +54,7 @@ def render(comparison: Comparison, folder: Path) -> str:
     """Return the page as text; jinja2 and plotly must be installed."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from restormixer_arch.compare.report import pictures, plots, table
+    from restormixer_arch.compare.report import pictures, plots
 
     environment = Environment(
         loader=PackageLoader("restormixer_arch.compare.report"),
@@ -66,7 +66,7 @@ def render(comparison: Comparison, folder: Path) -> str:
     page = environment.get_template("report.html.j2")
     return page.render(
         comparison=comparison,
-        columns=table.columns(comparison),
+        columns=columns.columns(comparison),
         names=[tables.INPUT, *(competitor.name for competitor in comparison.competitors)],
         plots={dataset.name: plots.plots(comparison, dataset) for dataset in comparison.datasets},
         plotly=plots.library(),

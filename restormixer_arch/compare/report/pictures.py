@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from restormixer_arch.compare.report.table import show_metric
+from restormixer_arch.compare.columns import show_metric
 from restormixer_arch.compare.results import Comparison, DataSet, Picture
 from restormixer_arch.compare.tables import INPUT
 from restormixer_arch.errors import UserError

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from restormixer_arch.benchmark.tables import show_parameters, show_time
-from restormixer_arch.compare.report.table import show_metric, with_unit
+from restormixer_arch.compare.columns import show_metric, with_unit
 from restormixer_arch.compare.results import Comparison, Competitor, DataSet
 
 

@@ -1,4 +1,4 @@
-"""The table of ``report.html``: columns that explain themselves, and cells that hold both text and value."""
+"""The columns of a comparison's table, in Markdown and in ``report.html``, and how values are shown."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from restormixer_arch.benchmark.tables import show_giga, show_memory, show_minutes, show_parameters, show_time
-from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Metric
-from restormixer_arch.compare.tables import show_difference, show_values
+from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Difference, Metric
 
 UNITS = {"psnr": "dB"}
 
@@ -66,18 +65,45 @@ def with_unit(name: str, metric: Metric) -> str:
     return f"{name} ({units[0]})" if units else name
 
 
+def show_values(values: list[float | None], show: Callable[[float], str], better: str | None) -> list[tuple[str, bool]]:
+    """Return the text of each value, "" for None, and whether it looks like the best where there are several."""
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    best = show((max if better == "higher" else min)(known)) if better and len(known) > 1 else None
+    texts = ["" if value is None else show(value) for value in values]
+    return [(text, text == best) for text in texts]
+
+
+def show_difference(difference: Difference, show: Callable[[float], str]) -> str:
+    """Return a paired difference as ``+0.12 (+0.05 to +0.19)``, the interval where there is one."""
+
+    def signed(value: float) -> str:
+        return ("+" if value > 0 else "") + show(value)
+
+    if difference.low is None or difference.high is None:
+        return signed(difference.mean)
+    return f"{signed(difference.mean)} ({signed(difference.low)} to {signed(difference.high)})"
+
+
+def quality_titles(comparison: Comparison) -> list[str]:
+    """Return the titles of the columns of metrics: with the data set, where there are several."""
+    several = len(comparison.datasets) > 1
+    return [
+        f"{dataset.name} {with_unit(name, metric)}" if several else with_unit(name, metric)
+        for dataset in comparison.datasets
+        for name, metric in comparison.metrics.items()
+    ]
+
+
 def _quality(comparison: Comparison) -> Iterator[Column]:
-    first = comparison.competitors[0].name
+    first, titles = comparison.competitors[0].name, iter(quality_titles(comparison))
     for dataset in comparison.datasets:
         for name, metric in comparison.metrics.items():
-            several = len(comparison.datasets) > 1
             tip = (
                 f"Mean of {name} over the {len(dataset.pictures)} pictures of {dataset.name}; "
                 f"{metric.better} is better. Below it in small print: the difference to {first} on the same pictures, "
-                "its mean and 95% interval (Student's t over the pictures)."
+                "its mean and 95% interval (Student's t over the photographs)."
             )
-            title = f"{dataset.name} {with_unit(name, metric)}" if several else with_unit(name, metric)
-            yield Column(title, tip, metric.better, _quality_cells(comparison, dataset, name))
+            yield Column(next(titles), tip, metric.better, _quality_cells(comparison, dataset, name))
 
 
 def _quality_cells(comparison: Comparison, dataset: DataSet, name: str) -> list[Cell]:
@@ -122,9 +148,13 @@ def _costs(comparison: Comparison) -> Iterator[Column]:
         tip = f"The most memory of a process that does nothing but load the network and restore one {size} picture."
         yield column("Peak memory", tip, lambda c: c.peak_bytes, show_memory)
     if any(c.training for c in everybody):
-        tip = "Time of its training in this comparison, that of starting the process included; empty where the "
-        tip += "weights came from elsewhere. Below it in small print: steps × crops of one step."
-        yield column("Training", tip, lambda c: c.training and c.training.seconds, show_minutes, None, _steps)
+        tip = (
+            "Steps of its training in this comparison; empty where the weights came from elsewhere. Below it in small "
+        )
+        tip += "print: the crops of a step."
+        yield column("Iterations", tip, lambda c: c.training and c.training.iterations, str, None, _crops)
+        tip = "Time of this training, that of starting the process included."
+        yield column("Training", tip, lambda c: c.training and c.training.seconds, show_minutes, None)
 
 
 def _cells(
@@ -139,5 +169,5 @@ def _quartiles(competitor: Competitor) -> str:
     return f"{show_time(competitor.latency.low)} to {show_time(competitor.latency.high)}"
 
 
-def _steps(competitor: Competitor) -> str:
-    return f"{competitor.training.iterations} × {competitor.training.batch_size}" if competitor.training else ""
+def _crops(competitor: Competitor) -> str:
+    return f"{competitor.training.batch_size} crops" if competitor.training else ""
