@@ -27,6 +27,7 @@ import numpy as np
 
 from restormixer_arch.config.rules import database_problem
 from restormixer_arch.data.images.folder import FolderImages, decode_image, existing_folder, without_suffix
+from restormixer_arch.data.images.opencv import encode
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import atomic_folder
 
@@ -162,8 +163,8 @@ class EncodedPng:
 def encode_png(key: str, image: np.ndarray, compression: int = 9) -> EncodedPng:
     """Encode a BGR uint8 image (H, W, 3), or (H, W) for gray, for :func:`write_encoded`."""
     height, width, channels = np.atleast_3d(image).shape
-    _, content = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, compression])
-    return EncodedPng(key, f"{key}.png ({height},{width},{channels}) {compression}\n", content.tobytes())
+    content = encode(".png", image, (cv2.IMWRITE_PNG_COMPRESSION, compression))
+    return EncodedPng(key, f"{key}.png ({height},{width},{channels}) {compression}\n", content)
 
 
 def write_encoded(root: Path, images: Sequence[EncodedPng]) -> None:

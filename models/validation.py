@@ -9,8 +9,7 @@ Results are also reported per label, see :mod:`.label_results`.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from os import path as osp
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,9 @@ from tqdm import tqdm
 
 from restormixer_arch.config.rules import better
 from restormixer_arch.data.degradations.labels import label_of
+from restormixer_arch.data.images.folder import without_suffix
 from restormixer_arch.data.images.opencv import write_png
+from restormixer_arch.data.pairing import result_names
 from restormixer_arch.errors import UserError
 from restormixer_arch.models.label_results import OTHER, LabelResults, report_by_label
 from restormixer_arch.models.metrics import measure
@@ -239,8 +240,7 @@ def _restore_and_measure(
     extended = isinstance(model, MeasuresInputs)
     input_metrics = metrics if extended and name not in model.input_values else {}
     pictures = PICTURES if extended and tb_logger and model.opt["is_train"] else 0
-    stems = Counter(Path(path).stem for path in getattr(dataset, "paths", []) if isinstance(path, str))
-    doubles = {stem for stem, count in stems.items() if count > 1}
+    names = _result_names(dataset)
     measured = []
     bar = tqdm(total=len(loader), unit="image", disable=rank > 0 or not options.get("pbar", False))
     if extended:
@@ -248,7 +248,8 @@ def _restore_and_measure(
     try:
         for number, item in enumerate(loader):
             path = item["lq_path"][0]
-            stem = item["result_name"][0] if "result_name" in item else _result_name(path, doubles)
+            known = names.get(path) or without_suffix(Path(path).name)
+            stem = item["result_name"][0] if "result_name" in item else known
             with explain_misfit(f"restore {stem!r} of {name}", item):
                 visuals = _restore(model, item)
             image = tensor2img([visuals["result"]])
@@ -272,10 +273,10 @@ def _restore_and_measure(
     return measured
 
 
-def _result_name(path: str, doubles: Collection[str]) -> str:
-    """Return what names a result: the image's name, with its extension where two images differ in that alone."""
-    stem, suffix = osp.splitext(osp.basename(path))
-    return f"{stem}_{suffix[1:]}" if stem in doubles else stem
+def _result_names(dataset: Any) -> dict[str, str]:
+    """Return image -> what names its result, of a data set of BasicSR that lists its images."""
+    paths = [path for path in getattr(dataset, "paths", []) if isinstance(path, str)]
+    return dict(zip(paths, result_names(paths, user_path(dataset.opt.get("dataroot_lq") or "")), strict=True))
 
 
 def _restore(model: Any, item: dict[str, Any]) -> dict[str, Tensor]:

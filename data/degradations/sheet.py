@@ -13,6 +13,7 @@ import numpy as np
 from restormixer_arch.data.degradations.compose import DEGRADATIONS, add_composition, draw_composition
 from restormixer_arch.data.degradations.labels import CDD11, CLEAN, parse_label
 from restormixer_arch.data.images.folder import decode_image
+from restormixer_arch.data.images.opencv import encode
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import atomic_paths, say
 
@@ -85,13 +86,13 @@ def write_sheet(photo: Path, out: Path, seed: int = 0, *, overwrite: bool = Fals
     if out.exists() and not overwrite:
         raise UserError(f"--out: {str(out)!r} already exists; choose another file, or --overwrite")
     sheet = make_sheet(np.ascontiguousarray(decode_image(content, str(photo))[..., ::-1]), seed=seed)
-    flags = [] if out.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
-    _, encoded = cv2.imencode(out.suffix.lower(), sheet[..., ::-1], flags)
+    flags = () if out.suffix.lower() == ".png" else (cv2.IMWRITE_JPEG_QUALITY, QUALITY)
     try:
+        content = encode(out.suffix.lower(), sheet[..., ::-1], flags)
         with atomic_paths([out]) as [part]:
-            part.write_bytes(encoded.tobytes())
+            part.write_bytes(content)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
 
 
 def speeds(size: int = 256, seconds: float = 1.0, labels: Sequence[str] | None = None) -> dict[str, float]:

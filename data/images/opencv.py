@@ -121,7 +121,7 @@ def encode_bmp(planes: np.ndarray, dpi: tuple[float, float] | None) -> bytes:
     return content[:38] + struct.pack("<2I", *per_meter) + content[46:]
 
 
-def write_png(path: Path, image: np.ndarray, flags: tuple[int, ...] = ()) -> None:
+def write_png(path: Path, image: np.ndarray) -> None:
     """Write (H, W) or BGR (H, W, C) as PNG; ``cv2.imwrite`` would not notice a full disk.
 
     Raises:
@@ -129,7 +129,7 @@ def write_png(path: Path, image: np.ndarray, flags: tuple[int, ...] = ()) -> Non
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = encode(".png", image, flags)
+        content = encode(".png", image)
         with atomic_paths([path]) as [part]:
             part.write_bytes(content)
     except OSError as error:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from restormixer_arch import __version__
@@ -16,7 +15,7 @@ from restormixer_arch.data.degradations.compose import Composition, compositions
 from restormixer_arch.data.degradations.labels import read_mixture
 from restormixer_arch.data.degraded_dataset import DegradedDataset, Sample
 from restormixer_arch.data.images.folder import FolderImages, without_suffix
-from restormixer_arch.data.images.opencv import write_png
+from restormixer_arch.data.images.opencv import encode, write_png
 from restormixer_arch.data.lmdb_io import EncodedPng, LmdbImages, encode_png, write_encoded
 from restormixer_arch.data.preparation.find_pairs import stored_name
 from restormixer_arch.data.preparation.store import difference, open_reader
@@ -173,7 +172,7 @@ def check_fixed_set(gt: str, out: Path, lmdb: bool, compositions: Compositions |
         for kind, image in images.items():
             count += 1
             left[kind].discard(name)
-            content = cv2.imencode(".png", image)[1].tobytes()
+            content = encode(".png", image)
             wrong = difference(readers[kind], Entry(name, ".png", image.shape[:2], content))
             if wrong:
                 problems.append(f"{out / kind}{suffix}: image {name!r} {wrong}")

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from restormixer_arch.data.images.opencv import decode_color
+from restormixer_arch.data.images.opencv import decode_color, encode
 from restormixer_arch.data.preparation.find_pairs import Unit
 from restormixer_arch.errors import UserError
 
@@ -142,7 +142,7 @@ def _read(path: Path) -> tuple[bytes, np.ndarray]:
 
 
 def _encode(image: np.ndarray) -> bytes:
-    return cv2.imencode(".png", image, PNG_OPTIONS)[1].tobytes()
+    return encode(".png", image, PNG_OPTIONS)
 
 
 def reduce_image(image: np.ndarray, scale: int) -> np.ndarray:
