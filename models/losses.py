@@ -18,7 +18,7 @@ from restormixer_arch.errors import UserError
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
-LEAST = 1e-6  # a scale's similarity, since the slope of x^0.04 at 0 is infinite
+MIN_SIMILARITY = 1e-6  # a scale's similarity, since the slope of x^0.04 at 0 is infinite
 
 
 def dual_domain_loss(output: Tensor, target: Tensor, fft_weight: float) -> Tensor:
@@ -128,7 +128,7 @@ def ms_ssim(output: Tensor, target: Tensor, scales: int = 5) -> Tensor:
                 first, second = F.avg_pool2d(first, 2), F.avg_pool2d(second, 2)
             structure, luminance = _similarity(first, second)
             similarities.append((structure * luminance if scale == scales - 1 else structure).mean((1, 2, 3)))
-        stacked = torch.stack(similarities, dim=1).clamp(min=LEAST)
+        stacked = torch.stack(similarities, dim=1).clamp(min=MIN_SIMILARITY)
         return (stacked ** (weights / weights.sum())).prod(dim=1).mean()
 
 

@@ -137,16 +137,16 @@ def test_a_study_from_its_file_to_its_page(pairs, write, capsys, monkeypatch, tr
     found = study.Study.model_validate_json((ROOT / "study.json").read_text(encoding="utf-8"))
     measure = ("pairs_test", "psnr")
     assert found.minutes == [0.5, 1] and found.measures == [measure]
-    values = found.of("ridnet", 1, measure)[1].values
+    values = found.rows_by_seed("ridnet", 1, measure)[1].values
     wanted = {picture.name: picture.values["psnr"]["ridnet"] for picture in each[1].datasets[0].pictures}
     assert values == pytest.approx(wanted, abs=1e-4) and len(values) > 1
-    assert set(found.of("edsr", 1, measure)) == {1, 2}
+    assert set(found.rows_by_seed("edsr", 1, measure)) == {1, 2}
     mean = (each[1].datasets[0].mean("psnr", "edsr") + each[2].datasets[0].mean("psnr", "edsr")) / 2
     assert found.mean("edsr", 1, measure) == pytest.approx(mean, abs=1e-4)
     difference = found.difference("ridnet", 1, measure)  # over the seed that both have
     assert difference.mean == pytest.approx(each[1].datasets[0].difference["psnr"]["ridnet"].mean, abs=1e-3)
     flops = each[0].competitors[0].training.flops
-    assert found.of("edsr", 0.5, measure)[1].operations == pytest.approx(3 * flops * 2 * 3)
+    assert found.rows_by_seed("edsr", 0.5, measure)[1].operations == pytest.approx(3 * flops * 2 * 3)
     page = (ROOT / "study.md").read_text(encoding="utf-8")
     assert f"{mean:.2f}, 2 seeds" in page and page.strip() in said and "8x8 | 16x16" in page
     for picture in ("study.png", "context.png"):

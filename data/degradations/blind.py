@@ -5,7 +5,7 @@ The model of Wang et al. ("Real-ESRGAN: Training Real-World Blind Super-Resoluti
 at the end a sinc filter, which rings as sharpening does, before or after the second JPEG. The kernels are BasicSR's.
 The ground truth is not sharpened, unlike there.
 
-Strength scales every part at once: deviations and noise in proportion, sizes and sinc cut-offs towards none.
+Strength scales every part at once: standard deviations and noise in proportion, sizes and sinc cut-offs towards none.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from restormixer_arch.data.degradations.noise import poisson_signal
 
 KERNEL_SIZE = 21
 KERNELS = {"gaussian": 0.7, "generalized": 0.15, "plateau": 0.15}  # name -> probability
-ISOTROPIC = {"gaussian": 0.45 / 0.7, "generalized": 0.8, "plateau": 0.8}  # name -> share with two equal deviations
+ISOTROPIC = {"gaussian": 0.45 / 0.7, "generalized": 0.8, "plateau": 0.8}  # name -> share that is round
 INTERPOLATIONS = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-NARROWEST = 0.05  # deviation in pixels from which on a blur changes anything
+NARROWEST = 0.05  # standard deviation in pixels from which on a blur changes anything
 
 
 def _check_interpolation(name: str) -> None:
@@ -47,13 +47,13 @@ class Order:
 
     Args:
         kernel: ``gaussian``, ``generalized``, ``plateau``, or ``sinc``.
-        sigma: deviations along the kernel's two axes in pixels; below 0.05 nothing is blurred.
+        sigma: standard deviations along the kernel's two axes in pixels; below 0.05 nothing is blurred.
         angle: of the first axis, in radians.
         beta: shape of the generalized and the plateau-shaped kernel; 1 is a Gaussian's exponent.
         cutoff: of the sinc filter, in radians for a pixel.
         factor: by which the sides are multiplied; of the second order before the last resizing.
         interpolation: ``area``, ``bilinear`` or ``bicubic``.
-        noise: deviation of Gaussian noise, in units of [0, 1].
+        noise: standard deviation of Gaussian noise, in units of [0, 1].
         photon: variance of Poisson noise for each unit of signal.
         gray: the noise is the same in all channels.
         quality: of JPEG, None for no compression.

@@ -65,7 +65,7 @@ def residual_statistics(lq: np.ndarray, gt: np.ndarray) -> dict[str, float]:
     energy = np.mean(residual**2)
     if energy < 1e-9:
         return dict(zip(NAMES, (HIGHEST_PSNR, 0, 0.5, 0, 0, 0, 0, 0, 0), strict=True))
-    mean, deviation = residual.mean(), max(residual.std(), 1e-6)
+    mean, std = residual.mean(), max(residual.std(), 1e-6)
     smooth = cv2.blur(residual, (SMOOTH_SIDE, SMOOTH_SIDE), borderType=cv2.BORDER_REFLECT)
     fine = residual - smooth
     angle, coherence = _direction(fine)
@@ -74,12 +74,12 @@ def residual_statistics(lq: np.ndarray, gt: np.ndarray) -> dict[str, float]:
         min(float(-10 * np.log10(np.mean((lq - gt) ** 2))), HIGHEST_PSNR),
         float(255 * mean),
         float(np.mean(np.maximum(residual, 0) ** 2) / energy),
-        float(np.mean(((residual - mean) / deviation) ** 3)),
+        float(np.mean(((residual - mean) / std) ** 3)),
         abs(angle),
         coherence,
         run,
         width,
-        float(smooth.var() / deviation**2),
+        float(smooth.var() / std**2),
     )
     return dict(zip(NAMES, values, strict=True))
 

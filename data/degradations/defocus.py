@@ -2,8 +2,9 @@
 
 The disc of a thin lens has one brightness and sharp edges (Lee et al., "Iterative Filter Adaptive Network for Single
 Image Defocus Deblurring", CVPR 2021). An iris of few blades makes it a polygon; aberrations and diffraction soften it,
-which a blend with a Gaussian of the same deviation stands for. Light is added up, so linear values are blurred; a part
-of the draws blurs stored values, as in ``motion_blur.py``. One disc serves the whole image: the scene is far, or flat.
+which a blend with a Gaussian of the same standard deviation stands for. Light is added up, so linear values are
+blurred; a part of the draws blurs stored values, as in ``motion_blur.py``. One disc serves the whole image: the scene
+is far, or flat.
 """
 
 from __future__ import annotations
@@ -104,6 +105,6 @@ def defocus_kernel(parameters: DefocusParameters) -> np.ndarray:
     if disc.sum() == 0:
         disc[half, half] = 1.0
     places = np.arange(-half, half + 1)
-    gaussian = np.exp(-2 * (places[:, None] ** 2 + places**2) / max(radius, 0.25) ** 2)  # deviation radius / 2
+    gaussian = np.exp(-2 * (places[:, None] ** 2 + places**2) / max(radius, 0.25) ** 2)  # standard deviation radius / 2
     kernel = (1 - parameters.soft) * disc / disc.sum() + parameters.soft * gaussian / gaussian.sum()
     return kernel.astype(np.float32)

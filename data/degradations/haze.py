@@ -39,7 +39,7 @@ class HazeParameters:
         airlight: of red, green and blue, in [0, 1]; a gray image takes their mean.
         horizon: row of the horizon as a part of the height, below 1; negative above the picture.
         near: distance at the lower edge in units of the farthest, in [0.01, 1]; 1 for the same distance everywhere.
-        relief: deviation of the logarithm of the distances around the plane.
+        relief: standard deviation of the logarithm of the distances around the plane.
         seed: of the relief.
 
     Raises:

@@ -28,7 +28,7 @@ from restormixer_arch.data.degradations.common import (
 from restormixer_arch.data.degradations.noise import poisson_signal
 
 SKY_FROM, SKY_TO = 0.3, 0.6  # linear brightness from which on a surface keeps some, and all, of its light
-SKY_BLUR = 0.01  # deviation of the border between dark and lit surfaces, of the shorter side
+SKY_BLUR = 0.01  # standard deviation of the border between dark and lit surfaces, of the shorter side
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class LowLightParameters:
 
     Args:
         stops: how often the light is halved.
-        uneven: deviation of the illumination over the picture, in stops.
+        uneven: standard deviation of the illumination over the picture, in stops.
         photon: what one photon adds to the signal, 0 for no photon noise; linear light, white is 1.
-        read: deviation of the read-out noise; linear light, white is 1.
+        read: standard deviation of the read-out noise; linear light, white is 1.
         lamps: how many lights the scene has, in the picture or just outside.
         backlit: bright surfaces, such as the sky, keep their light.
         seed: of illumination, lamps and noise.

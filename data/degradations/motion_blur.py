@@ -40,7 +40,7 @@ class MotionBlurParameters:
 
     Args:
         extent: the longer side of the path, in pixels.
-        shake: deviation of the random push at each step, in units of the speed.
+        shake: standard deviation of the random push at each step, in units of the speed.
         jerk: probability of an abrupt turn at each step, in [0, 1].
         linear: blur linear light instead of stored values.
         seed: of the path.

@@ -1,8 +1,8 @@
 """Noise on stored (sRGB) values: additive Gaussian noise, the Poisson noise of counted photons, and a camera's noise.
 
-Gaussian noise of one deviation for all pixels and channels is the denoising literature's benchmark (sigma 15, 25 and
-50 of 255: Zhang et al., "Beyond a Gaussian Denoiser", TIP 2017). Poisson noise has the variance ``photon * value``, the
-signal-dependent part of Foi et al. (TIP 2008). Noise of a sensor in the dark, in linear light, is in
+Gaussian noise of one standard deviation for all pixels and channels is the denoising literature's benchmark (sigma 15,
+25 and 50 of 255: Zhang et al., "Beyond a Gaussian Denoiser", TIP 2017). Poisson noise has the variance ``photon *
+value``, the signal-dependent part of Foi et al. (TIP 2008). Noise of a sensor in the dark, in linear light, is in
 :mod:`restormixer_arch.data.degradations.low_light`. Results are clipped to [0, 1], which lessens the variance near both
 ends, unless Gaussian noise is asked for as the benchmark has it, unclipped.
 
@@ -28,7 +28,7 @@ from restormixer_arch.data.degradations.common import (
 
 STRONGEST_SIGMA = 55 / 255
 STRONGEST_PHOTON = 1 / 20
-MANY = 50  # photons, from which on their number is as good as Gaussian
+GAUSSIAN_FROM = 50  # photons, from which on their number is as good as Gaussian
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class GaussianNoiseParameters:
     """Everything that determines white Gaussian noise.
 
     Args:
-        sigma: deviation in units of the range [0, 1].
+        sigma: standard deviation in units of the range [0, 1].
         clip: keep the result in [0, 1]; False leaves it as the denoising benchmarks define it.
         seed: of the noise.
 
@@ -69,8 +69,8 @@ class CameraNoiseParameters:
 
     Args:
         photon: variance for each unit of signal.
-        read: deviation of the part that does not depend on the signal.
-        spread: deviation in pixels of the Gaussian that correlates neighbours; the noise's deviation is kept.
+        read: standard deviation of the part that does not depend on the signal.
+        spread: standard deviation in pixels of the Gaussian that correlates neighbours; that of the noise is kept.
         common: share of the variance that the three channels have in common, in [0, 1].
         seed: of the noise.
 
@@ -90,7 +90,7 @@ class CameraNoiseParameters:
 
 
 def draw_gaussian_noise(rng: np.random.Generator, strength: float | None = None) -> GaussianNoiseParameters:
-    """Draw Gaussian noise of deviation ``strength * 55 / 255``; None draws the strength from [0, 1].
+    """Draw Gaussian noise of standard deviation ``strength * 55 / 255``; None draws the strength from [0, 1].
 
     Raises:
         ValueError: ``strength`` is not in [0, 1].
@@ -101,7 +101,7 @@ def draw_gaussian_noise(rng: np.random.Generator, strength: float | None = None)
 def draw_poisson_noise(rng: np.random.Generator, strength: float | None = None) -> PoissonNoiseParameters:
     """Draw Poisson noise, at strength 1 that of 20 photons for white; None draws the strength from [0, 1].
 
-    The deviation is proportional to the strength.
+    The standard deviation is proportional to the strength.
 
     Raises:
         ValueError: ``strength`` is not in [0, 1].
@@ -110,7 +110,7 @@ def draw_poisson_noise(rng: np.random.Generator, strength: float | None = None) 
 
 
 def draw_camera_noise(rng: np.random.Generator, strength: float | None = None) -> CameraNoiseParameters:
-    """Draw a camera's noise; its deviations are proportional to the strength, None draws that from [0, 1].
+    """Draw a camera's noise; its standard deviations are proportional to the strength, None draws that from [0, 1].
 
     Raises:
         ValueError: ``strength`` is not in [0, 1].
@@ -167,7 +167,7 @@ def add_camera_noise(image: np.ndarray, parameters: CameraNoiseParameters) -> np
         # A circular filter keeps the statistics the same up to the edges.
         rows, columns = (np.fft.fftfreq(side) for side in image.shape[:2])
         response = np.exp(-2 * (np.pi * parameters.spread) ** 2 * (rows[:, None] ** 2 + columns**2))[..., None]
-        response /= np.sqrt(np.mean(response**2))  # white noise of deviation 1 keeps it
+        response /= np.sqrt(np.mean(response**2))  # white noise of standard deviation 1 keeps it
         noise = np.fft.ifft2(np.fft.fft2(noise, axes=(0, 1)) * response, axes=(0, 1)).real
     deviation = np.sqrt(np.float32(parameters.photon) * image + np.float32(parameters.read) ** 2)
     return np.clip(image + deviation * noise.astype(np.float32), 0, 1)
@@ -200,7 +200,7 @@ def poisson_signal(rng: np.random.Generator, signal: np.ndarray, photon: float) 
     From 50 expected photons on, the count is a rounded Gaussian of the same mean and variance, which is faster drawn.
     """
     expected = signal / np.float32(photon)
-    few = expected < MANY
+    few = expected < GAUSSIAN_FROM
     counts = np.round(expected + np.sqrt(expected) * rng.standard_normal(signal.shape, np.float32))
     counts[few] = rng.poisson(expected[few])
     return counts * np.float32(photon)

@@ -59,7 +59,7 @@ DIAMETERS = (0.3, 2.5)  # smallest and largest drop, in mean diameters
 MOST_POINTS = 2**20  # that are drawn at once, or an eighth of the pixels of a large image; each takes 200 bytes
 SOFT_END = 0.3  # part of a streak, at each end, over which it fades, where the parameters give no other
 TENT_VARIANCE = 1 / 6  # of a point shared out among its four pixels; that much blur is there already
-FWHM = 2 * np.sqrt(2 * np.log(2))  # full width at half maximum of a Gaussian of deviation 1
+FWHM = 2 * np.sqrt(2 * np.log(2))  # full width at half maximum of a Gaussian of standard deviation 1
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class RainParameters:
         light: radiance of drops and veil, in [0, 1].
         veil: opacity of the veil, in [0, 1].
         soft_end: part of a streak, at each end, over which it fades, in [0, 0.5]; 0 for sharp ends.
-        defocus: deviation of a Gaussian blur of all streaks.
+        defocus: standard deviation of a Gaussian blur of all streaks.
         additive: streaks add light to the scene instead of hiding it in part.
         seed: of the drops' places and diameters.
 

@@ -55,7 +55,8 @@ class SnowParameters:
         density: flakes in the nearest layer for 10,000 pixels.
         opacity: largest opacity of a flake, in [0, 1].
         streak: way of the nearest flakes during the exposure.
-        defocus: deviation of the blur of a flake at the distance of the nearest layer if the focus is at infinity.
+        defocus: standard deviation of the blur of a flake at the distance of the nearest layer with the focus at
+            infinity.
         layers: number of depth layers.
         light: radiance of flakes and veil, in [0, 1].
         veil: opacity of the veil, in [0, 1].

@@ -23,7 +23,7 @@ from restormixer_arch.output import warn
 
 SIDE = 16
 LARGEST = 2.0  # mean difference of two thumbnails of the same picture, in levels of 255
-FLAT = 4.0  # deviation of a thumbnail below which a picture is too plain to be distinguished from others
+FLAT = 4.0  # standard deviation of a thumbnail below which a picture is too plain to be distinguished from others
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:

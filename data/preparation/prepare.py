@@ -33,7 +33,7 @@ from restormixer_arch.output import PART
 JOURNAL = "journal.jsonl"  # in a part that is not finished
 CHUNK = 16  # most units that a worker takes, and that are written, at once
 CHUNK_BYTES = 2**23  # most bytes of their files, if they are several: JPEGs, cut and as PNG, grow to 20 times that
-AHEAD = 3  # chunks in work for each worker: more would pile up in memory where the disk is slow
+CHUNKS_PER_WORKER = 3  # chunks in work for each worker: more would pile up in memory where the disk is slow
 SHOWN = 5  # problems of one kind that are listed
 MOST_WORKERS = 61 if sys.platform == "win32" else 2**16  # Windows cannot wait for more at once
 WORKER = "PoolWorker"  # in the names of processes: restormixer_arch/cli/__init__.py loads no torch in them
@@ -334,7 +334,7 @@ def _parallel(chunks: Sequence[Sequence[Unit]], recipe: Recipe, workers: int) ->
         try:
             for chunk in chunks:
                 waiting.append(pool.submit(prepare_units, chunk, recipe))
-                if len(waiting) >= AHEAD * workers:
+                if len(waiting) >= CHUNKS_PER_WORKER * workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -122,7 +122,7 @@ def _study(options: dict[str, Any], resume: bool) -> None:
     for comparison, folder in study_run.run_study(options, resume=resume):
         note(f"results: {_show(_write(comparison, folder))}")
         found.append((comparison, folder))
-        result, root = study_run.join(options, [comparison for comparison, _ in found]), folder.parent
+        result, root = study_run.study_of(options, [comparison for comparison, _ in found]), folder.parent
         # The study as far as it is: the next run may take hours.
         places = [*study_page.write(result, root), study_page.draw(result, root / "study.png")]
     if options.get("context"):

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from restormixer_arch.compare.options import context_options
 from restormixer_arch.compare.pictures import datasets, items
-from restormixer_arch.compare.results import Comparison, Part, read_part
+from restormixer_arch.compare.results import Comparison, ResultModel, read_part
 from restormixer_arch.compare.run import trained_entry
-from restormixer_arch.compare.study import FIELD_SIDE, Use
+from restormixer_arch.compare.study import FIELD_SIDE, ContextUse
 from restormixer_arch.compare.training import JOBS
 from restormixer_arch.data.degradations.labels import label_of
 from restormixer_arch.errors import UserError
@@ -29,16 +29,16 @@ from restormixer_arch.processes import run_in_process
 SHARES = (50, 90, 99)  # percent of the gradient
 
 
-class Measured(Part):
+class Measured(ResultModel):
     """What is kept of one competitor: its use of a picture, and what that follows from."""
 
     settings: dict[str, Any]
-    use: Use | None = None
+    use: ContextUse | None = None
 
 
 def measure_context(
     options: dict[str, Any], context: dict[str, Any], comparison: Comparison, folder: Path
-) -> tuple[dict[str, Use], dict[str, np.ndarray]]:
+) -> tuple[dict[str, ContextUse], dict[str, np.ndarray]]:
     """Measure the competitors of a comparison, each in a process of its own; what was measured alike is kept.
 
     Args:
@@ -68,13 +68,13 @@ def measure_context(
             arguments["field_file"] = str(field)
             job = {"kind": "context", "threads": comparison.machine["threads"], "arguments": arguments}
             field.parent.mkdir(exist_ok=True)
-            measured.use = Use(**run_in_process(JOBS, job, f"compare: context of {name}"))
+            measured.use = ContextUse(**run_in_process(JOBS, job, f"compare: context of {name}"))
             write_text_atomically(kept, measured.model_dump_json() + "\n")
         uses[name], fields[name] = measured.use, np.load(field)
     return uses, fields
 
 
-def _read_use(kept: Path, field: Path, settings: dict[str, Any]) -> Use | None:
+def _read_use(kept: Path, field: Path, settings: dict[str, Any]) -> ContextUse | None:
     try:
         found = read_part(Measured, kept)
     except UserError:
@@ -82,7 +82,7 @@ def _read_use(kept: Path, field: Path, settings: dict[str, Any]) -> Use | None:
     return found.use if found.settings == settings and field.is_file() else None
 
 
-def use_of(network: nn.Module, options: dict[str, Any], sizes: list[int]) -> tuple[Use, Tensor]:
+def use_of(network: nn.Module, options: dict[str, Any], sizes: list[int]) -> tuple[ContextUse, Tensor]:
     """Measure one network on the data set of an option file.
 
     Args:
@@ -111,7 +111,7 @@ def use_of(network: nn.Module, options: dict[str, Any], sizes: list[int]) -> tup
         raise UserError(f"context.dataset: no picture has {largest} x {largest} pixels, see context.sizes")
     field = total / count
     every = [row for rows in values.values() for row in rows]
-    use = Use(
+    use = ContextUse(
         psnr=_means(sizes, every),
         by_label={label: _means(sizes, rows) for label, rows in sorted(values.items())},
         radius={share: radius_of(field, share / 100) for share in SHARES},

@@ -148,10 +148,10 @@ def _from_weights(path: str) -> Built:
         raise UserError(f"{path}: spandrel does not recognize its network; name it by network_g") from error
     if not isinstance(descriptor, ImageModelDescriptor):
         raise UserError(f"{path}: {descriptor.architecture.name} restores no pictures without a mask")
-    return Built(Called(descriptor.model, descriptor), f"{descriptor.architecture.name} (spandrel)")
+    return Built(SpandrelModule(descriptor.model, descriptor), f"{descriptor.architecture.name} (spandrel)")
 
 
-class Called(nn.Module):
+class SpandrelModule(nn.Module):
     """A network as spandrel calls it, with its padding, further inputs and range.
 
     Shape:

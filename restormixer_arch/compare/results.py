@@ -20,16 +20,16 @@ FORMAT = 1
 FILE = "results.json"
 
 
-class Part(BaseModel):
-    """A part of the results: no key may be unknown, and infinity is kept."""
+class ResultModel(BaseModel):
+    """A part of ``results.json`` or ``study.json``: no key may be unknown, and infinity is kept."""
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 
-Kind = TypeVar("Kind", bound=Part)
+Kind = TypeVar("Kind", bound=ResultModel)
 
 
-class Metric(Part):
+class Metric(ResultModel):
     """A measure: the registered function, its arguments, and which way is better."""
 
     type: str
@@ -42,7 +42,7 @@ class Metric(Part):
         return 2 if any(name in self.type for name in ("psnr", "niqe")) else 4
 
 
-class Latency(Part):
+class Latency(ResultModel):
     """Seconds of restoring one (1, C, size, size) picture: median, lower and upper quartile, number of runs."""
 
     median: float
@@ -51,7 +51,7 @@ class Latency(Part):
     runs: int
 
 
-class Training(Part):
+class Training(ResultModel):
     """How a competitor was trained: iterations, pictures of a batch, and seconds of the whole process.
 
     The seconds of a resumed training are the sum of its parts, without those of a part that was killed. ``flops`` are
@@ -65,7 +65,7 @@ class Training(Part):
     flops: float | None = None
 
 
-class Competitor(Part):
+class Competitor(ResultModel):
     """A network that is compared.
 
     Attributes:
@@ -101,7 +101,7 @@ class Competitor(Part):
         return self.flops / 2
 
 
-class Picture(Part):
+class Picture(ResultModel):
     """One picture of a data set.
 
     Attributes:
@@ -121,7 +121,7 @@ class Picture(Part):
     values: dict[str, dict[str, float]]
 
 
-class Difference(Part):
+class Difference(ResultModel):
     """A competitor's values minus those of the first competitor on the same pictures: mean and 95% interval.
 
     Attributes:
@@ -134,7 +134,7 @@ class Difference(Part):
     high: float | None
 
 
-class DataSet(Part):
+class DataSet(ResultModel):
     """The pictures of one data set, and what follows from them.
 
     Attributes:
@@ -154,7 +154,7 @@ class DataSet(Part):
         return fmean(picture.input_values[metric] for picture in self.pictures)
 
 
-class Comparison(Part):
+class Comparison(ResultModel):
     """All of a comparison.
 
     Attributes:

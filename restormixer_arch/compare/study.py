@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from restormixer_arch.compare.differences import SeedVariance, difference_over_seeds, mean_by_photograph, seed_variance
-from restormixer_arch.compare.results import Difference, Metric, Part
+from restormixer_arch.compare.results import Difference, Metric, ResultModel
 
 FORMAT = 1
 FIELD_SIDE = 256  # pixels of the crops that the gradient of the context is taken on, at most
 
 
-class Row(Part):
+class Row(ResultModel):
     """A competitor after one run, on one data set by one metric.
 
     Attributes:
@@ -36,7 +36,7 @@ class Row(Part):
     values: dict[str, float]
 
 
-class Network(Part):
+class Network(ResultModel):
     """What a competitor costs; ``latency`` in seconds and ``flops`` are of one picture of the comparison's size."""
 
     name: str
@@ -49,7 +49,7 @@ class Network(Part):
     latency: float
 
 
-class Use(Part):
+class ContextUse(ResultModel):
     """What a network uses of a picture.
 
     Attributes:
@@ -63,7 +63,7 @@ class Use(Part):
     radius: dict[int, int]
 
 
-class Study(Part):
+class Study(ResultModel):
     """All of a study.
 
     Attributes:
@@ -78,7 +78,7 @@ class Study(Part):
     metrics: dict[str, Metric]
     inputs: dict[str, dict[str, float]]
     rows: list[Row]
-    context: dict[str, Use] = {}
+    context: dict[str, ContextUse] = {}
 
     @property
     def minutes(self) -> list[float]:
@@ -89,7 +89,7 @@ class Study(Part):
         """Each data set with each metric."""
         return list(dict.fromkeys((row.dataset, row.metric) for row in self.rows))
 
-    def of(self, competitor: str, minutes: float, measure: tuple[str, str]) -> dict[int, Row]:
+    def rows_by_seed(self, competitor: str, minutes: float, measure: tuple[str, str]) -> dict[int, Row]:
         """Return the rows of a competitor under one budget, by seed."""
         wanted = (competitor, minutes, *measure)
         return {r.manual_seed: r for r in self.rows if (r.competitor, r.minutes, r.dataset, r.metric) == wanted}
@@ -100,7 +100,7 @@ class Study(Part):
         Its interval is over the photographs, and over the seeds by the variance of all that were trained with several.
         Pictures of one photograph under several labels are not independent, and count as one.
         """
-        own, first = (self.of(name, minutes, measure) for name in (competitor, self.networks[0].name))
+        own, first = (self.rows_by_seed(name, minutes, measure) for name in (competitor, self.networks[0].name))
         seeds = [seed for seed in own if seed in first]
         if not seeds:
             return None
@@ -109,12 +109,13 @@ class Study(Part):
 
     def seed_variance(self, measure: tuple[str, str]) -> SeedVariance | None:
         """Return the variance between the seeds of one network, pooled over networks and budgets."""
-        groups = [self.of(network.name, minutes, measure) for network in self.networks for minutes in self.minutes]
+        each = ((network.name, minutes) for network in self.networks for minutes in self.minutes)
+        groups = [self.rows_by_seed(name, minutes, measure) for name, minutes in each]
         return seed_variance(by_photograph(rows, list(rows)) for rows in groups if len(rows) > 1)
 
     def mean(self, competitor: str, minutes: float, measure: tuple[str, str]) -> float | None:
         """Return a competitor's mean over the pictures of all its seeds, None if it was not trained for that long."""
-        rows = self.of(competitor, minutes, measure)
+        rows = self.rows_by_seed(competitor, minutes, measure)
         return fmean(fmean(row.values.values()) for row in rows.values()) if rows else None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from restormixer_arch.compare.columns import show_difference
 from restormixer_arch.compare.results import Difference, read_part
-from restormixer_arch.compare.study import FIELD_SIDE, Study, Use
+from restormixer_arch.compare.study import FIELD_SIDE, ContextUse, Study
 from restormixer_arch.compare.tables import markdown_table
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import atomic_paths, say, write_text_atomically
@@ -55,7 +55,9 @@ def _costs(study: Study) -> str:
     for network in study.networks:
         step = f"{network.step_seconds:.3f} s" if network.step_seconds else ""
         costs = [f"{network.parameters:,}", f"{network.lr:g}", step, f"{network.flops / 2e9:.2f}"]
-        found = [next(iter(study.of(network.name, m, study.measures[0]).values()), None) for m in study.minutes]
+        found = [
+            next(iter(study.rows_by_seed(network.name, m, study.measures[0]).values()), None) for m in study.minutes
+        ]
         iterations = [f"{row.iterations:,}" if row else "" for row in found]
         rows.append([markdown_text(network.name), *costs, f"{network.latency * 1e3:.0f} ms", *iterations])
     return markdown_table(head, rows)
@@ -71,7 +73,7 @@ def _means(study: Study, measure: tuple[str, str]) -> str:
     for network in study.networks:
         cells = []
         for minutes in study.minutes:
-            found = study.of(network.name, minutes, measure)
+            found = study.rows_by_seed(network.name, minutes, measure)
             mean = study.mean(network.name, minutes, measure)
             cell = "" if mean is None else show(mean)
             if found and network is not study.networks[0]:
@@ -171,7 +173,7 @@ def draw_curves(rows: list[tuple[Study, tuple[str, str]]], path: Path) -> Path:
 
 def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any, marker: str) -> None:
     """A line through the means; its bars are the interval of the difference to the first one, small dots the seeds."""
-    found = [(minutes, rows) for minutes in study.minutes if (rows := study.of(name, minutes, measure))]
+    found = [(minutes, rows) for minutes in study.minutes if (rows := study.rows_by_seed(name, minutes, measure))]
     means = [study.mean(name, minutes, measure) for minutes, _ in found]
     differences = [study.difference(name, minutes, measure) for minutes, _ in found]
     bars = [
@@ -189,7 +191,7 @@ def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any
             panel.plot(*zip(*dots, strict=True), ".", color=line[0].get_color(), markersize=4, alpha=0.6)
 
 
-def draw_context(uses: dict[str, Use], fields: dict[str, np.ndarray], path: Path) -> Path:
+def draw_context(uses: dict[str, ContextUse], fields: dict[str, np.ndarray], path: Path) -> Path:
     """Draw the receptive fields side by side, each divided by its largest value off the middle, on one log scale."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LogNorm

@@ -36,7 +36,7 @@ def run_study(options: dict[str, Any], *, resume: bool) -> Iterator[tuple[Compar
             yield compare(options_of_run(options, run), resume=resume, reuse=True)
 
 
-def join(options: dict[str, Any], comparisons: list[Comparison]) -> Study:
+def study_of(options: dict[str, Any], comparisons: list[Comparison]) -> Study:
     """Put the comparisons of a study together.
 
     Args:

@@ -26,7 +26,7 @@ from restormixer_arch.training.dry_run import measure
 
 PATCHES = {"cpu": ((96, 8), (64, 8), (64, 4), (48, 4)), "cuda": ((256, 16), (192, 8), (128, 8), (96, 4))}
 SLOW = {"cpu": 2.0, "cuda": 1.0}  # seconds of an iteration above which the next smaller patch is tried
-MUON_RATE, ADAMW_RATES = 0.03, {False: 2e-3, True: 1e-3}  # for a batch of RATE_BATCH; AdamW from nothing, from weights
+MUON_RATE, ADAMW_RATE, FINE_TUNING_RATE = 0.03, 2e-3, 1e-3  # for a batch of RATE_BATCH; the last one from weights
 RATE_BATCH = 8
 FALLING_TASKS = ("derain", "desnow", "mixed")  # whose pairs show rain or snow
 NETWORKS = {
@@ -310,7 +310,7 @@ def _command(file: Path) -> str:
 
 def _optimizer(trained: bool, batch: int) -> str:
     """Return the lines of ``optim_g`` but the weight decay; ``trained``: there are weights to start from."""
-    scale, adamw = math.sqrt(batch / RATE_BATCH), ADAMW_RATES[trained]
+    scale, adamw = math.sqrt(batch / RATE_BATCH), FINE_TUNING_RATE if trained else ADAMW_RATE
     why = f"for a batch of {RATE_BATCH}, and in proportion to the square root of the batch"
     if trained:
         lines = ["type: AdamW", f"lr: {adamw * scale:.2e}  # {adamw:g} {why}", "betas: [0.9, 0.999]"]

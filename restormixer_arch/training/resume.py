@@ -22,7 +22,7 @@ from restormixer_arch.protocol import KeepsState
 from restormixer_arch.training.checkpoint import digest, options_of, prune, remove_unfinished, saved_states
 from restormixer_arch.training.reports import LOSSES, VALIDATIONS
 
-MOVING = {"lr", "initial_lr", "params"}  # of an optimizer's group: what the schedule and the network set
+SCHEDULED_KEYS = {"lr", "initial_lr", "params"}  # of an optimizer's group: what the schedule and the network set
 STRUCTURAL = {"amsgrad"}  # they change what an optimizer remembers
 
 
@@ -229,7 +229,7 @@ def _set_options(
     Others stay: some optimizers change an option as they go, and what else is in a group is their state, too.
     """
     edits, arguments = [], inspect.signature(type(optimizer)).parameters
-    for key in (fresh.keys() & arguments.keys()) - MOVING:
+    for key in (fresh.keys() & arguments.keys()) - SCHEDULED_KEYS:
         if key not in old:
             group[key] = fresh[key]
         elif to_plain_values(old[key]) != to_plain_values(fresh[key]):
