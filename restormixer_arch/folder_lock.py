@@ -6,12 +6,12 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import shown_path
+from restormixer_arch.output import note, shown_path
 
 LOCK = ".lock"  # in a folder that a process is writing into
 
@@ -42,7 +42,16 @@ class FolderLock:
             return
         if not Path(folder).is_dir() or not os.access(folder, os.W_OK):
             return
-        file = (Path(folder) / LOCK).open("a+", encoding="utf-8")
+        place = Path(folder) / LOCK
+        try:
+            is_new = not place.exists()
+            file = place.open("a+", encoding="utf-8")
+        except PermissionError:
+            note(f"{shown_path(place)} is another user's, so that the folder is not locked")
+            return
+        if is_new:  # whoever may write into the folder may lock it
+            with suppress(OSError):
+                place.chmod(0o600 | Path(folder).stat().st_mode & 0o666)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

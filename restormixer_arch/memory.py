@@ -7,6 +7,8 @@ import re
 import sys
 from pathlib import Path
 
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+MEMORY_V1 = "memory/memory."
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGEST_KEPT = 100 << 20  # bytes; with larger ones kept too, gaps between them cost more memory than they save time
@@ -26,6 +28,21 @@ def peak_bytes() -> int | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available_bytes() -> int | None:
+    """The memory that is free, in a container up to its limit; None if it is not known: only Linux shows it."""
+    try:
+        free = int(re.search(r"^MemAvailable:\s+(\d+) kB$", MEMINFO.read_text(), re.M)[1]) * 1024
+    except (OSError, TypeError):
+        return None
+    for most, used in (("memory.max", "memory.current"), (MEMORY_V1 + "limit_in_bytes", MEMORY_V1 + "usage_in_bytes")):
+        try:
+            limit, now = (int((CGROUP / name).read_text()) for name in (most, used))
+        except (OSError, ValueError):  # another version of cgroups, or no limit
+            continue
+        free = min(free, max(limit - now, 0))
+    return free
 
 
 def held_bytes() -> int | None:

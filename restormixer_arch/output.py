@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
@@ -24,6 +26,7 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\
 PART = re.compile(r"\.part-[0-9a-f]{8}-")  # starts the name of an unfinished file or folder
 LONGEST_NAME = 255  # bytes of a file's name, nearly everywhere
 ABANDONED = 7 * 24 * 3600  # seconds after which what is unfinished and has not grown is that of a killed process
+RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # pauses before a rename is tried again
 _shared_job = False  # see set_shared_job
 
 
@@ -85,15 +88,22 @@ def warn(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Write a line to stderr under the command's name, from any process."""
+    """Write a line to stderr under the command's name, from any process; nothing where stderr is closed or gone."""
     if sys.stderr is not None:
-        sys.stderr.write(f"basicsr: {printable(text, sys.stderr)}\n")
-        sys.stderr.flush()
+        with suppress(OSError, ValueError):
+            sys.stderr.write(f"basicsr: {printable(text, sys.stderr)}\n")
+            sys.stderr.flush()
 
 
 def user_path(text: str | Path) -> Path:
     """Return the path that a user named: ``~`` is the home folder; a name such as ``~backup.png`` of no user stays."""
     return Path(os.path.expanduser(text))
+
+
+def shell_join(arguments: Sequence[str | Path]) -> str:
+    """Return a command as the user's shell takes it; that of Windows knows double quotes alone."""
+    words = [str(argument) for argument in arguments]
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 
 def shown_path(path: str | Path) -> str:
@@ -102,6 +112,23 @@ def shown_path(path: str | Path) -> str:
         return os.path.relpath(path)
     except ValueError:
         return str(path)
+
+
+def rename(source: str | Path, target: str | Path) -> None:
+    """Rename a file, or a folder to a place where none is. Raises OSError.
+
+    On Windows another program, such as a virus scanner, may have a new file open for a moment: it is tried again for
+    some seconds.
+    """
+    pauses = RETRY_SECONDS if sys.platform == "win32" else ()
+    for pause in (*pauses, None):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if pause is None:
+                raise
+            time.sleep(pause)
 
 
 @contextmanager
@@ -118,10 +145,11 @@ def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
         with _final_names(paths[0] if len(paths) == 1 else paths[0].parent):
             yield parts
             for part, path in zip(parts, paths, strict=True):
-                part.replace(path)
+                rename(part, path)
     finally:
         for part in parts:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # which would hide why the writing failed
+                part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -138,7 +166,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         with _final_names(path):
             yield part
-            part.rename(path)
+            rename(part, path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise

@@ -1,14 +1,19 @@
-"""Run modules of this package in processes of their own."""
+"""Processes of their own for modules of this package, and how many cores there are for them."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from restormixer_arch.errors import UserError
+
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def module_command(module: str) -> list[str]:
@@ -19,6 +24,11 @@ def module_command(module: str) -> list[str]:
     """
     installed = "import runpy, sys; sys.path = [place for place in sys.path if place]"
     return [sys.executable, "-c", f"{installed}; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"]
+
+
+def utf8() -> dict[str, str]:
+    """Return an environment in which Python writes UTF-8, whatever the system's encoding is."""
+    return {**os.environ, "PYTHONIOENCODING": "utf-8:backslashreplace"}
 
 
 def run_in_process(module: str, job: dict[str, Any], label: str) -> Any:
@@ -34,7 +44,8 @@ def run_in_process(module: str, job: dict[str, Any], label: str) -> Any:
     Raises:
         UserError: it failed; the message is that of the user's mistake, or names the work and ends with its last line.
     """
-    done = subprocess.run(module_command(module), input=json.dumps(job), capture_output=True, text=True, check=False)
+    command, text = module_command(module), {"encoding": "utf-8", "errors": "replace"}
+    done = subprocess.run(command, input=json.dumps(job), capture_output=True, env=utf8(), check=False, **text)
     mistakes = re.findall(r"^basicsr: error: (.*)$", done.stderr, re.MULTILINE)
     if done.returncode == 2 and mistakes:
         raise UserError("\n".join(mistakes))
@@ -42,3 +53,21 @@ def run_in_process(module: str, job: dict[str, Any], label: str) -> Any:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"{label} failed with exit code {done.returncode}: {last}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def cores() -> int:
+    """Return how many cores this process may use: those of its affinity, or fewer in a container with a quota."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota(CGROUP)
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def _quota(folder: Path) -> float | None:
+    """Return the cores that a cgroup may use, of version 2 or 1; None without a limit."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((folder / name).read_text(encoding="utf-8") for name in names).split()
+            return float(quota) / float(period) if float(quota) > 0 else None
+        except (OSError, ValueError):  # not of this version, or "max"
+            continue
+    return None

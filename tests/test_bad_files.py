@@ -363,3 +363,27 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half(full_disk, number):
     assert last.startswith("basicsr: error: ") and ("too large" in last.lower() or "cannot be written" in last), last
     if COMMANDS[number][0] == "degrade":
         assert not (folder / f"out{number}").exists() and not (folder / f"out{number}.png").exists()
+
+
+def test_a_lock_of_another_user_is_no_obstacle(tmp_path, monkeypatch, capsys):
+    """In a folder that a group shares."""
+    original = Path.open
+
+    def refused(self, *arguments, **options):
+        if self.name == ".lock":
+            raise PermissionError(13, "Permission denied")
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    lock = FolderLock()
+    lock.take(tmp_path)
+    assert ".lock is another user's, so that the folder is not locked" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such modes")
+def test_whoever_may_write_into_a_folder_may_lock_it(tmp_path):
+    tmp_path.chmod(0o775)
+    lock = FolderLock()
+    lock.take(tmp_path)
+    lock.close()
+    assert (tmp_path / ".lock").stat().st_mode & 0o777 == 0o664

@@ -324,3 +324,28 @@ def test_threads_wait_asleep_unless_the_user_chose(chosen, wanted):
     code = "import os, restormixer_arch.cli; print(os.environ.get('OMP_WAIT_POLICY'))"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == wanted
+
+
+def test_a_library_that_the_system_lacks_is_one_line(monkeypatch, capsys):
+    def lacking(arguments):
+        raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr("restormixer_arch.cli.doctor.run", lacking)
+    assert run("doctor") == 2
+    (line,) = errors(capsys)
+    assert line.startswith("a library of the system is missing: libGL.so.1") and "apt install libgl1" in line
+
+
+def test_too_little_shared_memory_is_named(pairs, train_options, write, monkeypatch, capsys):
+    from restormixer_arch.training.trainer import Training
+
+    def killed(self):
+        raise RuntimeError(
+            "DataLoader worker (pid 1) is killed by signal: Bus error. It is possible that dataloader's workers are "
+            "out of shared memory. Please try to raise your shared memory limit."
+        )
+
+    monkeypatch.setattr(Training, "run", killed)
+    assert run("train", "-opt", write(train_options)) == 2
+    (line,) = errors(capsys)
+    assert "Bus error; shared memory ran out: in a container start it with more (docker run --shm-size=2g)" in line

@@ -300,10 +300,11 @@ def test_slurm_s_environment_is_torch_s(monkeypatch):
     with pytest.raises(UserError, match="--launcher slurm: SLURM_PROCID, .* not set in the environment; start with sr"):
         distributed.set_slurm_environment(None)
     given = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_NODELIST": "n[1-2]"}
+    given |= {"SLURM_JOB_ID": "40123", "SLURM_STEP_ID": "2"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     distributed.set_slurm_environment(None)
-    assert [os.environ[name] for name in distributed.LAUNCHED] == ["5", "8", "1", "n1", "29500"]
+    assert [os.environ[name] for name in distributed.LAUNCHED] == ["5", "8", "1", "n1", str(15000 + 401232 % 30000)]
     distributed.set_slurm_environment(4000)
     assert os.environ["MASTER_PORT"] == "4000"
 

@@ -235,3 +235,17 @@ def test_an_interrupted_training_resumes_from_its_last_checkpoint(pairs, train_o
     numbers = [int(number.replace(",", "")) for number in re.findall(r"iter: +([\d,]+), lr", resumed.stderr)]
     start = int(re.search(r"Resuming training from epoch: \d+, iter: (\d+)\.", resumed.stderr)[1])
     assert numbers == list(range(start + 1, total + 1)) and start == int(found[1]) == int(found[2])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="has no SIGHUP")
+def test_a_terminal_that_is_gone_does_not_keep_the_checkpoint_from_being_saved(monkeypatch):
+    """SIGHUP says that it is gone: what is written to it fails."""
+
+    def gone(descriptor, text):
+        raise OSError(5, "Input/output error")
+
+    interrupt = Interrupt(running=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", gone)
+        interrupt.notice(signal.SIGHUP, None)
+    assert interrupt.signal == signal.SIGHUP and interrupt.agree_on_signal() == signal.SIGHUP

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from restormixer_arch import cli
-from restormixer_arch.output import atomic_folder, atomic_paths, shown_path
+from restormixer_arch import cli, output
+from restormixer_arch.output import atomic_folder, atomic_paths, rename, shell_join, shown_path
 
 
 def test_files_appear_when_they_are_whole(folder):
@@ -109,6 +110,44 @@ def test_a_path_on_another_drive_is_shown_as_it_is(folder, monkeypatch):
 
     monkeypatch.setattr(os.path, "relpath", relpath)
     assert shown_path("D:/exp") == "D:/exp"
+
+
+def test_a_rename_is_tried_again_on_windows(folder, monkeypatch):
+    """Where a virus scanner or an indexer has a new file open for a moment."""
+    (folder / "a").write_text("x")
+    refusals, original = [PermissionError(13, "in use")] * 3, os.replace
+
+    def replace(source, target):
+        if refusals:
+            raise refusals.pop()
+        original(source, target)
+
+    monkeypatch.setattr(output.os, "replace", replace)
+    monkeypatch.setattr(output, "RETRY_SECONDS", (0.0, 0.0, 0.0))
+    with pytest.raises(PermissionError):
+        rename(folder / "a", folder / "b")
+    refusals.append(PermissionError(13, "in use"))
+    monkeypatch.setattr(output.sys, "platform", "win32")
+    rename(folder / "a", folder / "b")
+    assert (folder / "b").read_text() == "x" and not refusals
+
+
+def test_what_to_type_suits_the_shell(monkeypatch):
+    words = ["basicsr", "init", "--data", "my set", "x\\y"]
+    assert shell_join(words) == "basicsr init --data 'my set' 'x\\y'"
+    monkeypatch.setattr(output.sys, "platform", "win32")
+    assert shell_join(words) == 'basicsr init --data "my set" x\\y'
+
+
+def test_a_terminal_that_is_gone_ends_nothing(monkeypatch):
+    class Gone:
+        encoding = "utf-8"
+
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    output.complain("x")
 
 
 def test_a_full_disk_at_the_tables_of_a_test(pairs, train_options, test_options, write, monkeypatch, capsys):

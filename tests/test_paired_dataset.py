@@ -1,6 +1,7 @@
 """The pair data set: values, order, what BasicSR's own gives, and a clear line for each mistake."""
 
 import copy
+import os
 import pickle
 import random
 import re
@@ -561,3 +562,17 @@ class TestSurroundings:
         assert refusal({**opt, "recursive": True}).endswith(
             "; it has 2 linked sub-folders, which 'recursive: true' does not read"
         )
+
+
+def test_two_databases_on_a_drive_without_file_numbers_are_two(tmp_path, monkeypatch):
+    """Some network drives of Windows give every file the number 0: gt and lq would be one."""
+    make_lmdbs(tmp_path)
+    original = Path.stat
+
+    def numberless(self, **options):
+        status = original(self, **options)
+        return os.stat_result((*status[:1], 0, 0, *status[3:10])) if self.name == "data.mdb" else status
+
+    monkeypatch.setattr(Path, "stat", numberless)
+    gt, lq = (LmdbImages(tmp_path / f"{kind}.lmdb", kind) for kind in ("gt", "lq"))
+    assert gt.content("a") != lq.content("a")

@@ -12,9 +12,10 @@ compat.apply()
 
 from basicsr.models.base_model import BaseModel  # noqa: E402
 
+from restormixer_arch import processes  # noqa: E402
 from restormixer_arch.compare.run import threads_of  # noqa: E402
+from restormixer_arch.processes import cores  # noqa: E402
 from restormixer_arch.training import distributed as threads  # noqa: E402
-from restormixer_arch.training.distributed import cores  # noqa: E402
 from restormixer_arch.training.options import choose_device, fit_to_machine, refuse_videos_on_cpu  # noqa: E402
 
 
@@ -108,3 +109,23 @@ def test_video_models_are_refused_on_a_cpu():
     )
     for changes in ({"num_gpu": 1}, {"val": None}, {"val": {"metrics": None}}, {"model_type": "SRModel"}):
         refuse_videos_on_cpu(opt | changes)
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
+        ({}, 64),
+    ],
+)
+def test_a_container_has_the_cores_of_its_quota(tmp_path, monkeypatch, files, wanted):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(processes, "CGROUP", tmp_path)
+    monkeypatch.setattr(processes.os, "sched_getaffinity", lambda process: range(64), raising=False)
+    assert cores() == wanted

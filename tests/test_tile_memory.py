@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from restormixer_arch import memory as process_memory
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference import tile_memory as memory
 from restormixer_arch.inference.tile_memory import TileMemory, measure_tile_memory
@@ -169,3 +170,27 @@ def test_the_peak_can_be_taken_again():
     high, kept, again = map(int, growth)
     assert high == pytest.approx(200_000_000, rel=0.01) == kept  # the kernel counts in batches
     assert abs(again) < 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted"),
+    [
+        ({}, 8 * 2**30),
+        ({"memory.max": "max\n", "memory.current": "5\n"}, 8 * 2**30),
+        ({"memory.max": f"{2 * 2**30}\n", "memory.current": f"{2**30}\n"}, 2**30),
+        ({"memory/memory.limit_in_bytes": f"{2**30}\n", "memory/memory.usage_in_bytes": f"{2**31}\n"}, 0),
+    ],
+)
+def test_what_is_free_ends_at_the_limit_of_a_container(tmp_path, monkeypatch, limits, wanted):
+    (tmp_path / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable:   {8 * 2**20} kB\n")
+    for name, text in limits.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(process_memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(process_memory, "CGROUP", tmp_path)
+    assert process_memory.available_bytes() == wanted
+
+
+def test_the_budget_that_nobody_gave_is_within_what_is_free(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda: 10**9)
+    assert measure_tile_memory(lambda part: part * 2, 3, CPU, held=10**8).budget == 9 * 10**8

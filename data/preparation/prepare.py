@@ -28,7 +28,7 @@ from restormixer_arch.data.preparation.store import STORES, Store, difference, i
 from restormixer_arch.data.preparation.sub_images import Prepared, Recipe, prepare_units, start_worker
 from restormixer_arch.errors import UserError
 from restormixer_arch.folder_lock import locked
-from restormixer_arch.output import PART
+from restormixer_arch.output import PART, rename
 
 JOURNAL = "journal.jsonl"  # in a part that is not finished
 CHUNK = 16  # most units that a worker takes, and that are written, at once
@@ -279,8 +279,8 @@ def _move(job: Job, journal: Journal) -> None:
     """Put what is whole into its place; may be repeated after a stop."""
     for kind, path in job.places.items():
         if (job.partial / kind).exists():
-            (job.partial / kind).rename(path)
-    journal.path.replace(job.record)
+            rename(job.partial / kind, path)
+    rename(journal.path, job.record)
     remove(job.partial)
 
 

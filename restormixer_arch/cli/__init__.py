@@ -39,6 +39,9 @@ COMMANDS = {
     "doctor": ("restormixer_arch.cli.doctor", "show what is installed, what is missing and how to fix it"),
 }
 
+LACKING_LIBRARY = re.compile(r"\.so(\.\d+)*: cannot open shared object file")
+SYSTEM_LIBRARIES = "OpenCV needs on Debian and Ubuntu: apt install libgl1 libglib2.0-0"
+
 # Torch's OpenMP threads spin for milliseconds wherever they wait for each other. With other busy processes on the cores
 # they burn the time that the awaited thread needs. Waiting asleep costs nothing that could be measured on an idle
 # machine: with two threads on two cores a forward pass at 256x256 takes 0.62 to 0.69 s either way, and beside two busy
@@ -76,6 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
     except MemoryError:
         complain("error: not enough memory")
+        return 2
+    except ImportError as error:
+        if not LACKING_LIBRARY.search(str(error)):
+            raise
+        complain(f"error: a library of the system is missing: {error}; {SYSTEM_LIBRARIES}")
         return 2
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at its end

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 from argparse import Namespace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from restormixer_arch.cli.parsing import Parser, add_option_file, path_name
 from restormixer_arch.config.check import raise_problems
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import complain, note, say, shown_path
+from restormixer_arch.output import complain, note, say, shell_join, shown_path
 
 if TYPE_CHECKING:
     from restormixer_arch.compare.results import Comparison
@@ -97,7 +96,7 @@ def _compare(args: Namespace, arguments: list[str]) -> int:
             (_study if options.get("runs") else _comparison)(options, args.auto_resume)
     except (Ended, KeyboardInterrupt) as end:
         again = arguments if args.auto_resume else [*arguments, "--auto_resume"]
-        resume = f"; resume with: {shlex.join(['basicsr', 'compare', *again])}"
+        resume = f"; resume with: {shell_join(['basicsr', 'compare', *again])}"
         complain("stopped" + resume * (not args.steps))
         return end.code if isinstance(end, Ended) else 130
     finally:

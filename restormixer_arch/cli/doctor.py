@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from restormixer_arch import __version__
 from restormixer_arch.cli.parsing import Parser
 from restormixer_arch.output import say
+from restormixer_arch.processes import cores
 
 # distribution, module, what it is for; training needs them. BasicSR has a section of its own.
 REQUIRED = (
@@ -104,9 +105,8 @@ def _package(name: str, module: str, use: str, state: str) -> Finding:
 def devices() -> Iterator[Finding]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     capability = torch.backends.cpu.get_cpu_capability()
-    yield Finding("cpu", f"{cores} cores, torch uses {torch.get_num_threads()} threads, {capability} instructions")
+    yield Finding("cpu", f"{cores()} cores, torch uses {torch.get_num_threads()} threads, {capability} instructions")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = torch.cuda.is_available()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
 from typing import TYPE_CHECKING
 
 from restormixer_arch.cli.parsing import option_file_parser
 from restormixer_arch.config.check import read_request
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import complain, say, shown_path
+from restormixer_arch.output import complain, say, shell_join, shown_path
 
 if TYPE_CHECKING:
     from restormixer_arch.training.trainer import Training
@@ -71,6 +70,9 @@ def run(arguments: list[str]) -> int:
         if lost is None:
             raise
         cure = "if the memory ran out, lower datasets.train.num_worker_per_gpu or batch_size_per_gpu"
+        if "shared memory" in str(error) or "Bus error" in str(error):
+            cure = "shared memory ran out: in a container start it with more (docker run --shm-size=2g), or lower "
+            cure += "datasets.train.num_worker_per_gpu or batch_size_per_gpu"
         raise UserError(f"a loader process {lost[1]}; {cure}; {interruption(training, arguments)}") from error
     for line in training_lines(training):
         say(line)
@@ -99,6 +101,6 @@ def interruption(training: Training, arguments: list[str], cause: str = "") -> s
     if not states:
         return f"{came}; nothing was saved yet"
     resume = arguments if "--auto_resume" in arguments else [*arguments, "--auto_resume"]
-    command = shlex.join(["basicsr", "train", *resume])
+    command = shell_join(["basicsr", "train", *resume])
     way = "resume by the same launcher with" if training.opt["dist"] else "resume with"
     return f"{came}; saved last: {shown_path(states[0])}; {way}: {command}"

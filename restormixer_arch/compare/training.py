@@ -25,7 +25,7 @@ from restormixer_arch.compare.options import ANY_TOTAL, is_trained, training_opt
 from restormixer_arch.compare.results import Training
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import note, write_text_atomically
-from restormixer_arch.processes import module_command, run_in_process
+from restormixer_arch.processes import module_command, run_in_process, utf8
 
 FOLDER = "training"
 STEPS, ROUNDS = 10, 2  # steps of each competitor that are measured at once, and how often
@@ -141,7 +141,7 @@ def _train(options: dict[str, Any], name: str, total: int, file: Path, place: Pa
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             raise Ended(code)
         if code:
-            last = (log.read_text(encoding="utf-8").strip().splitlines() or ["no message"])[-1]
+            last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no message"])[-1]
             raise UserError(f"the training of competitors.{name} failed with exit code {code}, see {log}: {last}")
     batch = options["datasets"]["train"]["batch_size_per_gpu"]
     return Training(iterations=total, batch_size=batch, seconds=state["seconds"])
@@ -165,7 +165,8 @@ def run_and_wait(command: list[str], log: Path) -> int:
         note("the training ends with a checkpoint after this iteration; Ctrl-C again leaves at once")
 
     with log.open("a", encoding="utf-8") as file:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT)
+        pipes = {"stdin": subprocess.PIPE, "stdout": file, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, env=utf8(), **pipes)
     before: dict[int, Callable[..., Any] | int | None] = {}
     for number, handler in ((signal.SIGTERM, hand_on), (signal.SIGINT, leave)):
         before[number] = signal.signal(number, handler)

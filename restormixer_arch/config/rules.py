@@ -17,6 +17,7 @@ from restormixer_arch.errors import Problem, did_you_mean, not_found
 from restormixer_arch.output import user_path
 
 NAME_PATTERN = r"^[^/\\\x00-\x1f]*[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$"  # of what names a file or a folder: not . or ..
+RESERVED = ("CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)))
 SURROGATES = "[\ud800-\udfff]"  # "\ud800" in YAML, which no file name can hold
 NAME_LENGTH = 150  # of its UTF-8, since file systems allow 255 bytes with what is added to it
 NAMES_LENGTH = 230  # of a data set's and a metric's name together, which net_g_best_<set>_<metric>.pth has
@@ -69,6 +70,8 @@ def path_problem(path: str) -> str | None:
 
 def name_problem(name: str) -> str | None:
     """What names a file or a folder has no slash."""
+    if re.search('[:*?"<>|]', name) or name.endswith((".", " ")) or name.partition(".")[0].upper() in RESERVED:
+        return f'got {name!r}, which Windows cannot store: expected a name without : * ? " < > |, a last dot or blank'
     fits = re.fullmatch(NAME_PATTERN, name) and _bytes(name) <= NAME_LENGTH and not re.search(SURROGATES, name)
     return None if fits else f"got {name!r}, expected {NO_SLASH}"
 

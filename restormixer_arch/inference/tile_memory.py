@@ -17,14 +17,21 @@ from torch import Tensor
 
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.tiles import ALIGNMENT
-from restormixer_arch.memory import in_words, is_out_of_memory, peak_bytes, release_freed_memory, reset_peak
+from restormixer_arch.memory import (
+    available_bytes,
+    in_words,
+    is_out_of_memory,
+    peak_bytes,
+    release_freed_memory,
+    reset_peak,
+)
 from restormixer_arch.output import warn
 
 SMALL, MEDIUM = 128, 512  # sides of the two tiles in pixels
 LARGEST = 2048  # side of a tile in pixels: 16 times the area of MEDIUM; its overlaps cost 6 % of the time
 SAFETY = 1.25
 CPU_BUDGET = 3 * 10**9  # bytes besides what the process holds, if the user gives no budget
-GPU_SHARE = 0.8  # of a GPU's free memory, likewise
+CPU_SHARE, GPU_SHARE = 0.8, 0.8  # of the free memory, at most and likewise
 UNMEASURED_TILE = 512  # pixels, where the system does not report a peak
 
 
@@ -95,7 +102,8 @@ def measure_tile_memory(
         channels: of the network's input.
         device: of the network.
         max_memory: bytes, on the CPU of the whole process, on a GPU of its memory. None: 3 GB more than is held on a
-            CPU, 80 % of the free memory of a GPU; an image for which they do not suffice gets the smallest tiles.
+            CPU, or 80 % of what is free there if that is less; 80 % of the free memory of a GPU; an image for which
+            they do not suffice gets the smallest tiles.
         held: bytes that the process held before any image was read, on a CPU. None: what it holds now.
 
     Returns:
@@ -116,7 +124,8 @@ def measure_tile_memory(
         else:
             now, needed = _needed_on_cpu(restore_tile, channels)
             held = now if held is None else held
-            budget = max_memory or held + CPU_BUDGET
+            free = available_bytes()
+            budget = max_memory or held + (CPU_BUDGET if free is None else min(CPU_BUDGET, int(CPU_SHARE * free)))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

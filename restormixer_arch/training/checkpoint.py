@@ -24,6 +24,7 @@ from basicsr.utils.dist_util import get_dist_info
 
 from restormixer_arch.errors import UserError
 from restormixer_arch.models.checkpoint_values import to_plain_values
+from restormixer_arch.output import rename
 from restormixer_arch.protocol import KeepsState
 from restormixer_arch.restormixer_arch import RestorMixer
 from restormixer_arch.weight_options import STAMP_ENTRY, stamp_of
@@ -52,7 +53,7 @@ def write(content: Any, path: Path) -> str:
             file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        rename(temporary, path)
     except OSError:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -17,10 +17,11 @@ from torch import distributed
 
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.output import note
+from restormixer_arch.processes import cores
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 BACKENDS = ("nccl", "gloo", "mpi", "xccl")
-DEFAULT_PORT = 29500
+FIRST_PORT, PORTS = 15000, 30000  # of jobs of SLURM, by their numbers
 DEFAULT_TIMEOUT = 60  # minutes; a slow disk or a long validation of one process is not an error
 LOST = re.compile(
     r"Connection closed by peer|Connection reset by peer|Broken pipe|remote process exited|Connection refus"
@@ -120,7 +121,9 @@ def set_slurm_environment(port: int | None) -> None:
     os.environ.setdefault("MASTER_ADDR", first_node(nodes))
     if port is not None:
         os.environ["MASTER_PORT"] = str(port)
-    os.environ.setdefault("MASTER_PORT", str(DEFAULT_PORT))
+    # Jobs of a node that several share must not meet.
+    job, step = (int(re.sub(r"\D", "", os.environ.get(name, "")) or 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    os.environ.setdefault("MASTER_PORT", str(FIRST_PORT + (job * 10 + step) % PORTS))
 
 
 def first_node(nodes: str) -> str:
@@ -156,11 +159,6 @@ def opencv_single_threaded() -> Iterator[None]:
         yield
     finally:
         cv2.setNumThreads(before)
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def omp_threads() -> int | None:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -60,7 +60,8 @@ class Interrupt:
             self.signal, self._when = number, time.monotonic()
             if is_first_process():
                 name = signal.Signals(number).name.encode()
-                os.write(2, HINT % (name, b"; Ctrl-C again leaves at once" * (number == signal.SIGINT)))
+                with suppress(OSError):  # the terminal may be gone, which is what SIGHUP says
+                    os.write(2, HINT % (name, b"; Ctrl-C again leaves at once" * (number == signal.SIGINT)))
         elif number == signal.SIGINT and not (self.launched and time.monotonic() - self._when < TOGETHER):
             self.insisted = True
             signal.default_int_handler(number, frame)

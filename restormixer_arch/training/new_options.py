@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from restormixer_arch.config.yaml_file import load_yaml
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.weights import shipped_weights
 from restormixer_arch.models.memory import OutOfMemory
-from restormixer_arch.output import note, write_text_atomically
+from restormixer_arch.output import note, shell_join, write_text_atomically
 from restormixer_arch.training.dry_run import measure
 
 PATCHES = {"cpu": ((96, 8), (64, 8), (64, 4), (48, 4)), "cuda": ((256, 16), (192, 8), (128, 8), (96, 4))}
@@ -266,7 +265,7 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
     trained, freq = wanted.task is not None, max(iterations // 10, 1)
     values: dict[str, Any] = {
         "command": _command(wanted.file),
-        "trained": shlex.quote(f"experiments/{wanted.name}/models/net_g_latest.pth"),
+        "trained": shell_join([f"experiments/{wanted.name}/models/net_g_latest.pth"]),
         "quoted_name": quoted(wanted.name),
         "scale": data.scale,
         "data_name": quoted(wanted.data.resolve().name),
@@ -302,7 +301,7 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
 
 def _command(file: Path) -> str:
     """Return the command that trains on all GPUs of this machine; with several, each has a process."""
-    quoted_file, gpus = shlex.quote(file.as_posix()), torch.cuda.device_count()
+    quoted_file, gpus = shell_join([file.as_posix()]), torch.cuda.device_count()
     if gpus < 2:
         return f"basicsr train -opt {quoted_file}"
     return f"torchrun --nproc_per_node={gpus} $(which basicsr) train -opt {quoted_file} --launcher pytorch"

@@ -23,7 +23,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from restormixer_arch.config.check import Request
 from restormixer_arch.config.rules import expand_paths, path_keys, phase_kind
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import note, shown_path, warn
+from restormixer_arch.output import note, rename, shown_path, warn
 from restormixer_arch.training import distributed
 
 # They degrade images on a CUDA device.
@@ -118,7 +118,7 @@ def move_aside(folder: str) -> str | None:
     while os.path.exists(kept):  # two runs within a second
         count += 1
         kept = f"{stem}_{count}"
-    os.rename(folder, kept)
+    rename(folder, kept)
     return shown_path(kept)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 
 from restormixer_arch.cli.parsing import Parser, path_name, whole_number
@@ -20,7 +19,7 @@ from restormixer_arch.data.preparation.find_pairs import forget_folders
 from restormixer_arch.data.preparation.own_pairs import find_own_images
 from restormixer_arch.data.preparation.prepare import Job, obstacles, places_of_part
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import say, warn
+from restormixer_arch.output import say, shell_join, warn
 
 DESCRIPTION = (
     "Pair the images of two folders by name, check them, keep some for validation, cut the others into overlapping "
@@ -60,7 +59,7 @@ def run(arguments: list[str]) -> int:
     gt, out = existing_folder(args.gt, "--gt"), args.out
     place = Path(os.path.abspath(out))  # "." has neither a name nor a parent
     lq = existing_folder(args.lq, "--lq") if args.lq else None
-    if lq and lq.samefile(gt):
+    if lq and os.path.normcase(os.path.realpath(lq)) == os.path.normcase(os.path.realpath(gt)):
         raise UserError(f"--lq: {str(args.lq)!r} is the folder of --gt, expected that of the degraded images")
     forget_folders()
     parts = find_own_images(gt, lq, args.val)
@@ -74,7 +73,7 @@ def run(arguments: list[str]) -> int:
         options = {"degradations": labels, "scale": args.scale}
         shown = f"pairs {place.name}: {', '.join(labels)}"
         say(write_pairs_once(shown, jobs[-1].places["gt"], out / "val_pairs", options, args.format))
-    say(f"next: basicsr init --data {shlex.quote(str(out))} --output my.yml")
+    say(f"next: basicsr init --data {shell_join([out])} --output my.yml")
     return 0
 
 

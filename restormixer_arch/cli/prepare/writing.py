@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,9 +22,13 @@ from restormixer_arch.data.preparation.sub_images import Recipe
 from restormixer_arch.errors import UserError
 from restormixer_arch.folder_lock import locked
 from restormixer_arch.output import complain, say, warn
+from restormixer_arch.processes import cores
 
 if TYPE_CHECKING:
     from restormixer_arch.data.preparation.fixed_set import Compositions
+
+
+MOST_WORKERS = 16  # by default: more wait for the disk
 
 
 def add_writing_options(parser: Parser) -> None:
@@ -34,7 +37,11 @@ def add_writing_options(parser: Parser) -> None:
     parser.add_argument("--crop", type=int, metavar="N", help="side of training sub-images, 0 for whole images")
     parser.add_argument("--step", type=int, metavar="N", help="pixels from one sub-image to the next")
     parser.add_argument(
-        "--workers", type=whole_number, default=_cores(), metavar="N", help="processes (default: one per core)"
+        "--workers",
+        type=whole_number,
+        default=min(cores(), MOST_WORKERS),
+        metavar="N",
+        help="processes (default: one per core)",
     )
     parser.add_argument("--skip-bad", action="store_true", help="leave out bad pairs instead of stopping at the first")
 
@@ -45,10 +52,6 @@ def check_sizes(crop: int | None, step: int | None) -> None:
         raise UserError(f"--crop must be 0 or a multiple of 12, which all scales divide, got {crop}")
     if step is not None and (step < 1 or step % 12):
         raise UserError(f"--step must be a multiple of 12, which all scales divide, got {step}")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_job(
