@@ -41,7 +41,8 @@ FAULTS = [
     ("train.optim_g", None, "train.optim_g: required key is missing (type and lr of the optimizer)"),
     ("datasets.val", {"name": "pairs_test"}, "datasets.val.name: 'pairs_test' is the name of datasets.test already; "
      "results are shown under it"),
-    ("datasets.test.name", "a/b", "datasets.test.name: got 'a/b', expected a name without / and \\"),
+    ("datasets.test.name", "a/b", "datasets.test.name: got 'a/b', expected a name of at most 150 "
+     "bytes that every system can store"),
     ("datasets.test", None, "datasets: no data set to measure on, expected 'test', 'test_<n>' or 'val'"),
     ("datasets.test", {"name": "real", "type": "SingleImageDataset", "dataroot_lq": "pairs/lq"}, "datasets.test.type: "
      "'SingleImageDataset' has no ground truth for val.metrics (calculate_psnr)"),

@@ -196,9 +196,18 @@ def test_what_init_writes_trains(own, given, capsys, monkeypatch):
         (["--data", "gt", "-o", "a.yml"], "--data: gt has no train_gt.lmdb and no train_gt"),
         (["--data", "gt", "-o", "a.txt"], "--output: expected a name that ends in .yml"),
         (["--data", "gt", "-o", "a.yml", "--hours", "0"], "--hours: expected a positive number"),
-        (["--data", "gt", "-o", "a.yml", "--name", "x/y"], "--name: got 'x/y', expected a name without / and \\"),
-        (["--data", "gt", "-o", "a.yml", "--name", ""], "--name: got '', expected a name without / and \\"),
-        (["--data", "gt", "-o", "a\\b.yml"], "--output: got 'a\\\\b', expected a name without / and \\"),
+        (
+            ["--data", "gt", "-o", "a.yml", "--name", "x/y"],
+            "--name: got 'x/y', expected a name of at most 150 bytes",
+        ),
+        (
+            ["--data", "gt", "-o", "a.yml", "--name", ""],
+            "--name: got '', expected a name of at most 150 bytes",
+        ),
+        (
+            ["--data", "gt", "-o", "a\\b.yml"],
+            "--output: got 'a\\\\b', expected a name of at most 150 bytes",
+        ),
         (["--data", "gt", "-o", "a.yml", "--task", ""], "argument --task: expected a task such as derain, got none"),
         (["--data", "gt", "-o", "a.yml", "--task", "derian"], "Did you mean 'derain'?"),
         (["--data", "gt", "-o", "a.yml", "--task", "derain", "--network", "base"], "--task: the installed weights are"),

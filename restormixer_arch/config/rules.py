@@ -16,7 +16,7 @@ from typing import Any
 from restormixer_arch.errors import Problem, did_you_mean, not_found
 from restormixer_arch.output import user_path
 
-NAME_PATTERN = r"^[^/\\\x00-\x1f]*[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$"  # of what names a file or a folder: not . or ..
+NAME_PATTERN = r'^[^/\\:*?"<>|\x00-\x1f]*[^/\\:*?"<>|\x00-\x1f.][^/\\:*?"<>|\x00-\x1f]*$'  # not . or ..
 RESERVED = ("CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)))
 SURROGATES = "[\ud800-\udfff]"  # "\ud800" in YAML, which no file name can hold
 NAME_LENGTH = 150  # of its UTF-8, since file systems allow 255 bytes with what is added to it
@@ -24,7 +24,7 @@ NAMES_LENGTH = 230  # of a data set's and a metric's name together, which net_g_
 COLUMNS = ("iteration", "dataset", "set", "images")  # of the tables of results, beside those of the metrics
 LARGEST_INTEGER = 2**63 - 1
 AVERAGE = "average"  # the row of the results below those of the data sets
-NO_SLASH = "a name without / and \\, of at most 150 bytes"
+STORABLE = 'a name of at most 150 bytes that every system can store, without / \\ : * ? " < > |'
 WITH_LOSS = ("SRModel", "SwinIRModel", "RestorMixerModel")
 WITH_ONE_OUTPUT = ("SRModel", "SwinIRModel", "SRGANModel", "ESRGANModel", "RealESRNetModel", "RealESRGANModel")
 GANS = ("SRGANModel", "ESRGANModel")
@@ -69,11 +69,11 @@ def path_problem(path: str) -> str | None:
 
 
 def name_problem(name: str) -> str | None:
-    """What names a file or a folder has no slash."""
+    """What names a file or a folder can be stored on each system: an option file is for all of them."""
     if re.search('[:*?"<>|]', name) or name.endswith((".", " ")) or name.partition(".")[0].upper() in RESERVED:
         return f'got {name!r}, which Windows cannot store: expected a name without : * ? " < > |, a last dot or blank'
     fits = re.fullmatch(NAME_PATTERN, name) and _bytes(name) <= NAME_LENGTH and not re.search(SURROGATES, name)
-    return None if fits else f"got {name!r}, expected {NO_SLASH}"
+    return None if fits else f"got {name!r}, expected {STORABLE}"
 
 
 def phase_kind(phase: Any) -> str:
@@ -132,8 +132,9 @@ def phases(options: dict[str, Any], is_train: bool) -> Iterator[Problem]:
     for phase, dataset in datasets.items():
         restored = phase_kind(phase) in kinds and phase_kind(phase) != "train"
         name = dataset.get("name") if isinstance(dataset, dict) and restored else None
-        if isinstance(name, str) and names.setdefault(name, str(phase)) != str(phase):
-            text = f"got {name!r}, which names datasets.{names[name]} already, expected another: results would mix"
+        if isinstance(name, str) and names.setdefault(name.casefold(), str(phase)) != str(phase):
+            other = names[name.casefold()]
+            text = f"got {name!r}, which names datasets.{other} already, expected another: results would mix"
             yield Problem(("datasets", str(phase), "name"), text)
     if is_train and "train" not in datasets:
         yield Problem(("datasets", "train"), "required section is missing (the images to train on)")

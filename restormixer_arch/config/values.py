@@ -7,13 +7,13 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from restormixer_arch.config.rules import NAME_PATTERN, NO_SLASH, name_problem
+from restormixer_arch.config.rules import NAME_PATTERN, STORABLE, name_problem
 from restormixer_arch.memory import parse_bytes
 
 
 def _check_name(name: str) -> str:
     if name_problem(name):
-        raise PydanticCustomError("name", NO_SLASH)
+        raise PydanticCustomError("name", STORABLE)
     return name
 
 
