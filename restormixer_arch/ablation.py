@@ -25,7 +25,8 @@ class RestorMixerAblation(RestorMixer):
 
     Args:
         scans: directions of an EMVM block. 4: all, as in RestorMixer; 2: S1 by rows and the one of S3 by columns; 1:
-            S1 alone; 0: S1 without its scan, that is, its depthwise convolution and gate.
+            S1 alone; 0: S1 without its scan, that is, its depthwise convolution and gate. With 1 and 0, S3 is left out
+            as a whole, its convolutions too.
         last_norm: norm of the last convolution. ``zero``: BatchNorm whose scale starts at 0, as in RestorMixer;
             ``one``: at 1, as in the released code; ``none``: no BatchNorm, and the convolution starts at 0.
         options: those of RestorMixer.
