@@ -6,17 +6,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path, PurePath
+from typing import TypeAlias
 
 from restormixer_arch.data.images.folder import FolderImages, without_suffix
 from restormixer_arch.data.lmdb_io import LmdbImages, read_names
 from restormixer_arch.errors import UserError, did_you_mean
 
+Images: TypeAlias = FolderImages | LmdbImages  # a source; its option and root stand in messages
+
 MAX_HINT_NAMES = 1000  # that are searched for a similar one
 
 
 def pair_names(
-    gt: FolderImages | LmdbImages,
-    lq: FolderImages | LmdbImages,
+    gt: Images,
+    lq: Images,
     names: Sequence[str],
     template: str = "{}",
     may_be_part: bool = False,
@@ -52,15 +55,10 @@ def pair_names(
         left.pop(partner, None)
         pairs.append((name, partner))
     if alone:
-        raise UserError(
-            f"{lq.option} {str(lq.root)!r} lacks the partners of {len(alone)} of {len(names)} images in {gt.option} "
-            f"{str(gt.root)!r}, the first is {alone[0]!r}.{similar_name_hint(alone[0], left)}"
-        )
+        hint = similar_name_hint(alone[0], left)
+        raise UserError(f"{_lacks(lq, len(alone), names, gt)}, the first is {alone[0]!r}.{hint}")
     if left and not may_be_part:
-        raise UserError(
-            f"{gt.option} {str(gt.root)!r} lacks the partners of {len(left)} of {len(lq.names)} images in "
-            f"{lq.option} {str(lq.root)!r}, the first is that of {next(iter(left))!r}"
-        )
+        raise UserError(f"{_lacks(gt, len(left), lq.names, lq)}, the first is that of {next(iter(left))!r}")
     return pairs
 
 
@@ -70,12 +68,20 @@ def _partner(name: str, template: str) -> str:
     return folder + slash + template.replace("{}", stem) + file[len(stem) :]
 
 
+def _lacks(source: Images, count: int, names: Sequence[str], other: Images) -> str:
+    """Say that ``source`` lacks the partners of ``count`` of the ``names`` in ``other``."""
+    return (
+        f"{source.option} {str(source.root)!r} lacks the partners of {count} of {len(names)} images in {other.option} "
+        f"{str(other.root)!r}"
+    )
+
+
 def similar_name_hint(name: str, choices: Mapping[str, None] | Sequence[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for a similar name, or "". Of many names the first are searched."""
     return did_you_mean(name, list(choices)[:MAX_HINT_NAMES])
 
 
-def read_listing(gt: FolderImages | LmdbImages, listing: Path) -> list[str]:
+def read_listing(gt: Images, listing: Path) -> list[str]:
     """Return those clean images that the file lists, sorted."""
     if not listing.is_file():
         raise UserError(f"meta_info_file: {str(listing)!r} is not a file")
@@ -91,9 +97,7 @@ def read_listing(gt: FolderImages | LmdbImages, listing: Path) -> list[str]:
     return sorted(names)
 
 
-def shared_pairs(
-    gt: FolderImages | LmdbImages, lq: FolderImages | LmdbImages, names: Sequence[str], may_be_part: bool = False
-) -> list[tuple[str, str]]:
+def shared_pairs(gt: Images, lq: Images, names: Sequence[str], may_be_part: bool = False) -> list[tuple[str, str]]:
     """Return (clean, degraded) names; ``low_haze/00001`` belongs to ``00001``, and extensions may differ.
 
     Args:
@@ -114,16 +118,11 @@ def shared_pairs(
             pairs.append((partner, name))
     if alone and not may_be_part:
         stem = without_suffix(alone[0]).rpartition("/")[2]
-        raise UserError(
-            f"{gt.option} {str(gt.root)!r} lacks the partners of {len(alone)} of {len(lq.names)} images in "
-            f"{lq.option} {str(lq.root)!r}, the first is that of {alone[0]!r}.{similar_name_hint(stem, list(clean))}"
-        )
+        hint = similar_name_hint(stem, list(clean))
+        raise UserError(f"{_lacks(gt, len(alone), lq.names, lq)}, the first is that of {alone[0]!r}.{hint}")
     unused = sorted(set(names) - {partner for partner, _ in pairs})
     if unused:
-        raise UserError(
-            f"{lq.option} {str(lq.root)!r} lacks the partners of {len(unused)} of {len(names)} images in {gt.option} "
-            f"{str(gt.root)!r}, the first is {unused[0]!r}"
-        )
+        raise UserError(f"{_lacks(lq, len(unused), names, gt)}, the first is {unused[0]!r}")
     return pairs
 
 

@@ -61,7 +61,7 @@ def test_new_environments_get_a_new_pip(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_lines_are_short_and_code_is_not_cut(page):
-    """Outside of tables and code. Code that goes on in the next line would be shown with a space in it."""
+    """Outside of tables and code. Code that continues on the next line would be shown with a space in it."""
     text = re.sub(r"^ *```.*?^ *```$", "", read(page), flags=re.S | re.M)
     lines = [line for line in text.splitlines() if not line.lstrip().startswith(("|", "!["))]
     assert [line for line in lines if len(line) > 125] == []

@@ -283,7 +283,7 @@ def test_validation_in_tiles(tmp_path):
 
 
 def test_an_output_in_tiles_that_is_not_finite_is_no_number(tmp_path):
-    """As without tiles: the metrics are NaN, and the training goes on."""
+    """As without tiles: the metrics are NaN, and the training continues."""
     opt = options(tmp_path)
     opt["val"] = {**opt["val"], "tile": 192, "tile_overlap": 64}
     model = RestorMixerModel(opt)

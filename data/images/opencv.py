@@ -14,10 +14,10 @@ from PIL import Image
 from restormixer_arch.data.images import pixel_problem, without_pillow_limit
 from restormixer_arch.data.images.png import SIGNATURE, PngFile
 from restormixer_arch.errors import UserError
+from restormixer_arch.memory import is_out_of_memory
 from restormixer_arch.output import atomic_paths
 
 SILENT = cv2.utils.logging.LOG_LEVEL_SILENT
-NO_MEMORY = cv2.Error.StsNoMem
 
 
 def decode(content: bytes, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray | None:
@@ -34,7 +34,7 @@ def decode(content: bytes, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray | No
     try:
         return cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
     except cv2.error as error:
-        if error.code == NO_MEMORY:
+        if is_out_of_memory(error):
             raise MemoryError from error
         return None
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from restormixer_arch.cli.parsing import Parser, path_name, positive_number
+from restormixer_arch.cli.parsing import Parser, check_new_file, path_name, positive_number
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import complain, say, write_text_atomically
 
@@ -26,10 +26,8 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--threads", type=positive_number, metavar="N", help="threads (default: all cores)")
     parser.add_argument("--quick", action="store_true", help="only 256x256, without the pure-torch scan")
     args = parser.parse_args(arguments)
-    if args.json and args.json.exists():
-        raise UserError(f"--json: {str(args.json)!r} already exists; remove it first or choose another file")
-    if args.json and not args.json.parent.is_dir():
-        raise UserError(f"--json: there is no folder {str(args.json.parent)!r}")
+    if args.json:
+        check_new_file("--json", args.json)
     import torch
 
     if args.device == "cuda" and not torch.cuda.is_available():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from restormixer_arch.cli.parsing import Parser, path_name
+from restormixer_arch.cli.parsing import Parser, add_output, check_new_file
 from restormixer_arch.config.check import NoDataSet, read_request
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.inference.weights import SHIPPED, shipped_tasks
@@ -82,23 +82,13 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--tasks", nargs="+", default=tasks, metavar="TASK", help=f"tasks to measure (default: all): {', '.join(tasks)}"
     )
-    parser.add_argument(
-        "-o",
-        "--out",
-        "--output",
-        dest="out",
-        type=path_name,
-        metavar="FILE",
-        help="also write the tables to a Markdown file",
-    )
+    add_output(parser, metavar="FILE", help="also write the tables to a Markdown file")
     args = parser.parse_args(arguments)
     for task in args.tasks:
         if task not in tasks:
             raise UserError(f"--tasks: unknown task {task!r}, expected {', '.join(tasks)}.{did_you_mean(task, tasks)}")
-    if args.out and args.out.exists():
-        raise UserError(f"-o: {str(args.out)!r} already exists; remove it first or choose another file")
-    if args.out and not args.out.parent.is_dir():
-        raise UserError(f"-o: there is no folder {str(args.out.parent)!r}")
+    if args.out:
+        check_new_file("-o", args.out)
     published = read_published(PUBLISHED)
     texts = []
     for task in [task for task in args.tasks if task not in shipped_tasks()]:

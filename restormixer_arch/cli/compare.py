@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from restormixer_arch.cli.parsing import Parser, add_option_file, path_name
+from restormixer_arch.cli.parsing import Parser, add_option_file, add_output, path_name
 from restormixer_arch.config.check import raise_problems
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import complain, note, say, shell_join, shown_path
@@ -37,15 +37,7 @@ def run(arguments: list[str]) -> int:
         metavar="STUDY.json",
         help="without -opt: only make the tables and curves of studies again, from their values",
     )
-    parser.add_argument(
-        "-o",
-        "--out",
-        "--output",
-        dest="out",
-        type=path_name,
-        metavar="FOLDER",
-        help="folder that --pages writes to (default: .)",
-    )
+    add_output(parser, metavar="FOLDER", help="folder that --pages writes to (default: .)")
     parser.add_argument(
         "--report",
         type=path_name,

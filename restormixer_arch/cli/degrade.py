@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from argparse import ArgumentTypeError
 
-from restormixer_arch.cli.parsing import Parser, path_name, positive_number, whole_number
+from restormixer_arch.cli.parsing import Parser, add_output, path_name, positive_number, whole_number
 from restormixer_arch.data.degradations.labels import CDD11, NAMES
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.output import say
@@ -43,16 +43,7 @@ def run(arguments: list[str]) -> int:
 def _sheet(arguments: list[str]) -> None:
     parser = Parser("degrade sheet", "Draw all degradations of a photograph on a picture sheet.")
     parser.add_argument("--photo", type=path_name, required=True, metavar="FILE", help="photograph to degrade")
-    parser.add_argument(
-        "-o",
-        "--out",
-        "--output",
-        dest="out",
-        type=path_name,
-        required=True,
-        metavar="FILE",
-        help="sheet to write, .png or .jpg",
-    )
+    add_output(parser, required=True, metavar="FILE", help="sheet to write, .png or .jpg")
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="random seed (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     args = parser.parse_args(arguments)
@@ -65,9 +56,7 @@ def _sheet(arguments: list[str]) -> None:
 def _set(arguments: list[str]) -> None:
     parser = Parser("degrade set", "Write a fixed validation set: clean images under every label.")
     parser.add_argument("--gt", type=path_name, required=True, metavar="DIR", help="folder or LMDB of the clean images")
-    parser.add_argument(
-        "-o", "--out", "--output", dest="out", type=path_name, required=True, metavar="DIR", help="folder to make"
-    )
+    add_output(parser, required=True, metavar="DIR", help="folder to make")
     parser.add_argument(
         "--labels", nargs="+", default=["cdd11"], metavar="LABEL", help="such as low_haze; default: CDD-11's eleven"
     )
@@ -99,9 +88,7 @@ def _others(arguments: list[str]) -> None:
 
     parser = Parser("degrade others", "Write test sets by the generators of those other libraries that are installed.")
     parser.add_argument("--gt", type=path_name, required=True, metavar="DIR", help="folder or LMDB of the clean images")
-    parser.add_argument(
-        "-o", "--out", "--output", dest="out", type=path_name, required=True, metavar="DIR", help="folder of the sets"
-    )
+    add_output(parser, required=True, metavar="DIR", help="folder of the sets")
     parser.add_argument("--libraries", nargs="+", default=list(INSTALL), metavar="NAME", help=" or ".join(INSTALL))
     parser.add_argument(
         "--gt-size",

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restormixer_arch.cli.parsing import Parser, path_name
+from restormixer_arch.cli.parsing import Parser, add_output, path_name
 from restormixer_arch.config.yaml_file import locate_option_file, read_options
 from restormixer_arch.errors import OptionErrors, UserError, did_you_mean
 from restormixer_arch.output import say
@@ -27,9 +27,7 @@ def parser() -> Parser:
     parser.add_argument(
         "weights", type=path_name, metavar="WEIGHTS", help=".pth, .safetensors, a folder, or ORG/NAME on a hub"
     )
-    parser.add_argument(
-        "-o", "--output", "--out", type=path_name, required=True, metavar="FILE", help="*.safetensors or *.onnx"
-    )
+    add_output(parser, name="output", required=True, metavar="FILE", help="*.safetensors or *.onnx")
     parser.add_argument("--param-key", metavar="NAME", help="entry of WEIGHTS; default: the averaged ones if there")
     parser.add_argument(
         "--opt",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from restormixer_arch.cli.parsing import Parser, path_name, task_name
+from restormixer_arch.cli.parsing import Parser, add_output, path_name, task_name
 from restormixer_arch.config.rules import name_problem
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import say
@@ -18,9 +18,7 @@ def run(arguments: list[str]) -> int:
     parser = Parser("init", DESCRIPTION)
     help_text = "folder that 'basicsr prepare pairs' wrote"
     parser.add_argument("--data", type=path_name, required=True, metavar="DIR", help=help_text)
-    parser.add_argument(
-        "-o", "--output", "--out", type=path_name, required=True, metavar="FILE", help="option file to write"
-    )
+    add_output(parser, name="output", required=True, metavar="FILE", help="option file to write")
     parser.add_argument("--name", help="name of the training (default: that of FILE)")
     help_text = "start from the installed weights of a task, such as derain: fine-tuning"
     parser.add_argument("--task", type=task_name, help=help_text)

@@ -79,6 +79,26 @@ def add_option_file(parser: Parser, resuming: str, *, required: bool = True) -> 
     )
 
 
+def add_output(parser: Parser, *, name: str = "out", **settings: Any) -> None:
+    """Add where to write, which every command calls ``-o``, ``--out`` and ``--output``.
+
+    Args:
+        parser: of the command.
+        name: the long one that messages show first, and that names the value: ``out`` or ``output``.
+        settings: further arguments of ``add_argument``.
+    """
+    other = "output" if name == "out" else "out"
+    parser.add_argument("-o", f"--{name}", f"--{other}", type=path_name, **settings)
+
+
+def check_new_file(switch: str, path: Path) -> None:
+    """Raise UserError: the file that ``switch`` names exists already, or its folder does not."""
+    if path.exists():
+        raise UserError(f"{switch}: {str(path)!r} already exists; remove it first or choose another file")
+    if not path.parent.is_dir():
+        raise UserError(f"{switch}: there is no folder {str(path.parent)!r}")
+
+
 def whole_number(text: str) -> int:
     """An argument's type: 0, 1, 2 ..."""
     if not text.isdecimal():

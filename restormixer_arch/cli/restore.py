@@ -68,9 +68,7 @@ def parser() -> Parser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description, parser.epilog = "\n".join(re.findall(r".{1,110}(?: |$)", DESCRIPTION)), WHAT_STAYS
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, or pattern in quotes")
-    parser.add_argument(
-        "-o", "--output", "--out", type=parsing.path_name, required=True, metavar="DIR", help="folder to write into"
-    )
+    parsing.add_output(parser, name="output", required=True, metavar="DIR", help="folder to write into")
     add_settings(parser)
     parser.add_argument("--overwrite", action="store_true", help="restore and replace files that exist already")
     parser.add_argument(

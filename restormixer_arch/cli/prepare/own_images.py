@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from restormixer_arch.cli.parsing import Parser, path_name, whole_number
+from restormixer_arch.cli.parsing import Parser, add_output, path_name, whole_number
 from restormixer_arch.cli.prepare.writing import (
     add_writing_options,
     check_sizes,
@@ -38,9 +38,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--degrade", metavar="LABELS", help="such as rain,haze_rain,jpeg; all: basicsr degrade --help")
     parser.add_argument("--scale", type=int, choices=(1, 2, 3, 4), default=1, help="with --degrade down (default: 1)")
     help_text = "folder of the new set, such as datasets/mine"
-    parser.add_argument(
-        "-o", "--out", "--output", dest="out", type=path_name, required=True, metavar="DIR", help=help_text
-    )
+    add_output(parser, required=True, metavar="DIR", help=help_text)
     parser.add_argument(
         "--val", type=whole_number, metavar="N", help="clean images for validation (default: a tenth, at most 50)"
     )

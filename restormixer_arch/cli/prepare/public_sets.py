@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from restormixer_arch.cli.parsing import Parser, path_name
+from restormixer_arch.cli.parsing import Parser, add_output, path_name
 from restormixer_arch.cli.prepare.writing import (
     add_writing_options,
     check_sizes,
@@ -62,16 +62,7 @@ def _parser() -> Parser:
     )
     help_text = "folder that the downloaded sets are in"
     parser.add_argument("--root", type=path_name, required=True, metavar="DIR", help=help_text)
-    parser.add_argument(
-        "-o",
-        "--out",
-        "--output",
-        dest="out",
-        type=path_name,
-        default="datasets",
-        metavar="DIR",
-        help="folder to write to (default: datasets)",
-    )
+    add_output(parser, default="datasets", metavar="DIR", help="folder to write to (default: datasets)")
     parser.add_argument("--sets", nargs="+", metavar="NAME", help="only these sets")
     add_writing_options(parser)
     scales = " ".join(map(str, SCALES))
