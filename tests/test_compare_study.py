@@ -386,6 +386,13 @@ def test_a_network_without_an_upscaler_starts_from_bicubic(monkeypatch):
     torch.testing.assert_close(net(x), bicubic + x.repeat_interleave(2, -1).repeat_interleave(2, -2))
 
 
+def test_upscaled_by_one_adds_the_input():
+    net = Upscaled(network=EDSR, upscale=1, residual=False)
+    net.network = Identity()
+    x = torch.rand(2, 3, 6, 5)
+    torch.testing.assert_close(net(x), 2 * x)
+
+
 def test_an_unknown_network_within_is_one_line():
     with pytest.raises(UserError, match="^network_g.network.type: 'Nafnet_spandrel': spandrel has no 'Nafnet'"):
         build_network({"type": "Upscaled", "network": {"type": "Nafnet_spandrel"}})
