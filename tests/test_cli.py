@@ -47,13 +47,16 @@ def errors(capsys) -> list[str]:
         ),
         (
             ["compare", "--report", "x", "--out", "y"],
-            "basicsr compare: --out belongs to --pages. See 'basicsr compare --help'",
+            "basicsr compare: --out belongs to --pages and --join. See 'basicsr compare --help'",
         ),
         (
             ["compare", "--report", ""],
             "basicsr compare: argument --report: expected a name, got none. See 'basicsr compare --help'",
         ),
-        (["compare"], "basicsr compare: expected one of -opt, --pages and --report. See 'basicsr compare --help'"),
+        (
+            ["compare"],
+            "basicsr compare: expected one of -opt, --pages, --join and --report. See 'basicsr compare --help'",
+        ),
         (["train"], "basicsr train: the following arguments are required: -opt/--opt. See 'basicsr train --help'"),
         (
             ["train", "-opt", "x", "--auto_resum"],

@@ -7,7 +7,6 @@ import pytest
 import torch
 import yaml
 from compare_cases import EDSR, compare_options
-from scipy import stats
 from torch import nn
 
 from restormixer_arch import cli
@@ -20,7 +19,7 @@ compat.apply()
 from basicsr.archs import build_network  # noqa: E402 - BasicSR can be imported only now
 
 from restormixer_arch.basicsr_adapter.upscaled import Upscaled  # noqa: E402
-from restormixer_arch.compare import context, jobs, results, run, study, study_page, study_run, training  # noqa: E402
+from restormixer_arch.compare import context, jobs, results, run, study, study_run, training  # noqa: E402
 from restormixer_arch.compare.pictures import datasets, items  # noqa: E402
 
 ROOT = Path("results/tiny")
@@ -195,92 +194,6 @@ def test_steps_are_printed_as_lines_of_the_file(pairs, write, capsys, monkeypatc
     assert cli.main(["compare", "-opt", write(options), "--steps"]) == 0
     assert "edsr: step_seconds: 0.5000\nridnet: step_seconds: 0.5000" in capsys.readouterr().out
     assert not ROOT.exists()
-
-
-def example(points):
-    """A study of two networks on one picture; ``points`` are minutes -> the second one's lead in dB."""
-    common = {"manual_seed": 1, "iterations": 1, "operations": 1.0, "dataset": "d", "metric": "psnr"}
-    rows = [
-        study.Row(competitor=name, minutes=minutes, values={"a": 30 + lead, "b": 20 + lead}, **common)
-        for minutes, ahead in points.items()
-        for name, lead in (("first", 0.0), ("second", ahead))
-    ]
-    costs = {
-        "arch": "x",
-        "arguments": {},
-        "lr": 1.0,
-        "step_seconds": 1.0,
-        "parameters": 1,
-        "flops": 2e9,
-        "latency": 0.1,
-    }
-    networks = [study.Network(name=name, **costs) for name in ("first", "second")]
-    metrics = {"psnr": results.Metric(type="calculate_psnr")}
-    inputs = {"d": {"psnr": 12.0}}
-    return study.Study(name="s", machine={}, networks=networks, metrics=metrics, inputs=inputs, rows=rows)
-
-
-def test_where_two_networks_change_places():
-    """From +1 at 6 minutes to -1 at 24 the middle on a log scale is 12 minutes."""
-    crossed = example({6: 1.0, 24: -1.0, 96: -3.0})
-    assert study_page.crossings(crossed, ("d", "psnr")) == ["- second and first change places at about 12 minutes."]
-    assert study_page.crossings(example({6: 1.0, 24: 2.0}), ("d", "psnr")) == []
-    unsure = example({6: 1.0, 24: 0.5, 96: -1.0})
-    unsure.rows[3].values["b"] -= 1  # at 24 minutes +0.5 on one picture, -0.5 on the other: from 6 to 96, in the middle
-    assert study_page.crossings(unsure, ("d", "psnr")) == ["- second and first change places at about 24 minutes."]
-    page = study_page.markdown(crossed)
-    assert "| second | 26.00; +1.00 (+1.00 to +1.00) | 24.00; -1.00 (-1.00 to -1.00) |" in page
-    assert "| input | 12.00 | 12.00 | 12.00 |" in page
-
-
-def test_a_page_of_several_studies(tmp_path, capsys):
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.json").write_text(example({6: 1.0, 24: -1.0}).model_dump_json(), encoding="utf-8")
-    files = [str(tmp_path / f"{name}.json") for name in ("a", "b")]
-    assert cli.main(["compare", "--pages", *files, "--out", str(tmp_path / "out")]) == 0
-    written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"a.md", "a.png", "b.md", "b.png", "studies.png"}
-    assert set(capsys.readouterr().out.split()) == {str(tmp_path / "out" / name) for name in written}
-
-
-@pytest.mark.parametrize("names", [["a/study", "b/study"], ["a/x", "b/studies"]])
-def test_a_page_does_not_take_the_place_of_another(tmp_path, capsys, names):
-    files = [tmp_path / f"{name}.json" for name in names]
-    for file in files:
-        file.parent.mkdir()
-        file.write_text(example({6: 1.0}).model_dump_json(), encoding="utf-8")
-    assert cli.main(["compare", "--pages", *map(str, files), "--out", str(tmp_path / "out")]) == 2
-    stem = files[1].stem
-    wanted = f"basicsr: error: {files[1]}: another page would be named {stem!r} too; give the file another name\n"
-    assert capsys.readouterr().err == wanted and not (tmp_path / "out").exists()
-    # Alone it is in nobody's way.
-    assert cli.main(["compare", "--pages", str(files[1]), "--out", str(tmp_path / "out")]) == 0
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"{}", "study.json: name: Field required, expected results of basicsr compare"),
-        (b"\xff", "study.json: the file: Invalid JSON: expected value at line 1 column 1, expected results of basicsr"),
-        (None, "study.json: cannot be read: No such file or directory"),
-    ],
-)
-def test_a_file_that_is_no_study_is_one_line(tmp_path, capsys, content, message):
-    file = tmp_path / "study.json"
-    if content is not None:
-        file.write_bytes(content)
-    assert cli.main(["compare", "--pages", str(file), "--out", str(tmp_path / "out")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"basicsr: error: {tmp_path / message}") and not (tmp_path / "out").exists()
-
-
-def test_pictures_of_one_photograph_count_as_one():
-    """Two photographs under two labels each: the interval is that of two values, not of four."""
-    both = example({6: 0.0})
-    both.rows[0].values = {f"{photo}_{label}": 30.0 for photo in "ab" for label in ("rain", "low_haze")}
-    both.rows[1].values = {"a_rain": 31.0, "a_low_haze": 33.0, "b_rain": 29.0, "b_low_haze": 31.0}
-    found = both.difference("second", 6, ("d", "psnr"))
-    assert found.mean == 1.0 and found.high == pytest.approx(1 + stats.t.ppf(0.975, 1))
 
 
 def test_operations_of_a_training():

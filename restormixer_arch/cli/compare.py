@@ -37,7 +37,14 @@ def run(arguments: list[str]) -> int:
         metavar="STUDY.json",
         help="without -opt: only make the tables and curves of studies again, from their values",
     )
-    add_output(parser, metavar="FOLDER", help="folder that --pages writes to (default: .)")
+    parser.add_argument(
+        "--join",
+        nargs="+",
+        type=path_name,
+        metavar="FOLDER",
+        help="without -opt: put the parts of one study together, folders of results that were trained apart",
+    )
+    add_output(parser, metavar="FOLDER", help="folder that --pages and --join write to (default: .)")
     parser.add_argument(
         "--report",
         type=path_name,
@@ -45,17 +52,25 @@ def run(arguments: list[str]) -> int:
         help="without -opt: only make report.html of a comparison again, from the results.json in its folder",
     )
     args = parser.parse_args(arguments)
-    if [bool(args.opt), bool(args.pages), bool(args.report)].count(True) != 1:
-        parser.error("expected one of -opt, --pages and --report")
+    if [bool(args.opt), bool(args.pages), bool(args.join), bool(args.report)].count(True) != 1:
+        parser.error("expected one of -opt, --pages, --join and --report")
     for name in ("steps", "auto_resume", "force_yml"):
         if getattr(args, name) and not args.opt:
             parser.error(f"--{name} belongs to -opt")
-    if args.out and not args.pages:
-        parser.error("--out belongs to --pages")
+    if args.out and not (args.pages or args.join):
+        parser.error("--out belongs to --pages and --join")
     if args.pages:
         from restormixer_arch.compare.study_page import write_pages
 
         write_pages(args.pages, args.out or Path())
+        return 0
+    if args.join:
+        from restormixer_arch.compare.study_page import write_joined
+
+        out = args.out or Path()
+        if (out / "study.json").exists():
+            raise UserError(f"--out: {str(out / 'study.json')!r} already exists; choose another folder")
+        write_joined(args.join, out)
         return 0
     if args.report:
         from restormixer_arch.compare import results
@@ -107,7 +122,7 @@ def _comparison(options: dict[str, Any], resume: bool) -> None:
 
 
 def _study(options: dict[str, Any], resume: bool) -> None:
-    from restormixer_arch.compare import study_page, study_run
+    from restormixer_arch.compare import study_page, study_plots, study_run
 
     found = []
     for comparison, folder in study_run.run_study(options, resume=resume):
@@ -115,11 +130,12 @@ def _study(options: dict[str, Any], resume: bool) -> None:
         found.append((comparison, folder))
         result, root = study_run.study_of(options, [comparison for comparison, _ in found]), folder.parent
         # The study as far as it is: the next run may take hours.
-        places = [*study_page.write(result, root), study_page.draw(result, root / "study.png")]
+        places = [*study_page.write(result, root), study_plots.draw(result, root / "study.png")]
     if options.get("context"):
-        fields = study_run.add_context(result, options, found)
+        fields = root / study_plots.CONTEXT
+        study_run.add_context(result, options, found, fields)
         study_page.write(result, root)
-        places.append(study_page.draw_context(result.context, fields, root / "context.png"))
+        places.append(study_plots.draw_context(result.context, fields, root / f"{study_plots.CONTEXT}.png"))
     say(study_page.markdown(result))
     say(f"results: {_show(places)}")
 

@@ -37,23 +37,22 @@ class Measured(ResultModel):
 
 
 def measure_context(
-    options: dict[str, Any], context: dict[str, Any], comparison: Comparison, folder: Path
-) -> tuple[dict[str, ContextUse], dict[str, np.ndarray]]:
+    options: dict[str, Any], context: dict[str, Any], comparison: Comparison, folder: Path, out: Path
+) -> dict[str, ContextUse]:
     """Measure the competitors of a comparison, each in a process of its own; what was measured alike is kept.
 
     Args:
         options: of the comparison.
         context: the section of that name.
         comparison: whose competitors are measured.
-        folder: of the comparison; ``context/<competitor>.json`` and ``.npy`` are written there.
-
-    Returns:
-        For each competitor what it uses, and the size of the gradient (side, side).
+        folder: of the comparison.
+        out: what each competitor uses is written here, ``<competitor>.json``, and its receptive field, ``.png``, see
+            :func:`.study_plots.write_field`.
     """
-    uses, fields = {}, {}
+    uses = {}
     for competitor in comparison.competitors:
         name = competitor.name
-        kept, field = folder / "context" / f"{name}.json", folder / "context" / f"{name}.npy"
+        kept, field = out / f"{name}.json", out / f"{name}.png"
         settings = {
             "entry": trained_entry(options, name, folder).as_job(),
             "options": context_options({**options, "context": context}),
@@ -67,11 +66,11 @@ def measure_context(
             arguments = {**settings, "options": {**settings["options"], "file": options["file"]}}
             arguments["field_file"] = str(field)
             job = {"kind": "context", "threads": comparison.machine["threads"], "arguments": arguments}
-            field.parent.mkdir(exist_ok=True)
+            out.mkdir(exist_ok=True)
             measured.use = ContextUse(**run_in_process(JOBS, job, f"compare: context of {name}"))
             write_text_atomically(kept, measured.model_dump_json() + "\n")
-        uses[name], fields[name] = measured.use, np.load(field)
-    return uses, fields
+        uses[name] = measured.use
+    return uses
 
 
 def _read_use(kept: Path, field: Path, settings: dict[str, Any]) -> ContextUse | None:

@@ -135,13 +135,12 @@ def measure_context(
     entry: dict[str, Any], options: dict[str, Any], sizes: list[int], field_file: str
 ) -> dict[str, Any]:
     """Measure how much of a picture a network uses, see :mod:`.context`; its gradient goes to ``field_file``."""
-    import numpy as np
-
     from restormixer_arch.compare.context import use_of
     from restormixer_arch.compare.networks import Entry, build
+    from restormixer_arch.compare.study_plots import write_field
 
     use, field = use_of(build(Entry(**entry)).network, deepcopy(options), sizes)
-    np.save(field_file, field.numpy())
+    write_field(field.numpy(), Path(field_file))
     return use.model_dump()
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
@@ -12,9 +13,11 @@ import numpy as np
 
 from restormixer_arch.compare.differences import SeedVariance, difference_over_seeds, mean_by_photograph, seed_variance
 from restormixer_arch.compare.results import Difference, Metric, ResultModel
+from restormixer_arch.errors import UserError
 
 FORMAT = 1
 FIELD_SIDE = 256  # pixels of the crops that the gradient of the context is taken on, at most
+ROUNDING = 0.01  # by which means over the same inputs may differ between machines
 
 
 class Row(ResultModel):
@@ -117,6 +120,68 @@ class Study(ResultModel):
         """Return a competitor's mean over the pictures of all its seeds, None if it was not trained for that long."""
         rows = self.rows_by_seed(competitor, minutes, measure)
         return fmean(fmean(row.values.values()) for row in rows.values()) if rows else None
+
+
+def join(parts: dict[Path, Study]) -> Study:
+    """Put the parts of one study together: runs or competitors of it that were trained apart, on any machines.
+
+    The machine is that of the first part, latencies are those of the first part that has the network. The context is
+    left out, see :func:`find_context`.
+
+    Args:
+        parts: file -> its study.
+
+    Raises:
+        UserError: they are not parts of one study, or two have the same training.
+    """
+    files = iter(parts)
+    first_file = next(files)
+    joined = parts[first_file].model_copy(deep=True)
+    places = {_key(row): first_file for row in joined.rows}
+    for file in files:
+        part = parts[file]
+        if difference := _difference_in_kind(joined, part):
+            raise UserError(f"{file}: differs from {first_file} in {difference}: they are not parts of one study")
+        for row in part.rows:
+            if (other := places.setdefault(_key(row), file)) != file:
+                what = f"{row.competitor}, {row.minutes:g} minutes, manual_seed {row.manual_seed}"
+                raise UserError(f"{file}: {what} is in {other} already")
+        known = {network.name for network in joined.networks}
+        joined.networks += [network for network in part.networks if network.name not in known]
+        joined.rows += part.rows
+    joined.context = {}
+    return joined
+
+
+def find_context(joined: Study, parts: dict[Path, Study]) -> dict[str, Path]:
+    """Return for each network the part whose context holds it, of the parts that have the longest run of all."""
+    longest = [file for file, part in parts.items() if part.minutes[-1] == joined.minutes[-1]]
+    places = {name: file for file in reversed(longest) for name in parts[file].context}
+    return {network.name: places[network.name] for network in joined.networks if network.name in places}
+
+
+def _key(row: Row) -> tuple[str, float, int, str, str]:
+    return row.competitor, row.minutes, row.manual_seed, row.dataset, row.metric
+
+
+def _difference_in_kind(study: Study, part: Study) -> str | None:
+    """Say in what a part differs that must be alike in all parts of a study."""
+    for key in ("name", "metrics"):
+        if getattr(study, key) != getattr(part, key):
+            return f"its {key}"
+    pictures = {row.dataset: row.values.keys() for row in study.rows}
+    if {row.dataset: row.values.keys() for row in part.rows} != pictures:
+        return "the pictures"
+    for dataset, means in study.inputs.items():
+        if any(abs(part.inputs[dataset][metric] - mean) > ROUNDING for metric, mean in means.items()):
+            return f"the inputs of {dataset}"
+    own = {network.name: network for network in study.networks}
+    for network in part.networks:
+        same = own.get(network.name)
+        for key in Network.model_fields:
+            if same and key != "latency" and getattr(same, key) != getattr(network, key):
+                return f"{key} of {network.name}"
+    return None
 
 
 def by_photograph(rows: dict[int, Row], seeds: list[int]) -> np.ndarray:

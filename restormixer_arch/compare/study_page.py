@@ -1,26 +1,20 @@
-"""The page of a study: tables in Markdown, curves and receptive fields as PNG."""
+"""The page of a study: its tables in Markdown, beside the pictures of :mod:`.study_plots`."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from statistics import fmean
-from typing import Any
-
-import numpy as np
 
 from restormixer_arch.compare.columns import show_difference
 from restormixer_arch.compare.results import Difference, read_part
-from restormixer_arch.compare.study import FIELD_SIDE, ContextUse, Study
+from restormixer_arch.compare.study import FIELD_SIDE, Study, find_context, join
+from restormixer_arch.compare.study_plots import CONTEXT, copy_field, draw, draw_context, draw_curves
 from restormixer_arch.compare.tables import markdown_table
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import atomic_paths, say, write_text_atomically
-from restormixer_arch.training.reports import plot_text
+from restormixer_arch.output import say, write_text_atomically
 from restormixer_arch.training.results import markdown_text
 
-COLORS, MARKERS = 10, "osD^v"  # matplotlib's colors before they repeat; then the marker changes
 JOINT = "studies"  # name of the curves of several studies
-DARKEST = 1e-5  # of the largest gradient, in the picture of the receptive fields
 
 
 def write(study: Study, folder: Path) -> list[Path]:
@@ -138,81 +132,25 @@ def _context(study: Study) -> str:
     )
 
 
-def draw(study: Study, path: Path) -> Path:
-    """Draw the first metric of each data set, see :func:`draw_curves`."""
-    return draw_curves([(study, m) for m in study.measures if m[1] == study.measures[0][1]], path)
+def write_joined(folders: list[Path], out: Path) -> None:
+    """Join the parts of one study, the folders of its results; write what the folder of a whole one holds.
 
-
-def draw_curves(rows: list[tuple[Study, tuple[str, str]]], path: Path) -> Path:
-    """Draw data sets with metrics against minutes and against the operations of the training, a row each, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # no pyplot, which would look for a display
-
-    figure = Figure(figsize=(11, 3.8 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    all_panels = figure.subplots(len(rows), 2, squeeze=False, sharey="row")
-    for (study, measure), panels in zip(rows, all_panels, strict=True):
-        for number, network in enumerate(study.networks):
-            _draw_network(study, network.name, measure, panels, MARKERS[number // COLORS % len(MARKERS)])
-        panels[0].set_ylabel(plot_text(": ".join(measure)))
-        panels[0].set_xlabel("minutes of a quiet machine")
-        panels[1].set_xlabel("operations of the training")
-        panels[0].set_xscale("log")
-        panels[0].set_xticks(study.minutes, [f"{minutes:g}" for minutes in study.minutes])
-        panels[0].minorticks_off()
-        panels[1].set_xscale("log")
-        for panel in panels:
-            panel.grid(alpha=0.25)
-    all_panels[0, 0].legend(fontsize="small")
-    bars = f"Bars: 95% interval of the difference to {plot_text(rows[0][0].networks[0].name)}. Dots: seeds."
-    figure.supxlabel(bars, fontsize="small")
-    with atomic_paths([path]) as [part]:
-        figure.savefig(part, dpi=110, format="png")
-    return path
-
-
-def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any, marker: str) -> None:
-    """A line through the means; its bars are the interval of the difference to the first one, small dots the seeds."""
-    found = [(minutes, rows) for minutes in study.minutes if (rows := study.rows_by_seed(name, minutes, measure))]
-    means = [study.mean(name, minutes, measure) for minutes, _ in found]
-    differences = [study.difference(name, minutes, measure) for minutes, _ in found]
-    bars = [
-        (d.mean - d.low, d.high - d.mean) if d and d.low is not None and d.high is not None else (0.0, 0.0)
-        for d in differences
-    ]
-    label = plot_text(name)
-    for panel, of in ((panels[0], lambda row: row.minutes), (panels[1], lambda row: row.operations)):
-        places = [of(next(iter(rows.values()))) for _, rows in found]
-        if None in places:
-            continue
-        line = panel.errorbar(places, means, yerr=np.array(bars).T, label=label, marker=marker, markersize=4, capsize=2)
-        dots = [(of(row), fmean(row.values.values())) for _, rows in found if len(rows) > 1 for row in rows.values()]
-        if dots:
-            panel.plot(*zip(*dots, strict=True), ".", color=line[0].get_color(), markersize=4, alpha=0.6)
-
-
-def draw_context(uses: dict[str, ContextUse], fields: dict[str, np.ndarray], path: Path) -> Path:
-    """Draw the receptive fields side by side, each divided by its largest value off the middle, on one log scale."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
-
-    columns = min(3, len(uses))
-    rows = -(-len(uses) // columns)
-    figure = Figure(figsize=(3.4 * columns + 1, 3.5 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel in panels:
-        panel.set_axis_off()
-    for (name, use), panel in zip(uses.items(), panels, strict=False):
-        field = fields[name].copy()
-        field[field.shape[0] // 2, field.shape[1] // 2] = 0
-        shown = panel.imshow((field / field.max()).clip(DARKEST), norm=LogNorm(DARKEST, 1), cmap="inferno")
-        panel.set_title(f"{plot_text(name)}: 90% within {use.radius[90]} px")
-    figure.colorbar(shown, ax=figure.axes, label="gradient of the middle pixel, relative", shrink=0.8)
-    with atomic_paths([path]) as [part]:
-        figure.savefig(part, dpi=110, format="png")
-    return path
+    Raises:
+        UserError: a folder holds no study, or they are not parts of one.
+    """
+    parts = {folder / "study.json": read_part(Study, folder / "study.json") for folder in folders}
+    joined = join(parts)
+    places = find_context(joined, parts)
+    joined.context = {name: parts[file].context[name] for name, file in places.items()}
+    fields = out / CONTEXT
+    (fields if places else out).mkdir(parents=True, exist_ok=True)
+    for name, file in places.items():
+        copy_field(file.parent / CONTEXT / f"{name}.png", fields / f"{name}.png")
+    written = [*write(joined, out), draw(joined, out / "study.png")]
+    if places:
+        written.append(draw_context(joined.context, fields, out / f"{CONTEXT}.png"))
+    for place in written:
+        say(str(place))
 
 
 def write_pages(files: list[Path], out: Path) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from restormixer_arch.compare.context import measure_context
 from restormixer_arch.compare.options import merge_train, name_of_run, options_of_run
 from restormixer_arch.compare.results import Comparison, Competitor
@@ -92,10 +90,9 @@ def training_operations(competitor: Competitor) -> float | None:
     return (1 + BACKWARD) * training.flops * training.batch_size * training.iterations
 
 
-def add_context(study: Study, options: dict[str, Any], found: list[tuple[Comparison, Path]]) -> dict[str, np.ndarray]:
-    """Measure how much of a picture the networks of the longest run use; return their receptive fields to draw."""
+def add_context(study: Study, options: dict[str, Any], found: list[tuple[Comparison, Path]], out: Path) -> None:
+    """Measure how much of a picture the networks of the longest run use; their receptive fields go to ``out``."""
     longest = max(study.minutes)
     at = next(i for i, run in enumerate(options["runs"]) if run["minutes"] == longest)
     own = options_of_run(options, options["runs"][at])
-    study.context, fields = measure_context(own, options["context"], *found[at])
-    return fields
+    study.context = measure_context(own, options["context"], *found[at], out)

@@ -1,0 +1,168 @@
+"""The pictures of a study as PNG: curves, receptive fields, and what larger crops gain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from restormixer_arch.compare.study import ContextUse, Study
+from restormixer_arch.errors import UserError
+from restormixer_arch.output import atomic_paths
+from restormixer_arch.training.reports import plot_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CONTEXT = "context"  # name of the folder of the receptive fields, and of the picture that shows them
+COLORS, MARKERS = 10, "osD^v"  # matplotlib's colors before they repeat; then the marker changes
+COLUMNS = 3  # of receptive fields
+DECADES = 5  # of the gradient, from the largest one off the middle down to black
+
+
+def draw(study: Study, path: Path) -> Path:
+    """Draw the first metric of each data set, see :func:`draw_curves`."""
+    return draw_curves([(study, m) for m in study.measures if m[1] == study.measures[0][1]], path)
+
+
+def draw_curves(rows: list[tuple[Study, tuple[str, str]]], path: Path) -> Path:
+    """Draw data sets with metrics against minutes and against the operations of the training, a row each, as PNG."""
+    figure = _figure(11, 3.8 * len(rows))
+    all_panels = figure.subplots(len(rows), 2, squeeze=False, sharey="row")
+    for (study, measure), panels in zip(rows, all_panels, strict=True):
+        for number, network in enumerate(study.networks):
+            _draw_network(study, network.name, measure, panels, _marker(number))
+        panels[0].set_ylabel(plot_text(": ".join(measure)))
+        panels[0].set_xlabel("minutes of a quiet machine")
+        panels[1].set_xlabel("operations of the training")
+        panels[0].set_xscale("log")
+        panels[0].set_xticks(study.minutes, [f"{minutes:g}" for minutes in study.minutes])
+        panels[0].minorticks_off()
+        panels[1].set_xscale("log")
+        for panel in panels:
+            panel.grid(alpha=0.25)
+    all_panels[0, 0].legend(fontsize="small")
+    bars = f"Bars: 95% interval of the difference to {plot_text(rows[0][0].networks[0].name)}. Dots: seeds."
+    figure.supxlabel(bars, fontsize="small")
+    return _save(figure, path)
+
+
+def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any, marker: str) -> None:
+    """A line through the means; its bars are the interval of the difference to the first one, small dots the seeds."""
+    found = [(minutes, rows) for minutes in study.minutes if (rows := study.rows_by_seed(name, minutes, measure))]
+    means = [study.mean(name, minutes, measure) for minutes, _ in found]
+    differences = [study.difference(name, minutes, measure) for minutes, _ in found]
+    bars = [
+        (d.mean - d.low, d.high - d.mean) if d and d.low is not None and d.high is not None else (0.0, 0.0)
+        for d in differences
+    ]
+    label = plot_text(name)
+    for panel, of in ((panels[0], lambda row: row.minutes), (panels[1], lambda row: row.operations)):
+        places = [of(next(iter(rows.values()))) for _, rows in found]
+        if None in places:
+            continue
+        line = panel.errorbar(places, means, yerr=np.array(bars).T, label=label, marker=marker, markersize=4, capsize=2)
+        dots = [(of(row), fmean(row.values.values())) for _, rows in found if len(rows) > 1 for row in rows.values()]
+        if dots:
+            panel.plot(*zip(*dots, strict=True), ".", color=line[0].get_color(), markersize=4, alpha=0.6)
+
+
+def write_field(field: np.ndarray, path: Path) -> None:
+    """Write a receptive field (H, W) as an 8-bit PNG: the logarithm of it, divided by its largest value off the middle.
+
+    White is that largest value, black 10**-:data:`DECADES` of it or less; each step between is a fiftieth of a decade.
+    The middle pixel is left out, which is black.
+    """
+    shown = field.astype(np.float64)
+    shown[shown.shape[0] // 2, shown.shape[1] // 2] = 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        level = 1 + np.log10(shown / shown.max()) / DECADES
+    image = Image.fromarray(np.round(255 * np.nan_to_num(level, nan=0, neginf=0).clip(0, 1)).astype(np.uint8))
+    with atomic_paths([path]) as [part]:
+        image.save(part, format="png")
+
+
+def copy_field(source: Path, target: Path) -> None:
+    """Copy what :func:`write_field` wrote. Raises UserError: it cannot be read."""
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise UserError(f"{source}: the receptive field cannot be read: {error.strerror}") from error
+    with atomic_paths([target]) as [part]:
+        part.write_bytes(content)
+
+
+def draw_context(uses: dict[str, ContextUse], fields: Path, path: Path) -> Path:
+    """Draw the receptive fields, the PSNR of the middle by the size of the crop, and by label what the largest gains.
+
+    Args:
+        uses: competitor -> how much of a picture it uses.
+        fields: folder with the PNG of each that :func:`write_field` wrote.
+        path: of the picture.
+
+    Raises:
+        UserError: one of the PNGs cannot be read.
+    """
+    rows = -(-len(uses) // COLUMNS)
+    figure = _figure(11, 3.5 * rows + 4.2)
+    top, bottom = figure.subfigures(2, height_ratios=[3.5 * rows, 4.2])
+    panels = top.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for panel in panels:
+        panel.set_axis_off()
+    for (name, use), panel in zip(uses.items(), panels, strict=False):
+        level = _read_field(fields / f"{name}.png") / 255
+        shown = panel.imshow(DECADES * (level - 1), vmin=-DECADES, vmax=0, cmap="inferno")
+        panel.set_title(f"{plot_text(name)}: 90% within {use.radius[90]} px", fontsize="medium")
+    top.colorbar(shown, ax=panels.tolist(), label="gradient of the middle pixel, relative, log10", shrink=0.8)
+    _draw_gains(uses, *bottom.subplots(1, 2, width_ratios=[2, 3]))
+    return _save(figure, path)
+
+
+def _read_field(file: Path) -> np.ndarray:
+    try:
+        with Image.open(file) as image:
+            return np.asarray(image.convert("L"), dtype=np.float64)
+    except OSError as error:
+        raise UserError(f"{file}: the receptive field cannot be read: {error.strerror or error}") from error
+
+
+def _draw_gains(uses: dict[str, ContextUse], by_size: Any, by_label: Any) -> None:
+    """PSNR against the side of the crop; and for each label what the largest crop gains over the smallest."""
+    for number, (name, use) in enumerate(uses.items()):
+        style = {"marker": _marker(number), "markersize": 4, "label": plot_text(name)}
+        sizes = list(use.psnr)
+        by_size.plot(sizes, list(use.psnr.values()), **style)
+        gains = {label: psnr[sizes[-1]] - psnr[sizes[0]] for label, psnr in use.by_label.items()}
+        by_label.plot(list(gains.values()), [plot_text(label) for label in gains], linestyle="", **style)
+    by_size.set_xscale("log")
+    by_size.set_xticks(sizes, [str(size) for size in sizes])
+    by_size.minorticks_off()
+    by_size.set_xlabel("side of the crop, pixels")
+    by_size.set_ylabel(f"PSNR of its middle {sizes[0]}x{sizes[0]}, dB")
+    by_label.set_xlabel(f"dB that {sizes[-1]}x{sizes[-1]} pixels gain over {sizes[0]}x{sizes[0]}")
+    by_label.axvline(0, color="gray", linewidth=0.8)
+    by_label.legend(fontsize="small")
+    for panel in (by_size, by_label):
+        panel.grid(alpha=0.25)
+
+
+def _marker(number: int) -> str:
+    return MARKERS[number // COLORS % len(MARKERS)]
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # no pyplot, which would look for a display
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with atomic_paths([path]) as [part]:
+        figure.savefig(part, dpi=110, format="png")
+    return path

@@ -1,0 +1,189 @@
+"""The pages of studies from their values alone: tables, pictures, and the parts of one study put together."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from restormixer_arch import cli
+from restormixer_arch.compare import results, study, study_page, study_plots
+
+
+def example(points):
+    """A study of two networks on one picture; ``points`` are minutes -> the second one's lead in dB."""
+    common = {"manual_seed": 1, "iterations": 1, "operations": 1.0, "dataset": "d", "metric": "psnr"}
+    rows = [
+        study.Row(competitor=name, minutes=minutes, values={"a": 30 + lead, "b": 20 + lead}, **common)
+        for minutes, ahead in points.items()
+        for name, lead in (("first", 0.0), ("second", ahead))
+    ]
+    costs = {
+        "arch": "x",
+        "arguments": {},
+        "lr": 1.0,
+        "step_seconds": 1.0,
+        "parameters": 1,
+        "flops": 2e9,
+        "latency": 0.1,
+    }
+    networks = [study.Network(name=name, **costs) for name in ("first", "second")]
+    metrics = {"psnr": results.Metric(type="calculate_psnr")}
+    inputs = {"d": {"psnr": 12.0}}
+    return study.Study(name="s", machine={}, networks=networks, metrics=metrics, inputs=inputs, rows=rows)
+
+
+def test_where_two_networks_change_places():
+    """From +1 at 6 minutes to -1 at 24 the middle on a log scale is 12 minutes."""
+    crossed = example({6: 1.0, 24: -1.0, 96: -3.0})
+    assert study_page.crossings(crossed, ("d", "psnr")) == ["- second and first change places at about 12 minutes."]
+    assert study_page.crossings(example({6: 1.0, 24: 2.0}), ("d", "psnr")) == []
+    unsure = example({6: 1.0, 24: 0.5, 96: -1.0})
+    unsure.rows[3].values["b"] -= 1  # at 24 minutes +0.5 on one picture, -0.5 on the other: from 6 to 96, in the middle
+    assert study_page.crossings(unsure, ("d", "psnr")) == ["- second and first change places at about 24 minutes."]
+    page = study_page.markdown(crossed)
+    assert "| second | 26.00; +1.00 (+1.00 to +1.00) | 24.00; -1.00 (-1.00 to -1.00) |" in page
+    assert "| input | 12.00 | 12.00 | 12.00 |" in page
+
+
+def test_a_page_of_several_studies(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text(example({6: 1.0, 24: -1.0}).model_dump_json(), encoding="utf-8")
+    files = [str(tmp_path / f"{name}.json") for name in ("a", "b")]
+    assert cli.main(["compare", "--pages", *files, "--out", str(tmp_path / "out")]) == 0
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"a.md", "a.png", "b.md", "b.png", "studies.png"}
+    assert set(capsys.readouterr().out.split()) == {str(tmp_path / "out" / name) for name in written}
+
+
+@pytest.mark.parametrize("names", [["a/study", "b/study"], ["a/x", "b/studies"]])
+def test_a_page_does_not_take_the_place_of_another(tmp_path, capsys, names):
+    files = [tmp_path / f"{name}.json" for name in names]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(example({6: 1.0}).model_dump_json(), encoding="utf-8")
+    assert cli.main(["compare", "--pages", *map(str, files), "--out", str(tmp_path / "out")]) == 2
+    stem = files[1].stem
+    wanted = f"basicsr: error: {files[1]}: another page would be named {stem!r} too; give the file another name\n"
+    assert capsys.readouterr().err == wanted and not (tmp_path / "out").exists()
+    # Alone it is in nobody's way.
+    assert cli.main(["compare", "--pages", str(files[1]), "--out", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{}", "study.json: name: Field required, expected results of basicsr compare"),
+        (b"\xff", "study.json: the file: Invalid JSON: expected value at line 1 column 1, expected results of basicsr"),
+        (None, "study.json: cannot be read: No such file or directory"),
+    ],
+)
+def test_a_file_that_is_no_study_is_one_line(tmp_path, capsys, content, message):
+    file = tmp_path / "study.json"
+    if content is not None:
+        file.write_bytes(content)
+    assert cli.main(["compare", "--pages", str(file), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"basicsr: error: {tmp_path / message}") and not (tmp_path / "out").exists()
+
+
+def test_pictures_of_one_photograph_count_as_one():
+    """Two photographs under two labels each: the interval is that of two values, not of four."""
+    both = example({6: 0.0})
+    both.rows[0].values = {f"{photo}_{label}": 30.0 for photo in "ab" for label in ("rain", "low_haze")}
+    both.rows[1].values = {"a_rain": 31.0, "a_low_haze": 33.0, "b_rain": 29.0, "b_low_haze": 31.0}
+    found = both.difference("second", 6, ("d", "psnr"))
+    assert found.mean == 1.0 and found.high == pytest.approx(1 + stats.t.ppf(0.975, 1))
+
+
+def use(gain):
+    """What a network uses of a picture: ``gain`` dB more in the larger crop."""
+    psnr = {8: 20.0, 16: 20.0 + gain}
+    return study.ContextUse(psnr=psnr, by_label={"rain": psnr}, radius={50: 1, 90: 2, 99: 3})
+
+
+def write_part(folder, part, field=None):
+    """Write the folder of a part of a study; the receptive field of each network is that array."""
+    (folder / "context").mkdir(parents=True)
+    (folder / "study.json").write_text(part.model_dump_json(), encoding="utf-8")
+    for name in part.context:
+        study_plots.write_field(field, folder / "context" / f"{name}.png")
+    return str(folder)
+
+
+def parts_of_a_study(tmp_path):
+    """Both networks after 6 minutes; the first one after 24; the second one after 24, with another latency."""
+    whole = example({6: 1.0, 24: -1.0})
+    short, first, second = (whole.model_copy(deep=True) for _ in range(3))
+    short.rows, first.rows, second.rows = whole.rows[:2], whole.rows[2:3], whole.rows[3:]
+    first.networks, second.networks = whole.networks[:1], [whole.networks[1].model_copy(update={"latency": 9.0})]
+    short.context, first.context, second.context = {"second": use(9)}, {"first": use(1)}, {"second": use(2)}
+    fields = [np.full((5, 5), value) for value in (1.0, 2.0, 3.0)]
+    for field in fields:
+        field[0, 0] /= 10
+    folders = [tmp_path / name for name in ("short", "first", "second")]
+    return whole, [write_part(*each) for each in zip(folders, (short, second, first), fields, strict=True)]
+
+
+def test_parts_of_a_study_make_the_whole(tmp_path, capsys):
+    whole, folders = parts_of_a_study(tmp_path)
+    out = tmp_path / "out"
+    assert cli.main(["compare", "--join", *folders, "--out", str(out)]) == 0
+    joined = study.Study.model_validate_json((out / "study.json").read_text(encoding="utf-8"))
+    assert list(joined.context) == ["first", "second"]
+    assert [joined.context[name].psnr[16] for name in joined.context] == [21, 22]  # after 24 minutes
+    assert joined.networks == whole.networks and joined.minutes == [6, 24]
+    for network in whole.networks:
+        for minutes in whole.minutes:
+            wanted = whole.rows_by_seed(network.name, minutes, ("d", "psnr"))
+            assert joined.rows_by_seed(network.name, minutes, ("d", "psnr")) == wanted
+    written = {str(path.relative_to(out)) for path in out.rglob("*.*")}
+    assert written == {
+        "study.json", "study.md", "study.png", "context.png", "context/first.png", "context/second.png"
+    }  # fmt: skip
+    assert len(capsys.readouterr().out.split()) == 4
+    page = (out / "study.md").read_text(encoding="utf-8")
+    assert "| first | 30" not in page and "25.00 | 25.00" in page and "-1.00 (-1.00 to -1.00)" in page
+    assert cli.main(["compare", "--join", *folders, "--out", str(out)]) == 2  # nothing is overwritten
+    assert f"--out: {str(out / 'study.json')!r} already exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda part: part.rows.append(example({6: 1.0}).rows[1]), "second, 6 minutes, manual_seed 1 is in "),
+        (lambda part: setattr(part, "name", "t"), "differs from {first} in its name: they are not parts of one study"),
+        (lambda part: part.networks[0].arguments.update(width=2), "differs from {first} in arguments of second:"),
+        (lambda part: part.inputs["d"].update(psnr=12.02), "differs from {first} in the inputs of d:"),
+        (lambda part: part.rows[0].values.update(c=1.0), "differs from {first} in the pictures:"),
+        (lambda part: part.metrics.update(ssim=part.metrics["psnr"]), "differs from {first} in its metrics:"),
+    ],
+)
+def test_what_is_no_part_of_the_study_is_one_line(tmp_path, capsys, change, message):
+    _, folders = parts_of_a_study(tmp_path)
+    file = tmp_path / "first" / "study.json"
+    part = study.Study.model_validate_json(file.read_text(encoding="utf-8"))
+    change(part)
+    file.write_text(part.model_dump_json(), encoding="utf-8")
+    assert cli.main(["compare", "--join", *folders, "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    message = message.format(first=tmp_path / "short" / "study.json")
+    assert line.startswith(f"basicsr: error: {file}: {message}") and not (tmp_path / "out").exists()
+
+
+def test_a_missing_receptive_field_is_one_line(tmp_path, capsys):
+    _, folders = parts_of_a_study(tmp_path)
+    field = tmp_path / "first" / "context" / "second.png"
+    field.unlink()
+    assert cli.main(["compare", "--join", *folders, "--out", str(tmp_path / "out")]) == 2
+    wanted = f"basicsr: error: {field}: the receptive field cannot be read: No such file or directory\n"
+    assert capsys.readouterr().err == wanted
+
+
+def test_a_receptive_field_as_a_picture(tmp_path):
+    """White is the largest gradient off the middle, which is left out; a tenth of it is one of five decades darker."""
+    field = np.zeros((3, 3))
+    field[1] = 2.0, 50.0, 0.2
+    field[0] = 2e-5, 2e-9, 0.0
+    study_plots.write_field(field, tmp_path / "f.png")
+    with Image.open(tmp_path / "f.png") as image:
+        assert np.asarray(image).tolist() == [[0, 0, 0], [255, 0, 204], [0, 0, 0]]
