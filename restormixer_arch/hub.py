@@ -171,24 +171,9 @@ def locate(
     Raises:
         UserError: there is no such file, or it cannot be fetched.
     """
-    path = user_path(name)
-    if path.is_file() or (path / WEIGHTS).is_file():
-        return path if path.is_file() else path / WEIGHTS
-    repo_id = path.as_posix()
-    if path.is_dir():
-        raise UserError(f"{name}: this folder holds no {WEIGHTS}")
-    if path.exists():
-        raise UserError(f"{name}: {SPECIAL_FILE}")
-    if path.is_symlink():
-        raise UserError(f"{name}: {not_found(path)}")
-    near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-    if path.suffix.lower() in SUFFIXES or not REPOSITORY.fullmatch(repo_id):
-        raise UserError(f"{name}: no such file of weights.{did_you_mean(path.name, near)}")
-    if hint := did_you_mean(path.name, [other for other in near if _may_hold_weights(path.with_name(other))]):
-        raise UserError(
-            f"{name}: no such file or folder of weights in {str(path.parent)!r} here, and so not looked for on the "
-            f"Hugging Face Hub.{hint}"
-        )
+    if found := find_here(name):
+        return found
+    repo_id = user_path(name).as_posix()
     with _errors_of_the_hub(repo_id, "fetched"):
         note(f"{repo_id}: no such file here, looking for it on the Hugging Face Hub")
         from huggingface_hub import hf_hub_download
@@ -201,6 +186,32 @@ def locate(
         except EntryNotFoundError:
             pass  # our weights hold it all
         return Path(file)
+
+
+def find_here(name: str | Path) -> Path | None:
+    """Return the file of the weights that a user named, None where it can only be a repository.
+
+    Raises:
+        UserError: it can be neither.
+    """
+    path = user_path(name)
+    if path.is_file() or (path / WEIGHTS).is_file():
+        return path if path.is_file() else path / WEIGHTS
+    if path.is_dir():
+        raise UserError(f"{name}: this folder holds no {WEIGHTS}")
+    if path.exists():
+        raise UserError(f"{name}: {SPECIAL_FILE}")
+    if path.is_symlink():
+        raise UserError(f"{name}: {not_found(path)}")
+    near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+    if path.suffix.lower() in SUFFIXES or not REPOSITORY.fullmatch(path.as_posix()):
+        raise UserError(f"{name}: no such file of weights.{did_you_mean(path.name, near)}")
+    if hint := did_you_mean(path.name, [other for other in near if _may_hold_weights(path.with_name(other))]):
+        raise UserError(
+            f"{name}: no such file or folder of weights in {str(path.parent)!r} here, and so not looked for on the "
+            f"Hugging Face Hub.{hint}"
+        )
+    return None
 
 
 def _may_hold_weights(path: Path) -> bool:

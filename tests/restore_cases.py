@@ -2,6 +2,8 @@
 
 import cv2
 import numpy as np
+from PIL import Image
+from tiny_network import save_tiny
 
 from restormixer_arch import cli
 
@@ -12,3 +14,21 @@ ARGUMENTS = ["--weights", "w.safetensors", "--device", "cpu"]
 
 def run(*arguments):
     return cli.main(["restore", *arguments, *ARGUMENTS])
+
+
+def run_in_tiles(*arguments):
+    return cli.main(["restore", *arguments, "--tile", "192"])
+
+
+def make_place(folder):
+    """A folder with two pictures, one in a sub-folder, and weights."""
+    (folder / "in/sub").mkdir(parents=True)
+    Image.fromarray(RGB).save(folder / "in/a.png")
+    Image.fromarray(RGB[:, ::-1]).save(folder / "in/sub/b.png")
+    save_tiny(folder / "w.safetensors")
+    return folder
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)

@@ -11,7 +11,7 @@ import torch
 
 import restormixer_arch
 from restormixer_arch.errors import UserError
-from restormixer_arch.inference.weights import shipped_tasks
+from restormixer_arch.inference.shipped import shipped_tasks
 
 spandrel = pytest.importorskip("spandrel")
 
@@ -112,7 +112,7 @@ def test_an_interruption_stops_it(node, comfy):
 
 
 def test_comfyuis_own_loader_knows_the_weights_afterwards(node):
-    from restormixer_arch.inference.weights import shipped_weights
+    from restormixer_arch.inference.shipped import shipped_weights
 
     model = spandrel.ModelLoader().load_from_file(shipped_weights("mixed"))
     assert model.architecture.id == "RestorMixer"

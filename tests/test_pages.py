@@ -14,7 +14,7 @@ from video_cases import write_video
 
 from restormixer_arch import RestorMixer, cli
 from restormixer_arch.config.check import read_option_file
-from restormixer_arch.inference.weights import shipped_weights
+from restormixer_arch.inference.shipped import shipped_weights
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("", "data", "options", "restormixer_arch")

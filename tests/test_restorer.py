@@ -10,7 +10,7 @@ from torch import nn
 
 from restormixer_arch import RestorMixer
 from restormixer_arch.errors import UserError
-from restormixer_arch.inference import weights
+from restormixer_arch.inference import shipped, weights
 from restormixer_arch.inference.restorer import (
     Restorer,
     load_restorer,
@@ -19,7 +19,8 @@ from restormixer_arch.inference.restorer import (
     restore_batch,
     restorer_of_options,
 )
-from restormixer_arch.inference.weights import load_network, shipped_weights
+from restormixer_arch.inference.shipped import shipped_weights
+from restormixer_arch.inference.weights import load_network
 from restormixer_arch.memory import held_bytes
 from restormixer_arch.weight_options import add_stamp
 
@@ -293,7 +294,7 @@ def test_other_weights_are_refused(tmp_path):
 
 
 def test_installed_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "SHIPPED", tmp_path)
+    monkeypatch.setattr(shipped, "SHIPPED", tmp_path)
     with pytest.raises(
         UserError,
         match="--task: no weights for 'derain'; this installation has no weights at all. Name a file by --weights",
@@ -311,7 +312,7 @@ def test_installed_weights(tmp_path, monkeypatch):
 def test_weights_lie_in_the_package():
     import restormixer_arch
 
-    assert weights.SHIPPED.parent.samefile(restormixer_arch.__path__[0]) and weights.SHIPPED.name == "weights"
+    assert shipped.SHIPPED.parent.samefile(restormixer_arch.__path__[0]) and shipped.SHIPPED.name == "weights"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])

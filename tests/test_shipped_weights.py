@@ -14,7 +14,8 @@ import restormixer_arch
 from restormixer_arch.data.degradations.compose import add_composition, compositions_of
 from restormixer_arch.data.images.picture import read_picture
 from restormixer_arch.data.preparation.sub_images import reduce_image
-from restormixer_arch.inference.weights import BF16_TASKS, SHIPPED, load_network, shipped_tasks, shipped_weights
+from restormixer_arch.inference.shipped import BF16_TASKS, SHIPPED, shipped_tasks, shipped_weights
+from restormixer_arch.inference.weights import load_network
 
 PHOTOGRAPHS = ("budgie-backgrounds__perched-osprey", "budgie-backgrounds__roman-colosseum")
 

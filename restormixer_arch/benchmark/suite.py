@@ -16,7 +16,7 @@ from restormixer_arch import __version__
 from restormixer_arch.benchmark.networks import COMPETITORS, SMALL, missing
 from restormixer_arch.benchmark.tables import BUSY, OURS, OWN_MALLOC, RIVAL, SMALL_STEP
 from restormixer_arch.errors import UserError
-from restormixer_arch.inference.weights import shipped_tasks
+from restormixer_arch.inference.shipped import shipped_tasks
 from restormixer_arch.processes import run_in_process
 from restormixer_arch.selective_scan import available_backends, backend_report
 

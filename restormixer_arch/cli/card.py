@@ -10,7 +10,7 @@ from pathlib import Path
 from restormixer_arch.cli.parsing import Parser, add_output, check_new_file
 from restormixer_arch.config.check import NoDataSet, read_request
 from restormixer_arch.errors import UserError, did_you_mean
-from restormixer_arch.inference.weights import SHIPPED, shipped_tasks
+from restormixer_arch.inference.shipped import SHIPPED, shipped_tasks
 from restormixer_arch.output import note, say, write_text_atomically
 
 PUBLISHED = SHIPPED / "published.tsv"
@@ -177,7 +177,8 @@ def _published_cell(row: Mapping[str, str] | None) -> str:
 
 
 def _parameters(task: str) -> str:
-    from restormixer_arch.inference.weights import load_network, shipped_weights
+    from restormixer_arch.inference.shipped import shipped_weights
+    from restormixer_arch.inference.weights import load_network
 
     count = sum(parameter.numel() for parameter in load_network(shipped_weights(task)).parameters())
     return f"{count / 1e6:.2f} M"

@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> int:
 
 def _choices(args: argparse.Namespace) -> dict[str, str | Path]:
     """What can be picked on the page and its weights, the first of them at first."""
-    from restormixer_arch.inference.weights import DEFAULT_TASK, shipped_tasks, shipped_weights
+    from restormixer_arch.inference.shipped import DEFAULT_TASK, shipped_tasks, shipped_weights
 
     if args.weights:
         return {Path(args.weights).stem: args.weights}

@@ -38,6 +38,7 @@ from restormixer_arch.inference.files import (
 )
 from restormixer_arch.inference.jobs import Job, find_jobs, make_folder
 from restormixer_arch.inference.shards import device_of_process, parse_shard, shard_of_process, wait_for_all
+from restormixer_arch.inference.shipped import AUTO, DEFAULT_TASK, shipped_weights
 from restormixer_arch.output import complain, is_first_process, note, printable, say
 
 if TYPE_CHECKING:
@@ -175,6 +176,8 @@ def run(arguments: list[str]) -> int:
                         left_out[outcome.kind, text] += 1
         except KeyboardInterrupt:
             stopped = True
+    else:
+        check_weights(args)
     for kind in sorted({kind for kind, _ in left_out}):
         texts = [f"{text} ({number} files)" for (of, text), number in left_out.items() if of == kind]
         note(f"{kind}: left out {', '.join(text.replace(' (1 files)', '') for text in texts)}", any_process=True)
@@ -222,6 +225,17 @@ def _stop_by_signals() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
+def check_weights(args: argparse.Namespace) -> None:
+    """Raise UserError: ``--weights`` or ``--task`` names nothing that exists; a hub is not asked."""
+    if args.weights is None:
+        if args.task not in (None, AUTO):
+            shipped_weights(args.task)
+    elif not args.weights.is_file():
+        from restormixer_arch.hub import find_here  # takes a second, for torch
+
+        find_here(args.weights)
+
+
 def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> Restorer | AutoRestorer:
     """Load ``weights``, or else ``--weights`` or ``--task``, with the settings of the command line.
 
@@ -231,7 +245,6 @@ def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> 
         UserError: the device, the weights or a setting cannot be used.
     """
     from restormixer_arch.inference.restorer import check_settings, load_restorer, pick_device
-    from restormixer_arch.inference.weights import AUTO, DEFAULT_TASK, shipped_weights
 
     device = pick_device(args.device, weights or args.weights or "")  # a mistake here is reported before any other
     if args.task == AUTO and weights is None:

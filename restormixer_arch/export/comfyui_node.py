@@ -21,7 +21,7 @@ from torch import Tensor
 
 from restormixer_arch.export.spandrel_adapter import register
 from restormixer_arch.inference.restorer import Restorer, load_restorer
-from restormixer_arch.inference.weights import DEFAULT_TASK, shipped_tasks, shipped_weights
+from restormixer_arch.inference.shipped import DEFAULT_TASK, shipped_tasks, shipped_weights
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
 

@@ -14,7 +14,7 @@ from restormixer_arch.data.images.picture import read_picture
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.jobs import Job
 from restormixer_arch.inference.restorer import WHITE, Progress, Restorer, no_progress
-from restormixer_arch.inference.weights import shipped_weights
+from restormixer_arch.inference.shipped import shipped_weights
 
 FRAMES, STEP = 5, 8  # how many frames of a video are looked at, and how far they lie apart
 

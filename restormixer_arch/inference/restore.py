@@ -27,7 +27,7 @@ from restormixer_arch.inference.restorer import (
     no_progress,
     pick_device,
 )
-from restormixer_arch.inference.weights import DEFAULT_TASK, shipped_weights
+from restormixer_arch.inference.shipped import DEFAULT_TASK, shipped_weights
 from restormixer_arch.memory import parse_bytes
 from restormixer_arch.output import user_path
 

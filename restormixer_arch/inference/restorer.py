@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.onnx_network import OnnxNetwork, is_onnx
+from restormixer_arch.inference.shipped import suits_bf16
 from restormixer_arch.inference.tile_memory import MEDIUM, TileMemory, measure_tile_memory
 from restormixer_arch.inference.tiles import ALIGNMENT, DEFAULT_OVERLAP, overlap_for, restore_tiles
-from restormixer_arch.inference.weights import load_network, suits_bf16
+from restormixer_arch.inference.weights import load_network
 from restormixer_arch.memory import held_bytes, is_out_of_memory, parse_bytes, release_freed_memory
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

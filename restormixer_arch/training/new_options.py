@@ -18,7 +18,7 @@ import yaml
 from restormixer_arch.config.check import Request, check_options, read_option_file
 from restormixer_arch.config.yaml_file import load_yaml
 from restormixer_arch.errors import UserError
-from restormixer_arch.inference.weights import shipped_weights
+from restormixer_arch.inference.shipped import shipped_weights
 from restormixer_arch.models.memory import OutOfMemory
 from restormixer_arch.output import note, shell_join, write_text_atomically
 from restormixer_arch.training.dry_run import measure

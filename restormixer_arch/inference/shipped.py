@@ -1,0 +1,37 @@
+"""The weights that are installed with the package; found without importing torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from restormixer_arch.errors import UserError, did_you_mean
+
+SHIPPED = Path(__file__).parents[1] / "weights"  # the weights that are installed with the package
+PREFIX = "restormixer_s_"
+DEFAULT_TASK, AUTO = "derain", "auto"
+BF16_TASKS = ("derain", "mixed", "sr_x2", "sr_x3", "sr_x4")  # lose less than 0.02 dB in bfloat16 on the samples
+
+
+def shipped_tasks() -> list[str]:
+    """Return the tasks with installed weights, in alphabetical order."""
+    return sorted(file.stem.removeprefix(PREFIX) for file in SHIPPED.glob(f"{PREFIX}*.safetensors"))
+
+
+def shipped_weights(task: str) -> Path:
+    """Return the file of the installed weights for a task.
+
+    Raises:
+        UserError: there are none; the message lists the tasks that have weights.
+    """
+    path, tasks = SHIPPED / f"{PREFIX}{task}.safetensors", shipped_tasks()
+    if path.is_file():
+        return path
+    if task == AUTO:
+        raise UserError(f"--task: {AUTO!r} is for 'basicsr restore'; expected one of {', '.join(tasks)}")
+    there = f"installed are: {', '.join(tasks)}" if tasks else "this installation has no weights at all"
+    raise UserError(f"--task: no weights for {task!r}; {there}.{did_you_mean(task, tasks)} Name a file by --weights")
+
+
+def suits_bf16(path: Path) -> bool:
+    """Return whether these are installed weights that lose less than 0.02 dB in bfloat16; False for any other file."""
+    return path.parent == SHIPPED and path.stem.removeprefix(PREFIX) in BF16_TASKS
