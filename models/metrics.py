@@ -72,6 +72,24 @@ def measure(
     return values
 
 
+def enlarge(lq: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return an input at the size of its restoration, by MATLAB's bicubic kernel, as in published tables.
+
+    torch's bicubic interpolation without ``antialias`` has another kernel (a = -0.75 in place of -0.5), and a PSNR that
+    is 0.15 to 0.3 dB higher on Set5.
+
+    Args:
+        lq: (B, C, h, w) float in [0, 1].
+        size: (H, W) of the restoration.
+
+    Returns:
+        (B, C, H, W), not clamped; ``lq`` itself where it has that size.
+    """
+    if lq.shape[-2:] == size:
+        return lq
+    return F.interpolate(lq, size=size, mode="bicubic", align_corners=False, antialias=True)
+
+
 def _check_size(size: tuple[int, int], options: Mapping[str, Any]) -> None:
     """Refuse images of (height, width) of which too little is left between the borders, by whatever metric."""
     border = options.get("crop_border", 0)

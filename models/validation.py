@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, tensor2img
@@ -30,7 +29,7 @@ from restormixer_arch.data.images.opencv import write_png
 from restormixer_arch.data.pairing import result_names
 from restormixer_arch.errors import UserError
 from restormixer_arch.models.label_results import OTHER, LabelResults, report_by_label
-from restormixer_arch.models.metrics import measure
+from restormixer_arch.models.metrics import enlarge, measure
 from restormixer_arch.models.shape_errors import explain_misfit
 from restormixer_arch.output import user_path
 from restormixer_arch.protocol import MeasuresInputs
@@ -293,8 +292,7 @@ def _restore(model: Any, item: dict[str, Any]) -> dict[str, Tensor]:
 
 def _enlarged_input(visuals: dict[str, Tensor]) -> Tensor:
     """The input itself, enlarged where the task is super-resolution."""
-    lq, size = visuals["lq"], visuals["result"].shape[-2:]
-    return lq if lq.shape[-2:] == size else F.interpolate(lq, size=size, mode="bicubic", align_corners=False)
+    return enlarge(visuals["lq"], visuals["result"].shape[-2:])
 
 
 def _image_path(model: Any, dataset: str, stem: str, current_iter: int | str) -> str:

@@ -19,6 +19,7 @@ from restormixer_arch.models import metrics
 register.register()
 
 from basicsr.metrics import calculate_metric  # noqa: E402 - BasicSR can be imported only now
+from basicsr.utils.matlab_functions import imresize  # noqa: E402
 
 NAMES = [
     "calculate_psnr_y_matlab",
@@ -27,6 +28,18 @@ NAMES = [
     "calculate_ssim_skimage",
     "calculate_ssim_pooled",
 ]
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_inputs_are_enlarged_as_in_matlab(scale):
+    """Away from the edges, where MATLAB repeats pixels in mirror order, it is BasicSR's imresize."""
+    image = noisy_pair(20)[0].astype(np.float32) / 255
+    lq = torch.from_numpy(image).permute(2, 0, 1)[None]
+    size = (scale * image.shape[0], scale * image.shape[1])
+    enlarged = metrics.enlarge(lq, size)[0].permute(1, 2, 0).numpy()
+    inner = np.s_[2 * scale : -2 * scale, 2 * scale : -2 * scale]
+    np.testing.assert_allclose(enlarged[inner], imresize(image, scale)[inner], atol=1e-5)
+    assert metrics.enlarge(lq, image.shape[:2]) is lq
 
 
 def noisy_pair(sigma, shape=(64, 80, 3), seed=0):

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from basicsr.utils import tensor2img
 from torch import Tensor, nn
 
 from restormixer_arch.config.rules import expand_paths
 from restormixer_arch.data.images.opencv import write_png
 from restormixer_arch.errors import UserError
-from restormixer_arch.models.metrics import measure
+from restormixer_arch.models.metrics import enlarge, measure
 from restormixer_arch.training.loader import build_dataset
 
 INPUT, TRUTH, RESTORED = "input", "truth", "restored"
@@ -46,7 +45,8 @@ def measure_pictures(
         where, rows = options["datasets"][phase]["name"], []
         for picture, item in items(dataset):
             lq, gt = item["lq"][None], item.get("gt")
-            restored = _enlarge(lq, scale) if network is None else _restore(network, lq.to(device))
+            large = (scale * lq.shape[-2], scale * lq.shape[-1])
+            restored = enlarge(lq, large) if network is None else _restore(network, lq.to(device))
             image = tensor2img([restored.nan_to_num(0.0)])  # as BasicSR's models write and measure it
             truth = None if gt is None else tensor2img([gt[None]])
             if truth is not None and truth.shape != image.shape:
@@ -85,10 +85,6 @@ def items(dataset: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         stem = item.get("result_name", Path(item["lq_path"]).stem)
         seen[stem] = seen.get(stem, 0) + 1
         yield (stem if seen[stem] == 1 else f"{stem}~{seen[stem]}"), item
-
-
-def _enlarge(lq: Tensor, scale: int) -> Tensor:
-    return lq if scale == 1 else F.interpolate(lq, scale_factor=scale, mode="bicubic", align_corners=False)
 
 
 def _restore(network: nn.Module, lq: Tensor) -> Tensor:
