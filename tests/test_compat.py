@@ -213,9 +213,9 @@ def test_what_an_optimizer_refuses_is_one_line():
 def loads():
     """A function that loads a file into a new linear layer of a model, and returns the layer."""
 
-    def load(path, key="params", given=None, strict=True):
+    def load(path, key="params", given=None, strict=True, is_train=True):
         model = BaseModel(
-            {"num_gpu": 0, "is_train": True, "dist": False, "path": {"param_key_d": given} if given else {}}
+            {"num_gpu": 0, "is_train": is_train, "dist": False, "path": {"param_key_d": given} if given else {}}
         )
         model.net_d = torch.nn.Linear(2, 1)
         model.load_network(model.net_d, path, strict, key)
@@ -272,6 +272,17 @@ def test_a_parameter_key_that_was_asked_for_must_be_there(loads, tmp_path, monke
     torch.save({"params": {}, "state_dict": state}, path)  # an empty entry is none
     loads(path, "params")
     assert logged[1:] == [f"Loading Linear from {path}, parameter key state_dict."]
+
+
+def test_a_test_says_that_there_are_averaged_weights_too(loads, tmp_path, monkeypatch):
+    path, state, logged = tmp_path / "x.pth", torch.nn.Linear(2, 1).state_dict(), []
+    torch.save({"params": state, "params_ema": state}, path)
+    monkeypatch.setattr("basicsr.utils.get_root_logger", lambda: SimpleNamespace(info=logged.append))
+    for key, given, is_train in (("params", None, False), ("params", "params", False), ("params", None, True)):
+        loads(path, key, given=given, is_train=is_train)
+    loading = f"Loading Linear from {path}, parameter key params"
+    hint = "; path.param_key_d: params_ema takes the averaged weights, which it has too"
+    assert logged == [f"{loading}{hint}.", f"{loading}.", f"{loading}."]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the patch is for machines without CUDA")

@@ -37,8 +37,10 @@ def load_network(
     bare, section = self.get_bare_model(net), _section(self, net)
     key = f"param_key_{section.removeprefix('network_')}"
     asked = key in self.opt.get("path", {}) and self.opt["path"][key] == param_key
-    state, entry = read_entry(load_path, param_key, f"path.{key}" if asked else None)
+    state, entry, entries = read_entry(load_path, param_key, f"path.{key}" if asked else None)
     shown = f"parameter key {entry}" if entry else "which has no parameter keys"
+    if entry == TRAINED and AVERAGED in entries and not asked and not self.is_train:
+        shown += f"; path.{key}: {AVERAGED} takes the averaged weights, which it has too"
     get_root_logger().info(f"Loading {type(bare).__name__} from {load_path}, {shown}.")
     if isinstance(bare, RestorMixer) and (problem := stamp_problem(bare, state)):
         text = f"{load_path}: its weights {problem}, as {section} says"
@@ -73,7 +75,7 @@ def _section(model: Any, net: nn.Module) -> str:
 
 def read_entry(
     path: str | Path, param_key: str | None, asked_by: str | None = None
-) -> tuple[dict[str, Tensor], str | None]:
+) -> tuple[dict[str, Tensor], str | None, list[str]]:
     """Read weights, and say which entry of the file they are.
 
     Args:
@@ -82,7 +84,7 @@ def read_entry(
         asked_by: the option that names the entry, which must then be there; None where nobody has asked for it.
 
     Returns:
-        The weights, and the name of the entry, None where the file holds nothing but tensors.
+        The weights, the name of their entry, None where the file holds nothing but tensors, and those of all entries.
 
     Raises:
         UserError: as ``read_weights`` does, or the file lacks the entry that was asked for.
@@ -96,4 +98,4 @@ def read_entry(
             f"{asked_by}: {path} has no entry {param_key!r}, it has {', '.join(entries)}."
             f"{did_you_mean(param_key, entries)}"
         )
-    return weights_in(content, place, param_key)
+    return *weights_in(content, place, param_key), entries
