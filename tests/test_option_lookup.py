@@ -1,0 +1,65 @@
+"""Where an option file is looked for: in the working directory, then among those of the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from restormixer_arch.config import yaml_file
+from restormixer_arch.config.check import read_request
+from restormixer_arch.errors import UserError
+
+
+@pytest.fixture
+def package(tmp_path_factory, monkeypatch):
+    """A stand-in for the installed package with one option file and one data folder."""
+    root = tmp_path_factory.mktemp("installed")
+    (root / "options").mkdir()
+    (root / "data/set").mkdir(parents=True)
+    (root / "options/demo.yml").touch()
+    monkeypatch.setattr(yaml_file, "package_folders", lambda top: [root / top])
+    return root
+
+
+def test_files_that_only_the_package_has_are_taken_from_it(folder, package, train_options, capsys):
+    for dataset in train_options["datasets"].values():
+        dataset.update(dataroot_gt="data/set", dataroot_lq="data/set")
+    (package / "options/demo.yml").write_text(yaml.safe_dump(train_options), encoding="utf-8")
+    request = read_request("options/demo.yml", is_train=True)
+    assert request.path == package / "options/demo.yml"
+    assert request.options["datasets"]["val"]["dataroot_lq"] == str(package / "data/set")
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.endswith(": options/demo.yml, data/set\n")
+
+
+def test_the_working_directory_comes_first(folder, package):
+    Path("options").mkdir()
+    Path("options/demo.yml").touch()
+    assert yaml_file.locate_option_file("options/demo.yml") == Path("options/demo.yml")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x.yaml", r"^x\.yaml: no such option file\. Did you mean 'x\.yml'\?$"),
+        (
+            "options/dmo.yml",
+            r"^options/dmo\.yml: no such option file\. Did you mean 'options/demo\.yml', which is inst",
+        ),
+        ("zzzzzz", r"^zzzzzz: no such option file\.$"),
+        (".", r"^\.: is a folder, an option file was expected \(x\.yml\)$"),
+        ("../options/demo.yml", r"no such option file"),
+    ],
+)
+def test_a_missing_option_file_is_named_with_a_close_match(folder, package, name, message):
+    Path("x.yml").touch()
+    with pytest.raises(UserError, match=message):
+        read_request(name, is_train=True)
+
+
+def test_the_real_package_has_option_files():
+    assert yaml_file.find_in_package("options/__init__.py").is_file()
+    assert yaml_file.find_in_package("data/../options") is None
+    assert yaml_file.find_in_package("elsewhere/x.yml") is None
