@@ -43,7 +43,9 @@ def server(tmp_path_factory):
     save_tiny(place / "w.safetensors")
     port = str(free_port())
     command = [sys.executable, "-m", "restormixer_arch.cli", "demo", "--weights", "w.safetensors", "--port", port]
-    variables = {**os.environ, "TMPDIR": str(place / "temporary"), "OMP_NUM_THREADS": "1"}
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+    variables = {**environment, **proxies, "TMPDIR": str(place / "temporary"), "OMP_NUM_THREADS": "1"}
     log = (place / "log").open("w")
     pipes = {"stdout": subprocess.PIPE, "stderr": log, "text": True}
     with log, subprocess.Popen([*command, "--tile", "192"], cwd=place, env=variables, **pipes) as process:
@@ -235,6 +237,10 @@ def test_no_file_is_read_and_no_address_fetched_but_what_was_sent(server, path):
         ({"Host": "evil.example:7860", "Origin": "http://evil.example:7860"}, 403),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://203.0.113.5"}, 403),  # an address is another site as well
+        ({"Host": "localhost:80", "Origin": "http://localhost:3000"}, 403),
+        ({"Host": "localhost", "Origin": "http://localhost:x"}, 403),
+        ({"Host": "localhost", "Origin": "https://localhost"}, 200),
         ({"Host": "127.0.0.1"}, 200),
         ({"Host": "localhost:80", "Origin": "http://localhost"}, 200),
         ({"Host": "[::1]:80"}, 200),
@@ -277,7 +283,7 @@ def test_mistakes(folder, capsys, arguments, message, monkeypatch):
 
 def test_the_help_offers_what_can_be_picked():
     [help] = [action.help for action in demo.parser()._actions if action.dest == "task"]
-    assert help == "installed weights, such as derain (the default)"
+    assert help.startswith("installed weights: derain (default), desnow") and "auto" not in help
 
 
 def test_the_page_takes_all_kinds_that_it_names(server):

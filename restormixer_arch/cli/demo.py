@@ -82,6 +82,7 @@ def _serve(args: argparse.Namespace, tasks: list[str], restorer_for: Callable[[s
     with tempfile.TemporaryDirectory(prefix="restormixer-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # what is uploaded, and what the page shows
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        _ask_no_proxy(args.host)
         from restormixer_arch.cli.demo_page import Page
 
         page = Page(tasks, restorer_for, Path(folder))
@@ -97,6 +98,12 @@ def _serve(args: argparse.Namespace, tasks: list[str], restorer_for: Callable[[s
         finally:
             page.close()
             signal.signal(signal.SIGTERM, before)
+
+
+def _ask_no_proxy(host: str) -> None:
+    """Let gradio ask its own server directly whether it runs, where a proxy is set for other addresses."""
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), *HERE, host]))
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -150,7 +150,7 @@ class LocalRequests:
     """Answers requests for this computer alone: by an address, ``localhost`` or the name that is listened on.
 
     A page of another site can have a name of its own that points here (DNS rebinding); its requests carry that name in
-    ``Host``, or the site in ``Origin``, and are refused.
+    ``Host``, or the site in ``Origin``, which is this page's own otherwise, and are refused.
     """
 
     def __init__(self, app: ASGIApp, host: str) -> None:
@@ -158,17 +158,28 @@ class LocalRequests:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope) if scope["type"] in ("http", "websocket") else {}
-        if all(self._is_here(headers[name]) for name in ("host", "origin") if name in headers):
+        host, origin = headers.get("host"), headers.get("origin")
+        if (host is None or self._is_here(host)) and (origin is None or _place(origin) == _place(f"//{host}", origin)):
             await self.app(scope, receive, send)
         else:
             await PlainTextResponse("This page is for another host.", status_code=403)(scope, receive, send)
 
-    def _is_here(self, place: str) -> bool:
-        name = urlsplit(place if "://" in place else f"//{place}").hostname or ""
+    def _is_here(self, host: str) -> bool:
+        name = urlsplit(f"//{host}").hostname or ""
         try:
             return name in self.names or bool(ip_address(name))
         except ValueError:
             return False
+
+
+def _place(address: str, scheme_of: str = "") -> tuple[str | None, int | None]:
+    """Return the host and port of an address, its port by default that of its own scheme or of another address."""
+    parts = urlsplit(address)
+    default = {"http": 80, "https": 443}.get(parts.scheme or urlsplit(scheme_of).scheme)
+    try:
+        return parts.hostname, parts.port or default
+    except ValueError:  # no number
+        return parts.netloc, None
 
 
 def _refuse_addresses(upload: gr.File) -> None:
