@@ -55,7 +55,7 @@ def test_a_page_of_several_studies(tmp_path, capsys):
     assert set(capsys.readouterr().out.split()) == {str(tmp_path / "out" / name) for name in written}
 
 
-@pytest.mark.parametrize("names", [["a/study", "b/study"], ["a/x", "b/studies"]])
+@pytest.mark.parametrize("names", [["a/x", "b/x"], ["a/x", "b/studies"], ["a/study", "b/s"]])
 def test_a_page_does_not_take_the_place_of_another(tmp_path, capsys, names):
     files = [tmp_path / f"{name}.json" for name in names]
     for file in files:

@@ -151,7 +151,7 @@ def test_a_study_from_its_file_to_its_page(pairs, write, capsys, monkeypatch, tr
     for picture in ("study.png", "context.png"):
         assert (ROOT / picture).read_bytes()[:4] == b"\x89PNG"
     assert cli.main(["compare", "--pages", str(ROOT / "study.json"), "--out", "again"]) == 0
-    assert Path("again/study.md").read_text(encoding="utf-8") == page and Path("again/study.png").is_file()
+    assert Path("again/tiny.md").read_text(encoding="utf-8") == page and Path("again/tiny.png").is_file()
 
     jobs_run.clear()
     assert cli.main(["compare", "-opt", file, "--auto_resume"]) == 0

@@ -65,11 +65,11 @@ def run(arguments: list[str]) -> int:
         write_pages(args.pages, args.out or Path())
         return 0
     if args.join:
-        from restormixer_arch.compare.study_page import write_joined
+        from restormixer_arch.compare.study_page import STUDY, write_joined
 
         out = args.out or Path()
-        if (out / "study.json").exists():
-            raise UserError(f"--out: {str(out / 'study.json')!r} already exists; choose another folder")
+        if (out / STUDY).exists():
+            raise UserError(f"--out: {str(out / STUDY)!r} already exists; choose another folder")
         write_joined(args.join, out)
         return 0
     if args.report:

@@ -14,13 +14,14 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.output import say, write_text_atomically
 from restormixer_arch.training.results import markdown_text
 
+STUDY = "study.json"  # in the folder of its results
 JOINT = "studies"  # name of the curves of several studies
 
 
 def write(study: Study, folder: Path) -> list[Path]:
     """Write ``study.json`` and ``study.md``; return their places."""
     return [
-        write_text_atomically(folder / "study.json", study.model_dump_json() + "\n"),
+        write_text_atomically(folder / STUDY, study.model_dump_json() + "\n"),
         write_text_atomically(folder / "study.md", markdown(study)),
     ]
 
@@ -138,7 +139,7 @@ def write_joined(folders: list[Path], out: Path) -> None:
     Raises:
         UserError: a folder holds no study, or they are not parts of one.
     """
-    parts = {folder / "study.json": read_part(Study, folder / "study.json") for folder in folders}
+    parts = {folder / STUDY: read_part(Study, folder / STUDY) for folder in folders}
     joined = join(parts)
     places = find_context(joined, parts)
     joined.context = {name: parts[file].context[name] for name, file in places.items()}
@@ -156,16 +157,19 @@ def write_joined(folders: list[Path], out: Path) -> None:
 def write_pages(files: list[Path], out: Path) -> None:
     """Write tables (``<name>.md``) and curves (``<name>.png``) of studies, named as their files are.
 
-    Of several studies also ``studies.png``, a row for the first data set of each.
+    A file that is called ``study.json``, as in the folder of its results, has the name of the study instead. Of several
+    studies also ``studies.png``, a row for the first data set of each.
 
     Raises:
         UserError: a file is no study, or two have one name, so that a page would take another's place.
     """
     studies: dict[str, Study] = {}
     for file in files:
-        if file.stem in studies or (file.stem == JOINT and len(files) > 1):
-            raise UserError(f"{file}: another page would be named {file.stem!r} too; give the file another name")
-        studies[file.stem] = read_part(Study, file)
+        study = read_part(Study, file)
+        name = study.name if file.name == STUDY else file.stem
+        if name in studies or (name == JOINT and len(files) > 1):
+            raise UserError(f"{file}: another page would be named {name!r} too; give the file another name")
+        studies[name] = study
     out.mkdir(parents=True, exist_ok=True)
     for name, study in studies.items():
         say(str(write_text_atomically(out / f"{name}.md", markdown(study))))
