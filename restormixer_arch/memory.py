@@ -15,6 +15,7 @@ LARGEST_KEPT = 100 << 20  # bytes; with larger ones kept too, gaps between them 
 OPENCV_NO_MEMORY = -4  # cv2.Error.StsNoMem
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 OUT_OF_MEMORY += ("could not create a primitive",)  # oneDNN's
+OUT_OF_MEMORY += ("cublas_status_alloc_failed", "cudnn_status_alloc_failed")
 OUT_OF_MEMORY += ("failed to allocate memory", "bad allocation", "bad_alloc")  # onnxruntime's, and C++'s own
 
 

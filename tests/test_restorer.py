@@ -246,6 +246,17 @@ def test_devices():
             pick_device("cuda")
 
 
+def test_a_gpu_that_torch_has_no_kernels_for_is_left_alone(monkeypatch, capsys):
+    def ones(*size, device):
+        raise RuntimeError("CUDA error: no kernel image is available\nCompile with")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", ones)
+    assert pick_device("auto").type == "cpu"
+    wanted = "basicsr: note: the GPU is not used: CUDA error: no kernel image is available\n"
+    assert capsys.readouterr().err == wanted
+
+
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ compat.apply()
 
 from basicsr.models.base_model import BaseModel  # noqa: E402 - BasicSR can be imported only now
 
-from restormixer_arch.training.resume import resume_training  # noqa: E402
+from restormixer_arch.training.resume import _move_steps, resume_training  # noqa: E402
 
 MULTISTEP = {"type": "MultiStepLR", "milestones": [2, 6], "gamma": 0.5}
 
@@ -103,3 +103,14 @@ def test_a_state_of_another_number_of_optimizers_is_of_another_model():
         "model_type: the training to resume has 2 optimizers (Adam, Adam), this model 1 optimizer (Adam): they are of "
         "different models"
     )
+
+
+@pytest.mark.parametrize("fused", [None, True])
+def test_counts_of_steps_lie_where_a_fused_optimizer_needs_them(fused):
+    """A state of an optimizer that was not fused has them on the CPU, also beside parameters on a GPU (here: meta)."""
+    parameter = torch.nn.Parameter(torch.zeros(2, device="meta"))
+    optimizer = torch.optim.Adam([parameter])
+    optimizer.state[parameter] = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2, device="meta")}
+    optimizer.param_groups[0]["fused"] = fused
+    _move_steps(optimizer)
+    assert optimizer.state[parameter]["step"].device.type == ("meta" if fused else "cpu")

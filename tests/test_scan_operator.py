@@ -10,6 +10,7 @@ from scan_cases import assert_close, results, usable
 from test_selective_scan_2d import S3, image_inputs
 from test_selective_scan_cuda import strict_kernel
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,7 +18,7 @@ from restormixer_arch import selective_scan as package
 from restormixer_arch.errors import UserError
 from restormixer_arch.selective_scan import cuda, layouts, selective_scan_2d
 from restormixer_arch.selective_scan.definition import selective_scan_2d_loop
-from restormixer_arch.selective_scan.operator import scan_2d
+from restormixer_arch.selective_scan.operator import ORDERS, scan_2d
 
 SCAN = torch.ops.restormixer.scan_2d.default
 BACKWARD = torch.ops.restormixer.scan_2d_backward.default
@@ -166,3 +167,27 @@ def test_mistakes():
         cuda.importlib.import_module("restormixer_arch.selective_scan.native_scan_2d").scan_2d_forward(
             *(tensor.to("meta") for tensor in tensors), [0, 1], False
         )
+
+
+class Zeros(TorchDispatchMode):
+    """Collects the shapes that are filled with zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten.zeros.default, torch.ops.aten.zeros_like.default):
+            self.shapes.append(tuple(args[0].shape if isinstance(args[0], torch.Tensor) else args[0]))
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_gradient_is_made_for_the_kept_states():
+    """Which nothing uses outside, and which are as large as all activations on a GPU."""
+    tensors = [tensor.requires_grad_() for tensor in image_inputs(1).values()]
+    y, states = SCAN(*tensors, [ORDERS["row"]], "torch", True)
+    assert states.numel()
+    with Zeros() as zeros:
+        y.sum().backward(retain_graph=True)
+    assert tuple(states.shape) not in zeros.shapes
+    assert all(gradient is None for gradient in torch.autograd.grad(states.sum(), tensors, allow_unused=True))

@@ -23,6 +23,7 @@ from restormixer_arch.inference.tile_memory import MEDIUM, TileMemory, measure_t
 from restormixer_arch.inference.tiles import ALIGNMENT, DEFAULT_OVERLAP, overlap_for, restore_tiles
 from restormixer_arch.inference.weights import load_network
 from restormixer_arch.memory import held_bytes, is_out_of_memory, parse_bytes, release_freed_memory
+from restormixer_arch.output import note
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHANNELS = (1, 3)  # of the images that are restored: gray and RGB
@@ -326,7 +327,7 @@ def pick_device(name: str, weights: str | Path = "", *, shown: str = "--device")
         UserError: torch cannot use the device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() and not is_onnx(weights) else "cpu")
+        return torch.device("cuda" if not is_onnx(weights) and _cuda_works() else "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()
@@ -334,6 +335,18 @@ def pick_device(name: str, weights: str | Path = "", *, shown: str = "--device")
         reason = str(error).partition("\n")[0]
         raise UserError(f"{shown}: {name!r} cannot be used here ({reason})") from error
     return device
+
+
+def _cuda_works() -> bool:
+    """Whether there is a GPU that this build of torch has kernels for; wheels have none for old cards."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        torch.ones(1, device="cuda").add(1).cpu()
+    except (RuntimeError, AssertionError) as error:
+        note(f"the GPU is not used: {str(error).partition(chr(10))[0]}")
+        return False
+    return True
 
 
 def pick_precision(weights: Path, device: torch.device) -> str:

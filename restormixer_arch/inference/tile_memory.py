@@ -118,6 +118,7 @@ def measure_tile_memory(
     try:
         if device.type == "cuda":
             held, needed = _needed_on_gpu(restore_tile, channels, device)
+            torch.cuda.empty_cache()  # blocks of the tiles that were measured, which are free
             budget = max_memory or int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + held))
         elif not reset_peak():  # an earlier peak, such as that of the imports, would hide what the tiles need
             return _unmeasured(max_memory)

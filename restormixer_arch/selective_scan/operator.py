@@ -141,10 +141,13 @@ def _fake_backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.directions, ctx.backend, _ = inputs
+    ctx.set_materialize_grads(False)  # the kept states, which nothing uses outside, would have zeros of their size
     ctx.save_for_backward(*tensors, output[1])
 
 
-def _gradient(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _gradient(ctx: Any, grad_y: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_y is None:
+        return (None,) * (len(ctx.saved_tensors) - 1 + 3)
     backward = torch.ops.restormixer.scan_2d_backward.default
     return *backward(grad_y, *ctx.saved_tensors, ctx.directions, ctx.backend), None, None, None
 

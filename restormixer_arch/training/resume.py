@@ -178,6 +178,7 @@ def _resume_optimizers(model: Any, resume_state: dict[str, Any]) -> None:
         optimizer.load_state_dict(state)
         for group, fresh, old in zip(optimizer.param_groups, groups, olds, strict=True):
             edits += _set_options(optimizer, group, fresh, old)
+        _move_steps(optimizer)
     changed = _schedule_edits(model, resume_state, fresh_groups)
     if changed:
         _run_schedule_again(model, resume_state["iter"], fresh_groups)
@@ -186,6 +187,15 @@ def _resume_optimizers(model: Any, resume_state: dict[str, Any]) -> None:
             scheduler.load_state_dict(saved)
     for edit in dict.fromkeys(edits + changed):
         get_root_logger().warning(f"Resuming: the option file has changed, and is followed: {edit}")
+
+
+def _move_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Move counts of steps beside their parameters where the step is fused now; load_state_dict does so if it was."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") or group.get("capturable") else ():
+            step = optimizer.state[parameter].get("step")
+            if step is not None:
+                optimizer.state[parameter]["step"] = torch.as_tensor(step, dtype=torch.float32).to(parameter.device)
 
 
 def _check_optimizers(model: Any, state: dict[str, Any]) -> None:
