@@ -243,6 +243,6 @@ def test_without_javascript_table_and_pictures_are_there(page, place):
         found = page.execute_cdp_cmd("DOM.querySelectorAll", {"nodeId": tree, "selector": selector})["nodeIds"]
         return [page.execute_cdp_cmd("DOM.getBoxModel", {"nodeId": node})["model"] for node in found]
 
-    assert len(boxes("tbody td")) == 4 * 10
+    assert len(boxes("tbody td")) == 4 * 11
     pictures = boxes(".pane img")
     assert len(pictures) == 3 * 9 + 4 and all(box["width"] > 80 and box["height"] > 50 for box in pictures)

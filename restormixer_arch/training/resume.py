@@ -193,9 +193,9 @@ def _move_steps(optimizer: torch.optim.Optimizer) -> None:
     """Move counts of steps beside their parameters where the step is fused now; load_state_dict does so if it was."""
     for group in optimizer.param_groups:
         for parameter in group["params"] if group.get("fused") or group.get("capturable") else ():
-            step = optimizer.state[parameter].get("step")
-            if step is not None:
-                optimizer.state[parameter]["step"] = torch.as_tensor(step, dtype=torch.float32).to(parameter.device)
+            state = optimizer.state.get(parameter, {})  # a parameter without gradient has none
+            if state.get("step") is not None:
+                state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(parameter.device)
 
 
 def _check_optimizers(model: Any, state: dict[str, Any]) -> None:
