@@ -18,8 +18,8 @@ class Upscaled(nn.Module):
 
     Args:
         network: a section ``network_g`` of a network that takes and returns ``3 * upscale**2`` channels.
-        upscale: of each side. With 1 this only adds the input to the output of a network that does not do so itself
-            (``residual: false``), as DRUNet.
+        upscale: of each side. With 1 this only adds the input to the output, for networks that do not, such as DRUNet
+            (``residual: false``).
         residual: the network adds its own input to its output, as NAFNet and Restormer do; otherwise its output is
             taken for the residual itself.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from restormixer_arch.cli.parsing import Parser, add_option_file, add_output, path_name
+from restormixer_arch.cli.parsing import Parser, add_option_file, add_output, check_new_file, path_name
 from restormixer_arch.config.check import raise_problems
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import complain, note, say, shell_join, shown_path
@@ -68,8 +68,8 @@ def run(arguments: list[str]) -> int:
         from restormixer_arch.compare.study_page import STUDY, write_joined
 
         out = args.out or Path()
-        if (out / STUDY).exists():
-            raise UserError(f"--out: {str(out / STUDY)!r} already exists; choose another folder")
+        if out.is_dir():
+            check_new_file("--out", out / STUDY)
         write_joined(args.join, out)
         return 0
     if args.report:

@@ -327,26 +327,23 @@ def pick_device(name: str, weights: str | Path = "", *, shown: str = "--device")
         UserError: torch cannot use the device here.
     """
     if name == "auto":
-        return torch.device("cuda" if not is_onnx(weights) and _cuda_works() else "cpu")
+        if is_onnx(weights) or not torch.cuda.is_available():
+            return torch.device("cpu")
+        if reason := _unusable_reason("cuda"):
+            note(f"the GPU is not used: {reason}")
+        return torch.device("cpu" if reason else "cuda")
+    if reason := _unusable_reason(name):
+        raise UserError(f"{shown}: {name!r} cannot be used here ({reason})")
+    return torch.device(name)
+
+
+def _unusable_reason(name: str) -> str | None:
+    """Why torch cannot compute on a device, or None; its wheels have no kernels for old GPUs."""
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).cpu()
+        torch.ones(1, device=torch.device(name)).add(1).cpu()
     except (RuntimeError, AssertionError, ImportError) as error:  # unknown, not compiled in, or not there
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{shown}: {name!r} cannot be used here ({reason})") from error
-    return device
-
-
-def _cuda_works() -> bool:
-    """Whether there is a GPU that this build of torch has kernels for; wheels have none for old cards."""
-    if not torch.cuda.is_available():
-        return False
-    try:
-        torch.ones(1, device="cuda").add(1).cpu()
-    except (RuntimeError, AssertionError) as error:
-        note(f"the GPU is not used: {str(error).partition(chr(10))[0]}")
-        return False
-    return True
+        return str(error).partition("\n")[0] or type(error).__name__
+    return None
 
 
 def pick_precision(weights: Path, device: torch.device) -> str:

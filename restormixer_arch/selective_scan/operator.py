@@ -147,7 +147,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _gradient(ctx: Any, grad_y: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_y is None:
-        return (None,) * (len(ctx.saved_tensors) - 1 + 3)
+        return (None,) * len(ctx.needs_input_grad)
     backward = torch.ops.restormixer.scan_2d_backward.default
     return *backward(grad_y, *ctx.saved_tensors, ctx.directions, ctx.backend), None, None, None
 
