@@ -45,6 +45,19 @@ def test_where_two_networks_change_places():
     assert "| input | 12.00 | 12.00 | 12.00 |" in page
 
 
+def test_means_by_label():
+    """Over pictures and seeds of the longest run; pictures without a label are left out."""
+    labeled = example({6: 7.0, 24: 1.0})
+    labeled.rows.append(labeled.rows[-1].model_copy(update={"manual_seed": 2, "values": {"a": 33.0, "b": 25.0}}))
+    names = {"a": "1_low_haze", "b": "2_low_haze"}
+    for row in labeled.rows:
+        row.values = {names[name]: value for name, value in row.values.items()} | {"3_rain": 9.0, "4": 50.0}
+    page = study_page.markdown(labeled)
+    table = "By label, after 24 minutes:\n\n|  | first | second |\n| --- | --: | --: |\n"
+    assert table + "| low_haze | 25.00 | 27.50 |\n| rain | 9.00 | 9.00 |\n\n" in page + "\n"
+    assert "By label" not in study_page.markdown(example({6: 1.0}))
+
+
 def test_a_page_of_several_studies(tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / f"{name}.json").write_text(example({6: 1.0, 24: -1.0}).model_dump_json(), encoding="utf-8")

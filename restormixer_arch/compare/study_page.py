@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from statistics import fmean
 
 from restormixer_arch.compare.columns import show_difference
 from restormixer_arch.compare.results import Difference, read_part
 from restormixer_arch.compare.study import FIELD_SIDE, Study, find_context, join
 from restormixer_arch.compare.study_plots import CONTEXT, copy_field, draw, draw_context, draw_curves
 from restormixer_arch.compare.tables import markdown_table
+from restormixer_arch.data.degradations.labels import label_of
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import say, write_text_atomically
 from restormixer_arch.training.results import markdown_text
@@ -27,7 +29,7 @@ def write(study: Study, folder: Path) -> list[Path]:
 
 
 def markdown(study: Study) -> str:
-    """Return the tables of a study: means, differences to the first competitor, crossings, costs and context."""
+    """Return the tables of a study: costs, means, differences to the first network, crossings, labels and context."""
     first = markdown_text(study.networks[0].name)
     parts = [
         f"# {markdown_text(study.name)}",
@@ -39,6 +41,7 @@ def markdown(study: Study) -> str:
     ]
     for measure in study.measures:
         parts += [f"## {markdown_text(', '.join(measure))}", _means(study, measure), *crossings(study, measure)]
+        parts += _by_label(study, measure)
     if study.context:
         parts += ["## Context", _context(study)]
     return "\n\n".join(parts) + "\n"
@@ -94,6 +97,23 @@ def crossings(study: Study, measure: tuple[str, str]) -> list[str]:
                 shown = f"{at:.0f}" if at >= 10 else f"{at:.2g}"
                 found.append(f"- {markdown_text(network.name)} and {first} change places at about {shown} minutes.")
     return ["\n".join(found)] if found else []
+
+
+def _by_label(study: Study, measure: tuple[str, str]) -> list[str]:
+    """Return the means by label after the longest run, over the seeds; nothing where the pictures have no labels."""
+    minutes, digits = study.minutes[-1], study.metrics[measure[1]].digits
+    values: dict[str, dict[str, list[float]]] = {}  # label -> network -> values
+    for network in study.networks:
+        for row in study.rows_by_seed(network.name, minutes, measure).values():
+            for picture, value in row.values.items():
+                if label := label_of(picture):
+                    values.setdefault(label, {}).setdefault(network.name, []).append(value)
+    if not values:
+        return []
+    names = list(next(iter(values.values())))
+    rows = [[label, *(f"{fmean(own[name]):.{digits}f}" for name in names)] for label, own in sorted(values.items())]
+    head = ["", *(markdown_text(name) for name in names)]
+    return [f"By label, after {minutes:g} minutes:", markdown_table(head, rows)]
 
 
 def is_sure(difference: Difference) -> bool:
