@@ -13,7 +13,9 @@ before. So no atomics are needed and results are the same bit by bit.
 
 A program is one chunk of one image and BD channels. A row is one token's [BD] channels, a tuple of T rows sits in
 registers: every recurrence and every sum over states stays inside a thread, only dB and dC are summed over lanes.
-No tensor has two dimensions, so the compiler has no layout to choose, uses no shared memory and needs no barrier.
+No tensor has two dimensions, so the compiler needs no shared memory. The states of a chunk pass from tile to tile
+through global memory. Where D is not a multiple of 16 the compiler may load a row with other lanes than it stores it
+with, so a barrier stands between both; a program is one warp, for which it is cheap.
 
 Arithmetic is in float32; streams (x, delta, B, C, y) may be float32, bfloat16 or float16 and are converted right after
 each load. A2 is A * log2(e), (K, N, D). Strides are named after the tensor and the axis: _b image, _p pixel, _k
@@ -98,6 +100,7 @@ def ends_kernel(
                 a = tl.exp2(dts[i] * a2)
                 h = a * (h + w * vals[i]) if REVERSE else a * h + w * vals[i]
             tl.store(ep + n * D, h, dm)
+        tl.debug_barrier()
     tl.store(sums + (bk.to(tl.int64) * NC + c) * D + d, total, dm)
 
 
@@ -159,6 +162,7 @@ def apply_kernel(
     hp = starts + (((b * K + k) * (tl.cdiv(L, T) if KEEP else NC) + (c * TILES if KEEP else c)) * N) * D + d
     for n in range(N):
         tl.store(hp + n * D, tl.load(ep + n * D, dm & (c > 0), other=0.0), dm)
+    tl.debug_barrier()
     for tile in range(TILES):
         first = (c * TILES + tile) * T
         ps, dts, dtus, ys = (), (), (), ()
@@ -183,6 +187,7 @@ def apply_kernel(
                 new = new + (ys[i] + cn * h,)
             ys = new
             tl.store(hp + (n + (N if KEEP else 0)) * D, h, dm & (tile + 1 < TILES) & (first + T < L))
+        tl.debug_barrier()
         hp += N * D if KEEP else 0
         for i in tl.static_range(T):
             pointer = out if LAST else total
@@ -280,6 +285,7 @@ def gradient_kernel(
                 n, a2, h, gp + n * D, qp + n * D, dm, back, first, L, ps, dts, dtus, gys, drives, parts,
                 Bm, C, dB + w, dC + w, b_p, b_n, c_p, c_n, w_p, T,
             )  # fmt: skip
+        tl.debug_barrier()
         for i in tl.static_range(T):
             m = dm & (first + i < L)
             p = ps[i]
