@@ -16,7 +16,12 @@ from restormixer_arch import processes  # noqa: E402
 from restormixer_arch.compare.run import threads_of  # noqa: E402
 from restormixer_arch.processes import cores  # noqa: E402
 from restormixer_arch.training import distributed as threads  # noqa: E402
-from restormixer_arch.training.options import choose_device, fit_to_machine, refuse_videos_on_cpu  # noqa: E402
+from restormixer_arch.training.options import (  # noqa: E402
+    choose_device,
+    fit_to_machine,
+    refuse_videos_on_cpu,
+    usable_gpus,
+)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +87,26 @@ def test_a_gpu_is_taken_or_left_by_name(monkeypatch):
     assert opt["num_gpu"] == 0
     choose_device(unset := {"num_gpu": 3})
     assert unset == {"num_gpu": 3}
+
+
+def test_a_gpu_without_kernels_is_left_or_refused(monkeypatch, capsys):
+    def ones(*size, device):
+        raise RuntimeError("CUDA error: no kernel image is available\nCompile with")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert usable_gpus(0, "cpu") == usable_gpus(0, None) == 0
+    monkeypatch.setattr(torch, "ones", ones)
+    reason = "CUDA error: no kernel image is available"
+    assert usable_gpus("auto", None) == 0
+    assert capsys.readouterr().err == f"basicsr: note: the GPU is not used: {reason}\n"
+    with pytest.raises(UserError, match=rf"^num_gpu: 'cuda' cannot be used here \({reason}\)$"):
+        usable_gpus(1, None)
+    for number in (1, "auto"):
+        with pytest.raises(UserError, match=rf"^device: 'cuda' cannot be used here \({reason}\)$"):
+            usable_gpus(number, "cuda")
+    monkeypatch.setattr(torch, "ones", lambda *size, device: torch.zeros(*size))  # a GPU that works
+    assert [usable_gpus(wanted, None) for wanted in ("auto", 1, 2)] == [2, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,13 @@ def measure(request: Request) -> Measured:
 def time_training(request: Request) -> tuple[Training, list[float]]:
     """Train; return the training and the seconds of each iteration, its loading included."""
     times: list[float] = []
-    run = Training(request, on_iteration=lambda iteration: times.append(time.perf_counter()), kept=False)
+
+    def keep_time(iteration: int) -> None:
+        if run.opt["num_gpu"]:
+            torch.cuda.synchronize()  # the step is only queued
+        times.append(time.perf_counter())
+
+    run = Training(request, on_iteration=keep_time, kept=False)
     run.run()
     return run, [end - begin for begin, end in zip(times, times[1:], strict=False)]
 

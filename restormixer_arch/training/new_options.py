@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -238,6 +239,7 @@ def _choose(wanted: Wanted, data: _Data, installed: Path | None) -> tuple[int, i
             continue
         finally:
             logging.disable(logging.NOTSET)
+            gc.collect()  # networks and optimizers are in cycles, and would hold their memory during the next trial
         note(f"{batch} patches of {side} pixels: {seconds:.2f} s")
         tried = side, batch, seconds
         if seconds <= SLOW[device]:

@@ -23,6 +23,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from restormixer_arch.config.check import Request
 from restormixer_arch.config.rules import expand_paths, path_keys, phase_kind
 from restormixer_arch.errors import UserError
+from restormixer_arch.inference.restorer import pick_device
 from restormixer_arch.output import note, rename, shown_path, warn
 from restormixer_arch.training import distributed
 
@@ -51,8 +52,7 @@ def make_opt(request: Request, root_path: str) -> dict[str, Any]:
     if request.debug and not opt["name"].startswith("debug"):
         opt["name"] = f"debug_{opt['name']}"
     choose_device(opt)
-    if opt["num_gpu"] == "auto":
-        opt["num_gpu"] = torch.cuda.device_count()
+    opt["num_gpu"] = usable_gpus(opt["num_gpu"], opt.get("device"))
     for phase, dataset in opt["datasets"].items():
         dataset["phase"] = phase_kind(phase)
         if "scale" in opt:
@@ -141,6 +141,20 @@ def choose_device(opt: dict[str, Any]) -> None:
         opt["num_gpu"] = opt["num_gpu"] or 1
     else:
         opt["num_gpu"] = 0
+
+
+def usable_gpus(num_gpu: int | str, device: str | None) -> int:
+    """Return how many GPUs ``num_gpu`` means: ``auto`` means none where torch has no kernels for the GPU.
+
+    Raises:
+        UserError: a GPU that torch cannot use was asked for, by its number or by ``device``.
+    """
+    auto = num_gpu == "auto"
+    if auto and device is None:
+        return torch.cuda.device_count() if pick_device("auto").type == "cuda" else 0
+    if num_gpu != 0 and torch.cuda.is_available():
+        pick_device("cuda", shown="device" if device else "num_gpu")
+    return torch.cuda.device_count() if auto else int(num_gpu)
 
 
 def refuse_videos_on_cpu(opt: dict[str, Any]) -> None:
