@@ -20,6 +20,7 @@ from torch.utils.flop_counter import register_flop_formula
 from restormixer_arch.native import blocks as native_blocks
 
 STRIP_ELEMENTS = 1 << 21  # 8 MB of float32: fits the last-level cache
+GPU_STRIP_ELEMENTS = 1 << 25  # 128 MB of float32: takes much longer than to launch its kernels
 
 
 def by_rows(
@@ -39,9 +40,10 @@ def by_rows(
         that of ``function``
     """
     height = features[0].shape[dim]
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or features[0].numel() <= STRIP_ELEMENTS:
+    most = STRIP_ELEMENTS if features[0].device.type == "cpu" else GPU_STRIP_ELEMENTS
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or features[0].numel() <= most:
         return function(*features)
-    rows = max(1, STRIP_ELEMENTS // (features[0].numel() // height) // multiple) * multiple
+    rows = max(1, most // (features[0].numel() // height) // multiple) * multiple
     result = None
     for top in range(0, height, rows):
         first, bottom = max(0, top - halo), min(height, top + rows)

@@ -50,6 +50,20 @@ def test_strips_bound_the_work_at_once_and_gradients_take_it_whole(monkeypatch):
     assert heights == [5, 5, 2, 4, 4, 4, 5, 12]
 
 
+def test_strips_are_larger_off_the_cpu():
+    heights = []
+
+    def copied(x):
+        heights.append(x.shape[1])
+        return x.clone()
+
+    x = torch.empty(1, 1 << 13, 1 << 10, 8, device="meta")  # twice the strip of a GPU
+    with torch.no_grad():
+        assert by_rows(copied, x).shape == x.shape
+        by_rows(copied, x[:, : 1 << 12])
+    assert heights == [1 << 12] * 3
+
+
 def test_rowwise_reads_the_rows_that_belong_together_from_the_module(monkeypatch):
     monkeypatch.setattr(layers, "STRIP_ELEMENTS", 2 * 3 * 4 * 5)  # five rows of the features below
 
