@@ -1,5 +1,6 @@
 """tests/gpu/acceptance.py, which a person with a GPU runs, on tiny shapes and without one."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -93,3 +94,19 @@ def test_without_a_gpu_only_tiny_shapes_run(tmp_path):
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, str(SCRIPT)], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "torch finds no CUDA device; --tiny tries" in done.stderr
+
+
+def test_a_part_whose_process_dies_is_a_failure(tmp_path, monkeypatch):
+    """Its rows so far are kept; a part that ends well has its own alone."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    acceptance = importlib.import_module("acceptance")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "folder, *names = [a for a in sys.argv[1:] if not a.startswith('--')]\n"
+        "open(os.path.join(folder, 'acceptance.json'), 'w').write(json.dumps({names[0]: [{'ok': True}]}))\n"
+        "os.abort() if 'wide' in names else sys.exit(1)\n"
+    )
+    monkeypatch.setattr(acceptance, "__file__", str(script))
+    assert acceptance.run_apart(["accuracy", "spills"], tiny=True) == {"accuracy": [{"ok": True}], "spills": []}
+    assert acceptance.run_apart(["wide"], tiny=True) == {"wide": [{"ok": True}, {"error": "the process ended with -6"}]}

@@ -5,7 +5,8 @@
     python tests/gpu/acceptance.py --out FOLDER --tiny     on any machine, with tiny shapes, to try the script itself
 
 The scan's parts need torch and Triton only, and run from a checkout that is not installed. A part that cannot run says
-why and does not stop the others. The result is FOLDER/acceptance.json and FOLDER/acceptance.md: attach both to an
+why and does not stop the others: on a GPU each has a process of its own, since a process computes nothing more after an
+error of CUDA. The result is FOLDER/acceptance.json and FOLDER/acceptance.md: attach both to an
 issue. The exit code is 1 if an accuracy is out of its limit, a kernel spills or a part fails.
 """
 
@@ -17,17 +18,25 @@ import importlib.util
 import json
 import os
 import platform
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-import parts  # first of ours: it makes the package importable
+import network_parts  # first of ours: it makes the package importable
+import scan_parts
 import torch
-from parts import DEVICE, GPU, Row
+from scan_parts import DEVICE, GPU, Row
 
 from restormixer_arch.selective_scan import available_backends, backend_report
 
-NAMES = ("accuracy", "spills", "wide", "scans", "steps", "depthwise", "distributed", "commands", "rivals", "sanitizer")
-PARTS = tuple(getattr(parts, name) for name in NAMES)
+PARTS = (
+    *(scan_parts.accuracy, scan_parts.spills, scan_parts.wide, scan_parts.scans, network_parts.steps),
+    *(network_parts.depthwise, network_parts.distributed, network_parts.commands, network_parts.rivals),
+    scan_parts.sanitizer,
+)
+WITH = {"spills": "accuracy"}  # a part that reports what the process of another one compiled
+PART_SECONDS = 600
 
 
 def machine() -> Row:
@@ -63,6 +72,45 @@ def markdown(result: Row) -> str:
     return "\n".join(lines + ["## Failures", "", *(f"- {failure}" for failure in failed(result) or ["none"]), ""])
 
 
+def write(result: Row, folder: Path) -> None:
+    text = json.dumps(result, indent=1, default=str)
+    Path(folder, "acceptance.json").write_text(text + "\n", encoding="utf-8")
+    Path(folder, "acceptance.md").write_text(markdown(result), encoding="utf-8")
+
+
+def run(names: list[str], tiny: bool, result: Row, folder: Path) -> None:
+    """Run parts in this process, and write the result after each row."""
+    for part in PARTS:
+        if part.__name__ not in names:
+            continue
+        rows = result[part.__name__] = []
+        try:
+            for row in part(tiny):
+                rows.append(row)
+                print(part.__name__, {k: v for k, v in row.items() if k != "output"}, flush=True)  # noqa: T201
+                write(result, folder)
+        except Exception as error:  # noqa: BLE001 - the other parts still run
+            rows.append({"error": f"{type(error).__name__}: {error}"})
+        write(result, folder)
+
+
+def run_apart(names: list[str], tiny: bool) -> dict[str, list[Row]]:
+    """Run parts in a process of their own, and return their rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--out", folder, "--only", *names, *(["--tiny"] if tiny else [])]
+        try:
+            code = subprocess.run(command, timeout=PART_SECONDS, check=False).returncode
+            ended = None if code in (0, 1) else f"the process ended with {code}"
+        except subprocess.TimeoutExpired:
+            ended = f"stopped after {PART_SECONDS} s"
+        written = Path(folder, "acceptance.json")
+        found = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
+    rows = {name: found.get(name, []) for name in names}
+    if ended:
+        rows[next((name for name in reversed(names) if rows[name]), names[0])].append({"error": ended})
+    return rows
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("."), help="folder of the two result files")
@@ -73,19 +121,14 @@ def main() -> int:
         parser.error("torch finds no CUDA device; --tiny tries the script without one")
     args.out.mkdir(parents=True, exist_ok=True)
     result: Row = {"machine": machine()}
-    for part in PARTS:
-        if args.only and part.__name__ not in args.only:
-            continue
-        rows = result[part.__name__] = []
-        try:
-            for row in part(args.tiny):
-                rows.append(row)
-                print(part.__name__, {k: v for k, v in row.items() if k != "output"}, flush=True)  # noqa: T201
-        except Exception as error:  # noqa: BLE001 - the other parts still run
-            rows.append({"error": f"{type(error).__name__}: {error}"})
-        text = json.dumps(result, indent=1, default=str)
-        Path(args.out, "acceptance.json").write_text(text + "\n", encoding="utf-8")
-        Path(args.out, "acceptance.md").write_text(markdown(result), encoding="utf-8")
+    names = args.only or [part.__name__ for part in PARTS]
+    groups = [[name, *(w for w in names if WITH.get(w) == name)] for name in names if WITH.get(name) not in names]
+    if GPU and len(groups) > 1:
+        for group in groups:
+            result |= run_apart(group, args.tiny)
+            write(result, args.out)
+    else:
+        run(names, args.tiny, result, args.out)
     failures = failed(result)
     print("ACCEPTED" if not failures else "\n".join(["REJECTED", *failures]))  # noqa: T201
     return 1 if failures else 0

@@ -1,12 +1,10 @@
-"""The parts of the acceptance, see acceptance.py. Each yields rows: tables of plain values.
+"""The parts of the acceptance that try the scans, see acceptance.py. Each yields rows: tables of plain values.
 
 A row with ``ok`` False, or with an ``error``, is a failure; ``left out`` says what could not run, and why.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
 import shutil
 import statistics
@@ -18,13 +16,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import bare  # noqa: F401 - first of all: it makes the others importable
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from restormixer_arch import emvm
-from restormixer_arch.restormixer_arch import RestorMixer
 from restormixer_arch.selective_scan import DIRECTIONS, available_backends, selective_scan_2d, triton_scan
 from restormixer_arch.selective_scan.definition import selective_scan_2d_loop
 
@@ -38,13 +35,6 @@ APPROXIMATE = {"A": 3.0, "delta_bias": 3.0}  # times the limit
 MAX_SPILLS = 16  # words
 DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
 NAMES = ("y", "x", "delta", "A", "B", "C", "D", "delta_bias")
-TINY_NETWORK = {
-    "base_channels": 4,
-    "num_blocks": (1, 2, 2),
-    "d_state": 2,
-    "encoder_heads": (1, 1),
-    "decoder_heads": (1, 1),
-}
 CONFIGS = [(4, 16, 64), (8, 8, 64), (4, 16, 128), (8, 8, 32), (4, 32, 128), (2, 32, 128)]  # rows, tiles, channels
 Row = dict[str, Any]
 Way = tuple[str, bool, tuple[int, int, int] | None]  # backend, states kept, configuration
@@ -96,20 +86,27 @@ def accuracy(tiny: bool) -> Iterator[Row]:
             grad = torch.randn(inputs[0].shape, device=DEVICE).to(dtype)
             exact = [tensor.cpu().double() for tensor in inputs]
             wanted = both_ways(lambda *t, d=directions: selective_scan_2d_loop(*t, d), exact, grad.cpu().double())
+            name = f"{'x'.join(map(str, (*size, channels)))} N{states} {'+'.join(directions)} {str(dtype)[6:]}"
             for backend in usable_backends():
-                scans = [
-                    lambda *t, b=backend, d=directions, k=keep: selective_scan_2d(*t, d, backend=b, keep_states=k)
-                    for keep in (True, True, False)
-                ]
-                found, again, computed = (both_ways(scan, inputs, grad) for scan in scans)
-                errors = [((f.cpu().double() - w).norm() / w.norm()).item() for f, w in zip(found, wanted, strict=True)]
-                worst = max(zip(errors, NAMES, strict=True))
-                repeats = all(map(torch.equal, found, again)) and all(map(torch.equal, found, computed))
-                name = f"{'x'.join(map(str, (*size, channels)))} N{states} {'+'.join(directions)} {str(dtype)[6:]}"
-                shares = [e / APPROXIMATE.get(n, 1.0) for e, n in zip(errors, NAMES, strict=True)]
-                passed = max(shares) <= LIMITS[dtype] and (repeats or backend != "triton")
-                row = {"case": name, "backend": backend, "worst": worst, "repeats": repeats}
-                yield row | ({} if backend == "cuda" else {"ok": passed})  # mamba-ssm's kernel is another's
+                yield {"case": name, "backend": backend} | _errors(inputs, grad, wanted, directions, backend)
+            if "triton" in usable_backends():
+                with patch.object(triton_scan, "PROGRAMS", 1):  # chunks as long as those of large images
+                    found = _errors(inputs, grad, wanted, directions, "triton")
+                yield {"case": f"{name}, long chunks", "backend": "triton"} | found
+
+
+def _errors(inputs: list[Tensor], grad: Tensor, wanted: list[Tensor], directions: tuple[str, ...], backend: str) -> Row:
+    scans = [
+        partial(selective_scan_2d, directions=directions, backend=backend, keep_states=keep)
+        for keep in (True, True, False)
+    ]
+    found, again, computed = (both_ways(scan, inputs, grad) for scan in scans)
+    errors = [((f.cpu().double() - w).norm() / w.norm()).item() for f, w in zip(found, wanted, strict=True)]
+    repeats = all(map(torch.equal, found, again)) and all(map(torch.equal, found, computed))
+    shares = [e / APPROXIMATE.get(n, 1.0) for e, n in zip(errors, NAMES, strict=True)]
+    passed = max(shares) <= LIMITS[inputs[0].dtype] and (repeats or backend != "triton")
+    row = {"worst": max(zip(errors, NAMES, strict=True)), "repeats": repeats}
+    return row | ({} if backend == "cuda" else {"ok": passed})  # mamba-ssm's kernel is another's
 
 
 def milliseconds(work: Callable[[], object], rounds: int = 10) -> float:
@@ -183,18 +180,15 @@ def _timed(
     config: tuple[int, int, int] | None,
 ) -> Row:
     scan = partial(selective_scan_2d, directions=directions, backend=backend, keep_states=keep)
-    before = triton_scan.CONFIG
-    if config is not None:
-        triton_scan.CONFIG = triton_scan.Config(*config, warps=1, loads=8)
+    used = triton_scan.CONFIG if config is None else triton_scan.Config(*config, warps=1, loads=8)
     try:
-        with torch.no_grad():
-            forward = milliseconds(lambda: scan(*inputs))
-        work = partial(both_ways, scan, inputs, grad)
-        return {"forward_ms": forward, "both_ms": milliseconds(work), "peak_MiB": peak_mib(work)}
+        with patch.object(triton_scan, "CONFIG", used):
+            with torch.no_grad():
+                forward = milliseconds(lambda: scan(*inputs))
+            work = partial(both_ways, scan, inputs, grad)
+            return {"forward_ms": forward, "both_ms": milliseconds(work), "peak_MiB": peak_mib(work)}
     except Exception as error:  # noqa: BLE001 - one configuration that fails is a result
         return {"error": f"{type(error).__name__}: {str(error)[:200]}"}
-    finally:
-        triton_scan.CONFIG = before
 
 
 def wide(tiny: bool) -> Iterator[Row]:
@@ -205,13 +199,10 @@ def wide(tiny: bool) -> Iterator[Row]:
     size, channels = ((1, 2, 3), 3) if tiny else ((1, 31, 29), 96)
     inputs = scan_inputs(size, channels, 2, 1, torch.float32)
     scan = partial(selective_scan_2d, directions=("column",), backend="triton")
-    found, before = [], triton_scan.WIDE_OFFSETS
-    for offsets in (before, 1):
-        triton_scan.WIDE_OFFSETS = offsets
-        try:
+    found = []
+    for offsets in (triton_scan.WIDE_OFFSETS, 1):
+        with patch.object(triton_scan, "WIDE_OFFSETS", offsets):
             found.append(both_ways(scan, inputs, torch.ones_like(inputs[0])))
-        finally:
-            triton_scan.WIDE_OFFSETS = before
     yield {"case": f"{'x'.join(map(str, size))}x{channels} column", "ok": all(map(torch.equal, *found))}
 
 
@@ -256,143 +247,3 @@ def spills(tiny: bool) -> Iterator[Row]:
                     "shared": compiled.metadata.shared,
                     "ok": (found["spills"] or 0) <= MAX_SPILLS,
                 }
-
-
-def train_step(network: nn.Module, x: Tensor, amp: torch.dtype | None) -> Tensor:
-    """Forward and backward pass; returns the loss."""
-    with torch.autocast(DEVICE.type, amp or torch.bfloat16, enabled=amp is not None):
-        outputs = network(x)
-    loss = sum((o.float() - 0.5).abs().mean() for o in ([outputs] if isinstance(outputs, Tensor) else outputs))
-    loss.backward()
-    return loss
-
-
-def _new_network(tiny: bool) -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(0)
-    network = RestorMixer(**(TINY_NETWORK if tiny else {})).to(DEVICE).train()
-    return network, torch.rand(1 if tiny else 8, 3, *(16, 16) if tiny else (256, 256), device=DEVICE)
-
-
-def steps(tiny: bool) -> Iterator[Row]:
-    """Training steps of the network: every scan and precision, and once compiled."""
-    original = emvm.selective_scan_2d
-    for backend in usable_backends() if GPU else ("torch",):  # the interpreter would take an hour
-        for amp in (None, torch.bfloat16, torch.float16) if GPU else (None,):
-            # Compiling takes minutes: once.
-            for compiled in (False, True) if GPU and (backend, amp) == ("triton", torch.bfloat16) else (False,):
-                emvm.selective_scan_2d = partial(original, backend=backend)
-                network, x = _new_network(tiny)
-                if compiled:
-                    network.compile()
-                row = {"backend": backend, "amp": str(amp)[6:] if amp else "off", "compiled": compiled}
-                try:
-                    begin = time.perf_counter()
-                    loss = train_step(network, x, amp).item()
-                    row |= {"first_s": round(time.perf_counter() - begin, 1), "loss": round(loss, 5)}
-                    work = partial(train_step, network, x, amp)
-                    yield row | {"step_ms": milliseconds(work, 5), "peak_MiB": peak_mib(work)}
-                except Exception as error:  # noqa: BLE001 - reported; the other ways still run
-                    yield row | {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-                finally:
-                    emvm.selective_scan_2d = original
-
-
-def depthwise(tiny: bool) -> Iterator[Row]:
-    """Depthwise convolutions of the network in both memory formats, forward and backward."""
-    for channels, side in ((4, 8),) if tiny else ((32, 256), (128, 128), (256, 64)):
-        conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels).to(DEVICE)
-        for form in (torch.contiguous_format, torch.channels_last):
-            x = torch.randn(1 if tiny else 8, channels, side, side, device=DEVICE).to(memory_format=form)
-            x.requires_grad_()
-            for dtype in (torch.float32, torch.bfloat16) if GPU else (torch.float32,):
-
-                def work(x: Tensor = x, conv: nn.Module = conv, dtype: torch.dtype = dtype) -> None:
-                    with torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32):
-                        conv(x).float().sum().backward()
-
-                row = {"channels": channels, "side": side, "format": str(form)[6:], "dtype": str(dtype)[6:]}
-                yield row | {"both_ms": milliseconds(work)}
-
-
-def distributed(tiny: bool) -> Iterator[Row]:
-    """Two steps of DistributedDataParallel in one process."""
-    import torch.distributed as dist
-
-    backend = "nccl" if GPU else "gloo"
-    with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
-        try:
-            network, x = _new_network(tiny)
-            wrapped = nn.parallel.DistributedDataParallel(network, device_ids=[0] if GPU else None)
-            losses = [train_step(wrapped, x, None).item() for _ in range(2)]
-            yield {"backend": backend, "losses": losses}
-        finally:
-            dist.destroy_process_group()
-
-
-def rivals(tiny: bool) -> Iterator[Row]:
-    """Training steps of other networks, where the package that keeps them is installed."""
-    from restormixer_arch.benchmark.networks import COMPETITORS, missing
-
-    for name in ("RestorMixer", "NAFNet-32", "Restormer"):
-        if missing(name) or tiny:
-            yield {"network": name, "left out": f"{missing(name)} is not installed" if missing(name) else "tiny"}
-            continue
-        network, x = COMPETITORS[name].build().to(DEVICE).train(), torch.rand(4, 3, 256, 256, device=DEVICE)
-        work = partial(train_step, network, x, torch.bfloat16)
-        yield {"network": name, "batch": 4, "step_ms": milliseconds(work, 5), "peak_MiB": peak_mib(work)}
-
-
-def commands(tiny: bool) -> Iterator[Row]:
-    """``basicsr doctor``, ``restore``, a training of ten iterations and ``bench``, each as a user would run it."""
-    if importlib.util.find_spec("basicsr") is None:
-        yield {"command": "basicsr", "left out": "basicsr is not installed"}
-        return
-    import cv2
-    import numpy as np
-
-    with tempfile.TemporaryDirectory() as name:
-        folder, rng = Path(name), np.random.default_rng(0)
-        for kind in ("gt", "lq"):
-            (folder / kind).mkdir()
-            for number in range(6):
-                side = 40 if tiny else 300
-                picture = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
-                cv2.imwrite(str(folder / kind / f"{number}.png"), picture)
-        (folder / "x.yml").write_text(json.dumps(_training(tiny)), encoding="utf-8")  # JSON is YAML
-        for command in (
-            ["doctor"],
-            ["restore", "lq/0.png", "-o", "out", "--device", DEVICE.type, "--task", "derain"],
-            ["train", "-opt", "x.yml"],
-            *([["bench", "--device", "cuda", "--quick", "--rounds", "3"]] if GPU and not tiny else []),
-        ):
-            begin = time.perf_counter()
-            done = subprocess.run(
-                [sys.executable, "-m", "restormixer_arch.cli", *command], cwd=folder, capture_output=True, text=True
-            )
-            row = {"command": " ".join(command), "code": done.returncode, "s": round(time.perf_counter() - begin, 1)}
-            text = done.stdout if command[0] in ("doctor", "bench") else (done.stdout + done.stderr)[-2000:]
-            yield row | {"ok": done.returncode == 0, "output": text}
-
-
-def _training(tiny: bool) -> Row:
-    pairs = {"type": "PairedImageDataset", "dataroot_gt": "gt", "dataroot_lq": "lq", "io_backend": {"type": "disk"}}
-    network = {name: list(v) if isinstance(v, tuple) else v for name, v in TINY_NETWORK.items()} if tiny else {}
-    loader = {"num_worker_per_gpu": 2, "batch_size_per_gpu": 2, "gt_size": 16 if tiny else 128}
-    return {
-        **{"name": "acceptance", "model_type": "RestorMixerModel", "scale": 1, "num_gpu": int(GPU), "manual_seed": 0},
-        "datasets": {
-            "train": {**pairs, "name": "train", "use_hflip": True, "use_rot": True, **loader},
-            "val": {**pairs, "name": "val"},
-        },
-        "network_g": {"type": "RestorMixer", **network},
-        "path": {},
-        "train": {
-            **{"total_iter": 10, "ema_decay": 0.9, "amp": "bf16"},
-            "optim_g": {"type": "AdamW", "lr": 1e-4},
-            "scheduler": {"type": "CosineAnnealingRestartLR", "periods": [10], "restart_weights": [1]},
-            "pixel_opt": {"type": "MultiScaleDualDomainLoss"},
-        },
-        "val": {"val_freq": 10, "save_img": False, "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 0}}},
-        "logger": {"print_freq": 1, "save_checkpoint_freq": 10, "use_tb_logger": False},
-    }
