@@ -7,8 +7,13 @@ import re
 import sys
 from pathlib import Path
 
-MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-MEMORY_V1 = "memory/memory."
+from restormixer_arch.control_groups import read_groups
+
+MEMINFO = Path("/proc/meminfo")
+GROUPS = (  # limit, what is held, and the line of memory.stat that says how much of it is a cache of files
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGEST_KEPT = 100 << 20  # bytes; with larger ones kept too, gaps between them cost more memory than they save time
@@ -31,18 +36,26 @@ def peak_bytes() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def available_bytes() -> int | None:
-    """The memory that is free, in a container up to its limit; None if it is not known: only Linux shows it."""
+def available_bytes(*, swap: bool = False) -> int | None:
+    """The memory that is free, up to the limits of the process's control groups, as a container or SLURM sets them.
+
+    A cache of files counts as free, as the kernel drops it. None if it is not known: only Linux shows it.
+
+    Args:
+        swap: count the free swap space of the machine, too.
+    """
     try:
-        free = int(re.search(r"^MemAvailable:\s+(\d+) kB$", MEMINFO.read_text(), re.M)[1]) * 1024
+        text = MEMINFO.read_text()
+        free = int(re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)[1]) * 1024
     except (OSError, TypeError):
         return None
-    for most, used in (("memory.max", "memory.current"), (MEMORY_V1 + "limit_in_bytes", MEMORY_V1 + "usage_in_bytes")):
-        try:
-            limit, now = (int((CGROUP / name).read_text()) for name in (most, used))
-        except (OSError, ValueError):  # another version of cgroups, or no limit
-            continue
-        free = min(free, max(limit - now, 0))
+    if swap and (found := re.search(r"^SwapFree:\s+(\d+) kB$", text, re.MULTILINE)):
+        free += int(found[1]) * 1024
+    for limit_name, held_name, cache_name in GROUPS:
+        for limit, held, stat in read_groups("memory", limit_name, held_name, "memory.stat"):
+            if limit.strip().isdecimal():  # not "max"
+                cached = re.search(rf"^{cache_name} (\d+)$", stat, re.MULTILINE)
+                free = min(free, max(int(limit) - int(held) + (int(cached[1]) if cached else 0), 0))
     return free
 
 

@@ -8,12 +8,10 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
+from restormixer_arch.control_groups import read_groups
 from restormixer_arch.errors import UserError
-
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def module_command(module: str) -> list[str]:
@@ -56,18 +54,13 @@ def run_in_process(module: str, job: dict[str, Any], label: str) -> Any:
 
 
 def cores() -> int:
-    """Return how many cores this process may use: those of its affinity, or fewer in a container with a quota."""
+    """Return how many cores this process may use: those of its affinity, fewer by a quota of a container or job."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(CGROUP)
-    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
-
-
-def _quota(folder: Path) -> float | None:
-    """Return the cores that a cgroup may use, of version 2 or 1; None without a limit."""
-    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            quota, period = " ".join((folder / name).read_text(encoding="utf-8") for name in names).split()
-            return float(quota) / float(period) if float(quota) > 0 else None
-        except (OSError, ValueError):  # not of this version, or "max"
-            continue
-    return None
+    quotas = [
+        int(quota) / int(period)
+        for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+        for content in read_groups("cpu", *names)
+        for quota, period in [" ".join(content).split()]
+        if quota.isdecimal()  # not "max" or -1
+    ]
+    return max(1, min([allowed, *map(math.ceil, quotas)]))

@@ -219,6 +219,18 @@ def test_a_process_that_holds_more_than_the_default_budget_restores(monkeypatch)
     assert restorer.tile_for(torch.zeros(1, 3, 513, 520)) == (128 if measured else 512)
 
 
+def test_a_result_that_does_not_fit_is_refused(monkeypatch):
+    """Tiles of any size would end in a result of 513 * 9 * 3 * 2 ** 2 samples in float32, and twice in bytes."""
+    enlarging = Restorer(tiny_network(upscale=2))
+    image = torch.zeros(1, 3, 513, 9, dtype=torch.uint8)
+    needed = 513 * 9 * 3 * 4 * 6
+    monkeypatch.setattr("restormixer_arch.inference.restorer.available_bytes", lambda *, swap: needed)
+    assert enlarging.tile_for(image) >= 128
+    monkeypatch.setattr("restormixer_arch.inference.restorer.available_bytes", lambda *, swap: needed - 1)
+    with pytest.raises(UserError, match=r"^not enough memory: the result needs 0\.00 GB, 0\.00 GB are free$"):
+        enlarging.tile_for(image)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is held")
 def test_what_is_held_is_noted_before_the_first_image(tmp_path):
     restorer = load_restorer(save_tiny(tmp_path / "x.safetensors"), torch.device("cpu"))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -226,9 +227,10 @@ def test_a_run_that_is_not_shared_speaks(place, capsys, monkeypatch):
 
 def test_each_process_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    assert device_of_process("auto", {"LOCAL_RANK": "3"}) == "cuda:3"
-    assert device_of_process("auto", {"SLURM_LOCALID": "5"}) == "cuda:1"
-    assert device_of_process("auto", {}) == "auto" and device_of_process("cpu", {"LOCAL_RANK": "1"}) == "cpu"
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert device_of_process(gpu, {"LOCAL_RANK": "3"}) == torch.device("cuda:3")
+    assert device_of_process(gpu, {"SLURM_LOCALID": "5"}) == torch.device("cuda:1")
+    assert device_of_process(gpu, {}) == gpu and device_of_process(cpu, {"LOCAL_RANK": "1"}) == cpu
 
 
 def test_torchrun_restores_all_though_a_file_is_bad(place):

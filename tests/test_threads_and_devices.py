@@ -12,7 +12,7 @@ compat.apply()
 
 from basicsr.models.base_model import BaseModel  # noqa: E402
 
-from restormixer_arch import processes  # noqa: E402
+from restormixer_arch import control_groups, processes  # noqa: E402
 from restormixer_arch.compare.run import threads_of  # noqa: E402
 from restormixer_arch.processes import cores  # noqa: E402
 from restormixer_arch.training import distributed as threads  # noqa: E402
@@ -144,13 +144,16 @@ def test_video_models_are_refused_on_a_cpu():
         ({"cpu.max": "max 100000\n"}, 64),
         ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
+        ({"job/cpu.max": "400000 100000\n", "job/step/cpu.max": "max 100000\n"}, 4),
         ({}, 64),
     ],
 )
-def test_a_container_has_the_cores_of_its_quota(tmp_path, monkeypatch, files, wanted):
+def test_a_container_or_job_has_the_cores_of_its_quota(tmp_path, monkeypatch, files, wanted):
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(processes, "CGROUP", tmp_path)
+    (tmp_path / "own").write_text("0::/job/step\n")
+    monkeypatch.setattr(control_groups, "ROOT", tmp_path)
+    monkeypatch.setattr(control_groups, "OWN", tmp_path / "own")
     monkeypatch.setattr(processes.os, "sched_getaffinity", lambda process: range(64), raising=False)
     assert cores() == wanted

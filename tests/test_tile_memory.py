@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from restormixer_arch import control_groups
 from restormixer_arch import memory as process_memory
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference import tile_memory as memory
@@ -120,7 +121,7 @@ def test_too_little_memory_to_measure(error):
 
 def test_measured_on_a_gpu(monkeypatch):
     """By torch's own counters; they are played here, for no GPU is at hand."""
-    peaks = iter([10**8, 10**8 + 10**6 * (512**2 - 128**2) // 1000])
+    peaks = iter(2 * [10**8, 10**8 + 10**6 * (512**2 - 128**2) // 1000])
     played = {
         "empty_cache": lambda: None,
         "memory_allocated": lambda device: 4 * 10**7,
@@ -128,6 +129,7 @@ def test_measured_on_a_gpu(monkeypatch):
         "synchronize": lambda device: None,
         "max_memory_allocated": lambda device: next(peaks),
         "mem_get_info": lambda device: (8 * 10**9, 16 * 10**9),
+        "device_count": lambda: 2,
     }
     for name, function in played.items():
         monkeypatch.setattr(torch.cuda, name, function)
@@ -135,6 +137,8 @@ def test_measured_on_a_gpu(monkeypatch):
     budget = int(0.8 * (8 * 10**9 + 4 * 10**7))
     assert found == TileMemory(budget, 4 * 10**7, found.fixed, 1000.0, on_host=False, strict=False)
     assert found.fixed == pytest.approx(10**8 - 4 * 10**7 - 1000 * 128**2)
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "6(x2)")  # three processes for each of two GPUs
+    assert measure_tile_memory(lambda part: part, 3, torch.device("cuda")).budget == budget // 3
 
 
 @pytest.mark.parametrize(
@@ -178,19 +182,37 @@ def test_the_peak_can_be_taken_again():
         ({}, 8 * 2**30),
         ({"memory.max": "max\n", "memory.current": "5\n"}, 8 * 2**30),
         ({"memory.max": f"{2 * 2**30}\n", "memory.current": f"{2**30}\n"}, 2**30),
+        ({"memory.max": f"{2**31}\n", "memory.current": f"{2**31}\n", "memory.stat": "anon 5\ninactive_file 7\n"}, 7),
         ({"memory/memory.limit_in_bytes": f"{2**30}\n", "memory/memory.usage_in_bytes": f"{2**31}\n"}, 0),
+        ({"job/memory.max": f"{2 * 2**30}\n", "job/memory.current": f"{2**30}\n"}, 2**30),  # SLURM's, above the step
+        ({"job/step/memory.max": "30\n", "job/step/memory.current": "9\n", "memory.max": "max\n"}, 21),
+        (
+            {
+                "memory/old/memory.limit_in_bytes": "20\n",
+                "memory/old/memory.usage_in_bytes": "20\n",
+                "memory/old/memory.stat": "inactive_file 9\ntotal_inactive_file 4\n",
+            },
+            4,
+        ),
+        ({"other/memory.max": "30\n", "other/memory.current": "9\n"}, 8 * 2**30),
     ],
 )
-def test_what_is_free_ends_at_the_limit_of_a_container(tmp_path, monkeypatch, limits, wanted):
+def test_what_is_free_ends_at_the_limit_of_a_container_or_job(tmp_path, monkeypatch, limits, wanted):
     (tmp_path / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable:   {8 * 2**20} kB\n")
+    (tmp_path / "own").write_text("4:pids,memory:/old\n3:cpu:/\n0::/job/step\n")
     for name, text in limits.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text)
+        if not (stat := (tmp_path / name).with_name("memory.stat")).exists():
+            stat.write_text("anon 5\n")
     monkeypatch.setattr(process_memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(process_memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(control_groups, "ROOT", tmp_path)
+    monkeypatch.setattr(control_groups, "OWN", tmp_path / "own")
     assert process_memory.available_bytes() == wanted
 
 
 def test_the_budget_that_nobody_gave_is_within_what_is_free(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: 10**9)
     assert measure_tile_memory(lambda part: part * 2, 3, CPU, held=10**8).budget == 9 * 10**8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # processes of torchrun share what is free
+    assert measure_tile_memory(lambda part: part * 2, 3, CPU, held=10**8).budget == 3 * 10**8

@@ -163,7 +163,6 @@ def run(arguments: list[str]) -> int:
     left_out: dict[tuple[str, str], int] = defaultdict(int)
     options = FileOptions(args.max_pixels, args.video_quality, args.overwrite)
     if todo:
-        args.device = device_of_process(args.device)
         restorer = restorer_of(args)
         make_folder(args.output)
         try:
@@ -247,6 +246,8 @@ def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> 
     from restormixer_arch.inference.restorer import check_settings, load_restorer, pick_device
 
     device = pick_device(args.device, weights or args.weights or "")  # a mistake here is reported before any other
+    if args.device == "auto":
+        device = device_of_process(device)
     if args.task == AUTO and weights is None:
         from restormixer_arch.inference.auto import AutoRestorer
 

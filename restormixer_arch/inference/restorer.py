@@ -22,7 +22,14 @@ from restormixer_arch.inference.shipped import suits_bf16
 from restormixer_arch.inference.tile_memory import MEDIUM, TileMemory, measure_tile_memory
 from restormixer_arch.inference.tiles import ALIGNMENT, DEFAULT_OVERLAP, overlap_for, restore_tiles
 from restormixer_arch.inference.weights import load_network
-from restormixer_arch.memory import held_bytes, is_out_of_memory, parse_bytes, release_freed_memory
+from restormixer_arch.memory import (
+    available_bytes,
+    held_bytes,
+    in_words,
+    is_out_of_memory,
+    parse_bytes,
+    release_freed_memory,
+)
 from restormixer_arch.output import note
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -188,7 +195,7 @@ class Restorer:
         return measure_tile_memory(restore_tile, channels, device, self.max_memory, self.held)
 
     def tile_for(self, images: Tensor) -> int:
-        """Return the side of the tiles for images (B, C, H, W)."""
+        """Return the side of the tiles for images (B, C, H, W). Raises UserError: the results alone do not fit."""
         if self.tile is not None:
             return self.tile
         batch, channels, height, width = images.shape
@@ -196,7 +203,10 @@ class Restorer:
             return max(height, width, self.overlap + ALIGNMENT)  # measuring would take as much memory
         # Two copies of the input, as decoded and as an array; the float32 result and its conversion to integers.
         samples = batch * channels * height * width
-        holding = samples * (2 * images.element_size() + self.scale**2 * (4 + 2 * images.element_size()))
+        result = samples * self.scale**2 * (4 + 2 * images.element_size())
+        if (free := available_bytes(swap=True)) is not None and result > free:
+            raise UserError(f"not enough memory: the result needs {in_words(result)}, {in_words(free)} are free")
+        holding = result + samples * 2 * images.element_size()
         return self.memory.tile(height, width, holding, self.overlap)
 
     def __call__(self, images: Tensor, on_tile: Progress = no_progress, strength: float | None = None) -> Tensor:

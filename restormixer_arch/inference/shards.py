@@ -17,9 +17,13 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import note, set_shared_job
+
+if TYPE_CHECKING:
+    import torch
 
 LAUNCHERS = {  # name -> the variables of this process's number, from 0, and of the number of processes
     "torchrun": ("RANK", "WORLD_SIZE"),
@@ -84,13 +88,20 @@ def shard_of_process(environment: Mapping[str, str] = os.environ) -> Shard:
     return Shard()
 
 
-def device_of_process(name: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the GPU of this process among those of its machine where ``auto`` was asked for, else the name."""
+def processes_here(environment: Mapping[str, str] = os.environ) -> int:
+    """Return how many processes of torchrun or srun share this machine, 1 for any other."""
+    number = environment.get("LOCAL_WORLD_SIZE") or environment.get("SLURM_STEP_TASKS_PER_NODE", "")
+    found = re.match(r"[1-9]\d{0,8}", number)  # SLURM's is like 4(x2): four on each of two machines
+    return int(found[0]) if found else 1
+
+
+def device_of_process(device: torch.device, environment: Mapping[str, str] = os.environ) -> torch.device:
+    """Return the GPU of this process among those of its machine in place of any GPU; another device is left."""
     import torch
 
     local = environment.get("LOCAL_RANK", environment.get("SLURM_LOCALID", ""))
-    number = torch.cuda.device_count() if name == "auto" and local.isdecimal() else 0
-    return f"cuda:{int(local) % number}" if number > 1 else name
+    number = torch.cuda.device_count() if device.type == "cuda" and local.isdecimal() else 0
+    return torch.device("cuda", int(local) % number) if number > 1 else device
 
 
 def wait_for_all(environment: Mapping[str, str] = os.environ) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from restormixer_arch.errors import UserError
+from restormixer_arch.inference.shards import processes_here
 from restormixer_arch.inference.tiles import ALIGNMENT
 from restormixer_arch.memory import (
     available_bytes,
@@ -102,8 +103,8 @@ def measure_tile_memory(
         channels: of the network's input.
         device: of the network.
         max_memory: bytes, on the CPU of the whole process, on a GPU of its memory. None: 3 GB more than is held on a
-            CPU, or 80 % of what is free there if that is less; 80 % of the free memory of a GPU; an image for which
-            they do not suffice gets the smallest tiles.
+            CPU, or 80 % of what is free there if that is less; 80 % of the free memory of a GPU; processes of torchrun
+            or srun on one machine share what is free. An image for which they do not suffice gets the smallest tiles.
         held: bytes that the process held before any image was read, on a CPU. None: what it holds now.
 
     Returns:
@@ -119,14 +120,16 @@ def measure_tile_memory(
         if device.type == "cuda":
             held, needed = _needed_on_gpu(restore_tile, channels, device)
             torch.cuda.empty_cache()  # blocks of the tiles that were measured, which are free
-            budget = max_memory or int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + held))
+            sharing = math.ceil(processes_here() / torch.cuda.device_count())
+            budget = max_memory or int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + held) / sharing)
         elif not reset_peak():  # an earlier peak, such as that of the imports, would hide what the tiles need
             return _unmeasured(max_memory)
         else:
             now, needed = _needed_on_cpu(restore_tile, channels)
             held = now if held is None else held
             free = available_bytes()
-            budget = max_memory or held + (CPU_BUDGET if free is None else min(CPU_BUDGET, int(CPU_SHARE * free)))
+            share = CPU_BUDGET if free is None else min(CPU_BUDGET, int(CPU_SHARE * free / processes_here()))
+            budget = max_memory or held + share
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
