@@ -232,14 +232,34 @@ def test_a_folder_that_is_read_only(files, monkeypatch):
         make_folder(Path("out"))
 
 
-def test_a_folder_that_cannot_be_read_is_reported(files, monkeypatch):
+def test_hidden_folders_are_left_alone(files, capsys):
+    """As those of deleted pictures and thumbnails; one that is given is read."""
+    before = pairs("a")
+    for name in ("a/.Trash-1000/files/old.png", "a/b/.thumbnails/2.png"):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).write_bytes(b"")
+    assert pairs("a") == before
+    assert pairs("a/.Trash-1000") == [("a/.Trash-1000/files/old.png", "out/files/old.png")]
+
+
+def test_a_pattern_names_the_folders_that_it_matches(files, capsys):
+    assert pairs("a/*") == [("a/1.png", "out/1.png")]
+    wanted = "note: a/*: left out 1 folders that the pattern matches (give them as inputs of their own)\n"
+    assert wanted in capsys.readouterr().err
+    assert pairs("a/[bx]/**") == [("a/b/1.PNG", "out/1.PNG")]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_that_cannot_be_read_is_reported(files, monkeypatch, capsys):
     original = os.scandir
 
     def scandir(path):
-        if str(path).endswith("b"):
+        if str(path).rstrip("/").endswith("b"):
             raise PermissionError(13, "Permission denied", str(path))
         return original(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(UserError, match=r"a/b: cannot be read \(Permission denied\)"):
-        find_jobs(["a"], Path("out"))
+    assert pairs("a") == [("a/1.png", "out/1.png")]
+    assert "note: a: left out 1 folders that cannot be read (Permission denied)" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"^a/b: cannot be read \(Permission denied\)"):
+        find_jobs(["a/b"], Path("out"))

@@ -243,6 +243,30 @@ def test_sound_and_tags_are_copied(tmp_path, suffix):
         assert abs((audio.start_time or 0) * audio.time_base) < 0.05
 
 
+DEVICE = {
+    "com.apple.quicktime.location.ISO6709": "+48.1371+011.5754/",
+    "com.apple.quicktime.creationdate": "2024-05-01T12:00:00+0200",
+}
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_tags_of_a_phone_are_copied(tmp_path, suffix):
+    path, target = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+    write_video(path, 10, metadata={"title": "Mühle", "make": "A", **DEVICE}, every_tag=True)
+    assert pass_on(path, target).left_out == set()
+    with av.open(str(target)) as container:
+        found = dict(container.metadata)
+    assert found.items() >= {"title": "Mühle", "make": "A", **DEVICE}.items()
+
+
+def test_a_tag_that_the_container_does_not_hold_is_named(tmp_path):
+    write_video(tmp_path / "a.mp4", 10, metadata={"title": "Mühle", "make": "A", "own": "B"}, every_tag=True)
+    source = pass_on(tmp_path / "a.mp4", tmp_path / "b.mp4")
+    assert source.left_out == {"the tag make", "the tag own"}
+    with av.open(str(tmp_path / "b.mp4")) as container:
+        assert container.metadata["title"] == "Mühle"
+
+
 def test_subtitles_and_chapters_are_copied(tmp_path):
     plain, path, target = write_video(tmp_path / "plain.mkv"), tmp_path / "a.mkv", tmp_path / "b.mkv"
     chapter = {"id": 1, "start": 0, "end": 200, "time_base": Fraction(1, 1000), "metadata": {"title": "One"}}

@@ -42,11 +42,13 @@ def write_video(
     codec=None,
     metadata=None,
     aspect=None,
+    every_tag=False,
 ):
     """Write frames, RGB uint8 or uint16, or RGBA; ``times`` in milliseconds."""
     av = pytest.importorskip("av")
     frames = gray_frames(count) if frames is None else frames
-    with av.open(str(path), "w", format=VIDEO_FORMATS[path.suffix]) as output:
+    container = {"movflags": "use_metadata_tags"} if every_tag else {}
+    with av.open(str(path), "w", format=VIDEO_FORMATS[path.suffix], container_options=container) as output:
         output.metadata.update(metadata or {})
         codec = codec or CODECS.get(path.suffix, "libx264")
         options = (

@@ -52,7 +52,7 @@ def image_names(root: Path, recursive: bool, skipped: Container[Path] = ()) -> t
 
     Args:
         root: the folder.
-        recursive: include sub-folders; names then start with the sub-folder.
+        recursive: include sub-folders, but hidden ones; names then start with the sub-folder.
         skipped: resolved sub-folders that are left out.
     """
 
@@ -64,7 +64,7 @@ def image_names(root: Path, recursive: bool, skipped: Container[Path] = ()) -> t
     for place, folders, files in os.walk(root, onerror=stop):
         below = Path(place)
         linked += sum((below / name).is_symlink() for name in folders)
-        inner = folders if recursive else ()
+        inner = [name for name in folders if not name.startswith(".")] if recursive else ()
         folders[:] = [name for name in inner if not skipped or (below / name).resolve() not in skipped]
         names += [(below / name).relative_to(root).as_posix() for name in files if _is_image(below / name)]
     return sorted(names), linked

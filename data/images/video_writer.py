@@ -121,8 +121,12 @@ class _Writer:
         source, turned = self.source, self.source.turns % 2
         height, width = planes.shape[1::-1] if turned else planes.shape[:2]
         codec, pixels, options = _encoder(self.kind, source, (height, width), self.quality)
-        self._output = output = av.open(self._file, "w", format=self.kind)
-        output.metadata.update(_own(source.container.metadata))
+        self._tags = _own(source.container.metadata)
+        # Without it MOV and MP4 hold the tags of a list alone; with it all, but some players miss the title.
+        of_device = self.kind in ("mov", "mp4") and any("." in key for key in self._tags)  # com.apple.quicktime.make
+        container = {"movflags": "use_metadata_tags"} if of_device else {}
+        self._output = output = av.open(self._file, "w", format=self.kind, container_options=container)
+        output.metadata.update(self._tags)
         stream = output.add_stream(codec, rate=source.rate, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, pixels
         stream.time_base = Fraction(1) / source.rate if self.kind == "avi" else source.time_base
@@ -213,6 +217,10 @@ class _Writer:
             self._mux(self._stream.encode(None))
             self._output.close()
             self._output = None
+            self._file.close()
+            with av.open(str(self.path), format=self.kind) as written:
+                kept = {_base(key) for key in written.metadata}
+            self.source.left_out |= {f"the tag {key}" for key in map(_base, self._tags) if key not in kept}
         self._file.close()
 
     def close(self) -> None:
@@ -254,10 +262,15 @@ def _chroma(format: av.VideoFormat) -> str:
     return {(64, 64): "444", (32, 64): "422", (32, 32): "420"}.get((across, down), "444")
 
 
+def _base(key: str) -> str:
+    """Return the name of a tag without its language, as in ``title-eng``; containers differ in its capitals."""
+    return key.lower().partition("-")[0]
+
+
 def _own(metadata: dict[str, str]) -> dict[str, str]:
     """Return the tags that are the user's, without those that describe the file that was read."""
     return {
         key: value
         for key, value in metadata.items()
-        if key.lower().partition("-")[0] not in OWN_TAGS and not key.startswith("_STATISTICS")
+        if _base(key) not in OWN_TAGS and not key.startswith("_STATISTICS")
     }

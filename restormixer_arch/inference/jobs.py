@@ -28,6 +28,7 @@ from restormixer_arch.output import note, user_path
 
 SUFFIXES = (*IMAGE_SUFFIXES, *MORE_IMAGE_SUFFIXES, *VIDEO_FORMATS)
 LINKED = "linked folders (give them as inputs of their own)"
+MATCHED = "folders that the pattern matches (give them as inputs of their own)"
 ALL = Shard()
 
 
@@ -88,7 +89,7 @@ def find_jobs(inputs: Sequence[str], out: Path, *, compare: bool = False, shard:
     """Find the files to restore and where their results go. What is left out of a folder is shown with its number.
 
     Args:
-        inputs: files, folders (with their sub-folders), and patterns such as ``"holiday/**/*.jpg"``.
+        inputs: files, folders (with their sub-folders, but hidden ones), and patterns such as ``"holiday/**/*.jpg"``.
         out: the folder to write into; it is not read if it is inside an input folder, or inside the folder in which a
             pattern begins.
         compare: also write ``<name>_compare.<suffix>``.
@@ -171,6 +172,8 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
         found = (
             (str(match.parent), match.name) for match in matches if match.is_file() and not _is_below(match, results)
         )
+        if "**" not in given.parts:  # which matches what is in the folders, too
+            left_out[MATCHED] = sum(match.is_dir() and not _is_below(match / "x", results) for match in matches)
         nothing = f"{text}: matches no image or video ({' '.join(SUFFIXES)})"
         nothing += "" if results is None else f" outside {out}"
     else:
@@ -179,7 +182,7 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
         if _is_readable(name, left_out):
             number += 1
             yield folder, name
-    parts = [f"{number} {kind}" for kind, number in sorted(left_out.items())]
+    parts = [f"{number} {kind}" for kind, number in sorted(left_out.items()) if number]
     if not number:
         raise UserError(nothing + (f"; {', '.join(parts)}" if parts else ""))
     if parts:
@@ -212,13 +215,18 @@ def _is_below(path: Path, folder: Path | None) -> bool:
 
 
 def _files_below(folder: str, results: str | None, left_out: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Yield the files in a folder and its sub-folders but those in ``results``, in alphabetical order."""
+    """Yield the files in a folder and its sub-folders, in alphabetical order, but what is hidden or in ``results``."""
     waiting = [("", True, False)]  # no recursion: folders may be nested deeper than Python's limit
     while waiting:
         below, is_folder, is_link = waiting.pop()
         path = os.path.join(folder, below)
         if is_folder:
-            waiting += reversed(_entries(folder, below, results))
+            try:
+                waiting += reversed(_entries(folder, below, results))
+            except OSError as error:
+                if not below:
+                    raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
+                left_out[f"folders that cannot be read ({error.strerror})"] += 1  # such as lost+found
         elif is_link and os.path.isdir(path):
             left_out[LINKED] += 1
         elif os.path.isfile(path) and not (is_link and results and is_within(os.path.realpath(path), results)):
@@ -228,11 +236,9 @@ def _files_below(folder: str, results: str | None, left_out: Counter[str]) -> It
 def _entries(folder: str, below: str, results: str | None) -> list[tuple[str, bool, bool]]:
     """List a folder: names below ``folder``, and whether each is a folder, and a link. ``results`` counts as empty."""
     place = os.path.join(folder, below)
-    try:
-        with os.scandir(place) as entries:
-            found = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in entries)
-    except OSError as error:
-        raise UserError(f"{place}: cannot be read ({error.strerror})") from error
+    with os.scandir(place) as entries:
+        kinds = ((entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in entries)
+        found = sorted(kind for kind in kinds if not kind[0].startswith("."))  # .Trash-1000, .thumbnails
     if results is not None and path_key(os.path.realpath(place)) == path_key(results):
         return []
     return [(os.path.join(below, name), is_folder, is_link) for name, is_folder, is_link in found]
@@ -248,8 +254,6 @@ def _missing_extra(suffix: str) -> str:
 def _is_readable(name: str, left_out: Counter[str]) -> bool:
     """Return whether a file is an image or video that can be read here; count others that look like one."""
     suffix = os.path.splitext(name)[1].lower()
-    if os.path.basename(name).startswith("."):
-        return False
     if extra := _missing_extra(suffix):
         left_out[f"{suffix} (pip install 'restormixer[{extra}]' to read them)"] += 1
         return False
