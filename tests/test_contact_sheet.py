@@ -87,6 +87,14 @@ def test_enlarged_results(place):
         np.testing.assert_array_equal(middle, np.asarray(result).repeat(4, 0).repeat(4, 1))
 
 
+def test_results_that_are_larger_than_the_limit_for_inputs(place, capsys):
+    save_tiny(place / "w.safetensors", upscale=2)
+    limit = ("--max-pixels", str(RGB.shape[0] * RGB.shape[1]))
+    assert run("--sheet", "sheet.png", *limit) == 0 and Path("sheet.png").is_file()
+    assert run("--compare", *limit) == 0 and Path("out/a_compare.png").is_file()
+    assert "limit" not in capsys.readouterr().err
+
+
 def test_the_most_pictures_and_the_names_of_the_others(place, monkeypatch):
     monkeypatch.setattr(contact_sheet, "MOST", 3)
     jobs = Jobs(place / "out")

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_network import save_identity
 
+from restormixer_arch.data.images.exif import UPRIGHT
 from restormixer_arch.data.images.opencv import decode
-from restormixer_arch.data.images.picture import UPRIGHT, read_picture, write_picture
+from restormixer_arch.data.images.picture import read_picture, write_picture
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.restore import restore
 

@@ -11,7 +11,8 @@ import tifffile
 from PIL import ExifTags, Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from restormixer_arch.data.images.picture import UPRIGHT, Picture, as_png, picture_size, read_picture, write_picture
+from restormixer_arch.data.images.exif import UPRIGHT
+from restormixer_arch.data.images.picture import Picture, as_png, picture_size, read_picture, write_picture
 from restormixer_arch.errors import UserError
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

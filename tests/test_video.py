@@ -243,6 +243,23 @@ def test_sound_and_tags_are_copied(tmp_path, suffix):
         assert abs((audio.start_time or 0) * audio.time_base) < 0.05
 
 
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv420p10le"])
+def test_quality_0_is_lossless(tmp_path, pixels):
+    """But for the rounding of the colors that are shared among pixels."""
+    deep = pixels.endswith("10le")
+    ramp = np.add.outer(np.arange(48) * 700, np.arange(64) * 500).astype(np.uint16)
+    frame = np.repeat(ramp[..., None], 3, 2)
+    frames = (
+        [frame, np.roll(frame, 3, 1)] if deep else [(image >> 8).astype(np.uint8) for image in (frame, frame[::-1])]
+    )
+    path, target = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    write_video(path, frames=frames, pixels=pixels)
+    pass_on(path, target, quality=0)
+    before, after = ([frame.to_ndarray() for frame in av.open(str(file)).decode(video=0)] for file in (path, target))
+    assert len(before) == len(after) == 2
+    assert max(np.abs(b.astype(int) - a).max() for b, a in zip(before, after, strict=True)) <= 1
+
+
 DEVICE = {
     "com.apple.quicktime.location.ISO6709": "+48.1371+011.5754/",
     "com.apple.quicktime.creationdate": "2024-05-01T12:00:00+0200",

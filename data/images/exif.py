@@ -1,9 +1,31 @@
-"""EXIF of a result: that of the input, but for what would describe the input's pixels."""
+"""EXIF of a result: that of the input, but for what would describe the input's pixels. All else stays byte for byte.
+
+Pillow would write it anew: maker notes move then, whose tables hold places within the EXIF.
+"""
 
 from __future__ import annotations
 
+import re
 import struct
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
+from PIL import Image
+
+ORIENTATION = 274  # the tag
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # orientation -> what turns the image upright
+    1: lambda image: image,
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
+    8: lambda image: np.rot90(image, 1),
+}
+XMP_ORIENTATION = r'(tiff:Orientation(?:="|>))[2-8]'
+DAMAGES = (OSError, SyntaxError, ValueError, struct.error, LookupError, TypeError, ArithmeticError)
 DIRECTORY = 34665  # the tag that points to the directory of further tags
 SIZES, FURTHER_SIZES = (256, 257), (40962, 40963)  # tags of width and height, in the first directory and in that one
 THUMBNAIL = {513, 273}  # tags of its place, as JPEG or as plain pixels
@@ -11,13 +33,9 @@ NUMBERS = {3: "H", 4: "I"}  # kinds of whole numbers, which TIFF calls SHORT and
 
 
 def exif_of_size(exif: bytes, width: int, height: int) -> bytes:
-    """Return EXIF without its thumbnail and with this size where it has one; all else stays byte for byte."""
-    prefix = exif[:6] if exif.startswith(b"Exif\0\0") else b""
-    content = bytearray(exif[len(prefix) :])
-    order = {b"II": "<", b"MM": ">"}.get(bytes(content[:2]))
-    if order is None:
-        return exif
-    try:
+    """Return EXIF without its thumbnail and with this size where it has one."""
+
+    def change(content: bytearray, order: str) -> None:
         tags, end = _directory(content, _number(content, 4, order), order)
         _set_size(content, tags, SIZES, (width, height), order)
         following = _number(content, end, order)
@@ -26,7 +44,53 @@ def exif_of_size(exif: bytes, width: int, height: int) -> bytes:
         if DIRECTORY in tags:
             further, _ = _directory(content, _number(content, tags[DIRECTORY] + 8, order), order)
             _set_size(content, further, FURTHER_SIZES, (width, height), order)
-    except struct.error:  # it is damaged
+
+    return _changed(exif, change)
+
+
+def upright_exif(exif: bytes) -> bytes:
+    """Return EXIF with orientation 1 where it has one."""
+
+    def change(content: bytearray, order: str) -> None:
+        tags, _ = _directory(content, _number(content, 4, order), order)
+        if ORIENTATION in tags:
+            struct.pack_into(f"{order}HIHH", content, tags[ORIENTATION] + 2, 3, 1, 1, 0)
+
+    return _changed(exif, change)
+
+
+def turn_info(image: Image.Image) -> tuple[int, dict[str, Any]]:
+    """Return the orientation of Pillow's image, 1 if it has none or is damaged, and its ``info`` once it is upright.
+
+    Pillow takes the orientation from EXIF, or else from XMP.
+    """
+    info = dict(image.info)
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except DAMAGES:
+        return 1, info
+    if orientation == 1 or orientation not in UPRIGHT:
+        return 1, info
+    if info.get("exif"):
+        info["exif"] = upright_exif(info["exif"])
+    for name in ("xmp", "XML:com.adobe.xmp"):
+        if isinstance(info.get(name), bytes):
+            info[name] = re.sub(XMP_ORIENTATION.encode(), rb"\g<1>1", info[name])
+        elif info.get(name):
+            info[name] = re.sub(XMP_ORIENTATION, r"\g<1>1", info[name])
+    return orientation, info
+
+
+def _changed(exif: bytes, change: Callable[[bytearray, str], None]) -> bytes:
+    """Apply a change to the TIFF within EXIF, given its byte order; what is damaged stays as it is."""
+    prefix = exif[:6] if exif.startswith(b"Exif\0\0") else b""
+    content = bytearray(exif[len(prefix) :])
+    order = {b"II": "<", b"MM": ">"}.get(bytes(content[:2]))
+    if order is None:
+        return exif
+    try:
+        change(content, order)
+    except struct.error:
         pass
     return prefix + bytes(content)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from restormixer_arch.data.images.exif import DAMAGES
+
 QUALITY = 95
 IPTC = b"Photoshop 3.0\0"
 LONG_XMP = b"http://ns.adobe.com/xmp/extension/\0"
@@ -21,6 +23,7 @@ KNOWN = {  # segments of JPEG that Pillow keeps, or that belong to the pixels
 }
 COPIED = {"APP1": (LONG_XMP,), "APP13": (IPTC,)}  # segments that are written as they are
 SRGB = ((b"\0\1", b"\0\r"), (b"\0\2", b"\0\2"), (b"\0\1", b"\0\1"))  # primaries and transfer that need no words
+NCLX = ("color_primaries", "transfer_characteristics", "matrix_coefficients")  # the color space of a HEIF
 HEAD = 2**16  # bytes of an AVIF in which its properties are
 MARKER = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")  # of a JPEG's segment; the others stand within the pixels
 START, END = 0xD8, 0xD9  # markers of JPEG without a length
@@ -28,9 +31,9 @@ PADDING = 4  # bytes behind an image, beside zeros and line ends, that are nobod
 BEHIND = "data behind the image, such as a motion photo's video"
 
 
-def metadata_of(upright: Image.Image, image: Image.Image, path: Path) -> dict[str, Any]:
-    """Return the arguments for Pillow's ``save``, from an upright copy and the image as it was opened."""
-    info, kind = upright.info, image.format
+def metadata_of(image: Image.Image, info: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the arguments for Pillow's ``save``, from an image as it was opened and its ``info`` once upright."""
+    kind = image.format
     kept = {name: info[name] for name in ("icc_profile", "dpi") if info.get(name)}
     if kind == "BMP":
         return {name: value for name, value in kept.items() if name == "dpi"}
@@ -40,6 +43,8 @@ def metadata_of(upright: Image.Image, image: Image.Image, path: Path) -> dict[st
     if kind == "WEBP":
         return {**kept, **({"lossless": True, "exact": True} if is_lossless(path) else {"quality": QUALITY})}
     if kind == "HEIF":
+        colors = info.get("nclx_profile") or {}
+        kept |= {name: colors[name] for name in NCLX if name in colors}
         return {**kept, "quality": QUALITY, "chroma": 444}
     if kind == "AVIF" and image.mode == "L":
         return {**kept, "quality": QUALITY}  # any subsampling but its own would make it a color image
@@ -69,6 +74,8 @@ def _left_out(image: Image.Image, path: Path) -> Iterator[str]:
     if kind == "JPEG" and is_data(after_jpeg(path.read_bytes())):
         yield BEHIND
     others = getattr(image, "n_frames", 1) - 1
+    if kind == "MPO" and is_data(_after_last_image(image, path)):
+        yield BEHIND
     if others > 0:
         yield "the other images in the file, such as a preview, gain map or second view"
     if kind == "HEIF":
@@ -104,6 +111,15 @@ def after_jpeg(content: bytes) -> bytes:
         if marker != START:
             place += int.from_bytes(content[place : place + 2], "big")
     return b""
+
+
+def _after_last_image(image: Image.Image, path: Path) -> bytes:
+    """Return what follows the last image of an MPO, nothing if the list of its images is damaged."""
+    try:
+        image.seek(image.n_frames - 1)
+        return after_jpeg(path.read_bytes()[image.offset :])
+    except DAMAGES:
+        return b""
 
 
 def is_data(rest: bytes) -> bool:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -33,31 +33,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from restormixer_arch.data.images import pixel_problem, without_pillow_limit
-from restormixer_arch.data.images.exif import exif_of_size
+from restormixer_arch.data.images.exif import UPRIGHT, exif_of_size, turn_info
 from restormixer_arch.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "AVIF", "HEIF")
 MPO = "MPO"  # a JPEG with a preview or a second view behind it; the first image is read
 LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65536, "HEIF": 16384}  # pixels that can be written
 CODING = ("quality", "subsampling", "lossless", "exact", "chroma")  # what is no metadata among a writer's arguments
-ORIENTATION = 0x0112  # the EXIF tag
 DAMAGES = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError, TypeError)
 DAMAGES += (ArithmeticError, RuntimeError)
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
-UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF orientation -> what turns the image upright
-    1: lambda image: image,
-    2: lambda image: image[:, ::-1],
-    3: lambda image: image[::-1, ::-1],
-    4: lambda image: image[::-1],
-    5: lambda image: image.swapaxes(0, 1),
-    6: lambda image: np.rot90(image, -1),
-    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
-    8: lambda image: np.rot90(image, 1),
-}
 
 
 @dataclass
@@ -119,10 +108,9 @@ def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
             from restormixer_arch.data.images.metadata import left_out, metadata_of
 
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            metadata = metadata_of(upright, image, path)
-            plain, metadata = to_rgb(upright, metadata)
-            pixels, alpha = split_alpha(np.array(plain))
+            orientation, info = turn_info(image)
+            plain, metadata = to_rgb(image, metadata_of(image, info, path))
+            pixels, alpha = _turned(orientation, *split_alpha(np.array(plain)))
             return Picture(
                 pixels, alpha, "JPEG" if image.format == MPO else image.format, metadata, left_out(image, path)
             )
@@ -161,15 +149,19 @@ def with_writable_metadata(picture: Picture, path: str | Path) -> Picture:
     """
     corner = Picture(picture.pixels[:64, :64], None, picture.format, picture.metadata)
     reason: object = ""
-    for metadata in (picture.metadata, {name: picture.metadata[name] for name in CODING if name in picture.metadata}):
+    attempts = [(tuple(picture.metadata), ""), (CODING, "all metadata")]
+    if picture.metadata.get("icc_profile"):
+        attempts.insert(1, ((*CODING, "icc_profile"), "all metadata but the color profile"))
+    for names, lost in attempts:
+        metadata = {name: picture.metadata[name] for name in names if name in picture.metadata}
         try:
             encode_picture(replace(corner, metadata=metadata))
         except DAMAGES as error:
-            reason = error
+            reason = reason or error
             continue
-        if not reason:
+        if not lost:
             return picture
-        return replace(picture, metadata=metadata, left_out=(*picture.left_out, f"all metadata ({reason})"))
+        return replace(picture, metadata=metadata, left_out=(*picture.left_out, f"{lost} ({reason})"))
     raise UserError(f"{path}: the result cannot be written as {picture.format} ({reason})")
 
 
@@ -255,6 +247,12 @@ def split_alpha(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     return planes[..., :-1], planes[..., -1]
 
 
+def _turned(orientation: int, *planes: np.ndarray | None) -> Iterator[np.ndarray | None]:
+    """Yield the planes upright; an orientation that does not exist is 1."""
+    for plane in planes:
+        yield plane if plane is None else np.ascontiguousarray(UPRIGHT.get(orientation, UPRIGHT[1])(plane))
+
+
 @contextmanager
 def _user_errors(path: str | Path) -> Iterator[None]:
     """Turn the exceptions of the decoders into UserErrors, silence their warnings, and lift Pillow's own limit."""
@@ -336,9 +334,8 @@ def _read_png(path: Path, max_pixels: int | None) -> Picture:
     if png.frames > 1:
         raise UserError(f"{path}: holds {png.frames} images, expected one; write each to its own file")
     with png.open() as image:
-        orientation = image.getexif().get(ORIENTATION, 1)
-        orientation = orientation if orientation in UPRIGHT else 1
-        chunks = png.turned(ImageOps.exif_transpose(image).info) if orientation != 1 else png.chunks
+        orientation, info = turn_info(image)
+        chunks = png.turned(info) if orientation != 1 else png.chunks
         if png.depth == 16:
             png.check_deep()
             from restormixer_arch.data.images import opencv
@@ -353,9 +350,7 @@ def _read_png(path: Path, max_pixels: int | None) -> Picture:
             pixels, alpha = split_alpha(np.array(plain))
     if png.transparent:
         alpha = alpha_of_color(pixels, png.transparent)
-    pixels, alpha = (
-        plane if plane is None else np.ascontiguousarray(UPRIGHT[orientation](plane)) for plane in (pixels, alpha)
-    )
+    pixels, alpha = _turned(orientation, pixels, alpha)
     metadata = {"chunks": chunks, "icc_profile": profile_of(chunks)}
     return Picture(pixels, alpha, "PNG", metadata, tuple(png.left_out))
 
@@ -373,11 +368,7 @@ def _read_tiff(path: Path, max_pixels: int | None) -> Picture:
             left_out += damaged
         if not known or (structure.bits == 16 and not structure.cmyk):
             pixels, alpha, orientation = tiff.read_samples(path, structure.index)
-            pixels, alpha = (
-                plane if plane is None else np.ascontiguousarray(UPRIGHT.get(orientation, UPRIGHT[1])(plane))
-                for plane in (pixels, alpha)
-            )
-            return Picture(pixels, alpha, "TIFF", metadata, tuple(left_out))
+            return Picture(*_turned(orientation, pixels, alpha), "TIFF", metadata, tuple(left_out))
         _check_supported(image, path)
         image.load()
         if structure.cmyk and structure.bits == 16:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,9 @@ STRUCTURE = frozenset(
 NAMES = {37724: "Photoshop layers"}  # of tags in STRUCTURE that a user would miss
 BITS = (1, 2, 4, 8, 16)
 LARGEST_TAG = 2**26  # bytes
+GEOMETRY = PIXEL_SCALE, TIE_POINTS, TRANSFORMATION = 33550, 33922, 34264  # of GeoTIFF: pixels to places
+GEO_KEYS, POINTS = 34735, (1025, 0, 1, 2)  # tag of its settings, and that of coordinates of the pixels' middles
+DOUBLE = 12  # a tag's kind
 ASSOCIATED, UNASSOCIATED = 1, 2  # values of ExtraSamples: premultiplied and straight alpha
 
 
@@ -88,7 +93,7 @@ def read_structure(path: Path) -> TiffStructure:
 
 def _is_extra(page: TiffPage) -> bool:
     """Return whether a page is a reduced copy or a mask of another."""
-    kind, old = (page.tags.valueof(code, 0) for code in (254, 255))
+    kind, old = (np.atleast_1d(page.tags.valueof(code, 0))[0] for code in (254, 255))  # some files give several
     return bool(int(kind) & 0b101) or old == 2
 
 
@@ -216,18 +221,32 @@ def _metadata(page: TiffPage, order: str) -> tuple[dict[str, Any], list[str]]:
             continue
         tags.append((tag.code, int(tag.dtype), tag.count, _read_at(page, tag.valueoffset, size), True))
     metadata: dict[str, Any] = {"byteorder": order, "extratags": tags}
+    if page.tags.valueof(274, 1) == 1:
+        metadata["height"] = page.imagelength
     if PROFILE in page.tags:
         profile = page.tags[PROFILE]
         metadata["icc_profile"] = _read_at(page, profile.valueoffset, min(profile.valuebytecount, LARGEST_TAG))
     if 282 in page.tags and 283 in page.tags:
-        unit = int(page.tags.valueof(296, 2))
-        resolution = tuple(tuple(map(int, page.tags[code].value)) for code in (282, 283))
-        metadata |= {"resolution": resolution, "resolutionunit": unit}
-        if unit == 2 and all(divisor for _, divisor in resolution):
-            metadata["dpi"] = tuple(number / divisor for number, divisor in resolution)
+        try:
+            unit = int(page.tags.valueof(296, 2))
+            resolution = tuple(_ratio(page.tags[code].value) for code in (282, 283))
+        except (TypeError, ValueError, ArithmeticError):  # such as 0 / 0
+            left_out.append("the resolution, which is no number")
+        else:
+            metadata |= {"resolution": resolution, "resolutionunit": unit}
+            metadata |= {"dpi": tuple(number / divisor for number, divisor in resolution)} if unit == 2 else {}
     if 274 in page.tags:  # the pixels will be upright, whatever XMP says
         tags.append((274, 3, 1, 1, True))
     return metadata, left_out
+
+
+def _ratio(value: Any) -> tuple[int, int]:
+    """Return a fraction, as two numbers or one, as TIFF holds it. Raises ValueError, TypeError, ZeroDivisionError."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    number, divisor = Fraction(numbers[0]).limit_denominator(10**6).as_integer_ratio() if len(numbers) == 1 else numbers
+    if divisor == 0:
+        raise ZeroDivisionError
+    return int(number), int(divisor)
 
 
 def directories_of(image: Image.Image) -> tuple[dict[int, dict[int, Any]], list[str]]:
@@ -258,8 +277,9 @@ def write_tiff(planes: np.ndarray, metadata: dict[str, Any]) -> bytes:
     Args:
         planes: the pixels.
         metadata: ``extratags``, ``byteorder``, ``icc_profile``, ``resolution`` and ``resolutionunit``, or ``dpi``;
-            ``directories``: code of :data:`EXIF_TAGS` -> its tags.
+            ``directories``: code of :data:`EXIF_TAGS` -> its tags; ``height``: of the image that they describe.
     """
+    scale = planes.shape[0] / metadata.get("height", planes.shape[0])
     channels = planes.shape[2]
     size = {40962: planes.shape[1], 40963: planes.shape[0]}  # width and height in EXIF
     directories = {
@@ -283,10 +303,31 @@ def write_tiff(planes: np.ndarray, metadata: dict[str, Any]) -> bytes:
             planes[..., 0] if channels == 1 else planes,
             metadata=None,
             software=False,
-            extratags=[*metadata.get("extratags", ()), *pointers],
+            extratags=[*_enlarged(metadata.get("extratags", ()), scale, metadata.get("byteorder", "<")), *pointers],
             **options,
         )
     return _with_directories(file, directories, order) if directories else file.getvalue()
+
+
+def _enlarged(tags: Iterable[tuple[Any, ...]], scale: float, order: str) -> Iterator[tuple[Any, ...]]:
+    """Yield tags, those of GeoTIFF for an image whose sides are ``scale`` times as long."""
+    tags = list(tags)
+    keys = next((np.frombuffer(tag[3], f"{order}u2").reshape(-1, 4) for tag in tags if tag[0] == GEO_KEYS), ())
+    corner = 0.5 if any(tuple(key) == POINTS for key in keys) else 0.0  # of a pixel, whose middle its coordinates name
+    for code, kind, count, content, once in tags:
+        if code in GEOMETRY and scale != 1 and kind == DOUBLE:
+            numbers = np.frombuffer(content, f"{order}f8").copy()
+            if code == PIXEL_SCALE:
+                numbers[:2] /= scale
+            elif code == TIE_POINTS:
+                numbers = numbers.reshape(-1, 6)
+                numbers[:, :2] = (numbers[:, :2] + corner) * scale - corner
+            elif code == TRANSFORMATION:
+                numbers = numbers.reshape(4, 4)
+                numbers[:, 3] += numbers[:, :2].sum(1) * (corner / scale - corner)
+                numbers[:, :2] /= scale
+            content = numbers.astype(f"{order}f8").tobytes()
+        yield code, kind, count, content, once
 
 
 def _with_directories(file: BytesIO, directories: dict[int, dict[int, Any]], order: str) -> bytes:

@@ -250,7 +250,8 @@ def _encoder(kind: str, source: VideoSource, size: tuple[int, int], quality: int
     if (width % 2 and chroma != "444") or (height % 2 and chroma == "420"):
         chroma = "444"  # H.264 shares colors among pairs of pixels, and has no half pair
     pixels = f"yuv{chroma}p" + ("10le" if bits > 8 else "")
-    options = {"crf": str(quality), "preset": "medium", "rc-lookahead": "20", "chromaoffset": "-3"}
+    rate = {"qp": "0"} if quality == 0 else {"crf": str(quality)}  # crf 0 is lossless for 8 bits only
+    options = {**rate, "preset": "medium", "rc-lookahead": "20", "chromaoffset": "-3"}
     return "libx264", pixels, {**options, "bf": "0"} if kind == "avi" else options
 
 

@@ -83,7 +83,8 @@ def parser() -> Parser:
         "--video-quality",
         type=parsing.video_quality,
         metavar="N",
-        help="quality of videos, from 0 (lossless) to 51 (smallest file): H.264's constant rate factor (default: 12)",
+        help="quality of videos, from 0 (lossless) to 51 (smallest file): H.264's constant rate factor (default: 12); "
+        "ProRes has no such setting",
     )
     parser.add_argument(
         "--max-pixels",

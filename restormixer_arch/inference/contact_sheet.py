@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from restormixer_arch.data.images.picture import Picture, read_picture
 from restormixer_arch.errors import UserError
+from restormixer_arch.inference.files import read_result
 from restormixer_arch.inference.jobs import Job, Jobs, is_within, matches_pattern, path_key, split_pattern
 from restormixer_arch.inference.shards import Shard
 from restormixer_arch.output import atomic_paths, note, printable
@@ -116,7 +117,7 @@ def _name(job: Job, out: Path) -> str:
 
 def _row(job: Job, out: Path, max_pixels: int | None) -> Image.Image:
     """Return input, result and difference side by side, with the name below."""
-    before, after = read_picture(job.source, max_pixels), read_picture(job.target, max_pixels)
+    before, after = read_picture(job.source, max_pixels), read_result(job.target, max_pixels)
     old, new = _flat(before), _flat(after)
     if old.shape != new.shape:
         old = cv2.resize(old, new.shape[1::-1], interpolation=cv2.INTER_CUBIC)

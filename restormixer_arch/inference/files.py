@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from restormixer_arch.inference.auto import AutoRestorer
     from restormixer_arch.inference.restorer import Restorer
 
+LARGEST_SCALE = 8  # of networks that enlarge
 LARGEST_VIDEO = 16384  # pixels: the longest side that the encoders take
 RESTORED, COPIED, COMPARED, PRESENT, FAILED = "restored", "copied unchanged", "compared", "already there", "failed"
 Show = Callable[[str, int, int], None]  # unit, number done, number of all or 0 if unknown
@@ -150,7 +151,7 @@ def _pair_of_result(job: Job, options: FileOptions) -> Outcome:
         raise UserError(f"{job.pair}: is made together with {job.target}, which exists already; --overwrite makes both")
     before = read_picture(job.source, options.max_pixels)
     try:
-        result = with_writable_metadata(read_picture(job.target, options.max_pixels), job.target)
+        result = with_writable_metadata(read_result(job.target, options.max_pixels), job.target)
     except UserError as error:
         if isinstance(error.__cause__, MemoryError):  # the result may be whole
             raise
@@ -162,6 +163,14 @@ def _pair_of_result(job: Job, options: FileOptions) -> Outcome:
         raise UserError(f"{job.pair}: cannot be written: {problem}")
     _write_pair(before, result, job.pair)
     return Outcome(result.format, result.left_out, done=COMPARED)
+
+
+def read_result(path: Path, max_pixels: int | None) -> Picture:
+    """Read a result, which may be enlarged beyond the limit for inputs. Raises UserError: it cannot be read."""
+    from restormixer_arch.data.images import pixel_limit
+    from restormixer_arch.data.images.picture import read_picture
+
+    return read_picture(path, LARGEST_SCALE**2 * (max_pixels or pixel_limit()))
 
 
 def _write_pair(before: Picture, result: Picture, path: Path) -> None:

@@ -1,0 +1,162 @@
+"""Odd metadata costs neither the picture nor what is sound, and what describes pixels follows them."""
+
+import struct
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms
+from restore_cases import RGB, SMOOTH
+
+from restormixer_arch.data.images.exif import exif_of_size, upright_exif
+from restormixer_arch.data.images.metadata import BEHIND
+from restormixer_arch.data.images.picture import Picture, read_picture, with_writable_metadata, write_picture
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def exif(*entries, order=">", behind=b""):
+    """EXIF of one directory; a value is four bytes."""
+    packed = b"".join(struct.pack(f"{order}HHI", tag, kind, count) + value for tag, kind, count, value in entries)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(entries))
+    return b"Exif\0\0" + head + packed + struct.pack(f"{order}I", 0) + behind
+
+
+# --- EXIF ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_turned_photographs_maker_note_stays_where_it_is(tmp_path, order):
+    """Its tables hold places within the EXIF, so that it must not move."""
+    turned = (274, 3, 1, struct.pack(f"{order}HH", 6, 0))
+    note = (37500, 7, 5, struct.pack(f"{order}I", 8 + 2 + 2 * 12 + 4))
+    before = exif(turned, note, order=order, behind=b"maker")
+    Image.fromarray(RGB).save(tmp_path / "a.jpg", exif=before, quality=100)
+    picture = read_picture(tmp_path / "a.jpg")
+    assert picture.pixels.shape == (RGB.shape[1], RGB.shape[0], 3)
+    upright = (274, 3, 1, struct.pack(f"{order}HH", 1, 0))
+    assert picture.metadata["exif"] == exif(upright, note, order=order, behind=b"maker") == upright_exif(before)
+
+
+def test_the_orientation_of_any_kind_becomes_1():
+    wanted = exif((274, 3, 1, b"\0\1\0\0"))
+    for odd in ((274, 4, 1, b"\0\0\0\6"), (274, 1, 1, b"\6\0\0\0"), (274, 2, 2, b"6\0\0\0")):
+        assert upright_exif(exif(odd)) == wanted
+    others = exif((296, 3, 1, b"\0\2\0\0"))
+    assert upright_exif(others) == others
+    for length in range(len(wanted)):
+        assert len(upright_exif(wanted[:length])) == length
+
+
+def test_a_turned_photograph_with_a_tag_of_another_kind_is_read(tmp_path):
+    odd = exif((256, 2, 4, b"640\0"), (274, 3, 1, b"\0\6\0\0"))  # a width in letters
+    Image.fromarray(RGB).save(tmp_path / "a.jpg", exif=odd, quality=100)
+    assert read_picture(tmp_path / "a.jpg").pixels.shape == (RGB.shape[1], RGB.shape[0], 3)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_damaged_exif_stays_as_it_is(tmp_path, suffix):
+    Image.fromarray(RGB).save(tmp_path / f"a.{suffix}", exif=b"Exif\0\0no TIFF at all")
+    picture = read_picture(tmp_path / f"a.{suffix}")
+    assert picture.pixels.shape == RGB.shape and picture.left_out == ()
+    write_picture(picture, tmp_path / f"b.{suffix}")
+    assert b"no TIFF at all" in (tmp_path / f"b.{suffix}").read_bytes()
+    assert exif_of_size(b"Exif\0\0no TIFF at all", 1, 1) == b"Exif\0\0no TIFF at all"
+
+
+@pytest.mark.parametrize("form", ['tiff:Orientation="{}"', "<tiff:Orientation>{}</tiff:Orientation>"])
+def test_the_orientation_of_xmp_becomes_1(tmp_path, form):
+    Image.fromarray(RGB).save(tmp_path / "a.webp", xmp=b"<x>" + form.format(6).encode() + b"</x>", lossless=True)
+    picture = read_picture(tmp_path / "a.webp")
+    np.testing.assert_array_equal(picture.pixels, np.rot90(RGB, -1))
+    assert picture.metadata["xmp"] == b"<x>" + form.format(1).encode() + b"</x>"
+
+
+# --- TIFF ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "value", "dtype", "wanted"),
+    [
+        (282, 300, "I", ((300, 1), (200, 1))),
+        (282, 72.5, "f", ((145, 2), (200, 1))),
+        (282, (0, 0), "2I", None),
+        (254, (0, 0), "2I", ((300, 1), (200, 1))),
+    ],
+)
+def test_an_odd_tag_costs_itself_alone(tmp_path, code, value, dtype, wanted):
+    path = tmp_path / "a.tif"
+    options = {"photometric": "rgb", "metadata": None, "iccprofile": PROFILE, "subfiletype": 0}
+    tifffile.imwrite(path, SMOOTH, resolution=(300, 200), resolutionunit="INCH", **options)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags[code].overwrite(value, dtype=dtype)
+    picture = with_writable_metadata(read_picture(path), path)
+    np.testing.assert_array_equal(picture.pixels, SMOOTH)
+    assert picture.metadata["icc_profile"] == PROFILE
+    assert picture.metadata.get("resolution") == wanted
+    assert picture.left_out == (() if wanted else ("the resolution, which is no number",))
+    write_picture(picture, tmp_path / "b.tif")
+
+
+def test_metadata_that_cannot_be_written_leaves_the_color_profile(tmp_path):
+    metadata = {"icc_profile": PROFILE, "extratags": [(65000, 99, 1, 0, True)]}
+    picture = with_writable_metadata(Picture(SMOOTH, None, "TIFF", metadata), "a.tif")
+    assert picture.metadata == {"icc_profile": PROFILE}
+    assert picture.left_out[0].startswith("all metadata but the color profile (")
+
+
+def geo_tiff(path, *, points=False):
+    """10 m to a pixel, the pixel at column 4 and row 2 at (500, 1000)."""
+    transformation = (10, 0, 0, 460, 0, -10, 0, 1020, 0, 0, 0, 0, 0, 0, 0, 1)
+    tags = [
+        (33550, 12, 3, (10.0, 10.0, 0.0), True),
+        (33922, 12, 6, (4.0, 2.0, 0.0, 500.0, 1000.0, 0.0), True),
+        (34264, 12, 16, tuple(map(float, transformation)), True),
+        (34735, 3, 8, (1, 1, 0, 1, 1025, 0, 1, 2 if points else 1), True),
+    ]
+    tifffile.imwrite(path, SMOOTH, photometric="rgb", metadata=None, extratags=tags)
+
+
+@pytest.mark.parametrize("points", [False, True])
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_an_enlarged_map_lies_where_it_lay(tmp_path, points, scale):
+    """The corner of the image, and the opposite one, keep their places by both kinds of tags."""
+    geo_tiff(tmp_path / "a.tif", points=points)
+    picture = read_picture(tmp_path / "a.tif")
+    picture.pixels = np.repeat(np.repeat(picture.pixels, scale, 0), scale, 1)
+    write_picture(picture, tmp_path / "b.tif")
+
+    def corners(path):
+        with tifffile.TiffFile(path) as file:
+            tags = {tag.code: np.array(tag.value) for tag in file.pages[0].tags if tag.code in (33550, 33922, 34264)}
+            height, width = file.pages[0].shape[:2]
+        first = 0.5 if points else 0.0
+        for column, row in ((-first, -first), (width - first, height - first)):
+            tie = tags[33922]
+            yield tie[3:5] + (np.array([column, row]) - tie[:2]) * tags[33550][:2] * [1, -1]
+            yield (tags[34264].reshape(4, 4) @ [column, row, 0, 1])[:2]
+
+    np.testing.assert_allclose(list(corners(tmp_path / "b.tif")), list(corners(tmp_path / "a.tif")))
+
+
+# --- HEIF and MPO ----------------------------------------------------------------------------------------------------
+
+
+def test_the_color_space_of_heic_stays(tmp_path):
+    pytest.importorskip("pillow_heif").register_heif_opener(thumbnails=False)
+    wide = {"color_primaries": 9, "transfer_characteristics": 16, "matrix_coefficients": 9}
+    Image.fromarray(SMOOTH).save(tmp_path / "a.heic", quality=95, chroma=444, **wide)
+    picture = read_picture(tmp_path / "a.heic")
+    write_picture(picture, tmp_path / "b.heic")
+    with Image.open(tmp_path / "b.heic") as image:
+        assert image.info["nclx_profile"].items() >= wide.items()
+        assert np.abs(np.asarray(image).astype(int) - picture.pixels).mean() < 2
+
+
+@pytest.mark.parametrize("behind", [b"", b"ftypmp4 a video"])
+def test_what_is_behind_the_last_image_of_an_mpo_is_named(tmp_path, behind):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(SMOOTH).save(path, "MPO", save_all=True, append_images=[Image.fromarray(RGB)])
+    path.write_bytes(path.read_bytes() + behind)
+    picture = read_picture(path)
+    assert (BEHIND in picture.left_out) == bool(behind) and len(picture.left_out) == 1 + bool(behind)
