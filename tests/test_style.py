@@ -70,7 +70,7 @@ RANKS = {
     "compare": 6,
     "cli": 7,
 }
-EVERYBODYS = ("errors", "output", "folder_lock", "memory", "processes", "protocol")
+EVERYBODYS = ("control_groups", "errors", "output", "folder_lock", "memory", "processes", "protocol")
 
 
 def imports_of(path):
