@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from restormixer_arch.basicsr_adapter.torchvision_weights import explain_missing_weights
 from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.inference.restorer import unusable_reason
 
 PEAK = 255.0
 K1, K2 = 0.01, 0.03  # Wang et al., Image quality assessment, IEEE TIP 13(4), 2004
@@ -242,7 +243,7 @@ def _deep_inputs(name: str, img: np.ndarray, img2: np.ndarray, crop_border: int)
     height, width = images[0].shape[:2]
     if min(height, width) < DEEP_SIDE:
         raise UserError(f"metric: {name} needs images of at least {DEEP_SIDE}x{DEEP_SIDE}, got {height}x{width}")
-    device = "cuda" if torch.cuda.is_initialized() else "cpu"
+    device = "cuda" if torch.cuda.is_initialized() and unusable_reason("cuda") is None else "cpu"
     tensors = [torch.from_numpy(np.ascontiguousarray(image[..., ::-1])).to(device) for image in images]
     return [(t.permute(2, 0, 1)[None] / PEAK).float().expand(1, 3, height, width) for t in tensors]
 

@@ -59,7 +59,8 @@ def build_optimizer(name: str, params: list[dict[str, Any]], lr: float, **option
 
 def _build(kind: Any, params: list[dict[str, Any]], lr: float, options: dict[str, Any]) -> torch.optim.Optimizer:
     if "adamw_lr" in inspect.signature(kind).parameters:
-        params = mark_matrices(params, options.get("weight_decay", 0.0))
+        weight_decay = options.get("weight_decay", 0.0)
+        params = mark_matrices(params, weight_decay, options.get("adamw_wd", weight_decay))
         kind = _in_float32_on_cpus(kind)
     return kind(params, lr=lr, **options)
 
@@ -85,7 +86,7 @@ def _in_float32_on_cpus(kind: Any) -> Any:
     return type(kind.__name__, (kind,), {"_orthogonalize": staticmethod(orthogonalize)})
 
 
-def mark_matrices(groups: list[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
+def mark_matrices(groups: list[dict[str, Any]], weight_decay: float, others_decay: float) -> list[dict[str, Any]]:
     """Split parameter groups for Muon and its variants in pytorch-optimizer, which want ``use_muon`` in each group.
 
     Matrices are all parameters of two dimensions, and the weights of convolutions over more than one channel as
@@ -95,14 +96,15 @@ def mark_matrices(groups: list[dict[str, Any]], weight_decay: float) -> list[dic
 
     Args:
         groups: parameter groups, with or without a ``weight_decay`` of their own.
-        weight_decay: of the groups without.
+        weight_decay, others_decay: of matrices and of all others in the groups without.
     """
     marked: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for group in groups:
         for use_muon, found in marked.items():
             params = [p for p in group["params"] if _is_matrix(p) == use_muon]
             if params:
-                found.append({"weight_decay": weight_decay, **group, "params": params, "use_muon": use_muon})
+                decay = weight_decay if use_muon else others_decay
+                found.append({"weight_decay": decay, **group, "params": params, "use_muon": use_muon})
     return marked[True] + marked[False]
 
 

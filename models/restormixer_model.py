@@ -85,8 +85,7 @@ class RestorMixerModel(SRModel):
             raise UserError(f"scale: must equal network_g.upscale ({network.upscale}), got {scale}")
         tested = self._tested_network()
         self._multiple = window_of(tested)  # of the sides of images that it takes
-        tiled = tested if self._multiple == 1 else Padded(tested, self._multiple)
-        self.restorer = restorer_of_options(tiled, opt.get("val") or {})
+        self.restorer = restorer_of_options(Padded(tested, self._multiple, scale), opt.get("val") or {})
         load_metric_networks((opt.get("val") or {}).get("metrics") or {})
 
     def _tested_network(self) -> nn.Module:

@@ -250,7 +250,7 @@ def test_nccl_is_taken_on_gpus(monkeypatch):
 def test_processes_on_gpus_agree_over_gloo_without_waiting_for_the_gpu(monkeypatch):
     joined = []
     monkeypatch.setattr(distributed, "choose_backend", lambda *_: "nccl")
-    monkeypatch.setattr(distributed, "_own_gpu", lambda backend: 0)
+    monkeypatch.setattr(distributed, "_own_gpu", lambda backend, launcher: 0)
     monkeypatch.setattr(distributed.distributed, "init_process_group", lambda **given: joined.append(given["backend"]))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
@@ -258,7 +258,8 @@ def test_processes_on_gpus_agree_over_gloo_without_waiting_for_the_gpu(monkeypat
     for name in distributed.LAUNCHED:
         monkeypatch.setenv(name, "0")
     distributed.start("pytorch", {}, 1)
-    assert joined == ["cpu:gloo,cuda:nccl"]
+    distributed.start("pytorch", {}, 0, "cuda")
+    assert joined == 2 * ["cpu:gloo,cuda:nccl"]
 
 
 def test_an_unknown_backend_is_refused(monkeypatch):
@@ -273,8 +274,12 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="process 3 of this machine has no GPU of its own, there are 2; start fewer"):
-        distributed._own_gpu("nccl")
-    assert distributed._own_gpu("gloo") == 0
+        distributed._own_gpu("nccl", "slurm")
+    assert distributed._own_gpu("gloo", "pytorch") == 0
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # srun --gpus-per-task=1: each process sees its own
+    assert distributed._own_gpu("nccl", "slurm") == 0
+    with pytest.raises(UserError, match="process 3 of this machine has no GPU of its own, there are 1; start fewer"):
+        distributed._own_gpu("nccl", "pytorch")
 
 
 def test_what_the_launcher_should_have_set_is_named(monkeypatch):

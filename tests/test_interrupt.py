@@ -56,6 +56,23 @@ def test_ctrl_c_shows_what_was_saved_and_how_to_resume(train_file, capsys, monke
         assert line == f"{begin}nothing was saved yet"
 
 
+def test_ctrl_c_in_the_last_validation_says_that_nothing_is_lost(train_file, capfd, monkeypatch):
+    from restormixer_arch.training import trainer
+
+    original = trainer.run_validation
+
+    def run_validation(model, loader, iteration, *others):
+        if iteration == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(model, loader, iteration, *others)
+
+    monkeypatch.setattr(trainer, "run_validation", run_validation)
+    assert cli.main(["train", "-opt", train_file]) == 0
+    said = capfd.readouterr().err
+    assert "SIGINT: the training is done and saved, its last validation goes on; Ctrl-C again leaves at once" in said
+    assert "saving a checkpoint" not in said
+
+
 def at_iteration(monkeypatch, number, action):
     """Call ``action`` within an iteration."""
     from basicsr.models.sr_model import SRModel

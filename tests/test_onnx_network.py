@@ -152,7 +152,7 @@ def test_what_it_cannot_do(files, photos, capsys, monkeypatch):
 def test_the_cpu_is_taken_on_a_machine_with_a_gpu(files, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert restorer.pick_device("auto", files / "net.onnx").type == "cpu"
-    monkeypatch.setattr(restorer, "_unusable_reason", lambda name: None)
+    monkeypatch.setattr(restorer, "unusable_reason", lambda name: None)
     assert restorer.pick_device("auto").type == "cuda"
 
 

@@ -196,14 +196,22 @@ def test_matrices_are_the_weights_of_linear_layers_and_of_full_convolutions():
     named = {id(parameter): name for name, parameter in network.named_parameters()}
     decayed = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]
-    groups = optimizers.mark_matrices([{"params": decayed}, {"params": plain, "weight_decay": 0.0}], 0.1)
+    groups = optimizers.mark_matrices([{"params": decayed}, {"params": plain, "weight_decay": 0.0}], 0.1, 0.2)
     shown = [(g["use_muon"], g["weight_decay"], [named[id(p)] for p in g["params"]]) for g in groups]
     rest = ["linear.bias", "conv.bias", "depthwise.bias", "colours.bias", "norm.weight", "norm.bias"]
     assert shown == [
         (True, 0.1, ["linear.weight", "conv.weight"]),
-        (False, 0.1, ["depthwise.weight", "colours.weight"]),
+        (False, 0.2, ["depthwise.weight", "colours.weight"]),
         (False, 0.0, rest),
     ]
+
+
+@pytest.mark.parametrize(("options", "decays"), [({}, [0.1, 0.1]), ({"adamw_wd": 0.3}, [0.1, 0.3])])
+def test_muons_decay_of_what_is_no_matrix(options, decays):
+    layer = torch.nn.Linear(8, 9)
+    groups = [{"params": list(layer.parameters())}]
+    made = optimizers.build_optimizer("Muon", groups, 0.02, weight_decay=0.1, **options)
+    assert [group["weight_decay"] for group in made.param_groups] == decays
 
 
 # --- pytorch-optimizer -----------------------------------------------------------------------------------------------

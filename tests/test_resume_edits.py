@@ -12,7 +12,10 @@ from restormixer_arch.errors import UserError
 compat.apply()
 
 from basicsr.models.base_model import BaseModel  # noqa: E402 - BasicSR can be imported only now
+from basicsr.models.lr_scheduler import MultiStepRestartLR  # noqa: E402
 
+from restormixer_arch.models import optimizers  # noqa: E402
+from restormixer_arch.training import resume  # noqa: E402
 from restormixer_arch.training.resume import _move_steps, resume_training  # noqa: E402
 
 MULTISTEP = {"type": "MultiStepLR", "milestones": [2, 6], "gamma": 0.5}
@@ -91,6 +94,38 @@ def test_a_state_of_basicsr_itself_is_enough(pairs, train_options, write):
     torch.save(kept, "experiments/tiny/training_states/4.state")
     assert train(file, "--auto_resume", "--force_yml", "train:total_iter=6") == 0
     assert load("training_states/6.state")["schedulers"][0]["last_epoch"] == 5
+
+
+def test_options_of_muons_adamw_are_followed():
+    """The groups name them without the prefix that the class's arguments have."""
+    optimizer = optimizers.build_optimizer("Muon", [{"params": [torch.nn.Parameter(torch.ones(3))]}], 0.02)
+    (group,) = optimizer.param_groups
+    edits = resume._set_options(optimizer, group, group | {"betas": (0.8, 0.9), "eps": 1e-6}, dict(group))
+    assert edits == ["train.optim_*.betas: (0.9, 0.95) -> (0.8, 0.9)", "train.optim_*.eps: 1e-10 -> 1e-06"]
+    assert (group["betas"], group["eps"]) == ((0.8, 0.9), 1e-6)
+
+
+@pytest.mark.parametrize("resumed_at", [None, 3, 12])
+def test_a_warm_up_leaves_the_schedule_alone(resumed_at):
+    """lr 1, ten iterations of warm-up, halved at 5 and at 14; BasicSR's own loop ends at 0.45 and 0.9."""
+
+    def start():
+        model = BaseModel({"num_gpu": 0, "is_train": True, "train": {"warmup_iter": 10}})
+        model.optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)]
+        model.schedulers = [MultiStepRestartLR(model.optimizers[0], milestones=[5, 14], gamma=0.5)]
+        model.optimizers[0].step()
+        return model
+
+    model, rates = start(), []
+    for iteration in range(1, 18):
+        if iteration == resumed_at:
+            states = model.schedulers[0].state_dict(), model.optimizers[0].state_dict()
+            model = start()
+            model.schedulers[0].load_state_dict(states[0])
+            model.optimizers[0].load_state_dict(states[1])
+        resume.update_learning_rate(model, iteration)
+        rates.append(model.get_current_learning_rate()[0])
+    assert rates == pytest.approx([n / 10 for n in range(1, 10)] + [0.5] * 5 + [0.25] * 3)
 
 
 def test_a_state_of_another_number_of_optimizers_is_of_another_model():

@@ -13,9 +13,10 @@ compat.apply()
 from basicsr.models.base_model import BaseModel  # noqa: E402
 
 from restormixer_arch import control_groups, processes  # noqa: E402
-from restormixer_arch.compare.run import threads_of  # noqa: E402
+from restormixer_arch.compare.run import restoring_device, threads_of  # noqa: E402
 from restormixer_arch.processes import cores  # noqa: E402
 from restormixer_arch.training import distributed as threads  # noqa: E402
+from restormixer_arch.training.dry_run import shorten_options  # noqa: E402
 from restormixer_arch.training.options import (  # noqa: E402
     choose_device,
     fit_to_machine,
@@ -56,6 +57,24 @@ def test_the_user_s_own_number_is_left(set_to, monkeypatch):
     assert threads.set_threads(None, 1, 1) == "Threads of torch: 5 (OMP_NUM_THREADS is 5)."
     assert threads.set_threads(None, 2, 1).endswith("(OMP_NUM_THREADS is 5, which torchrun sets if nobody else does).")
     assert set_to == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, 1),  # all eight processes on this machine, as far as is known
+        ({"LOCAL_WORLD_SIZE": "2"}, 3),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, 1),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_CPUS_PER_TASK": "8"}, 7),  # srun shows each its own cores
+    ],
+)
+def test_processes_of_other_machines_take_no_cores(set_to, monkeypatch, environment, expected):
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    threads.share_cores({"num_gpu": 0, "dist": True, "world_size": 8}, workers=1)
+    assert set_to == [expected]
 
 
 def test_mps_is_taken_by_its_name(monkeypatch, capsys):
@@ -105,6 +124,8 @@ def test_a_gpu_without_kernels_is_left_or_refused(monkeypatch, capsys):
     for number in (1, "auto"):
         with pytest.raises(UserError, match=rf"^device: 'cuda' cannot be used here \({reason}\)$"):
             usable_gpus(number, "cuda")
+    dry = shorten_options({"num_gpu": "auto", "path": {}, "logger": {}, "train": {"total_iter": 9}}, "x", 1)
+    assert dry["num_gpu"] == 0 and restoring_device({"num_gpu": "auto"}) == "cpu"
     monkeypatch.setattr(torch, "ones", lambda *size, device: torch.zeros(*size))  # a GPU that works
     assert [usable_gpus(wanted, None) for wanted in ("auto", 1, 2)] == [2, 1, 2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def load_network(
     bare, section = self.get_bare_model(net), _section(self, net)
     key = f"param_key_{section.removeprefix('network_')}"
     asked = key in self.opt.get("path", {}) and self.opt["path"][key] == param_key
-    state, entry, entries = read_entry(load_path, param_key, f"path.{key}" if asked else None)
+    names = bare.state_dict().keys()
+    state, entry, entries = read_entry(load_path, param_key, f"path.{key}" if asked else None, names)
     shown = f"parameter key {entry}" if entry else "which has no parameter keys"
     if entry == TRAINED and AVERAGED in entries and not asked and not self.is_train:
         shown += f"; path.{key}: {AVERAGED} takes the averaged weights, which it has too"
@@ -74,7 +76,7 @@ def _section(model: Any, net: nn.Module) -> str:
 
 
 def read_entry(
-    path: str | Path, param_key: str | None, asked_by: str | None = None
+    path: str | Path, param_key: str | None, asked_by: str | None = None, expected: Collection[str] = ()
 ) -> tuple[dict[str, Tensor], str | None, list[str]]:
     """Read weights, and say which entry of the file they are.
 
@@ -82,6 +84,7 @@ def read_entry(
         path: see :func:`restormixer_arch.inference.weights.read_weights`.
         param_key: the wanted entry, or None: the best one that the file has.
         asked_by: the option that names the entry, which must then be there; None where nobody has asked for it.
+        expected: names of the tensors of the network that they are for.
 
     Returns:
         The weights, the name of their entry, None where the file holds nothing but tensors, and those of all entries.
@@ -98,4 +101,4 @@ def read_entry(
             f"{asked_by}: {path} has no entry {param_key!r}, it has {', '.join(entries)}."
             f"{did_you_mean(param_key, entries)}"
         )
-    return *weights_in(content, place, param_key), entries
+    return *weights_in(content, place, param_key, expected=expected), entries

@@ -1,4 +1,4 @@
-"""Networks that take only some sizes of images, such as BasicSR's SwinIR: their images are padded, and cut again."""
+"""Networks as a restorer takes them: for images of any size, which some, such as BasicSR's SwinIR, do not take."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def window_of(network: nn.Module) -> int:
     """Return the multiple that the sides of images must have for a network of windows, 1 where any size will do."""
     if isinstance(network, PadsItself):
         return 1
-    windows = (getattr(module, "window_size", None) for module in network.modules())
-    return max((window for window in windows if isinstance(window, int)), default=1)
+    own = getattr(network, "window_size", None)
+    return max([own if isinstance(own, int) else 1, *map(window_of, network.children())])
 
 
 def restore_padded(restore: Callable[[Tensor], Tensor], x: Tensor, multiple: int) -> Tensor:
@@ -35,17 +35,24 @@ def restore_padded(restore: Callable[[Tensor], Tensor], x: Tensor, multiple: int
 class Padded(nn.Module):
     """A network whose images are mirrored at the right and lower edges to a multiple, and cut again.
 
+    It runs without ``torch.compile``, which would compile it again for each size.
+
+    Args:
+        network: restores images whose sides are multiples.
+        multiple: of the sides.
+        upscale: of the network, where it does not say it itself.
+
     Shape:
-        (B, C, H, W) -> (B, C, scale * H, scale * W)
+        (B, C, H, W) -> (B, C, upscale * H, upscale * W)
     """
 
-    def __init__(self, network: nn.Module, multiple: int) -> None:
+    def __init__(self, network: nn.Module, multiple: int, upscale: int = 1) -> None:
         super().__init__()
         self.network = network
         self.multiple = multiple
-        for name in ("upscale", "in_channels"):  # what is asked of a network
-            if hasattr(network, name):
-                setattr(self, name, getattr(network, name))
+        self.upscale = getattr(network, "upscale", upscale)
+        if hasattr(network, "in_channels"):
+            self.in_channels = network.in_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        return restore_padded(self.network, x, self.multiple)
+        return restore_padded(self.network.forward, x, self.multiple)

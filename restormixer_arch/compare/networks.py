@@ -119,7 +119,7 @@ def _from_section(entry: Entry) -> Built:
     network = spandrel_networks.build(entry.network, f"competitors.{entry.name}")
     if entry.weights:
         asked = f"competitors.{entry.name}.param_key" if entry.param_key else None
-        state = read_entry(entry.weights, entry.param_key, asked)[0]
+        state = read_entry(entry.weights, entry.param_key, asked, network.state_dict().keys())[0]
         if isinstance(network, RestorMixer) and (problem := stamp_problem(network, state)):
             raise UserError(f"{entry.weights}: its weights {problem}, as competitors.{entry.name}.network_g says")
         try:

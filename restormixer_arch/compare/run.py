@@ -26,7 +26,7 @@ from restormixer_arch.folder_lock import FolderLock
 from restormixer_arch.output import note, user_path
 from restormixer_arch.processes import cores, run_in_process
 from restormixer_arch.training.distributed import omp_threads
-from restormixer_arch.training.options import move_aside
+from restormixer_arch.training.options import move_aside, usable_gpus
 
 
 def compare(options: dict[str, Any], *, resume: bool, reuse: bool = False) -> tuple[Comparison, Path]:
@@ -195,7 +195,7 @@ def restoring_device(options: dict[str, Any]) -> str:
     """The device that pictures are restored on; costs are always measured on the CPU."""
     if options.get("device"):
         return options["device"]
-    return "cuda" if options["num_gpu"] and torch.cuda.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() and usable_gpus(options["num_gpu"], None) else "cpu"
 
 
 def budget_in_words(options: dict[str, Any]) -> str:

@@ -339,15 +339,15 @@ def pick_device(name: str, weights: str | Path = "", *, shown: str = "--device")
     if name == "auto":
         if is_onnx(weights) or not torch.cuda.is_available():
             return torch.device("cpu")
-        if reason := _unusable_reason("cuda"):
+        if reason := unusable_reason("cuda"):
             note(f"the GPU is not used: {reason}")
         return torch.device("cpu" if reason else "cuda")
-    if reason := _unusable_reason(name):
+    if reason := unusable_reason(name):
         raise UserError(f"{shown}: {name!r} cannot be used here ({reason})")
     return torch.device(name)
 
 
-def _unusable_reason(name: str) -> str | None:
+def unusable_reason(name: str) -> str | None:
     """Why torch cannot compute on a device, or None; its wheels have no kernels for old GPUs."""
     try:
         torch.ones(1, device=torch.device(name)).add(1).cpu()

@@ -88,11 +88,11 @@ def shard_of_process(environment: Mapping[str, str] = os.environ) -> Shard:
     return Shard()
 
 
-def processes_here(environment: Mapping[str, str] = os.environ) -> int:
-    """Return how many processes of torchrun or srun share this machine, 1 for any other."""
+def processes_here(environment: Mapping[str, str] = os.environ, default: int = 1) -> int:
+    """Return how many processes of torchrun or srun share this machine, ``default`` where neither says so."""
     number = environment.get("LOCAL_WORLD_SIZE") or environment.get("SLURM_STEP_TASKS_PER_NODE", "")
     found = re.match(r"[1-9]\d{0,8}", number)  # SLURM's is like 4(x2): four on each of two machines
-    return int(found[0]) if found else 1
+    return int(found[0]) if found else default
 
 
 def device_of_process(device: torch.device, environment: Mapping[str, str] = os.environ) -> torch.device:

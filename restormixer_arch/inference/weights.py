@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,13 @@ def read_file(path: Path) -> object:
 
 
 def weights_in(
-    content: Any, path: Path, param_key: str | None, *, required: bool = False
+    content: Any, path: Path, param_key: str | None, *, required: bool = False, expected: Collection[str] = ()
 ) -> tuple[dict[str, Tensor], str | None]:
     """Return the weights of :func:`read_weights` out of what :func:`read_file` has returned for ``path``.
+
+    Args:
+        content, path, param_key, required: see there.
+        expected: names of the network's tensors, where it is known: a prefix that they have is the network's own.
 
     Returns:
         The weights, and the name of the entry that they are; None where the file holds nothing but tensors.
@@ -101,7 +105,7 @@ def weights_in(
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{path}: {name} holds values that are not finite (NaN or infinity)")
-    return _without_prefixes(state), param_key if param_key in taken else next(iter(taken), None)
+    return _without_prefixes(state, expected), param_key if param_key in taken else next(iter(taken), None)
 
 
 def entries_in(content: Any) -> list[str]:
@@ -115,10 +119,12 @@ def _is_filled(content: dict[Any, Any], key: str | None) -> bool:
     return isinstance(content.get(key), dict) and len(content[key]) > 0
 
 
-def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_prefixes(state: dict[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
     for prefix in WRAPPERS * 2:  # either may be inside of the other
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     for prefix in OWNERS:
+        if any(name.startswith(prefix) for name in expected):
+            continue
         inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         if not is_restormixer(state) and is_restormixer(_without_wrappers(inner)):
             return _without_wrappers(inner)

@@ -16,6 +16,7 @@ import torch
 from torch import distributed
 
 from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.inference.shards import processes_here
 from restormixer_arch.output import note
 from restormixer_arch.processes import cores
 
@@ -52,10 +53,10 @@ def start(
             f"--launcher pytorch: {', '.join(absent)} not set in the environment; start with "
             f"torchrun --nproc_per_node=N $(which basicsr) {command} ... --launcher pytorch"
         )
-    on_gpu = torch.cuda.is_available() and num_gpu != 0 and device != "cpu"
+    on_gpu = torch.cuda.is_available() and (device == "cuda" or (num_gpu != 0 and device is None))
     backend = choose_backend(dist_params.get("backend"), on_gpu)
     if on_gpu:
-        torch.cuda.set_device(_own_gpu(backend))
+        torch.cuda.set_device(_own_gpu(backend, launcher))
         if torch.multiprocessing.get_start_method(allow_none=True) is None:
             torch.multiprocessing.set_start_method("spawn")  # a process with CUDA must not be forked
     timeout = timedelta(minutes=dist_params.get("timeout_minutes") or DEFAULT_TIMEOUT)
@@ -94,9 +95,10 @@ def choose_backend(wanted: str | None, on_gpu: bool) -> str:
     return wanted
 
 
-def _own_gpu(backend: str) -> int:
+def _own_gpu(backend: str, launcher: str) -> int:
     local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if local >= gpus and backend == "nccl":
+    bound = launcher == "slurm" and gpus == 1  # srun --gpus-per-task=1 shows each process its own alone
+    if local >= gpus and backend == "nccl" and not bound:
         raise UserError(f"process {local + 1} of this machine has no GPU of its own, there are {gpus}; start fewer")
     return local % gpus
 
@@ -204,5 +206,6 @@ def share_cores(opt: dict[str, Any], workers: int) -> None:
         workers: loader processes that work while the network does.
     """
     if opt["num_gpu"] == 0:
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", opt["world_size"])) if opt["dist"] else 1
+        bound = "SLURM_CPUS_PER_TASK" in os.environ  # srun gives each process cores of its own
+        processes = processes_here(default=opt["world_size"]) if opt["dist"] and not bound else 1
         logging.getLogger("basicsr").info(set_threads(opt.get("num_threads"), processes, workers))

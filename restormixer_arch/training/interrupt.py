@@ -17,7 +17,9 @@ from restormixer_arch.output import is_first_process
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 TOGETHER = 2.0  # seconds in which a terminal's and a launcher's SIGINT for the same Ctrl-C arrive
-HINT = b"basicsr: %s: saving a checkpoint after this iteration%s\n"
+CHECKPOINT = b"saving a checkpoint after this iteration"
+LAST_VALIDATION = b"the training is done and saved, its last validation goes on"
+HINT = b"basicsr: %s: %s%s\n"
 
 
 class Stopped(KeyboardInterrupt):
@@ -41,12 +43,14 @@ class Interrupt:
         running: iterations of a training that is kept are running; else a signal ends it at once.
         launched: started by a launcher, which sends a second SIGINT besides the terminal's.
         insisted: a second SIGINT has come.
+        hint: what happens after a signal, for the user.
     """
 
     signal: int = 0
     running: bool = False
     launched: bool = False
     insisted: bool = False
+    hint: bytes = CHECKPOINT
     _when: float = 0.0
 
     def notice(self, number: int, frame: FrameType | None) -> None:
@@ -61,7 +65,7 @@ class Interrupt:
             if is_first_process():
                 name = signal.Signals(number).name.encode()
                 with suppress(OSError):  # the terminal may be gone, which is what SIGHUP says
-                    os.write(2, HINT % (name, b"; Ctrl-C again leaves at once" * (number == signal.SIGINT)))
+                    os.write(2, HINT % (name, self.hint, b"; Ctrl-C again leaves at once" * (number == signal.SIGINT)))
         elif number == signal.SIGINT and not (self.launched and time.monotonic() - self._when < TOGETHER):
             self.insisted = True
             signal.default_int_handler(number, frame)

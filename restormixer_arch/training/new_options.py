@@ -19,6 +19,7 @@ import yaml
 from restormixer_arch.config.check import Request, check_options, read_option_file
 from restormixer_arch.config.yaml_file import load_yaml
 from restormixer_arch.errors import UserError
+from restormixer_arch.inference.restorer import pick_device
 from restormixer_arch.inference.shipped import shipped_weights
 from restormixer_arch.models.memory import OutOfMemory
 from restormixer_arch.output import note, shell_join, write_text_atomically
@@ -227,7 +228,7 @@ def _trial(text: str) -> Iterator[Request]:
 
 def _choose(wanted: Wanted, data: _Data, installed: Path | None) -> tuple[int, int, float]:
     """Return side and number of patches, and the seconds of an iteration: the largest that is not slow."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device("auto").type
     tried: tuple[int, int, float] | None = None
     for side, batch in _candidates(device, data):
         try:

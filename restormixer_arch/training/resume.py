@@ -239,7 +239,8 @@ def _set_options(
     Others stay: some optimizers change an option as they go, and what else is in a group is their state, too.
     """
     edits, arguments = [], inspect.signature(type(optimizer)).parameters
-    for key in (fresh.keys() & arguments.keys()) - SCHEDULED_KEYS:
+    options = {key for key in fresh if key in arguments or f"adamw_{key}" in arguments}  # Muon's for what is no matrix
+    for key in options - SCHEDULED_KEYS:
         if key not in old:
             group[key] = fresh[key]
         elif to_plain_values(old[key]) != to_plain_values(fresh[key]):
@@ -282,4 +283,16 @@ def _run_schedule_again(model: Any, iteration: int, groups: list[list[dict[str, 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         for number in range(1, iteration + 1):
-            model.update_learning_rate(number, warmup_iter=model.opt["train"].get("warmup_iter", -1))
+            update_learning_rate(model, number)
+
+
+def update_learning_rate(model: Any, iteration: int) -> None:
+    """Set the rates of an iteration, from 1: those of the schedule, or within ``warmup_iter`` of the warm-up.
+
+    A schedule that goes on from the rate before, as MultiStepLR, goes on from its own: BasicSR lets it take the rate of
+    the warm-up, which would stay too low for the rest of the training, and lose the milestones within.
+    """
+    for scheduler in model.schedulers:
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+    model.update_learning_rate(iteration, warmup_iter=model.opt["train"].get("warmup_iter", -1))

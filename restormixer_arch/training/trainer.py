@@ -33,7 +33,7 @@ from restormixer_arch.output import is_first_process, note, warn
 from restormixer_arch.protocol import MeasuresInputs
 from restormixer_arch.training.checkpoint import keep_generator_states, replace_saving, set_generator_states
 from restormixer_arch.training.distributed import lost_peer, opencv_single_threaded, share_cores
-from restormixer_arch.training.interrupt import Interrupt, Stopped, handle_signals
+from restormixer_arch.training.interrupt import LAST_VALIDATION, Interrupt, Stopped, handle_signals
 from restormixer_arch.training.loader import (
     Batches,
     build_dataset,
@@ -43,7 +43,7 @@ from restormixer_arch.training.loader import (
 )
 from restormixer_arch.training.options import make_folders, make_opt
 from restormixer_arch.training.reports import LOGGERS, Progress, Reports, as_markdown
-from restormixer_arch.training.resume import load_resume_state, resume_training
+from restormixer_arch.training.resume import load_resume_state, resume_training, update_learning_rate
 
 
 class Run:
@@ -151,6 +151,7 @@ class Training(Run):
             self.logger.info("Save the latest model.")
             self.model.save(epoch=-1, current_iter=-1)  # -1 stands for the latest
             if self.opt.get("val") is not None and self.kept:
+                self.interrupt.hint = LAST_VALIDATION
                 self.validate()
             if self.tb_logger:
                 self.tb_logger.close()
@@ -264,7 +265,7 @@ class Training(Run):
         """Train on one batch."""
         model, iteration = self.model, self.iteration + 1
         self.sampler.consumed += self.batches.loader.batch_size * self.opt["world_size"]
-        model.update_learning_rate(iteration, warmup_iter=self.opt["train"].get("warmup_iter", -1))
+        update_learning_rate(model, iteration)
         model.feed_data(batch)
         if self.interrupt.insisted:  # the exception was lost in a destructor, such as that of the loader's iterator
             raise KeyboardInterrupt

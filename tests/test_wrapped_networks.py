@@ -1,0 +1,82 @@
+"""Networks of plug-ins around other networks, and networks that say nothing of themselves: weights, tiles, sizes."""
+
+import pytest
+import torch
+from torch import nn
+from training_cases import EDSR, RESTORMIXER, SWINIR, batch, build, options, step
+
+from restormixer_arch import RestorMixer
+from restormixer_arch.basicsr_adapter.padded import Padded, window_of
+from restormixer_arch.inference.weights import read_weights
+from restormixer_arch.models.restormixer_model import RestorMixerModel
+
+ARGUMENTS = {name: value for name, value in RESTORMIXER.items() if name != "type"}
+
+
+@pytest.fixture
+def wrapped():
+    """A network around a RestorMixer, registered as a plug-in does."""
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    class AroundRestorMixer(nn.Module):
+        def __init__(self, **arguments):
+            super().__init__()
+            self.net = RestorMixer(**arguments)
+            self.last = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            out = self.net(x)
+            return self.last(out[0] if isinstance(out, list | tuple) else out)
+
+    ARCH_REGISTRY.register(AroundRestorMixer)
+    yield {"type": "AroundRestorMixer", **ARGUMENTS, "deep_supervision": False}
+    del ARCH_REGISTRY._obj_map["AroundRestorMixer"]
+
+
+def test_weights_of_a_network_around_a_restormixer_are_loaded(tmp_path, wrapped):
+    """Its own prefix looks like that of a tool that trained a RestorMixer."""
+    model = build(tmp_path, wrapped)
+    step(model, 1)
+    model.save(0, 1)
+    again = build(tmp_path, wrapped)
+    again.load_network(again.net_g, tmp_path / "net_g_1.pth", strict=True)
+    for name, value in model.net_g.state_dict().items():
+        assert torch.equal(again.net_g.state_dict()[name], value), name
+    inner = read_weights(tmp_path / "net_g_1.pth")  # for a RestorMixer, as before
+    assert not any(name.startswith("net.") for name in inner)
+
+
+def test_windows_of_networks_that_pad_themselves_ask_for_nothing(tmp_path, wrapped):
+    assert window_of(build(tmp_path, wrapped).net_g) == 1
+    assert window_of(build(tmp_path, SWINIR).net_g) == 8
+    assert window_of(nn.Sequential(nn.Conv2d(3, 3, 1), build(tmp_path, SWINIR).net_g)) == 8
+
+
+@pytest.mark.parametrize("val", [{"tile": 64}, {"max_memory": "20G"}])
+def test_tiles_of_a_network_that_does_not_say_its_scale(tmp_path, val):
+    given = options(tmp_path, EDSR | {"upscale": 2}) | {"scale": 2, "val": val}
+    model = RestorMixerModel(given)
+    assert not hasattr(model.net_g, "upscale")
+    lq = batch(images=1, side=96)["lq"]
+    model.feed_data({"lq": lq})
+    model.test()
+    assert model.output.shape == (1, 3, 192, 192)
+    corner = (..., slice(60), slice(60))  # of the first tile alone, and far from its inner borders
+    with torch.no_grad():
+        torch.testing.assert_close(model.output[corner], model.net_g.eval()(lq)[corner], rtol=1e-3, atol=1e-4)
+
+
+def test_tiles_are_restored_without_the_compiled_network():
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append(inputs)
+        return graph.forward
+
+    network = nn.Conv2d(3, 3, 3, padding=1)
+    network.compile(backend=backend)
+    with torch.no_grad():
+        Padded(network, 1)(torch.rand(1, 3, 8, 8))
+        assert seen == []
+        network(torch.rand(1, 3, 8, 8))
+    assert len(seen) == 1
