@@ -46,16 +46,20 @@ def test_where_two_networks_change_places():
 
 
 def test_means_by_label():
-    """Over pictures and seeds of the longest run; pictures without a label are left out."""
+    """Over pictures, and over the seeds of the longest run that all have; pictures without a label are left out."""
     labeled = example({6: 7.0, 24: 1.0})
-    labeled.rows.append(labeled.rows[-1].model_copy(update={"manual_seed": 2, "values": {"a": 33.0, "b": 25.0}}))
+    for row in labeled.rows[-2:]:
+        labeled.rows.append(row.model_copy(update={"manual_seed": 2, "values": {"a": 33.0, "b": 25.0}}))
+    labeled.rows.append(labeled.rows[-1].model_copy(update={"manual_seed": 3, "values": {"a": 0.0, "b": 0.0}}))
     names = {"a": "1_low_haze", "b": "2_low_haze"}
     for row in labeled.rows:
         row.values = {names[name]: value for name, value in row.values.items()} | {"3_rain": 9.0, "4": 50.0}
     page = study_page.markdown(labeled)
-    table = "By label, after 24 minutes:\n\n|  | first | second |\n| --- | --: | --: |\n"
-    assert table + "| low_haze | 25.00 | 27.50 |\n| rain | 9.00 | 9.00 |\n\n" in page + "\n"
-    assert "By label" not in study_page.markdown(example({6: 1.0}))
+    table = "By label, after 24 minutes, seeds 1, 2:\n\n|  | first | second |\n| --- | --: | --: |\n"
+    assert table + "| low_haze | 27.00 | 27.50 |\n| rain | 9.00 | 9.00 |\n\n" in page + "\n"
+    assert "over the seeds by the variance of all" in page
+    alone = study_page.markdown(example({6: 1.0}))
+    assert "By label" not in alone and "over the photographs alone, since each network was trained with one" in alone
 
 
 def test_a_page_of_several_studies(tmp_path, capsys):

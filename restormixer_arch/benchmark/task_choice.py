@@ -71,7 +71,8 @@ def degraded_statistics(source: tuple[Path, str, int]) -> list[tuple[np.ndarray,
         image = np.rint(add_composition(photo, draw_composition(rng, label)) * 255).astype(np.uint8)
         if rng.random() < JPEG_SHARE:
             quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(*JPEG_QUALITY))]
-            image = cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
+            coded = cv2.imencode(".jpg", image[..., ::-1], quality)[1]  # OpenCV's order is BGR
+            image = cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1]
         found.append((window_statistics(image.astype(np.float32) / np.float32(255)), task_of(label)))
     return found
 
@@ -165,6 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=MODEL, metavar="FILE", help="of --fit (default: the package's)")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="of --fit (default 2)")
     options = parser.parse_args(arguments)
+    if options.processes < 1:
+        parser.error(f"argument --processes: expected a positive whole number, got {options.processes}")
     try:
         if options.fit:
             fit(options.fit, options.out, options.processes)

@@ -31,12 +31,15 @@ def write(study: Study, folder: Path) -> list[Path]:
 def markdown(study: Study) -> str:
     """Return the tables of a study: costs, means, differences to the first network, crossings, labels and context."""
     first = markdown_text(study.networks[0].name)
+    interval = "over the photographs alone, since each network was trained with one seed"
+    if any(study.seed_variance(measure) for measure in study.measures):
+        interval = "over the photographs, and over the seeds by the variance of all networks that were trained with "
+        interval += "several, assumed to be that of each"
     parts = [
         f"# {markdown_text(study.name)}",
         "Minutes are those of a quiet machine: each network was trained for the iterations that fill them, by the "
         "seconds of its step. Means over the pictures and seeds; then the difference to "
-        f"{first} over the seeds that both have, and in brackets its 95% interval: over the photographs, and over the "
-        "seeds by the variance of all networks that were trained with several, assumed to be that of each.",
+        f"{first} over the seeds that both have, and in brackets its 95% interval: {interval}.",
         _costs(study),
     ]
     for measure in study.measures:
@@ -100,20 +103,27 @@ def crossings(study: Study, measure: tuple[str, str]) -> list[str]:
 
 
 def _by_label(study: Study, measure: tuple[str, str]) -> list[str]:
-    """Return the means by label after the longest run, over the seeds; nothing where the pictures have no labels."""
+    """Return the means by label after the longest run, over the seeds that all have; nothing for fewer than two."""
     minutes, digits = study.minutes[-1], study.metrics[measure[1]].digits
-    values: dict[str, dict[str, list[float]]] = {}  # label -> network -> values
-    for network in study.networks:
-        for row in study.rows_by_seed(network.name, minutes, measure).values():
-            for picture, value in row.values.items():
-                if label := label_of(picture):
-                    values.setdefault(label, {}).setdefault(network.name, []).append(value)
-    if not values:
+    trained = {network.name: study.rows_by_seed(network.name, minutes, measure) for network in study.networks}
+    trained = {name: rows for name, rows in trained.items() if rows}
+    seeds = set.intersection(*map(set, trained.values()))
+    labels: dict[str, list[str]] = {}
+    for picture in next(iter(next(iter(trained.values())).values())).values:
+        if label := label_of(picture):
+            labels.setdefault(label, []).append(picture)
+    if len(labels) < 2 or not seeds:
         return []
-    names = list(next(iter(values.values())))
-    rows = [[label, *(f"{fmean(own[name]):.{digits}f}" for name in names)] for label, own in sorted(values.items())]
-    head = ["", *(markdown_text(name) for name in names)]
-    return [f"By label, after {minutes:g} minutes:", markdown_table(head, rows)]
+    table = [
+        [
+            label,
+            *(f"{fmean(rows[s].values[p] for s in seeds for p in pictures):.{digits}f}" for rows in trained.values()),
+        ]
+        for label, pictures in sorted(labels.items())
+    ]
+    shown = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
+    head = ["", *map(markdown_text, trained)]
+    return [f"By label, after {minutes:g} minutes, {shown}:", markdown_table(head, table)]
 
 
 def is_sure(difference: Difference) -> bool:

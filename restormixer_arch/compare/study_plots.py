@@ -45,7 +45,9 @@ def draw_curves(rows: list[tuple[Study, tuple[str, str]]], path: Path) -> Path:
         for panel in panels:
             panel.grid(alpha=0.25)
     all_panels[0, 0].legend(fontsize="small")
-    bars = f"Bars: 95% interval of the difference to {plot_text(rows[0][0].networks[0].name)}. Dots: seeds."
+    several = any(study.seed_variance(measure) for study, measure in rows)
+    over = "photographs and seeds. Dots: seeds" if several else "photographs (one seed)"
+    bars = f"Bars: 95% interval of the difference to {plot_text(rows[0][0].networks[0].name)}, over {over}."
     figure.supxlabel(bars, fontsize="small")
     return _save(figure, path)
 

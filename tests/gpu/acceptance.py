@@ -100,13 +100,13 @@ def run_apart(names: list[str], tiny: bool) -> dict[str, list[Row]]:
         command = [sys.executable, __file__, "--out", folder, "--only", *names, *(["--tiny"] if tiny else [])]
         try:
             code = subprocess.run(command, timeout=PART_SECONDS, check=False).returncode
-            ended = None if code in (0, 1) else f"the process ended with {code}"
+            ended = f"the process ended with {code}"
         except subprocess.TimeoutExpired:
-            ended = f"stopped after {PART_SECONDS} s"
-        written = Path(folder, "acceptance.json")
-        found = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
-    rows = {name: found.get(name, []) for name in names}
-    if ended:
+            code, ended = None, f"stopped after {PART_SECONDS} s"
+        file = Path(folder, "acceptance.json")
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    rows = {name: (found or {}).get(name, []) for name in names}
+    if code not in (0, 1) or found is None:  # Python's errors end with 1, too
         rows[next((name for name in reversed(names) if rows[name]), names[0])].append({"error": ended})
     return rows
 

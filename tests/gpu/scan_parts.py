@@ -214,7 +214,8 @@ def sanitizer(tiny: bool) -> Iterator[Row]:
         return
     with tempfile.TemporaryDirectory() as folder:
         script = [sys.executable, str(HERE / "acceptance.py"), "--tiny", "--only", "accuracy", "wide", "--out", folder]
-        check = [tool, "--error-exitcode", "9", "--report-api-errors", "no", *script]
+        # The script runs its parts in processes of their own.
+        check = [tool, "--target-processes", "all", "--error-exitcode", "9", "--report-api-errors", "no", *script]
         # With torch's cache small tensors lie in one block, so that writes past their ends would be within bounds.
         alone = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         try:
