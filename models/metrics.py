@@ -14,6 +14,7 @@ MATLAB's and numpy's means are: nothing is capped or left out.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from restormixer_arch.basicsr_adapter.torchvision_weights import explain_missing_weights
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.inference.restorer import unusable_reason
+from restormixer_arch.output import warn
 
 PEAK = 255.0
 K1, K2 = 0.01, 0.03  # Wang et al., Image quality assessment, IEEE TIP 13(4), 2004
@@ -39,7 +41,7 @@ BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # o
 NIQE_SIDE = 96  # of BasicSR's blocks, of which it compares at least two
 DEEP_SIDE = 32  # the smallest image that all of these take
 # What a metric raises where it cannot take an image; UserError is a ValueError.
-REFUSALS = (AssertionError, ValueError, RuntimeError, AttributeError, TypeError, np.linalg.LinAlgError, cv2.error)
+REFUSALS = (AssertionError, ValueError, RuntimeError, AttributeError, TypeError, cv2.error)
 
 
 def measure(
@@ -54,6 +56,9 @@ def measure(
         name: of the image, for messages.
         dataset: its data set, for messages.
 
+    Returns:
+        Name -> value; NaN, with a warning, where a metric has none for this image, as NIQE for a flat one.
+
     Raises:
         UserError: the image cannot be measured, such as one that is too small or of another size than the truth.
     """
@@ -62,14 +67,19 @@ def measure(
     for metric, options in metrics.items():
         try:
             _check_size(image.shape[:2], options)
-            values[metric] = float(calculate_metric(data, dict(options)))
-            if math.isnan(values[metric]):
-                raise UserError("the result is not a number (NaN)")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # numpy's of a NaN, which is reported below
+                values[metric] = float(calculate_metric(data, dict(options)))
+            reason = "the result is not a number (NaN)" if math.isnan(values[metric]) else ""
+        except np.linalg.LinAlgError as error:
+            values[metric], reason = math.nan, str(error)
         except REFUSALS as error:
             reason = " ".join(str(error).split()) or type(error).__name__  # OpenCV's has several lines
             raise UserError(
                 f"val.metrics.{metric}: cannot measure {name!r}{place} {image.shape[:2]}: {reason}"
             ) from error
+        if reason:
+            warn(f"val.metrics.{metric}: cannot measure {name!r}{place}: {reason}")
     return values
 
 

@@ -240,8 +240,15 @@ def test_niqe_of_the_smallest_image_is_a_number():
     assert 0 < metrics.measure({"m": {"type": "calculate_niqe", "crop_border": 0}}, image, None, "a")["m"] < 1000
 
 
-def test_a_result_that_is_not_a_number_is_said(monkeypatch):
+def test_a_result_that_is_not_a_number_is_said(monkeypatch, capsys):
     monkeypatch.setattr(metrics, "calculate_metric", lambda data, options: math.nan)
     image = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(UserError, match=r"^val\.metrics\.m: cannot measure 'a' \(8, 8\): the result is not a number"):
-        metrics.measure({"m": {"type": "x"}}, image, image, "a")
+    assert math.isnan(metrics.measure({"m": {"type": "x"}}, image, image, "a", "d")["m"])
+    wanted = "basicsr: warning: val.metrics.m: cannot measure 'a' of d: the result is not a number (NaN)\n"
+    assert capsys.readouterr().err == wanted
+
+
+def test_a_flat_image_without_niqe_does_not_end_a_training(capsys):
+    flat = np.zeros((192, 192, 3), np.uint8)
+    assert math.isnan(metrics.measure({"m": {"type": "calculate_niqe", "crop_border": 0}}, flat, None, "a")["m"])
+    assert "val.metrics.m: cannot measure 'a'" in capsys.readouterr().err

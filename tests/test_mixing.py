@@ -107,3 +107,12 @@ def test_cutblur_is_a_probability(pairs, train_options, write, capsys, value, ex
     train_options["train"]["cutblur"] = value
     assert cli.main(["train", "-opt", write(train_options)]) == 2
     assert f"train.cutblur: got {value}, expected {expected}" in capsys.readouterr().err
+
+
+def test_a_batch_of_one_image_has_nothing_to_blend_with(pairs, train_options, write, capsys):
+    train_options.update(model_type="RestorMixerModel")
+    train_options["train"]["mixup"] = 1.0
+    train_options["datasets"]["train"]["batch_size_per_gpu"] = 1
+    assert cli.main(["train", "-opt", write(train_options)]) == 2
+    wanted = "x.yml: train.mixup: blends with another image of the batch, which has one; expected 2 or more"
+    assert wanted in capsys.readouterr().err

@@ -89,6 +89,19 @@ def test_a_stopped_set_is_made_again(clean, halving, monkeypatch):
         assert np.array_equal(np.round(gt.read(name) * 255) // 2, np.round(lq.read(name) * 255))
 
 
+@pytest.mark.parametrize(
+    ("change", "shown"), [(["--gt-size", "32"], "gt_size 256, images"), (["--seed", "9"], "seed 0"), ([], "images")]
+)
+def test_a_set_of_other_settings_is_refused(clean, halving, capsys, change, shown):
+    assert main(halving) == 0 and main(halving) == 0
+    if not change:
+        cv2.imwrite("clean/0.png", np.zeros((70, 90, 3), np.uint8))
+    capsys.readouterr()
+    assert main([*halving, *change]) == 2
+    wanted = f"error: sets/kornia_rain: was made with other settings ({shown}); remove it or choose another --out\n"
+    assert capsys.readouterr().err.endswith(wanted)
+
+
 def test_half_a_set_and_two_of_one_name(clean, halving, capsys):
     (clean / "sets/kornia_rain/gt.lmdb").mkdir(parents=True)
     assert main(halving) == 2

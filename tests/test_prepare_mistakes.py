@@ -130,6 +130,8 @@ def test_a_degradation_that_is_missing(root, capsys):
             ["sr", "--crop", "48", "--step", "60"],
             "--step must be at most --crop, or pixels between sub-images are lost: 60",
         ),
+        (["sr", "--crop", "0", "--step", "24"], "--step: is for sub-images, and none are cut; expected --crop, too"),
+        (["derain", "--scale", "2"], "--scale: is for the task sr, got derain"),
         (["derain", "--root", "rot"], "--root: 'rot' does not exist. Did you mean 'root'?"),
         (["sr", "--scale", "5"], "basicsr prepare: argument --scale: invalid choice: 5 (choose from 2, 3, 4)."),
     ],

@@ -3,7 +3,8 @@
 The model of Wang et al. ("Real-ESRGAN: Training Real-World Blind Super-Resolution with Pure Synthetic Data", ICCVW
 2021), with the ranges of BasicSR's ``options/train/RealESRGAN``: blur, resizing, noise and JPEG, all of it twice, and
 at the end a sinc filter, which rings as sharpening does, before or after the second JPEG. The kernels are BasicSR's.
-The ground truth is not sharpened, unlike there.
+Unlike there, the ground truth is not sharpened, kernels always have 21 pixels (there 7 to 21, which cuts wide ones),
+and the shape ``beta`` of a generalized or plateau-shaped kernel is uniform (there half of them have 1 or less).
 
 Strength scales every part at once: standard deviations and noise in proportion, sizes and sinc cut-offs towards none.
 """

@@ -9,10 +9,13 @@ here only: ``pip install kornia`` and ``pip install --no-deps albumentations==2.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +29,7 @@ INSTALL = {
     "albumentations": "pip install --no-deps albumentations==2.0.8 albucore==0.0.24 && pip install stringzilla simsimd",
     "kornia": "pip install kornia",
 }
+RECORD = "made_with.json"
 LEAST_SIDE = 20  # of an image, in pixels: kornia's drops are that long
 LABELS = {"albumentations": ("rain", "snow", "haze", "blur", "defocus"), "kornia": ("rain", "snow", "blur")}
 
@@ -35,7 +39,8 @@ def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: in
 
     Args:
         gt: folder or LMDB of clean images.
-        out: folder to write to; a set is whole or not there at all, and one that is there is left as it is.
+        out: folder to write to; a set is whole or not there at all, and one that is there is left as it is if it was
+            made in the same way.
         libraries: of :data:`LABELS`; those that are not installed are left out with a note.
         gt_size: the middle of each image is taken, this many pixels a side at most, and at least 20.
         seed: of all chance; each image has its own from it.
@@ -45,7 +50,7 @@ def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: in
 
     Raises:
         UserError: a library is unknown, none of them is installed, an image cannot be read or is smaller than 20 pixels
-            a side, two have one name but for the extension or dots, or half of a set is there.
+            a side, two have one name but for the extension or dots, or half of a set or another one is there.
     """
     if gt_size < LEAST_SIDE:
         raise UserError(f"--gt-size: expected at least {LEAST_SIDE}, got {gt_size}")
@@ -60,13 +65,15 @@ def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: in
         note(f"left out the sets by {text}")
     libraries = tuple(library for library in libraries if library not in absent)
     images = _middles(gt, gt_size)
+    record: dict[str, Any] = {"gt_size": gt_size, "seed": seed}
+    record["images"] = {name: zlib.crc32(image.tobytes()) for name, image in images.items()}
     sets = []
     for library in libraries:
         for label in LABELS[library]:
             sets.append(f"{library}_{label}")
             folder = out / sets[-1]
             if folder.exists():
-                _check_whole(folder)
+                _check_whole(folder, record)
                 continue
             degrade = GENERATORS[library]
             # The generators work on RGB, LMDBs hold BGR.
@@ -77,6 +84,7 @@ def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: in
             with atomic_folder(folder) as part:
                 write_lmdb(part / "gt.lmdb", [(f"{label}/{name}", image) for name, image in images.items()])
                 write_lmdb(part / "lq.lmdb", [(f"{label}/{name}", np.ascontiguousarray(i)) for name, i in lq.items()])
+                (part / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return sets
 
 
@@ -100,11 +108,19 @@ def _middles(gt: str, size: int) -> dict[str, np.ndarray]:
     return images
 
 
-def _check_whole(folder: Path) -> None:
-    """Raise UserError: a set of an earlier version that was stopped while it was written."""
-    for kind in ("gt", "lq"):
-        if not (folder / f"{kind}.lmdb").is_dir():
-            raise UserError(f"{folder}: is there, but has no {kind}.lmdb; remove it to have it made again")
+def _check_whole(folder: Path, record: dict[str, Any]) -> None:
+    """Raise UserError: a set that is not whole, or was made in another way than ``record`` says."""
+    for name in ("gt.lmdb", "lq.lmdb", RECORD):
+        if not (folder / name).exists():
+            raise UserError(f"{folder}: is there, but has no {name}; remove it to have it made again")
+    try:
+        before = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        other = [key for key in record if before.get(key) != record[key]]
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / RECORD}: cannot be read ({error}); remove the set to have it made again") from error
+    if other:
+        shown = ", ".join(key if key == "images" else f"{key} {before.get(key)!r}" for key in other)
+        raise UserError(f"{folder}: was made with other settings ({shown}); remove it or choose another --out")
 
 
 def by_albumentations(image: np.ndarray, label: str, seed: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from, and its licence. Photographs for validation and testing are in the public 
 them can be shown; pictures of gcompris-qt-data, which are strongly compressed, are trained on alone.
 
 ``photos_pairs.json`` has the parameters of the degradations of the fixed pairs, so that a test set stays the same when
-the draws of a later version become others: ``test_derain`` and ``test_mixed`` are those of version 0.1.
+the draws of a later version become others: ``test_derain`` and ``test_mixed`` are those of the first weights.
 """
 
 from __future__ import annotations

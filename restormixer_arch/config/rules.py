@@ -100,6 +100,7 @@ def file_problems(options: dict[str, Any], is_train: bool, *, paths: bool = True
         yield from outputs(options)
         yield from judged_size(options)
         yield from progressive(options)
+        yield from mixing(options)
         yield from logging(options)
         yield from best_weights(options)
     else:
@@ -178,6 +179,14 @@ def progressive(options: dict[str, Any]) -> Iterator[Problem]:
             if isinstance(data.get(loaded), int) and largest > data[loaded]:
                 text = f"the largest stage needs {largest}, but datasets.train.{loaded} is {data[loaded]}; raise that"
                 yield Problem(("train", "progressive", key), text)
+
+
+def mixing(options: dict[str, Any]) -> Iterator[Problem]:
+    """Mixup needs another image in the batch."""
+    train, data = _section(options, "train"), _section(_section(options, "datasets"), "train")
+    stages = _section(train, "progressive").get("batch_sizes") or [data.get("batch_size_per_gpu")]
+    if train.get("mixup") and 1 in stages:
+        yield Problem(("train", "mixup"), "blends with another image of the batch, which has one; expected 2 or more")
 
 
 def progressive_problems(table: Mapping[str, Sequence[int]], scale: int) -> Iterator[Problem]:

@@ -35,6 +35,8 @@ def run(arguments: list[str]) -> int:
     """Prepare, check or list. Returns the exit code."""
     args = _parser().parse_args(arguments)
     chosen = _chosen(args)
+    if args.scale and not any(public.scales for public in chosen):
+        raise UserError(f"--scale: is for the task sr, got {args.task}")
     root = existing_folder(args.root, "--root")
     forget_folders()
     jobs = _photo_jobs(args, root) if args.task == PHOTOS.task else list(_jobs(args, chosen, root))
@@ -71,7 +73,6 @@ def _parser() -> Parser:
         nargs="+",
         type=int,
         choices=SCALES,
-        default=list(SCALES),
         help=f"scales of the task sr (default: {scales})",
     )
     parser.add_argument("--check", action="store_true", help="compare what was prepared with its sources")
@@ -112,7 +113,7 @@ def _jobs(args: Namespace, chosen: list[PublicSet], root: Path) -> Iterator[Job]
 
 
 def _job(args: Namespace, public: PublicSet, found: Found) -> Job:
-    scales = tuple(sorted(set(args.scale))) if public.scales else ()
+    scales = tuple(sorted(set(args.scale or SCALES))) if public.scales else ()
     return make_job(found, args, args.out / public.name, scales)
 
 

@@ -61,6 +61,8 @@ def make_job(
     part = found.part
     crop = part.crop if args.crop is None or part.name != "train" else args.crop
     step = (args.step or (part.step if crop == part.crop else max(crop // 24 * 12, 12))) if crop else 0
+    if args.step and not crop and part.name == "train":
+        raise UserError("--step: is for sub-images, and none are cut; expected --crop, too")
     if step > crop:
         raise UserError(f"--step must be at most --crop, or pixels between sub-images are lost: {step} > {crop}")
     return Job(found, Recipe(crop, step, scales, multiple or (12 if scales else 1)), args.format, folder)
