@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from restormixer_arch import __version__
@@ -15,10 +17,10 @@ from restormixer_arch.data.degradations.compose import Composition, compositions
 from restormixer_arch.data.degradations.labels import read_mixture
 from restormixer_arch.data.degraded_dataset import DegradedDataset, Sample
 from restormixer_arch.data.images.folder import FolderImages, without_suffix
-from restormixer_arch.data.images.opencv import encode, write_png
-from restormixer_arch.data.lmdb_io import EncodedPng, LmdbImages, encode_png, write_encoded
+from restormixer_arch.data.images.opencv import encode
+from restormixer_arch.data.lmdb_io import LmdbImages, key_problem
 from restormixer_arch.data.preparation.find_pairs import stored_name
-from restormixer_arch.data.preparation.store import difference, open_reader
+from restormixer_arch.data.preparation.store import STORES, difference, meta_line, open_reader
 from restormixer_arch.data.preparation.sub_images import Entry
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import atomic_folder
@@ -27,6 +29,8 @@ RECORD = "made_with.json"
 COMPOSITIONS = "compositions.json"
 Compositions = dict[str, dict[str, Composition]]  # label -> image -> parameters
 OPTIONS = ("degradations", "seed", "scale", "gt_size", "recursive")
+PNG_LEVEL = 6
+BATCH = 2**24  # bytes of images that are held in memory
 FORMATS = {False: ("folder", ""), True: ("lmdb", ".lmdb")}  # lmdb -> how the images are stored, and the ending
 
 
@@ -53,7 +57,7 @@ def write_fixed_set(
         gt: folder or LMDB of the clean images.
         out: folder to make; it is whole or not there at all.
         degradations, seed, scale, gt_size, recursive: as in the options of DegradedDataset.
-        lmdb: write LMDBs; all images are held in memory as PNG files on the way.
+        lmdb: write LMDBs.
         compositions: label -> image -> parameters to take instead of drawn ones.
 
     Returns:
@@ -76,18 +80,28 @@ def write_fixed_set(
 
 def _write_pairs(folder: Path, dataset: DegradedDataset, gt: str, lmdb: bool) -> None:
     """Write the images and the parameters of the degradations."""
-    pairs: dict[str, list[EncodedPng]] = {"gt": [], "lq": []}
+    form, suffix = FORMATS[lmdb]
+    waiting: dict[str, list[Entry]] = {"gt": [], "lq": []}
+    lines: dict[str, list[str]] = {kind: [] for kind in waiting}
     used: Compositions = {}
-    for name, sample, images in _pairs(dataset, gt, partial(_pair_name, dots=not lmdb)):
-        used.setdefault(sample.label, {})[without_suffix(sample.name)] = sample.composition
-        for kind, image in images.items():
-            if lmdb:
-                pairs[kind].append(encode_png(name, image, compression=6))
-            else:
-                write_png(folder / kind / f"{name}.png", image)
-    for kind, images in pairs.items():
-        if lmdb:
-            write_encoded(folder / f"{kind}.lmdb", images)
+    with ExitStack() as stack:
+        stores = {kind: STORES[form](folder / f"{kind}{suffix}") for kind in waiting}
+        for store in stores.values():
+            stack.callback(store.abandon)
+        for name, sample, images in _pairs(dataset, gt, partial(_pair_name, dots=not lmdb)):
+            used.setdefault(sample.label, {})[without_suffix(sample.name)] = sample.composition
+            if lmdb and (problem := key_problem(name)):
+                raise UserError(f"{gt}: the name {name!r} {problem}; rename the image")
+            for kind, image in images.items():
+                content = encode(".png", image, (cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL))
+                waiting[kind].append(Entry(name, ".png", image.shape[:2], content))
+                lines[kind].append(meta_line(waiting[kind][-1], PNG_LEVEL))
+                if sum(len(entry.content) for entry in waiting[kind]) > BATCH:
+                    stores[kind].put(waiting[kind])
+                    waiting[kind].clear()
+        for kind, store in stores.items():
+            store.put(waiting[kind])
+            store.close(lines[kind])
     (folder / COMPOSITIONS).write_text(compositions_text(used) + "\n", encoding="utf-8")
 
 

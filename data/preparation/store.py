@@ -114,10 +114,10 @@ STORES = {"lmdb": LmdbStore, "folder": FolderStore}
 Store = LmdbStore | FolderStore
 
 
-def meta_line(entry: Entry) -> str:
+def meta_line(entry: Entry, level: int = PNG_LEVEL) -> str:
     """Return an image's line in ``meta_info.txt``: name, (height,width,channels), compression level."""
     height, width = entry.size
-    return f"{entry.key}{entry.suffix} ({height},{width},3) {PNG_LEVEL}"
+    return f"{entry.key}{entry.suffix} ({height},{width},3) {level}"
 
 
 def image_key(line: str) -> str:
