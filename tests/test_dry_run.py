@@ -90,7 +90,9 @@ def test_images_are_restored_as_the_validation_does_it(pairs, train_options, wri
 @pytest.mark.parametrize(("asked", "tried"), [("auto", 1), (2, 1), (1, 1), (0, 0)])
 def test_one_gpu_of_several_is_tried(train_options, monkeypatch, asked, tried):
     """The trial is one process, and a training on several GPUs needs one for each."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("restormixer_arch.inference.restorer.unusable_reason", lambda name: None)
     train_options["num_gpu"] = asked
     assert shorten_options(train_options, "x", 1)["num_gpu"] == tried and train_options["num_gpu"] == asked
 
