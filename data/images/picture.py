@@ -6,8 +6,8 @@ copies metadata as it is, and 16-bit pixels, which Pillow would reduce to 8 bits
 =====================  =====================================================================================
 JPEG                   ICC profile, EXIF, XMP, IPTC, comment, resolution
 PNG                    color chunks (ICC, gAMA, cHRM, sRGB, cICP, ...), EXIF, XMP, texts, resolution, of any size
-TIFF                   ICC profile, tags, EXIF, GPS, XMP, IPTC, resolution
-WebP, AVIF, HEIF       ICC profile, EXIF, XMP; a lossless WebP stays lossless
+TIFF                   ICC profile, tags, EXIF, GPS, XMP, IPTC, resolution; GeoTIFF's places, also of enlarged images
+WebP, AVIF, HEIF       ICC profile, EXIF, XMP; a lossless WebP stays lossless; the color space of a HEIF (nclx)
 BMP                    resolution
 PGM, PPM               nothing but pixels
 =====================  =====================================================================================

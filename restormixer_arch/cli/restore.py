@@ -52,9 +52,11 @@ WHAT_STAYS = """what stays and what does not:
                RGB, CMYK becomes 8-bit sRGB. Animations and files of several pages are refused.
   JPEG         ICC profile, EXIF, XMP, IPTC, comment, resolution; written with quality 95, 4:4:4
   PNG          color chunks (ICC, gAMA, cHRM, sRGB, cICP, ...), EXIF, XMP, texts, resolution, whatever their size
-  TIFF         ICC profile, tags, EXIF, GPS, XMP, IPTC, resolution; written with deflate; thumbnail pages are dropped
+  TIFF         ICC profile, tags, EXIF, GPS, XMP, IPTC, resolution, GeoTIFF's places; written with deflate;
+               thumbnail pages are dropped
   WebP         ICC profile, EXIF, XMP; lossless stays lossless, lossy is written with quality 95
-  AVIF, HEIC   ICC profile, EXIF, XMP; 8 bits; written with quality 95 (HEIC needs 'restormixer[heif]')
+  AVIF, HEIC   ICC profile, EXIF, XMP, of HEIC also the color space (nclx); 8 bits; written with quality 95
+               (HEIC needs 'restormixer[heif]')
   BMP          resolution
   PGM, PPM     nothing but pixels
   videos       ('restormixer[video]') time of each frame, size, rotation, color tags, sound, subtitles, chapters,
