@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from restormixer_arch.control_groups import read_groups
+from restormixer_arch.control_groups import groups, read
 
 MEMINFO = Path("/proc/meminfo")
 GROUPS = (  # limit, what is held, and the line of memory.stat that says how much of it is a cache of files
@@ -51,10 +51,11 @@ def available_bytes(*, swap: bool = False) -> int | None:
         return None
     if swap and (found := re.search(r"^SwapFree:\s+(\d+) kB$", text, re.MULTILINE)):
         free += int(found[1]) * 1024
-    for limit_name, held_name, cache_name in GROUPS:
-        for limit, held, stat in read_groups("memory", limit_name, held_name, "memory.stat"):
-            if limit.strip().isdecimal():  # not "max"
-                cached = re.search(rf"^{cache_name} (\d+)$", stat, re.MULTILINE)
+    for group in groups("memory"):
+        for *names, cache_name in GROUPS:
+            limit, held = (read(group / name) for name in names)
+            if limit.isdecimal() and held.isdecimal():  # not "max"
+                cached = re.search(rf"^{cache_name} (\d+)$", read(group / "memory.stat"), re.MULTILINE)
                 free = min(free, max(int(limit) - int(held) + (int(cached[1]) if cached else 0), 0))
     return free
 

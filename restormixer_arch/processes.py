@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
-from restormixer_arch.control_groups import read_groups
+from restormixer_arch.control_groups import groups, read
 from restormixer_arch.errors import UserError
 
 
@@ -56,11 +56,17 @@ def run_in_process(module: str, job: dict[str, Any], label: str) -> Any:
 def cores() -> int:
     """Return how many cores this process may use: those of its affinity, fewer by a quota of a container or job."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = [
-        int(quota) / int(period)
-        for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
-        for content in read_groups("cpu", *names)
-        for quota, period in [" ".join(content).split()]
-        if quota.isdecimal()  # not "max" or -1
-    ]
-    return max(1, min([allowed, *map(math.ceil, quotas)]))
+    limits = [allowed, slurm_cores() or allowed]
+    for group in groups("cpu"):
+        for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+            quota, _, period = " ".join(read(group / name) for name in names).partition(" ")
+            if quota.isdecimal() and period.isdecimal():  # not "max" or -1
+                limits.append(math.ceil(int(quota) / int(period)))
+    return max(1, min(limits))
+
+
+def slurm_cores() -> int | None:
+    """Return how many cores srun gave this process by ``--cpus-per-task``, None where it did not start it alone."""
+    number = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    alone = "SLURM_STEP_ID" in os.environ and "LOCAL_WORLD_SIZE" not in os.environ  # which torchrun sets
+    return int(number) if alone and number.isdecimal() and int(number) else None

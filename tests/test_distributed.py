@@ -276,8 +276,13 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     with pytest.raises(UserError, match="process 3 of this machine has no GPU of its own, there are 2; start fewer"):
         distributed._own_gpu("nccl", "slurm")
     assert distributed._own_gpu("gloo", "pytorch") == 0
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # srun --gpus-per-task=1: each process sees its own
-    assert distributed._own_gpu("nccl", "slurm") == 0
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("SLURM_GPUS_PER_TASK", "1"), ("SLURM_GPUS_ON_NODE", "4")):  # each process sees its own
+        monkeypatch.setenv(name, value)
+        assert distributed._own_gpu("nccl", "slurm") == 0
+        monkeypatch.delenv(name)
+    with pytest.raises(UserError, match="process 3 of this machine has no GPU of its own, there are 1; start fewer"):
+        distributed._own_gpu("nccl", "slurm")
     with pytest.raises(UserError, match="process 3 of this machine has no GPU of its own, there are 1; start fewer"):
         distributed._own_gpu("nccl", "pytorch")
 

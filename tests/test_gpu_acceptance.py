@@ -106,9 +106,9 @@ def test_a_part_whose_process_dies_is_a_failure(tmp_path, monkeypatch):
         "folder, *names = [a for a in sys.argv[1:] if not a.startswith('--')]\n"
         "sys.exit(1) if 'scans' in names else None\n"
         "open(os.path.join(folder, 'acceptance.json'), 'w').write(json.dumps({names[0]: [{'ok': True}]}))\n"
-        "os.abort() if 'wide' in names else sys.exit(1)\n"
+        "os._exit(9) if 'wide' in names else sys.exit(1)\n"
     )
     monkeypatch.setattr(acceptance, "__file__", str(script))
     assert acceptance.run_apart(["accuracy", "spills"], tiny=True) == {"accuracy": [{"ok": True}], "spills": []}
-    assert acceptance.run_apart(["wide"], tiny=True) == {"wide": [{"ok": True}, {"error": "the process ended with -6"}]}
+    assert acceptance.run_apart(["wide"], tiny=True) == {"wide": [{"ok": True}, {"error": "the process ended with 9"}]}
     assert acceptance.run_apart(["scans"], tiny=True) == {"scans": [{"error": "the process ended with 1"}]}

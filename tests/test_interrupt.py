@@ -56,20 +56,25 @@ def test_ctrl_c_shows_what_was_saved_and_how_to_resume(train_file, capsys, monke
         assert line == f"{begin}nothing was saved yet"
 
 
-def test_ctrl_c_in_the_last_validation_says_that_nothing_is_lost(train_file, capfd, monkeypatch):
+@pytest.mark.parametrize("freq", [2, 5])
+def test_ctrl_c_in_the_last_validation_says_that_nothing_is_lost(pairs, train_options, write, capfd, monkeypatch, freq):
+    """Whether it is one of those that come every so many iterations, or not."""
     from restormixer_arch.training import trainer
+
+    train_options["val"]["val_freq"] = freq
+    train_file = write(train_options)
 
     original = trainer.run_validation
 
     def run_validation(model, loader, iteration, *others):
         if iteration == 5:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return original(model, loader, iteration, *others)
 
     monkeypatch.setattr(trainer, "run_validation", run_validation)
     assert cli.main(["train", "-opt", train_file]) == 0
     said = capfd.readouterr().err
-    assert "SIGINT: the training is done and saved, its last validation goes on; Ctrl-C again leaves at once" in said
+    assert "SIGINT: this is the last validation, which goes on; Ctrl-C again leaves at once" in said
     assert "saving a checkpoint" not in said
 
 

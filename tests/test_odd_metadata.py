@@ -44,6 +44,9 @@ def test_the_orientation_of_any_kind_becomes_1():
         assert upright_exif(exif(odd)) == wanted
     others = exif((296, 3, 1, b"\0\2\0\0"))
     assert upright_exif(others) == others
+    turned = exif((274, 3, 1, b"\0\6\0\0"))
+    assert upright_exif(b"Exif\0\0" + turned) == b"Exif\0\0" + wanted  # the prefix twice
+    assert upright_exif(turned[:14] + b"\0\5" + turned[16:]) == wanted[:14] + b"\0\5" + wanted[16:]  # cut short
     for length in range(len(wanted)):
         assert len(upright_exif(wanted[:length])) == length
 
@@ -52,6 +55,22 @@ def test_a_turned_photograph_with_a_tag_of_another_kind_is_read(tmp_path):
     odd = exif((256, 2, 4, b"640\0"), (274, 3, 1, b"\0\6\0\0"))  # a width in letters
     Image.fromarray(RGB).save(tmp_path / "a.jpg", exif=odd, quality=100)
     assert read_picture(tmp_path / "a.jpg").pixels.shape == (RGB.shape[1], RGB.shape[0], 3)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("damage", ["twice", "cut"])
+def test_a_photograph_is_turned_once_though_its_exif_is_damaged(tmp_path, suffix, damage):
+    turned = exif((274, 3, 1, b"\0\6\0\0"), (296, 3, 1, b"\0\2\0\0"))
+    turned = b"Exif\0\0" + turned if damage == "twice" else turned[:14] + b"\0\5" + turned[16:28]
+    path, target = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
+    lossless = {"lossless": True} if suffix == "webp" else {"quality": 100, "subsampling": 0}
+    Image.fromarray(SMOOTH).save(path, exif=turned, **lossless)
+    picture = read_picture(path)
+    write_picture(picture, target)
+    with Image.open(path) as before, Image.open(target) as after:
+        assert before.getexif()[274] == 6 and after.getexif().get(274, 1) == 1
+        assert after.size == before.size[::-1] == picture.pixels.shape[1::-1]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
@@ -137,6 +156,19 @@ def test_an_enlarged_map_lies_where_it_lay(tmp_path, points, scale):
             yield (tags[34264].reshape(4, 4) @ [column, row, 0, 1])[:2]
 
     np.testing.assert_allclose(list(corners(tmp_path / "b.tif")), list(corners(tmp_path / "a.tif")))
+
+
+@pytest.mark.parametrize(
+    "odd", [(34735, 3, 5, (1, 1, 0, 1, 1025), True), (34264, 12, 12, (1.0,) * 12, True), (33550, 3, 3, (1, 2, 3), True)]
+)
+def test_odd_tags_of_a_map_stay_as_they_are(tmp_path, odd):
+    tifffile.imwrite(tmp_path / "a.tif", SMOOTH, photometric="rgb", metadata=None, extratags=[odd], description="map")
+    picture = with_writable_metadata(read_picture(tmp_path / "a.tif"), "a.tif")
+    assert picture.left_out == ()
+    picture.pixels = np.repeat(np.repeat(picture.pixels, 2, 0), 2, 1)
+    write_picture(picture, tmp_path / "b.tif")
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        assert file.pages[0].tags[odd[0]].value == odd[3] and file.pages[0].description == "map"
 
 
 # --- HEIF and MPO ----------------------------------------------------------------------------------------------------

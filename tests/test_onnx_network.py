@@ -140,7 +140,7 @@ def test_what_it_cannot_do(files, photos, capsys, monkeypatch):
         "with --half"
     )
     assert refused(capsys, *restore, file, "--device", "meta").startswith("--device: 'meta' cannot be used here")
-    monkeypatch.setattr(restorer, "pick_device", lambda name, weights="": torch.device("cuda", 0))
+    monkeypatch.setattr(restorer, "pick_device", lambda name, weights="", gpu="": torch.device("cuda", 0))
     assert refused(capsys, *restore, file) == f"device: {file} runs on the CPU only, got 'cuda:0'; leave it out"
     monkeypatch.undo()
     assert refused(capsys, "export", file, "-o", "again.safetensors") == (

@@ -254,7 +254,7 @@ def test_a_folder_that_cannot_be_read_is_reported(files, monkeypatch, capsys):
     original = os.scandir
 
     def scandir(path):
-        if str(path).rstrip("/").endswith("b"):
+        if str(path).rstrip(os.sep).endswith("b"):
             raise PermissionError(13, "Permission denied", str(path))
         return original(path)
 

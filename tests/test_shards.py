@@ -17,8 +17,9 @@ from video_cases import write_video
 
 from restormixer_arch import cli
 from restormixer_arch.errors import UserError
+from restormixer_arch.inference import restorer
 from restormixer_arch.inference.jobs import find_jobs
-from restormixer_arch.inference.shards import Shard, device_of_process, parse_shard, shard_of_process
+from restormixer_arch.inference.shards import Shard, gpu_of_process, parse_shard, processes_per_gpu, shard_of_process
 
 NAMES = st.sets(st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), min_size=1))
 
@@ -227,10 +228,19 @@ def test_a_run_that_is_not_shared_speaks(place, capsys, monkeypatch):
 
 def test_each_process_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert device_of_process(gpu, {"LOCAL_RANK": "3"}) == torch.device("cuda:3")
-    assert device_of_process(gpu, {"SLURM_LOCALID": "5"}) == torch.device("cuda:1")
-    assert device_of_process(gpu, {}) == gpu and device_of_process(cpu, {"LOCAL_RANK": "1"}) == cpu
+    assert gpu_of_process({"LOCAL_RANK": "3"}) == "cuda:3" and gpu_of_process({"SLURM_LOCALID": "5"}) == "cuda:1"
+    assert gpu_of_process({}) == "cuda"
+    assert processes_per_gpu({"LOCAL_WORLD_SIZE": "8"}) == 2 and processes_per_gpu({}) == 1
+    assert processes_per_gpu({"SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_GPUS_PER_TASK": "1"}) == 1
+
+
+def test_auto_probes_the_gpu_of_the_process(monkeypatch):
+    """The first one may be full, or belong to another process alone."""
+    probed = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(restorer, "unusable_reason", probed.append)
+    assert restorer.pick_device("auto", gpu="cuda:3") == torch.device("cuda:3") and probed == ["cuda:3"]
+    assert restorer.pick_device("auto", "net.onnx", gpu="cuda:3") == torch.device("cpu") and len(probed) == 1
 
 
 def test_torchrun_restores_all_though_a_file_is_bad(place):

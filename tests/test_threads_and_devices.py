@@ -65,11 +65,13 @@ def test_the_user_s_own_number_is_left(set_to, monkeypatch):
         ({}, 1),  # all eight processes on this machine, as far as is known
         ({"LOCAL_WORLD_SIZE": "2"}, 3),
         ({"SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, 1),
-        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_CPUS_PER_TASK": "8"}, 7),  # srun shows each its own cores
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_CPUS_PER_TASK": "8"}, 1),  # sbatch's, not srun's
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_CPUS_PER_TASK": "8", "SLURM_STEP_ID": "0"}, 7),
     ],
 )
 def test_processes_of_other_machines_take_no_cores(set_to, monkeypatch, environment, expected):
-    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_CPUS_PER_TASK"):
+    slurm = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SLURM_STEP_ID")
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", *slurm):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -117,7 +119,7 @@ def test_a_gpu_without_kernels_is_left_or_refused(monkeypatch, capsys):
     assert usable_gpus(0, "cpu") == usable_gpus(0, None) == 0
     monkeypatch.setattr(torch, "ones", ones)
     reason = "CUDA error: no kernel image is available"
-    assert usable_gpus("auto", None) == 0
+    assert usable_gpus("auto", None) == usable_gpus("auto", "cpu") == usable_gpus(2, "mps") == 0
     assert capsys.readouterr().err == f"basicsr: note: the GPU is not used: {reason}\n"
     with pytest.raises(UserError, match=rf"^num_gpu: 'cuda' cannot be used here \({reason}\)$"):
         usable_gpus(1, None)
@@ -165,6 +167,7 @@ def test_video_models_are_refused_on_a_cpu():
         ({"cpu.max": "max 100000\n"}, 64),
         ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
+        ({"cpu.max": "unlimited\n"}, 64),
         ({"job/cpu.max": "400000 100000\n", "job/step/cpu.max": "max 100000\n"}, 4),
         ({}, 64),
     ],
@@ -178,3 +181,7 @@ def test_a_container_or_job_has_the_cores_of_its_quota(tmp_path, monkeypatch, fi
     monkeypatch.setattr(control_groups, "OWN", tmp_path / "own")
     monkeypatch.setattr(processes.os, "sched_getaffinity", lambda process: range(64), raising=False)
     assert cores() == wanted
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert cores() == min(wanted, 2)

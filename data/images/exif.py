@@ -24,6 +24,7 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # orientation -> wha
     7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
     8: lambda image: np.rot90(image, 1),
 }
+EXIF_PREFIX = re.compile(rb"(Exif\0\0)*")
 XMP_ORIENTATION = r'(tiff:Orientation(?:="|>))[2-8]'
 DAMAGES = (OSError, SyntaxError, ValueError, struct.error, LookupError, TypeError, ArithmeticError)
 DIRECTORY = 34665  # the tag that points to the directory of further tags
@@ -62,17 +63,17 @@ def upright_exif(exif: bytes) -> bytes:
 def turn_info(image: Image.Image) -> tuple[int, dict[str, Any]]:
     """Return the orientation of Pillow's image, 1 if it has none or is damaged, and its ``info`` once it is upright.
 
-    Pillow takes the orientation from EXIF, or else from XMP.
+    Pillow takes the orientation from EXIF, or else from XMP. EXIF that would still turn the image is left out.
     """
     info = dict(image.info)
-    try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    except DAMAGES:
-        return 1, info
-    if orientation == 1 or orientation not in UPRIGHT:
+    orientation = _orientation(image.getexif)
+    if orientation == 1:
         return 1, info
     if info.get("exif"):
         info["exif"] = upright_exif(info["exif"])
+        again = Image.Exif()
+        if _orientation(lambda: again.load(info["exif"]) or again) != 1:
+            del info["exif"]
     for name in ("xmp", "XML:com.adobe.xmp"):
         if isinstance(info.get(name), bytes):
             info[name] = re.sub(XMP_ORIENTATION.encode(), rb"\g<1>1", info[name])
@@ -81,9 +82,17 @@ def turn_info(image: Image.Image) -> tuple[int, dict[str, Any]]:
     return orientation, info
 
 
+def _orientation(read: Callable[[], Image.Exif]) -> int:
+    try:
+        orientation = read().get(ORIENTATION, 1)
+    except DAMAGES:
+        return 1
+    return orientation if orientation in UPRIGHT else 1
+
+
 def _changed(exif: bytes, change: Callable[[bytearray, str], None]) -> bytes:
     """Apply a change to the TIFF within EXIF, given its byte order; what is damaged stays as it is."""
-    prefix = exif[:6] if exif.startswith(b"Exif\0\0") else b""
+    prefix = EXIF_PREFIX.match(exif).group()
     content = bytearray(exif[len(prefix) :])
     order = {b"II": "<", b"MM": ">"}.get(bytes(content[:2]))
     if order is None:
@@ -100,9 +109,10 @@ def _number(content: bytearray, place: int, order: str, kind: str = "I") -> int:
 
 
 def _directory(content: bytearray, place: int, order: str) -> tuple[dict[int, int], int]:
-    """Return the places of a directory's tags, and of the number that points to the next directory."""
+    """Return the places of a directory's tags that are there as a whole, and of the number that points to the next."""
     end = place + 2 + 12 * _number(content, place, order, "H")
-    return {_number(content, entry, order, "H"): entry for entry in range(place + 2, end, 12)}, end
+    whole = range(place + 2, min(end, len(content) - 11), 12)
+    return {_number(content, entry, order, "H"): entry for entry in whole}, end
 
 
 def _set_size(

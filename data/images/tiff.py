@@ -37,7 +37,8 @@ STRUCTURE = frozenset(
 NAMES = {37724: "Photoshop layers"}  # of tags in STRUCTURE that a user would miss
 BITS = (1, 2, 4, 8, 16)
 LARGEST_TAG = 2**26  # bytes
-GEOMETRY = PIXEL_SCALE, TIE_POINTS, TRANSFORMATION = 33550, 33922, 34264  # of GeoTIFF: pixels to places
+PIXEL_SCALE, TIE_POINTS, TRANSFORMATION = 33550, 33922, 34264  # of GeoTIFF: pixels to places
+GEOMETRY = {PIXEL_SCALE: 3, TIE_POINTS: 6, TRANSFORMATION: 16}  # tag -> numbers that belong together
 GEO_KEYS, POINTS = 34735, (1025, 0, 1, 2)  # tag of its settings, and that of coordinates of the pixels' middles
 DOUBLE = 12  # a tag's kind
 ASSOCIATED, UNASSOCIATED = 1, 2  # values of ExtraSamples: premultiplied and straight alpha
@@ -312,20 +313,20 @@ def write_tiff(planes: np.ndarray, metadata: dict[str, Any]) -> bytes:
 def _enlarged(tags: Iterable[tuple[Any, ...]], scale: float, order: str) -> Iterator[tuple[Any, ...]]:
     """Yield tags, those of GeoTIFF for an image whose sides are ``scale`` times as long."""
     tags = list(tags)
-    keys = next((np.frombuffer(tag[3], f"{order}u2").reshape(-1, 4) for tag in tags if tag[0] == GEO_KEYS), ())
-    corner = 0.5 if any(tuple(key) == POINTS for key in keys) else 0.0  # of a pixel, whose middle its coordinates name
+    keys = b"".join(tag[3] for tag in tags if tag[0] == GEO_KEYS and isinstance(tag[3], bytes))
+    keys = np.frombuffer(keys[: len(keys) // 8 * 8], f"{order}u2").reshape(-1, 4).tolist()
+    corner = 0.5 if list(POINTS) in keys else 0.0  # of a pixel, whose middle its coordinates name
     for code, kind, count, content, once in tags:
-        if code in GEOMETRY and scale != 1 and kind == DOUBLE:
-            numbers = np.frombuffer(content, f"{order}f8").copy()
+        if scale != 1 and kind == DOUBLE and count % GEOMETRY.get(code, count + 1) == 0:
+            numbers = np.frombuffer(content, f"{order}f8").reshape(-1, GEOMETRY[code]).copy()
             if code == PIXEL_SCALE:
-                numbers[:2] /= scale
-            elif code == TIE_POINTS:
-                numbers = numbers.reshape(-1, 6)
-                numbers[:, :2] = (numbers[:, :2] + corner) * scale - corner
-            elif code == TRANSFORMATION:
-                numbers = numbers.reshape(4, 4)
-                numbers[:, 3] += numbers[:, :2].sum(1) * (corner / scale - corner)
                 numbers[:, :2] /= scale
+            elif code == TIE_POINTS:
+                numbers[:, :2] = (numbers[:, :2] + corner) * scale - corner
+            else:
+                rows = numbers.reshape(-1, 4)
+                rows[:, 3] += rows[:, :2].sum(1) * (corner / scale - corner)
+                rows[:, :2] /= scale
             content = numbers.astype(f"{order}f8").tobytes()
         yield code, kind, count, content, once
 

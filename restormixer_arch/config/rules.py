@@ -185,8 +185,9 @@ def mixing(options: dict[str, Any]) -> Iterator[Problem]:
     """Mixup needs another image in the batch."""
     train, data = _section(options, "train"), _section(_section(options, "datasets"), "train")
     stages = _section(train, "progressive").get("batch_sizes") or [data.get("batch_size_per_gpu")]
-    if train.get("mixup") and 1 in stages:
-        yield Problem(("train", "mixup"), "blends with another image of the batch, which has one; expected 2 or more")
+    if train.get("mixup") and all(size == 1 for size in stages):
+        text = "blends with another image of the batch, which has one; expected datasets.train.batch_size_per_gpu of 2 "
+        yield Problem(("train", "mixup"), text + "or more")
 
 
 def progressive_problems(table: Mapping[str, Sequence[int]], scale: int) -> Iterator[Problem]:

@@ -328,10 +328,14 @@ def restorer_of_options(network: nn.Module, val: dict[str, Any]) -> Restorer | N
     )
 
 
-def pick_device(name: str, weights: str | Path = "", *, shown: str = "--device") -> torch.device:
-    """Return the device of a name; ``auto`` is the first GPU, or else the CPU, which is where ONNX files run.
+def pick_device(name: str, weights: str | Path = "", *, shown: str = "--device", gpu: str = "cuda") -> torch.device:
+    """Return the device of a name; ``auto`` is a GPU, or else the CPU, which is where ONNX files run.
 
-    ``shown`` is what messages call the setting.
+    Args:
+        name: of the device.
+        weights: to run there.
+        shown: what messages call the setting.
+        gpu: the one that ``auto`` means.
 
     Raises:
         UserError: torch cannot use the device here.
@@ -339,9 +343,9 @@ def pick_device(name: str, weights: str | Path = "", *, shown: str = "--device")
     if name == "auto":
         if is_onnx(weights) or not torch.cuda.is_available():
             return torch.device("cpu")
-        if reason := unusable_reason("cuda"):
+        if reason := unusable_reason(gpu):
             note(f"the GPU is not used: {reason}")
-        return torch.device("cpu" if reason else "cuda")
+        return torch.device("cpu" if reason else gpu)
     if reason := unusable_reason(name):
         raise UserError(f"{shown}: {name!r} cannot be used here ({reason})")
     return torch.device(name)

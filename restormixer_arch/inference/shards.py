@@ -17,13 +17,9 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING
 
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import note, set_shared_job
-
-if TYPE_CHECKING:
-    import torch
 
 LAUNCHERS = {  # name -> the variables of this process's number, from 0, and of the number of processes
     "torchrun": ("RANK", "WORLD_SIZE"),
@@ -95,13 +91,32 @@ def processes_here(environment: Mapping[str, str] = os.environ, default: int = 1
     return int(found[0]) if found else default
 
 
-def device_of_process(device: torch.device, environment: Mapping[str, str] = os.environ) -> torch.device:
-    """Return the GPU of this process among those of its machine in place of any GPU; another device is left."""
+def gpus_are_bound(local: int, environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether srun shows each process its own GPU alone, as by ``--gpus-per-task=1`` or ``--gpu-bind=single:1``.
+
+    Args:
+        local: number of this process on its machine, from 0.
+    """
+    gpus = environment.get("SLURM_GPUS_ON_NODE", "")
+    return "SLURM_GPUS_PER_TASK" in environment or (gpus.isdecimal() and int(gpus) > local)
+
+
+def gpu_of_process(environment: Mapping[str, str] = os.environ) -> str:
+    """Return the name of the GPU that this process takes among those of its machine."""
     import torch
 
     local = environment.get("LOCAL_RANK", environment.get("SLURM_LOCALID", ""))
-    number = torch.cuda.device_count() if device.type == "cuda" and local.isdecimal() else 0
-    return torch.device("cuda", int(local) % number) if number > 1 else device
+    number = torch.cuda.device_count() if local.isdecimal() else 0
+    return f"cuda:{int(local) % number}" if number > 1 else "cuda"
+
+
+def processes_per_gpu(environment: Mapping[str, str] = os.environ) -> int:
+    """Return how many processes of torchrun or srun share a GPU."""
+    import torch
+
+    if "SLURM_GPUS_PER_TASK" in environment:
+        return 1
+    return -(-processes_here(environment) // torch.cuda.device_count())
 
 
 def wait_for_all(environment: Mapping[str, str] = os.environ) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from restormixer_arch.errors import UserError
-from restormixer_arch.inference.shards import processes_here
+from restormixer_arch.inference.shards import processes_here, processes_per_gpu
 from restormixer_arch.inference.tiles import ALIGNMENT
 from restormixer_arch.memory import (
     available_bytes,
@@ -120,8 +120,8 @@ def measure_tile_memory(
         if device.type == "cuda":
             held, needed = _needed_on_gpu(restore_tile, channels, device)
             torch.cuda.empty_cache()  # blocks of the tiles that were measured, which are free
-            sharing = math.ceil(processes_here() / torch.cuda.device_count())
-            budget = max_memory or int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + held) / sharing)
+            free = torch.cuda.mem_get_info(device)[0] + held
+            budget = max_memory or int(GPU_SHARE * free / processes_per_gpu())
         elif not reset_peak():  # an earlier peak, such as that of the imports, would hide what the tiles need
             return _unmeasured(max_memory)
         else:

@@ -16,9 +16,9 @@ import torch
 from torch import distributed
 
 from restormixer_arch.errors import UserError, did_you_mean
-from restormixer_arch.inference.shards import processes_here
+from restormixer_arch.inference.shards import gpus_are_bound, processes_here
 from restormixer_arch.output import note
-from restormixer_arch.processes import cores
+from restormixer_arch.processes import cores, slurm_cores
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 BACKENDS = ("nccl", "gloo", "mpi", "xccl")
@@ -97,7 +97,7 @@ def choose_backend(wanted: str | None, on_gpu: bool) -> str:
 
 def _own_gpu(backend: str, launcher: str) -> int:
     local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    bound = launcher == "slurm" and gpus == 1  # srun --gpus-per-task=1 shows each process its own alone
+    bound = launcher == "slurm" and gpus == 1 and gpus_are_bound(local)
     if local >= gpus and backend == "nccl" and not bound:
         raise UserError(f"process {local + 1} of this machine has no GPU of its own, there are {gpus}; start fewer")
     return local % gpus
@@ -206,6 +206,6 @@ def share_cores(opt: dict[str, Any], workers: int) -> None:
         workers: loader processes that work while the network does.
     """
     if opt["num_gpu"] == 0:
-        bound = "SLURM_CPUS_PER_TASK" in os.environ  # srun gives each process cores of its own
-        processes = processes_here(default=opt["world_size"]) if opt["dist"] and not bound else 1
+        alone = not opt["dist"] or slurm_cores()  # srun gave each process cores of its own
+        processes = 1 if alone else processes_here(default=opt["world_size"])
         logging.getLogger("basicsr").info(set_threads(opt.get("num_threads"), processes, workers))

@@ -149,6 +149,8 @@ def usable_gpus(num_gpu: int | str, device: str | None) -> int:
     Raises:
         UserError: a GPU that torch cannot use was asked for, by its number or by ``device``.
     """
+    if device in ("cpu", "mps"):
+        return 0
     auto = num_gpu == "auto"
     if auto and device is None:
         return torch.cuda.device_count() if pick_device("auto").type == "cuda" else 0

@@ -151,7 +151,6 @@ class Training(Run):
             self.logger.info("Save the latest model.")
             self.model.save(epoch=-1, current_iter=-1)  # -1 stands for the latest
             if self.opt.get("val") is not None and self.kept:
-                self.interrupt.hint = LAST_VALIDATION
                 self.validate()
             if self.tb_logger:
                 self.tb_logger.close()
@@ -321,6 +320,7 @@ class Training(Run):
         A training that is asked to stop leaves the validation to the one that resumes it.
         """
         last = self.iteration >= self.total
+        self.interrupt.hint = LAST_VALIDATION if last else self.interrupt.hint
         # In a job, the processes could not agree within a validation.
         stop = None if last or self.opt["dist"] else lambda: bool(self.interrupt.signal)
         for number, loader in enumerate(self.val_loaders):

@@ -18,6 +18,7 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -98,11 +99,14 @@ def run_apart(names: list[str], tiny: bool) -> dict[str, list[Row]]:
     """Run parts in a process of their own, and return their rows."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--out", folder, "--only", *names, *(["--tiny"] if tiny else [])]
+        process = subprocess.Popen(command, start_new_session=True)
         try:
-            code = subprocess.run(command, timeout=PART_SECONDS, check=False).returncode
+            code = process.wait(PART_SECONDS)
             ended = f"the process ended with {code}"
         except subprocess.TimeoutExpired:
             code, ended = None, f"stopped after {PART_SECONDS} s"
+            os.killpg(process.pid, signal.SIGKILL)  # with the commands that it runs
+            process.wait()
         file = Path(folder, "acceptance.json")
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     rows = {name: (found or {}).get(name, []) for name in names}
