@@ -1,5 +1,7 @@
 """The pages of studies from their values alone: tables, pictures, and the parts of one study put together."""
 
+from unittest.mock import MagicMock
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -204,3 +206,14 @@ def test_a_receptive_field_as_a_picture(tmp_path):
     study_plots.write_field(field, tmp_path / "f.png")
     with Image.open(tmp_path / "f.png") as image:
         assert np.asarray(image).tolist() == [[0, 0, 0], [255, 0, 204], [0, 0, 0]]
+
+
+def test_the_first_network_has_no_bars_though_its_seeds_differ():
+    seeds = example({6: 1.0})
+    for lead, row in zip((0.3, 0.5), list(seeds.rows), strict=True):
+        values = {name: value + lead * (1 if name == "a" else 2) for name, value in row.values.items()}
+        seeds.rows.append(row.model_copy(update={"manual_seed": 2, "values": values}))
+    for name, bars in (("first", False), ("second", True)):
+        panels = MagicMock(), MagicMock()
+        study_plots._draw_network(seeds, name, ("d", "psnr"), panels, "o")
+        assert (panels[0].errorbar.call_args.kwargs["yerr"] > 0).all() == bars

@@ -56,7 +56,8 @@ def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any
     """A line through the means; its bars are the interval of the difference to the first one, small dots the seeds."""
     found = [(minutes, rows) for minutes in study.minutes if (rows := study.rows_by_seed(name, minutes, measure))]
     means = [study.mean(name, minutes, measure) for minutes, _ in found]
-    differences = [study.difference(name, minutes, measure) for minutes, _ in found]
+    is_first = name == study.networks[0].name  # which has no difference to itself
+    differences = [None if is_first else study.difference(name, minutes, measure) for minutes, _ in found]
     bars = [
         (d.mean - d.low, d.high - d.mean) if d and d.low is not None and d.high is not None else (0.0, 0.0)
         for d in differences
