@@ -244,7 +244,7 @@ def test_hidden_folders_are_left_alone(files, capsys):
 
 def test_a_pattern_names_the_folders_that_it_matches(files, capsys):
     assert pairs("a/*") == [("a/1.png", "out/1.png")]
-    wanted = "note: a/*: left out 1 folders that the pattern matches (give them as inputs of their own)\n"
+    wanted = "note: a/*: left out 1 matching folder (as an input of its own it is read)\n"
     assert wanted in capsys.readouterr().err
     assert pairs("a/[bx]/**") == [("a/b/1.PNG", "out/1.PNG")]
     assert capsys.readouterr().err == ""
@@ -260,6 +260,6 @@ def test_a_folder_that_cannot_be_read_is_reported(files, monkeypatch, capsys):
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert pairs("a") == [("a/1.png", "out/1.png")]
-    assert "note: a: left out 1 folders that cannot be read (Permission denied)" in capsys.readouterr().err
+    assert "note: a: left out 1 folder that cannot be read (Permission denied)" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"^a/b: cannot be read \(Permission denied\)"):
         find_jobs(["a/b"], Path("out"))

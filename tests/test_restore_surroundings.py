@@ -34,7 +34,7 @@ def test_what_is_left_out_of_a_folder_is_counted(restore_folder, capsys):
     assert run("in", "-o", "out") == 0
     out, err = capsys.readouterr()
     assert out == "out: 2 restored\n"
-    links = "1 linked folders (give them as inputs of their own)"
+    links = "1 linked folder (as an input of its own it is read)"
     assert err == f"basicsr: note: in: left out 2 .gif (not supported), 1 .svg (not supported), {links}\n"
     assert sorted(path.name for path in (restore_folder / "out").iterdir()) == ["a.png", "b.jfif"]
     assert run("in/*.[gs]*", "-o", "out") == 2

@@ -27,8 +27,9 @@ from restormixer_arch.inference.shards import Shard
 from restormixer_arch.output import note, user_path
 
 SUFFIXES = (*IMAGE_SUFFIXES, *MORE_IMAGE_SUFFIXES, *VIDEO_FORMATS)
-LINKED = "linked folders (give them as inputs of their own)"
-MATCHED = "folders that the pattern matches (give them as inputs of their own)"
+LINKED = "linked folders (as inputs of their own they are read)"
+MATCHED = "matching folders (as inputs of their own they are read)"
+SINGULAR = {"folders": "folder", "they are": "it is", "inputs of their own": "an input of its own"}
 ALL = Shard()
 
 
@@ -182,11 +183,19 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
         if _is_readable(name, left_out):
             number += 1
             yield folder, name
-    parts = [f"{number} {kind}" for kind, number in sorted(left_out.items()) if number]
+    parts = [_in_words(number, kind) for kind, number in sorted(left_out.items()) if number]
     if not number:
         raise UserError(nothing + (f"; {', '.join(parts)}" if parts else ""))
     if parts:
         note(f"{text}: left out {', '.join(parts)}")
+
+
+def _in_words(number: int, kind: str) -> str:
+    """Return a number with its kind, which is in the plural."""
+    if number == 1:
+        for plural, singular in SINGULAR.items():
+            kind = kind.replace(plural, singular)
+    return f"{number} {kind}"
 
 
 def split_pattern(text: str) -> tuple[Path, tuple[str, ...]]:
