@@ -247,13 +247,18 @@ def _not_installed(name: str) -> UserError:
     return UserError(f"{name}: needs torchmetrics; pip install 'restormixer[metrics]'")
 
 
+@lru_cache
+def _gpu_works() -> bool:
+    return unusable_reason("cuda") is None
+
+
 def _deep_inputs(name: str, img: np.ndarray, img2: np.ndarray, crop_border: int) -> list[Tensor]:
     """Return both as (1, 3, H, W), RGB in [0, 1], on the GPU if this process uses one."""
     images = [np.atleast_3d(image) for image in _prepare(img, img2, crop_border)]
     height, width = images[0].shape[:2]
     if min(height, width) < DEEP_SIDE:
         raise UserError(f"metric: {name} needs images of at least {DEEP_SIDE}x{DEEP_SIDE}, got {height}x{width}")
-    device = "cuda" if torch.cuda.is_initialized() and unusable_reason("cuda") is None else "cpu"
+    device = "cuda" if torch.cuda.is_initialized() and _gpu_works() else "cpu"
     tensors = [torch.from_numpy(np.ascontiguousarray(image[..., ::-1])).to(device) for image in images]
     return [(t.permute(2, 0, 1)[None] / PEAK).float().expand(1, 3, height, width) for t in tensors]
 

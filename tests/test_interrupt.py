@@ -74,7 +74,7 @@ def test_ctrl_c_in_the_last_validation_says_that_nothing_is_lost(pairs, train_op
     monkeypatch.setattr(trainer, "run_validation", run_validation)
     assert cli.main(["train", "-opt", train_file]) == 0
     said = capfd.readouterr().err
-    assert "SIGINT: this is the last validation, which goes on; Ctrl-C again leaves at once" in said
+    assert "SIGINT: the last validation is running and will finish; Ctrl-C again leaves at once" in said
     assert "saving a checkpoint" not in said
 
 

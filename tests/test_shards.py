@@ -232,6 +232,7 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
     assert gpu_of_process({}) == "cuda"
     assert processes_per_gpu({"LOCAL_WORLD_SIZE": "8"}) == 2 and processes_per_gpu({}) == 1
     assert processes_per_gpu({"SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_GPUS_PER_TASK": "1"}) == 1
+    assert [processes_per_gpu({"SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_GPUS_ON_NODE": n}) for n in "84"] == [1, 2]
 
 
 def test_auto_probes_the_gpu_of_the_process(monkeypatch):

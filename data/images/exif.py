@@ -1,6 +1,6 @@
 """EXIF of a result: that of the input, but for what would describe the input's pixels. All else stays byte for byte.
 
-Pillow would write it anew: maker notes move then, whose tables hold places within the EXIF.
+Pillow would rewrite all of it. That moves maker notes, whose tables hold offsets within the EXIF.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,8 +72,7 @@ def turn_info(image: Image.Image) -> tuple[int, dict[str, Any]]:
         return 1, info
     if info.get("exif"):
         info["exif"] = upright_exif(info["exif"])
-        again = Image.Exif()
-        if _orientation(lambda: again.load(info["exif"]) or again) != 1:
+        if _orientation(partial(_load, info["exif"])) != 1:
             del info["exif"]
     for name in ("xmp", "XML:com.adobe.xmp"):
         if isinstance(info.get(name), bytes):
@@ -82,7 +82,14 @@ def turn_info(image: Image.Image) -> tuple[int, dict[str, Any]]:
     return orientation, info
 
 
+def _load(exif: bytes) -> Image.Exif:
+    loaded = Image.Exif()
+    loaded.load(exif)
+    return loaded
+
+
 def _orientation(read: Callable[[], Image.Exif]) -> int:
+    """Return the orientation in the EXIF that ``read`` returns, 1 if it has none or is damaged."""
     try:
         orientation = read().get(ORIENTATION, 1)
     except DAMAGES:

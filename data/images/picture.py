@@ -35,7 +35,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from restormixer_arch.data.images import pixel_problem, without_pillow_limit
+from restormixer_arch.data.images import exif, pixel_problem, without_pillow_limit
 from restormixer_arch.data.images.exif import UPRIGHT, exif_of_size, turn_info
 from restormixer_arch.errors import UserError
 
@@ -43,8 +43,7 @@ FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "AVIF", "HEIF")
 MPO = "MPO"  # a JPEG with a preview or a second view behind it; the first image is read
 LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65536, "HEIF": 16384}  # pixels that can be written
 CODING = ("quality", "subsampling", "lossless", "exact", "chroma")  # what is no metadata among a writer's arguments
-DAMAGES = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError, TypeError)
-DAMAGES += (ArithmeticError, RuntimeError)
+DAMAGES = (*exif.DAMAGES, EOFError, zlib.error, RuntimeError)  # what decoders and encoders raise
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 

@@ -124,10 +124,10 @@ def measure(
     options: dict[str, Any], entries: list[Entry], trained: dict[str, Training], folder: Path, threads: int
 ) -> Comparison:
     """Restore all pictures by all competitors, and measure their costs, each job in a process of its own."""
-    size, rounds = options["measure"]["size"], options["measure"]["rounds"]
+    size, rounds, device = options["measure"]["size"], options["measure"]["rounds"], restoring_device(options)
     whole = {entry.name: entry.as_job() for entry in entries}
     pictures = {"options": {**testing_options(options), "file": options["file"]}, "folder": str(folder)}
-    restoring = {"size": size, **pictures, "device": restoring_device(options)}
+    restoring = {"size": size, **pictures, "device": device}
     jobs = [("inputs", "the inputs", pictures)]
     jobs += [("restored", name, {"entry": entry, **restoring}) for name, entry in whole.items()]
     crops = {name: crop_side(options) if name in trained else None for name in whole}
@@ -149,7 +149,7 @@ def measure(
     ]
     return Comparison(
         name=options["name"],
-        machine=machine(threads, "cuda" if restoring_device(options) == "cuda" else "cpu"),
+        machine=machine(threads, "cuda" if device == "cuda" else "cpu"),
         size=size,
         budget=budget_in_words(options) if trained else None,
         metrics={name: _metric(section) for name, section in options["val"]["metrics"].items()},

@@ -103,7 +103,7 @@ def crossings(study: Study, measure: tuple[str, str]) -> list[str]:
 
 
 def _by_label(study: Study, measure: tuple[str, str]) -> list[str]:
-    """Return the means by label after the longest run, over the seeds that all have; nothing for fewer than two."""
+    """Return the means by label after the longest run, over the seeds that all have; nothing for one label."""
     minutes, digits = study.minutes[-1], study.metrics[measure[1]].digits
     trained = {network.name: study.rows_by_seed(network.name, minutes, measure) for network in study.networks}
     trained = {name: rows for name, rows in trained.items() if rows}
@@ -114,13 +114,10 @@ def _by_label(study: Study, measure: tuple[str, str]) -> list[str]:
             labels.setdefault(label, []).append(picture)
     if len(labels) < 2 or not seeds:
         return []
-    table = [
-        [
-            label,
-            *(f"{fmean(rows[s].values[p] for s in seeds for p in pictures):.{digits}f}" for rows in trained.values()),
-        ]
-        for label, pictures in sorted(labels.items())
-    ]
+    table = []
+    for label, pictures in sorted(labels.items()):
+        means = [fmean(rows[seed].values[name] for seed in seeds for name in pictures) for rows in trained.values()]
+        table.append([label, *(f"{mean:.{digits}f}" for mean in means)])
     shown = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
     head = ["", *map(markdown_text, trained)]
     return [f"By label, after {minutes:g} minutes, {shown}:", markdown_table(head, table)]

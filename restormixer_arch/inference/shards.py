@@ -114,9 +114,8 @@ def processes_per_gpu(environment: Mapping[str, str] = os.environ) -> int:
     """Return how many processes of torchrun or srun share a GPU."""
     import torch
 
-    if "SLURM_GPUS_PER_TASK" in environment:
-        return 1
-    return -(-processes_here(environment) // torch.cuda.device_count())
+    number = processes_here(environment)
+    return 1 if gpus_are_bound(number - 1, environment) else -(-number // torch.cuda.device_count())
 
 
 def wait_for_all(environment: Mapping[str, str] = os.environ) -> None:

@@ -18,7 +18,7 @@ from restormixer_arch.output import is_first_process
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 TOGETHER = 2.0  # seconds in which a terminal's and a launcher's SIGINT for the same Ctrl-C arrive
 CHECKPOINT = b"saving a checkpoint after this iteration"
-LAST_VALIDATION = b"this is the last validation, which goes on"
+LAST_VALIDATION = b"the last validation is running and will finish"
 HINT = b"basicsr: %s: %s%s\n"
 
 

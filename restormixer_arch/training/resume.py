@@ -289,8 +289,8 @@ def _run_schedule_again(model: Any, iteration: int, groups: list[list[dict[str, 
 def update_learning_rate(model: Any, iteration: int) -> None:
     """Set the rates of an iteration, from 1: those of the schedule, or within ``warmup_iter`` of the warm-up.
 
-    A schedule that goes on from the rate before, as MultiStepLR, goes on from its own: BasicSR lets it take the rate of
-    the warm-up, which would stay too low for the rest of the training, and lose the milestones within.
+    MultiStepLR multiplies the previous rate, which must be its own. In BasicSR it is that of the warm-up: it stays too
+    low for the rest of the training, and milestones within the warm-up are lost.
     """
     for scheduler in model.schedulers:
         for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):

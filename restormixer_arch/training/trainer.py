@@ -33,7 +33,7 @@ from restormixer_arch.output import is_first_process, note, warn
 from restormixer_arch.protocol import MeasuresInputs
 from restormixer_arch.training.checkpoint import keep_generator_states, replace_saving, set_generator_states
 from restormixer_arch.training.distributed import lost_peer, opencv_single_threaded, share_cores
-from restormixer_arch.training.interrupt import LAST_VALIDATION, Interrupt, Stopped, handle_signals
+from restormixer_arch.training.interrupt import CHECKPOINT, LAST_VALIDATION, Interrupt, Stopped, handle_signals
 from restormixer_arch.training.loader import (
     Batches,
     build_dataset,
@@ -320,7 +320,7 @@ class Training(Run):
         A training that is asked to stop leaves the validation to the one that resumes it.
         """
         last = self.iteration >= self.total
-        self.interrupt.hint = LAST_VALIDATION if last else self.interrupt.hint
+        self.interrupt.hint = LAST_VALIDATION if last else CHECKPOINT
         # In a job, the processes could not agree within a validation.
         stop = None if last or self.opt["dist"] else lambda: bool(self.interrupt.signal)
         for number, loader in enumerate(self.val_loaders):
