@@ -8,10 +8,10 @@ import yaml
 from compare_cases import EDSR, RIDNET
 from tiny_network import save_tiny
 
-from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.basicsr_adapter import register
 from restormixer_arch.errors import UserError
 
-compat.apply()
+register.register()
 
 from basicsr.archs import build_network  # noqa: E402 - BasicSR can be imported only now
 

@@ -13,7 +13,7 @@ import importlib
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from functools import cache
+from functools import cache, wraps
 from importlib.util import find_spec
 from typing import Any
 
@@ -126,9 +126,12 @@ def adapt(name: str, kind: type[nn.Module], architecture: Any) -> type[nn.Module
 
         pads_itself = True
 
+        @wraps(kind.__init__)  # whose signature is compared with an option file
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.size_requirements = size_requirements(architecture, self.state_dict())
+
         def forward(self, x: Tensor) -> Tensor:
-            if not hasattr(self, "size_requirements"):
-                self.size_requirements = size_requirements(architecture, self.state_dict())
             height, width = x.shape[-2:]
             right, down = self.size_requirements.get_padding(width, height)
             out = super().forward(pad(x, right, down))
