@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CONTEXT = "context"  # name of the folder of the receptive fields, and of the picture that shows them
 COLORS, MARKERS = 10, "osD^v"  # matplotlib's colors before they repeat; then the marker changes
 COLUMNS = 3  # of receptive fields
+SIDE_BY_SIDE = 1.03  # factor between the places of two networks that were trained for the same minutes
 DECADES = 5  # of the gradient, from the largest one off the middle down to black
 
 
@@ -34,9 +35,10 @@ def draw_curves(rows: list[tuple[Study, tuple[str, str]]], path: Path) -> Path:
     all_panels = figure.subplots(len(rows), 2, squeeze=False, sharey="row")
     for (study, measure), panels in zip(rows, all_panels, strict=True):
         for number, network in enumerate(study.networks):
-            _draw_network(study, network.name, measure, panels, _marker(number))
+            shift = SIDE_BY_SIDE ** (number - (len(study.networks) - 1) / 2)
+            _draw_network(study, network.name, measure, panels, _marker(number), shift)
         panels[0].set_ylabel(plot_text(": ".join(measure)))
-        panels[0].set_xlabel("minutes of a quiet machine")
+        panels[0].set_xlabel("minutes of a quiet machine, networks side by side")
         panels[1].set_xlabel("operations of the training")
         panels[0].set_xscale("log")
         panels[0].set_xticks(study.minutes, [f"{minutes:g}" for minutes in study.minutes])
@@ -52,8 +54,11 @@ def draw_curves(rows: list[tuple[Study, tuple[str, str]]], path: Path) -> Path:
     return _save(figure, path)
 
 
-def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any, marker: str) -> None:
-    """A line through the means; its bars are the interval of the difference to the first one, small dots the seeds."""
+def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any, marker: str, shift: float) -> None:
+    """A line through the means; its bars are the interval of the difference to the first one, small dots the seeds.
+
+    ``shift`` is the factor by which the minutes are moved, so that bars of several networks do not hide each other.
+    """
     found = [(minutes, rows) for minutes in study.minutes if (rows := study.rows_by_seed(name, minutes, measure))]
     means = [study.mean(name, minutes, measure) for minutes, _ in found]
     is_first = name == study.networks[0].name  # which has no difference to itself
@@ -63,7 +68,7 @@ def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any
         for d in differences
     ]
     label = plot_text(name)
-    for panel, of in ((panels[0], lambda row: row.minutes), (panels[1], lambda row: row.operations)):
+    for panel, of in ((panels[0], lambda row: row.minutes * shift), (panels[1], lambda row: row.operations)):
         places = [of(next(iter(rows.values()))) for _, rows in found]
         if None in places:
             continue
