@@ -58,13 +58,14 @@ def test_columns_of_different_lengths(own, first):
 
 def test_without_a_spread_it_is_students_interval_over_the_photographs():
     pictures = np.random.default_rng(3).normal(0.3, 1.0, (1, 20))
-    one = difference_over_seeds(pictures)
+    none = np.zeros_like(pictures)
+    one = difference_over_seeds(pictures, none)
     low, high = stats.t.interval(0.95, 19, loc=pictures.mean(), scale=stats.sem(pictures[0]))
     assert (one.mean, one.low, one.high) == pytest.approx((pictures.mean(), low, high))
-    same = difference_over_seeds(np.full((2, 5), 0.25))
+    same = difference_over_seeds(np.full((2, 5), 0.5), np.full((1, 5), 0.25))
     assert (same.mean, same.low, same.high) == (0.25, 0.25, 0.25)
-    assert difference_over_seeds(np.array([[np.inf, 1.0]])).low is None
-    assert difference_over_seeds(np.ones((1, 1))).low is None
+    assert difference_over_seeds(np.array([[np.inf, 1.0]]), np.ones((1, 2))).low is None
+    assert difference_over_seeds(np.ones((1, 1)), np.zeros((1, 1))).low is None
 
 
 def test_the_spread_of_seeds_by_hand():
@@ -77,25 +78,37 @@ def test_the_spread_of_seeds_by_hand():
 
 def test_seeds_add_to_the_variance():
     """Differences 1 and 3 of two photographs: 1 from them, (4 - 1) * 2 / 2 from the seeds of two networks."""
-    found = difference_over_seeds(np.array([[1.0, 3.0]]), SeedVariance(4, 1, 3, 9))
+    values = np.array([[21.0, 13.0]]), np.array([[20.0, 10.0]])
+    found = difference_over_seeds(*values, SeedVariance(4, 1, 3, 9))
     half = stats.t.ppf(0.975, 4**2 / (1**2 / 1 + 4**2 / 3 + 1**2 / 9)) * 2
     assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - half, 2 + half))
     alike = SeedVariance(1, 4, 1, 1)  # no more than chance
-    assert difference_over_seeds(np.array([[1.0, 3.0]]), alike) == difference_over_seeds(np.array([[1.0, 3.0]]))
+    assert not alike.adds and difference_over_seeds(*values, alike) == difference_over_seeds(*values)
+
+
+def test_networks_with_different_numbers_of_seeds():
+    """One seed of a network beside three of the first, whose mean is the same: (1 + 1/3) / 2 * (4 - 1) from seeds."""
+    own, first = np.array([[21.0, 13.0]]), np.array([[19.0, 9.0], [20.0, 10.0], [21.0, 11.0]])
+    found = difference_over_seeds(own, first, SeedVariance(4, 1, 3, 9))
+    weight = 4 / 6
+    variance = 1 + weight * 3
+    df = variance**2 / (1**2 / 1 + (weight * 4) ** 2 / 3 + weight**2 / 9)
+    half = stats.t.ppf(0.975, df) * math.sqrt(variance)
+    assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - half, 2 + half))
 
 
 def test_little_that_is_left_of_a_spread_is_no_endless_interval():
     """The seeds add next to nothing to photographs that hardly differ: of 0.01 degrees of freedom it would be huge."""
     differences = np.linspace(-0.05, 0.05, 16)[None]
-    found = difference_over_seeds(differences, SeedVariance(1.02, 1, 3, 45))
+    found = difference_over_seeds(differences, np.zeros((1, 16)), SeedVariance(1.02, 1, 3, 45))
     variance = differences.var(ddof=1) / 16 + 2 / 16 * 0.02
     assert found.high == pytest.approx(stats.t.ppf(0.975, 3) * math.sqrt(variance))
 
 
 @pytest.mark.parametrize("spread", [(0.3, 0.0, 0.1), (0.3, 0.1, 0.1), (0.05, 0.2, 0.02), (0.1, 0.05, 0.1)])
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("seeds", [(1, 1), (1, 2), (2, 2)])
 def test_the_interval_holds_the_truth_as_often_as_it_says(spread, seeds):
-    """Studies of three networks under two budgets with two seeds, all equal; also of networks with one seed."""
+    """Studies of three networks under two budgets with two seeds, all equal; also where one or both have one seed."""
     rng, (photographs, of_seeds, rest) = np.random.default_rng(0), spread
 
     def network(seeds):
@@ -105,6 +118,6 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(spread, seeds):
     hits = 0
     for _ in range(600):
         known = seed_variance([network(2) for _ in range(6)])
-        found = difference_over_seeds(network(seeds) - network(seeds), known)
+        found = difference_over_seeds(network(seeds[0]), network(seeds[1]), known)
         hits += found.low <= 0 <= found.high
     assert 0.92 < hits / 600 < 0.98

@@ -40,15 +40,20 @@ def test_where_two_networks_change_places():
     assert study_page.crossings(crossed, ("d", "psnr")) == ["- second and first change places at about 12 minutes."]
     assert study_page.crossings(example({6: 1.0, 24: 2.0}), ("d", "psnr")) == []
     unsure = example({6: 1.0, 24: 0.5, 96: -1.0})
-    unsure.rows[3].values["b"] -= 1  # at 24 minutes +0.5 on one picture, -0.5 on the other: from 6 to 96, in the middle
-    assert study_page.crossings(unsure, ("d", "psnr")) == ["- second and first change places at about 24 minutes."]
+    unsure.rows[3].values["b"] -= 1.5  # at 24 minutes +0.5 on one picture and -1 on the other, -0.25 in the mean
+    at = 6 * 4 ** (1 / 1.25)  # between 6 and 24, though only 96 is sure to be below
+    assert study_page.crossings(unsure, ("d", "psnr")) == [
+        f"- second and first change places at about {at:.0f} minutes."
+    ]
+    unsure.rows[5].values["b"] += 4  # at 96 minutes -1 and +3: nothing is sure any more
+    assert study_page.crossings(unsure, ("d", "psnr")) == []
     page = study_page.markdown(crossed)
     assert "| second | 26.00; +1.00 (+1.00 to +1.00) | 24.00; -1.00 (-1.00 to -1.00) |" in page
     assert "| input | 12.00 | 12.00 | 12.00 |" in page
 
 
 def test_means_by_label():
-    """Over pictures, and over the seeds of the longest run that all have; pictures without a label are left out."""
+    """Over pictures, and over the seeds that all have, of the longest run that most networks were trained for."""
     labeled = example({6: 7.0, 24: 1.0})
     for row in labeled.rows[-2:]:
         labeled.rows.append(row.model_copy(update={"manual_seed": 2, "values": {"a": 33.0, "b": 25.0}}))
@@ -56,6 +61,7 @@ def test_means_by_label():
     names = {"a": "1_low_haze", "b": "2_low_haze"}
     for row in labeled.rows:
         row.values = {names[name]: value for name, value in row.values.items()} | {"3_rain": 9.0, "4": 50.0}
+    labeled.rows.append(labeled.rows[0].model_copy(update={"minutes": 96}))  # of the first one alone
     page = study_page.markdown(labeled)
     table = "By label, after 24 minutes, seeds 1, 2:\n\n|  | first | second |\n| --- | --: | --: |\n"
     assert table + "| low_haze | 27.00 | 27.50 |\n| rain | 9.00 | 9.00 |\n\n" in page + "\n"
@@ -105,6 +111,61 @@ def test_a_file_that_is_no_study_is_one_line(tmp_path, capsys, content, message)
     assert line.startswith(f"basicsr: error: {tmp_path / message}") and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.rows.clear(), "a study has at least one network and one row"),
+        (lambda s: s.networks.pop(), "second, 6 minutes: not one of the networks"),
+        (lambda s: s.inputs.clear(), "first, 6 minutes: no input of d by psnr"),
+        (lambda s: s.rows[1].values.clear(), "second, 6 minutes: not the pictures of d that the rows before have, in"),
+        (lambda s: reverse(s.rows[1]), "second, 6 minutes: not the pictures of d that the rows before have, in"),
+        (
+            lambda s: s.rows.append(s.rows[1].model_copy(update={"manual_seed": 2, "iterations": 3})),
+            "second, 6 minutes: trained for different iterations with different seeds",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_compared_are_one_line(tmp_path, capsys, change, message):
+    wrong = example({6: 1.0})
+    change(wrong)
+    file = tmp_path / "study.json"
+    file.write_text(wrong.model_dump_json(), encoding="utf-8")
+    assert cli.main(["compare", "--pages", str(file), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"basicsr: error: {file}: the file: Value error, {message}")
+
+
+def test_differences_are_between_the_means_over_all_seeds():
+    """The second one has seed 1 alone, the first one is 2 dB higher with seed 2, so that 1 dB of the lead is left."""
+    seeds = example({6: 2.0})
+    values = {name: value + 2 for name, value in seeds.rows[0].values.items()}
+    seeds.rows.append(seeds.rows[0].model_copy(update={"manual_seed": 2, "values": values}))
+    means = [seeds.mean(name, 6, ("d", "psnr")) for name in ("second", "first")]
+    assert seeds.difference("second", 6, ("d", "psnr")).mean == means[0] - means[1] == 1
+
+
+def test_intervals_over_the_photographs_alone_are_named():
+    """Seeds with equal means on other pictures differ by chance alone."""
+    seeds = example({6: 1.0})
+    seeds.rows.append(seeds.rows[0].model_copy(update={"manual_seed": 2, "values": {"a": 31.0, "b": 19.0}}))
+    text = "The seeds differ by no more than chance here: the intervals are over the photographs alone."
+    assert text in study_page.markdown(seeds)
+    seeds.rows[-1].values = {"a": 32.0, "b": 22.0}
+    assert text not in study_page.markdown(seeds)
+
+
+def test_what_larger_crops_gain():
+    """+1 and +3 dB on two photographs; a network that gains 4 dB more on the second one only."""
+    small, other = use(1.0), use(1.0)
+    other.psnr[16]["2_rain"] += 4
+    half = stats.t.ppf(0.975, 1)
+    found = small.gain()
+    assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - half, 2 + half))
+    assert small.gain("rain") == found and small.labels == ["rain"]
+    more = other.gain(over=small)
+    assert (more.mean, more.low) == pytest.approx((2, 2 - 2 * half))
+
+
 def test_pictures_of_one_photograph_count_as_one():
     """Two photographs under two labels each: the interval is that of two values, not of four."""
     both = example({6: 0.0})
@@ -116,8 +177,8 @@ def test_pictures_of_one_photograph_count_as_one():
 
 def use(gain):
     """What a network uses of a picture: ``gain`` dB more in the larger crop."""
-    psnr = {8: 20.0, 16: 20.0 + gain}
-    return study.ContextUse(psnr=psnr, by_label={"rain": psnr}, radius={50: 1, 90: 2, 99: 3})
+    psnr = {8: {"1_rain": 20.0, "2_rain": 10.0}, 16: {"1_rain": 20.0 + gain, "2_rain": 12.0 + gain}}
+    return study.ContextUse(psnr=psnr, radius={50: 1, 90: 2, 99: 3})
 
 
 def write_part(folder, part, field=None):
@@ -149,8 +210,9 @@ def test_parts_of_a_study_make_the_whole(tmp_path, capsys):
     assert cli.main(["compare", "--join", *folders, "--out", str(out)]) == 0
     joined = study.Study.model_validate_json((out / "study.json").read_text(encoding="utf-8"))
     assert list(joined.context) == ["first", "second"]
-    assert [joined.context[name].psnr[16] for name in joined.context] == [21, 22]  # after 24 minutes
-    assert joined.networks == whole.networks and joined.minutes == [6, 24]
+    assert [joined.context[name].psnr[16]["1_rain"] for name in joined.context] == [21, 22]  # after 24 minutes
+    assert joined.networks == [n.model_copy(update={"latency": None}) for n in whole.networks]
+    assert joined.minutes == [6, 24]
     for network in whole.networks:
         for minutes in whole.minutes:
             wanted = whole.rows_by_seed(network.name, minutes, ("d", "psnr"))
@@ -161,9 +223,19 @@ def test_parts_of_a_study_make_the_whole(tmp_path, capsys):
     }  # fmt: skip
     assert len(capsys.readouterr().out.split()) == 4
     page = (out / "study.md").read_text(encoding="utf-8")
-    assert "| first | 30" not in page and "25.00 | 25.00" in page and "-1.00 (-1.00 to -1.00)" in page
+    assert (
+        "| first | 30" not in page
+        and "latency" not in page
+        and "latency" in study_page.markdown(whole)
+        and "25.00 | 25.00" in page
+        and "-1.00 (-1.00 to -1.00)" in page
+    )
     assert cli.main(["compare", "--join", *folders, "--out", str(out)]) == 2  # nothing is overwritten
     assert f"--out: {str(out / 'study.json')!r} already exists" in capsys.readouterr().err
+
+
+def reverse(row):
+    row.values = dict(reversed(row.values.items()))
 
 
 @pytest.mark.parametrize(
@@ -174,6 +246,13 @@ def test_parts_of_a_study_make_the_whole(tmp_path, capsys):
         (lambda part: part.networks[0].arguments.update(width=2), "differs from {first} in arguments of second:"),
         (lambda part: part.inputs["d"].update(psnr=12.02), "differs from {first} in the inputs of d:"),
         (lambda part: part.rows[0].values.update(c=1.0), "differs from {first} in the pictures:"),
+        (lambda part: reverse(part.rows[0]), "differs from {first} in the pictures:"),
+        (
+            lambda part: part.rows.append(
+                part.rows[0].model_copy(update={"minutes": 6, "manual_seed": 2, "iterations": 3})
+            ),
+            "differs from {first} in the iterations of second, 6 minutes:",
+        ),
         (lambda part: part.metrics.update(ssim=part.metrics["psnr"]), "differs from {first} in its metrics:"),
     ],
 )

@@ -142,8 +142,8 @@ def test_a_study_from_its_file_to_its_page(pairs, write, capsys, monkeypatch, tr
     assert set(found.rows_by_seed("edsr", 1, measure)) == {1, 2}
     mean = (each[1].datasets[0].mean("psnr", "edsr") + each[2].datasets[0].mean("psnr", "edsr")) / 2
     assert found.mean("edsr", 1, measure) == pytest.approx(mean, abs=1e-4)
-    difference = found.difference("ridnet", 1, measure)  # over the seed that both have
-    assert difference.mean == pytest.approx(each[1].datasets[0].difference["psnr"]["ridnet"].mean, abs=1e-3)
+    difference = found.difference("ridnet", 1, measure)  # to the mean of both seeds of edsr
+    assert difference.mean == pytest.approx(each[1].datasets[0].mean("psnr", "ridnet") - mean, abs=1e-3)
     flops = each[0].competitors[0].training.flops
     assert found.rows_by_seed("edsr", 0.5, measure)[1].operations == pytest.approx(3 * flops * 2 * 3)
     page = (ROOT / "study.md").read_text(encoding="utf-8")
@@ -216,10 +216,10 @@ def test_the_receptive_field_of_a_convolution():
 
 
 def test_the_radius_that_holds_a_share():
-    field = torch.zeros(9, 9)
+    field = np.zeros((9, 9))
     field[4, 4] = 100.0  # the pixel itself does not count
     field[4, 5], field[4, 7], field[1, 0] = 5.0, 4.0, 1.0  # at distances 1, 3 and 5
-    assert [context.radius_of(field, share) for share in (0.5, 0.6, 0.9, 0.99)] == [1, 3, 3, 5]
+    assert [study.radius_of(field, share) for share in (0.5, 0.6, 0.9, 0.99)] == [1, 3, 3, 5]
 
 
 class Offset(nn.Module):
@@ -254,19 +254,27 @@ def test_the_middle_is_the_same_for_odd_sizes():
 
 
 def test_the_receptive_field_is_a_mean_over_all_pictures(pairs, write):
-    """Of a network that multiplies by its input, the gradient of the middle pixel is twice that pixel."""
+    """Of a network that multiplies each pixel by those around it, the gradient has their shares of the sum."""
     options = read_compare_file(write(study_options()))
     data = context_options({**options, "context": {"dataset": options["datasets"]["test"]}})
     pictures = [item["lq"] for _, dataset in datasets(data) for _, item in items(dataset)]
     assert len({float(picture.sum()) for picture in pictures}) > 1
-    _, field = context.use_of(Square(), data, [8, 16])
-    wanted = torch.stack([context.middle(2 * picture[None], 16)[0, :, 8, 8].sum() for picture in pictures]).mean()
-    assert float(field[8, 8]) == pytest.approx(float(wanted)) and float(field.sum()) == pytest.approx(float(wanted))
+    use, field = context.use_of(Neighbors(), data, [8, 16])
+    assert len(use.psnr[16]) == len(pictures)
+    wanted = torch.zeros(16, 16)
+    for picture in pictures:
+        pixels = context.middle(picture[None], 16)[0].sum(0)
+        sides = torch.stack([pixels[8, 7], pixels[8, 9]])
+        wanted[8, 7] += sides[1] / sides.sum() / len(pictures)
+        wanted[8, 9] += sides[0] / sides.sum() / len(pictures)
+    torch.testing.assert_close(field, wanted)
 
 
-class Square(nn.Module):
+class Neighbors(nn.Module):
+    """The product of the pixels on the left and on the right."""
+
     def forward(self, x):
-        return x * x
+        return x.roll(1, -1) * x.roll(-1, -1)
 
 
 def test_an_unknown_data_set_of_the_context_is_found_before_the_trainings(pairs, write, capsys):

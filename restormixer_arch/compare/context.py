@@ -11,7 +11,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,14 +18,14 @@ from restormixer_arch.compare.options import context_options
 from restormixer_arch.compare.pictures import datasets, items
 from restormixer_arch.compare.results import Comparison, ResultModel, read_part
 from restormixer_arch.compare.run import trained_entry
-from restormixer_arch.compare.study import FIELD_SIDE, ContextUse
+from restormixer_arch.compare.study import FIELD_SIDE, ContextUse, radius_of
 from restormixer_arch.compare.training import JOBS
-from restormixer_arch.data.degradations.labels import label_of
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import note, write_text_atomically
 from restormixer_arch.processes import run_in_process
 
 SHARES = (50, 90, 99)  # percent of the gradient
+DIGITS = 4  # of the values that are kept
 
 
 class Measured(ResultModel):
@@ -90,36 +89,29 @@ def use_of(network: nn.Module, options: dict[str, Any], sizes: list[int]) -> tup
         sizes: sides of the crops of the inputs.
 
     Returns:
-        What it uses, and the size of the gradient (side, side), a mean over pictures.
+        What it uses, and the size of the gradient (side, side) around the middle pixel, which is left out. Each
+        picture's gradient is divided by its sum, so that pictures with small or large gradients count alike.
 
     Raises:
         UserError: the data set cannot be read, or has no picture of that size.
     """
-    values: dict[str, list[list[float]]] = {}
-    count, total, largest = 0, torch.zeros(()), max(sizes)
+    psnr: dict[int, dict[str, float]] = {size: {} for size in sizes}
+    total, largest = torch.zeros(()), max(sizes)
     for _, data in datasets(options):
         for name, item in items(data):
             lq, gt = item["lq"][None], item["gt"][None]
             if min(lq.shape[-2:]) < largest:
                 continue
-            row = [middle_psnr(network, lq, gt, size, min(sizes)) for size in sizes]
-            values.setdefault(label_of(name) or "all", []).append(row)
-            total = total + receptive_field(network, middle(lq, min(FIELD_SIDE, largest)))
-            count += 1
-    if not count:
+            for size in sizes:
+                psnr[size][name] = round(middle_psnr(network, lq, gt, size, min(sizes)), DIGITS)
+            field = receptive_field(network, middle(lq, min(FIELD_SIDE, largest)))
+            field[field.shape[0] // 2, field.shape[1] // 2] = 0
+            total = total + field / field.sum().clamp_min(torch.finfo(field.dtype).tiny)
+    if not psnr[largest]:
         raise UserError(f"context.dataset: no picture has {largest} x {largest} pixels, see context.sizes")
-    field = total / count
-    every = [row for rows in values.values() for row in rows]
-    use = ContextUse(
-        psnr=_means(sizes, every),
-        by_label={label: _means(sizes, rows) for label, rows in sorted(values.items())},
-        radius={share: radius_of(field, share / 100) for share in SHARES},
-    )
-    return use, field
-
-
-def _means(sizes: list[int], rows: list[list[float]]) -> dict[int, float]:
-    return dict(zip(sizes, np.mean(rows, axis=0).tolist(), strict=True))
+    field = total / len(psnr[largest])
+    radius = {share: radius_of(field.numpy(), share / 100) for share in SHARES}
+    return ContextUse(psnr=psnr, radius=radius), field
 
 
 def middle(picture: Tensor, side: int) -> Tensor:
@@ -156,22 +148,6 @@ def receptive_field(network: nn.Module, lq: Tensor) -> Tensor:
     restored[..., restored.shape[-2] // 2, restored.shape[-1] // 2].sum().backward()
     assert lq.grad is not None
     return lq.grad[0].abs().sum(0)
-
-
-def radius_of(field: Tensor, share: float) -> int:
-    """Return the distance in pixels from the middle within which that share of a field (H, W) lies.
-
-    The middle pixel itself is left out, since the identity of a residual network is all there.
-    """
-    height, width = field.shape
-    rows = torch.arange(height)[:, None] - height // 2
-    columns = torch.arange(width)[None, :] - width // 2
-    distance = (rows.square() + columns.square()).sqrt().ceil().long()
-    rings = torch.zeros(int(distance.max()) + 1, dtype=torch.float64)
-    rings.index_add_(0, distance.flatten(), field.double().flatten())
-    rings[0] = 0
-    total = rings.cumsum(0)
-    return int((total < share * total[-1]).sum())
 
 
 def _last(output: Any) -> Tensor:

@@ -31,7 +31,7 @@ def paired_difference(values: Sequence[float], first: Sequence[float]) -> Differ
     """
     if len(values) != len(first) or not values:
         raise ValueError(f"as many values were expected, at least one, got {len(values)} and {len(first)}")
-    return difference_over_seeds(np.array([[a - b for a, b in zip(values, first, strict=True)]]))
+    return difference_over_seeds(np.array([values]), np.array([first]))
 
 
 def mean_by_photograph(names: Sequence[str], values: np.ndarray) -> np.ndarray:
@@ -65,6 +65,11 @@ class SeedVariance:
     df_seeds: int
     df_residual: int
 
+    @property
+    def adds(self) -> bool:
+        """Whether seeds differ by more than what is left makes them differ by chance."""
+        return self.ms_seeds > self.ms_residual
+
 
 def seed_variance(tables: Iterable[np.ndarray]) -> SeedVariance | None:
     """Pool the variance of networks that were trained with several seeds; None if there are none.
@@ -87,23 +92,30 @@ def seed_variance(tables: Iterable[np.ndarray]) -> SeedVariance | None:
     return SeedVariance(float(sums[0]) / df_seeds, float(sums[1]) / df_residual, df_seeds, df_residual)
 
 
-def difference_over_seeds(differences: np.ndarray, of_seeds: SeedVariance | None = None) -> Difference:
-    """Return the mean of differences (seeds, photographs) and its interval.
+def difference_over_seeds(own: np.ndarray, first: np.ndarray, of_seeds: SeedVariance | None = None) -> Difference:
+    """Return how much the mean of one network is above that of another, and its interval.
 
     Without ``of_seeds`` it is Student's t over the photographs, and says nothing about other seeds. With it the
-    variance of two networks' seeds is added, each network's taken to be the pooled one, whatever the number of seeds.
+    variance of both networks' seeds is added, each network's taken to be the pooled one, whatever the number of seeds.
     The degrees of freedom are Satterthwaite's, but no fewer than those of the parts: his are too few where little is
     left of a variance that another one is taken from. It is None with fewer than two photographs, and where a
     difference is not finite.
+
+    Args:
+        own: values (seeds, photographs) of a network.
+        first: of the first network, on the same photographs; it may have other seeds, and another number of them.
+        of_seeds: of all networks.
     """
-    seeds, photographs = differences.shape
+    with np.errstate(invalid="ignore"):  # the PSNR of pictures that are restored exactly is infinite
+        differences = own.mean(axis=0) - first.mean(axis=0)
+    (photographs,) = differences.shape
     mean = float(differences.mean())
     if photographs < 2 or not np.isfinite(differences).all():
         return Difference(mean=mean, low=None, high=None)
-    variance = float(differences.mean(axis=0).var(ddof=1)) / photographs
+    variance = float(differences.var(ddof=1)) / photographs
     df: float = photographs - 1
-    if of_seeds and of_seeds.ms_seeds > of_seeds.ms_residual:
-        weight = 2 / (photographs * seeds)  # of both networks
+    if of_seeds and of_seeds.adds:
+        weight = (1 / len(own) + 1 / len(first)) / photographs
         parts = (
             (variance, photographs - 1),
             (weight * of_seeds.ms_seeds, of_seeds.df_seeds),

@@ -10,9 +10,17 @@ from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import model_validator
 
-from restormixer_arch.compare.differences import SeedVariance, difference_over_seeds, mean_by_photograph, seed_variance
+from restormixer_arch.compare.differences import (
+    SeedVariance,
+    difference_over_seeds,
+    mean_by_photograph,
+    paired_difference,
+    seed_variance,
+)
 from restormixer_arch.compare.results import Difference, Metric, ResultModel
+from restormixer_arch.data.degradations.labels import label_of
 from restormixer_arch.errors import UserError
 
 FORMAT = 1
@@ -40,7 +48,10 @@ class Row(ResultModel):
 
 
 class Network(ResultModel):
-    """What a competitor costs; ``latency`` in seconds and ``flops`` are of one picture of the comparison's size."""
+    """What a competitor costs; ``latency`` in seconds and ``flops`` are of one picture of the comparison's size.
+
+    Parts of a study that are joined have no latency: theirs were not measured side by side.
+    """
 
     name: str
     arch: str
@@ -49,21 +60,41 @@ class Network(ResultModel):
     step_seconds: float | None
     parameters: int
     flops: float
-    latency: float
+    latency: float | None
 
 
 class ContextUse(ResultModel):
     """What a network uses of a picture.
 
     Attributes:
-        psnr: side of the crop -> mean PSNR in RGB of its middle.
-        by_label: label -> the same, over the pictures of that label.
+        psnr: side of the crop -> picture -> PSNR in RGB of its middle.
         radius: percent of the gradient -> distance from the middle pixel within which that much of it lies.
     """
 
-    psnr: dict[int, float]
-    by_label: dict[str, dict[int, float]]
+    psnr: dict[int, dict[str, float]]
     radius: dict[int, int]
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels of the pictures, sorted."""
+        return sorted({label for picture in next(iter(self.psnr.values())) if (label := label_of(picture))})
+
+    def gain(self, label: str | None = None, over: ContextUse | None = None) -> Difference:
+        """Return what the largest crop gains over the smallest one, in dB, with its interval over the photographs.
+
+        Args:
+            label: of the pictures to take; all of them without one.
+            over: of another network; the result is then how much more this one gains.
+        """
+        own = self._gains(label)
+        return paired_difference(own, over._gains(label) if over else [0.0] * len(own))
+
+    def _gains(self, label: str | None) -> list[float]:
+        sizes = list(self.psnr)
+        smallest, largest = self.psnr[sizes[0]], self.psnr[sizes[-1]]
+        pictures = [picture for picture in smallest if label in (None, label_of(picture))]
+        gains = np.array([largest[picture] - smallest[picture] for picture in pictures])
+        return mean_by_photograph(pictures, gains).tolist()
 
 
 class Study(ResultModel):
@@ -83,6 +114,26 @@ class Study(ResultModel):
     rows: list[Row]
     context: dict[str, ContextUse] = {}
 
+    @model_validator(mode="after")
+    def check_rows(self) -> Study:
+        """Raises ValueError: rows that cannot be compared with each other."""
+        if not self.networks or not self.rows:
+            raise ValueError("a study has at least one network and one row")
+        names = {network.name for network in self.networks}
+        pictures: dict[str, list[str]] = {}
+        iterations: dict[tuple[str, float], int] = {}
+        for row in self.rows:
+            what = f"{row.competitor}, {row.minutes:g} minutes"
+            if row.competitor not in names:
+                raise ValueError(f"{what}: not one of the networks")
+            if row.metric not in self.metrics or row.metric not in self.inputs.get(row.dataset, {}):
+                raise ValueError(f"{what}: no input of {row.dataset} by {row.metric}")
+            if not row.values or list(row.values) != pictures.setdefault(row.dataset, list(row.values)):
+                raise ValueError(f"{what}: not the pictures of {row.dataset} that the rows before have, in their order")
+            if row.iterations != iterations.setdefault((row.competitor, row.minutes), row.iterations):
+                raise ValueError(f"{what}: trained for different iterations with different seeds")
+        return self
+
     @property
     def minutes(self) -> list[float]:
         return sorted({row.minutes for row in self.rows})
@@ -98,23 +149,26 @@ class Study(ResultModel):
         return {r.manual_seed: r for r in self.rows if (r.competitor, r.minutes, r.dataset, r.metric) == wanted}
 
     def difference(self, competitor: str, minutes: float, measure: tuple[str, str]) -> Difference | None:
-        """Return a competitor's difference to the first one over the seeds that both have, None if there is none.
+        """Return the difference of a competitor's mean over its seeds to that of the first one, None if one has none.
 
         Its interval is over the photographs, and over the seeds by the variance of all that were trained with several.
         Pictures of one photograph under several labels are not independent, and count as one.
         """
         own, first = (self.rows_by_seed(name, minutes, measure) for name in (competitor, self.networks[0].name))
-        seeds = [seed for seed in own if seed in first]
-        if not seeds:
+        if not own or not first:
             return None
-        differences = by_photograph(own, seeds) - by_photograph(first, seeds)
-        return difference_over_seeds(differences, self.seed_variance(measure))
+        return difference_over_seeds(by_photograph(own), by_photograph(first), self.seed_variance(measure))
+
+    def trained(self, minutes: float, measure: tuple[str, str]) -> dict[str, dict[int, Row]]:
+        """Return the rows of each competitor that was trained for that long, by seed."""
+        rows = {network.name: self.rows_by_seed(network.name, minutes, measure) for network in self.networks}
+        return {name: own for name, own in rows.items() if own}
 
     def seed_variance(self, measure: tuple[str, str]) -> SeedVariance | None:
         """Return the variance between the seeds of one network, pooled over networks and budgets."""
         each = ((network.name, minutes) for network in self.networks for minutes in self.minutes)
         groups = [self.rows_by_seed(name, minutes, measure) for name, minutes in each]
-        return seed_variance(by_photograph(rows, list(rows)) for rows in groups if len(rows) > 1)
+        return seed_variance(by_photograph(rows) for rows in groups if len(rows) > 1)
 
     def mean(self, competitor: str, minutes: float, measure: tuple[str, str]) -> float | None:
         """Return a competitor's mean over the pictures of all its seeds, None if it was not trained for that long."""
@@ -125,8 +179,8 @@ class Study(ResultModel):
 def join(parts: dict[Path, Study]) -> Study:
     """Put the parts of one study together: runs or competitors of it that were trained apart, on any machines.
 
-    The machine is that of the first part, latencies are those of the first part that has the network. The context is
-    left out, see :func:`find_context`.
+    The machine is that of the first part, and so is the network that the others are compared with. Latencies are left
+    out, and so is the context, see :func:`find_context`.
 
     Args:
         parts: file -> its study.
@@ -149,6 +203,8 @@ def join(parts: dict[Path, Study]) -> Study:
         known = {network.name for network in joined.networks}
         joined.networks += [network for network in part.networks if network.name not in known]
         joined.rows += part.rows
+    for network in joined.networks:
+        network.latency = None
     joined.context = {}
     return joined
 
@@ -169,9 +225,13 @@ def _difference_in_kind(study: Study, part: Study) -> str | None:
     for key in ("name", "metrics"):
         if getattr(study, key) != getattr(part, key):
             return f"its {key}"
-    pictures = {row.dataset: row.values.keys() for row in study.rows}
-    if {row.dataset: row.values.keys() for row in part.rows} != pictures:
+    pictures = {row.dataset: list(row.values) for row in study.rows}
+    if {row.dataset: list(row.values) for row in part.rows} != pictures:
         return "the pictures"
+    iterations = {(row.competitor, row.minutes): row.iterations for row in study.rows}
+    for row in part.rows:
+        if iterations.get((row.competitor, row.minutes), row.iterations) != row.iterations:
+            return f"the iterations of {row.competitor}, {row.minutes:g} minutes"
     for dataset, means in study.inputs.items():
         if any(abs(part.inputs[dataset][metric] - mean) > ROUNDING for metric, mean in means.items()):
             return f"the inputs of {dataset}"
@@ -184,8 +244,21 @@ def _difference_in_kind(study: Study, part: Study) -> str | None:
     return None
 
 
-def by_photograph(rows: dict[int, Row], seeds: list[int]) -> np.ndarray:
+def by_photograph(rows: dict[int, Row]) -> np.ndarray:
     """Return the mean over the pictures of each photograph, (seeds, photographs)."""
-    pictures = list(rows[seeds[0]].values)
-    values = np.array([[rows[seed].values[picture] for picture in pictures] for seed in seeds])
-    return mean_by_photograph(pictures, values)
+    values = np.array([list(row.values.values()) for row in rows.values()])
+    return mean_by_photograph(list(next(iter(rows.values())).values), values)
+
+
+def radius_of(field: np.ndarray, share: float) -> int:
+    """Return the distance in pixels from the middle within which that share of a field (H, W) lies.
+
+    The middle pixel itself is left out, since the identity of a residual network is all there.
+    """
+    height, width = field.shape
+    rows, columns = np.arange(height)[:, None] - height // 2, np.arange(width)[None, :] - width // 2
+    distance = np.ceil(np.sqrt(rows**2 + columns**2)).astype(int)
+    rings = np.bincount(distance.ravel(), weights=field.astype(np.float64).ravel())
+    rings[0] = 0
+    total = rings.cumsum()
+    return int((total < share * total[-1]).sum())

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
+
 from restormixer_arch.compare.columns import show_difference
 from restormixer_arch.compare.results import Difference, read_part
-from restormixer_arch.compare.study import FIELD_SIDE, Study, find_context, join
+from restormixer_arch.compare.study import FIELD_SIDE, Study, find_context, join, radius_of
 from restormixer_arch.compare.study_plots import CONTEXT, copy_field, draw, draw_context, draw_curves
 from restormixer_arch.compare.tables import markdown_table
 from restormixer_arch.data.degradations.labels import label_of
@@ -37,21 +40,26 @@ def markdown(study: Study) -> str:
         interval += "several, assumed to be that of each"
     parts = [
         f"# {markdown_text(study.name)}",
-        "Minutes are those of a quiet machine: each network was trained for the iterations that fill them, by the "
-        "seconds of its step. Means over the pictures and seeds; then the difference to "
-        f"{first} over the seeds that both have, and in brackets its 95% interval: {interval}.",
+        "Minutes are those of a quiet machine: each network is trained for the iterations that fill them, by the "
+        "seconds of its step. An empty cell has not been run. Means over the pictures and seeds; then the difference "
+        f"to {first}, and in brackets its 95% interval: {interval}.",
         _costs(study),
     ]
     for measure in study.measures:
-        parts += [f"## {markdown_text(', '.join(measure))}", _means(study, measure), *crossings(study, measure)]
-        parts += _by_label(study, measure)
+        parts += [f"## {markdown_text(', '.join(measure))}", _means(study, measure)]
+        of_seeds = study.seed_variance(measure)
+        if of_seeds and not of_seeds.adds:
+            parts.append("The seeds differ by no more than chance here: the intervals are over the photographs alone.")
+        parts += [*crossings(study, measure), *_by_label(study, measure)]
     if study.context:
         parts += ["## Context", _context(study)]
     return "\n\n".join(parts) + "\n"
 
 
 def _costs(study: Study) -> str:
-    head = ["", "parameters", "rate", "step", "GMAC", "latency", *(f"iterations, {m:g} min" for m in study.minutes)]
+    side_by_side = all(network.latency for network in study.networks)
+    head = ["", "parameters", "rate", "step", "GMAC", *["latency"] * side_by_side]
+    head += [f"iterations, {m:g} min" for m in study.minutes]
     rows = []
     for network in study.networks:
         step = f"{network.step_seconds:.3f} s" if network.step_seconds else ""
@@ -60,7 +68,9 @@ def _costs(study: Study) -> str:
             next(iter(study.rows_by_seed(network.name, m, study.measures[0]).values()), None) for m in study.minutes
         ]
         iterations = [f"{row.iterations:,}" if row else "" for row in found]
-        rows.append([markdown_text(network.name), *costs, f"{network.latency * 1e3:.0f} ms", *iterations])
+        if side_by_side and network.latency:
+            costs.append(f"{network.latency * 1e3:.0f} ms")
+        rows.append([markdown_text(network.name), *costs, *iterations])
     return markdown_table(head, rows)
 
 
@@ -86,27 +96,38 @@ def _means(study: Study, measure: tuple[str, str]) -> str:
 
 
 def crossings(study: Study, measure: tuple[str, str]) -> list[str]:
-    """Say between which budgets a competitor and the first one change places; the minutes are log-linear between.
+    """Say where a competitor and the first one change places between two budgets, log-linear in the minutes.
 
-    Budgets under which the interval of the difference holds 0 are passed over.
+    They do so if one is ahead under a budget, and the other under a later one, each by more than the interval of the
+    difference; and where the sign of the difference changes first between these two.
     """
     first, found = markdown_text(study.networks[0].name), []
     for network in study.networks[1:]:
-        points = [(m, study.difference(network.name, m, measure)) for m in study.minutes]
-        known = [(minutes, difference.mean) for minutes, difference in points if difference and is_sure(difference)]
-        for (low, before), (high, after) in zip(known, known[1:], strict=False):
-            if before * after < 0:
-                at = math.exp(math.log(low) + (math.log(high) - math.log(low)) * before / (before - after))
+        points = [(m, d) for m in study.minutes if (d := study.difference(network.name, m, measure))]
+        sure = [place for place, (_, difference) in enumerate(points) if is_sure(difference)]
+        for start, end in pairwise(sure):
+            if points[start][1].mean * points[end][1].mean < 0:
+                between = pairwise((m, d.mean) for m, d in points[start : end + 1])
+                at = next(_zero(*low, *high) for low, high in between if low[1] * high[1] <= 0)
                 shown = f"{at:.0f}" if at >= 10 else f"{at:.2g}"
                 found.append(f"- {markdown_text(network.name)} and {first} change places at about {shown} minutes.")
     return ["\n".join(found)] if found else []
 
 
+def _zero(minutes: float, before: float, later: float, after: float) -> float:
+    """Return the minutes at which a line on a logarithmic scale is 0, from ``before`` to ``after``."""
+    return math.exp(math.log(minutes) + (math.log(later) - math.log(minutes)) * before / (before - after))
+
+
 def _by_label(study: Study, measure: tuple[str, str]) -> list[str]:
-    """Return the means by label after the longest run, over the seeds that all have; nothing for one label."""
-    minutes, digits = study.minutes[-1], study.metrics[measure[1]].digits
-    trained = {network.name: study.rows_by_seed(network.name, minutes, measure) for network in study.networks}
-    trained = {name: rows for name, rows in trained.items() if rows}
+    """Return the means by label, over the seeds that all have; nothing for one label.
+
+    They are those of the longest of the runs that most networks were trained for.
+    """
+    digits = study.metrics[measure[1]].digits
+    by_minutes = {minutes: study.trained(minutes, measure) for minutes in study.minutes}
+    minutes = max(by_minutes, key=lambda each: (len(by_minutes[each]), each))
+    trained = by_minutes[minutes]
     seeds = set.intersection(*map(set, trained.values()))
     labels: dict[str, list[str]] = {}
     for picture in next(iter(next(iter(trained.values())).values())).values:
@@ -129,35 +150,37 @@ def is_sure(difference: Difference) -> bool:
 
 
 def _context(study: Study) -> str:
-    any_use = next(iter(study.context.values()))
-    sizes, shares, labels = list(any_use.psnr), list(any_use.radius), list(any_use.by_label)
-    head = ["PSNR of the middle", *(f"{size}x{size}" for size in sizes), *(f"{s}% within" for s in shares)]
-    rows = [
-        [
-            markdown_text(name),
-            *(f"{use.psnr[size]:.2f}" for size in sizes),
-            *(f"{use.radius[share]} px" for share in shares),
-        ]
-        for name, use in study.context.items()
+    uses = study.context
+    first, any_use = next(iter(uses.items()))
+    sizes, shares, labels = list(any_use.psnr), list(any_use.radius), any_use.labels
+    small, large, side = f"{sizes[0]}x{sizes[0]}", f"{sizes[-1]}x{sizes[-1]}", min(FIELD_SIDE, sizes[-1])
+
+    def show(difference: Difference) -> str:
+        return show_difference(difference, lambda value: f"{value:.2f}")
+
+    head = ["", *(f"{size}x{size}" for size in sizes), "gain", f"more than {markdown_text(first)}"]
+    head += [f"{share}% within" for share in shares]
+    rows = []
+    for name, use in uses.items():
+        means = [f"{fmean(psnr.values()):.2f}" for psnr in use.psnr.values()]
+        more = "" if name == first else show(use.gain(over=any_use))
+        rows.append([markdown_text(name), *means, show(use.gain()), more, *(f"{use.radius[s]} px" for s in shares)])
+    even = [f"{radius_of(np.ones((side, side)), share / 100)} px" for share in shares]
+    rows.append(["spread evenly", *[""] * (len(sizes) + 2), *even])
+    gains = [[label, *(show(use.gain(label)) for use in uses.values())] for label in labels]
+    parts = [
+        f"PSNR in RGB of the middle {small} pixels of {len(any_use.psnr[sizes[0]])} pictures when the network is given "
+        f"crops of growing size around them, and what {large} pixels gain over {small}, in dB; some of it is that the "
+        "border of the crop is farther away. In brackets the 95% intervals, over the photographs.",
+        "Then the distance in input pixels within which that share of the gradient of the middle pixel lies, the pixel "
+        f"itself left out, inside crops of {side}x{side}: a mean over all pictures, each with the same weight. The "
+        "last row is the same for a gradient that is equal everywhere in the crop.",
+        markdown_table(head, rows),
     ]
-    gains = [
-        [
-            markdown_text(name),
-            *(f"{use.by_label[label][sizes[-1]] - use.by_label[label][sizes[0]]:+.2f}" for label in labels),
-        ]
-        for name, use in study.context.items()
-    ]
-    middle = f"the middle {sizes[0]}x{sizes[0]} pixels"
-    return "\n\n".join(
-        [
-            f"PSNR in RGB of {middle} when the network is given crops of growing size around them; and the distance in "
-            "input pixels within which that share of the gradient of the middle pixel lies, the pixel itself left out, "
-            f"inside crops of {min(FIELD_SIDE, sizes[-1])}x{min(FIELD_SIDE, sizes[-1])}, a mean over all pictures.",
-            markdown_table(head, rows),
-            f"By label, what {sizes[-1]}x{sizes[-1]} pixels gain over {sizes[0]}x{sizes[0]} there, in dB:",
-            markdown_table(["", *labels], gains),
-        ]
-    )
+    if len(labels) > 1:
+        parts += [f"By label, what {large} pixels gain over {small}, in dB:"]
+        parts += [markdown_table(["", *map(markdown_text, uses)], gains)]
+    return "\n\n".join(parts)
 
 
 def write_joined(folders: list[Path], out: Path) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from restormixer_arch.compare.study import ContextUse, Study
+from restormixer_arch.compare.columns import with_unit
+from restormixer_arch.compare.study import ContextUse, Row, Study
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import atomic_paths
 from restormixer_arch.training.reports import plot_text
@@ -21,6 +22,7 @@ CONTEXT = "context"  # name of the folder of the receptive fields, and of the pi
 COLORS, MARKERS = 10, "osD^v"  # matplotlib's colors before they repeat; then the marker changes
 COLUMNS = 3  # of receptive fields
 SIDE_BY_SIDE = 1.03  # factor between the places of two networks that were trained for the same minutes
+HEIGHT = 0.7  # of the networks of a label, in rows
 DECADES = 5  # of the gradient, from the largest one off the middle down to black
 
 
@@ -35,9 +37,9 @@ def draw_curves(rows: list[tuple[Study, tuple[str, str]]], path: Path) -> Path:
     all_panels = figure.subplots(len(rows), 2, squeeze=False, sharey="row")
     for (study, measure), panels in zip(rows, all_panels, strict=True):
         for number, network in enumerate(study.networks):
-            shift = SIDE_BY_SIDE ** (number - (len(study.networks) - 1) / 2)
-            _draw_network(study, network.name, measure, panels, _marker(number), shift)
-        panels[0].set_ylabel(plot_text(": ".join(measure)))
+            _draw_network(study, network.name, measure, panels, _marker(number))
+        dataset, metric = measure
+        panels[0].set_ylabel(plot_text(f"{dataset}: {with_unit(metric, study.metrics[metric])}"))
         panels[0].set_xlabel("minutes of a quiet machine, networks side by side")
         panels[1].set_xlabel("operations of the training")
         panels[0].set_xscale("log")
@@ -54,11 +56,13 @@ def draw_curves(rows: list[tuple[Study, tuple[str, str]]], path: Path) -> Path:
     return _save(figure, path)
 
 
-def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any, marker: str, shift: float) -> None:
-    """A line through the means; its bars are the interval of the difference to the first one, small dots the seeds.
+def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any, marker: str) -> None:
+    """A line through the means; its bars are the interval of the difference to the first one, small dots the seeds."""
 
-    ``shift`` is the factor by which the minutes are moved, so that bars of several networks do not hide each other.
-    """
+    def side_by_side(row: Row) -> float:
+        names = list(study.trained(row.minutes, measure))
+        return row.minutes * SIDE_BY_SIDE ** (names.index(name) - (len(names) - 1) / 2)
+
     found = [(minutes, rows) for minutes in study.minutes if (rows := study.rows_by_seed(name, minutes, measure))]
     means = [study.mean(name, minutes, measure) for minutes, _ in found]
     is_first = name == study.networks[0].name  # which has no difference to itself
@@ -68,7 +72,7 @@ def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any
         for d in differences
     ]
     label = plot_text(name)
-    for panel, of in ((panels[0], lambda row: row.minutes * shift), (panels[1], lambda row: row.operations)):
+    for panel, of in ((panels[0], side_by_side), (panels[1], lambda row: row.operations)):
         places = [of(next(iter(rows.values()))) for _, rows in found]
         if None in places:
             continue
@@ -139,18 +143,25 @@ def _read_field(file: Path) -> np.ndarray:
 
 def _draw_gains(uses: dict[str, ContextUse], by_size: Any, by_label: Any) -> None:
     """PSNR against the side of the crop; and for each label what the largest crop gains over the smallest."""
+    sizes, labels = (list(each) for each in (next(iter(uses.values())).psnr, next(iter(uses.values())).labels))
+    rows: list[str | None] = [*labels] if len(labels) > 1 else [None]
     for number, (name, use) in enumerate(uses.items()):
         style = {"marker": _marker(number), "markersize": 4, "label": plot_text(name)}
-        sizes = list(use.psnr)
-        by_size.plot(sizes, list(use.psnr.values()), **style)
-        gains = {label: psnr[sizes[-1]] - psnr[sizes[0]] for label, psnr in use.by_label.items()}
-        by_label.plot(list(gains.values()), [plot_text(label) for label in gains], linestyle="", **style)
+        by_size.plot(sizes, [fmean(psnr.values()) for psnr in use.psnr.values()], **style)
+        gains = [use.gain(label) for label in rows]
+        bars = [
+            (g.mean - g.low, g.high - g.mean) if g.low is not None and g.high is not None else (0, 0) for g in gains
+        ]
+        places = np.arange(len(rows)) + HEIGHT * ((number + 0.5) / len(uses) - 0.5)
+        means = [gain.mean for gain in gains]
+        by_label.errorbar(means, places, xerr=np.array(bars).T, linestyle="", capsize=2, linewidth=1, **style)
+    by_label.set_yticks(range(len(rows)), [plot_text(label or "all pictures") for label in rows])
     by_size.set_xscale("log")
     by_size.set_xticks(sizes, [str(size) for size in sizes])
     by_size.minorticks_off()
     by_size.set_xlabel("side of the crop, pixels")
     by_size.set_ylabel(f"PSNR of its middle {sizes[0]}x{sizes[0]}, dB")
-    by_label.set_xlabel(f"dB that {sizes[-1]}x{sizes[-1]} pixels gain over {sizes[0]}x{sizes[0]}")
+    by_label.set_xlabel(f"dB that {sizes[-1]}x{sizes[-1]} pixels gain over {sizes[0]}x{sizes[0]}, 95% intervals")
     by_label.axvline(0, color="gray", linewidth=0.8)
     by_label.legend(fontsize="small")
     for panel in (by_size, by_label):
