@@ -127,6 +127,25 @@ def test_a_network_that_does_not_fit_the_images_is_one_line(
     assert re.match(rf"basicsr: error: network_g: cannot be trained on this batch {message}", last), last
 
 
+def test_a_run_that_fails_at_its_start_leaves_the_earlier_one_in_place(pairs, train_options, write, capsys):
+    train_options["logger"]["use_tb_logger"] = True
+    assert train(write(train_options)) == 0
+    folders = [EXPERIMENT, Path("tb_logger") / EXPERIMENT.name]
+    before = [sorted(folder.rglob("*")) for folder in folders]
+    assert all(before)
+    channels = train_options["network_g"].pop("num_in_ch")
+    mistakes = [{"num_in_ch": 1}, {"num_in_ch": channels, "num_feat": -1}]  # at the first batch; where it is built
+    for mistake in mistakes:
+        train_options["network_g"].update(mistake)
+        assert train(write(train_options)) == 2
+        assert f"is {EXPERIMENT} again" in capsys.readouterr().err
+        assert [sorted(folder.rglob("*")) for folder in folders] == before
+    assert not list(Path().glob("*/*_archived_*"))
+    shutil.rmtree(EXPERIMENT)
+    assert train(write(train_options)) == 2
+    assert not EXPERIMENT.exists()
+
+
 @pytest.mark.parametrize("cause", ["CUDA error: an illegal memory access", "DataLoader worker (pid 3) is killed"])
 def test_a_failure_of_the_device_or_a_loader_is_no_mistake_of_the_user(cause):
     with pytest.raises(RuntimeError, match=re.escape(cause)), explain_misfit("be trained on this batch", {}):
@@ -142,6 +161,15 @@ def test_images_of_the_wrong_scale_are_one_line_with_their_data_set(pairs, train
         r"basicsr: error: datasets\.train \(pairs\): Scale mismatches\. GT \(20, 20\) is not 2x multiplication",
         capsys.readouterr().err.splitlines()[-1],
     )
+
+
+def test_a_test_that_fails_at_its_start_leaves_the_earlier_one_in_place(pairs, test_options, write, capsys):
+    test_options["path"] = {}
+    assert cli.main(["test", "-opt", write(test_options)]) == 0
+    before = sorted(Path("results").rglob("*"))
+    test_options["path"] = {"pretrain_network_g": __file__}
+    assert cli.main(["test", "-opt", write(test_options)]) == 2
+    assert "again" in capsys.readouterr().err and sorted(Path("results").rglob("*")) == before
 
 
 def test_images_of_another_size_than_the_truth_are_one_line(pairs, test_options, write, capsys):

@@ -125,7 +125,7 @@ def measure(measurement: Measurement) -> TaskTable:
 
     register.load_plugins()
     from restormixer_arch.training.results import values
-    from restormixer_arch.training.trainer import test
+    from restormixer_arch.training.run import test
 
     table = TaskTable(measurement)
     for name, metrics in values(test(request).model).items():

@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> int:
 
     register.load_plugins()
     from restormixer_arch.training.results import test_lines
-    from restormixer_arch.training.trainer import test
+    from restormixer_arch.training.run import test
 
     for line in test_lines(test(request)):
         say(line)

@@ -23,7 +23,7 @@ from restormixer_arch.compare.training import JOBS, train_all, weights_of
 from restormixer_arch.config.rules import better
 from restormixer_arch.errors import UserError
 from restormixer_arch.folder_lock import FolderLock
-from restormixer_arch.output import note, user_path
+from restormixer_arch.output import note, shown_path, user_path
 from restormixer_arch.processes import cores, run_in_process
 from restormixer_arch.training.distributed import omp_threads
 from restormixer_arch.training.options import move_aside, usable_gpus
@@ -68,7 +68,7 @@ def folder_of_results(folder: Path, *, resume: bool) -> Iterator[None]:
     with closing(FolderLock()) as lock:
         lock.take(folder)
         if not resume and (aside := move_aside(str(folder))):
-            note(f"{folder} already exists and is renamed to {aside}; --auto_resume would resume it")
+            note(f"{folder} already exists and is renamed to {shown_path(aside)}; --auto_resume would resume it")
         folder.mkdir(parents=True, exist_ok=True)
         lock.take(folder)
         yield

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -83,14 +84,17 @@ def set_folders(opt: dict[str, Any], root_path: str) -> None:
         paths["training_states"] = os.path.join(folder, "training_states")
 
 
-def make_folders(opt: dict[str, Any], option_file: Path) -> None:
+def make_folders(opt: dict[str, Any], option_file: Path) -> dict[str, str | None]:
     """Make the empty folders of a run, in the first process of a job; those of an earlier run are kept aside.
+
+    Returns:
+        Each new folder -> where that of an earlier run is now, None where there was none; see :func:`put_back`.
 
     Raises:
         UserError: the option file, weights or data lie in the folder of an earlier run.
     """
     if opt["rank"] != 0:
-        return
+        return {}
     folder = Path(opt["path"]["log"]).resolve()
     named = [(".".join(keys), section[keys[-1]]) for section, keys in path_keys(opt)]
     for key, place in [("-opt", option_file), *named]:
@@ -99,18 +103,29 @@ def make_folders(opt: dict[str, Any], option_file: Path) -> None:
                 f"{key}: {place} lies in {shown_path(folder)}, which a new run of that name renames; copy it to "
                 "another place, or choose another name"
             )
-    kept = move_aside(opt["path"]["log"])
-    if kept:
-        note(f"{shown_path(opt['path']['log'])} is there from an earlier run, which is kept as {kept}")
+    made = {opt["path"]["log"]: move_aside(opt["path"]["log"])}
+    if kept := made[opt["path"]["log"]]:
+        note(f"{shown_path(opt['path']['log'])} is there from an earlier run, which is kept as {shown_path(kept)}")
     for key in ("log", "models", "training_states", "visualization"):
         if key in opt["path"]:
             os.makedirs(opt["path"][key], exist_ok=True)
     if opt["is_train"] and opt["logger"].get("use_tb_logger") and "debug" not in opt["name"]:
-        move_aside(os.path.join(opt["root_path"], "tb_logger", opt["name"]))
+        events = os.path.join(opt["root_path"], "tb_logger", opt["name"])
+        made[events] = move_aside(events)
+    return made
+
+
+def put_back(made: dict[str, str | None]) -> None:
+    """Remove the folders of a run that has done nothing, and give those of an earlier run their names again."""
+    for folder, kept in made.items():
+        shutil.rmtree(folder, ignore_errors=True)
+        if kept and not os.path.exists(folder):
+            rename(kept, folder)
+            note(f"nothing was done, so that {shown_path(kept)} is {shown_path(folder)} again")
 
 
 def move_aside(folder: str) -> str | None:
-    """Rename a folder if it exists, as ``<folder>_archived_<time>``, and return the new name as a relative path."""
+    """Rename a folder if it exists, as ``<folder>_archived_<time>``, and return its new place."""
     if not os.path.exists(folder):
         return None
     kept = stem = f"{folder}_archived_{get_time_str()}"
@@ -119,7 +134,7 @@ def move_aside(folder: str) -> str | None:
         count += 1
         kept = f"{stem}_{count}"
     rename(folder, kept)
-    return shown_path(kept)
+    return kept
 
 
 def choose_device(opt: dict[str, Any]) -> None:

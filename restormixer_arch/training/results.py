@@ -21,7 +21,8 @@ from restormixer_arch.config.rules import AVERAGE
 from restormixer_arch.models.validation import last_means
 from restormixer_arch.output import is_first_process, shown_path, write_text_atomically
 from restormixer_arch.protocol import ReportsGain
-from restormixer_arch.training.trainer import Testing, Training
+from restormixer_arch.training.run import Testing
+from restormixer_arch.training.trainer import Training
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Train and test by an option file: build, resume, iterate, log, validate, save, stop.
+"""Train by an option file: build, resume, iterate, log, validate, save, stop.
 
 The loop stands on BasicSR's registries, builders, loggers and model interface, so that every model, network, loss and
 data set of BasicSR and its plug-ins trains as in BasicSR's own loop.
@@ -7,26 +7,21 @@ data set of BasicSR and its plug-ins trains as in BasicSR's own loop.
 from __future__ import annotations
 
 import datetime
-import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from basicsr.models import build_model
 from basicsr.train import init_tb_loggers
-from basicsr.utils import AvgTimer, MessageLogger, get_env_info, get_root_logger, get_time_str
-from basicsr.utils.logger import initialized_logger
-from basicsr.utils.options import dict2str
+from basicsr.utils import AvgTimer, MessageLogger
 
-from restormixer_arch.basicsr_adapter.signatures import check_names
 from restormixer_arch.config.check import Request
 from restormixer_arch.config.yaml_file import copy_option_file
 from restormixer_arch.errors import UserError
-from restormixer_arch.folder_lock import FolderLock
 from restormixer_arch.models.shape_errors import explain_misfit
 from restormixer_arch.models.validation import last_means, run_validation
 from restormixer_arch.output import is_first_process, note, warn
@@ -34,65 +29,11 @@ from restormixer_arch.protocol import MeasuresInputs
 from restormixer_arch.training.checkpoint import keep_generator_states, replace_saving, set_generator_states
 from restormixer_arch.training.distributed import lost_peer, opencv_single_threaded, share_cores
 from restormixer_arch.training.interrupt import CHECKPOINT, LAST_VALIDATION, Interrupt, Stopped, handle_signals
-from restormixer_arch.training.loader import (
-    Batches,
-    build_dataset,
-    build_loader,
-    build_training_loader,
-    build_validation_loaders,
-)
+from restormixer_arch.training.loader import Batches, build_training_loader, build_validation_loaders
 from restormixer_arch.training.options import make_folders, make_opt
-from restormixer_arch.training.reports import LOGGERS, Progress, Reports, as_markdown
+from restormixer_arch.training.reports import Progress, Reports, as_markdown
 from restormixer_arch.training.resume import load_resume_state, resume_training, update_learning_rate
-
-
-class Run:
-    """A training or a test.
-
-    Attributes:
-        opt: BasicSR's options; empty before they are made.
-        model: the model; None before it is built.
-    """
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.lock = FolderLock()
-        self.opt: dict[str, Any] = {}
-        self.model: Any = None
-
-    @contextmanager
-    def _prepare(self) -> Iterator[ExitStack]:
-        """Check the names of the option file; at the end close logs and leave the job, so that a run can follow."""
-        check_names(self.request.options, self.request.shown, self.request.is_train)
-        try:
-            with ExitStack() as stack:
-                stack.callback(self.lock.close)
-                yield stack
-        finally:
-            for logger in map(logging.getLogger, LOGGERS):
-                for handler in logger.handlers[:]:
-                    logger.removeHandler(handler)
-                    handler.close()
-                logger.propagate = True
-            initialized_logger.pop("basicsr", None)
-            if self.opt.get("dist") and torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()
-
-    def _lock_folder(self) -> None:
-        """Lock the folder of the results: an earlier run's before it is moved aside, and the new one."""
-        if self.opt["rank"] == 0:
-            self.lock.take(self.opt["path"]["log"])
-
-    def _open_log(self, kind: str) -> logging.Logger:
-        """Open BasicSR's log, to the screen and to a file. What the network logs goes there, too."""
-        log_file = os.path.join(self.opt["path"]["log"], f"{kind}_{self.opt['name']}_{get_time_str()}.log")
-        logger = get_root_logger(logger_name="basicsr", log_level=logging.INFO, log_file=log_file)
-        ours = logging.getLogger("restormixer_arch")
-        ours.handlers[:], ours.propagate = logger.handlers, False
-        ours.setLevel(logger.level)
-        logger.info(get_env_info())
-        logger.info(dict2str(self.opt))
-        return logger
+from restormixer_arch.training.run import Run
 
 
 class Training(Run):
@@ -120,7 +61,6 @@ class Training(Run):
         self._saved_at = 0  # the iteration of the last checkpoint
         self._loss_sums: dict[str, list[float]] = {}  # of the checkpoint that it is resumed from
         self._validated_at: list[int] = []  # for each of val_loaders
-        self._fits = False  # the network has taken a batch
 
     @property
     def total(self) -> int:
@@ -167,7 +107,7 @@ class Training(Run):
         self._lock_folder()
         state = load_resume_state(opt)
         if state is None:
-            make_folders(opt, self.request.path)
+            self._made = make_folders(opt, self.request.path)
         elif self.request.options.get("manual_seed") is None:
             opt["manual_seed"] = state.get("manual_seed", opt["manual_seed"])  # the one drawn at the first start
         self._lock_folder()
@@ -269,9 +209,9 @@ class Training(Run):
         if self.interrupt.insisted:  # the exception was lost in a destructor, such as that of the loader's iterator
             raise KeyboardInterrupt
         self.progress.start(self.iteration)
-        with nullcontext() if self._fits else explain_misfit("be trained on this batch", batch, lost_peer):
+        with nullcontext() if self.begun else explain_misfit("be trained on this batch", batch, lost_peer):
             model.optimize_parameters(iteration)
-        self.iteration, self._fits = iteration, True
+        self.iteration, self.begun = iteration, True
 
     def _log(self) -> None:
         """Report the losses of this iteration."""
@@ -347,54 +287,3 @@ class Training(Run):
             record["val"] = float(record["val"])
             if record["iter"] == self.iteration:
                 self.model.save(-1, f"best_{dataset}_{metric}")
-
-
-class Testing(Run):
-    """A test by an option file.
-
-    Attributes:
-        images: name of a data set -> its number of images.
-    """
-
-    def __init__(self, request: Request) -> None:
-        super().__init__(request)
-        self.images: dict[str, int] = {}
-
-    def run(self) -> None:
-        """Restore and measure the images of all data sets; afterwards ``model`` holds what was measured.
-
-        Raises:
-            UserError: a mistake in the option file or the data that shows only now.
-        """
-        with self._prepare():
-            opt = self.opt = make_opt(self.request, os.getcwd())
-            torch.backends.cudnn.benchmark = True
-            self._lock_folder()
-            make_folders(opt, self.request.path)
-            self._lock_folder()
-            logger, loaders = self._open_log("test"), []
-            for phase, section in sorted(opt["datasets"].items()):
-                dataset = build_dataset(phase, section, self.request.shown)
-                logger.info(f"Number of test images in {section['name']}: {len(dataset)}")
-                loaders.append(build_loader(dataset, section, opt))
-            share_cores(opt, workers=0)
-            self.model = build_model(opt)
-            for loader in loaders:
-                name = loader.dataset.opt["name"]
-                logger.info(f"Testing {name}...")
-                run_validation(self.model, loader, opt["name"], None, opt["val"]["save_img"])
-                self.images[name] = len(loader.dataset)
-
-
-def train(request: Request, on_iteration: Callable[[int], object] = bool) -> Training:
-    """Train by an option file; see :class:`Training`."""
-    training = Training(request, on_iteration)
-    training.run()
-    return training
-
-
-def test(request: Request) -> Testing:
-    """Test by an option file; see :class:`Testing`."""
-    testing = Testing(request)
-    testing.run()
-    return testing
