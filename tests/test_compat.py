@@ -243,10 +243,13 @@ def test_weights_are_loaded_as_basicsr_does(loads, tmp_path):
         (b"nothing", r"x\.pth: cannot be read as PyTorch weights \(it is damaged, or no file of torch\.save\)$"),
         (
             {"params": {"a": torch.zeros(1)}},
-            r"x\.pth: does not fit the network of network_d: Missing key\(s\) in",
+            r"x\.pth: does not fit .*: missing: 2 tensors, first 'weight'; unexpected: 1 tensors, first 'a'$",
         ),
         ({"foo": 3}, r"x\.pth: holds no network weights"),
-        ({"params": {"weight": torch.zeros(3, 2), "bias": torch.zeros(1)}}, r"x\.pth: does not fit .* size mismatch"),
+        (
+            {"params": {"weight": torch.zeros(3, 2), "bias": torch.zeros(1)}},
+            r"x\.pth: does not fit .* of another shape: 1 tensors, first 'weight' with 3x2, expected 1x2$",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_a_model_of_basicsr_are_one_line(loads, tmp_path, content, message):

@@ -173,6 +173,15 @@ def test_the_command_restores_with_a_folder(capsys):
     np.testing.assert_array_equal(cv2.imread("out/photo.png"), folder)
 
 
+def test_the_folder_of_a_training_names_its_weights(folder):
+    latest = Path("experiments/mine/models/net_g_latest.pth")
+    latest.parent.mkdir(parents=True)
+    latest.touch()
+    for place in (latest.parent, latest.parent.parent):
+        with pytest.raises(UserError, match=f"no model.safetensors; a training's weights are {latest}$"):
+            hub.find_here(place)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

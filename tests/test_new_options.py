@@ -176,6 +176,14 @@ def test_init_for_super_resolution(own, quick):
     assert options["train"]["pixel_opt"]["type"] == "L1Loss" and options["path"]["pretrain_network_g"] is None
 
 
+def test_too_few_hours_are_named(own, capsys, monkeypatch):
+    monkeypatch.setattr(new_options, "measure", lambda request: Measured([0.5], {}, None))
+    assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine") == 0
+    assert init("--data", "sets/mine", "-o", "my.yml", "--hours", "0.001") == 0
+    assert "--hours: 0.001 is too short, 100 iterations are taken" in capsys.readouterr().err
+    assert "total_iter: 100  # 0.014 h at 0.50 s, measured" in Path("my.yml").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("given", [["--lq", "lq"], ["--degrade", "rain"]], ids=["pairs", "drawn"])
 def test_what_init_writes_trains(own, given, capsys, monkeypatch):
     if given[0] == "--degrade":  # measuring takes long, and is the same

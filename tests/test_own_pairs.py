@@ -141,8 +141,11 @@ def test_another_preparation_leaves_no_pairs_behind(own, capsys, form):
     for place in (f"train_gt{end}", f"train_lq{end}", f"val_gt{end}", f"val_lq{end}"):
         shutil.rmtree(Path("set", place))
     assert prepare(*shared, "--lq", "lq") == 2
-    text = "already exists and was not made by this command"
-    assert capsys.readouterr().err.endswith(f"set/val_pairs: {text}; remove it{end_of_line}")
+    text, choose = (
+        "already exists and was not made by this command",
+        "choose another --out or, if they are no originals,",
+    )
+    assert capsys.readouterr().err.endswith(f"set/val_pairs: {text}; {choose} remove it\n")
 
 
 def test_images_for_validation_are_not_left_behind(own, capsys):
@@ -153,7 +156,7 @@ def test_images_for_validation_are_not_left_behind(own, capsys):
     assert "; remove it, train_lq.lmdb, val_gt.lmdb and val_lq.lmdb, or choose another --out" in error
     shutil.rmtree("set/train_gt.lmdb"), shutil.rmtree("set/train_lq.lmdb")
     assert prepare(*shared, "--val", "0") == 2
-    text = "set/val_gt.lmdb: already exists and was not made by this command; remove it and val_lq.lmdb, or"
+    text = "set/val_gt.lmdb: already exists and was not made by this command; choose another --out or, if they"
     assert text in capsys.readouterr().err
 
 
@@ -278,7 +281,7 @@ def test_training_images_of_a_test_set_are_found(own, capsys):
         (Path("gt/07.png"), "public/test_gt: small"),
     ]
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine", "--val", "0") == 0
-    assert "pairs train: 2 training images are also in a test set, first gt/04.png" in capsys.readouterr().err
+    assert "pairs train: training images that are also in a test set: 2, first gt/04.png" in capsys.readouterr().err
 
 
 def test_images_that_cannot_be_compared_are_left_out(own, capsys):
@@ -296,7 +299,8 @@ def test_images_that_cannot_be_compared_are_left_out(own, capsys):
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine", "--val", "2", "--skip-bad") == 0
     said = capsys.readouterr()
     assert (
-        "pairs train: 1 training images are also in a test set, first gt/04.png (public/test_gt.lmdb: copy)" in said.err
+        "pairs train: training images that are also in a test set: 1, first gt/04.png (public/test_gt.lmdb: copy)"
+        in said.err
     )
     assert "are not compared with those of a test set: sets/none/test_gt.lmdb: " in said.err
     assert said.out.count("; 1 skipped") + 2 * said.out.count("; 2 skipped") == 2
@@ -352,7 +356,8 @@ def test_a_set_in_the_working_directory(own, monkeypatch, capsys):
     assert prepare("--gt", "../../gt", "--degrade", "rain", "--out", ".", "--val", "1") == 0
     said = capsys.readouterr()
     assert (
-        "pairs mine: rain; 1 pairs -> val_pairs" in said.out and "1 training images are also in a test set" in said.err
+        "pairs mine: rain; 1 pairs -> val_pairs" in said.out
+        and "training images that are also in a test set: 1" in said.err
     )
 
 

@@ -192,7 +192,7 @@ def test_copies_in_test_sets_of_the_same_command(root, capsys):
     for name, count in (("train/Rain13K", 3), ("test/Rain100L", 2)):
         pairs(root, f"{name}/target", f"{name}/input", [(f"{n}.png",) * 2 for n in range(count)])
     first = "root/train/Rain13K/target/0.png (Rain100L/test_gt.lmdb: 0)"
-    text = f"warning: Rain13K train: 2 training images are also in a test set, first {first}"
+    text = f"warning: Rain13K train: training images that are also in a test set: 2, first {first}"
     assert run_prepare("derain", "--root", "root") == 0
     assert text in capsys.readouterr().err
     assert run_prepare("derain", "--root", "root") == 0

@@ -91,7 +91,10 @@ def test_a_process_that_was_killed(root, capsys, monkeypatch):
             "datasets/Rain13K/train_gt.lmdb: was prepared from other files, or they have changed since; remove it",
         ),
         ("settings", "datasets/Rain13K/train_gt.lmdb: was prepared with other settings ({'crop': 0, 'step': 0}, now {"),
-        ("foreign", "datasets/Rain13K/train_gt.lmdb: already exists and was not made by this command; remove it"),
+        (
+            "foreign",
+            "datasets/Rain13K/train_gt.lmdb: already exists and was not made by this command; choose another --out",
+        ),
     ],
 )
 def test_what_is_there_is_not_overwritten(root, capsys, spoil, message):
@@ -253,7 +256,7 @@ def test_a_damaged_record_of_what_is_there(root, capsys, line):
     assert run_prepare(*arguments, "--check") == 0
     assert run_prepare(*arguments) == 2
     assert prepare_errors(capsys)[0].startswith(
-        "datasets/Rain13K/train_gt.lmdb: already exists and was not made by this command; remove it and train_lq.lmdb"
+        "datasets/Rain13K/train_gt.lmdb: already exists and was not made by this command; choose another --out"
     )
 
 

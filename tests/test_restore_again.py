@@ -28,9 +28,14 @@ def test_what_is_there_is_kept_unless_asked(place, capsys):
     options = ("in", "-o", "out", "--weights", "w.safetensors")
     assert (
         run(*options) == 0
-        and capsys.readouterr().out == "out: 1 restored, 1 already there (--overwrite restores it again)\n"
+        and capsys.readouterr().out
+        == "out: 1 restored, 1 already there (perhaps by other weights; --overwrite restores it again)\n"
     )
-    assert run(*options) == 0 and capsys.readouterr().out == "out: 2 already there (--overwrite restores them again)\n"
+    assert (
+        run(*options) == 0
+        and capsys.readouterr().out
+        == "out: 2 already there (perhaps by other weights; --overwrite restores them again)\n"
+    )
     assert (place / "out/a.png").read_bytes() == b"mine"
     assert run(*options, "--overwrite") == 0 and capsys.readouterr().out == "out: 2 restored\n"
     np.testing.assert_array_equal(pixels("out/a.png"), restore(RGB, "w.safetensors"))
@@ -43,10 +48,18 @@ def test_a_pair_is_made_of_the_result_that_exists(place, capsys, monkeypatch):
     Image.fromarray(255 - RGB).save("out/a.png")
     Image.fromarray(RGB).resize((60, 40)).save("out/sub/b.png")
     monkeypatch.setattr("restormixer_arch.inference.restore.restore_picture", None)
-    assert run(*options) == 0 and capsys.readouterr().out == "out: 2 compared\n"
+    assert (
+        run(*options) == 0
+        and capsys.readouterr().out
+        == "out: 2 compared with what was there (perhaps by other weights; --overwrite restores them again)\n"
+    )
     np.testing.assert_array_equal(pixels("out/a_compare.png"), np.hstack([RGB, 255 - RGB]))
     np.testing.assert_array_equal(pixels("out/sub/b_compare.png")[:, 60:], pixels("out/sub/b.png"))
-    assert run(*options) == 0 and capsys.readouterr().out == "out: 2 already there (--overwrite restores them again)\n"
+    assert (
+        run(*options) == 0
+        and capsys.readouterr().out
+        == "out: 2 already there (perhaps by other weights; --overwrite restores them again)\n"
+    )
     for path in place.glob("out/**/*_compare.png"):
         path.unlink()
     Image.fromarray(RGB[..., 0]).save("out/a.png")
@@ -83,10 +96,8 @@ def test_what_another_process_has_written_meanwhile_is_kept(place, capsys, monke
 
     monkeypatch.setattr(command, "restore_file", restore_file)
     assert run("in", "-o", "out", "--weights", "w.safetensors") == 0
-    assert (
-        capsys.readouterr().out == "out: 1 restored, 2 already there (--overwrite restores them again)\n"
-        and len(seen) == 3
-    )
+    said = "out: 1 restored, 2 already there (perhaps by other weights; --overwrite restores them again)\n"
+    assert capsys.readouterr().out == said and len(seen) == 3
     assert (place / "out/c.png").read_bytes() == b"theirs"
 
 
@@ -114,7 +125,8 @@ def test_names_are_accepted_and_nothing_is_loaded_where_nothing_is_to_be_done(pl
     capsys.readouterr()
     monkeypatch.setattr(command, "restorer_of", None)
     assert run(*options, *switches) == 0
-    assert capsys.readouterr() == ("out: 1 already there (--overwrite restores it again)\n", "")
+    whose = "perhaps by other weights; " if switches else ""
+    assert capsys.readouterr() == (f"out: 1 already there ({whose}--overwrite restores it again)\n", "")
 
 
 def test_ctrl_c_leaves_only_whole_files(place, capsys, monkeypatch):

@@ -41,7 +41,10 @@ def test_names_with_a_tilde_that_are_no_users(place, capsys):
     assert capsys.readouterr().out == "~no such folder: 1 restored\n"
     assert (place / "~no such folder/~no such user.png").is_file()
     assert run("~no*.png", "-o", "~no such folder", "--weights", "~w.safetensors") == 0
-    assert capsys.readouterr().out == "~no such folder: 1 already there (--overwrite restores it again)\n"
+    assert (
+        capsys.readouterr().out
+        == "~no such folder: 1 already there (perhaps by other weights; --overwrite restores it again)\n"
+    )
     assert run("~no such user.png", "-o", "out", "--weights", "~other.pth") == 2
     assert "error: ~other.pth: no such file of weights." in capsys.readouterr().err
 
@@ -169,7 +172,7 @@ def test_a_folder_is_no_result(place, capsys, switches):
 
 
 def test_too_little_memory_is_reported_for_the_image(place, capsys):
-    assert cli.main(["restore", "in/a.png", "-o", "out", "--weights", "w.safetensors", "--max-memory", "9K"]) == 2
+    assert cli.main(["restore", "in/a.png", "-o", "out", "--weights", "w.safetensors", "--max-memory", "1M"]) == 2
     assert "error: in/a.png: max-memory: 0.00 GB is not enough for 30 x 20 pixels" in capsys.readouterr().err
 
 
@@ -201,6 +204,11 @@ def test_results_that_cannot_be_written_are_reported(place, capsys):
             "basicsr restore: argument --video-quality: expected a whole",
         ),
         (["in", "-o", "out", "--max-memory", "lots"], "basicsr restore: argument --max-memory: expected an amount"),
+        (
+            ["in", "-o", "out", "--max-memory", "3"],
+            "basicsr restore: argument --max-memory: expected an amount such as",
+        ),
+        (["in", "-o", "out.png"], "-o: expected a folder, got 'out.png'; results have the names of their inputs"),
         (["in", "-o", "out", "--max-memory", "9" * 400], "basicsr restore: argument --max-memory: is too large"),
         (["in", "-o", "out", "--weights", "x", "--task", "y"], "basicsr restore: argument --task: not allowed with"),
         (["in", "-o", "out", "--self-ensembel"], "basicsr restore: unrecognized arguments: --self-ensembel. Did you"),

@@ -86,6 +86,7 @@ def test_overrides_have_yaml_types(folder):
     ("entry", "message"),
     [
         ("trian:lr=1", r"'trian:lr=1': the option file has no section 'trian'\. Did you mean 'train'\?"),
+        ("train.lr=1", "'train.lr=1': ':' was expected between keys: train:lr=1"),
         ("train:lr", r"'section:key=value' was expected, got 'train:lr'"),
         ("name=2024-02-30", "'name=2024-02-30': day is out of range for month"),
         ("name=" + "[" * 5000, "name: is nested too deeply for an option"),

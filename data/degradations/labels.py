@@ -143,7 +143,7 @@ def read_mixture(option: Any, scale: int = 1) -> tuple[Ingredient, ...]:
     for ingredient in ingredients:
         names = parse_label(ingredient.label)
         if ("down" in names) > (scale > 1) or (scale > 1 and not {"down", "blind"} & set(names)):
-            needed = "needs 'down' or 'blind' in every label" if scale > 1 else "allows no 'down'"
+            needed = "needs 'down' or 'blind' in every label" if scale > 1 else "allows no 'down', but 2, 3 or 4 does"
             raise UserError(f"degradations: scale {scale} {needed}, got {ingredient.label!r}")
     return ingredients
 

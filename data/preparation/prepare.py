@@ -36,6 +36,7 @@ CHUNK_BYTES = 2**23  # most bytes of their files, if they are several: JPEGs, cu
 CHUNKS_PER_WORKER = 3  # chunks in work for each worker: more would pile up in memory where the disk is slow
 SHOWN = 5  # problems of one kind that are listed
 MOST_WORKERS = 61 if sys.platform == "win32" else 2**16  # Windows cannot wait for more at once
+NOT_MADE_HERE = "already exists and was not made by this command"
 WORKER = "PoolWorker"  # in the names of processes: restormixer_arch/cli/__init__.py loads no torch in them
 
 
@@ -195,6 +196,8 @@ def place_taken(paths: Sequence[Path], why: str) -> UserError:
     """Return the error that names all folders of a set that must go before it can be prepared."""
     *others, last = ["it", *(path.name for path in paths[1:])]
     it = f"{', '.join(others)} and {last}" if others else last
+    if why == NOT_MADE_HERE:
+        return UserError(f"{paths[0]}: {why}; choose another --out or, if they are no originals, remove {it}")
     return UserError(f"{paths[0]}: {why}; remove {it}, or choose another --out, to prepare it again")
 
 
@@ -213,7 +216,7 @@ def obstacles(job: Job, settings: dict[str, object] | None = None) -> tuple[list
     if whole or (moving.finished and moving.has_settings()):
         return [], ""
     there = [*own, *(path for path in places_of_part(job.folder, job.found.part.name) if path not in places)]
-    why = "already exists and was not made by this command"
+    why = NOT_MADE_HERE
     if record.found_settings is not None:
         why = "was prepared from other files, or they have changed since"
         if record.found_settings.get("version") != settings["version"]:

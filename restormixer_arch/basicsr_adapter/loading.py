@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,8 @@ def load_network(
     try:
         keys = bare.load_state_dict(state, strict=strict)
     except RuntimeError as error:  # what torch raises for missing, unexpected and misshapen tensors
-        reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
-        raise UserError(f"{load_path}: does not fit the network of {section}: {reasons[:400]}") from error
+        reasons = "; ".join(_misfits(bare.state_dict(), state)) or " ".join(str(error).split())
+        raise UserError(f"{load_path}: does not fit the network of {section}: {reasons}") from error
     parameters = {name for name, _ in bare.named_parameters()}
     if parameters and parameters <= set(keys.missing_keys):
         raise UserError(
@@ -67,6 +67,22 @@ def load_network(
         get_root_logger().warning(
             f"{load_path}: missing keys {keys.missing_keys}, unexpected keys {keys.unexpected_keys}"
         )
+
+
+def _misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[str]:
+    """Say which tensors of a network the given ones do not fit: how many there are of each kind, and the first."""
+    kinds = {
+        "missing": [repr(name) for name in own if name not in given],
+        "unexpected": [repr(name) for name in given if name not in own],
+        "of another shape": [
+            f"{name!r} with {'x'.join(map(str, given[name].shape))}, expected {'x'.join(map(str, tensor.shape))}"
+            for name, tensor in own.items()
+            if name in given and given[name].shape != tensor.shape
+        ],
+    }
+    for kind, names in kinds.items():
+        if names:
+            yield f"{kind}: {len(names)} tensors, first {names[0]}"
 
 
 def _section(model: Any, net: nn.Module) -> str:

@@ -64,7 +64,9 @@ def _set(arguments: list[str]) -> None:
     parser.add_argument(
         "--scale", type=positive_number, default=1, metavar="N", help="scale of labels with 'down' (default: 1)"
     )
-    parser.add_argument("--gt-size", type=positive_number, metavar="N", help="cut out the middle, N by N pixels")
+    parser.add_argument(
+        "--gt-size", type=positive_number, metavar="N", help="cut out the middle, at most N by N pixels"
+    )
     parser.add_argument("--recursive", action="store_true", help="read sub-folders too")
     parser.add_argument("--lmdb", action="store_true", help="write LMDBs instead of folders")
     args = parser.parse_args(arguments)

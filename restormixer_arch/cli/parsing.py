@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,6 +12,7 @@ from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.memory import parse_bytes
 from restormixer_arch.output import set_shared_job, user_path
 
+LEAST_MEMORY = 10**6  # bytes, below which a unit was forgotten
 # Of BasicSR's own switches, what a command does with them.
 RESUMING = {
     "train": "resume from the newest checkpoint",
@@ -92,11 +94,13 @@ def add_output(parser: Parser, *, name: str = "out", **settings: Any) -> None:
 
 
 def check_new_file(switch: str, path: Path) -> None:
-    """Raise UserError: the file that ``switch`` names exists already, or its folder does not."""
+    """Raise UserError: the file that ``switch`` names exists already, or its folder does not or is not writable."""
     if path.exists():
         raise UserError(f"{switch}: {str(path)!r} already exists; remove it first or choose another file")
     if not path.parent.is_dir():
         raise UserError(f"{switch}: there is no folder {str(path.parent)!r}")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{switch}: the folder {str(path.parent)!r} cannot be written into")
 
 
 def whole_number(text: str) -> int:
@@ -116,9 +120,12 @@ def positive_number(text: str) -> int:
 def memory_size(text: str) -> int:
     """An argument's type: such as 3G, in bytes."""
     try:
-        return parse_bytes(text)
+        size = parse_bytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    if size < LEAST_MEMORY:
+        raise argparse.ArgumentTypeError(f"expected an amount such as 3G or 800M, got {text!r}, {size} bytes")
+    return size
 
 
 def path_name(text: str) -> Path:

@@ -188,8 +188,11 @@ def run(arguments: list[str]) -> int:
         done = counts.total() - (len(jobs) - len(todo))
         complain(f"stopped after {done} of {len(todo)} files{hint}")
         return 130
-    again = f" (--overwrite restores {'it' if counts[PRESENT] == 1 else 'them'} again)"
-    hints = {} if args.overwrite else {PRESENT: again}
+    whose = "perhaps by other weights; " if args.task or args.weights else ""
+    hints = {PRESENT: "", COMPARED: " with what was there"}
+    for state in hints:
+        if not args.overwrite:
+            hints[state] += f" ({whose}--overwrite restores {'it' if counts[state] == 1 else 'them'} again)"
     parts = [
         f"{counts[state]} {state}{hints.get(state, '')}"
         for state in (RESTORED, COPIED, COMPARED, PRESENT, FAILED)

@@ -13,13 +13,14 @@ from typing import Any
 from restormixer_arch.config import rules
 from restormixer_arch.config.check import (
     option_problems,
+    other_command,
     raise_problems,
     read_option_file,
     section_problems,
     unknown_name,
 )
 from restormixer_arch.config.compare_schema import CompareFile, CompareTrain
-from restormixer_arch.errors import Problem
+from restormixer_arch.errors import Problem, UserError
 
 ANY_TOTAL = 1000  # stands for the iterations while they are not known
 MODEL = "RestorMixerModel"  # trains any network of ARCH_REGISTRY
@@ -45,7 +46,10 @@ def read_compare_file(
         UserError: it cannot be found or read.
         OptionErrors: it has problems; all of them are listed.
     """
-    options = {**DEFAULTS, **read_option_file(option_file, force_yml)[1]}
+    given = read_option_file(option_file, force_yml)[1]
+    if command := other_command(given, "compare"):
+        raise UserError(f"{option_file}: is an option file for 'basicsr {command}'")
+    options = {**DEFAULTS, **given}
     problems = section_problems(CompareFile, options) or _run_problems(options, needs_steps)
     if not problems:
         whole = options_of_run(options, {**options["runs"][0], "competitors": None}) if options.get("runs") else options

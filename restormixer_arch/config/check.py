@@ -197,9 +197,24 @@ def check_options(options: dict[str, Any], shown: str, is_train: bool, *, paths:
         paths: also that the files and folders it names exist.
 
     Raises:
+        UserError: it is a file for another command.
         OptionErrors: with every problem found.
     """
+    if command := other_command(options, "train" if is_train else "test"):
+        raise UserError(f"{shown}: is an option file for 'basicsr {command}'")
     raise_problems(option_problems(options, is_train, paths=paths), options, shown)
+
+
+def other_command(options: dict[str, Any], asked: str) -> str | None:
+    """Return the command that a file is meant for, if it is certainly another one than the one asked for."""
+    datasets = options.get("datasets")
+    training = ["train" in options, isinstance(datasets, dict) and "train" in datasets]
+    kind = None
+    if "competitors" in options:
+        kind = "compare"
+    elif datasets and "network_g" in options:
+        kind = "train" if all(training) else None if any(training) else "test"
+    return None if kind == asked else kind
 
 
 def raise_problems(problems: list[Problem], options: dict[str, Any], shown: str) -> None:

@@ -169,6 +169,8 @@ def apply_overrides(options: dict[str, Any], entries: Sequence[str]) -> None:
         *sections, last = (key.strip() for key in keys.split(":"))
         if not equals or not last:
             raise UserError(f"--force_yml: 'section:key=value' was expected, got {entry!r}")
+        if "." in keys and keys.partition(".")[0] in options:
+            raise UserError(f"--force_yml: {entry!r}: ':' was expected between keys: {keys.replace('.', ':')}={text}")
         place = options
         for depth, section in enumerate(sections):
             inner = place.get(section)

@@ -98,8 +98,10 @@ def find_jobs(inputs: Sequence[str], out: Path, *, compare: bool = False, shard:
 
     Raises:
         UserError: an input does not exist, cannot be read, is not an image or video, or contains none; two outputs
-            would have the same name; or an output would replace an input.
+            would have the same name; an output would replace an input; or ``out`` is named as an image or video is.
     """
+    if out.suffix.lower() in SUFFIXES and not out.exists():
+        raise UserError(f"-o: expected a folder, got {str(out)!r}; results have the names of their inputs")
     _real_folder.cache_clear()  # the working directory and links may be others than at the last call
     jobs, sources = Jobs(out, compare=compare), set()
     links = set()  # what inputs that are links point to

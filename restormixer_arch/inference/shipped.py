@@ -29,7 +29,7 @@ def shipped_weights(task: str) -> Path:
     if task == AUTO:
         raise UserError(f"--task: {AUTO!r} is for 'basicsr restore'; expected one of {', '.join(tasks)}")
     there = f"installed are: {', '.join(tasks)}" if tasks else "this installation has no weights at all"
-    raise UserError(f"--task: no weights for {task!r}; {there}.{did_you_mean(task, tasks)} Name a file by --weights")
+    raise UserError(f"--task: no weights for {task!r}; {there}.{did_you_mean(task, tasks)}")
 
 
 def suits_bf16(path: Path) -> bool:

@@ -26,6 +26,7 @@ from restormixer_arch.output import note, shell_join, write_text_atomically
 from restormixer_arch.training.dry_run import measure
 
 PATCHES = {"cpu": ((96, 8), (64, 8), (64, 4), (48, 4)), "cuda": ((256, 16), (192, 8), (128, 8), (96, 4))}
+LEAST_ITERATIONS = 100
 SLOW = {"cpu": 2.0, "cuda": 1.0}  # seconds of an iteration above which the next smaller patch is tried
 MUON_RATE, ADAMW_RATE, FINE_TUNING_RATE = 0.03, 2e-3, 1e-3  # for a batch of RATE_BATCH; the last one from weights
 RATE_BATCH = 8
@@ -67,7 +68,7 @@ path:
   strict_load_g: true
 
 train:
-  total_iter: {iterations}  # {hours:g} h at {seconds:.2f} s, measured on this machine
+  total_iter: {iterations}  # {hours} h at {seconds:.2f} s, measured on this machine
   warmup_iter: {warmup}
   ema_decay: 0.999
   freeze_norms_after: {norms}
@@ -121,7 +122,9 @@ def write_options(wanted: Wanted) -> str:
     installed = shipped_weights(wanted.task) if wanted.task else None
     data = _read_data(wanted.data)
     patch, batch, seconds = _choose(wanted, data, installed)
-    iterations = max(round(wanted.hours * 3600 / seconds, -2), 100)
+    iterations = max(round(wanted.hours * 3600 / seconds, -2), LEAST_ITERATIONS)
+    if iterations * seconds > 1.5 * wanted.hours * 3600:
+        note(f"--hours: {wanted.hours:g} is too short, {LEAST_ITERATIONS} iterations are taken")
     portable = f"restormixer_arch/weights/{installed.name}" if installed else "~"
     text = _fill(wanted, data, portable, patch, batch, int(iterations), seconds)
     write_text_atomically(wanted.file, text)
@@ -281,7 +284,7 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
         "upscale": f"  upscale: {data.scale}\n" if data.scale > 1 else "",
         "weights": weights,
         "iterations": iterations,
-        "hours": wanted.hours,
+        "hours": f"{iterations * seconds / 3600:.2g}",
         "seconds": seconds,
         "optimizer": _optimizer(trained, batch),
         "warmup": f"{iterations // 20}  # the rate rises first, which spares what the weights know"

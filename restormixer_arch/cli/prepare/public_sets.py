@@ -84,7 +84,7 @@ def _chosen(args: Namespace) -> list[PublicSet]:
     """Return the sets to look for. Raises UserError: an unknown task or set, or sizes that make no sense."""
     if args.task not in ALL_TASKS:
         hint = did_you_mean(args.task, ALL_TASKS)
-        raise UserError(f"unknown task {args.task!r}.{hint} Tasks: {', '.join(ALL_TASKS)}")
+        raise UserError(f"unknown task {args.task!r}.{hint} Tasks: {', '.join(ALL_TASKS)}; your own images: pairs")
     of_task = {name: public for name, public in (*SETS.items(), (PHOTOS.name, PHOTOS)) if public.task == args.task}
     for name in args.sets or ():
         if name not in of_task:

@@ -11,6 +11,7 @@ from restormixer_arch.cli.parsing import Parser, whole_number
 from restormixer_arch.data.preparation.find_pairs import Found
 from restormixer_arch.data.preparation.overlap import find_copies
 from restormixer_arch.data.preparation.prepare import (
+    NOT_MADE_HERE,
     SHOWN,
     Job,
     Summary,
@@ -107,7 +108,7 @@ def _check_places(jobs: list[Job], others: list[Path]) -> None:
         found = [obstacles(job) for job in jobs if job.folder == folder]
         paths = [*(path for of_job, _ in found for path in of_job), *others]
         if paths:
-            why = next((why for _, why in found if why), "already exists and was not made by this command")
+            why = next((why for _, why in found if why), NOT_MADE_HERE)
             raise place_taken(paths, why)
 
 
@@ -116,8 +117,8 @@ def _warn_of_copies(job: Job, root: Path) -> None:
     if copies:
         file, test = copies[0]
         warn(
-            f"{job.found.shown}: {len(copies)} training images are also in a test set, first {file} ({test}): results "
-            "on it would be too good; remove them and prepare again"
+            f"{job.found.shown}: training images that are also in a test set: {len(copies)}, first {file} ({test}); "
+            "results on it would be too good; remove them and prepare again"
         )
 
 
