@@ -133,8 +133,11 @@ def test_head_with_the_focus_explains_its_column(page):
 
 
 def test_plots_are_drawn_with_names_that_fit(page):
+    until(
+        lambda: len(every(page, ".plot svg .textpoint text")) == 4 * 3
+    )  # two data sets; drawn after the page is shown
     plots = every(page, ".plot")
-    assert len(plots) == 4  # two data sets
+    assert len(plots) == 4
     for plot in plots:
         texts = [text.text for text in every(plot, "svg .textpoint text")]
         assert sorted(texts) == [HOSTILE[:19] + "…", "ours", "small"]

@@ -43,7 +43,7 @@ def test_strengths_are_drawn_from_the_range():
         ({"rain": {"strength": 1.5}}, 1, r"degradations\.rain\.strength: expected a number or .* got 1.5"),
         ({"rain": {"strength": [0.6, 0.2]}}, 1, r"got \[0.6, 0.2\]"),
         ({"rain": {"strength": "x"}}, 1, "got 'x'"),
-        (["down"], 1, "scale 1 allows no 'down', got 'down'"),
+        (["down"], 1, "scale 1 allows no 'down', but 2, 3 or 4 does, got 'down'"),
         (["down", "noise"], 2, "scale 2 needs 'down' or 'blind' in every label, got 'noise'"),
     ],
 )

@@ -107,7 +107,8 @@ def test_shards_together_restore_each_file_once(place, capsys):
     assert len(before) == 12
     assert (
         run("in", "-o", "out") == 0
-        and capsys.readouterr().out == "out: 12 already there (--overwrite restores them again)\n"
+        and capsys.readouterr().out
+        == "out: 12 already there (perhaps by other weights; --overwrite restores them again)\n"
     )
 
 
@@ -223,7 +224,10 @@ def test_a_run_that_is_not_shared_speaks(place, capsys, monkeypatch):
     assert capsys.readouterr() == ("out: 1 restored\n", "")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run("in/0.png", "-o", "out", "--shard", "1/1") == 0
-    assert capsys.readouterr() == ("out: 1 already there (--overwrite restores it again)\n", "")
+    assert capsys.readouterr() == (
+        "out: 1 already there (perhaps by other weights; --overwrite restores it again)\n",
+        "",
+    )
 
 
 def test_each_process_takes_its_own_gpu(monkeypatch):
