@@ -164,6 +164,8 @@ def test_what_larger_crops_gain():
     assert small.gain("rain") == found and small.labels == ["rain"]
     more = other.gain(over=small)
     assert (more.mean, more.low) == pytest.approx((2, 2 - 2 * half))
+    ahead = other.ahead(small)  # 0 and 4 dB in the larger crop
+    assert (ahead.mean, ahead.low) == pytest.approx((2, 2 - 2 * half))
 
 
 def test_pictures_of_one_photograph_count_as_one():
@@ -266,6 +268,14 @@ def test_what_is_no_part_of_the_study_is_one_line(tmp_path, capsys, change, mess
     (line,) = capsys.readouterr().err.splitlines()
     message = message.format(first=tmp_path / "short" / "study.json")
     assert line.startswith(f"basicsr: error: {file}: {message}") and not (tmp_path / "out").exists()
+
+
+def test_the_page_of_a_study_beside_its_receptive_fields_shows_them(tmp_path, capsys):
+    _, folders = parts_of_a_study(tmp_path)
+    assert cli.main(["compare", "--pages", f"{folders[1]}/study.json", "--out", str(tmp_path / "out")]) == 0
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"s.md", "s.png", "s_context.png"}
+    assert set(capsys.readouterr().out.split()) == {str(tmp_path / "out" / name) for name in written}
 
 
 def test_a_missing_receptive_field_is_one_line(tmp_path, capsys):

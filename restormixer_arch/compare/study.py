@@ -89,6 +89,13 @@ class ContextUse(ResultModel):
         own = self._gains(label)
         return paired_difference(own, over._gains(label) if over else [0.0] * len(own))
 
+    def ahead(self, of: ContextUse) -> Difference:
+        """Return how far it is ahead of another network in the largest crop, in dB."""
+        own, other = (list(use.psnr.values())[-1] for use in (self, of))
+        pictures = list(own)
+        means = [mean_by_photograph(pictures, np.array([psnr[p] for p in pictures])) for psnr in (own, other)]
+        return paired_difference(*(mean.tolist() for mean in means))
+
     def _gains(self, label: str | None) -> list[float]:
         sizes = list(self.psnr)
         smallest, largest = self.psnr[sizes[0]], self.psnr[sizes[-1]]

@@ -163,7 +163,10 @@ def _context(study: Study) -> str:
     rows = []
     for name, use in uses.items():
         means = [f"{fmean(psnr.values()):.2f}" for psnr in use.psnr.values()]
-        more = "" if name == first else show(use.gain(over=any_use))
+        more = ""
+        if name != first:
+            means[-1] += f"; {show(use.ahead(any_use))}"
+            more = show(use.gain(over=any_use))
         rows.append([markdown_text(name), *means, show(use.gain()), more, *(f"{use.radius[s]} px" for s in shares)])
     even = [f"{radius_of(np.ones((side, side)), share / 100)} px" for share in shares]
     rows.append(["spread evenly", *[""] * (len(sizes) + 2), *even])
@@ -171,7 +174,8 @@ def _context(study: Study) -> str:
     parts = [
         f"PSNR in RGB of the middle {small} pixels of {len(any_use.psnr[sizes[0]])} pictures when the network is given "
         f"crops of growing size around them, and what {large} pixels gain over {small}, in dB; some of it is that the "
-        "border of the crop is farther away. In brackets the 95% intervals, over the photographs.",
+        f"border of the crop is farther away. For {large} pixels also the difference to {markdown_text(first)}. In "
+        "brackets the 95% intervals, over the photographs.",
         "Then the distance in input pixels within which that share of the gradient of the middle pixel lies, the pixel "
         f"itself left out, inside crops of {side}x{side}: a mean over all pictures, each with the same weight. The "
         "last row is the same for a gradient that is equal everywhere in the crop.",
@@ -208,22 +212,29 @@ def write_pages(files: list[Path], out: Path) -> None:
     """Write tables (``<name>.md``) and curves (``<name>.png``) of studies, named as their files are.
 
     A file that is called ``study.json``, as in the folder of its results, has the name of the study instead. Of several
-    studies also ``studies.png``, a row for the first data set of each.
+    studies also ``studies.png``, a row for the first data set of each. A study with a context whose receptive fields
+    lie beside the file, in ``context/``, has a ``<name>_context.png``.
 
     Raises:
-        UserError: a file is no study, or two have one name, so that a page would take another's place.
+        UserError: a file is no study, two have one name, so that a page would take another's place, or a receptive
+            field cannot be read.
     """
     studies: dict[str, Study] = {}
+    fields: dict[str, Path] = {}
     for file in files:
         study = read_part(Study, file)
         name = study.name if file.name == STUDY else file.stem
         if name in studies or (name == JOINT and len(files) > 1):
             raise UserError(f"{file}: another page would be named {name!r} too; give the file another name")
         studies[name] = study
+        if study.context and (file.parent / CONTEXT).is_dir():
+            fields[name] = file.parent / CONTEXT
     out.mkdir(parents=True, exist_ok=True)
     for name, study in studies.items():
         say(str(write_text_atomically(out / f"{name}.md", markdown(study))))
         say(str(draw(study, out / f"{name}.png")))
+        if name in fields:
+            say(str(draw_context(study.context, fields[name], out / f"{name}_{CONTEXT}.png")))
     if len(studies) > 1:
         rows = [(study, study.measures[0]) for study in studies.values()]
         say(str(draw_curves(rows, out / f"{JOINT}.png")))

@@ -162,6 +162,7 @@ def _draw_gains(uses: dict[str, ContextUse], by_size: Any, by_label: Any) -> Non
     by_size.set_xlabel("side of the crop, pixels")
     by_size.set_ylabel(f"PSNR of its middle {sizes[0]}x{sizes[0]}, dB")
     by_label.set_xlabel(f"dB that {sizes[-1]}x{sizes[-1]} pixels gain over {sizes[0]}x{sizes[0]}, 95% intervals")
+    by_label.invert_yaxis()
     by_label.axvline(0, color="gray", linewidth=0.8)
     by_label.legend(fontsize="small")
     for panel in (by_size, by_label):
