@@ -21,9 +21,10 @@ from restormixer_arch.protocol import Checkpointable
 def set_checkpointing(network: nn.Module) -> int:
     """Keep only the inputs of a network's blocks for the backward pass, which computes the rest a second time.
 
-    A network with a method ``set_checkpointing`` is asked to do it. In any other the outermost repeated blocks are
-    taken: members of an ``nn.ModuleList`` or ``nn.Sequential`` of which there are two or more of a class. Blocks with
-    BatchNorm are left out, since a second run would count a batch twice in the running statistics.
+    A network with a method ``set_checkpointing``, or around such a network, is asked to do it. In any other the
+    outermost repeated blocks are taken: members of an ``nn.ModuleList`` or ``nn.Sequential`` of which there are two or
+    more of a class. Blocks with BatchNorm are left out, since a second run would count a batch twice in the running
+    statistics.
 
     Returns:
         How many blocks are checkpointed.
@@ -31,8 +32,9 @@ def set_checkpointing(network: nn.Module) -> int:
     Raises:
         UserError: the network has no such block.
     """
-    if isinstance(network, Checkpointable):
-        count = network.set_checkpointing(True)
+    own = next((part for part in network.modules() if isinstance(part, Checkpointable)), None)
+    if own is not None:
+        count = own.set_checkpointing(True)
     else:
         blocks = list(_repeated_blocks(network))
         for block in blocks:

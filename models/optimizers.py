@@ -24,6 +24,7 @@ from restormixer_arch.basicsr_adapter.signatures import argument_problems
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.models.batch_norm import norms_with_statistics, statistics_of
 from restormixer_arch.models.checkpoint_values import to_plain_values
+from restormixer_arch.protocol import ExemptsFromWeightDecay
 
 FUSED_OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 SCHEDULE_FREE = ("AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree")  # of the package schedulefree
@@ -84,6 +85,24 @@ def _in_float32_on_cpus(kind: Any) -> Any:
         return [zero_power_via_newton_schulz_5(update.flatten(1), **settings) for update in updates]
 
     return type(kind.__name__, (kind,), {"_orthogonalize": staticmethod(orthogonalize)})
+
+
+def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """Return the parameters to train, those apart that the network, or one inside it, exempts from weight decay."""
+    parts = [(f"{name}." if name else "", part) for name, part in network.named_modules()]
+    asked = [(prefix, part) for prefix, part in parts if isinstance(part, ExemptsFromWeightDecay)]
+    exempt = {prefix + name for prefix, part in asked for name in part.no_weight_decay()}
+    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for name, p in named if name not in exempt]},
+        {"params": [p for name, p in named if name in exempt], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by name; one that has several names has one here."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 def mark_matrices(groups: list[dict[str, Any]], weight_decay: float, others_decay: float) -> list[dict[str, Any]]:
@@ -226,7 +245,7 @@ class ScheduleFree:
 
     def extra_state(self) -> dict[str, Any]:
         """The weights that are trained, since the saved weights are the averaged ones, and the latest inputs."""
-        weights = {name: tensor.detach().cpu() for name, tensor in self._tensors().items()}
+        weights = {name: tensor.detach().cpu() for name, tensor in tensors_of(self._network).items()}
         return {"weights": weights, "inputs": [inputs.cpu() for inputs in self._inputs]}
 
     @torch.no_grad()
@@ -238,14 +257,11 @@ class ScheduleFree:
         device = next(self._network.parameters()).device
         self._inputs.extend(inputs.to(device) for inputs in state["inputs"])
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {**dict(self._network.named_parameters()), **dict(self._network.named_buffers())}
-
     def _copies(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
+        return {name: tensor.detach().clone() for name, tensor in tensors_of(self._network).items()}
 
     def _put_back(self, saved: dict[str, Tensor]) -> None:
-        for name, tensor in self._tensors().items():
+        for name, tensor in tensors_of(self._network).items():
             tensor.copy_(saved[name])
 
     def _set_statistics(self) -> None:
@@ -261,7 +277,7 @@ class ScheduleFree:
                 norm.momentum = None  # the plain mean
             with torch.random.fork_rng():
                 for inputs in self._inputs:
-                    self._network(inputs)
+                    self._network.forward(inputs)  # not compiled: each norm would break the graph
             for norm, momentum in zip(self._norms, momenta, strict=True):
                 norm.momentum = momentum
         self._averaged = [buffer.clone() for buffer in statistics_of(self._norms)]

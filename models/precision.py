@@ -81,6 +81,11 @@ class Precision:
         scale = self.scaler.get_scale() if self.scaler.is_enabled() else 0.0
         return scale if scale >= 1.0 else None
 
+    @property
+    def loss_scale(self) -> float:
+        """What gradients are multiplied by until :meth:`unscale`; 1 without a loss scale. It is a power of two."""
+        return self.scaler.get_scale()
+
     def extra_state(self) -> dict[str, Any]:
         return self.scaler.state_dict()
 

@@ -21,11 +21,18 @@ from restormixer_arch.models.batch_norm import NormStatistics, frozen_after
 from restormixer_arch.models.losses import MultiScaleDualDomainLoss
 from restormixer_arch.models.metrics import load_metric_networks
 from restormixer_arch.models.mixing import cut_blur, mix_pairs
-from restormixer_arch.models.optimizers import FUSED_OPTIMIZERS, ScheduleFree, build_optimizer, is_schedule_free
+from restormixer_arch.models.optimizers import (
+    FUSED_OPTIMIZERS,
+    ScheduleFree,
+    build_optimizer,
+    is_schedule_free,
+    parameter_groups,
+    tensors_of,
+)
 from restormixer_arch.models.precision import Precision, read_amp, set_tf32, varying_sizes
 from restormixer_arch.models.validation import validate
 from restormixer_arch.output import note
-from restormixer_arch.protocol import DeeplySupervised, ExemptsFromWeightDecay, Upscales
+from restormixer_arch.protocol import DeeplySupervised
 
 if TYPE_CHECKING:
     from restormixer_arch.models.progressive import ProgressivePatches
@@ -80,12 +87,13 @@ class RestorMixerModel(SRModel):
         self.restorer: Restorer | None = None  # restores tile by tile, if the options ask for it
         self._paths: list[str] = []  # of the images of the batch
         super().__init__(opt)
-        network, scale = self.get_bare_model(self.net_g), opt.get("scale", 1)
-        if isinstance(network, Upscales) and network.upscale != scale:
-            raise UserError(f"scale: must equal network_g.upscale ({network.upscale}), got {scale}")
-        tested = self._tested_network()
+        tested, scale = self._tested_network(), opt.get("scale", 1)
         self._multiple = window_of(tested)  # of the sides of images that it takes
-        self.restorer = restorer_of_options(Padded(tested, self._multiple, scale), opt.get("val") or {})
+        gray = any(isinstance(of, dict) and of.get("color") == "y" for of in (opt.get("datasets") or {}).values())
+        padded = Padded(tested, self._multiple, scale, 1 if gray else 3)
+        if padded.upscale != scale:
+            raise UserError(f"scale: must equal network_g.upscale ({padded.upscale}), got {scale}")
+        self.restorer = restorer_of_options(padded, opt.get("val") or {})
         load_metric_networks((opt.get("val") or {}).get("metrics") or {})
 
     def _tested_network(self) -> nn.Module:
@@ -140,7 +148,7 @@ class RestorMixerModel(SRModel):
             count = memory.set_checkpointing(network)
             get_root_logger().info(f"Gradient checkpointing of {count} blocks.")
         if options.get("compile"):
-            network.compile(backend=COMPILE_BACKEND)  # in place, so the names of the weights stay
+            network.compile(backend=COMPILE_BACKEND, dynamic=False)  # in place; symbolic sizes take minutes
         super().init_training_settings()
 
     def _progressive(self, table: dict[str, Any] | None) -> ProgressivePatches | None:
@@ -153,13 +161,7 @@ class RestorMixerModel(SRModel):
     def setup_optimizers(self) -> None:
         options = dict(self.opt["train"]["optim_g"])
         bare = self.get_bare_model(self.net_g)
-        exempt = bare.no_weight_decay() if isinstance(bare, ExemptsFromWeightDecay) else set()
-        named = [(name, p) for name, p in bare.named_parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for name, p in named if name not in exempt]},
-            {"params": [p for name, p in named if name in exempt], "weight_decay": 0.0},
-        ]
-        self.optimizer_g = self.get_optimizer(options.pop("type"), [g for g in groups if g["params"]], **options)
+        self.optimizer_g = self.get_optimizer(options.pop("type"), parameter_groups(bare), **options)
         self.optimizers.append(self.optimizer_g)
         self.schedule_free = ScheduleFree(self.optimizer_g, bare) if is_schedule_free(self.optimizer_g) else None
         if self.schedule_free and self.ema_decay > 0:
@@ -188,8 +190,6 @@ class RestorMixerModel(SRModel):
                 self.lq = cut_blur(self.lq, self.gt, self.cutblur, f"{self._seed} {current_iter}")
             if self.mixup:
                 self.lq, self.gt = mix_pairs(self.lq, self.gt, self.mixup, f"{self._seed} {current_iter}")
-            if self.schedule_free:
-                self.schedule_free.see(self.lq)
             if self._gathered == 0:
                 self.optimizer_g.zero_grad(set_to_none=True)
             losses = self._gather_gradients(current_iter)
@@ -241,6 +241,8 @@ class RestorMixerModel(SRModel):
             self._statistics.restore()
             self.guard.skip(current_iter, self._bad_forward())
         else:
+            if self.schedule_free:  # which is not fused, so that the loss is known to be finite
+                self.schedule_free.see(self.lq)
             self.precision.backward(total)
             self._gathered += 1
             if not self._waits:
@@ -337,7 +339,8 @@ class RestorMixerModel(SRModel):
         waiting = {}
         if self._gathered:
             named = self.get_bare_model(self.net_g).named_parameters()
-            waiting = {name: p.grad.detach().cpu() for name, p in named if p.grad is not None}
+            scale = self.precision.loss_scale  # another one, or none, may follow
+            waiting = {name: (p.grad / scale).cpu() for name, p in named if p.grad is not None}
         return {
             "scaler": self.precision.extra_state(),
             "guard": self.guard.extra_state(),
@@ -355,7 +358,7 @@ class RestorMixerModel(SRModel):
         self._grad_norm = state.get("grad_norm")
         for name, parameter in self.get_bare_model(self.net_g).named_parameters():
             if name in state["gradients"]:
-                parameter.grad = state["gradients"][name].to(parameter.device)
+                parameter.grad = state["gradients"][name].to(parameter.device) * self.precision.loss_scale
         if self.schedule_free:
             self.schedule_free.load_extra_state(state["trained"])
 
@@ -369,8 +372,7 @@ class RestorMixerModel(SRModel):
 
     @torch.no_grad()
     def model_ema(self, decay: float = 0.999) -> None:
-        current = self.get_bare_model(self.net_g).state_dict()
-        averages = self.net_g_ema.state_dict()
+        current, averages = tensors_of(self.get_bare_model(self.net_g)), tensors_of(self.net_g_ema)
         floating = [name for name, average in averages.items() if average.is_floating_point()]
         others = [name for name in averages if name not in set(floating)]
         values = [current[name].to(averages[name].dtype) for name in floating]

@@ -244,6 +244,9 @@ def _restore_and_measure(
     bar = tqdm(total=len(loader), unit="image", disable=rank > 0 or not options.get("pbar", False))
     if extended:
         model.validating = True
+    wrapped = getattr(model, "net_g", None)
+    if wrapped is not None:  # the forward pass of DistributedDataParallel would wait for processes that have no image
+        model.net_g = model.get_bare_model(wrapped)
     try:
         for number, item in enumerate(loader):
             path = item["lq_path"][0]
@@ -267,6 +270,8 @@ def _restore_and_measure(
             bar.set_description(f"Test {stem}")
     finally:
         bar.close()
+        if wrapped is not None:
+            model.net_g = wrapped
         if extended:
             model.validating = False
     return measured

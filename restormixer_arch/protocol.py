@@ -88,13 +88,6 @@ class PadsItself(Protocol):
     pads_itself: bool
 
 
-@runtime_checkable
-class Upscales(Protocol):
-    """A network that restores images ``upscale`` times as large as its inputs; 1 where the attribute is missing."""
-
-    upscale: int
-
-
 # --- data sets -------------------------------------------------------------------------------------------------------
 
 

@@ -70,6 +70,13 @@ def test_weights_alone(tmp_path):
     torch.testing.assert_close(restored(Entry("nafnet", weights=weights)), expected.clamp(0, 1))
 
 
+def test_weights_of_an_ablation_are_named(tmp_path):
+    section = {"type": "RestorMixerAblation", "base_channels": 4, "num_blocks": [1, 2, 2], "d_state": 4, "scans": 0}
+    weights, _ = saved(tmp_path, {**section, "encoder_heads": [2, 2], "decoder_heads": [2, 2]})
+    with pytest.raises(UserError, match="net.pth: no RestorMixer can be built from it .*; name it by network_g$"):
+        build(Entry("some", weights=weights))
+
+
 def test_weights_that_nobody_recognizes(tmp_path, monkeypatch):
     pytest.importorskip("spandrel")
     weights, _ = saved(tmp_path, RIDNET)

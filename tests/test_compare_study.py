@@ -21,6 +21,7 @@ from basicsr.archs import build_network  # noqa: E402 - BasicSR can be imported 
 from restormixer_arch.basicsr_adapter.upscaled import Upscaled  # noqa: E402
 from restormixer_arch.compare import context, jobs, results, run, study, study_run, training  # noqa: E402
 from restormixer_arch.compare.pictures import datasets, items  # noqa: E402
+from restormixer_arch.models import memory, optimizers  # noqa: E402
 
 ROOT = Path("results/tiny")
 RUNS = [
@@ -60,6 +61,7 @@ FAULTS = [
      "competitor from nothing; compare finished ones in a file without 'runs'"),
     (lambda o: o["context"]["dataset"].update(mean=[0.5, 0.5, 0.5]), "context.dataset.mean: pictures are compared in "
      "[0, 1], without mean and std"),
+    (lambda o: o["datasets"]["test"].update(color="y"), "datasets.test.color: got 'y', pictures are compared in RGB"),
     (lambda o: o.update(runs=[]), "runs: got [], expected 1 or more values"),
     (lambda o: o["context"].update(sizes=[8, 20]), "context.sizes: got [8, 20], expected growing multiples of the "
      "first one"),
@@ -305,6 +307,19 @@ def test_a_network_without_an_upscaler_starts_from_bicubic(monkeypatch):
     torch.testing.assert_close(net(x), bicubic)
     net.residual = False
     torch.testing.assert_close(net(x), bicubic + x.repeat_interleave(2, -1).repeat_interleave(2, -2))
+
+
+RESTORMIXER = {"type": "RestorMixer", "base_channels": 4, "num_blocks": [1, 2, 2], "d_state": 4}
+HEADS = {"encoder_heads": [2, 2], "decoder_heads": [2, 2], "in_channels": 12, "out_channels": 12}
+
+
+def test_a_restormixer_within_returns_one_picture_and_keeps_its_ways():
+    net = Upscaled(network={**RESTORMIXER, **HEADS}, upscale=2).train()
+    assert net(torch.rand(1, 3, 8, 8)).shape == (1, 3, 16, 16)
+    unused = net._ddp_params_and_buffers_to_ignore
+    assert unused and set(unused) < {name for name, _ in net.named_parameters()}
+    assert memory.set_checkpointing(net) == 4
+    assert len(optimizers.parameter_groups(net)) == 2
 
 
 def test_upscaled_by_one_adds_the_input():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import cv2
@@ -12,7 +13,9 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from restormixer_arch import RestorMixer
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.errors import UserError
 
@@ -211,13 +214,13 @@ def test_what_an_optimizer_refuses_is_one_line():
 
 @pytest.fixture
 def loads():
-    """A function that loads a file into a new linear layer of a model, and returns the layer."""
+    """A function that loads a file into a network of a model, a new linear layer, and returns the network."""
 
-    def load(path, key="params", given=None, strict=True, is_train=True):
+    def load(path, key="params", given=None, strict=True, is_train=True, network=None):
         model = BaseModel(
             {"num_gpu": 0, "is_train": is_train, "dist": False, "path": {"param_key_d": given} if given else {}}
         )
-        model.net_d = torch.nn.Linear(2, 1)
+        model.net_d = network or torch.nn.Linear(2, 1)
         model.load_network(model.net_d, path, strict, key)
         return model.net_d
 
@@ -235,6 +238,18 @@ def test_weights_are_loaded_as_basicsr_does(loads, tmp_path):
         assert torch.equal(loads(tmp_path / "x.pth", key).weight, state["weight"])
     torch.save({"params": state | {"weight": torch.zeros(3, 3)}}, tmp_path / "x.pth")
     assert torch.equal(loads(tmp_path / "x.pth", strict=False).bias, state["bias"])
+
+
+def test_released_weights_of_another_scale_are_loaded_where_they_fit(loads, tmp_path):
+    """Their names are those of the released code; only the head at full resolution has another shape."""
+    tensors = load_file(Path(__file__).parent / "golden/restormixer_base8_paper.safetensors")
+    released = {name.removeprefix("param/"): value for name, value in tensors.items() if name.startswith("param/")}
+    torch.save({"params": released}, tmp_path / "x.pth")
+    network = RestorMixer(base_channels=8, num_blocks=(2, 4, 2), upscale=2)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    loads(tmp_path / "x.pth", strict=False, network=network)
+    kept = {name for name, value in network.state_dict().items() if torch.equal(value, before[name])}
+    assert any(name.startswith("decoder.head_full.") for name in kept) and len(kept) < len(before) / 4
 
 
 @pytest.mark.parametrize(

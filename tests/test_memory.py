@@ -47,6 +47,17 @@ def test_checkpointed_blocks(tmp_path):
     assert memory.set_checkpointing(build(tmp_path, EDSR).net_g) == 2
 
 
+def test_a_tensor_with_two_names_is_averaged_once(tmp_path):
+    model = build(tmp_path, EDSR, ema_decay=0.5)
+    for network in (model.net_g, model.net_g_ema):
+        network.again = network.conv_first
+    old = model.net_g_ema.conv_first.weight.clone()
+    with torch.no_grad():
+        model.net_g.conv_first.weight.add_(1)
+    model.model_ema(0.5)
+    torch.testing.assert_close(model.net_g_ema.conv_first.weight, old + 0.5)
+
+
 def test_a_network_without_blocks(tmp_path):
     class Block(torch.nn.Sequential):
         pass

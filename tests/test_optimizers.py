@@ -27,7 +27,39 @@ def tensors(network):
     return {name: value.clone() for name, value in network.state_dict().items()}
 
 
+def test_parameters_without_weight_decay_inside_another_network():
+    class Outer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Inner()
+            self.other = torch.nn.Linear(1, 1)
+
+    class Inner(torch.nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2)
+
+        def no_weight_decay(self):
+            return {"bias"}
+
+    network = Outer()
+    decayed, exempt = optimizers.parameter_groups(network)
+    assert [p.shape for p in decayed["params"]] == [(2, 2), (1, 1), (1,)]
+    assert exempt == {"params": [network.inner.bias], "weight_decay": 0.0}
+
+
 # --- schedule-free ---------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_is_skipped_does_not_reach_the_statistics(tmp_path):
+    model = free(tmp_path)
+    step(model, 1)
+    bad = batch(2)
+    bad["lq"][0, 0, 0, 0] = float("nan")
+    step(model, 2, bad)
+    step(model, 3)
+    model.save(0, 3)
+    saved = torch.load(tmp_path / "net_g_3.pth", weights_only=True)["params"]
+    assert all(torch.isfinite(tensor).all() for tensor in saved.values() if tensor.is_floating_point())
 
 
 def test_averaged_weights_are_tested_and_saved(tmp_path):

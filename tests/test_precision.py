@@ -117,6 +117,21 @@ def test_a_training_in_fp16_resumes_from_its_loss_scale(tmp_path, monkeypatch):
     assert other.precision.scaler.get_scale() == 1024.0
 
 
+def test_waiting_gradients_are_saved_without_the_loss_scale(tmp_path):
+    """fp16 with a scale of 1024, resumed without one."""
+    scaled, plain = (build(tmp_path, accumulate=2) for _ in range(2))
+    scaled.precision.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for model in (scaled, plain):
+        step(model, 1)
+    wanted = {name: p.grad.clone() for name, p in plain.net_g.named_parameters() if p.grad is not None}
+    assert any(gradient.any() for gradient in wanted.values())
+    resumed = build(tmp_path, accumulate=2)
+    resumed.load_extra_state(scaled.extra_state())
+    for name, parameter in resumed.net_g.named_parameters():
+        if name in wanted:
+            torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-7)
+
+
 def test_tf32_is_set_and_said(monkeypatch):
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from training_cases import SWINIR
 
 from restormixer_arch.basicsr_adapter import register
+from restormixer_arch.basicsr_adapter.padded import Padded
 from restormixer_arch.errors import UserError
 from restormixer_arch.layers import pad_to_multiple
 from restormixer_arch.models.restormixer_model import RestorMixerModel
@@ -360,3 +361,26 @@ def test_averages_are_those_of_a_loop(tmp_path):
     found = model.net_g_ema.state_dict()
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-9)
+
+
+def test_gray_images_are_restored_in_tiles_by_a_network_of_one_channel(tmp_path):
+    gray = {"type": "SRVGGNetCompact", "num_in_ch": 1, "num_out_ch": 1, "num_feat": 4, "num_conv": 1, "upscale": 1}
+    results = []
+    for tile in (None, 96):
+        opt = training_cases.options(tmp_path, gray)
+        opt["datasets"]["val"] = {"color": "y"}
+        opt["val"] |= {"tile": tile, "tile_overlap": 16}
+        torch.manual_seed(0)
+        model = RestorMixerModel(opt)
+        model.lq = torch.linspace(0, 1, 40 * 120).view(1, 1, 40, 120)
+        model.test()
+        results.append(model.output.clamp(0, 1))
+    assert results[1].shape == (1, 1, 40, 120)
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-4)
+
+
+def test_a_network_whose_upscale_is_a_layer():
+    network = torch.nn.Identity()
+    network.upscale = torch.nn.Upsample(scale_factor=2)
+    assert Padded(network, 1, 2).upscale == 2
+    assert Padded(torch.nn.Identity(), 1, 2).upscale == 2

@@ -71,6 +71,15 @@ def test_the_first_of_several_outputs_is_the_picture():
         torch.testing.assert_close(network(x), original(x)[0], rtol=0, atol=0)
 
 
+def test_a_network_that_computes_in_place_leaves_its_input_alone():
+    network = built({"type": "RCAN_spandrel", "scale": 1, "n_resgroups": 1, "n_resblocks": 1})
+    x = torch.rand(1, 3, 8, 8)
+    before = x.clone()
+    with torch.no_grad():
+        network(x)
+    assert torch.equal(x, before)
+
+
 def test_asking_for_sizes_leaves_the_random_numbers_alone():
     from spandrel.architectures.NAFNet import NAFNet
 

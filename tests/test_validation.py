@@ -114,6 +114,17 @@ def test_each_image_is_measured_and_counts_for_its_label(tmp_path, monkeypatch):
     assert model.best_metric_results["set"]["psnr"] == {"better": "higher", "val": 52.25 / 3, "iter": 7}
 
 
+def test_each_process_restores_by_its_own_network(tmp_path, monkeypatch):
+    """DistributedDataParallel would wait in its forward pass for the processes that have no image."""
+    net, seen = torch.nn.Identity(), []
+    wrapped = torch.nn.DataParallel(net)
+    monkeypatch.setattr(Model, "net_g", wrapped, raising=False)
+    monkeypatch.setattr(Model, "get_bare_model", lambda model, network: network.module, raising=False)
+    monkeypatch.setattr(Model, "test", lambda model: (seen.append(model.net_g), setattr(model, "value", 1.0)))
+    model, _ = results_of([{"lq_path": ["1.png"]}], [1.0], tmp_path, monkeypatch)
+    assert seen == [net] and model.net_g is wrapped
+
+
 def test_an_output_that_is_not_finite_has_no_value(tmp_path, monkeypatch):
     items = [{"lq_path": ["1.png"]}, {"lq_path": ["2.png"]}]
     model, values = results_of(items, [math.nan, 20.5], tmp_path, monkeypatch)

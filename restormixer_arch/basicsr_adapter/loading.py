@@ -12,7 +12,7 @@ from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.hub import locate
 from restormixer_arch.inference.weights import entries_in, read_file, weights_in
 from restormixer_arch.restormixer_arch import RestorMixer
-from restormixer_arch.weight_options import stamp_problem
+from restormixer_arch.weight_options import canonical, stamp_problem
 
 AVERAGED, TRAINED = "params_ema", "params"  # BasicSR takes the second where the first is missing
 
@@ -49,6 +49,8 @@ def load_network(
         if strict:
             raise UserError(f"{text}; with path.strict_load_{section[-1]}: false they are loaded all the same")
         get_root_logger().warning(text)
+    if isinstance(bare, RestorMixer):
+        state = canonical(state)[0]
     if not strict:
         shapes = {name: tensor.shape for name, tensor in bare.state_dict().items()}
         state = {name: tensor for name, tensor in state.items() if tensor.shape == shapes.get(name, tensor.shape)}

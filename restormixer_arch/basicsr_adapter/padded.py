@@ -41,18 +41,19 @@ class Padded(nn.Module):
         network: restores images whose sides are multiples.
         multiple: of the sides.
         upscale: of the network, where it does not say it itself.
+        channels: of the images, where the network does not say it.
 
     Shape:
         (B, C, H, W) -> (B, C, upscale * H, upscale * W)
     """
 
-    def __init__(self, network: nn.Module, multiple: int, upscale: int = 1) -> None:
+    def __init__(self, network: nn.Module, multiple: int, upscale: int = 1, channels: int = 3) -> None:
         super().__init__()
         self.network = network
         self.multiple = multiple
-        self.upscale = getattr(network, "upscale", upscale)
-        if hasattr(network, "in_channels"):
-            self.in_channels = network.in_channels
+        own = getattr(network, "upscale", None)  # of some networks it is a layer
+        self.upscale = own if isinstance(own, int) else upscale
+        self.in_channels = getattr(network, "in_channels", channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return restore_padded(self.network.forward, x, self.multiple)

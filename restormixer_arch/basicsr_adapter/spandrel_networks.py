@@ -134,7 +134,8 @@ def adapt(name: str, kind: type[nn.Module], architecture: Any) -> type[nn.Module
         def forward(self, x: Tensor) -> Tensor:
             height, width = x.shape[-2:]
             right, down = self.size_requirements.get_padding(width, height)
-            out = super().forward(pad(x, right, down))
+            padded = pad(x, right, down)  # some networks, such as RCAN, compute in place
+            out = super().forward(padded.clone() if padded is x else padded)
             out = out[0] if isinstance(out, Sequence) else out
             scale = out.shape[-1] // (width + right)
             return out[..., : height * scale, : width * scale]

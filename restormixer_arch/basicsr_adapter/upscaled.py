@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restormixer_arch.basicsr_adapter import spandrel_networks
+from restormixer_arch.protocol import DeeplySupervised
 
 
 class Upscaled(nn.Module):
@@ -33,6 +34,11 @@ class Upscaled(nn.Module):
     def __init__(self, *, network: dict[str, Any], upscale: int = 2, residual: bool = True) -> None:
         super().__init__()
         self.network = spandrel_networks.build(network, "network_g.network.type")
+        if isinstance(self.network, DeeplySupervised):
+            self.network.set_deep_supervision(False)
+            unused = getattr(self.network, "_ddp_params_and_buffers_to_ignore", ())  # which torch asks the root for
+            names = [f"network.{name}" for name in unused]
+            nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, names)
         self.upscale = upscale
         self.residual = residual
 

@@ -134,7 +134,11 @@ def _from_weights(path: str) -> Built:
     state = read_weights(path)
     if is_restormixer(state):
         options = options_from_weights(state)
-        return Built(RestorMixer.from_weights(state, options), "RestorMixer", options)
+        try:
+            return Built(RestorMixer.from_weights(state, options), "RestorMixer", options)
+        except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:  # of an ablation, for one
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{path}: no RestorMixer can be built from it ({reason}); name it by network_g") from error
     loader = spandrel_networks.model_loader()
     if loader is None:
         raise UserError(

@@ -281,6 +281,8 @@ def _own_problems(options: dict[str, Any]) -> list[Problem]:
         name = str(dataset.get("name"))
         if text := rules.name_problem(name):
             problems.append(Problem(("datasets", phase, "name"), text))
+        if dataset.get("color") == "y":
+            problems.append(Problem(("datasets", phase, "color"), "got 'y', pictures are compared in RGB"))
         if phase != "train" and names.setdefault(name.casefold(), phase) != phase:
             text = f"{name!r} is the name of datasets.{names[name.casefold()]} already; results are shown under it"
             problems.append(Problem(("datasets", phase, "name"), text))
