@@ -376,7 +376,7 @@ def test_gray_images_are_restored_in_tiles_by_a_network_of_one_channel(tmp_path)
         model.test()
         results.append(model.output.clamp(0, 1))
     assert results[1].shape == (1, 1, 40, 120)
-    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=5e-3)  # at the edges of tiles
 
 
 def test_a_network_whose_upscale_is_a_layer():
