@@ -86,7 +86,7 @@ def test_comparison_is_valid_and_its_networks_are_of_one_size(path, monkeypatch)
 
 
 @pytest.mark.parametrize("task", ["mixed", "sr_x2"])
-def test_the_rates_are_those_of_the_study_with_one_of_two_rates(task):
+def test_the_rates_are_tried_as_the_study_trains(task):
     """Each network is trained as in the study but for the rate, which is one of those that were tried."""
     rates, study = (read_options(ROOT / "options" / f"compare_{kind}_{task}.yml", kind) for kind in ("rates", "study"))
     assert rates["datasets"]["train"] == study["datasets"]["train"] and rates["train"] == study["train"]
@@ -101,7 +101,7 @@ def test_the_rates_are_those_of_the_study_with_one_of_two_rates(task):
     for network, section in study["competitors"].items():
         own = copy.deepcopy(section.get("train") or {})
         rate = own.pop("optim_g", study["train"]["optim_g"])["lr"]
-        assert tried[network][rate] == {**section, "train": own} and set(tried[network]) == {1e-2, 3e-2}
+        assert tried[network][rate] == {**section, "train": own} and set(tried[network]) - {3e-3} == {1e-2, 3e-2}
 
 
 def test_the_equal_budget_trains_as_the_mixed_weights_are_trained_but_for_the_rate(monkeypatch):
