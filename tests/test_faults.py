@@ -17,6 +17,7 @@ import cv2
 import lmdb
 import numpy as np
 import pytest
+import torch
 from whole_trainings import EXPERIMENT, architecture, load, same, several_batches, train
 
 from restormixer_arch import cli
@@ -25,6 +26,7 @@ from restormixer_arch.basicsr_adapter import compat
 compat.apply()
 
 from basicsr.data.paired_image_dataset import PairedImageDataset  # noqa: E402
+from basicsr.models.sr_model import SRModel  # noqa: E402
 
 from restormixer_arch.models.shape_errors import explain_misfit  # noqa: E402
 
@@ -125,6 +127,28 @@ def test_a_network_that_does_not_fit_the_images_is_one_line(
     assert train(write(train_options)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.match(rf"basicsr: error: network_g: cannot be trained on this batch {message}", last), last
+
+
+def test_parameters_without_a_gradient_in_a_job(pairs, train_options, write, capsys, monkeypatch):
+    """Torch's DistributedDataParallel itself raises this at the second iteration."""
+    network = torch.nn.ModuleDict({"used": torch.nn.Linear(1, 1), "unused": torch.nn.Linear(1, 1)})
+    network.forward = lambda x: network["used"](x)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(network)
+
+        def optimize_parameters(model, iteration):
+            wrapped(torch.ones(1, 1)).sum().backward()
+            model.optimizer_g.step()
+
+        monkeypatch.setattr(SRModel, "optimize_parameters", optimize_parameters)
+        train_options["model_type"] = "SRModel"
+        monkeypatch.setattr(SRModel, "get_current_log", lambda model: {})
+        assert train(write(train_options)) == 2
+    finally:
+        torch.distributed.destroy_process_group()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith("find_unused_parameters: the network has parameters without a gradient; set it to true")
 
 
 def test_a_run_that_fails_at_its_start_leaves_the_earlier_one_in_place(pairs, train_options, write, capsys):

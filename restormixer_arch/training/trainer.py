@@ -35,6 +35,8 @@ from restormixer_arch.training.reports import Progress, Reports, as_markdown
 from restormixer_arch.training.resume import load_resume_state, resume_training, update_learning_rate
 from restormixer_arch.training.run import Run
 
+UNUSED_PARAMETERS = "Expected to have finished reduction in the prior iteration"  # of DistributedDataParallel
+
 
 class Training(Run):
     """A training by an option file. If it is interrupted, the attributes show how far it came.
@@ -209,8 +211,14 @@ class Training(Run):
         if self.interrupt.insisted:  # the exception was lost in a destructor, such as that of the loader's iterator
             raise KeyboardInterrupt
         self.progress.start(self.iteration)
-        with nullcontext() if self.begun else explain_misfit("be trained on this batch", batch, lost_peer):
-            model.optimize_parameters(iteration)
+        try:
+            with nullcontext() if self.begun else explain_misfit("be trained on this batch", batch, lost_peer):
+                model.optimize_parameters(iteration)
+        except RuntimeError as error:
+            if UNUSED_PARAMETERS not in str(error):
+                raise
+            text = "find_unused_parameters: the network has parameters without a gradient; set it to true"
+            raise UserError(f"{self.request.shown}: {text}") from error
         self.iteration, self.begun = iteration, True
 
     def _log(self) -> None:
