@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from option_cases import MISSING, put
 
-from restormixer_arch import cli
 from restormixer_arch.config import rules
 from restormixer_arch.config.check import check_options, read_request
 from restormixer_arch.config.rules import STORABLE
@@ -390,23 +389,3 @@ def test_a_misspelt_key_that_a_plugin_might_own_is_reported_with_the_missing_one
     train_options["train"]["total_iters"] = train_options["train"].pop("total_iter")
     with pytest.raises(OptionErrors, match=r"train\.total_iter: required key .*Is 'total_iters' meant for it\?"):
         check_options(train_options, "x.yml", True, paths=False)
-
-
-@pytest.mark.parametrize(
-    ("change", "asked", "kind"),
-    [
-        (lambda o: o, "test", "train"),
-        (lambda o: o.update(competitors={}), "train", "compare"),
-        (lambda o: (o.pop("train"), o["datasets"].pop("train")), "train", "test"),
-        (lambda o: o.pop("train"), "train", None),  # a section is missing, which is reported as such
-        (lambda o: o["datasets"].pop("train"), "train", None),
-        (lambda o: o, "compare", "train"),
-        (lambda o: (o.pop("network_g"), o.update(competitor={})), "compare", None),
-    ],
-)
-def test_a_file_for_another_command_is_named(pairs, train_options, write, capsys, change, asked, kind):
-    change(train_options)
-    assert cli.main([asked, "-opt", write(train_options)]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    text = f"basicsr: error: x.yml: is an option file for 'basicsr {kind}'"
-    assert errors == [text] if kind else not any("is an option file for" in line for line in errors)

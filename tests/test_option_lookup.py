@@ -1,4 +1,4 @@
-"""Where an option file is looked for: in the working directory, then among those of the package."""
+"""Where an option file is looked for, in the working directory, then in the package; and which command it is for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from restormixer_arch import cli
 from restormixer_arch.config import yaml_file
 from restormixer_arch.config.check import read_request
 from restormixer_arch.errors import UserError
@@ -63,3 +64,23 @@ def test_the_real_package_has_option_files():
     assert yaml_file.find_in_package("options/__init__.py").is_file()
     assert yaml_file.find_in_package("data/../options") is None
     assert yaml_file.find_in_package("elsewhere/x.yml") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "asked", "kind"),
+    [
+        (lambda o: o, "test", "train"),
+        (lambda o: o.update(competitors={}), "train", "compare"),
+        (lambda o: (o.pop("train"), o["datasets"].pop("train")), "train", "test"),
+        (lambda o: o.pop("train"), "train", None),  # a section is missing, which is reported as such
+        (lambda o: o["datasets"].pop("train"), "train", None),
+        (lambda o: o, "compare", "train"),
+        (lambda o: (o.pop("network_g"), o.update(competitor={})), "compare", None),
+    ],
+)
+def test_a_file_for_another_command_is_named(pairs, train_options, write, capsys, change, asked, kind):
+    change(train_options)
+    assert cli.main([asked, "-opt", write(train_options)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    text = f"basicsr: error: x.yml: is an option file for 'basicsr {kind}'"
+    assert errors == [text] if kind else not any("is an option file for" in line for line in errors)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
-from restormixer_arch.cli.parsing import Parser, add_output, path_name, task_name
+from restormixer_arch.cli.parsing import Parser, add_output, check_writable, path_name, task_name
 from restormixer_arch.config.rules import name_problem
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import say
@@ -43,8 +41,7 @@ def run(arguments: list[str]) -> int:
     if not data.is_dir():
         raise UserError(f"--data: {data} is not a folder")
     file.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(file.parent, os.W_OK):
-        raise UserError(f"--output: the folder {str(file.parent)!r} cannot be written into")
+    check_writable("--output", file.parent)
     from restormixer_arch.basicsr_adapter import register
     from restormixer_arch.training.new_options import Wanted, write_options  # imports torch
 

@@ -99,8 +99,13 @@ def check_new_file(switch: str, path: Path) -> None:
         raise UserError(f"{switch}: {str(path)!r} already exists; remove it first or choose another file")
     if not path.parent.is_dir():
         raise UserError(f"{switch}: there is no folder {str(path.parent)!r}")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{switch}: the folder {str(path.parent)!r} cannot be written into")
+    check_writable(switch, path.parent)
+
+
+def check_writable(switch: str, folder: Path) -> None:
+    """Raise UserError: no file can be made in the folder of what ``switch`` names."""
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{switch}: the folder {str(folder)!r} cannot be written into")
 
 
 def whole_number(text: str) -> int:

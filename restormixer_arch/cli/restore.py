@@ -189,10 +189,11 @@ def run(arguments: list[str]) -> int:
         complain(f"stopped after {done} of {len(todo)} files{hint}")
         return 130
     whose = "perhaps by other weights; " if args.task or args.weights else ""
-    hints = {PRESENT: "", COMPARED: " with what was there"}
-    for state in hints:
-        if not args.overwrite:
-            hints[state] += f" ({whose}--overwrite restores {'it' if counts[state] == 1 else 'them'} again)"
+
+    def again(state: str) -> str:
+        return f" ({whose}--overwrite restores {'it' if counts[state] == 1 else 'them'} again)"
+
+    hints = {} if args.overwrite else {PRESENT: again(PRESENT), COMPARED: f" with what was there{again(COMPARED)}"}
     parts = [
         f"{counts[state]} {state}{hints.get(state, '')}"
         for state in (RESTORED, COPIED, COMPARED, PRESENT, FAILED)

@@ -18,14 +18,13 @@ from restormixer_arch.compare.options import context_options
 from restormixer_arch.compare.pictures import datasets, items
 from restormixer_arch.compare.results import Comparison, ResultModel, read_part
 from restormixer_arch.compare.run import trained_entry
-from restormixer_arch.compare.study import FIELD_SIDE, ContextUse, radius_of
+from restormixer_arch.compare.study import DIGITS, FIELD_SIDE, ContextUse, radius_of
 from restormixer_arch.compare.training import JOBS
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import note, write_text_atomically
 from restormixer_arch.processes import run_in_process
 
 SHARES = (50, 90, 99)  # percent of the gradient
-DIGITS = 4  # of the values that are kept
 
 
 class Measured(ResultModel):

@@ -15,7 +15,7 @@ from restormixer_arch.basicsr_adapter.loading import read_entry
 from restormixer_arch.basicsr_adapter.padded import Padded, window_of
 from restormixer_arch.config.yaml_file import read_options
 from restormixer_arch.errors import UserError
-from restormixer_arch.inference.weights import read_weights
+from restormixer_arch.inference.weights import explain_unbuildable, read_weights
 from restormixer_arch.output import user_path
 from restormixer_arch.restormixer_arch import RestorMixer
 from restormixer_arch.weight_options import is_restormixer, options_from_weights, stamp_problem
@@ -134,11 +134,8 @@ def _from_weights(path: str) -> Built:
     state = read_weights(path)
     if is_restormixer(state):
         options = options_from_weights(state)
-        try:
+        with explain_unbuildable(path, "; name it by network_g"):  # weights of an ablation, for one
             return Built(RestorMixer.from_weights(state, options), "RestorMixer", options)
-        except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:  # of an ablation, for one
-            reason = str(error).splitlines()[-1].strip()
-            raise UserError(f"{path}: no RestorMixer can be built from it ({reason}); name it by network_g") from error
     loader = spandrel_networks.model_loader()
     if loader is None:
         raise UserError(

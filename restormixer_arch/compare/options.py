@@ -13,14 +13,14 @@ from typing import Any
 from restormixer_arch.config import rules
 from restormixer_arch.config.check import (
     option_problems,
-    other_command,
     raise_problems,
     read_option_file,
+    refuse_file_of_another_command,
     section_problems,
     unknown_name,
 )
 from restormixer_arch.config.compare_schema import CompareFile, CompareTrain
-from restormixer_arch.errors import Problem, UserError
+from restormixer_arch.errors import Problem
 
 ANY_TOTAL = 1000  # stands for the iterations while they are not known
 MODEL = "RestorMixerModel"  # trains any network of ARCH_REGISTRY
@@ -47,8 +47,7 @@ def read_compare_file(
         OptionErrors: it has problems; all of them are listed.
     """
     given = read_option_file(option_file, force_yml)[1]
-    if command := other_command(given, "compare"):
-        raise UserError(f"{option_file}: is an option file for 'basicsr {command}'")
+    refuse_file_of_another_command(given, option_file, "compare")
     options = {**DEFAULTS, **given}
     problems = section_problems(CompareFile, options) or _run_problems(options, needs_steps)
     if not problems:

@@ -25,6 +25,7 @@ from restormixer_arch.errors import UserError
 
 FORMAT = 1
 FIELD_SIDE = 256  # pixels of the crops that the gradient of the context is taken on, at most
+DIGITS = 4  # of the values that are kept
 ROUNDING = 0.01  # by which means over the same inputs may differ between machines
 
 
@@ -92,16 +93,17 @@ class ContextUse(ResultModel):
     def ahead(self, of: ContextUse) -> Difference:
         """Return how far it is ahead of another network in the largest crop, in dB."""
         own, other = (list(use.psnr.values())[-1] for use in (self, of))
-        pictures = list(own)
-        means = [mean_by_photograph(pictures, np.array([psnr[p] for p in pictures])) for psnr in (own, other)]
-        return paired_difference(*(mean.tolist() for mean in means))
+        return paired_difference(_photographs(own), _photographs({picture: other[picture] for picture in own}))
 
     def _gains(self, label: str | None) -> list[float]:
-        sizes = list(self.psnr)
-        smallest, largest = self.psnr[sizes[0]], self.psnr[sizes[-1]]
+        smallest, *_, largest = self.psnr.values()
         pictures = [picture for picture in smallest if label in (None, label_of(picture))]
-        gains = np.array([largest[picture] - smallest[picture] for picture in pictures])
-        return mean_by_photograph(pictures, gains).tolist()
+        return _photographs({picture: largest[picture] - smallest[picture] for picture in pictures})
+
+
+def _photographs(values: dict[str, float]) -> list[float]:
+    """Return the mean of each photograph's pictures."""
+    return mean_by_photograph(list(values), np.array(list(values.values()))).tolist()
 
 
 class Study(ResultModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from restormixer_arch.compare.columns import with_unit
+from restormixer_arch.compare.results import Difference
 from restormixer_arch.compare.study import ContextUse, Row, Study
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import atomic_paths
@@ -66,20 +68,26 @@ def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any
     found = [(minutes, rows) for minutes in study.minutes if (rows := study.rows_by_seed(name, minutes, measure))]
     means = [study.mean(name, minutes, measure) for minutes, _ in found]
     is_first = name == study.networks[0].name  # which has no difference to itself
-    differences = [None if is_first else study.difference(name, minutes, measure) for minutes, _ in found]
-    bars = [
-        (d.mean - d.low, d.high - d.mean) if d and d.low is not None and d.high is not None else (0.0, 0.0)
-        for d in differences
-    ]
+    bars = _bars(None if is_first else study.difference(name, minutes, measure) for minutes, _ in found)
     label = plot_text(name)
     for panel, of in ((panels[0], side_by_side), (panels[1], lambda row: row.operations)):
         places = [of(next(iter(rows.values()))) for _, rows in found]
         if None in places:
             continue
-        line = panel.errorbar(places, means, yerr=np.array(bars).T, label=label, marker=marker, markersize=4, capsize=2)
+        line = panel.errorbar(places, means, yerr=bars, label=label, marker=marker, markersize=4, capsize=2)
         dots = [(of(row), fmean(row.values.values())) for _, rows in found if len(rows) > 1 for row in rows.values()]
         if dots:
             panel.plot(*zip(*dots, strict=True), ".", color=line[0].get_color(), markersize=4, alpha=0.6)
+
+
+def _bars(differences: Iterable[Difference | None]) -> np.ndarray:
+    """Return how far the intervals reach below and above their means, (2, differences); 0 where there is none."""
+    return np.array(
+        [
+            (d.mean - d.low, d.high - d.mean) if d and d.low is not None and d.high is not None else (0.0, 0.0)
+            for d in differences
+        ]
+    ).T
 
 
 def write_field(field: np.ndarray, path: Path) -> None:
@@ -143,18 +151,16 @@ def _read_field(file: Path) -> np.ndarray:
 
 def _draw_gains(uses: dict[str, ContextUse], by_size: Any, by_label: Any) -> None:
     """PSNR against the side of the crop; and for each label what the largest crop gains over the smallest."""
-    sizes, labels = (list(each) for each in (next(iter(uses.values())).psnr, next(iter(uses.values())).labels))
+    any_use = next(iter(uses.values()))
+    sizes, labels = list(any_use.psnr), any_use.labels
     rows: list[str | None] = [*labels] if len(labels) > 1 else [None]
     for number, (name, use) in enumerate(uses.items()):
         style = {"marker": _marker(number), "markersize": 4, "label": plot_text(name)}
         by_size.plot(sizes, [fmean(psnr.values()) for psnr in use.psnr.values()], **style)
         gains = [use.gain(label) for label in rows]
-        bars = [
-            (g.mean - g.low, g.high - g.mean) if g.low is not None and g.high is not None else (0, 0) for g in gains
-        ]
         places = np.arange(len(rows)) + HEIGHT * ((number + 0.5) / len(uses) - 0.5)
         means = [gain.mean for gain in gains]
-        by_label.errorbar(means, places, xerr=np.array(bars).T, linestyle="", capsize=2, linewidth=1, **style)
+        by_label.errorbar(means, places, xerr=_bars(gains), linestyle="", capsize=2, linewidth=1, **style)
     by_label.set_yticks(range(len(rows)), [plot_text(label or "all pictures") for label in rows])
     by_size.set_xscale("log")
     by_size.set_xticks(sizes, [str(size) for size in sizes])

@@ -10,10 +10,9 @@ from restormixer_arch.compare.context import measure_context
 from restormixer_arch.compare.options import merge_train, name_of_run, options_of_run
 from restormixer_arch.compare.results import Comparison, Competitor
 from restormixer_arch.compare.run import compare, folder_of_results
-from restormixer_arch.compare.study import Network, Row, Study
+from restormixer_arch.compare.study import DIGITS, Network, Row, Study
 from restormixer_arch.output import note, user_path
 
-DIGITS = 4  # of the values that are kept
 BACKWARD = 2  # operations of a backward pass, in forward passes
 
 

@@ -200,13 +200,12 @@ def check_options(options: dict[str, Any], shown: str, is_train: bool, *, paths:
         UserError: it is a file for another command.
         OptionErrors: with every problem found.
     """
-    if command := other_command(options, "train" if is_train else "test"):
-        raise UserError(f"{shown}: is an option file for 'basicsr {command}'")
+    refuse_file_of_another_command(options, shown, "train" if is_train else "test")
     raise_problems(option_problems(options, is_train, paths=paths), options, shown)
 
 
-def other_command(options: dict[str, Any], asked: str) -> str | None:
-    """Return the command that a file is meant for, if it is certainly another one than the one asked for."""
+def refuse_file_of_another_command(options: dict[str, Any], shown: str, command: str) -> None:
+    """Raise UserError: an option file is certainly for another command than the one asked for."""
     datasets = options.get("datasets")
     training = ["train" in options, isinstance(datasets, dict) and "train" in datasets]
     kind = None
@@ -214,7 +213,8 @@ def other_command(options: dict[str, Any], asked: str) -> str | None:
         kind = "compare"
     elif datasets and "network_g" in options:
         kind = "train" if all(training) else None if any(training) else "test"
-    return None if kind == asked else kind
+    if kind not in (None, command):
+        raise UserError(f"{shown}: is an option file for 'basicsr {kind}'")
 
 
 def raise_problems(problems: list[Problem], options: dict[str, Any], shown: str) -> None:

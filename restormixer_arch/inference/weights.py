@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,19 @@ def load_network(
     state = read_weights(path, param_key, required=True)
     if not is_restormixer(state):
         raise UserError(f"{weights}: are not the weights of a RestorMixer")
-    try:
+    with explain_unbuildable(weights):
         network = RestorMixer.from_weights(state, options or network_options(RestorMixer, path, state))
-    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:  # incomplete or changed weights
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{weights}: no RestorMixer can be built from it ({reason})") from error
     return network.float().fuse()  # whatever torch's default number type is
+
+
+@contextmanager
+def explain_unbuildable(weights: str | Path, advice: str = "") -> Iterator[None]:
+    """Raise UserError: weights are incomplete or changed, so that no RestorMixer can be built from them."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{weights}: no RestorMixer can be built from it ({reason}){advice}") from error
 
 
 def read_weights(path: str | Path, param_key: str | None = None, *, required: bool = False) -> dict[str, Tensor]:

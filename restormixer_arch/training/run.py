@@ -55,6 +55,7 @@ class Run:
             yield stack
 
     def _leave(self) -> None:
+        """Close the logs, and leave the job of several processes."""
         for logger in map(logging.getLogger, LOGGERS):
             for handler in logger.handlers[:]:
                 logger.removeHandler(handler)
