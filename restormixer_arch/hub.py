@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-LATEST = "net_g_latest.pth"  # of a training, in its folder models
+LATEST_WEIGHTS = "net_g_latest.pth"  # of a training, in its folder models
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".onnx")  # of files, which no name of a repository ends in
 CARD_TEXT = """---
@@ -199,7 +199,7 @@ def find_here(name: str | Path) -> Path | None:
     if path.is_file() or (path / WEIGHTS).is_file():
         return path if path.is_file() else path / WEIGHTS
     if path.is_dir():
-        trained = [file for file in (path / LATEST, path / "models" / LATEST) if file.is_file()]
+        trained = [file for file in (path / LATEST_WEIGHTS, path / "models" / LATEST_WEIGHTS) if file.is_file()]
         hint = f"; a training's weights are {trained[0]}" if trained else ""
         raise UserError(f"{name}: this folder holds no {WEIGHTS}{hint}")
     if path.exists():

@@ -146,7 +146,7 @@ def test_weights_that_do_not_fit_are_reported_before_anything_is_trained(pairs, 
     options["competitors"]["old"] = {"network_g": EDSR, "weights": "net.pth"}
     assert cli.main(["compare", "-opt", write(options)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("basicsr: error: net.pth: does not fit competitors.old: Missing key")
+    assert error.startswith("basicsr: error: net.pth: does not fit competitors.old: missing: ")
     assert not RESULTS.exists()
 
 

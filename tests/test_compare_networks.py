@@ -47,7 +47,7 @@ def test_a_network_and_its_weights(tmp_path):
 
 def test_wrong_weights(tmp_path):
     weights, _ = saved(tmp_path, RIDNET)
-    with pytest.raises(UserError, match=r"net.pth: does not fit competitors.edsr: Missing key.*conv_first.weight"):
+    with pytest.raises(UserError, match=r"net.pth: does not fit competitors.edsr: missing: .*conv_first.weight"):
         build(Entry("edsr", EDSR, weights))
     with pytest.raises(UserError, match="competitors.edsr: 'EDSRR' is not a known architecture"):
         build(Entry("edsr", {"type": "EDSRR"}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def load_network(
     try:
         keys = bare.load_state_dict(state, strict=strict)
     except RuntimeError as error:  # what torch raises for missing, unexpected and misshapen tensors
-        reasons = "; ".join(_misfits(bare.state_dict(), state)) or " ".join(str(error).split())
+        reasons = misfits(bare, state, error)
         raise UserError(f"{load_path}: does not fit the network of {section}: {reasons}") from error
     parameters = {name for name, _ in bare.named_parameters()}
     if parameters and parameters <= set(keys.missing_keys):
@@ -71,8 +71,18 @@ def load_network(
         )
 
 
-def _misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[str]:
-    """Say which tensors of a network the given ones do not fit: how many there are of each kind, and the first."""
+def misfits(net: nn.Module, given: Mapping[str, Tensor], error: RuntimeError) -> str:
+    """Describe in one line why weights do not fit a network.
+
+    Args:
+        net: the network.
+        given: the weights.
+        error: what torch raised when it loaded them, the answer where no tensor is missing, unexpected or misshapen.
+
+    Returns:
+        The number of tensors of each kind, with the name of the first.
+    """
+    own = net.state_dict()
     kinds = {
         "missing": [repr(name) for name in own if name not in given],
         "unexpected": [repr(name) for name in given if name not in own],
@@ -82,9 +92,8 @@ def _misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator
             if name in given and given[name].shape != tensor.shape
         ],
     }
-    for kind, names in kinds.items():
-        if names:
-            yield f"{kind}: {len(names)} tensors, first {names[0]}"
+    counts = [f"{kind}: {len(names)} tensors, first {names[0]}" for kind, names in kinds.items() if names]
+    return "; ".join(counts) or " ".join(str(error).split())
 
 
 def _section(model: Any, net: nn.Module) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from restormixer_arch.basicsr_adapter import spandrel_networks
-from restormixer_arch.basicsr_adapter.loading import read_entry
+from restormixer_arch.basicsr_adapter.loading import misfits, read_entry
 from restormixer_arch.basicsr_adapter.padded import Padded, window_of
 from restormixer_arch.config.yaml_file import read_options
 from restormixer_arch.errors import UserError
+from restormixer_arch.hub import LATEST_WEIGHTS
 from restormixer_arch.inference.weights import explain_unbuildable, read_weights
 from restormixer_arch.output import user_path
 from restormixer_arch.restormixer_arch import RestorMixer
@@ -79,7 +80,7 @@ def entry_of_run(name: str, run: str, checkpoint: str | None, multiple_of: int |
     weights = models / _best(options, files[-1]) if checkpoint == "best" else _newest(models)
     if weights is None or not weights.is_file():
         there = ", ".join(path.name for path in sorted(models.glob("net_g_*.pth"))) or "none"
-        wanted = weights.name if weights else "net_g_latest.pth"
+        wanted = weights.name if weights else LATEST_WEIGHTS
         raise UserError(f"{models}: has no {wanted}; weights there: {there}")
     return Entry(name, network, str(weights), None, multiple_of)
 
@@ -87,7 +88,7 @@ def entry_of_run(name: str, run: str, checkpoint: str | None, multiple_of: int |
 def _newest(models: Path) -> Path | None:
     """Return the weights saved last: those of the highest iteration, or the latest ones unless they are older."""
     numbered = [(int(match[1]), path) for path in models.glob("*.pth") if (match := ITERATION.fullmatch(path.name))]
-    last, latest = max(numbered, default=(0, None))[1], models / "net_g_latest.pth"
+    last, latest = max(numbered, default=(0, None))[1], models / LATEST_WEIGHTS
     if latest.is_file() and (last is None or latest.stat().st_mtime >= last.stat().st_mtime):
         return latest
     return last
@@ -125,8 +126,8 @@ def _from_section(entry: Entry) -> Built:
         try:
             network.load_state_dict(state)
         except RuntimeError as error:  # what torch raises for missing, unexpected and misshapen tensors
-            reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
-            raise UserError(f"{entry.weights}: does not fit competitors.{entry.name}: {reasons[:400]}") from error
+            reasons = misfits(network, state, error)
+            raise UserError(f"{entry.weights}: does not fit competitors.{entry.name}: {reasons}") from error
     return Built(network, entry.network["type"], {key: value for key, value in entry.network.items() if key != "type"})
 
 

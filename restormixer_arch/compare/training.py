@@ -24,6 +24,7 @@ import yaml
 from restormixer_arch.compare.options import ANY_TOTAL, is_trained, training_options
 from restormixer_arch.compare.results import Training
 from restormixer_arch.errors import UserError
+from restormixer_arch.hub import LATEST_WEIGHTS
 from restormixer_arch.output import note, write_text_atomically
 from restormixer_arch.processes import module_command, run_in_process, utf8
 
@@ -70,7 +71,7 @@ def train_all(options: dict[str, Any], folder: Path, threads: int) -> dict[str, 
 
 def weights_of(name: str, folder: Path) -> Path:
     """Return the weights of a competitor that was trained in this comparison."""
-    return folder / FOLDER / name / "models" / "net_g_latest.pth"
+    return folder / FOLDER / name / "models" / LATEST_WEIGHTS
 
 
 def iterations(options: dict[str, Any], names: list[str], place: Path, threads: int) -> dict[str, int]:

@@ -19,6 +19,7 @@ import yaml
 from restormixer_arch.config.check import Request, check_options, read_option_file
 from restormixer_arch.config.yaml_file import load_yaml
 from restormixer_arch.errors import UserError
+from restormixer_arch.hub import LATEST_WEIGHTS
 from restormixer_arch.inference.restorer import pick_device
 from restormixer_arch.inference.shipped import shipped_weights
 from restormixer_arch.models.memory import OutOfMemory
@@ -271,7 +272,7 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
     trained, freq = wanted.task is not None, max(iterations // 10, 1)
     values: dict[str, Any] = {
         "command": _command(wanted.file),
-        "trained": shell_join([f"experiments/{wanted.name}/models/net_g_latest.pth"]),
+        "trained": shell_join([f"experiments/{wanted.name}/models/{LATEST_WEIGHTS}"]),
         "quoted_name": quoted(wanted.name),
         "scale": data.scale,
         "data_name": quoted(wanted.data.resolve().name),

@@ -18,6 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from restormixer_arch.config.rules import AVERAGE
+from restormixer_arch.hub import LATEST_WEIGHTS
 from restormixer_arch.models.validation import last_means
 from restormixer_arch.output import is_first_process, shown_path, write_text_atomically
 from restormixer_arch.protocol import ReportsGain
@@ -132,7 +133,7 @@ def values(model: Any) -> dict[str, dict[str, tuple[float | None, float]]]:
 def training_lines(run: Training) -> list[str]:
     """One line per validated data set, each with the place of the weights; at least one."""
     models = Path(run.opt["path"]["models"])
-    latest = models / "net_g_latest.pth"
+    latest = models / LATEST_WEIGHTS
     place = f"weights: {shown_path(latest if latest.exists() else models)}"
     lines = [f"{name}: {text}; {place}" for name, text in result_lines(run.model).items()]
     return lines or [place]
