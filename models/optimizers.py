@@ -165,7 +165,7 @@ def _try_out(kind: type[torch.optim.Optimizer], lr: float, options: dict[str, An
     Raises:
         Exception: of any kind, where one of these cannot be done.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         params = [nn.Parameter(torch.randn(8, 8, 3, 3)), nn.Parameter(torch.randn(8))]
         groups = [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.0}]
         optimizer = _build(kind, groups, lr, options)
@@ -275,7 +275,8 @@ class ScheduleFree:
             for norm in self._norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # the plain mean
-            with torch.random.fork_rng():
+            on_gpu = self._inputs[0].is_cuda
+            with torch.random.fork_rng(devices=[self._inputs[0].device] if on_gpu else []):
                 for inputs in self._inputs:
                     self._network.forward(inputs)  # not compiled: each norm would break the graph
             for norm, momentum in zip(self._norms, momenta, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,8 @@ from torch import Tensor
 from restormixer_arch.errors import UserError
 from restormixer_arch.memory import is_out_of_memory
 
-# In a RuntimeError of torch that says nothing about shapes: an ended loader, or a failure of the device.
+ABOUT_SHAPES = re.compile(r"size|shape|dimension|dims?\b|channel|length|stride", re.IGNORECASE)
+# In a RuntimeError of torch that has another cause all the same: an ended loader, or a failure of the device.
 OTHER_CAUSES = ("DataLoader worker", "CUDA", "CUBLAS", "cuDNN", "NCCL")
 
 
@@ -27,12 +29,13 @@ def explain_misfit(
         unless: errors of another cause, which are left as they are, as those of memory, of loaders and of the device.
 
     Raises:
-        UserError: torch has raised a RuntimeError.
+        UserError: a RuntimeError that speaks of shapes was raised.
     """
     try:
         yield
     except RuntimeError as error:
-        if is_out_of_memory(error) or any(cause in str(error) for cause in OTHER_CAUSES) or unless(error):
+        other = any(cause in str(error) for cause in OTHER_CAUSES) or not ABOUT_SHAPES.search(str(error))
+        if other or is_out_of_memory(error) or unless(error):
             raise
         given = {name: images.get(name) for name in ("lq", "gt")}
         sizes = [f"{name} {x.shape[-2]}x{x.shape[-1]}" for name, x in given.items() if isinstance(x, Tensor)]

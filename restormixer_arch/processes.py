@@ -70,3 +70,9 @@ def slurm_cores() -> int | None:
     number = os.environ.get("SLURM_CPUS_PER_TASK", "")
     alone = "SLURM_STEP_ID" in os.environ and "LOCAL_WORLD_SIZE" not in os.environ  # which torchrun sets
     return int(number) if alone and number.isdecimal() and int(number) else None
+
+
+def omp_threads() -> int | None:
+    """Return the first number of OMP_NUM_THREADS, whose others are for nested work; None where none is above 0."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) or None if first.isdecimal() else None

@@ -79,23 +79,3 @@ class Fusable(Protocol):
 
     def fuse(self) -> Any:
         """Fold it, in place, for inference only."""
-
-
-@runtime_checkable
-class PadsItself(Protocol):
-    """A network that takes images of any size, so that nobody else needs to pad them."""
-
-    pads_itself: bool
-
-
-# --- data sets -------------------------------------------------------------------------------------------------------
-
-
-@runtime_checkable
-class IndexedByEpoch(Protocol):
-    """A training data set that is indexed by ``(epoch, index)``; the attribute is True.
-
-    ``index`` counts on beyond the images where the data set is enlarged, so that repetitions can differ.
-    """
-
-    indexed_by_epoch: bool

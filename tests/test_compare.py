@@ -18,6 +18,7 @@ from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.compare import results, training
 from restormixer_arch.compare.options import read_compare_file
+from restormixer_arch.config.yaml_file import load_yaml
 from restormixer_arch.errors import UserError
 
 compat.apply()
@@ -172,6 +173,17 @@ def test_minutes_become_iterations(pairs, write, monkeypatch):
     assert training.iterations(options, ["edsr", "ridnet"], pairs, 1) == {"edsr": 180, "ridnet": 45}
     taken.clear()
     assert training.iterations(options, ["edsr", "ridnet"], pairs, 1) == {"edsr": 180, "ridnet": 45}
+
+
+def test_a_training_takes_one_of_several_gpus(pairs, write, monkeypatch):
+    options = read_compare_file(write(compare_options() | {"num_gpu": "auto"}))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("restormixer_arch.training.options.pick_device", lambda *_, **__: torch.device("cuda"))
+    monkeypatch.setattr(training, "_train", lambda options, name, total, file, place: load_yaml(file.read_text()))
+    assert {name: own["num_gpu"] for name, own in training.train_all(options, pairs, 1).items()} == {
+        "edsr": 1,
+        "ridnet": 1,
+    }
 
 
 def test_steps_are_measured_without_a_trace(pairs, write):

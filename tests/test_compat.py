@@ -240,6 +240,14 @@ def test_weights_are_loaded_as_basicsr_does(loads, tmp_path):
     assert torch.equal(loads(tmp_path / "x.pth", strict=False).bias, state["bias"])
 
 
+def test_an_attribute_named_module_is_the_networks_own(loads, tmp_path):
+    """Its prefix is that of DataParallel too."""
+    network = torch.nn.ModuleDict({"module": torch.nn.Linear(2, 1)})
+    torch.save({"params": network.state_dict()}, tmp_path / "x.pth")
+    again = torch.nn.ModuleDict({"module": torch.nn.Linear(2, 1)})
+    assert torch.equal(loads(tmp_path / "x.pth", network=again)["module"].weight, network["module"].weight)
+
+
 def test_released_weights_of_another_scale_are_loaded_where_they_fit(loads, tmp_path):
     """Their names are those of the released code; only the head at full resolution has another shape."""
     tensors = load_file(Path(__file__).parent / "golden/restormixer_base8_paper.safetensors")

@@ -165,6 +165,7 @@ def test_a_point_is_shared_out_by_its_distances():
     np.testing.assert_allclose(drawn, wanted, rtol=1e-6)
     assert splat((3, 4), np.array([-0.5]), np.array([0.0]), np.array([1.0])).sum() == pytest.approx(0.5)
     assert not splat((3, 4), np.array([7.0]), np.array([0.0]), np.array([1.0])).any()
+    assert not splat((4, 4), np.array([np.nextafter(4.0, 0)]), np.array([0.0]), np.array([1.0])).any()  # + 1 is 5
 
 
 def test_smooth_noise_is_smooth_and_of_the_size_asked():

@@ -65,6 +65,21 @@ def test_safetensors_hold_everything(capsys):
     assert state.keys() == wanted.keys() and all(torch.equal(state[name], wanted[name]) for name in wanted)
 
 
+def test_options_that_contradict_the_weights_are_a_mistake(capsys):
+    network = small(window_size=4)
+    save_file(add_stamp(network.state_dict(), network), "net.safetensors")
+    section = (
+        "network_g: {type: RestorMixer, base_channels: 4, num_blocks: [1, 2, 2], d_state: 4, encoder_heads: [2, 2], "
+    )
+    section += "decoder_heads: [2, 2], window_size: "
+    Path("net.yml").write_text(section + "8}\n")
+    error = error_of(capsys, "net.safetensors", "--opt", "net.yml", "-o", "new.safetensors")
+    assert error == "net.safetensors: its weights were trained with window_size 4 and not 8, as the given options say"
+    assert not Path("new.safetensors").exists()
+    Path("net.yml").write_text(section + "4}\n")
+    exported("net.safetensors", "--opt", "net.yml", "-o", "new.safetensors")
+
+
 def test_the_entry_of_a_checkpoint():
     exported(saved(small()), "--param-key", "params", "-o", "zeros.safetensors")
     assert not load_file("zeros.safetensors")["encoder.stem.0.conv.weight"].any()

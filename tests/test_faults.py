@@ -170,10 +170,19 @@ def test_a_run_that_fails_at_its_start_leaves_the_earlier_one_in_place(pairs, tr
     assert not EXPERIMENT.exists()
 
 
-@pytest.mark.parametrize("cause", ["CUDA error: an illegal memory access", "DataLoader worker (pid 3) is killed"])
-def test_a_failure_of_the_device_or_a_loader_is_no_mistake_of_the_user(cause):
-    with pytest.raises(RuntimeError, match=re.escape(cause)), explain_misfit("be trained on this batch", {}):
-        raise RuntimeError(cause)
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access"),
+        RuntimeError("DataLoader worker (pid 3) is killed"),
+        RuntimeError("element 0 of tensors does not require grad and does not have a grad_fn"),
+        NotImplementedError("The operator 'aten::foo' is not implemented for the MPS device"),
+        RecursionError("maximum recursion depth exceeded"),
+    ],
+)
+def test_errors_that_are_not_about_shapes_keep_their_traceback(error):
+    with pytest.raises(type(error), match=re.escape(str(error))), explain_misfit("be trained on this batch", {}):
+        raise error
 
 
 @pytest.mark.parametrize("workers", [0, 1])

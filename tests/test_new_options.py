@@ -101,6 +101,7 @@ def quick(monkeypatch):
     tried = []
 
     def measured(request):
+        assert "val" not in request.options["datasets"]  # whole pictures are not the patches' cost
         side = request.options["datasets"]["train"]["gt_size"]
         tried.append(side)
         return Measured([3.0 if side > 60 else 0.5], {}, None)
@@ -160,11 +161,15 @@ def test_what_init_suggests_can_be_pasted(own, quick, capsys):
 
 
 def test_with_several_gpus_each_has_a_process(own, quick, capsys, monkeypatch):
-    monkeypatch.setattr(new_options.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(new_options, "usable_gpus", lambda *_: 2)
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "set") == 0
     assert init("--data", "set", "-o", "my.yml") == 0
     command = "torchrun --nproc_per_node=2 $(which basicsr) train -opt my.yml --launcher pytorch"
     assert Path("my.yml").read_text(encoding="utf-8").splitlines()[1] == f"#   {command}"
+    options = read_request("my.yml", is_train=True).options
+    train = options["datasets"]["train"]
+    assert (train["batch_size_per_gpu"], train["dataset_enlarge_ratio"]) == (4, 8)  # the ratio is for both
+    assert options["train"]["optim_g"]["lr"] == pytest.approx(0.03)  # of a batch of 8
     assert capsys.readouterr().out.endswith(f"next: {command}\n")
 
 

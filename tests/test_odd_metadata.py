@@ -117,6 +117,15 @@ def test_an_odd_tag_costs_itself_alone(tmp_path, code, value, dtype, wanted):
     write_picture(picture, tmp_path / "b.tif")
 
 
+def test_sub_images_of_a_tiff_are_named_as_left_out(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(SMOOTH, photometric="rgb", metadata=None, subifds=1)
+        writer.write(np.ascontiguousarray(SMOOTH[::2, ::2]), photometric="rgb", metadata=None, subfiletype=1)
+    picture = read_picture(tmp_path / "a.tif")
+    np.testing.assert_array_equal(picture.pixels, SMOOTH)
+    assert picture.left_out == ("sub-images, such as a pyramid",)
+
+
 def test_metadata_that_cannot_be_written_leaves_the_color_profile(tmp_path):
     metadata = {"icc_profile": PROFILE, "extratags": [(65000, 99, 1, 0, True)]}
     picture = with_writable_metadata(Picture(SMOOTH, None, "TIFF", metadata), "a.tif")

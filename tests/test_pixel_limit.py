@@ -13,7 +13,7 @@ from restore_cases import RGB
 
 from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
-from restormixer_arch.data.images import MOST_PIXELS, pixel_limit, without_pillow_limit
+from restormixer_arch.data.images import MOST_PIXELS, opencv, pixel_limit, without_pillow_limit
 from restormixer_arch.data.images.opencv import claimed_size, decode_color, write_png
 from restormixer_arch.data.images.picture import read_picture
 from restormixer_arch.data.lmdb_io import LmdbImages, write_lmdb
@@ -185,3 +185,13 @@ def test_every_command_has_the_limit(folder, monkeypatch, capsys, arguments):
     monkeypatch.setenv("RESTORMIXER_MAX_PIXELS", "2000")
     assert cli.main(arguments) == 2
     assert "Image size (2304 pixels) exceeds limit of 2000 pixels" in capsys.readouterr().err
+
+
+def test_threads_that_silence_opencv_at_once_leave_its_log_level():
+    before = cv2.utils.logging.getLogLevel()
+    first, second = opencv._without_log(), opencv._without_log()
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+    assert cv2.utils.logging.getLogLevel() == cv2.utils.logging.LOG_LEVEL_SILENT
+    second.__exit__(None, None, None)
+    assert cv2.utils.logging.getLogLevel() == before != cv2.utils.logging.LOG_LEVEL_SILENT

@@ -144,6 +144,25 @@ def test_a_data_set_may_be_named_like_a_number(tmp_path):
     assert (tmp_path / "v.csv").read_text().splitlines() == ["iteration,dataset,psnr", "10,2024,31.0"]
 
 
+def test_a_row_replaces_that_of_its_iteration_and_data_set(tmp_path):
+    table = reports.Table(tmp_path / "v.csv", 0)
+    for iteration, dataset, psnr in ((1, "a", 1.0), (1, "b", 2.0), (2, "a", 3.0), (2, "b", 4.0), (2, "a", 5.0)):
+        table.add({"iteration": iteration, "dataset": dataset, "psnr": psnr})
+    lines = (tmp_path / "v.csv").read_text().splitlines()
+    assert lines == ["iteration,dataset,psnr", "1,a,1.0", "1,b,2.0", "2,b,4.0", "2,a,5.0"]
+
+
+def test_the_smoothed_loss_is_the_mean_of_the_rows_before():
+    from matplotlib.figure import Figure
+
+    panel, values = Figure().subplots(), [math.sin(n) + 2 for n in range(200)]
+    reports._draw_losses(panel, [{"iteration": n, "l_pix": value} for n, value in enumerate(values)])
+    _, smooth = panel.lines
+    span = round(200 * reports.SMOOTHED)
+    wanted = [math.fsum(values[max(0, n - span) : n + 1]) / min(n + 1, span + 1) for n in range(200)]
+    assert list(smooth.get_ydata()) == pytest.approx(wanted, rel=1e-12)
+
+
 @pytest.mark.parametrize(("values", "scale"), [((0.5, 0.0, 0.1), "log"), ((-10.0, 0.0, -30.0), "linear")])
 def test_negative_losses_are_drawn_too(values, scale):
     from matplotlib.figure import Figure

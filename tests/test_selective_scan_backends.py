@@ -33,7 +33,6 @@ def test_without_any_kernel_torch_runs_and_the_report_says_why(no_native):
     assert list(reasons) == ["definition", "torch", "native", "triton", "cuda"]
     assert reasons["definition"] is None and reasons["torch"] is None
     assert "not built" in reasons["native"]
-    assert package.backend_for(torch.zeros(1)) == "torch"
     assert package.backend_report().startswith("cpu: torch (native: the native kernel was not built")
     with pytest.raises(UserError, match="backend 'native' cannot be used: the native kernel was not built"):
         selective_scan(**case(), backend="native")

@@ -14,12 +14,14 @@ from basicsr.models.base_model import BaseModel  # noqa: E402
 
 from restormixer_arch import control_groups, processes  # noqa: E402
 from restormixer_arch.compare.run import restoring_device, threads_of  # noqa: E402
-from restormixer_arch.processes import cores  # noqa: E402
+from restormixer_arch.inference import shards  # noqa: E402
+from restormixer_arch.processes import cores, omp_threads  # noqa: E402
 from restormixer_arch.training import distributed as threads  # noqa: E402
 from restormixer_arch.training.dry_run import shorten_options  # noqa: E402
 from restormixer_arch.training.options import (  # noqa: E402
     choose_device,
     fit_to_machine,
+    gpus_of_one_process,
     refuse_videos_on_cpu,
     usable_gpus,
 )
@@ -130,6 +132,8 @@ def test_a_gpu_without_kernels_is_left_or_refused(monkeypatch, capsys):
     assert dry["num_gpu"] == 0 and restoring_device({"num_gpu": "auto"}) == "cpu"
     monkeypatch.setattr(torch, "ones", lambda *size, device: torch.zeros(*size))  # a GPU that works
     assert [usable_gpus(wanted, None) for wanted in ("auto", 1, 2)] == [2, 1, 2]
+    assert [gpus_of_one_process(wanted, None) for wanted in ("auto", 2, 1, 0)] == [1, 1, 1, 0]
+    assert gpus_of_one_process("auto", "cpu") == 0
 
 
 @pytest.mark.parametrize(
@@ -139,9 +143,25 @@ def test_the_first_number_of_omp_num_threads(set_to, monkeypatch, value, number)
     monkeypatch.setenv("OMP_NUM_THREADS", value or "")
     if value is None:
         monkeypatch.delenv("OMP_NUM_THREADS")
-    assert threads.omp_threads() == number
+    assert omp_threads() == number
     assert threads_of({}) == (number or cores()) and threads_of({"num_threads": 7}) == 7
     assert ("OMP_NUM_THREADS is" in threads.set_threads(None, 1, 0)) is bool(number)
+
+
+def test_restoring_takes_no_more_threads_than_there_are_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    monkeypatch.setattr(shards, "cores", lambda: 4)
+    taken = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    for number in ("1", "2", "9"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", number)
+        shards.limit_threads()
+    assert taken == [3, 2, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    shards.limit_threads()
+    assert taken == [3, 2, 1]
 
 
 # --- video models ----------------------------------------------------------------------------------------------------

@@ -129,12 +129,13 @@ def draw_blind(rng: np.random.Generator, strength: float | None = None, scale: i
     strong = draw_strength(rng, strength)
     first = _draw_order(rng, strong, widest=3.0, blurred=1.0, sizes=(0.15, 1.5), enlarged=0.2, reduced=0.7, noise=30)
     second = _draw_order(rng, strong, widest=1.5, blurred=0.8, sizes=(0.3, 1.2), enlarged=0.3, reduced=0.4, noise=25)
+    interpolation = str(rng.choice(list(INTERPOLATIONS)))
     ringing, cutoff = rng.uniform() < 0.8, _scaled_cutoff(strong, rng.uniform(np.pi / 3, np.pi))
     return BlindParameters(
         first=first,
         second=second,
         scale=scale,
-        interpolation=str(rng.choice(list(INTERPOLATIONS))) if strong > 0 else "area",
+        interpolation=interpolation if strong > 0 else "area",
         cutoff=cutoff if ringing and strong > 0 else None,
         sinc_first=bool(rng.integers(2)),
     )

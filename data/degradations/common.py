@@ -108,8 +108,9 @@ def splat_slices(shape: tuple[int, int], slices: Iterable[tuple[np.ndarray, np.n
 def _sums(shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, amounts: np.ndarray) -> np.ndarray:
     """Return the sums as float64 (H + 2, W + 2), with a frame of one pixel around."""
     height, width = shape
-    inside = (rows > -1) & (rows < height) & (columns > -1) & (columns < width)
-    rows, columns, amounts = rows[inside] + 1, columns[inside] + 1, amounts[inside]
+    rows, columns = rows + 1, columns + 1  # before the test of what lies inside, as it rounds
+    inside = (rows > 0) & (rows < height + 1) & (columns > 0) & (columns < width + 1)
+    rows, columns, amounts = rows[inside], columns[inside], amounts[inside]
     top, left = rows.astype(np.intp), columns.astype(np.intp)
     down, right = rows - top, columns - left
     stride = width + 2

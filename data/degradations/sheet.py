@@ -95,21 +95,22 @@ def write_sheet(photo: Path, out: Path, seed: int = 0, *, overwrite: bool = Fals
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
 
 
-def speeds(size: int = 256, seconds: float = 1.0, labels: Sequence[str] | None = None) -> dict[str, float]:
+def speeds(size: int, seconds: float) -> dict[str, float]:
     """Return label -> images per second on one thread, drawing of parameters included.
+
+    The labels are every single degradation and the two triples of CDD-11.
 
     Args:
         size: side of the square RGB images in pixels; of an odd one, labels that reduce an image leave out the last.
         seconds: to measure each label for, more than 0.
-        labels: every single degradation and the two triples of CDD-11 if None.
     """
     image = np.random.default_rng(0).uniform(0, 1, (size, size, 3)).astype(np.float32)
     image = cv2.GaussianBlur(image, (0, 0), 3)
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        chosen = (*DEGRADATIONS, "low_haze_rain", "low_haze_snow") if labels is None else labels
-        return {label: _speed(image, label, seconds) for label in chosen}
+        labels = (*DEGRADATIONS, "low_haze_rain", "low_haze_snow")
+        return {label: _speed(image, label, seconds) for label in labels}
     finally:
         cv2.setNumThreads(threads)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import struct
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -17,7 +20,20 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.memory import is_out_of_memory
 from restormixer_arch.output import atomic_paths
 
-SILENT = cv2.utils.logging.LOG_LEVEL_SILENT
+_levels: list[int] = []  # OpenCV's log level before each silence that has not ended
+_silencing = threading.Lock()
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Silence OpenCV; threads may do so at once."""
+    with _silencing:
+        _levels.append(cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT))
+    try:
+        yield
+    finally:
+        with _silencing:
+            cv2.utils.logging.setLogLevel(_levels.pop())  # silent until the last of them ends
 
 
 def decode(content: bytes, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray | None:
@@ -30,15 +46,13 @@ def decode(content: bytes, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray | No
     """
     if content[:8] == SIGNATURE and _is_damaged(content):
         return None  # libpng would print an error of its own
-    before = cv2.utils.logging.setLogLevel(SILENT)
     try:
-        return cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
+        with _without_log():
+            return cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
     except cv2.error as error:
         if is_out_of_memory(error):
             raise MemoryError from error
         return None
-    finally:
-        cv2.utils.logging.setLogLevel(before)
 
 
 def _is_damaged(content: bytes) -> bool:

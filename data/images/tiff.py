@@ -34,7 +34,10 @@ STRUCTURE = frozenset(
     + [*range(322, 326), 330, *range(332, 348), 351, *range(400, 406), *range(512, 522), *range(529, 533), 559, PROFILE]
     + [*EXIF_TAGS, 40965, 32995, 32996, 32997, 32998, 37724, 50784, 50838, 50839]
 )
-NAMES = {37724: "Photoshop layers"}  # of tags in STRUCTURE that a user would miss
+NAMES = {
+    330: "sub-images, such as a pyramid",
+    37724: "Photoshop layers",
+}  # of tags in STRUCTURE that a user would miss
 BITS = (1, 2, 4, 8, 16)
 LARGEST_TAG = 2**26  # bytes
 PIXEL_SCALE, TIE_POINTS, TRANSFORMATION = 33550, 33922, 34264  # of GeoTIFF: pixels to places

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from restormixer_arch.layers import pad_to_multiple
-from restormixer_arch.protocol import PadsItself
 
 
 def window_of(network: nn.Module) -> int:
     """Return the multiple that the sides of images must have for a network of windows, 1 where any size will do."""
-    if isinstance(network, PadsItself):
+    if getattr(network, "pads_itself", False):
         return 1
     own = getattr(network, "window_size", None)
     return max([own if isinstance(own, int) else 1, *map(window_of, network.children())])

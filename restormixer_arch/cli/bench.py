@@ -7,6 +7,7 @@ import json
 from restormixer_arch.cli.parsing import Parser, check_new_file, path_name, positive_number
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import complain, say, write_text_atomically
+from restormixer_arch.processes import cores, omp_threads
 
 
 def run(arguments: list[str]) -> int:
@@ -35,7 +36,7 @@ def run(arguments: list[str]) -> int:
     from restormixer_arch.benchmark.suite import run_suite
     from restormixer_arch.benchmark.tables import figures, markdown
 
-    result = run_suite(args.threads or torch.get_num_threads(), args.rounds, args.quick, args.device)
+    result = run_suite(args.threads or omp_threads() or cores(), args.rounds, args.quick, args.device)
     say(markdown(result))
     if args.json:
         text = json.dumps({**result, "figures": figures(result)}, indent=1)

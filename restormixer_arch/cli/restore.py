@@ -37,7 +37,7 @@ from restormixer_arch.inference.files import (
     restore_file,
 )
 from restormixer_arch.inference.jobs import Job, find_jobs, make_folder
-from restormixer_arch.inference.shards import gpu_of_process, parse_shard, shard_of_process, wait_for_all
+from restormixer_arch.inference.shards import gpu_of_process, limit_threads, parse_shard, shard_of_process, wait_for_all
 from restormixer_arch.inference.shipped import AUTO, DEFAULT_TASK, shipped_weights
 from restormixer_arch.output import complain, is_first_process, note, printable, say
 
@@ -252,6 +252,7 @@ def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> 
     """
     from restormixer_arch.inference.restorer import check_settings, load_restorer, pick_device
 
+    limit_threads()
     gpu = gpu_of_process() if args.device == "auto" else "cuda"
     device = pick_device(args.device, weights or args.weights or "", gpu=gpu)  # a mistake here is reported first
     if args.task == AUTO and weights is None:

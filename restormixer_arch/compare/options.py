@@ -142,8 +142,8 @@ def crop_side(options: dict[str, Any]) -> int | None:
     return None if size is None else size // options["scale"]
 
 
-def testing_options(options: dict[str, Any], network: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the content of the option file by which ``basicsr test`` would measure a network on the data sets."""
+def testing_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of the option file by which ``basicsr test`` would measure a RestorMixer on the data sets."""
     sets = {phase: dataset for phase, dataset in options["datasets"].items() if phase != "train"}
     return deepcopy(
         {
@@ -151,7 +151,7 @@ def testing_options(options: dict[str, Any], network: dict[str, Any] | None = No
             "model_type": MODEL,
             **{key: options[key] for key in SHARED if options.get(key) is not None},
             "datasets": sets,
-            "network_g": network or {"type": "RestorMixer"},
+            "network_g": {"type": "RestorMixer"},
             "path": {},
             "val": {"save_img": True, **options["val"]},
         }

@@ -24,8 +24,7 @@ from restormixer_arch.config.rules import better
 from restormixer_arch.errors import UserError
 from restormixer_arch.folder_lock import FolderLock
 from restormixer_arch.output import note, shown_path, user_path
-from restormixer_arch.processes import cores, run_in_process
-from restormixer_arch.training.distributed import omp_threads
+from restormixer_arch.processes import cores, omp_threads, run_in_process
 from restormixer_arch.training.options import move_aside, usable_gpus
 
 

@@ -27,6 +27,7 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.hub import LATEST_WEIGHTS
 from restormixer_arch.output import note, write_text_atomically
 from restormixer_arch.processes import module_command, run_in_process, utf8
+from restormixer_arch.training.options import gpus_of_one_process
 
 FOLDER = "training"
 STEPS, ROUNDS = 10, 2  # steps of each competitor that are measured at once, and how often
@@ -61,6 +62,7 @@ def train_all(options: dict[str, Any], folder: Path, threads: int) -> dict[str, 
         UserError: a training failed, or the options of one that was started have changed since.
         Ended: a signal has come.
     """
+    options = {**options, "num_gpu": gpus_of_one_process(options["num_gpu"], options.get("device"))}
     names = [name for name in options["competitors"] if is_trained(options, name)]
     place = folder / FOLDER
     place.mkdir(parents=True, exist_ok=True)

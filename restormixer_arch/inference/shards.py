@@ -20,6 +20,7 @@ from pathlib import PurePath
 
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import note, set_shared_job
+from restormixer_arch.processes import cores, omp_threads, slurm_cores
 
 LAUNCHERS = {  # name -> the variables of this process's number, from 0, and of the number of processes
     "torchrun": ("RANK", "WORLD_SIZE"),
@@ -89,6 +90,18 @@ def processes_here(environment: Mapping[str, str] = os.environ, default: int = 1
     number = environment.get("LOCAL_WORLD_SIZE") or environment.get("SLURM_STEP_TASKS_PER_NODE", "")
     found = re.match(r"[1-9]\d{0,8}", number)  # SLURM's is like 4(x2): four on each of two machines
     return int(found[0]) if found else default
+
+
+def limit_threads() -> None:
+    """Let torch use no more threads than its share of the cores that a container or job allows.
+
+    It sees neither a quota of cores nor the other processes of torchrun or srun. OMP_NUM_THREADS is left as it is.
+    """
+    import torch
+
+    if omp_threads() is None:
+        processes = 1 if slurm_cores() else processes_here()  # srun gave each process cores of its own
+        torch.set_num_threads(min(torch.get_num_threads(), max(cores() // processes, 1)))
 
 
 def gpus_are_bound(local: int, environment: Mapping[str, str] = os.environ) -> bool:

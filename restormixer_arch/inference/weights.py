@@ -13,7 +13,7 @@ from torch import Tensor
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.hub import locate, network_options, read_safetensors
 from restormixer_arch.restormixer_arch import RestorMixer
-from restormixer_arch.weight_options import STAMP_ENTRY, is_restormixer
+from restormixer_arch.weight_options import STAMP_ENTRY, is_restormixer, stamp_problem
 
 # Where tools of the field put the weights, best first, and what they put in front of the names of a network's tensors.
 PARAM_KEYS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "net_g", "net", "generator", "network")
@@ -42,6 +42,8 @@ def load_network(
         raise UserError(f"{weights}: are not the weights of a RestorMixer")
     with explain_unbuildable(weights):
         network = RestorMixer.from_weights(state, options or network_options(RestorMixer, path, state))
+    if options and (problem := stamp_problem(network, state)):
+        raise UserError(f"{weights}: its weights {problem}, as the given options say")
     return network.float().fuse()  # whatever torch's default number type is
 
 
@@ -129,6 +131,8 @@ def _is_filled(content: dict[Any, Any], key: str | None) -> bool:
 
 def _without_prefixes(state: dict[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
     for prefix in WRAPPERS * 2:  # either may be inside of the other
+        if any(name.startswith(prefix) for name in expected):
+            continue
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     for prefix in OWNERS:
         if any(name.startswith(prefix) for name in expected):

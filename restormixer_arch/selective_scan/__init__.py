@@ -35,7 +35,6 @@ __all__ = [
     "BACKENDS",
     "DIRECTIONS",
     "available_backends",
-    "backend_for",
     "backend_report",
     "selective_scan",
     "selective_scan_2d",
@@ -88,11 +87,6 @@ def _automatic(
             return name, "; ".join(reasons)
         reasons.append(f"{name}: {reason}")
     return "torch", "; ".join(reasons) or f"there is no kernel for {device.type} tensors"
-
-
-def backend_for(tensor: Tensor) -> str:
-    """The backend that ``auto`` takes for tokens, and other inputs, of this tensor's device and dtype."""
-    return _automatic(tensor.device, {tensor.dtype}, 1)[0]
 
 
 def backend_report() -> str:

@@ -188,11 +188,9 @@ def options_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 
 def _weights(net: torch.nn.Module) -> OrderedDict[str, torch.Tensor]:
-    """Return the weights on the CPU, under the names they have without DataParallel and torch.compile."""
+    """Return the weights of a bare network on the CPU, under the names they have without torch.compile."""
     state = net.state_dict()
-    weights = OrderedDict(
-        (name.removeprefix("module.").replace("_orig_mod.", ""), value.detach().cpu()) for name, value in state.items()
-    )
+    weights = OrderedDict((name.replace("_orig_mod.", ""), value.detach().cpu()) for name, value in state.items())
     if hasattr(state, "_metadata"):
         weights._metadata = state._metadata
     return weights

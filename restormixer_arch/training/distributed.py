@@ -18,7 +18,7 @@ from torch import distributed
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.inference.shards import gpus_are_bound, processes_here
 from restormixer_arch.output import note
-from restormixer_arch.processes import cores, slurm_cores
+from restormixer_arch.processes import cores, omp_threads, slurm_cores
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 BACKENDS = ("nccl", "gloo", "mpi", "xccl")
@@ -161,12 +161,6 @@ def opencv_single_threaded() -> Iterator[None]:
         yield
     finally:
         cv2.setNumThreads(before)
-
-
-def omp_threads() -> int | None:
-    """Return the first number of OMP_NUM_THREADS, whose others are for nested work; None where none is above 0."""
-    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(first) or None if first.isdecimal() else None
 
 
 def share(available: int, processes: int, workers: int) -> int:

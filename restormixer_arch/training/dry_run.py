@@ -15,7 +15,7 @@ from restormixer_arch.config.check import Request
 from restormixer_arch.errors import UserError
 from restormixer_arch.memory import peak_bytes
 from restormixer_arch.protocol import MeasuresInputs
-from restormixer_arch.training.options import usable_gpus
+from restormixer_arch.training.options import gpus_of_one_process
 from restormixer_arch.training.trainer import Training
 
 STEPS = 3  # iterations of each stage of patches; the first, which warms up, is not counted
@@ -82,7 +82,7 @@ def shorten_options(options: dict[str, Any], folder: str, stages: int) -> dict[s
     """The options of a training of ``STEPS`` iterations a stage that writes to ``folder`` only."""
     options = deepcopy(options)
     if options["num_gpu"] not in (0, 1):  # one process, whatever the training will have
-        options["num_gpu"] = min(usable_gpus(options["num_gpu"], options.get("device")), torch.cuda.device_count(), 1)
+        options["num_gpu"] = gpus_of_one_process(options["num_gpu"], options.get("device"))
     options["path"] = {**options["path"], "experiments_root": folder, "resume_state": None}
     options["logger"] = {**options["logger"], "use_tb_logger": False, "wandb": None}
     if options.get("val"):

@@ -1,9 +1,9 @@
 """The data of a training: data sets, loaders, the order of the samples, and prefetching.
 
 The order and all random numbers of a sample follow from ``manual_seed``, the epoch and the position in the epoch, or
-its index where a data set is :class:`.IndexedByEpoch`. So every epoch and every seed has its own crops and flips, they
-do not depend on the number of loader processes, and a training that is resumed within an epoch skips what it has had
-without loading it.
+its index where a data set has ``indexed_by_epoch = True``. So every epoch and every seed has its own crops and flips,
+they do not depend on the number of loader processes, and a training that is resumed within an epoch skips what it has
+had without loading it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from restormixer_arch.data.lmdb_io import LmdbImages
 from restormixer_arch.errors import UserError
-from restormixer_arch.protocol import IndexedByEpoch
 
 TOO_SMALL = re.compile(r"(LQ .* is smaller than patch size .*)\. Please remove (.*)\.")  # BasicSR's paired_random_crop
 
 
 class EpochIndex(NamedTuple):
-    """What a data set is indexed by that is :class:`.IndexedByEpoch`; ``index`` counts on where it is enlarged."""
+    """What a data set with ``indexed_by_epoch = True`` is indexed by; ``index`` counts on where it is enlarged."""
 
     epoch: int
     index: int
@@ -124,7 +123,7 @@ class SeededSamples(Dataset):
         if not isinstance(index, Draw):
             return self.dataset[index]
         epoch, number, seed = index
-        by_epoch = isinstance(self.dataset, IndexedByEpoch)
+        by_epoch = getattr(self.dataset, "indexed_by_epoch", False)
         try:
             with use_seed(seed):
                 return self.dataset[EpochIndex(epoch, number) if by_epoch else number % len(self.dataset)]

@@ -9,11 +9,10 @@ import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from restormixer_arch.config.check import Request, check_options, read_option_file
@@ -25,6 +24,7 @@ from restormixer_arch.inference.shipped import shipped_weights
 from restormixer_arch.models.memory import OutOfMemory
 from restormixer_arch.output import note, shell_join, write_text_atomically
 from restormixer_arch.training.dry_run import measure
+from restormixer_arch.training.options import usable_gpus
 
 PATCHES = {"cpu": ((96, 8), (64, 8), (64, 4), (48, 4)), "cuda": ((256, 16), (192, 8), (128, 8), (96, 4))}
 LEAST_ITERATIONS = 100
@@ -58,7 +58,7 @@ datasets:
     use_shuffle: true
     num_worker_per_gpu: 1
     batch_size_per_gpu: {batch}
-    dataset_enlarge_ratio: {batch}  # an epoch is then as many iterations as there are images
+    dataset_enlarge_ratio: {whole_batch}  # an epoch is then as many iterations as there are images
 {val}
 network_g:
   type: RestorMixer
@@ -233,10 +233,11 @@ def _trial(text: str) -> Iterator[Request]:
 def _choose(wanted: Wanted, data: _Data, installed: Path | None) -> tuple[int, int, float]:
     """Return side and number of patches, and the seconds of an iteration: the largest that is not slow."""
     device = pick_device("auto").type
+    trained_on = replace(data, val="")  # whole photographs may need more memory than patches
     tried: tuple[int, int, float] | None = None
     for side, batch in _candidates(device, data):
         try:
-            with _trial(_fill(wanted, data, str(installed or "~"), side, batch, 100, 1.0)) as request:
+            with _trial(_fill(wanted, trained_on, str(installed or "~"), side, batch, 100, 1.0)) as request:
                 logging.disable(logging.INFO)  # BasicSR's account of a training that is not kept
                 seconds = measure(request).stages[0]
         except OutOfMemory:
@@ -270,6 +271,7 @@ def _candidates(device: str, data: _Data) -> Iterator[tuple[int, int]]:
 
 def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, iterations: int, seconds: float) -> str:
     trained, freq = wanted.task is not None, max(iterations // 10, 1)
+    whole_batch = batch * max(usable_gpus("auto", None), 1)
     values: dict[str, Any] = {
         "command": _command(wanted.file),
         "trained": shell_join([f"experiments/{wanted.name}/models/{LATEST_WEIGHTS}"]),
@@ -280,6 +282,7 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
         "val": data.val,
         "patch": patch,
         "batch": batch,
+        "whole_batch": whole_batch,
         "turned": "false" if data.falls or wanted.task in FALLING_TASKS else "true",
         "network": NETWORKS[wanted.network],
         "upscale": f"  upscale: {data.scale}\n" if data.scale > 1 else "",
@@ -287,7 +290,7 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
         "iterations": iterations,
         "hours": f"{iterations * seconds / 3600:.2g}",
         "seconds": seconds,
-        "optimizer": _optimizer(trained, batch),
+        "optimizer": _optimizer(trained, whole_batch),
         "warmup": f"{iterations // 20}  # the rate rises first, which spares what the weights know"
         if trained
         else "-1  # none",
@@ -308,14 +311,19 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
 
 def _command(file: Path) -> str:
     """Return the command that trains on all GPUs of this machine; with several, each has a process."""
-    quoted_file, gpus = shell_join([file.as_posix()]), torch.cuda.device_count()
+    quoted_file, gpus = shell_join([file.as_posix()]), usable_gpus("auto", None)
     if gpus < 2:
         return f"basicsr train -opt {quoted_file}"
     return f"torchrun --nproc_per_node={gpus} $(which basicsr) train -opt {quoted_file} --launcher pytorch"
 
 
 def _optimizer(trained: bool, batch: int) -> str:
-    """Return the lines of ``optim_g`` but the weight decay; ``trained``: there are weights to start from."""
+    """Return the lines of ``optim_g`` except the weight decay.
+
+    Args:
+        trained: there are weights to start from.
+        batch: patches of an iteration, on all GPUs.
+    """
     scale, adamw = math.sqrt(batch / RATE_BATCH), FINE_TUNING_RATE if trained else ADAMW_RATE
     why = f"for a batch of {RATE_BATCH}, and in proportion to the square root of the batch"
     if trained:

@@ -174,6 +174,11 @@ def usable_gpus(num_gpu: int | str, device: str | None) -> int:
     return torch.cuda.device_count() if auto else int(num_gpu)
 
 
+def gpus_of_one_process(num_gpu: int | str, device: str | None) -> int:
+    """Return how many of the GPUs that ``num_gpu`` means one process without a launcher can use: 0 or 1."""
+    return min(usable_gpus(num_gpu, device), torch.cuda.device_count(), 1)
+
+
 def refuse_videos_on_cpu(opt: dict[str, Any]) -> None:
     """Refuse a video model where it cannot validate: BasicSR keeps the values of the frames on a CUDA device.
 

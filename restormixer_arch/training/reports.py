@@ -11,8 +11,10 @@ import logging
 import math
 import sys
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -179,9 +181,10 @@ class Table:
         Raises:
             UserError: the file cannot be written.
         """
-        kept = [old for old in self.rows if any(old.get(name) != row.get(name) for name in (KEY, "dataset"))]
-        replaced = len(kept) < len(self.rows)
-        self.rows = [*kept, row]
+        first = bisect_left(self.rows, row[KEY], key=lambda old: old[KEY])
+        others = [old for old in self.rows[first:] if any(old.get(name) != row.get(name) for name in (KEY, "dataset"))]
+        replaced = first + len(others) < len(self.rows)
+        self.rows[first:] = [*others, row]
         new = [name for name in row if name not in self.columns]
         self.columns += new
         if new or replaced or not self.path.exists():
@@ -278,10 +281,9 @@ def _draw_losses(panel: Any, rows: list[dict[str, Any]]) -> None:
     span = max(1, round(len(values) * SMOOTHED))
     panel.plot(iterations, values, color=BLUE, alpha=0.35 if span > 1 else 1.0, linewidth=1.2)
     if span > 1:
-        smooth = [
-            math.fsum(values[max(0, at - span) : at + 1]) / len(values[max(0, at - span) : at + 1])
-            for at in range(len(values))
-        ]
+        sums = [0.0, *accumulate(values)]
+        begins = [max(0, at - span) for at in range(len(values))]
+        smooth = [(sums[at + 1] - sums[begin]) / (at + 1 - begin) for at, begin in enumerate(begins)]
         panel.plot(iterations, smooth, color=BLUE, linewidth=1.8)
     if logarithmic:
         panel.set_yscale("log")
