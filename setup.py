@@ -11,8 +11,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "restormixer_arch/__init__.py").read_text(), re.M).group(1)
 
-# models/, data/ and options/ lie at the top for the reader; installed they are parts of restormixer_arch, so
-# that a single name reaches site-packages and nobody else's `models` or `data` is shadowed.
+# models/, data/ and options/ are at the top level for readability. When installed, they are part of restormixer_arch,
+# so only one name is added to site-packages, and no other package's `models` or `data` is shadowed.
 PACKAGE_DIR = {
     "restormixer_arch": "restormixer_arch",
     "restormixer_arch.models": "models",
@@ -21,7 +21,7 @@ PACKAGE_DIR = {
 }
 
 # The library for CPUs (scans, GELU, window attention): plain C without Python or torch headers, so one library for
-# every version of both, and no torch at build time. Without a compiler the package installs all the same and computes
+# every version of both, and no torch at build time. Without a compiler, the package still installs and runs
 # in plain torch, unless this environment variable makes the missing library an error.
 REQUIRE_KERNEL = os.environ.get("RESTORMIXER_REQUIRE_NATIVE") == "1"
 KERNEL = "restormixer_arch/native/kernel"
@@ -40,7 +40,7 @@ kernel = Extension(
 
 
 class BuildLibrary(build_ext):
-    """Build the kernel as a library for ctypes: it has no PyInit function, which Windows would want exported."""
+    """Build the kernel as a library for ctypes: it has no PyInit function, which Windows would require as an export."""
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         return ext.export_symbols
@@ -100,7 +100,7 @@ setup(
     package_dir=PACKAGE_DIR,
     ext_modules=[kernel],
     cmdclass={"build_ext": BuildLibrary},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},  # the kernel knows nothing of Python
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},  # the kernel does not depend on Python
     package_data={
         "restormixer_arch": ["weights/*", "HUB.md"],
         "restormixer_arch.inference": ["RESTORE.md", "choose_task.json"],

@@ -60,7 +60,7 @@ def check_shared_options(opt: Mapping[str, Any], kind: str, own: Sequence[str]) 
 
 
 def check_crop(opt: Mapping[str, Any]) -> None:
-    """Raise UserError: ``gt_size`` is no multiple of the scale."""
+    """Raise UserError if ``gt_size`` is not a multiple of the scale."""
     size = opt["gt_size"]
     if not isinstance(size, Integral):
         raise UserError(f"gt_size: got {size!r}, expected a whole number of pixels")

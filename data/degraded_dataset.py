@@ -47,13 +47,13 @@ class Sample:
 class DegradedDataset(Dataset):
     """Clean images, degraded on the fly.
 
-    A sample is determined by (``seed``, epoch, index), whatever the number of worker processes. ``basicsr train``
-    passes the epoch with each index; a training loop of your own does so with the sampler and the wrapper of
+    A sample depends only on (``seed``, epoch, index), not on the number of worker processes. ``basicsr train``
+    passes the epoch with each index; your own training loop can do so with the sampler and the wrapper of
     :mod:`restormixer_arch.training.loader`. A plain index belongs to epoch 0, also in BasicSR's own loop.
 
     In training, an item is a random crop under a label drawn by weight. In validation and test there is an item for
     each image and label, the same in every epoch, so that the labels are compared on the same images.
-    The image is cropped, mirrored and turned before it is degraded, so that rain keeps falling down. The degraded image
+    The image is cropped, flipped and rotated before it is degraded, so rain always falls down. The degraded image
     is rounded to 8 bits, as a file would be.
 
     Args:
@@ -63,20 +63,20 @@ class DegradedDataset(Dataset):
             degradations: ``cdd11``, a list of labels, or a table label -> {weight, strength}; see
                 :func:`restormixer_arch.data.degradations.labels.read_mixture`.
             phase: ``train``, ``val`` or ``test``; set by BasicSR.
-            scale: size of the clean image in degraded ones; set by BasicSR. Above 1 every label needs ``down``.
+            scale: size of the clean image relative to the degraded; set by BasicSR. Above 1 every label needs ``down``.
             gt_size: side of the square crops, a multiple of ``scale``; in validation of the middle, or whole images.
-            use_hflip, use_rot: mirror, or turn by quarters, at random in training.
+            use_hflip, use_rot: random horizontal flips, and rotations by 90 degrees, in training.
             resize: [low, high], sizes that training pictures are reduced or enlarged to at random before the crop, at
                 most 2; a reduced photograph has finer detail and less of its own noise and compression, an enlarged one
                 is soft. [1, 1] by default.
             exposure: [low, high], factors in (0, 2] that the values of a training picture are multiplied by at random
-                before it is degraded, evenly in stops; what exceeds 1 is clipped. So dark scenes are among the clean
-                ones, and what degrades them is not taken for the darkness. [1, 1] by default.
+                before it is degraded, evenly in stops; values above 1 are clipped. So the clean images include dark
+                scenes, and degradations are not confused with darkness. [1, 1] by default.
             unclipped_noise: share of the samples labelled ``noise`` whose noise is neither clipped nor rounded to 8
                 bits, as the denoising benchmarks define it; 0 by default.
             compositions: JSON file of fixed parameters, label -> image -> degradation -> parameters, which validation
                 and test take instead of drawn ones; ``compositions.json`` of a fixed set is one.
-            seed: of all random numbers. By default 0, but ``manual_seed`` where ``basicsr train`` trains on the set.
+            seed: random seed. Default: 0, or ``manual_seed`` if ``basicsr train`` trains on the dataset.
             recursive: read sub-folders too.
 
     Item:

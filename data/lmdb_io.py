@@ -39,16 +39,16 @@ SHAPE = re.compile(r"\((\d+),\s*(\d+),\s*\d+\)(?:\s+\d+)?\Z")  # of a line of me
 class LmdbImages:
     """The images of an LMDB in BasicSR's format; ``names`` are its keys.
 
-    The environment is shared by all readers of the same file, since LMDB refuses to open one twice in a process. It
-    is closed with its last reader and left behind when a reader is pickled. It is read-only and without locks, so that
-    a forked process may still read from it.
+    The environment is shared by all readers of the same file, since LMDB cannot open a file twice in a process. It is
+    closed with its last reader and is not pickled with a reader. It is read-only and uses no locks, so a forked process
+    can still read from it.
 
     Args:
         root: the folder, which must end in ``.lmdb``.
         option: the option that names it, for messages.
 
     Raises:
-        UserError: it is missing, incomplete, cut short or no LMDB.
+        UserError: it is missing, incomplete, truncated or not an LMDB.
     """
 
     def __init__(self, root: str | Path, option: str) -> None:
@@ -69,14 +69,14 @@ class LmdbImages:
         return f"{self.root}: image {name!r}"
 
     def read(self, name: str) -> np.ndarray:
-        """Return the image. Raises UserError: the key is absent, or its bytes cannot be decoded."""
+        """Return the image. Raises UserError if the key is missing, or its bytes cannot be decoded."""
         content = self.content(name)
         if content is None:
             raise UserError(f"{self.describe(name)} is not in the LMDB, though its meta_info.txt lists it")
         return decode_image(content, self.describe(name))
 
     def content(self, name: str) -> bytes | None:
-        """Return the encoded image, None if the key is absent. Raises UserError: it cannot be read."""
+        """Return the encoded image, None if the key is absent. Raises UserError if it cannot be read."""
         if self._environment is None:
             self._environment = _shared_environment(self.root)
         try:
@@ -116,7 +116,7 @@ def read_names(path: Path) -> list[str]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a list of images; a byte order mark does not count. Raises UserError: it is not text."""
+    """Return the lines of a list of images; a byte order mark does not count. Raises UserError if it is not text."""
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -249,18 +249,18 @@ def _open(root: Path) -> lmdb.Environment:
     page, pages, size = handle.stat()["psize"], handle.info()["last_pgno"] + 1, (root / "data.mdb").stat().st_size
     if size < pages * page and not _can_be_read(root):
         handle.close()
-        raise UserError(f"{root}: data.mdb is cut short: it has {size} bytes of {pages * page}")
+        raise UserError(f"{root}: data.mdb is truncated: it has {size} of {pages * page} bytes")
     return handle
 
 
 def check_database(root: Path) -> None:
-    """Raise UserError: an LMDB is damaged or cut short. Raises OSError: it is not there."""
+    """Raise UserError if an LMDB is damaged or truncated, and OSError if it is missing."""
     (root / "data.mdb").stat()
     _open(root).close()
 
 
 def _can_be_read(root: Path) -> bool:
-    """Whether a process that reads all of an LMDB survives it: beyond the end of the file it would be killed.
+    """Whether an LMDB can be read completely: a process that reads beyond the end of the file is killed.
 
     A sound file may lack pages at its end, since LMDB need not write those that it has freed again.
     """

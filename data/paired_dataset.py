@@ -28,12 +28,12 @@ from torchvision.transforms.functional import normalize  # noqa: E402
 
 @DATASET_REGISTRY.register()
 class PairedRestorationDataset(Dataset):
-    """Pairs for training and validation; takes the options of BasicSR's PairedImageDataset and gives the same.
+    """Pairs for training and validation; accepts the options of BasicSR's PairedImageDataset and gives the same items.
 
     What differs from it:
 
     - Pairs are sorted by name, so that their order is the same on every file system; ``recursive: true`` reads
-      sub-folders too. Files that are no images are ignored. A partner may have another image extension.
+      sub-folders too. Files that are not images are ignored. A partner may have another image extension.
     - Names are compared when the data set is built, and sizes when a pair is read; a message names the image.
     - Training images smaller than ``gt_size`` are mirrored at their right and lower edges until they are that large.
     - It can be sent to worker processes after use, and two of them can read the same LMDB.
@@ -44,9 +44,9 @@ class PairedRestorationDataset(Dataset):
             dataroot_gt, dataroot_lq: folders or LMDBs of the clean and of the degraded images.
             io_backend: ``{type: disk}`` or ``{type: lmdb}``.
             phase: ``train``, ``val`` or ``test``; set by BasicSR.
-            scale: size of the clean image in degraded ones; set by BasicSR.
+            scale: size of the clean image relative to the degraded one; set by BasicSR.
             gt_size: side of the square training crops, in pixels of the clean image, a multiple of ``scale``.
-            use_hflip, use_rot: mirror, or turn by quarters, at random in training.
+            use_hflip, use_rot: random horizontal flips, and rotations by 90 degrees, in training.
             filename_tmpl: name of the degraded image, ``{}`` standing for the clean one's without extension.
             meta_info_file: file that lists the clean images to use, one a line.
             recursive: read sub-folders too.

@@ -69,9 +69,9 @@ def _partner(name: str, template: str) -> str:
 
 
 def _lacks(source: Images, count: int, names: Sequence[str], other: Images) -> str:
-    """Say that ``source`` lacks the partners of ``count`` of the ``names`` in ``other``."""
+    """Say that ``source`` has no partner for ``count`` of the ``names`` in ``other``."""
     return (
-        f"{source.option} {str(source.root)!r} lacks the partners of {count} of {len(names)} images in {other.option} "
+        f"{source.option} {str(source.root)!r} has no partner for {count} of {len(names)} images in {other.option} "
         f"{str(other.root)!r}"
     )
 

@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics: kept over a bad batch, frozen, or taken again for averaged weights."""
+"""BatchNorm's running statistics: preserved across a bad batch, frozen, or recomputed for averaged weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done about losses, gradients and outputs that are not finite: the step is left out, counted and explained.
+"""Handling of non-finite losses, gradients and outputs: the step is skipped, counted and explained.
 
 On the CPU the loss is read before the backward pass and the norm of the gradient before the step. On a GPU that would
 make the queue of kernels run empty twice an iteration. There the optimizer's own kernels leave the step out where a
@@ -104,8 +104,8 @@ class Guard:
             self.skip(iteration, culprit())
         else:
             self.logger.info(
-                f"Iteration {iteration}: the gradients overflow in float16; the step is skipped with the loss scale "
-                f"halved, to {scale:g}, which is usual and does not count"
+                f"Iteration {iteration}: the gradients overflow in float16; the step is skipped and the loss scale "
+                f"is halved to {scale:g}; this is normal and is not counted"
             )
 
     def skip(self, iteration: int, culprit: str) -> None:
@@ -119,10 +119,10 @@ class Guard:
         if self.consecutive > self.limit:
             raise UserError(
                 f"training stopped at iteration {iteration}: {culprit}, and {self.consecutive} steps in a row had to "
-                f"be skipped (train.max_skipped: {self.limit}); lower train.optim_g.lr, or look at what is named here"
+                f"be skipped (train.max_skipped: {self.limit}); lower train.optim_g.lr, or check what is named here"
             )
         self.logger.warning(
-            f"Iteration {iteration}: {culprit}; the step is skipped ({self.consecutive} in a row, {self.total} in all)"
+            f"Iteration {iteration}: {culprit}; the step is skipped ({self.consecutive} in a row, {self.total} overall)"
         )
 
     def passed(self) -> None:

@@ -54,7 +54,7 @@ class LabelResults:
         }
 
     def means_of_labels(self) -> dict[str, float]:
-        """Return metric -> mean of the labels' means, each label counting alike."""
+        """Return metric -> mean of the labels' means; each label has the same weight."""
         means = self.means()
         metrics = dict.fromkeys(metric for of_label in means.values() for metric in of_label)
         return {metric: math.fsum(of_label[metric] for of_label in means.values()) / len(means) for metric in metrics}
@@ -100,12 +100,12 @@ def report_by_label(
     if len(set(results.values) - {OTHER}) < 2:
         return
     table = results.markdown(inputs)
-    get_root_logger().info(f"Validation {dataset} by label, {len(results.values)} labels\n{table}")
+    get_root_logger().info(f"Validation {dataset} per label, {len(results.values)} labels\n{table}")
     if tb_logger:
         for label, metrics in results.means().items():
             for metric, value in metrics.items():
                 tb_logger.add_scalar(f"metrics/{dataset}/{label}/{metric}", value, current_iter)
-    title = f"# {dataset} by label\n\n"
+    title = f"# {dataset} per label\n\n"
     when = f"After {current_iter} iterations.\n\n" if model.opt["is_train"] else ""
     path = Path(model.opt["path"]["log"], f"{dataset}_labels.md")
     try:

@@ -44,7 +44,7 @@ class MultiScaleDualDomainLoss(nn.Module):
     """The dual-domain loss summed over the outputs at 1/4, 1/2 and full resolution, equally weighted.
 
     The target is reduced to each output by bilinear interpolation without antialiasing. That this is RestorMixer's
-    loss is inferred: the paper names a "multi-scale, dual-domain loss", and this is the one of all its siblings.
+    loss is inferred: the paper names a "multi-scale, dual-domain loss", and all related networks use this one.
 
     Args:
         loss_weight: factor of the whole.
@@ -71,10 +71,10 @@ class MultiScaleDualDomainLoss(nn.Module):
 
 @LOSS_REGISTRY.register()
 class PSNRLoss(nn.Module):
-    """Minus the mean PSNR of the images, in dB: each image counts alike, however large its error is.
+    """Minus the mean PSNR of the images, in dB: each image has the same weight, however large its error.
 
-    It is the measure of the tables, and the loss of NAFNet (arXiv 2204.04676). An L1 distance leaves an image with a
-    small error, such as a clean one, to those with large ones.
+    PSNR is the metric of published tables, and this is the loss of NAFNet (arXiv 2204.04676). With an L1 loss, images
+    with large errors dominate those with small ones, such as clean images.
 
     Args:
         loss_weight: factor of the whole.

@@ -1,4 +1,4 @@
-"""Training with less memory: gradient checkpointing of any network, and what to lower where memory ran out."""
+"""Training with less memory: gradient checkpointing for any network, and advice when memory runs out."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def set_checkpointing(network: nn.Module) -> int:
             block.forward = partial(_checkpointed, block.forward)
         count = len(blocks)
     if not count:
-        raise UserError(f"train.checkpointing: {type(network).__name__} has no blocks to which it could be applied")
+        raise UserError(f"train.checkpointing: {type(network).__name__} has no blocks that it can be applied to")
     return count
 
 
@@ -71,7 +71,7 @@ class OutOfMemory(UserError):
 
 @contextmanager
 def explain_lack_of_memory(what: str, advice: str) -> Iterator[None]:
-    """Turn a lack of memory into one line.
+    """Report an out-of-memory error in one line.
 
     Args:
         what: what was being done.
@@ -99,5 +99,5 @@ def training_advice(opt: dict[str, Any]) -> str:
         unused.append("train.checkpointing: true")
     if train.get("amp") in (None, False, "off"):
         unused.append("train.amp: bf16")
-    unused.append(f"train.accumulate (now {train.get('accumulate', 1)}) higher with a batch as much smaller")
+    unused.append(f"train.accumulate (now {train.get('accumulate', 1)}) higher, and a batch smaller by the same factor")
     return f"lower {' or '.join(lower) or 'the batch'}, or set {', '.join(unused)}"

@@ -105,7 +105,7 @@ def _check_size(size: tuple[int, int], options: Mapping[str, Any]) -> None:
     """Refuse images of (height, width) of which too little is left between the borders, by whatever metric."""
     border = options.get("crop_border", 0)
     if border < 0 or 2 * border >= min(size):
-        raise UserError(f"crop_border {border} leaves nothing of it")
+        raise UserError(f"crop_border {border} leaves no pixels")
     inner = [side - 2 * border for side in size]
     if options["type"] == "calculate_niqe" and math.prod(side // NIQE_SIDE for side in inner) < 2:
         raise UserError(f"NIQE needs at least {NIQE_SIDE} x {2 * NIQE_SIDE} pixels, got {inner[0]} x {inner[1]}")
@@ -208,7 +208,7 @@ def calculate_dists(img: np.ndarray, img2: np.ndarray, crop_border: int = 0, bet
 
 
 def load_metric_networks(metrics: Mapping[str, Mapping[str, Any]]) -> None:
-    """Load the networks of ``val.metrics``, so that what they lack shows before a training begins.
+    """Load the networks of ``val.metrics``, so missing packages or weights are reported before training starts.
 
     Raises:
         UserError: torchmetrics is not installed, or weights cannot be fetched.
@@ -278,9 +278,9 @@ def _prepare(img: np.ndarray, img2: np.ndarray, crop_border: int) -> tuple[np.nd
             raise UserError(f"metric: images must be uint8, got {image.dtype}")
     first, second = (image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image for image in (img, img2))
     if first.shape != second.shape:
-        raise UserError(f"metric: the restored image has shape {first.shape}, the true one {second.shape}")
+        raise UserError(f"metric: the restored image has shape {first.shape}, the ground truth {second.shape}")
     if crop_border < 0 or 2 * crop_border >= min(first.shape[:2]):
-        raise UserError(f"metric: crop_border is {crop_border}, which leaves nothing of an image {first.shape[:2]}")
+        raise UserError(f"metric: crop_border is {crop_border}, which leaves no pixels of an image {first.shape[:2]}")
     inner = slice(crop_border, -crop_border or None)
     return first[inner, inner].astype(np.float64), second[inner, inner].astype(np.float64)
 

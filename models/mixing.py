@@ -30,8 +30,8 @@ def mix_pairs(lq: Tensor, gt: Tensor, alpha: float, seed: str) -> tuple[Tensor, 
 def cut_blur(lq: Tensor, gt: Tensor, probability: float, seed: str) -> Tensor:
     """Make a rectangle of the inputs clean, or everything but a rectangle: CutBlur (arXiv 2004.00448).
 
-    A network so learns where to restore, and to leave alone what is clean. In super-resolution the clean part is the
-    truth reduced to the input's size, which differs from the input only where that is degraded otherwise as well.
+    The network learns where to restore, and to leave clean regions unchanged. In super-resolution, the clean part is
+    the ground truth downsampled to the input size; it differs from the input only if that has other degradations too.
 
     Args:
         lq, gt: the batch, in [0, 1].

@@ -1,7 +1,7 @@
 """Optimizers by name: torch's Adam and AdamW, those of the packages schedulefree and pytorch-optimizer.
 
 Muon (https://kellerjordan.github.io/posts/muon) makes the update of each weight matrix orthogonal, and leaves all other
-parameters to AdamW. :func:`mark_matrices` shows it which are which.
+parameters to AdamW. :func:`mark_matrices` marks the matrices.
 
 A schedule-free optimizer (arXiv 2405.15682) moves the weights y; what is to be tested and saved are the averaged
 weights x. :class:`ScheduleFree` switches between the two.
@@ -28,7 +28,7 @@ from restormixer_arch.protocol import ExemptsFromWeightDecay
 
 FUSED_OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 SCHEDULE_FREE = ("AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree")  # of the package schedulefree
-MIN_MATRIX_SIDE = 8  # rows and columns of a matrix that is worth making orthogonal
+MIN_MATRIX_SIDE = 8  # minimum rows and columns of a matrix to orthogonalize
 MAX_NORM_BATCHES = 8  # batches, at most, whose statistics the averaged weights get
 MAX_NORM_BYTES = 32 << 20  # of these batches, which checkpoints hold too; one is kept whatever its size
 
@@ -250,7 +250,7 @@ class ScheduleFree:
 
     @torch.no_grad()
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`extra_state` gave, once the averaged weights and the optimizer's state are loaded."""
+        """Load what :meth:`extra_state` returned, after the averaged weights and the optimizer state are loaded."""
         self._averaged = [buffer.clone() for buffer in statistics_of(self._norms)]
         self._optimizer.train()
         self._put_back(state["weights"])

@@ -1,6 +1,6 @@
 """Mixed precision: the forward pass in 16 bits where that is safe, and what float16 needs besides.
 
-Under ``train.amp: bf16`` or ``fp16`` convolutions, linear layers and attention run in 16 bits. Weights, optimiser,
+Under ``train.amp: bf16`` or ``fp16`` convolutions, linear layers and attention run in 16 bits. Weights, optimizer,
 LayerNorm, GroupNorm, the state of the selective scan, and all losses stay in float32; so do the statistics and the
 arithmetic of BatchNorm, which reads its input as it comes. Validation runs in float32 throughout.
 
@@ -90,7 +90,7 @@ class Precision:
         return self.scaler.state_dict()
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take up a saved loss scale; a state saved without one leaves it at its start."""
+        """Load a saved loss scale; a state saved without one leaves it at its initial value."""
         if state and self.scaler.is_enabled():
             self.scaler.load_state_dict(state)
 

@@ -1,7 +1,7 @@
 """Progressive patches, as in Restormer's recipe (arXiv 2111.09881): small patches in large batches first, then larger.
 
-The loader makes the largest patch and the largest batch all along; a stage takes the first images of a batch and one
-random crop of them. This works with any data set, and costs reading that is not used in the early stages.
+The loader always produces the largest patches and batches; each stage uses the first images of a batch and a random
+crop of them. This works with any dataset, at the cost of loading data that early stages do not use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ProgressivePatches:
         seed: the same seed and iteration give the same crop, also after resuming.
 
     Raises:
-        UserError: lists of different lengths, or a patch that is no multiple of the scale.
+        UserError: lists of different lengths, or a patch size that is not a multiple of the scale.
     """
 
     def __init__(

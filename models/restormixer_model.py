@@ -54,11 +54,11 @@ class RestorMixerModel(SRModel):
       statistics) are averaged as the weights are.
     - ``pixel_opt.type: MultiScaleDualDomainLoss`` sees all outputs; another loss sees the one at full resolution.
     - ``amp``: ``bf16``, ``fp16`` (CUDA only) or ``off``, and ``tf32``, see :mod:`.precision`.
-    - ``accumulate``: n. An iteration stays one batch of the loader, also for ``total_iter`` and the schedule; the
-      weights move after every n-th and after the last, along the mean gradient of the batches since the step before.
+    - ``accumulate``: n. An iteration is still one batch of the loader, also for ``total_iter`` and the schedule. The
+      weights are updated after every n-th and after the last iteration, with the mean gradient since the last update.
     - ``checkpointing``: keep fewer activations and compute them twice, see :func:`.memory.set_checkpointing`.
     - ``compile``: run the training's forward and backward pass through ``torch.compile``.
-    - ``progressive``: stages of growing patches, see :mod:`.progressive`.
+    - ``progressive``: stages with increasing patch size, see :mod:`.progressive`.
     - ``freeze_norms_after``: share of the training, 0 to 1, after which BatchNorm normalizes by its running statistics,
       those of the averaged weights, and leaves them alone, see :class:`.batch_norm.NormStatistics`. Not set: never.
     - ``mixup``: the alpha of :func:`.mixing.mix_pairs`; ``cutblur``: the probability of :func:`.mixing.cut_blur`.
@@ -121,8 +121,8 @@ class RestorMixerModel(SRModel):
             return nn.SyncBatchNorm.convert_sync_batchnorm(net)
         if self.is_train and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in net.modules()):
             note(
-                f"{type(net).__name__} has BatchNorm: on the CPU each process takes the statistics of its own part of "
-                "the batch, on GPUs of the whole"
+                f"{type(net).__name__} has BatchNorm: on the CPU, each process uses the statistics of its own part of "
+                "the batch; on GPUs, the statistics of the whole batch are used"
             )
         return net
 
@@ -261,7 +261,7 @@ class RestorMixerModel(SRModel):
         return losses
 
     def _step(self, current_iter: int) -> None:
-        """Move the weights along the mean of the gathered gradients, unless it is not finite."""
+        """Update the weights with the mean of the gathered gradients, unless it is not finite."""
         self.precision.unscale(self.optimizer_g)
         gradients = guard.gradients(self.net_g)
         if self._gathered > 1:
@@ -351,7 +351,7 @@ class RestorMixerModel(SRModel):
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`extra_state` gave, also the gradients that were waiting for their step."""
+        """Load what :meth:`extra_state` returned, including gradients that are waiting for their step."""
         self.precision.load_extra_state(state["scaler"])
         self.guard.load_extra_state(state["guard"])
         self._gathered = state["gathered"]

@@ -1,4 +1,4 @@
-"""Validation and testing of a model: images restored, saved and measured, in one process or shared between several.
+"""Validation and testing: restore, save and measure images, in one process or in several.
 
 :func:`validate` needs of a model what BasicSR's SRModel has: ``feed_data``, ``test`` and ``get_current_visuals``. The
 inputs themselves are measured for a model with the attributes of :class:`restormixer_arch.protocol.MeasuresInputs`.
@@ -53,7 +53,7 @@ class Measured(NamedTuple):
 
 
 class ValidationStopped(Exception):
-    """A validation was left because the training is to stop."""
+    """Validation was aborted because training should stop."""
 
 
 def run_validation(
@@ -68,10 +68,10 @@ def run_validation(
 
     Args:
         model, loader, current_iter, tb_logger, save_img: see :func:`validate`.
-        stop: asked before each image; if it returns True, the validation is left.
+        stop: called before each image; if it returns True, validation is aborted.
 
     Returns:
-        False if it was left.
+        False if it was aborted.
     """
     kind = type(model)
     known = getattr(kind, "nondist_validation", None) in (SRModel.nondist_validation, validate)
@@ -168,7 +168,7 @@ def _warn_of_broken(dataset: str, measured: list[Measured]) -> None:
         images = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
         get_root_logger().warning(
             f"Validation {dataset}: the output for {len(broken)} of {len(measured)} images is not finite ({images}); "
-            "they are written as black, and the metrics are NaN"
+            "they are saved as black images, and the metrics are NaN"
         )
 
 

@@ -54,7 +54,7 @@ class RestorMixerAblation(RestorMixer):
             self.decoder.head_full = _PlainConv(self.decoder.head_full.conv)
 
     def save_pretrained(self, *arguments: Any, **options: Any) -> Path:
-        """Raises NotImplementedError: the files of a folder do not hold ``scans`` and ``last_norm``."""
+        """Raises NotImplementedError: the files in a folder cannot store ``scans`` and ``last_norm``."""
         raise NotImplementedError("variants of an ablation are kept as .pth only, with their option file")
 
     push_to_hub = save_pretrained

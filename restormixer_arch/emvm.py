@@ -105,7 +105,7 @@ class StridedScan(DirectionalScan):
         channels: C.
         d_state: N.
         expand: D = int(expand * C).
-        scan_merge: ``paper`` sums the three scans. ``official`` does as the released code, where a slip replaces
+        scan_merge: ``paper`` sums the three scans. ``official`` does what the released code does, where a bug replaces
             the column-backward output by the row-backward one, read as (W, H) and transposed, so that the
             column-backward direction never trains.
 

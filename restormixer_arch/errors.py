@@ -1,4 +1,4 @@
-"""Mistakes of the user: the command line shows each in one line and ends with exit code 2."""
+"""User errors: the command line reports each in one line and exits with code 2."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def file_error(error: OSError) -> str:
 
 def closest(name: str, choices: Iterable[str]) -> str | None:
     """Return the most similar of ``choices``, or None where nothing is close."""
-    # Case-insensitive, since 'restormixer' for 'RestorMixer' is the commonest slip.
+    # Case-insensitive, since 'restormixer' for 'RestorMixer' is the most common mistake.
     by_lower = {str(choice).lower(): str(choice) for choice in choices}
     close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[close[0]] if close else None

@@ -76,7 +76,7 @@ class FolderLock:
 
 @contextmanager
 def locked(folder: Path, instead: str) -> Iterator[None]:
-    """Lock a folder, which is made if need be. Raises UserError: another process has it."""
+    """Lock a folder, creating it if necessary. Raises UserError if another process has locked it."""
     folder.mkdir(parents=True, exist_ok=True)
     with closing(FolderLock(instead)) as lock:
         lock.take(folder)

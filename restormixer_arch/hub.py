@@ -91,7 +91,7 @@ class HubMixin:
         fetching = {"revision": revision, "cache_dir": cache_dir, "token": token}
         path = locate(name, **fetching, force_download=force_download, local_files_only=local_files_only)
         if path.suffix.lower() != ".safetensors":
-            raise UserError(f"{name}: is no .safetensors file; 'basicsr export {name} -o model.safetensors' makes one")
+            raise UserError(f"{name}: not a .safetensors file; 'basicsr export {name} -o model.safetensors' makes one")
         state = read_safetensors(path)
         try:
             return cls.from_weights(state, network_options(cls, path, state)).eval()
@@ -200,7 +200,7 @@ def find_here(name: str | Path) -> Path | None:
         return path if path.is_file() else path / WEIGHTS
     if path.is_dir():
         trained = [file for file in (path / LATEST_WEIGHTS, path / "models" / LATEST_WEIGHTS) if file.is_file()]
-        hint = f"; a training's weights are {trained[0]}" if trained else ""
+        hint = f"; use the weights of the training, {trained[0]}" if trained else ""
         raise UserError(f"{name}: this folder holds no {WEIGHTS}{hint}")
     if path.exists():
         raise UserError(f"{name}: {SPECIAL_FILE}")
@@ -211,7 +211,7 @@ def find_here(name: str | Path) -> Path | None:
         raise UserError(f"{name}: no such file of weights.{did_you_mean(path.name, near)}")
     if hint := did_you_mean(path.name, [other for other in near if _may_hold_weights(path.with_name(other))]):
         raise UserError(
-            f"{name}: no such file or folder of weights in {str(path.parent)!r} here, and so not looked for on the "
+            f"{name}: no such weights in {str(path.parent)!r}, so they are not looked for on the "
             f"Hugging Face Hub.{hint}"
         )
     return None
@@ -239,7 +239,7 @@ def _errors_of_the_hub(repo_id: str, done: str) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError as error:
-        raise UserError(f"{at}: the repository asks for an agreement on its page, and for 'hf auth login'") from error
+        raise UserError(f"{at}: the repository is gated: accept its terms online, and run 'hf auth login'") from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(
             f"{at}: no such file here, and no such repository on the Hugging Face Hub (a private one needs "
@@ -249,8 +249,8 @@ def _errors_of_the_hub(repo_id: str, done: str) -> Iterator[None]:
         raise UserError(f"{at}: the repository has no such revision") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise UserError(
-            f"{at}: no such file here, and the Hugging Face Hub cannot be reached (no network, or HF_HUB_OFFLINE is "
-            "set), nor is it in the cache"
+            f"{at}: no such file here, and the Hugging Face Hub cannot be reached (no connection, or HF_HUB_OFFLINE is "
+            "set), and it is not in the cache"
         ) from error
     except errors.EntryNotFoundError as error:
         raise UserError(f"{at}: the repository has no {WEIGHTS}, so no weights of RestorMixer") from error

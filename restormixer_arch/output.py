@@ -1,4 +1,4 @@
-"""What leaves the program: results on stdout, notes and errors on stderr, and files and folders by atomic writes.
+"""Output: results on stdout, notes and errors on stderr, and atomic writes of files and folders.
 
 A file or folder is written under a temporary name beside its place and renamed at the end. The name is the process's
 own, so that two processes may write the same file: the last one's stays. What a killed process has left is removed by a
@@ -31,7 +31,7 @@ _shared_job = False  # see set_shared_job
 
 
 def set_shared_job(shared: bool) -> None:
-    """Set whether this process does a job together with others, so that only the first of them speaks.
+    """Set whether this process is part of a multi-process job, in which only the first process prints.
 
     The environment alone does not show it: in a pod of a cluster RANK is set for whatever command is run.
     """
@@ -40,7 +40,7 @@ def set_shared_job(shared: bool) -> None:
 
 
 def is_first_process() -> bool:
-    """True for the process that may speak: the first of a job of several processes, or any process of its own."""
+    """True for the process that may print: the first process of a job, or any standalone process."""
     distributed = sys.modules.get("torch.distributed")  # of a training that this project's commands have not started
     started = distributed is not None and distributed.is_available() and distributed.is_initialized()
     if not _shared_job and not started:
@@ -49,7 +49,7 @@ def is_first_process() -> bool:
 
 
 def printable(text: str, stream: TextIO | None) -> str:
-    """Return a text with escapes for what a terminal would obey, or the stream's encoding does not have."""
+    """Return a text with escapes for terminal control characters, and for characters that the stream cannot encode."""
     text = UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
@@ -71,11 +71,11 @@ def say(text: str) -> None:
 
 
 def note(text: str, *, any_process: bool = False) -> None:
-    """Write one line to stderr that the user should know but need not act on.
+    """Write a one-line note to stderr that needs no action.
 
     Args:
         text: the line.
-        any_process: not from the first process of a job only, since each has another to say.
+        any_process: print from every process of a job, since the notes differ.
     """
     if any_process or is_first_process():
         complain(f"note: {text}")

@@ -168,7 +168,7 @@ class RestorMixer(HubMixin, nn.Module):
         out_channels: the same number, since the network predicts a residual.
         base_channels: C, channels at full resolution; 2C and 4C below.
         num_blocks: RDCNN blocks at full resolution, and blocks at 1/2 and at 1/4, half of them EMVM and half of them
-            MWSA, so even. Each is the count of the encoder and again of the decoder.
+            MWSA, so even. The same counts are used in the encoder and in the decoder.
         window_size: window of a stage's first MWSA block; the i-th has i times that.
         encoder_heads: attention heads at 1/2 and 1/4 in the encoder.
         decoder_heads: the same in the decoder, where the released code has 4 at both.
@@ -177,7 +177,7 @@ class RestorMixer(HubMixin, nn.Module):
         expand: inner channels of a scan as a multiple of the stage's channels.
         deep_supervision: return all three outputs while training.
         upscale: 1, 2, 3 or 4. Above 1 the residual is added to the bicubic enlargement of the input.
-        scan_merge: ``paper``, or ``official`` for checkpoints trained with the released code's slip, see
+        scan_merge: ``paper``, or ``official`` for checkpoints trained with the bug of the released code, see
             :class:`~restormixer_arch.emvm.StridedScan`.
 
     Shape:

@@ -30,7 +30,7 @@ COMMON = {"name": "tiny", "model_type": "SRModel", "scale": 1, "num_gpu": "auto"
 
 @pytest.fixture(autouse=True)
 def fresh_log() -> Iterator[None]:
-    """BasicSR's log is opened once a process, by the first who asks for it; here, once a test."""
+    """BasicSR opens its log once per process; here, once per test."""
     yield
     module = sys.modules.get("basicsr.utils.logger")
     if module is not None and module.initialized_logger.pop("basicsr", None):

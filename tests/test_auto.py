@@ -51,7 +51,7 @@ def choose(monkeypatch, task, probability=0.9):
         ("mixed", 0.6, "mixed (60%)", True),
         ("clean", 0.9, "clean (90%); copied unchanged", False),
         ("clean", 0.4, "clean (40%); copied unchanged", False),
-        ("derain", 0.4, "perhaps derain (40%), too unsure; copied unchanged", False),
+        ("derain", 0.4, "uncertain, perhaps derain (40%); copied unchanged", False),
     ],
 )
 def test_what_becomes_of_a_picture(place, capsys, monkeypatch, task, probability, remark, changed):
@@ -174,7 +174,7 @@ def test_the_confusion_table():
     lines = task_choice.confusion_table(choices).splitlines()
     assert lines[2] == "| clean | 1 | **0** |  |  |  |  |  |  |  | 1 |"
     assert lines[3] == "| derain | 2 |  | **1** |  |  |  |  |  | 1 |  |"
-    assert lines[-1] == "Of 3 images 1 are right, 1 stay as they are."
+    assert lines[-1] == "Of 3 images 1 are classified correctly; 1 are left unchanged."
 
 
 def test_a_fit_of_separable_statistics_is_right():
@@ -202,4 +202,4 @@ def test_the_usage_of_the_module(capsys):
 
 def test_the_page_has_the_columns_of_the_table():
     page = (Path(__file__).parents[1] / "restormixer_arch/inference/RESTORE.md").read_text(encoding="utf-8")
-    assert f"| it is \\ chosen | images | {' | '.join(task_choice.TASKS)} | unsure |" in page
+    assert f"| actual \\ chosen | images | {' | '.join(task_choice.TASKS)} | unsure |" in page

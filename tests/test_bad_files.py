@@ -186,9 +186,9 @@ class Runs:
     [
         (b"<!doctype html><html></html>", "it is a web page or a pointer to a file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a web page or a pointer to a file"),
-        (b"", "it is damaged, or no file of torch.save"),
-        (bytes(range(256)) * 20, "it is damaged, or no file of torch.save"),
-        (pickle.dumps(Runs()), "it is damaged, or no file of torch.save"),
+        (b"", "it is damaged, or was not saved with torch.save"),
+        (bytes(range(256)) * 20, "it is damaged, or was not saved with torch.save"),
+        (pickle.dumps(Runs()), "it is damaged, or was not saved with torch.save"),
     ],
 )
 def test_what_are_no_weights(folder, content, message):
@@ -250,7 +250,7 @@ def test_an_lmdb_that_is_cut_short_is_named_and_kills_nobody(folder, missing):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.returncode  # a signal would be negative
-    assert done.returncode == 0 or "x.lmdb: data.mdb is cut short: it has" in done.stderr
+    assert done.returncode == 0 or "x.lmdb: data.mdb is truncated: it has" in done.stderr
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

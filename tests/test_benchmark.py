@@ -194,12 +194,12 @@ def test_ctrl_c_shows_and_writes_what_was_measured(monkeypatch, tmp_path, capsys
     assert cli.main(["bench", "--quick", "--threads", "1", "--json", str(file)]) == 130
     out, err = capsys.readouterr()
     assert "| forward 256 | RestorMixer | 1.00 s |" in out
-    assert err == "basicsr: stopped while measuring training step; what was measured before is shown\n"
+    assert err == "basicsr: stopped while measuring training step; showing the results so far\n"
     written = json.loads(file.read_text())
     assert written["stopped"] == "training step" and list(written["times"]) == [
         "matrix product",
         "forward 256",
-        "forward 256, own malloc",
+        "forward 256, default malloc",
     ]
 
 
@@ -275,7 +275,7 @@ def test_the_suite_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Card")
     monkeypatch.setattr(suite, "_run", lambda job, label: jobs.setdefault(label, job) and {})
     result = suite.run_suite(threads=1, rounds=1, quick=True, device="cuda")
-    assert {job["device"] for job in jobs.values()} == {"cuda"} and "forward 256, own malloc" not in jobs
+    assert {job["device"] for job in jobs.values()} == {"cuda"} and "forward 256, default malloc" not in jobs
     assert "triton" in jobs["scan, forward and backward"]["works"]
     assert not {"native", "cuda", "torch"} & jobs["scan, forward and backward"]["works"].keys()
     assert (result["machine"]["gpu"], result["machine"]["scan_on_gpu"]) == ("Card", "cuda:0: triton")

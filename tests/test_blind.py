@@ -128,5 +128,5 @@ def test_wrong_scales_and_labels():
         BlindParameters(NONE, NONE, scale=0)
     with pytest.raises(ValueError, match="multiples of scale 3, got 64x64"):
         add_blind(GRAY, BlindParameters(NONE, NONE, scale=3))
-    with pytest.raises(UserError, match="'down_blind' is not a label of degradations: blind reduces an image itself"):
+    with pytest.raises(UserError, match="'down_blind' is not a degradation label: 'blind' downsamples itself"):
         draw_composition(np.random.default_rng(0), "down_blind", scale=2)

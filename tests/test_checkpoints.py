@@ -67,7 +67,7 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_resumes(
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(
         rf"basicsr: error: \S*4{re.escape(suffix)}: the checkpoint cannot be saved \(No space left on device\); "
-        r"\S*training_states/2\.state and its weights are whole",
+        r"\S*training_states/2\.state and its weights are intact",
         last,
     ), last
     assert not any(EXPERIMENT.rglob("*.tmp"))

@@ -43,15 +43,15 @@ def errors(capsys) -> list[str]:
         (["trian"], f"unknown command 'trian'. Did you mean 'train'? Commands: {', '.join(cli.COMMANDS)}"),
         (
             ["compare", "--pages", "x", "--steps"],
-            "basicsr compare: --steps belongs to -opt. See 'basicsr compare --help'",
+            "basicsr compare: --steps needs -opt. See 'basicsr compare --help'",
         ),
         (
             ["compare", "--report", "x", "--out", "y"],
-            "basicsr compare: --out belongs to --pages and --join. See 'basicsr compare --help'",
+            "basicsr compare: --out needs --pages or --join. See 'basicsr compare --help'",
         ),
         (
             ["compare", "--report", ""],
-            "basicsr compare: argument --report: expected a name, got none. See 'basicsr compare --help'",
+            "basicsr compare: argument --report: expected a name, got an empty string. See 'basicsr compare --help'",
         ),
         (
             ["compare"],
@@ -101,8 +101,11 @@ def test_the_switches_of_basicsr_s_scripts_say_what_they_do(capsys):
             run(command, "--help")
         texts[command] = " ".join(capsys.readouterr().out.split())
     assert "--auto_resume resume from the newest checkpoint" in texts["train"]
-    assert "--debug name the run debug_NAME, log every iteration, validate and save every 8, without" in texts["train"]
-    assert "--auto_resume no effect; accepted since BasicSR's test script has it" in texts["test"]
+    assert (
+        "--debug name the run debug_NAME, log every iteration, validate and save every 8 iterations, no"
+        in texts["train"]
+    )
+    assert "--auto_resume no effect; accepted for compatibility with BasicSR's test script" in texts["test"]
     assert "--debug write to results/debug_NAME" in texts["test"]
 
 
@@ -115,7 +118,7 @@ def test_only_jobs_of_several_processes_are_silent(folder, capsys, monkeypatch):
     assert run("train", "-opt", "x.yml") == 2 and not output.is_first_process()
     assert run("doctor", "x") == 2 and output.is_first_process()
     monkeypatch.setattr("restormixer_arch.cli.doctor.SECTIONS", {})
-    assert run("doctor") == 0 and capsys.readouterr().out.endswith("training can run\n")
+    assert run("doctor") == 0 and capsys.readouterr().out.endswith("ready to train\n")
     for command in ("test", "compare"):
         assert run(command, "-opt", "x.yml") == 2 and not output.is_first_process()
     monkeypatch.setenv("RANK", "0")
@@ -172,7 +175,7 @@ def test_train_resume_and_test(train_file, test_options, write, capsys):
     assert out == f"pairs_test: PSNR {last_psnr(log):.2f} dB; images: {images}\n"
     assert len(list(Path(images).glob("*_tiny.png"))) == 6
     assert run("test", "-opt", "x.yml") == 0
-    assert "basicsr: note: results/tiny is there from an earlier run, which is kept as" in capsys.readouterr().err
+    assert "basicsr: note: results/tiny exists from an earlier run, which was renamed to" in capsys.readouterr().err
 
 
 def test_a_network_without_weights_is_measured_with_a_warning(pairs, test_options, write, capsys):

@@ -77,7 +77,7 @@ def test_a_killed_comparison_resumes(pairs, write, capsys, here):
 
     assert cli.main(["compare", "-opt", file, "--auto_resume"]) == 0
     said = capsys.readouterr()
-    assert "note: edsr is trained already: 300 iterations" in said.err and weights.stat().st_mtime_ns == before
+    assert "note: edsr is already trained: 300 iterations" in said.err and weights.stat().st_mtime_ns == before
     assert "Resuming training from epoch" in log.read_text(encoding="utf-8")
     found = results.read(RESULTS)
     assert [one.name for one in found.competitors] == ["edsr", "ridnet"] and found.budget == "300 iterations"
@@ -135,7 +135,7 @@ def test_weights_that_are_there_and_a_run(pairs, write, capsys, here):
     assert cli.main(["compare", "-opt", write(options)]) == 0
     (aside,) = RESULTS.parent.glob("tiny_archived_*")
     assert (aside / "mine.txt").read_text() == "kept" and not (RESULTS / "mine.txt").exists()
-    assert "is renamed to results/tiny_archived_" in capsys.readouterr().err
+    assert "was renamed to results/tiny_archived_" in capsys.readouterr().err
     found = results.read(RESULTS)
     assert found.budget is None and [one.training for one in found.competitors] == [None, None]
     assert found.datasets[0].difference["psnr"]["weights"] == results.Difference(mean=0, low=0, high=0)

@@ -80,10 +80,12 @@ def test_weights_of_an_ablation_are_named(tmp_path):
 def test_weights_that_nobody_recognizes(tmp_path, monkeypatch):
     pytest.importorskip("spandrel")
     weights, _ = saved(tmp_path, RIDNET)
-    with pytest.raises(UserError, match="net.pth: spandrel does not recognize its network; name it by network_g"):
+    with pytest.raises(UserError, match="net.pth: spandrel does not recognize its network; specify it with network_g"):
         build(Entry("some", weights=weights))
     monkeypatch.setattr(spandrel_networks, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="net.pth: no RestorMixer; recognizing other networks needs spandrel: pip"):
+    with pytest.raises(
+        UserError, match="net.pth: is not a RestorMixer; recognizing other networks needs spandrel: pip"
+    ):
         build(Entry("some", weights=weights))
 
 
@@ -135,7 +137,9 @@ def test_folders_that_are_no_run(run, tmp_path_factory):
     later = run / "y.yml"
     later.write_text("network_g: {type: EDSR}\n", encoding="utf-8")
     os.utime(later, (2e9, 2e9))
-    with pytest.raises(UserError, match="y.yml: validates nothing, so that no weights are best; expected checkpoint"):
+    with pytest.raises(
+        UserError, match="y.yml: has no validation set, so there are no best weights; expected checkpoint"
+    ):
         entry_of_run("old", str(run), "best", None)
     later.write_text("network_g: {}\n", encoding="utf-8")
     with pytest.raises(UserError, match="y.yml: has no section network_g with a type"):

@@ -69,7 +69,7 @@ def test_faults(pairs, write, key, value, message):
 def test_nothing_to_train(pairs, write):
     options = compare_options()
     options["competitors"] = {"old": {"weights": "pairs"}}
-    with pytest.raises(UserError, match="x.yml: train: every competitor has weights already: there is nothing to"):
+    with pytest.raises(UserError, match="x.yml: train: every competitor already has weights, so there is nothing to"):
         read_compare_file(write(options))
 
 
@@ -138,7 +138,7 @@ def test_steps_of_nothing(pairs, write, capsys):
     del options["train"], options["datasets"]["train"]
     assert cli.main(["compare", "-opt", write(options), "--steps"]) == 2
     assert capsys.readouterr().err == (
-        "basicsr: error: x.yml: --steps: no competitor is trained, so that there is no step to measure\n"
+        "basicsr: error: x.yml: --steps: no competitor is trained, so there is no step to measure\n"
     )
 
 

@@ -37,14 +37,12 @@ def example(points):
 def test_where_two_networks_change_places():
     """From +1 at 6 minutes to -1 at 24 the middle on a log scale is 12 minutes."""
     crossed = example({6: 1.0, 24: -1.0, 96: -3.0})
-    assert study_page.crossings(crossed, ("d", "psnr")) == ["- second and first change places at about 12 minutes."]
+    assert study_page.crossings(crossed, ("d", "psnr")) == ["- second and first cross at about 12 minutes."]
     assert study_page.crossings(example({6: 1.0, 24: 2.0}), ("d", "psnr")) == []
     unsure = example({6: 1.0, 24: 0.5, 96: -1.0})
     unsure.rows[3].values["b"] -= 1.5  # at 24 minutes +0.5 on one picture and -1 on the other, -0.25 in the mean
     at = 6 * 4 ** (1 / 1.25)  # between 6 and 24, though only 96 is sure to be below
-    assert study_page.crossings(unsure, ("d", "psnr")) == [
-        f"- second and first change places at about {at:.0f} minutes."
-    ]
+    assert study_page.crossings(unsure, ("d", "psnr")) == [f"- second and first cross at about {at:.0f} minutes."]
     unsure.rows[5].values["b"] += 4  # at 96 minutes -1 and +3: nothing is sure any more
     assert study_page.crossings(unsure, ("d", "psnr")) == []
     page = study_page.markdown(crossed)
@@ -63,11 +61,11 @@ def test_means_by_label():
         row.values = {names[name]: value for name, value in row.values.items()} | {"3_rain": 9.0, "4": 50.0}
     labeled.rows.append(labeled.rows[0].model_copy(update={"minutes": 96}))  # of the first one alone
     page = study_page.markdown(labeled)
-    table = "By label, after 24 minutes, seeds 1, 2:\n\n|  | first | second |\n| --- | --: | --: |\n"
+    table = "Per label, after 24 minutes, seeds 1, 2:\n\n|  | first | second |\n| --- | --: | --: |\n"
     assert table + "| low_haze | 27.00 | 27.50 |\n| rain | 9.00 | 9.00 |\n\n" in page + "\n"
     assert "over the seeds by the variance of all" in page
     alone = study_page.markdown(example({6: 1.0}))
-    assert "By label" not in alone and "over the photographs alone, since each network was trained with one" in alone
+    assert "By label" not in alone and "only over the photographs, since each network was trained with one" in alone
 
 
 def test_a_page_of_several_studies(tmp_path, capsys):
@@ -117,8 +115,8 @@ def test_a_file_that_is_no_study_is_one_line(tmp_path, capsys, content, message)
         (lambda s: s.rows.clear(), "a study has at least one network and one row"),
         (lambda s: s.networks.pop(), "second, 6 minutes: not one of the networks"),
         (lambda s: s.inputs.clear(), "first, 6 minutes: no input of d by psnr"),
-        (lambda s: s.rows[1].values.clear(), "second, 6 minutes: not the pictures of d that the rows before have, in"),
-        (lambda s: reverse(s.rows[1]), "second, 6 minutes: not the pictures of d that the rows before have, in"),
+        (lambda s: s.rows[1].values.clear(), "second, 6 minutes: the images of d differ from those of earlier rows"),
+        (lambda s: reverse(s.rows[1]), "second, 6 minutes: the images of d differ from those of earlier rows"),
         (
             lambda s: s.rows.append(s.rows[1].model_copy(update={"manual_seed": 2, "iterations": 3})),
             "second, 6 minutes: trained for different iterations with different seeds",
@@ -148,7 +146,7 @@ def test_intervals_over_the_photographs_alone_are_named():
     """Seeds with equal means on other pictures differ by chance alone."""
     seeds = example({6: 1.0})
     seeds.rows.append(seeds.rows[0].model_copy(update={"manual_seed": 2, "values": {"a": 31.0, "b": 19.0}}))
-    text = "The seeds differ by no more than chance here: the intervals are over the photographs alone."
+    text = "The seeds differ by no more than chance here; the intervals are only over the photographs."
     assert text in study_page.markdown(seeds)
     seeds.rows[-1].values = {"a": 32.0, "b": 22.0}
     assert text not in study_page.markdown(seeds)
@@ -243,7 +241,7 @@ def reverse(row):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda part: part.rows.append(example({6: 1.0}).rows[1]), "second, 6 minutes, manual_seed 1 is in "),
+        (lambda part: part.rows.append(example({6: 1.0}).rows[1]), "second, 6 minutes, manual_seed 1 is already in "),
         (lambda part: setattr(part, "name", "t"), "differs from {first} in its name: they are not parts of one study"),
         (lambda part: part.networks[0].arguments.update(width=2), "differs from {first} in arguments of second:"),
         (lambda part: part.inputs["d"].update(psnr=12.02), "differs from {first} in the inputs of d:"),

@@ -75,7 +75,7 @@ def test_inputs_are_enlarged_to_the_size_of_the_truth(pairs):
     expected = imresize(cv2.imread("pairs/lq/2.png").astype(np.float32) / 255, 2).clip(0, 1)[4:-4, 4:-4] * 255
     assert np.abs(cv2.imread(rows[2]["input"])[4:-4, 4:-4] - expected).max() <= 0.51
     with pytest.raises(
-        UserError, match=r"competitors.none: restores '\d' to \(10, 10, 3\), the truth is \(20, 20, 3\)"
+        UserError, match=r"competitors.none: restores '\d' to \(10, 10, 3\), ground truth: \(20, 20, 3\)"
     ):
         measure_pictures(options_to_test({**compare_options(), "scale": 2}), pairs, "none", torch.nn.Identity(), CPU)
 

@@ -46,19 +46,19 @@ FAULTS = [
     (lambda o: o["train"].update(budget={"minutes": 6}), "train.budget: cannot be combined with 'runs', which sets "
      "the budgets"),
     (lambda o: o["competitors"]["ridnet"].pop("step_seconds"), "competitors.ridnet.step_seconds: required key is "
-     "missing: minutes become iterations by it, see 'basicsr compare --steps'"),
+     "missing: it converts minutes into iterations, see 'basicsr compare --steps'"),
     (lambda o: o["competitors"]["ridnet"].update(step_seconds=0), "competitors.ridnet.step_seconds: got 0, expected "
      "more than 0"),
     (lambda o: o["runs"][2].update(competitors=["edsr", "ridnt"]), "runs.2.competitors: 'ridnt' is not a known "
      "competitor. Did you mean 'ridnet'? Known: edsr, ridnet"),
-    (lambda o: o["runs"][2].update(competitors=["ridnet"]), "runs.2.competitors: lacks 'edsr', the first one, which "
+    (lambda o: o["runs"][2].update(competitors=["ridnet"]), "runs.2.competitors: must include 'edsr', which "
      "the others are compared with"),
     (lambda o: o["runs"][2].update(manual_seed=1), "runs.2: 1min_seed1 exists already"),
     (lambda o: o["runs"][0].pop("minutes"), "runs.0.minutes: required key is missing (the budget of each competitor, "
      "by its step_seconds)"),
     (lambda o: o["runs"][1].update(manual_seed=2**33), "runs.1.manual_seed: got 8589934592, expected"),
     (lambda o: o["competitors"]["ridnet"].update(weights="x.pth"), "competitors.ridnet.weights: a study trains every "
-     "competitor from nothing; compare finished ones in a file without 'runs'"),
+     "competitor from scratch; compare trained networks in a file without 'runs'"),
     (lambda o: o["context"]["dataset"].update(mean=[0.5, 0.5, 0.5]), "context.dataset.mean: pictures are compared in "
      "[0, 1], without mean and std"),
     (lambda o: o["datasets"]["test"].update(color="y"), "datasets.test.color: got 'y', pictures are compared in RGB"),

@@ -19,7 +19,7 @@ INPUTS = [(20.0, 9.0, 0.5), (22.0, 9.5, 0.7)]  # PSNR, NIQE, SSIM of two picture
 RESTORED = {"ours": [(30.0, 5.0, 0.9), (32.0, 5.0, 0.8)], "a|b": [(29.0, 4.0, 0.9), (33.0, 5.0, 0.8)]}
 EXPECTED = r"""# trial
 
-Means over rain (2 pictures). Each without given weights was trained for 600 iterations. The best value of a column is bold.
+Means over rain (2 pictures). Each network without given weights was trained for 600 iterations. The best value of a column is bold.
 
 |  | psnr (dB) | niqe | ssim | Parameters | GMAC | thop's GMAC | Latency | Peak memory | Iterations | Training |
 | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |
@@ -27,10 +27,10 @@ Means over rain (2 pictures). Each without given weights was trained for 600 ite
 | ours | **31.00** | 5.00 | **0.8500** | **0.500 M** | 2.00 | 1.50 | **25.0 ms** | 100 MiB | 600 | 1.5 min |
 | a\|b | **31.00** | **4.50** | **0.8500** | 1.250 M | **1.00** |  | 1.20 s |  |  |  |
 
-GMAC, latency (median of 7 runs in turn) and peak memory of the process are those of one 64x64 picture on Abacus, 2 threads, torch 2.9.0. GMAC counts scans and attention, with BatchNorm folded; thop sees only some kinds of layers, unfolded.
+GMAC, latency (median of 7 runs in turn) and peak memory of the process are those of one 64x64 picture on Abacus, 2 threads, torch 2.9.0. GMAC counts scans and attention, with BatchNorm folded; thop counts only some types of layers, unfolded.
 Lower is better: niqe.
 
-Difference to ours on the same pictures: mean, and its 95% interval over the photographs (Student's t).
+Difference from ours on the same images: mean and 95% interval over the photographs (Student's t).
 
 |  | psnr (dB) | niqe | ssim |
 | --- | --: | --: | --: |

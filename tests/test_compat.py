@@ -263,7 +263,10 @@ def test_released_weights_of_another_scale_are_loaded_where_they_fit(loads, tmp_
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"nothing", r"x\.pth: cannot be read as PyTorch weights \(it is damaged, or no file of torch\.save\)$"),
+        (
+            b"nothing",
+            r"x\.pth: cannot be read as PyTorch weights \(it is damaged, or was not saved with torch\.save\)$",
+        ),
         (
             {"params": {"a": torch.zeros(1)}},
             r"x\.pth: does not fit .*: missing: 2 tensors, first 'weight'; unexpected: 1 tensors, first 'a'$",
@@ -307,7 +310,7 @@ def test_a_test_says_that_there_are_averaged_weights_too(loads, tmp_path, monkey
     for key, given, is_train in (("params", None, False), ("params", "params", False), ("params", None, True)):
         loads(path, key, given=given, is_train=is_train)
     loading = f"Loading Linear from {path}, parameter key params"
-    hint = "; path.param_key_d: params_ema takes the averaged weights, which it has too"
+    hint = "; path.param_key_d: params_ema loads the averaged weights, which the file has too"
     assert logged == [f"{loading}{hint}.", f"{loading}.", f"{loading}."]
 
 

@@ -35,11 +35,11 @@ def test_labels_are_read():
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ("hase", r"'hase' is not a label of degradations: 'hase' is none of low, haze.* Did you mean 'haze'\?"),
-        ("haze_low", r"'haze_low' is not a label of degradations. Did you mean 'low_haze'\?"),
-        ("rain_rain", r"'rain_rain' is not a label of degradations. Did you mean 'rain'\?"),
-        ("low_clean", "'clean' is none of"),
-        ("", "'' is not a label"),
+        ("hase", r"'hase' is not a degradation label: 'hase' is not one of low, haze.* Did you mean 'haze'\?"),
+        ("haze_low", r"'haze_low' is not a degradation label. Did you mean 'low_haze'\?"),
+        ("rain_rain", r"'rain_rain' is not a degradation label. Did you mean 'rain'\?"),
+        ("low_clean", "'clean' is not one of"),
+        ("", "'' is not a degradation label"),
     ],
 )
 def test_bad_labels(label, message):

@@ -124,7 +124,7 @@ def test_results_that_were_there_are_shown(place, capsys):
     assert run("--sheet", "sheet.png") == 0
     assert (
         capsys.readouterr().out
-        == "out: 1 restored\nout: 1 already there (perhaps by other weights; --overwrite restores it again)\n"
+        == "out: 1 restored\nout: 1 already there (perhaps made with other weights; --overwrite restores it again)\n"
         and Path("sheet.png").is_file()
     )
 
@@ -132,7 +132,7 @@ def test_results_that_were_there_are_shown(place, capsys):
 def test_a_sheet_that_is_there_is_kept(place, capsys):
     Path("sheet.png").write_bytes(b"mine")
     assert run("--sheet", "sheet.png") == 2
-    line = "basicsr: error: --sheet: sheet.png exists already; give another name, or --overwrite\n"
+    line = "basicsr: error: --sheet: sheet.png already exists; choose another name, or use --overwrite\n"
     assert capsys.readouterr().err == line
     assert not Path("out").exists() and Path("sheet.png").read_bytes() == b"mine"
     assert run("--sheet", "sheet.png", "--overwrite") == 0
@@ -144,8 +144,8 @@ def test_a_sheet_that_is_there_is_kept(place, capsys):
     [
         ("sheet.gif", "sheet.gif must end in .png, .jpg, .jpeg"),
         ("none/sheet.png", "there is no folder 'none'"),
-        ("out/a.png", "out/a.png is a file of this run; give another name"),
-        ("in/a.png", "in/a.png is a file of this run; give another name"),
+        ("out/a.png", "out/a.png is a file of this run; choose another name"),
+        ("in/a.png", "in/a.png is a file of this run; choose another name"),
         ("in/sheet.png", "in/sheet.png lies in an input folder, where the next run would restore it; put it into out"),
     ],
 )
@@ -157,8 +157,8 @@ def test_refused(place, capsys, sheet, message):
 @pytest.mark.parametrize(
     ("inputs", "out", "sheet", "message"),
     [
-        (["n*.png"], "out", "nsheet.png", "nsheet.png matches 'n*.png', so that the next run would restore it; put it"),
-        (["**/*.png"], "out", "in/s.png", "in/s.png matches '**/*.png', so that the next run would restore it; put it"),
+        (["n*.png"], "out", "nsheet.png", "nsheet.png matches 'n*.png', so the next run would restore it; put it"),
+        (["**/*.png"], "out", "in/s.png", "in/s.png matches '**/*.png', so the next run would restore it; put it"),
         (["more/sub"], "more", "more/sub/s.png", "more/sub/s.png lies in an input folder, where the next run would"),
         (["more/*/*.png"], "more", "more/sub/s.png", None),
         (["n*.png"], "out", "sheet.png", None),

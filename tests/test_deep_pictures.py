@@ -15,7 +15,7 @@ from tiny_network import save_identity
 
 from restormixer_arch.data.images.exif import UPRIGHT
 from restormixer_arch.data.images.opencv import decode
-from restormixer_arch.data.images.picture import read_picture, write_picture
+from restormixer_arch.data.images.picture import picture_size, read_picture, write_picture
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.restore import restore
 
@@ -284,3 +284,26 @@ def test_opencvs_lack_of_memory_is_not_a_damaged_file(monkeypatch):
     monkeypatch.setattr(cv2, "imdecode", imdecode)
     with pytest.raises(MemoryError):
         decode(b"II*\0")
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib", "predictor": True}, {"tile": (16, 16)}])
+@pytest.mark.parametrize(
+    ("channels", "extra", "kept"),
+    [(2, ["unassalpha"], 1), (4, ["unassalpha"], 3), (5, ["unassalpha", "unspecified"], 3), (4, ["unspecified"], 3)],
+)
+def test_planes_of_8_bits_with_further_channels_are_exact(tmp_path, channels, extra, kept, options):
+    """Pillow mixes their planes up."""
+    planes = np.random.default_rng(channels).integers(0, 256, (channels, 20, 30), np.uint8)
+    photometric = "rgb" if kept == 3 else "minisblack"
+    tifffile.imwrite(
+        tmp_path / "a.tif", planes, photometric=photometric, extrasamples=extra, planarconfig="separate", **options
+    )
+    picture = read_picture(tmp_path / "a.tif")
+    gray = np.repeat(planes[:1], 3, axis=0) if picture.pixels.shape[2] > kept else planes[:kept]
+    np.testing.assert_array_equal(picture.pixels, gray.transpose(1, 2, 0))
+    if extra[0] == "unassalpha":
+        np.testing.assert_array_equal(picture.alpha, planes[kept])
+    else:
+        assert picture.alpha is None
+    assert ("channels beyond color and alpha" in picture.left_out) == ("unspecified" in extra)
+    assert picture_size(tmp_path / "a.tif") == (30, 20)

@@ -45,7 +45,7 @@ def test_a_sheet_replaces_no_file(photo, capsys):
         assert capsys.readouterr().err.endswith("--out: 'photo.png' is the photograph; choose another file\n")
     Path("mine.png").write_bytes(b"mine")
     assert main([*arguments, "mine.png"]) == 2
-    message = "--out: 'mine.png' already exists; choose another file, or --overwrite\n"
+    message = "--out: 'mine.png' already exists; choose another file, or use --overwrite\n"
     assert capsys.readouterr().err.endswith(message) and Path("mine.png").read_bytes() == b"mine"
     assert main([*arguments, "mine.png", "--overwrite"]) == 0
     assert cv2.imread("mine.png") is not None and Path("photo.png").read_bytes() == before
@@ -99,10 +99,16 @@ def test_a_fixed_set(photo, folder, capsys):
         (["set", "--gt", "nowhere", "--out", "deep/x"], "dataroot_gt: 'nowhere'"),
         (["set", "--gt", ".", "--out", "x", "--seed", "-1"], "expected a whole number from 0, got '-1'"),
         (["set", "--gt", ".", "--out", "x", "--scale", "0"], "expected a positive whole number, got '0'"),
-        (["set", "--gt", "", "--out", "x"], "argument --gt: expected a name, got none"),
-        (["others", "--gt", "", "--out", "x"], "argument --gt: expected a name, got none"),
-        (["coverage", "--gt", "", "--lq", "x", "--labels", "rain"], "argument --gt: expected a name, got none"),
-        (["coverage", "--gt", "x", "--lq", "", "--labels", "rain"], "argument --lq: expected a name, got none"),
+        (["set", "--gt", "", "--out", "x"], "argument --gt: expected a name, got an empty string"),
+        (["others", "--gt", "", "--out", "x"], "argument --gt: expected a name, got an empty string"),
+        (
+            ["coverage", "--gt", "", "--lq", "x", "--labels", "rain"],
+            "argument --gt: expected a name, got an empty string",
+        ),
+        (
+            ["coverage", "--gt", "x", "--lq", "", "--labels", "rain"],
+            "argument --lq: expected a name, got an empty string",
+        ),
         (["speed", "--seconds", "0"], "--seconds: expected a positive number, got '0'"),
         (["speed", "--seconds", "nan"], "--seconds: expected a positive number, got 'nan'"),
         (["speed", "--size", "15"], "--size: expected a whole number from 16, got '15'"),

@@ -290,7 +290,7 @@ def test_unclipped_noise(clean):
         ({"gt_size": "48"}, "gt_size: got '48', expected a whole number"),
         ({"scale": "2"}, "scale is '2', expected a whole number from 1"),
         ({"dataroot_gt": 3}, "dataroot_gt is 3, expected the name of a file or folder"),
-        ({"dataroot_gt": ""}, "dataroot_gt: expected the name of a folder, got none"),
+        ({"dataroot_gt": ""}, "dataroot_gt: expected the name of a folder, got an empty string"),
         ({"compositions": 3}, "compositions is 3, expected the name"),
         ({"seed": "x"}, "seed is 'x', expected a whole number from 0"),
         ({"compositions": "nowhere.json"}, "nowhere.json: cannot be read"),

@@ -50,7 +50,7 @@ def server(tmp_path_factory):
     pipes = {"stdout": subprocess.PIPE, "stderr": log, "text": True}
     with log, subprocess.Popen([*command, "--tile", "192"], cwd=place, env=variables, **pipes) as process:
         try:
-            assert process.stdout.readline() == f"http://127.0.0.1:{port} shows the page; Ctrl-C ends it\n"
+            assert process.stdout.readline() == f"running on http://127.0.0.1:{port}; press Ctrl-C to stop\n"
             yield f"http://127.0.0.1:{port}", place
             before = (place / "log").read_text()
             start_long_one(f"http://127.0.0.1:{port}", place)
@@ -165,7 +165,7 @@ def test_other_files_are_refused_on_the_page(server, page):
     place = server[1]
     (place / "broken.png").write_bytes(b"no picture")
     restored_by(page, place / "broken.png")
-    assert "broken.png: is not an image that can be read (JPEG, PNG, " in message(page)
+    assert "broken.png: is not a readable image (JPEG, PNG, " in message(page)
     assert "/" not in message(page).replace("8-/16", "")  # no folder of the server is told
     page.refresh()
     until(lambda: button(page, "Restore"))
@@ -188,7 +188,7 @@ def test_too_large_a_picture_is_refused_on_the_page(server, page):
     place = server[1]
     (place / "bomb.png").write_bytes(bomb(10_000, 6_000))
     restored_by(page, place / "bomb.png")
-    assert "bomb.png: has 10000 x 6000 pixels, at most 50 megapixels are taken" in message(page)
+    assert "bomb.png: has 10000 x 6000 pixels, the limit is 50 megapixels" in message(page)
     page.refresh()
     until(lambda: button(page, "Restore"))
     with (place / "long.png").open("wb") as file:
@@ -257,12 +257,12 @@ def test_other_hosts_are_refused(server, headers, status):
         (["--weights", "x.pth"], "x.pth: no such file of weights."),
         (
             ["--weights", "w.safetensors", "--port", "{used}"],
-            "--host, --port: 127.0.0.1:{used} cannot be listened on (Address",
+            "--host, --port: 127.0.0.1:{used} is not available (Address",
         ),
-        (["--weights", "w.safetensors", "--host", "no.such.host.invalid"], "cannot be listened on ("),
+        (["--weights", "w.safetensors", "--host", "no.such.host.invalid"], "is not available ("),
         (["--task", "auto"], "--task: 'auto' is for 'basicsr restore'; expected one of mixed"),
-        (["--task", ""], "argument --task: expected a task such as derain, got none"),
-        (["--host", ""], "argument --host: expected a name, got none"),
+        (["--task", ""], "argument --task: expected a task such as derain, got an empty string"),
+        (["--host", ""], "argument --host: expected a name, got an empty string"),
         (["--port", "70000"], "expected a port from 1 to 65535, got '70000'"),
         (
             ["--tile", "64", "--overlap", "64", "--weights", "w.safetensors"],

@@ -197,7 +197,7 @@ def test_a_process_that_fails_ends_the_job_with_its_message(pairs, train_options
     assert codes == [2, 2]
     assert errors[1].splitlines()[-1] == "basicsr: error: pairs/lq/3.png: cannot be decoded as an image"
     assert errors[0].splitlines()[-1] == (
-        "basicsr: error: process 0 of 2: another process of the job has ended, see its message, or has not answered "
+        "basicsr: error: process 0 of 2: another process of the job has ended (see its message), or has not responded "
         "for dist_params.timeout_minutes"
     )
 
@@ -221,10 +221,13 @@ def test_a_signal_to_one_process_stops_all_after_the_same_iteration(pairs, train
 
     codes, errors = job("train", "-opt", write(several_batches(train_options)), prepare=acting(3, terminate))
     assert codes == [143, 143], errors
-    assert "SIGTERM: stopped after iteration 3 of 8; saved last: experiments/tiny/training_states/3.state" in errors[0]
+    assert (
+        "SIGTERM: stopped after iteration 3 of 8; last checkpoint: experiments/tiny/training_states/3.state"
+        in errors[0]
+    )
     assert load("training_states/3.state")["position"]["consumed"] in (4, 12)
     command = "basicsr train -opt x.yml --launcher pytorch --auto_resume"
-    assert errors[0].splitlines()[-1].endswith(f"; resume by the same launcher with: {command}")
+    assert errors[0].splitlines()[-1].endswith(f"; resume (with the same launcher) with: {command}")
     assert "stopped" not in errors[1]
 
 

@@ -23,7 +23,7 @@ def test_the_report_has_all_sections_and_the_exit_code_follows_the_problems(caps
     for word in ("torch  ", "opencv-python", "lmdb", "cpu  ", "cores", "functional_tensor", "restormixer", "data sets"):
         assert word in out
     assert code == ("  !!  " in out)
-    assert out.endswith("training can run\n" if code == 0 else "to fix first\n")
+    assert out.endswith("ready to train\n" if code == 0 else "to fix first\n")
 
 
 def test_a_problem_gives_exit_code_1(monkeypatch, capsys):
@@ -44,7 +44,7 @@ def test_packages_that_are_missing_or_broken_are_distinguished(monkeypatch):
         f"!!  lmdb               {doctor.version('lmdb')} cannot be imported: "
         "ModuleNotFoundError: No module named 'no_such_two'",
         "--  no-such-three      not installed (for speed; pip install 'restormixer[fast]')",
-        "ok  unnamed            is there under another name",
+        "ok  unnamed            installed under another name",
     ]
 
 
@@ -111,7 +111,7 @@ def test_mps_is_what_option_files_take(monkeypatch):
 
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     (found,) = [line for line in lines(doctor.devices) if "mps" in line]
-    assert found.startswith("ok  mps                found; taken by 'device: mps'")
+    assert found.startswith("ok  mps                found; use 'device: mps'")
     assert AnyFile(name="x", num_gpu=0, device="mps").device == "mps"
 
 

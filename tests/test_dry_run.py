@@ -28,11 +28,11 @@ def test_a_dry_run_trains_and_keeps_nothing(pairs, train_options, write, capsys,
     assert cli.main(["train", "-opt", file, "--dry-run"]) == 0
     assert sorted(Path().rglob("*")) == sorted([*before, Path(file)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "options, data and 3 iterations are in order; nothing was kept"
+    assert lines[0] == "options, data and 3 iterations are OK; nothing was saved"
     assert re.fullmatch(r"memory: \d+\.\d\d GiB at most", lines[1])
     assert re.fullmatch(r"training: 5 iterations of \d+\.\d{3} s: 0:\d\d:\d\d", lines[2])
     assert re.fullmatch(r"validation: 3 times 6 images of pairs_val, \d+\.\d{3} s each: 0:\d\d:\d\d", lines[3])
-    assert lines[4].startswith("in all: about 0:0") and len(lines) == 5
+    assert lines[4].startswith("total: about 0:0") and len(lines) == 5
 
 
 def test_every_stage_of_patches_is_run(pairs, train_options, write, capsys):
@@ -47,7 +47,7 @@ def test_a_schedule_may_be_shorter_than_the_dry_run(pairs, train_options, write,
     schedule = {"type": "CosineAnnealingRestartLR", "periods": [1], "restart_weights": [1], "eta_min": 0.0}
     train_options["train"]["scheduler"] = schedule
     assert cli.main(["train", "-opt", write(train_options), "--dry-run"]) == 0
-    assert capsys.readouterr().out.startswith("options, data and 3 iterations are in order")
+    assert capsys.readouterr().out.startswith("options, data and 3 iterations are OK")
 
 
 def test_a_resumed_training_is_not_touched(pairs, train_options, write, capsys):
@@ -108,14 +108,14 @@ def test_the_estimate_is_the_sum_of_its_parts():
         "val": {"val_freq": 300},
     }
     assert report(options, [0.1, 0.5], {"a": (2.0, 10)}, 3 << 29) == [
-        "options, data and 6 iterations are in order; nothing was kept",
+        "options, data and 6 iterations are OK; nothing was saved",
         "memory: 1.50 GiB at most",
         "training: 1000 iterations of 0.100 s, then 0.500 s: 0:04:20",  # 600 * 0.1 + 400 * 0.5
         "validation: 4 times 10 images of a, 2.000 s each: 0:01:20",
-        "in all: about 0:05:40",
+        "total: about 0:05:40",
     ]
     options = {"train": {"total_iter": 100, "progressive": {"iters": [600, 100]}}}
-    assert report(options, [0.1, 0.5], {}, None)[-1] == "in all: about 0:00:10"  # the second stage is never reached
+    assert report(options, [0.1, 0.5], {}, None)[-1] == "total: about 0:00:10"  # the second stage is never reached
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])

@@ -119,7 +119,7 @@ def test_a_damaged_newest_checkpoint_costs_two_iterations_only(pairs, train_opti
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2] + b"\0" * (len(content) - len(content) // 2))
     assert train(file, "--auto_resume") == 0
-    assert f"{path.name}: " in (err := capsys.readouterr().err) and "trying the one before" in err
+    assert f"{path.name}: " in (err := capsys.readouterr().err) and "trying the previous checkpoint" in err
     assert_same_end(expected)
 
 
@@ -203,8 +203,8 @@ def test_another_data_set_starts_its_epoch_again_and_another_seed_is_reported(pa
     command = ["--auto_resume", "--force_yml", "train:total_iter=9", "manual_seed=3"]
     assert train(file, *command, "datasets:train:dataset_enlarge_ratio=2") == 0
     err = capsys.readouterr().err
-    assert "the data set has another size than before: its epoch starts again" in err
-    assert "manual_seed was 0: from here on, 3 shuffles and varies" in err
+    assert "the dataset size has changed; the epoch starts again" in err
+    assert "manual_seed was 0: from now on, 3 is used for shuffling and augmentation" in err
 
 
 def test_fewer_iterations_than_are_done_are_refused(pairs, train_options, write, capsys):

@@ -59,7 +59,7 @@ def test_an_lmdb_that_was_cut_short_is_named(pairs, train_options, write, capsys
         dataset["type"] = kind
     assert train(write(options)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert re.match(r"basicsr: error: .*pairs/lq\.lmdb: (data\.mdb is cut short|cannot be opened as an LMDB)", last), (
+    assert re.match(r"basicsr: error: .*pairs/lq\.lmdb: (data\.mdb is truncated|cannot be opened as an LMDB)", last), (
         last
     )
 
@@ -162,7 +162,7 @@ def test_a_run_that_fails_at_its_start_leaves_the_earlier_one_in_place(pairs, tr
     for mistake in mistakes:
         train_options["network_g"].update(mistake)
         assert train(write(train_options)) == 2
-        assert f"is {EXPERIMENT} again" in capsys.readouterr().err
+        assert f"was renamed back to {EXPERIMENT}" in capsys.readouterr().err
         assert [sorted(folder.rglob("*")) for folder in folders] == before
     assert not list(Path().glob("*/*_archived_*"))
     shutil.rmtree(EXPERIMENT)
@@ -202,7 +202,7 @@ def test_a_test_that_fails_at_its_start_leaves_the_earlier_one_in_place(pairs, t
     before = sorted(Path("results").rglob("*"))
     test_options["path"] = {"pretrain_network_g": __file__}
     assert cli.main(["test", "-opt", write(test_options)]) == 2
-    assert "again" in capsys.readouterr().err and sorted(Path("results").rglob("*")) == before
+    assert "was renamed back to" in capsys.readouterr().err and sorted(Path("results").rglob("*")) == before
 
 
 def test_images_of_another_size_than_the_truth_are_one_line(pairs, test_options, write, capsys):

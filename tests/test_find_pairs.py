@@ -132,7 +132,7 @@ def test_two_names_that_become_one(tmp_path):
 def test_an_empty_folder_beside_the_clean_images(tmp_path):
     pairs(tmp_path, "Rain13K/target", "Rain13K/input", [("a.png",) * 2])
     (tmp_path / "Rain13K/input/a.png").unlink()
-    with pytest.raises(UserError, match=r"Rain13K/input: has no image in it \(\.bmp"):
+    with pytest.raises(UserError, match=r"Rain13K/input: contains no images \(\.bmp"):
         found(tmp_path, "Rain13K", "train")
 
 

@@ -81,7 +81,7 @@ def test_mistakes(clean, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="there: already exists; remove it first"):
         write_fixed_set(str(clean), tmp_path / "there", ["rain"])
-    with pytest.raises(UserError, match="'rian' is not a label"):
+    with pytest.raises(UserError, match="'rian' is not a degradation label"):
         write_fixed_set(str(clean), tmp_path / "new", ["rian"])
     cv2.imwrite(str(clean / "b_c.png"), np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(UserError, match="more than one image would be named 'rain/b_c_rain'"):

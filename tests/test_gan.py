@@ -80,7 +80,7 @@ MISTAKES = [
     (
         "train.gan_opt",
         MISSING,
-        "train.gan_opt: required key is missing (the loss by the discriminator, such as GANLoss)",
+        "train.gan_opt: required key is missing (the adversarial loss, such as GANLoss)",
     ),
     ("train.net_d_iters", 0, "train.net_d_iters: got 0, expected at least 1"),
     ("train.net_d_init_iters", -1, "train.net_d_init_iters: got -1, expected at least 0"),
@@ -201,7 +201,9 @@ def test_vgg_that_cannot_be_fetched_is_one_line(demo, monkeypatch, capsys, model
     assert train(demo) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     place = Path("torch/hub/checkpoints/vgg19-dcbb9e9d.pth")
-    assert error.startswith(f"basicsr: error: PerceptualLoss: needs the weights {place}, which cannot be fetched from")
+    assert error.startswith(
+        f"basicsr: error: PerceptualLoss: needs the weights {place}, which cannot be downloaded from"
+    )
     assert "(no network); put them there yourself, or set TORCH_HOME" in error
 
 

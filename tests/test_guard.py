@@ -45,7 +45,7 @@ def test_a_bad_batch_changes_nothing_and_is_named(tmp_path, log, network, key):
     assert moments == [s["step"] for s in model.optimizer_g.state.values()]
     assert log() == [
         f"Iteration 2: the input {key} is not finite (images: rain/1_0.png, rain/1_1.png); "
-        "the step is skipped (1 in a row, 1 in all)"
+        "the step is skipped (1 in a row, 1 overall)"
     ]
     step(model, 3)
     assert not same(before, weights(model)) and model.guard.consecutive == 0
@@ -83,7 +83,7 @@ def test_a_gradient_that_is_not_finite_is_named(tmp_path, log, amp, accumulate):
     assert all(torch.equal(before[name], p) for name, p in model.net_g.named_parameters())
     assert log() == [
         f"Iteration {accumulate}: the gradient of decoder.head_half.weight is not finite; "
-        "the step is skipped (1 in a row, 1 in all)"
+        "the step is skipped (1 in a row, 1 overall)"
     ]
 
 
@@ -151,7 +151,7 @@ def test_a_broken_output_in_validation_is_no_finite_psnr(tmp_path, log):
     assert model.best_metric_results["pairs"]["psnr"]["iter"] == -1  # and no best one
     assert log() == [
         "Validation pairs: the output for 1 of 3 images is not finite (1.png); "
-        "they are written as black, and the metrics are NaN"
+        "they are saved as black images, and the metrics are NaN"
     ]
 
 
@@ -203,7 +203,7 @@ def test_a_bad_batch_in_the_queue_changes_nothing_and_is_named_later(tmp_path, l
     step(model, 3)
     assert log() == [
         f"Iteration 2: the input {key} is not finite (images: rain/1_0.png, rain/1_1.png); "
-        "the step is skipped (1 in a row, 1 in all)"
+        "the step is skipped (1 in a row, 1 overall)"
     ]
     assert not same(before, weights(model))
     model.extra_state()  # a checkpoint waits for the step before it

@@ -85,7 +85,7 @@ def test_a_folder_holds_the_network(options):
 
 def test_a_pickled_file_is_named_with_the_way_out():
     torch.save({"params": tiny_network().state_dict()}, "net.pth")
-    with pytest.raises(UserError, match=r"^net.pth: is no .safetensors file; 'basicsr export net.pth -o model.saf"):
+    with pytest.raises(UserError, match=r"^net.pth: not a .safetensors file; 'basicsr export net.pth -o model.saf"):
         RestorMixer.from_pretrained("net.pth")
 
 
@@ -114,7 +114,7 @@ def test_a_mistyped_folder_is_not_looked_for_on_the_hub(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     tiny_network().save_pretrained("models/derain")
     Path("models/notes").mkdir()
-    message = "models/derian: no such file or folder of weights in 'models' here, and so not looked for on the Hugging "
+    message = "models/derian: no such weights in 'models', so they are not looked for on the Hugging "
     assert error_of(capsys, "--weights", "models/derian") == message + "Face Hub. Did you mean 'derain'?"
     for name in ("models/note", "models/x", "other/derian"):  # nothing there is like it, or none of weights
         assert "the Hugging Face Hub needs huggingface_hub" in error_of(capsys, "--weights", name)
@@ -178,7 +178,7 @@ def test_the_folder_of_a_training_names_its_weights(folder):
     latest.parent.mkdir(parents=True)
     latest.touch()
     for place in (latest.parent, latest.parent.parent):
-        with pytest.raises(UserError, match=f"no model.safetensors; a training's weights are {latest}$"):
+        with pytest.raises(UserError, match=f"no model.safetensors; use the weights of the training, {latest}$"):
             hub.find_here(place)
 
 
@@ -255,9 +255,9 @@ def test_everything_about_the_repository_reaches_the_hub(huggingface_hub, monkey
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        ("LocalEntryNotFoundError", "no such file here, and the Hugging Face Hub cannot be reached (no network, or"),
+        ("LocalEntryNotFoundError", "no such file here, and the Hugging Face Hub cannot be reached (no connection, or"),
         ("RepositoryNotFoundError", "no such file here, and no such repository on the Hugging Face Hub (a private"),
-        ("GatedRepoError", "the repository asks for an agreement on its page, and for 'hf auth login'"),
+        ("GatedRepoError", "the repository is gated: accept its terms online, and run 'hf auth login'"),
         ("RevisionNotFoundError", "the repository has no such revision"),
         ("RemoteEntryNotFoundError", "the repository has no model.safetensors, so no weights of RestorMixer"),
     ],

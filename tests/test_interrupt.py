@@ -51,7 +51,7 @@ def test_ctrl_c_shows_what_was_saved_and_how_to_resume(train_file, capsys, monke
     begin = f"basicsr: stopped after iteration {at - 1} of 5; "
     if saved:
         place = f"experiments/tiny/training_states/{saved}"
-        assert line == f"{begin}saved last: {place}; resume with: basicsr train -opt x.yml --auto_resume"
+        assert line == f"{begin}last checkpoint: {place}; resume with: basicsr train -opt x.yml --auto_resume"
     else:
         assert line == f"{begin}nothing was saved yet"
 
@@ -74,7 +74,7 @@ def test_ctrl_c_in_the_last_validation_says_that_nothing_is_lost(pairs, train_op
     monkeypatch.setattr(trainer, "run_validation", run_validation)
     assert cli.main(["train", "-opt", train_file]) == 0
     said = capfd.readouterr().err
-    assert "SIGINT: the last validation is running and will finish; Ctrl-C again leaves at once" in said
+    assert "SIGINT: the last validation is running and will finish; Ctrl-C again quits at once" in said
     assert "saving a checkpoint" not in said
 
 
@@ -94,7 +94,7 @@ def at_iteration(monkeypatch, number, action):
 
 @pytest.mark.parametrize(
     ("name", "code", "hint"),
-    [("SIGINT", 130, "; Ctrl-C again leaves at once"), ("SIGTERM", 143, ""), ("SIGHUP", 129, "")],
+    [("SIGINT", 130, "; Ctrl-C again quits at once"), ("SIGTERM", 143, ""), ("SIGHUP", 129, "")],
 )
 def test_a_signal_saves_after_the_iteration_and_has_its_exit_code(train_file, capfd, monkeypatch, name, code, hint):
     number = getattr(signal, name)
@@ -105,7 +105,7 @@ def test_a_signal_saves_after_the_iteration_and_has_its_exit_code(train_file, ca
     assert f"basicsr: {name}: saving a checkpoint after this iteration{hint}" in lines
     saved = "experiments/tiny/training_states/3.state"
     assert lines[-1] == (
-        f"basicsr: {name}: stopped after iteration 3 of 5; saved last: {saved}; "
+        f"basicsr: {name}: stopped after iteration 3 of 5; last checkpoint: {saved}; "
         "resume with: basicsr train -opt x.yml --auto_resume"
     )
     assert Path(saved).exists() and Path("experiments/tiny/models/net_g_3.pth").exists()
@@ -119,7 +119,9 @@ def test_a_second_ctrl_c_leaves_at_once(train_file, capfd, monkeypatch):
 
     at_iteration(monkeypatch, 4, twice)
     assert cli.main(["train", "-opt", train_file]) == 130
-    assert capfd.readouterr().err.splitlines()[-1].startswith("basicsr: stopped after iteration 3 of 5; saved last: ")
+    assert (
+        capfd.readouterr().err.splitlines()[-1].startswith("basicsr: stopped after iteration 3 of 5; last checkpoint: ")
+    )
     assert not Path("experiments/tiny/training_states/4.state").exists()
 
 
@@ -245,7 +247,7 @@ def test_an_interrupted_training_resumes_from_its_last_checkpoint(pairs, train_o
     last = err.splitlines()[-1]
     found = re.fullmatch(
         r"basicsr: SIGINT: stopped after iteration (\d+) of 1000000; "
-        r"saved last: experiments/tiny/training_states/(\d+)\.state; "
+        r"last checkpoint: experiments/tiny/training_states/(\d+)\.state; "
         r"resume with: basicsr train -opt x\.yml --auto_resume",
         last,
     )

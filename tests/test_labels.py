@@ -34,7 +34,7 @@ def test_strengths_are_drawn_from_the_range():
         ([], 1, r"expected a list or a table of labels, got \[\]"),
         (3, 1, "expected a list or a table of labels, got 3"),
         ([4], 1, "expected labels, got 4"),
-        (["rain", "snwo"], 1, r"degradations: 'snwo' is not a label.* Did you mean 'snow'\?"),
+        (["rain", "snwo"], 1, r"degradations: 'snwo' is not a degradation label.* Did you mean 'snow'\?"),
         (["rain", "rain"], 1, "'rain' is listed twice"),
         ({"rain": 3}, 1, r"degradations\.rain: expected weight and strength, got 3"),
         ({"rain": {"wieght": 1}}, 1, r"degradations\.rain\.wieght: unknown key.* Did you mean 'weight'\?"),
@@ -43,7 +43,7 @@ def test_strengths_are_drawn_from_the_range():
         ({"rain": {"strength": 1.5}}, 1, r"degradations\.rain\.strength: expected a number or .* got 1.5"),
         ({"rain": {"strength": [0.6, 0.2]}}, 1, r"got \[0.6, 0.2\]"),
         ({"rain": {"strength": "x"}}, 1, "got 'x'"),
-        (["down"], 1, "scale 1 allows no 'down', but 2, 3 or 4 does, got 'down'"),
+        (["down"], 1, "scale 1 does not allow 'down'; 2, 3 or 4 does, got 'down'"),
         (["down", "noise"], 2, "scale 2 needs 'down' or 'blind' in every label, got 'noise'"),
     ],
 )

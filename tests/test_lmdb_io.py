@@ -82,7 +82,7 @@ class TestLmdb:
         assert "gt.lmdb'?" in refusal({**opt, "dataroot_gt": str(tmp_path / "gtt.lmdb")})
         for file in ("meta_info.txt", "data.mdb"):
             (root / file).rename(tmp_path / file)
-            assert refusal(opt) == f"dataroot_lq: '{root}' is no LMDB of BasicSR: it has no {file}"
+            assert refusal(opt) == f"dataroot_lq: '{root}' is not a BasicSR LMDB: {file} is missing"
             (tmp_path / file).rename(root / file)
         assert refusal({**opt, "dataroot_lq": str(tmp_path)}) == (
             f"dataroot_lq: '{tmp_path}' must end in '.lmdb' because io_backend.type is 'lmdb'"
@@ -99,7 +99,7 @@ class TestLmdb:
         assert "lq.lmdb: cannot be opened as an LMDB" in refusal(opt)
         data.write_bytes(content[:-2_000_000])
         size = len(content)
-        assert refusal(opt).endswith(f"lq.lmdb: data.mdb is cut short: it has {size - 2_000_000} bytes of {size}")
+        assert refusal(opt).endswith(f"lq.lmdb: data.mdb is truncated: it has {size - 2_000_000} of {size} bytes")
 
     def test_damaged_meta_info(self, tmp_path):
         opt = make_lmdbs(tmp_path)

@@ -123,8 +123,8 @@ def test_out_of_memory_names_the_keys_to_lower(tmp_path, error, monkeypatch):
         step(model, 3)
     assert str(caught.value) == (
         "out of memory at iteration 3: lower datasets.train.batch_size_per_gpu (now 2) or datasets.train.gt_size "
-        "(now 16), or set train.checkpointing: true, train.amp: bf16, train.accumulate (now 1) higher with a batch as "
-        "much smaller"
+        "(now 16), or set train.checkpointing: true, train.amp: bf16, train.accumulate (now 1) higher, and a batch "
+        "smaller by the same factor"
     )
     model.feed_data({"lq": torch.rand(1, 3, 24, 32)})
     with pytest.raises(UserError, match="out of memory restoring an image of 24 x 32: set val.tile or val.max_memory"):
@@ -134,8 +134,8 @@ def test_out_of_memory_names_the_keys_to_lower(tmp_path, error, monkeypatch):
 def test_only_what_is_not_in_use_is_advised():
     train = {"amp": "bf16", "checkpointing": True, "accumulate": 2, "progressive": {"iters": [1]}}
     assert memory.training_advice({"train": train}) == (
-        "lower train.progressive.gt_sizes and batch_sizes, or set train.accumulate (now 2) higher with a batch as much "
-        "smaller"
+        "lower train.progressive.gt_sizes and batch_sizes, or set train.accumulate (now 2) higher, and a batch smaller "
+        "by the same factor"
     )
 
 

@@ -164,11 +164,11 @@ def test_a_gray_image_is_its_own_luma(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_cannot_be_measured_is_said(name):
     image = np.zeros((20, 21, 3), np.uint8)
-    with pytest.raises(UserError, match=r"shape \(20, 21, 3\), the true one \(20, 20, 3\)"):
+    with pytest.raises(UserError, match=r"shape \(20, 21, 3\), the ground truth \(20, 20, 3\)"):
         measure(name, image, image[:, :20])
     with pytest.raises(UserError, match="must be uint8, got float32"):
         measure(name, image.astype(np.float32), image)
-    with pytest.raises(UserError, match=r"crop_border is 10, which leaves nothing of an image \(20, 21\)"):
+    with pytest.raises(UserError, match=r"crop_border is 10, which leaves no pixels of an image \(20, 21\)"):
         measure(name, image, image, crop_border=10)
     if "ssim" in name:
         with pytest.raises(UserError, match=r"SSIM needs images of at least \d+x\d+, got 6x21"):
@@ -178,8 +178,8 @@ def test_what_cannot_be_measured_is_said(name):
 @pytest.mark.parametrize(
     ("options", "size", "message"),
     [
-        ({"type": "calculate_psnr", "crop_border": 10}, (20, 30), "crop_border 10 leaves nothing of it"),
-        ({"type": "calculate_ssim", "crop_border": -1}, (20, 30), "crop_border -1 leaves nothing of it"),
+        ({"type": "calculate_psnr", "crop_border": 10}, (20, 30), "crop_border 10 leaves no pixels"),
+        ({"type": "calculate_ssim", "crop_border": -1}, (20, 30), "crop_border -1 leaves no pixels"),
         ({"type": "calculate_niqe", "crop_border": 0}, (95, 400), "NIQE needs at least 96 x 192 pixels, got 95 x 400"),
         ({"type": "calculate_niqe", "crop_border": 1}, (97, 400), "NIQE needs at least 96 x 192 pixels, got 95 x 398"),
         ({"type": "calculate_niqe", "crop_border": 0}, (191, 96), "NIQE needs at least 96 x 192 pixels, got 191 x 96"),

@@ -114,6 +114,6 @@ def test_a_batch_of_one_image_has_nothing_to_blend_with(pairs, train_options, wr
     train_options["train"]["mixup"] = 1.0
     train_options["datasets"]["train"]["batch_size_per_gpu"] = 1
     assert cli.main(["train", "-opt", write(train_options)]) == 2
-    wanted = "x.yml: train.mixup: blends with another image of the batch, which has one; expected "
+    wanted = "x.yml: train.mixup: needs at least two images per batch; expected "
     wanted += "datasets.train.batch_size_per_gpu of 2 or more"
     assert wanted in capsys.readouterr().err

@@ -154,7 +154,7 @@ def test_what_init_suggests_can_be_pasted(own, quick, capsys):
     head = Path("my file.yml").read_text(encoding="utf-8").splitlines()
     assert head[1:4] == [
         "#   basicsr train -opt 'my file.yml'",
-        "#   basicsr train -opt 'my file.yml' --auto_resume   (after a stop)",
+        "#   basicsr train -opt 'my file.yml' --auto_resume   (to resume)",
         "#   basicsr restore IMAGE -o restored --weights 'experiments/my file/models/net_g_latest.pth'",
     ]
     assert capsys.readouterr().out.endswith("next: basicsr train -opt 'my file.yml'\n")
@@ -204,9 +204,9 @@ def test_what_init_writes_trains(own, given, capsys, monkeypatch):
     ("arguments", "message"),
     [
         (["--data", "nothing", "-o", "a.yml"], "--data: nothing is not a folder"),
-        (["--data", "", "-o", "a.yml"], "argument --data: expected a name, got none"),
-        (["--data", "gt", "-o", ""], "argument -o/--output/--out: expected a name, got none"),
-        (["--data", "gt", "-o", "a.yml"], "--data: gt has no train_gt.lmdb and no train_gt"),
+        (["--data", "", "-o", "a.yml"], "argument --data: expected a name, got an empty string"),
+        (["--data", "gt", "-o", ""], "argument -o/--output/--out: expected a name, got an empty string"),
+        (["--data", "gt", "-o", "a.yml"], "--data: gt has no train_gt.lmdb or train_gt"),
         (["--data", "gt", "-o", "a.txt"], "--output: expected a name that ends in .yml"),
         (["--data", "gt", "-o", "a.yml", "--hours", "0"], "--hours: expected a positive number"),
         (
@@ -221,9 +221,12 @@ def test_what_init_writes_trains(own, given, capsys, monkeypatch):
             ["--data", "gt", "-o", "a\\b.yml"],
             "--output: got 'a\\\\b', expected a name of at most 150 bytes",
         ),
-        (["--data", "gt", "-o", "a.yml", "--task", ""], "argument --task: expected a task such as derain, got none"),
+        (
+            ["--data", "gt", "-o", "a.yml", "--task", ""],
+            "argument --task: expected a task such as derain, got an empty string",
+        ),
         (["--data", "gt", "-o", "a.yml", "--task", "derian"], "Did you mean 'derain'?"),
-        (["--data", "gt", "-o", "a.yml", "--task", "derain", "--network", "base"], "--task: the installed weights are"),
+        (["--data", "gt", "-o", "a.yml", "--task", "derain", "--network", "base"], "--task: installed weights exist"),
     ],
 )
 def test_mistakes_of_init_are_one_line(own, capsys, arguments, message):
@@ -256,7 +259,7 @@ def spoil(kind):
         return "set/train_gt.lmdb/meta_info.txt: cannot be read as text ("
     if kind == "no data":
         Path("set/train_gt.lmdb/data.mdb").unlink()
-        return "--data: datasets.train.dataroot_gt: 'set/train_gt.lmdb' is no LMDB of BasicSR: it has no data.mdb"
+        return "--data: datasets.train.dataroot_gt: 'set/train_gt.lmdb' is not a BasicSR LMDB: data.mdb is missing"
     if kind == "no LMDB":
         Path("set/train_gt.lmdb/data.mdb").write_bytes(b"x" * 9000)
         return "set/train_gt.lmdb: cannot be opened as an LMDB ("

@@ -1,4 +1,4 @@
-"""An ONNX file of basicsr export restores as the weights it was made of, through onnxruntime and OpenVINO."""
+"""An ONNX file of basicsr export restores as the weights it came from do, with onnxruntime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -129,14 +129,14 @@ def test_half(files):
 def test_half_is_for_onnx_only(files, tmp_path, capsys):
     assert refused(
         capsys, "export", str(files / "net.safetensors"), "-o", str(tmp_path / "a.safetensors"), "--half"
-    ) == (f"--half: is for *.onnx only, got '{tmp_path}/a.safetensors'; no other file has its arithmetic inside")
+    ) == (f"--half: is for *.onnx only, got '{tmp_path}/a.safetensors'; other formats do not store the precision")
 
 
 def test_what_it_cannot_do(files, photos, capsys, monkeypatch):
     file = str(files / "net.onnx")
     restore = ["restore", "in", "-o", "out", "--weights"]
     assert refused(capsys, *restore, file, "--precision", "bf16") == (
-        f"precision: bf16 cannot be set for {file}, which holds its arithmetic; leave it out, or export the weights "
+        f"precision: bf16 cannot be set for {file}, whose precision is fixed; leave it out, or export the weights "
         "with --half"
     )
     assert refused(capsys, *restore, file, "--device", "meta").startswith("--device: 'meta' cannot be used here")
@@ -144,7 +144,7 @@ def test_what_it_cannot_do(files, photos, capsys, monkeypatch):
     assert refused(capsys, *restore, file) == f"device: {file} runs on the CPU only, got 'cuda:0'; leave it out"
     monkeypatch.undo()
     assert refused(capsys, "export", file, "-o", "again.safetensors") == (
-        f"{file}: is an ONNX file, which is not exported again; give the weights it was made of"
+        f"{file}: is already an ONNX file; give the weights that it was exported from"
     )
     assert not Path("out").exists()
 

@@ -168,7 +168,7 @@ def test_the_option_file_is_followed_when_resuming(pairs, train_options, write):
     group = load("training_states/8.state")["optimizers"][0]["param_groups"][0]
     assert (group["weight_decay"], group["k"], group["train_mode"]) == (0.5, 8, True)
     log = sorted(EXPERIMENT.glob("train_*.log"))[-1].read_text()
-    assert "is followed: train.optim_*.weight_decay: 0.1 -> 0.5" in log and "optim_*.k" not in log
+    assert "train.optim_*.weight_decay: 0.1 -> 0.5" in log and "optim_*.k" not in log
 
 
 def test_ema_beside_it_is_refused(pairs, train_options, write, capsys):

@@ -39,7 +39,7 @@ def test_correct_files_pass(pairs, train_options, test_options, write):
     [
         ("manual_sed", 1, "unknown key. Did you mean 'manual_seed'?"),
         ("zzz", 1, "unknown key."),
-        ("name", MISSING, "required key is missing (the experiment, names its folder)"),
+        ("name", MISSING, "required key is missing (name of the experiment and its folder)"),
         ("name", "a/b", f"got 'a/b', expected {STORABLE}"),
         ("name", "..", f"got '..', expected {STORABLE}"),
         ("name", "a:b", f"got 'a:b', expected {STORABLE}"),
@@ -136,7 +136,7 @@ def test_a_key_that_is_no_text_is_one_line(pairs, train_options, write, section,
         place = place[name]
     place[key] = {"type": "calculate_psnr"}
     at = f"{section}.{key}".lstrip(".")
-    text = f"got the key {key}, expected text; a number, date, null, on, off, yes or no is text in quotes only"
+    text = f"got the key {key}, expected text; put a number, date, null, on, off, yes or no in quotes to use it as text"
     assert problems_of(write(train_options)) == [f"x.yml: {at}: {text}"]
 
 
@@ -170,7 +170,7 @@ def test_a_metric_has_no_name_of_another_column(pairs, train_options, test_optio
 def test_swinir_s_model_needs_the_window_that_it_pads_by(pairs, train_options, write):
     train_options |= {"model_type": "SwinIRModel", "network_g": {"type": "SwinIR", "img_size": 8}}
     assert problems_of(write(train_options)) == [
-        "x.yml: network_g.window_size: required key is missing, since 'SwinIRModel' pads images by it"
+        "x.yml: network_g.window_size: required key is missing: 'SwinIRModel' pads images to it"
     ]
     train_options["network_g"]["window_size"] = 7
     assert read_request(write(train_options), is_train=True)
@@ -270,7 +270,7 @@ def test_an_lmdb_folder_has_both_of_its_files(pairs, train_options, write):
     Path("lq.lmdb/meta_info.txt").touch()
     train_options["datasets"]["val"]["io_backend"] = {"type": "lmdb"}
     assert problems_of(write(train_options)) == [
-        "x.yml: datasets.val.dataroot_gt: 'gt.lmdb' is no LMDB of BasicSR: it has no meta_info.txt"
+        "x.yml: datasets.val.dataroot_gt: 'gt.lmdb' is not a BasicSR LMDB: meta_info.txt is missing"
     ]
 
 
@@ -345,9 +345,13 @@ def test_wandb_needs_its_package_and_tensorboard(train_options, monkeypatch):
 @pytest.mark.parametrize(
     ("size", "blocks", "advice"),
     [
-        (32, [4, 4, 4], "of 32 pixels 8 are left at 1/4, where the largest window has 16"),  # twice as wide
+        (
+            32,
+            [4, 4, 4],
+            "32 pixels become 8 pixels at 1/4 resolution, where the largest window has 16",
+        ),  # twice as wide
         (64, [4, 4, 4], None),
-        (16, [2, 8, 0], "of 16 pixels 8 are left at 1/2, where the largest window has 32"),
+        (16, [2, 8, 0], "16 pixels become 8 pixels at 1/2 resolution, where the largest window has 32"),
     ],
 )
 def test_windows_that_see_padding_are_reported(train_options, size, blocks, advice):
@@ -387,5 +391,5 @@ def test_models_of_one_output_need_a_network_of_one_output(train_options, model,
 def test_a_misspelt_key_that_a_plugin_might_own_is_reported_with_the_missing_one(train_options):
     train_options["model_type"] = "MyModel"
     train_options["train"]["total_iters"] = train_options["train"].pop("total_iter")
-    with pytest.raises(OptionErrors, match=r"train\.total_iter: required key .*Is 'total_iters' meant for it\?"):
+    with pytest.raises(OptionErrors, match=r"train\.total_iter: required key .*Did you write it as 'total_iters'\?"):
         check_options(train_options, "x.yml", True, paths=False)

@@ -106,10 +106,10 @@ def test_half_a_set_and_two_of_one_name(clean, halving, capsys):
     (clean / "sets/kornia_rain/gt.lmdb").mkdir(parents=True)
     assert main(halving) == 2
     error = capsys.readouterr().err
-    assert "sets/kornia_rain: is there, but has no lq.lmdb; remove it to have it made again" in error
+    assert "sets/kornia_rain: exists but has no lq.lmdb; remove it to generate it again" in error
     cv2.imwrite("clean/0.jpg", np.zeros((40, 40, 3), np.uint8))
     assert main([*halving[:-1], "new"]) == 2
-    assert "--gt: clean: '0.png' has the same name as '0.jpg' but for the extension" in capsys.readouterr().err
+    assert "--gt: clean: '0.png' has the same name as '0.jpg' except for the extension" in capsys.readouterr().err
     assert not (clean / "new").exists()
 
 
@@ -130,9 +130,7 @@ def test_the_smallest_images(clean, library):
 
 def test_mistakes(clean, capsys, monkeypatch):
     assert main(["degrade", "others", "--gt", "clean", "--out", "x", "--libraries", "imgaug"]) == 2
-    assert (
-        "'imgaug' is not a library with generators here, expected albumentations or kornia" in capsys.readouterr().err
-    )
+    assert "'imgaug' is not a supported library, expected albumentations or kornia" in capsys.readouterr().err
     monkeypatch.setattr(other_generators.importlib.util, "find_spec", lambda name: None)
     assert main(["degrade", "others", "--gt", "clean", "--out", "x", "--libraries", "kornia"]) == 2
     assert capsys.readouterr().err.endswith("needs kornia, which is not installed: pip install kornia\n")
@@ -144,7 +142,7 @@ def test_a_library_that_is_missing_is_left_out(clean, halving, capsys, monkeypat
     assert main(arguments) == 0
     said = capsys.readouterr()
     assert said.out == "sets: kornia_rain, kornia_snow\n" and said.err.count("\n") == 1
-    assert "note: left out the sets by albumentations, which is not installed: pip install --no-deps" in said.err
+    assert "note: skipped the sets of albumentations, which is not installed: pip install --no-deps" in said.err
     monkeypatch.setattr(other_generators.importlib.util, "find_spec", lambda name: None)
     assert main([*arguments[:-1], "more"]) == 2
     error = capsys.readouterr().err

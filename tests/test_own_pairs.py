@@ -135,15 +135,15 @@ def test_another_preparation_leaves_no_pairs_behind(own, capsys, form):
         Path(f"{part}_kept").rename(f"set/{part}_lq{end}")
     assert init("--data", "set", "-o", "my.yml") == 2
     assert capsys.readouterr().err.endswith(
-        f"--data: set has both train_lq{end} and val_lq{end} and val_pairs, which are of two preparations; remove what "
-        "does not belong to the set\n"
+        f"--data: set has both train_lq{end} and val_lq{end} and val_pairs, which come from two different "
+        "preparations; remove what does not belong to the set\n"
     )
     for place in (f"train_gt{end}", f"train_lq{end}", f"val_gt{end}", f"val_lq{end}"):
         shutil.rmtree(Path("set", place))
     assert prepare(*shared, "--lq", "lq") == 2
     text, choose = (
-        "already exists and was not made by this command",
-        "choose another --out or, if they are no originals,",
+        "already exists and was not created by this command",
+        "choose another --out or, if they are not originals,",
     )
     assert capsys.readouterr().err.endswith(f"set/val_pairs: {text}; {choose} remove it\n")
 
@@ -156,7 +156,7 @@ def test_images_for_validation_are_not_left_behind(own, capsys):
     assert "; remove it, train_lq.lmdb, val_gt.lmdb and val_lq.lmdb, or choose another --out" in error
     shutil.rmtree("set/train_gt.lmdb"), shutil.rmtree("set/train_lq.lmdb")
     assert prepare(*shared, "--val", "0") == 2
-    text = "set/val_gt.lmdb: already exists and was not made by this command; choose another --out or, if they"
+    text = "set/val_gt.lmdb: already exists and was not created by this command; choose another --out or, if they"
     assert text in capsys.readouterr().err
 
 
@@ -203,7 +203,7 @@ def test_pairs_for_validation_of_an_image_that_has_changed(own, capsys):
         (["--gt", "gt", "--out", "o"], "expected either --lq or --degrade"),
         (["--gt", "gt", "--lq", "lq", "--degrade", "rain", "--out", "o"], "expected either --lq or --degrade"),
         (["--gt", "gt", "--degrade", "rian", "--out", "o"], "Did you mean 'rain'?"),
-        (["--gt", "gt", "--degrade", "down", "--out", "o"], "scale 1 allows no 'down'"),
+        (["--gt", "gt", "--degrade", "down", "--out", "o"], "scale 1 does not allow 'down'"),
         (["--gt", "gt", "--lq", "lq", "--scale", "2", "--out", "o"], "--scale: belongs to --degrade"),
         (
             ["--gt", "gt", "--lq", "lq", "--val", "12", "--out", "o"],
@@ -211,12 +211,12 @@ def test_pairs_for_validation_of_an_image_that_has_changed(own, capsys):
         ),
         (["--gt", "gt", "--degrade", "rain", "--val", "0", "--out", "o"], "--val: expected at least 1 with --degrade"),
         (["--gt", "nothing", "--lq", "lq", "--out", "o"], "nothing"),
-        (["--gt", "", "--degrade", "rain", "--out", ""], "argument --gt: expected a name, got none"),
-        (["--gt", "gt", "--lq", "", "--out", "o"], "argument --lq: expected a name, got none"),
-        (["--gt", "gt", "--lq", "lq", "--out", ""], "argument -o/--out/--output: expected a name, got none"),
+        (["--gt", "", "--degrade", "rain", "--out", ""], "argument --gt: expected a name, got an empty string"),
+        (["--gt", "gt", "--lq", "", "--out", "o"], "argument --lq: expected a name, got an empty string"),
+        (["--gt", "gt", "--lq", "lq", "--out", ""], "argument -o/--out/--output: expected a name, got an empty string"),
         (
             ["--gt", "gt", "--lq", "lq/../gt", "--out", "o"],
-            "--lq: 'lq/../gt' is the folder of --gt, expected that of the degraded images",
+            "--lq: 'lq/../gt' is the folder of --gt, expected the folder of the degraded images",
         ),
     ],
 )
@@ -369,7 +369,7 @@ def test_images_in_sub_folders_are_counted(own, capsys):
         shutil.copy("gt/00.png", f"{place}/0.png")
     Path("gt/c/notes.txt").write_text("x")
     assert prepare("--gt", "gt", "--lq", "gt/lq", "--out", "set") == 0
-    text = "images in its sub-folders were left out; prepare each folder as a set of its own"
+    text = "images in its sub-folders were skipped; prepare each folder as a separate dataset"
     assert capsys.readouterr().err.splitlines() == [
         f"basicsr: warning: gt: 2 {text}",
         f"basicsr: warning: gt/lq: 1 {text}",
@@ -381,8 +381,8 @@ def test_images_in_sub_folders_alone(own, capsys):
         Path(kind).rename("inner")
         Path(kind).mkdir()
         Path("inner").rename(f"{kind}/inner")
-    hint = "; 12 images are in its sub-folders, which are not read: name one of them\n"
+    hint = "; 12 images are in its sub-folders, which are not read; give one of them instead\n"
     for arguments in (["--gt", "gt", "--degrade", "rain"], ["--gt", "gt/inner", "--lq", "lq"]):
         assert prepare(*arguments, "--out", "o") == 2
         error = capsys.readouterr().err
-        assert ": has no image in it (.bmp" in error and error.endswith(hint) and error.count("\n") == 1
+        assert ": contains no images (.bmp" in error and error.endswith(hint) and error.count("\n") == 1

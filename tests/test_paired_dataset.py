@@ -193,11 +193,11 @@ class TestPairs:
         opt = make_folders(tmp_path, names=("a.png", "a.bmp"))
         assert PairedRestorationDataset(opt).pairs == [("a.bmp", "a.bmp"), ("a.png", "a.png")]
         (tmp_path / "lq" / "a.png").unlink()
-        assert "lacks the partners of 1 of 2 images" in refusal(opt)
+        assert "has no partner for 1 of 2 images" in refusal(opt)
 
     def test_recursive(self, tmp_path):
         opt = make_folders(tmp_path, names=("two/a.png", "one/a.png"))
-        assert "no image in it" in refusal(opt) and "2 in its sub-folders" in refusal(opt)
+        assert "contains no images" in refusal(opt) and "2 in its sub-folders" in refusal(opt)
         dataset = PairedRestorationDataset({**opt, "recursive": True, "filename_tmpl": "{}"})
         assert [pair[1] for pair in dataset.pairs] == ["one/a.png", "two/a.png"]
         assert torch.equal(dataset[1]["gt"], dataset[1]["lq"])
@@ -222,7 +222,7 @@ class TestPairs:
         opt = make_folders(tmp_path, names=("snow.png", "stone.png"))
         (tmp_path / "lq" / "stone.png").rename(tmp_path / "lq" / "stnoe.png")
         assert refusal(opt) == (
-            f"dataroot_lq '{tmp_path}/lq' lacks the partners of 1 of 2 images in dataroot_gt '{tmp_path}/gt', "
+            f"dataroot_lq '{tmp_path}/lq' has no partner for 1 of 2 images in dataroot_gt '{tmp_path}/gt', "
             "the first is 'stone.png'. Did you mean 'stnoe.png'?"
         )
 
@@ -230,7 +230,7 @@ class TestPairs:
         opt = make_folders(tmp_path)
         write(tmp_path / "lq" / "z.png", noise(4, 4))
         assert refusal(opt) == (
-            f"dataroot_gt '{tmp_path}/gt' lacks the partners of 1 of 3 images in dataroot_lq '{tmp_path}/lq', "
+            f"dataroot_gt '{tmp_path}/gt' has no partner for 1 of 3 images in dataroot_lq '{tmp_path}/lq', "
             "the first is that of 'z.png'"
         )
 
@@ -339,7 +339,7 @@ class TestOptions:
             ({"scale": "2"}, "scale is '2', expected a whole number from 1"),
             ({"scale": 0}, "scale is 0, expected a whole number from 1"),
             ({"dataroot_lq": ["lq"]}, "dataroot_lq is ['lq'], expected the name of a file or folder"),
-            ({"dataroot_lq": ""}, "dataroot_lq: expected the name of a folder, got none"),
+            ({"dataroot_lq": ""}, "dataroot_lq: expected the name of a folder, got an empty string"),
             ({"meta_info_file": 3}, "meta_info_file is 3, expected the name of a file or folder"),
             (
                 {"phase": "train", "gt_size": "48", "use_hflip": True, "use_rot": True},
@@ -369,7 +369,7 @@ class TestOptions:
         (tmp_path / "empty").mkdir()
         (tmp_path / "empty" / "a.txt").write_text("")
         assert refusal({**opt, "dataroot_lq": str(tmp_path / "empty")}).startswith(
-            f"dataroot_lq: '{tmp_path}/empty' has no image in it (.bmp .jpeg"
+            f"dataroot_lq: '{tmp_path}/empty' contains no images (.bmp .jpeg"
         )
 
 

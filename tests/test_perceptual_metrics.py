@@ -252,7 +252,9 @@ def test_weights_that_cannot_be_fetched_are_one_line(
     assert cli.main([command, "-opt", write(options)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     place = f"{pairs}/torch/hub/checkpoints/{file}"
-    assert error.startswith(f"basicsr: error: {kind[10:].upper()}: needs the weights {place}, which cannot be fetched")
+    assert error.startswith(
+        f"basicsr: error: {kind[10:].upper()}: needs the weights {place}, which cannot be downloaded"
+    )
     assert "(no network); put them there yourself, or set TORCH_HOME" in error
     assert not list(Path("experiments").rglob("net_g_*.pth")) if command == "train" else True
 

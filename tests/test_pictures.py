@@ -266,7 +266,7 @@ FRAMES = [Image.fromarray(SMOOTH // n) for n in (2, 3)]
     ("name", "content", "message"),
     [
         ("empty.png", b"", "is empty"),
-        ("text.jpg", b"no picture at all", r"is not an image that can be read \(JPEG, "),
+        ("text.jpg", b"no picture at all", r"is not a readable image \(JPEG, "),
         ("cut.png", encoded("PNG")[:300], "cannot be read as an image"),
         ("cut.jpg", encoded("JPEG")[:900], r"cannot be read as an image \(.*truncated"),
         ("bomb.png", BOMB, r"cannot be read as an image \(Image size \(3600000000 pixels\) exceeds"),
@@ -349,5 +349,5 @@ def test_the_size_of_a_picture_is_read_without_decoding_it(folder):
     (folder / "a.png").write_bytes((folder / "a.png").read_bytes()[:60])  # the header alone
     assert picture_size("a.png") == (500, 300)
     (folder / "a.png").write_bytes(b"no")
-    with pytest.raises(UserError, match="a.png: is not an image that can be read"):
+    with pytest.raises(UserError, match="a.png: is not a readable image"):
         picture_size("a.png")

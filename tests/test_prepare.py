@@ -237,7 +237,7 @@ def test_dry_run_writes_nothing(root, capsys):
     assert run_prepare("deblur", "--root", "root", "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "GoPro train: 4 pairs, sub-images of 512 every 256 -> datasets/GoPro/train_{gt,lq}.lmdb"
-    assert "  ignored, no image: root/GOPRO_Large/train/GOPR0372_07_00/blur/notes.txt" in lines
+    assert "  ignored, not an image: root/GOPRO_Large/train/GOPR0372_07_00/blur/notes.txt" in lines
     assert "HIDE test: 2 pairs, whole images -> datasets/HIDE/test_{gt,lq}.lmdb" in lines
     assert not Path("datasets").exists()
 

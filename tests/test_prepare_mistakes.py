@@ -37,8 +37,7 @@ def broken_rain(root: Path, mistake: str) -> None:
     [
         (
             "layout",
-            "root/train/Rain13K/input: is there, but its partner folder 'train/Rain13K/target' is not in 'root'. "
-            "Did you mean 'targets'?",
+            "root/train/Rain13K/input: XX 'train/Rain13K/target' is not in 'root'. Did you mean 'targets'?",
         ),
         ("no clean partner", "root/train/Rain13K/input/1.png: has no clean partner '1' in root/train/Rain13K/target."),
         (
@@ -54,7 +53,7 @@ def broken_rain(root: Path, mistake: str) -> None:
         ("empty file", "root/train/Rain13K/input/1.png: cannot be decoded as an image (0 bytes)"),
         (
             "two of one name",
-            "root/train/Rain13K/input/1.png: has the same name as 1.jpg but for the extension",
+            "root/train/Rain13K/input/1.png: has the same name as 1.jpg except for the extension",
         ),
         (
             "nothing",
@@ -77,7 +76,9 @@ def test_bad_pairs_can_be_left_out(root, capsys, mistake):
     (root / "train/Rain13K/input/Thumbs.db").write_bytes(b"x")
     assert run_prepare("derain", "--root", "root", "--sets", "Rain13K", "--skip-bad") == 0
     out = capsys.readouterr().out
-    assert "3 pairs; images gt 2 (" in out and "; 1 skipped; 1 files that are no images ignored (Thumbs.db, ...)" in out
+    assert (
+        "3 pairs; images gt 2 (" in out and "; 1 skipped; 1 files that are not images ignored (Thumbs.db, ...)" in out
+    )
     assert "\n  skipped: root/train/Rain13K/input/1.png: " in out
     assert set(stored_images(Path("datasets/Rain13K/train_gt.lmdb"))) == {"0", "2"}
     assert run_prepare("derain", "--root", "root", "--sets", "Rain13K", "--check") == 0
@@ -95,8 +96,8 @@ def test_nothing_usable_is_a_mistake(root, capsys):
 @pytest.mark.parametrize(
     ("sequence", "message"),
     [
-        ("blur", "root/GOPRO_Large/train/GOPR0372_07_01/sharp: its partner folder is not there"),
-        ("sharp", "root/GOPRO_Large/train/GOPR0372_07_01/blur: its partner folder is not there"),
+        ("blur", "root/GOPRO_Large/train/GOPR0372_07_01/sharp: its partner folder is missing"),
+        ("sharp", "root/GOPRO_Large/train/GOPR0372_07_01/blur: its partner folder is missing"),
     ],
 )
 def test_one_sequence_without_its_partner(root, capsys, sequence, message):
@@ -130,7 +131,7 @@ def test_a_degradation_that_is_missing(root, capsys):
             ["sr", "--crop", "48", "--step", "60"],
             "--step must be at most --crop, or pixels between sub-images are lost: 60",
         ),
-        (["sr", "--crop", "0", "--step", "24"], "--step: is for sub-images, and none are cut; expected --crop, too"),
+        (["sr", "--crop", "0", "--step", "24"], "--step: needs --crop, since no sub-images are cut without it"),
         (["derain", "--scale", "2"], "--scale: is for the task sr, got derain"),
         (["derain", "--root", "rot"], "--root: 'rot' does not exist. Did you mean 'root'?"),
         (["sr", "--scale", "5"], "basicsr prepare: argument --scale: invalid choice: 5 (choose from 2, 3, 4)."),
@@ -172,7 +173,7 @@ def spoil_lmdb(kind: str) -> None:
         ("no LMDB", "datasets/Rain13K/train_lq.lmdb: cannot be opened as an LMDB ("),
         (
             "no meta",
-            "datasets/Rain13K: 'datasets/Rain13K/train_lq.lmdb' is no LMDB of BasicSR: it has no meta_info.txt",
+            "datasets/Rain13K: 'datasets/Rain13K/train_lq.lmdb' is not a BasicSR LMDB: meta_info.txt is missing",
         ),
         ("absent", "datasets/Rain13K/train_lq.lmdb: is not there; nothing was prepared, or with another --out"),
         (
@@ -211,4 +212,4 @@ NAMED = {"--root": "--root", "--out": "-o/--out/--output"}
 def test_an_empty_name_is_not_the_working_directory(root, capsys, arguments):
     assert run_prepare("derain", *arguments) == 2
     (line,) = prepare_errors(capsys)
-    assert line.startswith(f"basicsr prepare: argument {NAMED[arguments[-2]]}: expected a name, got none.")
+    assert line.startswith(f"basicsr prepare: argument {NAMED[arguments[-2]]}: expected a name, got an empty string.")

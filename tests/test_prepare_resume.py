@@ -61,7 +61,7 @@ def test_ctrl_c_keeps_what_is_done(root, capsys, monkeypatch):
     MINIATURES["derain"](root)
     monkeypatch.setattr(prepare, "prepare_units", stopped)
     assert run_prepare("derain", "--root", "root", "--sets", "Rain13K", "--workers", "0") == 130
-    text = "basicsr: stopped; what is done of Rain13K train is kept, the same command resumes from there\n"
+    text = "basicsr: stopped; finished work on Rain13K train is kept; run the same command again to resume\n"
     assert capsys.readouterr().err == text
 
 
@@ -93,7 +93,7 @@ def test_a_process_that_was_killed(root, capsys, monkeypatch):
         ("settings", "datasets/Rain13K/train_gt.lmdb: was prepared with other settings ({'crop': 0, 'step': 0}, now {"),
         (
             "foreign",
-            "datasets/Rain13K/train_gt.lmdb: already exists and was not made by this command; choose another --out",
+            "datasets/Rain13K/train_gt.lmdb: already exists and was not created by this command; choose another --out",
         ),
     ],
 )
@@ -195,7 +195,7 @@ def test_a_folder_of_the_user_is_not_removed(root, capsys, form):
     (place / "f").write_text("precious")
     assert run_prepare(*arguments) == 2
     assert prepare_errors(capsys) == [
-        "datasets/Rain13K/train.partial: was not made by this command, which needs its place; rename it, or choose "
+        "datasets/Rain13K/train.partial: was not created by this command and is in the way; rename it, or choose "
         "another --out"
     ]
     assert (place / "f").read_text() == "precious" and len(list(place.iterdir())) == 1
@@ -256,7 +256,7 @@ def test_a_damaged_record_of_what_is_there(root, capsys, line):
     assert run_prepare(*arguments, "--check") == 0
     assert run_prepare(*arguments) == 2
     assert prepare_errors(capsys)[0].startswith(
-        "datasets/Rain13K/train_gt.lmdb: already exists and was not made by this command; choose another --out"
+        "datasets/Rain13K/train_gt.lmdb: already exists and was not created by this command; choose another --out"
     )
 
 

@@ -50,7 +50,7 @@ def axis_degrees(weights):
 @pytest.mark.parametrize("degrees", [-60, -20, 0, 35, 80])
 def test_one_streak_has_its_direction_length_place_and_weight(degrees):
     drawn = line((101, 121), (50.25, 60.5), 40.0, degrees, weight=2.0)
-    # Full weight but for the two ends, over which it rises evenly from nothing: 1 - SOFT_END of the length.
+    # Full weight but for the two ends, over which it rises evenly from scratch: 1 - SOFT_END of the length.
     assert drawn.sum() == pytest.approx(2 * 40 * (1 - rain.SOFT_END), rel=2e-3)
     rows, columns = np.mgrid[:101, :121]
     assert np.average(rows, weights=drawn) == pytest.approx(50.25, abs=0.01)

@@ -97,9 +97,7 @@ def test_an_interrupted_training_has_its_curve(pairs, train_options, write, monk
     assert (FOLDER / "learning_curve.png").is_file() and not (FOLDER / "validations.csv").exists()
 
 
-@pytest.mark.parametrize(
-    ("iteration", "way"), [(1, "nothing was saved yet"), (3, "make room, and resume from 2.state")]
-)
+@pytest.mark.parametrize(("iteration", "way"), [(1, "nothing was saved yet"), (3, "free space, resume from 2.state")])
 def test_a_full_disk_names_the_table_and_how_to_resume(
     pairs, train_options, write, monkeypatch, capsys, iteration, way
 ):

@@ -190,6 +190,7 @@ def test_other_things_are_refused(weights, image, kind, message):
         ({"tile": [64]}, r"tile: got \[64\], expected a whole number"),
         ({"precision": "FP32"}, "precision: got 'FP32', expected one of fp32, bf16, fp16, auto"),
         ({"device": "meta"}, "device: 'meta' cannot be used here .*"),
+        ({"device": None}, "device: None cannot be used here .*"),
         ({"strength": None}, "strength: got None, expected a number"),
         ({"strength": "1"}, "strength: got '1', expected a number"),
         ({"strength": 2}, r"strength: must be in \[0, 1\], got 2"),

@@ -29,12 +29,12 @@ def test_what_is_there_is_kept_unless_asked(place, capsys):
     assert (
         run(*options) == 0
         and capsys.readouterr().out
-        == "out: 1 restored, 1 already there (perhaps by other weights; --overwrite restores it again)\n"
+        == "out: 1 restored, 1 already there (perhaps made with other weights; --overwrite restores it again)\n"
     )
     assert (
         run(*options) == 0
         and capsys.readouterr().out
-        == "out: 2 already there (perhaps by other weights; --overwrite restores them again)\n"
+        == "out: 2 already there (perhaps made with other weights; --overwrite restores them again)\n"
     )
     assert (place / "out/a.png").read_bytes() == b"mine"
     assert run(*options, "--overwrite") == 0 and capsys.readouterr().out == "out: 2 restored\n"
@@ -51,14 +51,14 @@ def test_a_pair_is_made_of_the_result_that_exists(place, capsys, monkeypatch):
     assert (
         run(*options) == 0
         and capsys.readouterr().out
-        == "out: 2 compared with what was there (perhaps by other weights; --overwrite restores them again)\n"
+        == "out: 2 compared with what was there (perhaps made with other weights; --overwrite restores them again)\n"
     )
     np.testing.assert_array_equal(pixels("out/a_compare.png"), np.hstack([RGB, 255 - RGB]))
     np.testing.assert_array_equal(pixels("out/sub/b_compare.png")[:, 60:], pixels("out/sub/b.png"))
     assert (
         run(*options) == 0
         and capsys.readouterr().out
-        == "out: 2 already there (perhaps by other weights; --overwrite restores them again)\n"
+        == "out: 2 already there (perhaps made with other weights; --overwrite restores them again)\n"
     )
     for path in place.glob("out/**/*_compare.png"):
         path.unlink()
@@ -96,7 +96,7 @@ def test_what_another_process_has_written_meanwhile_is_kept(place, capsys, monke
 
     monkeypatch.setattr(command, "restore_file", restore_file)
     assert run("in", "-o", "out", "--weights", "w.safetensors") == 0
-    said = "out: 1 restored, 2 already there (perhaps by other weights; --overwrite restores them again)\n"
+    said = "out: 1 restored, 2 already there (perhaps made with other weights; --overwrite restores them again)\n"
     assert capsys.readouterr().out == said and len(seen) == 3
     assert (place / "out/c.png").read_bytes() == b"theirs"
 
@@ -125,7 +125,7 @@ def test_names_are_accepted_and_nothing_is_loaded_where_nothing_is_to_be_done(pl
     capsys.readouterr()
     monkeypatch.setattr(command, "restorer_of", None)
     assert run(*options, *switches) == 0
-    whose = "perhaps by other weights; " if switches else ""
+    whose = "perhaps made with other weights; " if switches else ""
     assert capsys.readouterr() == (f"out: 1 already there ({whose}--overwrite restores it again)\n", "")
 
 

@@ -43,7 +43,7 @@ def test_names_with_a_tilde_that_are_no_users(place, capsys):
     assert run("~no*.png", "-o", "~no such folder", "--weights", "~w.safetensors") == 0
     assert (
         capsys.readouterr().out
-        == "~no such folder: 1 already there (perhaps by other weights; --overwrite restores it again)\n"
+        == "~no such folder: 1 already there (perhaps made with other weights; --overwrite restores it again)\n"
     )
     assert run("~no such user.png", "-o", "out", "--weights", "~other.pth") == 2
     assert "error: ~other.pth: no such file of weights." in capsys.readouterr().err
@@ -188,7 +188,7 @@ def test_results_that_cannot_be_written_are_reported(place, capsys):
     ("arguments", "message"),
     [
         (["in"], "basicsr restore: the following arguments are required: -o/--output/--out."),
-        (["in", "-o", "in"], "-o: in/a.png is an input itself and would be replaced; give another folder"),
+        (["in", "-o", "in"], "-o: in/a.png is an input itself and would be replaced; choose another folder"),
         (["nothing", "-o", "out"], "nothing: does not exist"),
         (["in", "-o", "out", "--weights", "x.pth"], "x.pth: no such file of weights."),
         (["in", "-o", "out", "--task", "derian"], "--task: no weights for 'derian'; this installation has no"),
@@ -231,7 +231,7 @@ def test_installed_weights_of_a_task(place, monkeypatch, capsys):
     assert run("in", "-o", "more", "--task", "desnow") == 2
     assert "no weights for 'desnow'; installed are: derain." in capsys.readouterr().err
     assert run("in", "-o", "more", "--task", "") == 2  # of a shell variable that is not set
-    assert "argument --task: expected a task such as derain, got none" in capsys.readouterr().err
+    assert "argument --task: expected a task such as derain, got an empty string" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

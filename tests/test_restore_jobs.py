@@ -134,7 +134,7 @@ def test_patterns_match_as_glob_does(folder, name, pattern, wanted):
     [
         (["a/1.png", "c/1.png"], "out", "c/1.png: would be written to out/1.png, and so would a/1.png; restore them"),
         (["a", "c"], "out", "c/1.png: would be written to out/1.png, and so would a/1.png"),
-        (["photo.jpg"], ".", "-o: photo.jpg is an input itself and would be replaced; give another folder"),
+        (["photo.jpg"], ".", "-o: photo.jpg is an input itself and would be replaced; choose another folder"),
         (["a"], "a", "-o: a/1.png is an input itself and would be replaced"),
         (["a", "c/1.png"], "c", "-o: c/1.png is an input itself"),
         (["foto.jpg"], "out", "foto.jpg: does not exist. Did you mean 'photo.jpg'?"),

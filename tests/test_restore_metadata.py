@@ -15,6 +15,7 @@ from restore_cases import RGB, SMOOTH, run
 from restormixer_arch.data.images import picture as pictures
 from restormixer_arch.data.images.exif import exif_of_size
 from restormixer_arch.data.images.picture import read_picture
+from restormixer_arch.data.images.png import PngFile
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -170,6 +171,20 @@ def test_damaged_directories_of_a_tiff_are_named(restore_folder, capsys):
     np.testing.assert_array_equal(tifffile.imread("out/a.tif"), RGB)
 
 
+@pytest.mark.parametrize(("mode", "bits"), [("RGB", 3), ("L", 1), ("P", 3)])
+@pytest.mark.parametrize("before", [True, False])
+def test_significant_bits_that_do_not_count_a_new_alpha_are_left_out(restore_folder, capsys, mode, bits, before):
+    """The chunk may come before the one of transparency."""
+    file = io.BytesIO()
+    Image.fromarray(RGB).convert(mode).save(file, "PNG", transparency=(1, 2, 3) if mode == "RGB" else 0)
+    sbit = bytes([5] * bits)
+    content = file.getvalue()
+    at = content.index(b"tRNS") - 4 if before else content.index(b"IDAT") - 4
+    chunk = struct.pack(">I4s", bits, b"sBIT") + sbit + struct.pack(">I", zlib.crc32(b"sBIT" + sbit))
+    png = PngFile(content[:at] + chunk + content[at:], "a.png")
+    assert b"sBIT" not in dict(png.chunks) and png.left_out == ["sBIT"]
+
+
 def test_the_page_of_a_tiff_beside_its_thumbnail_is_restored(restore_folder, capsys):
     for name, first in (("first.tif", False), ("last.tif", True)):
         with tifffile.TiffWriter(f"in/{name}") as writer:
@@ -263,7 +278,7 @@ def test_exif_of_another_size_is_that_of_the_input_but_for_size_and_thumbnail(or
     changed = [place for place, pair in enumerate(zip(before, after[6:], strict=True)) if pair[0] != pair[1]]
     assert changed and all(8 <= place < len(before) - len(thumbnail) for place in changed)
     assert exif_of_size(after, *size) == after
-    for length in range(len(before)):  # whatever is cut short stays writable
+    for length in range(len(before)):  # whatever is truncated stays writable
         assert len(exif_of_size(before[:length], *size)) == length
 
 

@@ -135,7 +135,7 @@ def test_names_do_not_command_the_terminal(restore_folder, capsys):
     (restore_folder / name).write_bytes(b"no picture")
     assert run(name, "-o", "out\x1b]0;title\x07") == 2
     out, err = capsys.readouterr()
-    assert "a\\x1b[2J\\x9b31m\\u202ecod.png: is not an image" in err
+    assert "a\\x1b[2J\\x9b31m\\u202ecod.png: is not a readable image" in err
     assert out == "out\\x1b]0;title\\x07: 1 failed\n"
 
 

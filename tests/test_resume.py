@@ -118,7 +118,8 @@ def test_newer_checkpoints_are_kept_when_an_older_one_is_resumed(experiment, cap
     assert sorted(path.name for path in models.iterdir()) == ["net_g_9.pth", "net_g_best_val_psnr_10.pth"]
     (aside,) = states.glob("newer_*")
     assert (
-        "newer checkpoints than iteration 9 are kept in experiments/x/training_states/newer_" in capsys.readouterr().err
+        "checkpoints newer than iteration 9 were moved to experiments/x/training_states/newer_"
+        in capsys.readouterr().err
     )
     path = {**experiment["path"], "resume_state": str(aside / "10.state")}
     opt = experiment | {"path": path, "auto_resume": False}

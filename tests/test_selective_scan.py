@@ -42,7 +42,7 @@ def cutting(request, monkeypatch):
 @pytest.mark.parametrize("backend", ["torch", usable("native")])
 @pytest.mark.parametrize("where", [(0, 1, 2), ...])
 def test_a_time_step_of_minus_infinity_is_none(backend, where):
-    """softplus(-inf) = 0: the state stays, the token is not seen, and D = 0 leaves nothing of it."""
+    """softplus(-inf) = 0: the state stays, the token is not seen, and D = 0 leaves no pixels."""
     tensors = scan_inputs(groups=1, width=3, states=4, length=6, dtype=torch.float32)
     tensors["delta"][where] = -torch.inf
     tensors["D"] = torch.zeros_like(tensors["D"])

@@ -108,7 +108,7 @@ def test_shards_together_restore_each_file_once(place, capsys):
     assert (
         run("in", "-o", "out") == 0
         and capsys.readouterr().out
-        == "out: 12 already there (perhaps by other weights; --overwrite restores them again)\n"
+        == "out: 12 already there (perhaps made with other weights; --overwrite restores them again)\n"
     )
 
 
@@ -176,9 +176,7 @@ def test_launchers(capsys, monkeypatch, variables, expected, message):
 
 @pytest.mark.parametrize(("number", "of"), [("4", "4"), ("x", "4"), ("-1", "4")])
 def test_variables_that_are_wrong(number, of):
-    with pytest.raises(
-        UserError, match=rf"^RANK='{number}', WORLD_SIZE='{of}': expected a number from 0 and a greater"
-    ):
+    with pytest.raises(UserError, match=rf"^RANK='{number}', WORLD_SIZE='{of}': expected a rank from 0 and a larger"):
         shard_of_process({"RANK": number, "WORLD_SIZE": of})
 
 
@@ -225,7 +223,7 @@ def test_a_run_that_is_not_shared_speaks(place, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run("in/0.png", "-o", "out", "--shard", "1/1") == 0
     assert capsys.readouterr() == (
-        "out: 1 already there (perhaps by other weights; --overwrite restores it again)\n",
+        "out: 1 already there (perhaps made with other weights; --overwrite restores it again)\n",
         "",
     )
 

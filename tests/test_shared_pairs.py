@@ -26,9 +26,9 @@ def test_an_image_without_a_partner_is_named():
     with pytest.raises(UserError) as error:
         shared_pairs(gt, lq, gt.names)
     assert str(error.value) == (
-        "gt 'data/gt' lacks the partners of 1 of 2 images in lq 'data/lq', the first is that of 'haze/0003'. "
+        "gt 'data/gt' has no partner for 1 of 2 images in lq 'data/lq', the first is that of 'haze/0003'. "
         "Did you mean '0002'?"
     )
     lq = source("lq", "haze/0001")
-    with pytest.raises(UserError, match="lq 'data/lq' lacks the partners of 1 of 2 images in gt 'data/gt', .* '0002'"):
+    with pytest.raises(UserError, match="lq 'data/lq' has no partner for 1 of 2 images in gt 'data/gt', .* '0002'"):
         shared_pairs(gt, lq, gt.names)

@@ -112,7 +112,7 @@ def test_too_little_memory_to_measure(error):
             raise error
         return part
 
-    with pytest.raises(UserError, match="tile: not enough memory to measure .* up to 512 pixels; give a smaller one"):
+    with pytest.raises(UserError, match="tile: not enough memory to determine .* up to 512 pixels; give a smaller one"):
         measure_tile_memory(restore_tile, 3, CPU)
     error = ValueError("a slip")
     with pytest.raises(ValueError, match="a slip"):

@@ -135,7 +135,7 @@ def test_earlier_runs_are_kept_even_within_a_second(folder, capsys):
     archived = sorted(folder.glob("experiments/x_archived_*"))
     assert sorted(file.name for run in archived for file in run.iterdir()) == ["0", "1"]
     lines = capsys.readouterr().err.splitlines()
-    kept = "experiments/x is there from an earlier run, which is kept as experiments/x_archived_"
+    kept = "experiments/x exists from an earlier run, which was renamed to experiments/x_archived_"
     assert len(lines) == 2 and all(line.startswith(f"basicsr: note: {kept}") for line in lines)
 
 

@@ -110,18 +110,18 @@ def test_a_missing_triton_is_a_reason(monkeypatch):
     monkeypatch.setattr(
         package.importlib.util, "find_spec", lambda name: None
     )  # another test may stand in for mamba-ssm
-    assert "cuda: no device here; a GPU would take torch (triton: " in package.backend_report()
+    assert "cuda: no device here; on a GPU, torch would be used (triton: " in package.backend_report()
 
 
 def test_the_report_says_what_a_gpu_would_take(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(triton_scan, "package_reason", lambda: None)
     assert package.backend_report().endswith(
-        "cuda: no device here; a GPU would take triton, if it passes its probe there"
+        "cuda: no device here; on a GPU, triton would be used if it passes its probe"
     )
     monkeypatch.setattr(triton_scan, "package_reason", lambda: "too old")
     monkeypatch.setattr(package.importlib.util, "find_spec", lambda name: name)
-    assert package.backend_report().endswith("take cuda, if it passes its probe there (triton: too old)")
+    assert package.backend_report().endswith("on a GPU, cuda would be used if it passes its probe (triton: too old)")
 
 
 def test_a_missing_c_compiler_is_reported(monkeypatch):

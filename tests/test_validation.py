@@ -231,7 +231,7 @@ def test_scalars_and_file(tmp_path, monkeypatch):
     report_by_label(model, "set", results(rain=[20, 24], haze=[10]), 7, board)
     assert scalars["metrics/set/rain/psnr"] == (22, 7) and len(scalars) == 4
     text = (tmp_path / "set_labels.md").read_text()
-    assert text.startswith("# set by label\n\nAfter 7 iterations.\n\n| metric | haze | rain | mean |\n")
+    assert text.startswith("# set per label\n\nAfter 7 iterations.\n\n| metric | haze | rain | mean |\n")
     for too_few in (LabelResults(), results(rain=[1]), results(rain=[1], other=[2])):
         report_by_label(model, "none", too_few, 7, board)
     assert not (tmp_path / "none_labels.md").exists() and len(scalars) == 4
@@ -271,7 +271,7 @@ def test_training_and_testing_by_label(clean, train_options, test_options, write
     assert "After 5 iterations." in table and "| metric | low | haze_rain | noise | mean |" in table
     assert "| images | 4 | 4 | 4 | 12 |" in table
     (log,) = (clean / "experiments/tiny").glob("train_*.log")
-    assert "Validation fixed by label, 3 labels\n| metric | low |" in log.read_text()
+    assert "Validation fixed per label, 3 labels\n| metric | low |" in log.read_text()
     whole = float(next(line for line in table.splitlines() if line.startswith("| psnr |")).split("|")[-2])
 
     assert (
@@ -314,7 +314,7 @@ def test_training_hands_over_the_epoch(clean, train_options, write, monkeypatch)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"degradations": ["rian"]}, "datasets.train: degradations: 'rian' is not a label"),
+        ({"degradations": ["rian"]}, "datasets.train: degradations: 'rian' is not a degradation label"),
         ({"degradations": {"rain": {"weigth": 2}}}, "datasets.train: degradations.rain.weigth: unknown key"),
         ({"degradations": 5}, "datasets.train.degradations: got 5, expected"),
         ({"degradation": ["rain"]}, "datasets.train.degradation: unknown key. Did you mean 'degradations'?"),

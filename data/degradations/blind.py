@@ -1,4 +1,4 @@
-"""Two-order blind degradation: what a picture goes through that is shrunk, compressed and shared again.
+"""Second-order blind degradation: an image that is shrunk, compressed and shared again.
 
 The model of Wang et al. ("Real-ESRGAN: Training Real-World Blind Super-Resolution with Pure Synthetic Data", ICCVW
 2021), with the ranges of BasicSR's ``options/train/RealESRGAN``: blur, resizing, noise and JPEG, all of it twice, and
@@ -119,7 +119,7 @@ def draw_blind(rng: np.random.Generator, strength: float | None = None, scale: i
     """Draw both orders; None draws the strength from [0, 1].
 
     Args:
-        rng: the only source of chance, advanced alike whatever ``strength`` is.
+        rng: the only source of randomness; it advances by the same amount for any ``strength``.
         strength: from 0, which changes nothing but the size, to 1, the ranges of Real-ESRGAN.
         scale: of the task.
 
@@ -199,7 +199,7 @@ def add_blind(image: np.ndarray, parameters: BlindParameters) -> np.ndarray:
 
     Raises:
         TypeError: the image is not a float32 array.
-        ValueError: its shape or range is another, or a side is no multiple of ``scale``.
+        ValueError: its shape or value range is invalid, or a side is not a multiple of ``scale``.
     """
     check_image(image)
     (height, width), scale = image.shape[:2], parameters.scale
@@ -229,7 +229,7 @@ def _blur(image: np.ndarray, order: Order) -> np.ndarray:
 
 
 def blur_kernel(order: Order) -> np.ndarray:
-    """Return BasicSR's kernel of an order that is no sinc filter: float32 (21, 21), sum 1."""
+    """Return BasicSR's kernel of an order that is not a sinc filter: float32 (21, 21), sum 1."""
     along, across = (max(deviation, NARROWEST) for deviation in order.sigma)
     names = {"gaussian": "Gaussian", "generalized": "generalized_Gaussian", "plateau": "plateau"}
     make = getattr(_kernels(), f"bivariate_{names[order.kernel]}")

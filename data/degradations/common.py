@@ -1,7 +1,7 @@
 """What the degradations share: checks of images and parameters, the draw of a strength, points, noise, linear light.
 
 A degradation is two functions. ``draw_<name>(rng, strength)`` draws parameters into a frozen dataclass and is the only
-place of chance; ``add_<name>(image, parameters)`` applies them purely: noise and places come from the ``seed`` among
+source of randomness. ``add_<name>(image, parameters)`` is deterministic: noise and positions come from the ``seed`` in
 the parameters. Images are float32 RGB (H, W, 3), or gray (H, W, 1), in [0, 1], display-referred (sRGB). Strength 0 is
 the identity.
 """
@@ -60,7 +60,7 @@ def require_positive(parameters: Any, *names: str) -> None:
 
 
 def draw_strength(rng: np.random.Generator, strength: float | None) -> float:
-    """Return ``strength``, or one drawn uniformly from [0, 1]; the generator is advanced alike in both cases.
+    """Return ``strength``, or one drawn uniformly from [0, 1]; the generator advances by the same amount in both cases.
 
     Raises:
         ValueError: ``strength`` is not in [0, 1].

@@ -1,6 +1,6 @@
 """Several degradations of one image, named by a label as in CDD-11 (Guo et al., "OneRestore", ECCV 2024).
 
-They are applied in the order in which they arise on the light's way, whatever their order in the label:
+They are applied in physical order, along the path of the light, whatever their order in the label:
 
 1. ``haze`` lies between the scene and the camera, all the way.
 2. ``rain`` and ``snow`` are seen singly only where they are near, so in front of the haze.
@@ -105,7 +105,7 @@ def draw_composition(
     """Draw the parameters of all degradations of a label.
 
     Args:
-        rng: the only source of chance, advanced alike whatever ``strength`` is.
+        rng: the only source of randomness; it advances by the same amount for any ``strength``.
         label: names joined by ``_``, or ``clean`` for none.
         strength: of every one, from 0 to 1; None draws one for each from [0, 1].
         scale: of ``down`` and ``blind``.
@@ -137,7 +137,7 @@ def add_composition(image: np.ndarray, composition: Composition) -> np.ndarray:
 
     Raises:
         TypeError: the image is not a float32 array.
-        ValueError: its shape or range is another, or a side is no multiple of the scale.
+        ValueError: its shape or value range is invalid, or a side is not a multiple of the scale.
     """
     result = image.copy()
     for name, parameters in composition.steps:

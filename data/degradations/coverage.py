@@ -1,6 +1,6 @@
-"""What drawn degradations cover of a set of real pairs: statistics of the residual, drawn beside public.
+"""How well generated degradations cover a set of real pairs: residual statistics, generated versus public.
 
-A pair whose statistic lies outside what the draws reach shows a kind of picture that training never sees. The
+A pair whose statistic lies outside the range of the generated pairs is a kind of image that training never sees. The
 statistics say nothing about content; they are those in which rain and snow generators differ:
 
 ==============  ====================================================================================================
@@ -138,7 +138,7 @@ def compare_folders(
 
 
 def _read(source: FolderImages | LmdbImages, name: str) -> np.ndarray:
-    """Return an image, BGR (H, W, 3). Raises UserError: it is too small."""
+    """Return an image, BGR (H, W, 3). Raises UserError if it is too small."""
     image = source.read(name)
     if min(image.shape[:2]) < LEAST_SIDE:
         shape = f"{image.shape[0]}x{image.shape[1]}"

@@ -81,7 +81,7 @@ def add_defocus(image: np.ndarray, parameters: DefocusParameters) -> np.ndarray:
 
     Raises:
         TypeError: the image is not a float32 array.
-        ValueError: its shape or range is another.
+        ValueError: its shape or value range is invalid.
     """
     check_image(image)
     if parameters.radius == 0:

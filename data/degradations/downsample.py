@@ -21,7 +21,7 @@ KERNEL_WIDTH = 4  # of the cubic kernel, at scale 1
 
 @dataclass(frozen=True)
 class DownsampleParameters:
-    """``scale``, how many pixels become one along each side. Raises ValueError: less than 1."""
+    """``scale``, how many pixels become one along each side. Raises ValueError if it is less than 1."""
 
     scale: int
 
@@ -42,7 +42,7 @@ def add_downsample(image: np.ndarray, parameters: DownsampleParameters) -> np.nd
 
     Raises:
         TypeError: the image is not a float32 array.
-        ValueError: its shape or range is another, or a side is no multiple of ``scale``.
+        ValueError: its shape or value range is invalid, or a side is not a multiple of ``scale``.
     """
     check_image(image)
     scale = parameters.scale

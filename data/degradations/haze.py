@@ -68,7 +68,7 @@ def draw_haze(rng: np.random.Generator, strength: float | None = None) -> HazePa
     """Draw haze between a thin mist and fog that hides the distance, under bright or gray light.
 
     Args:
-        rng: the only source of chance, advanced alike whatever ``strength`` is.
+        rng: the only source of randomness; it advances by the same amount for any ``strength``.
         strength: from 0, clear air, to 1; None draws it from [0, 1].
 
     Raises:
@@ -98,7 +98,7 @@ def add_haze(image: np.ndarray, parameters: HazeParameters) -> np.ndarray:
 
     Raises:
         TypeError: the image is not a float32 array.
-        ValueError: its shape or range is another.
+        ValueError: its shape or value range is invalid.
     """
     check_image(image)
     transmission = np.exp(-np.float32(parameters.beta) * depth_map(image.shape[0], image.shape[1], parameters))

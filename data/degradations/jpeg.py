@@ -14,7 +14,7 @@ BEST, WORST = 100, 10  # qualities at strength 0 and 1
 
 @dataclass(frozen=True)
 class JpegParameters:
-    """``quality`` from 1 to 100, None for no compression at all. Raises ValueError: another value."""
+    """``quality`` from 1 to 100, None for no compression. Raises ValueError for other values."""
 
     quality: int | None
 
@@ -45,7 +45,7 @@ def add_jpeg(image: np.ndarray, parameters: JpegParameters) -> np.ndarray:
 
     Raises:
         TypeError: the image is not a float32 array.
-        ValueError: its shape or range is another.
+        ValueError: its shape or value range is invalid.
     """
     check_image(image)
     if parameters.quality is None:

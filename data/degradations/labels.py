@@ -1,4 +1,4 @@
-"""Labels of degradations, and the option that mixes them: which labels, how often, how strong.
+"""Degradation labels, and the option that mixes them: which labels, how often, how strong.
 
 A label is names joined by ``_``, such as ``low_haze_rain``, as CDD-11 names its folders.
 """
@@ -44,7 +44,7 @@ def parse_label(label: str) -> tuple[str, ...]:
     """Return the names in a label; none for ``clean``.
 
     Raises:
-        UserError: it is not a label: a name is unknown or there twice, or they stand in another order.
+        UserError: it is not a label: a name is unknown or repeated, or the names are in the wrong order.
     """
     if label == CLEAN:
         return ()
@@ -52,14 +52,14 @@ def parse_label(label: str) -> tuple[str, ...]:
     unknown = [part for part in parts if part not in NAMES]
     if unknown:
         raise UserError(
-            f"{label!r} is not a label of degradations: {unknown[0]!r} is none of {', '.join(NAMES)}."
+            f"{label!r} is not a degradation label: {unknown[0]!r} is not one of {', '.join(NAMES)}."
             f"{did_you_mean(unknown[0], list(NAMES))}"
         )
     if {"down", "blind"} <= set(parts):
-        raise UserError(f"{label!r} is not a label of degradations: blind reduces an image itself, without down")
+        raise UserError(f"{label!r} is not a degradation label: 'blind' downsamples itself, without 'down'")
     ordered = tuple(name for name in NAMES if name in parts)
     if parts != ordered:
-        raise UserError(f"{label!r} is not a label of degradations. Did you mean '{'_'.join(ordered)}'?")
+        raise UserError(f"{label!r} is not a degradation label. Did you mean '{'_'.join(ordered)}'?")
     return parts
 
 
@@ -143,7 +143,7 @@ def read_mixture(option: Any, scale: int = 1) -> tuple[Ingredient, ...]:
     for ingredient in ingredients:
         names = parse_label(ingredient.label)
         if ("down" in names) > (scale > 1) or (scale > 1 and not {"down", "blind"} & set(names)):
-            needed = "needs 'down' or 'blind' in every label" if scale > 1 else "allows no 'down', but 2, 3 or 4 does"
+            needed = "needs 'down' or 'blind' in every label" if scale > 1 else "does not allow 'down'; 2, 3 or 4 does"
             raise UserError(f"degradations: scale {scale} {needed}, got {ingredient.label!r}")
     return ingredients
 

@@ -64,7 +64,7 @@ def draw_low_light(rng: np.random.Generator, strength: float | None = None) -> L
     """Draw darkness between dusk and night; 60 % of the scenes have lamps, a bright sky or both.
 
     Args:
-        rng: the only source of chance, advanced alike whatever ``strength`` is.
+        rng: the only source of randomness; it advances by the same amount for any ``strength``.
         strength: from 0, the picture as it is, to 1; None draws it from [0, 1].
 
     Raises:
@@ -94,7 +94,7 @@ def add_low_light(image: np.ndarray, parameters: LowLightParameters) -> np.ndarr
 
     Raises:
         TypeError: the image is not a float32 array.
-        ValueError: its shape or range is another.
+        ValueError: its shape or value range is invalid.
     """
     check_image(image)
     if not (parameters.stops or parameters.uneven or parameters.photon or parameters.read):

@@ -64,7 +64,7 @@ def draw_motion_blur(rng: np.random.Generator, strength: float | None = None) ->
     """Draw blur between a slight tremble and a path of 36 pixels; a part of the paths is straight.
 
     Args:
-        rng: the only source of chance, advanced alike whatever ``strength`` is.
+        rng: the only source of randomness; it advances by the same amount for any ``strength``.
         strength: from 0, a camera at rest, to 1; None draws it from [0, 1].
 
     Raises:
@@ -92,7 +92,7 @@ def add_motion_blur(image: np.ndarray, parameters: MotionBlurParameters) -> np.n
 
     Raises:
         TypeError: the image is not a float32 array.
-        ValueError: its shape or range is another.
+        ValueError: its shape or value range is invalid.
     """
     check_image(image)
     if parameters.extent == 0:

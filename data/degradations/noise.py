@@ -137,7 +137,7 @@ def add_gaussian_noise(image: np.ndarray, parameters: GaussianNoiseParameters) -
 
     Raises:
         TypeError: the image is not a float32 array.
-        ValueError: its shape or range is another.
+        ValueError: its shape or value range is invalid.
     """
     check_image(image)
     noise = np.random.default_rng(parameters.seed).standard_normal(image.shape, np.float32)
@@ -157,7 +157,7 @@ def add_camera_noise(image: np.ndarray, parameters: CameraNoiseParameters) -> np
 
     Raises:
         TypeError: the image is not a float32 array.
-        ValueError: its shape or range is another.
+        ValueError: its shape or value range is invalid.
     """
     check_image(image)
     rng = np.random.default_rng(parameters.seed)
@@ -185,7 +185,7 @@ def add_poisson_noise(image: np.ndarray, parameters: PoissonNoiseParameters) -> 
 
     Raises:
         TypeError: the image is not a float32 array.
-        ValueError: its shape or range is another.
+        ValueError: its shape or value range is invalid.
     """
     check_image(image)
     if parameters.photon == 0:

@@ -121,7 +121,7 @@ def draw_rain(rng: np.random.Generator, strength: float | None = None) -> Rain:
     """Draw rain between a drizzle and a downpour that covers the scene.
 
     Args:
-        rng: the only source of chance, advanced alike whatever ``strength`` is.
+        rng: the only source of randomness; it advances by the same amount for any ``strength``.
         strength: from 0, no rain at all, to 1; None draws it from [0, 1].
 
     Raises:
@@ -165,7 +165,7 @@ def _draw_wide_shower(rng: np.random.Generator, strength: float, count: int) -> 
     """Draw one of ``count`` showers; coverage, the streaks' area in parts of the picture's, is what strength scales."""
     length, width = log_uniform(rng, 6, 120), log_uniform(rng, 0.7, 4.5)
     length = max(length, 4 * width)  # a streak is longer than wide
-    resolved = 1 + int(np.log(length / SHORTEST) / np.log(DISTANCE_STEP))  # beyond them streaks are no streaks
+    resolved = 1 + int(np.log(length / SHORTEST) / np.log(DISTANCE_STEP))  # beyond them, streaks are too short
     layers = min(int(rng.integers(1, 5)), resolved)
     coverage = strength * log_uniform(rng, 0.03, 2.2) / np.sqrt(count)
     intensity, additive = rng.uniform(0.12, 1), bool(rng.uniform() < 0.5)
@@ -201,7 +201,7 @@ def add_rain(image: np.ndarray, parameters: RainParameters | Rain) -> np.ndarray
 
     Raises:
         TypeError: the image is not a float32 array.
-        ValueError: its shape or range is another.
+        ValueError: its shape or value range is invalid.
     """
     check_image(image)
     rain = parameters if isinstance(parameters, Rain) else Rain((parameters,))

@@ -84,7 +84,7 @@ def write_sheet(photo: Path, out: Path, seed: int = 0, *, overwrite: bool = Fals
     if out.exists() and out.samefile(photo):
         raise UserError(f"--out: {str(out)!r} is the photograph; choose another file")
     if out.exists() and not overwrite:
-        raise UserError(f"--out: {str(out)!r} already exists; choose another file, or --overwrite")
+        raise UserError(f"--out: {str(out)!r} already exists; choose another file, or use --overwrite")
     sheet = make_sheet(np.ascontiguousarray(decode_image(content, str(photo))[..., ::-1]), seed=seed)
     flags = () if out.suffix.lower() == ".png" else (cv2.IMWRITE_JPEG_QUALITY, QUALITY)
     try:

@@ -89,7 +89,7 @@ def draw_snow(rng: np.random.Generator, strength: float | None = None) -> SnowPa
     """Draw snow between a few flakes and a blizzard, fine or coarse, sharp or out of focus, with and without a veil.
 
     Args:
-        rng: the only source of chance, advanced alike whatever ``strength`` is.
+        rng: the only source of randomness; it advances by the same amount for any ``strength``.
         strength: from 0, no snow at all, to 1; None draws it from [0, 1].
 
     Raises:
@@ -126,7 +126,7 @@ def add_snow(image: np.ndarray, parameters: SnowParameters) -> np.ndarray:
 
     Raises:
         TypeError: the image is not a float32 array.
-        ValueError: its shape or range is another.
+        ValueError: its shape or value range is invalid.
     """
     check_image(image)
     opacity = flake_opacity(image.shape[0], image.shape[1], parameters)

@@ -31,7 +31,7 @@ MOST_PIXELS_VARIABLE = "RESTORMIXER_MAX_PIXELS"  # the environment variable that
 
 
 def parse_pixels(text: str) -> int:
-    """Return a number of pixels such as ``200M``, ``0.5G`` or ``600``. Raises ValueError: it is none, or 0."""
+    """Return a number of pixels such as ``200M``, ``0.5G`` or ``600``. Raises ValueError if it is not one, or 0."""
     found = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)([kKmMgG]?)", text)
     number = int(float(found[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[found[2].lower()]) if found else 0
     if not number:

@@ -1,4 +1,4 @@
-"""The images of a folder as a dataset reads them, with errors that name the image.
+"""The images of a folder, as a dataset reads them; errors name the image.
 
 Decoded images are float32 BGR (H, W, 3) in [0, 1], as BasicSR's image functions expect them.
 """
@@ -21,7 +21,7 @@ def existing_folder(root: str | Path, option: str) -> Path:
     """Return the folder that an option names. Raises UserError, with similar names, if there is none."""
     folder = user_path(root)
     if not str(root):  # which would be the working directory
-        raise UserError(f"{option}: expected the name of a folder, got none")
+        raise UserError(f"{option}: expected the name of a folder, got an empty string")
     if not folder.is_dir():
         reason = "is a file, a folder was expected" if folder.is_file() else not_found(folder)
         raise UserError(f"{option}: {str(root)!r} {reason}")
@@ -94,7 +94,7 @@ class FolderImages:
             deeper = 0 if recursive else len(image_names(self.root, True)[0])
             hint = f"; {deeper} in its sub-folders, which 'recursive: true' reads" if deeper else ""
             hint += f"; it has {left_out}" if left_out else ""
-            raise UserError(f"{option}: {str(root)!r} has no image in it ({' '.join(IMAGE_SUFFIXES)}){hint}")
+            raise UserError(f"{option}: {str(root)!r} contains no images ({' '.join(IMAGE_SUFFIXES)}){hint}")
         if left_out:
             note(f"{option}: {str(root)!r}: left out {left_out}")
 

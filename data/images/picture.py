@@ -9,13 +9,13 @@ PNG                    color chunks (ICC, gAMA, cHRM, sRGB, cICP, ...), EXIF, XM
 TIFF                   ICC profile, tags, EXIF, GPS, XMP, IPTC, resolution; GeoTIFF's places, also of enlarged images
 WebP, AVIF, HEIF       ICC profile, EXIF, XMP; a lossless WebP stays lossless; the color space of a HEIF (nclx)
 BMP                    resolution
-PGM, PPM               nothing but pixels
+PGM, PPM               only pixels
 =====================  =====================================================================================
 
 What a file has beyond that is in :attr:`Picture.left_out`. EXIF is written without its thumbnail, which shows the
 input, and with the size of the result. The orientation is applied to the pixels and removed.
 Palettes become RGB, CMYK becomes 8-bit sRGB. JPEG, lossy WebP, AVIF and HEIF are written with quality 95. Animations
-and files with several pages are refused, since all but one would be lost.
+and multi-page files are rejected, since all images but one would be lost.
 
 Shape letters: H x W size in pixels, C channels (1 gray, 3 RGB).
 """
@@ -58,7 +58,7 @@ class Picture:
         format: Pillow's name for it, such as ``JPEG``.
         metadata: for the writer: keyword arguments as for Pillow's ``save``; for PNG also ``chunks``, for TIFF the
             arguments of :func:`~restormixer_arch.data.images.tiff.write_tiff`.
-        left_out: what the file held and a written picture will not.
+        left_out: what the file contains but a written image will not.
     """
 
     pixels: np.ndarray
@@ -124,7 +124,14 @@ def picture_size(path: str | Path) -> tuple[int, int]:
             from restormixer_arch.data.images.png import PngFile
 
             png = PngFile(start, str(path))
+            _check_size((png.width, png.height), None)
             return png.width, png.height
+        if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):  # also those that Pillow cannot read
+            from restormixer_arch.data.images.tiff import read_structure
+
+            size = read_structure(Path(path)).size
+            _check_size(size, None)
+            return size
         if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
             _register_heif(path)
         with Image.open(path, formats=_formats(start)) as image:
@@ -262,7 +269,7 @@ def _user_errors(path: str | Path) -> Iterator[None]:
     except UserError:
         raise
     except UnidentifiedImageError as error:
-        raise UserError(f"{path}: is not an image that can be read ({', '.join(FORMATS)})") from error
+        raise UserError(f"{path}: is not a readable image ({', '.join(FORMATS)})") from error
     except MemoryError as error:
         raise UserError(f"{path}: cannot be read as an image (not enough memory)") from error
     except DAMAGES as error:
@@ -365,7 +372,7 @@ def _read_tiff(path: Path, max_pixels: int | None) -> Picture:
             image.seek(structure.index)
             metadata["directories"], damaged = tiff.directories_of(image)
             left_out += damaged
-        if not known or (structure.bits == 16 and not structure.cmyk):
+        if not known or structure.deep:
             pixels, alpha, orientation = tiff.read_samples(path, structure.index)
             return Picture(*_turned(orientation, pixels, alpha), "TIFF", metadata, tuple(left_out))
         _check_supported(image, path)

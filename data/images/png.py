@@ -55,7 +55,7 @@ class PngFile:
         if content[:8] != SIGNATURE or content[12:16] != b"IHDR" or len(content) < 33:
             raise UserError(f"{source}: cannot be read as an image (it does not start as a PNG does)")
         self.width, self.height, self.depth, self.color = struct.unpack(">IIBB", content[16:26])
-        self.frames, self.chunks, self.left_out, self.damage = 1, [], [], "it is cut short"
+        self.frames, self.chunks, self.left_out, self.damage = 1, [], [], "it is truncated"
         self.transparent: tuple[int, ...] | None = None
         pixels, place, damaged = [SIGNATURE], 8, False
         while place + 8 <= len(content):
@@ -80,6 +80,10 @@ class PngFile:
                 break
             place = end
         self.pixels = b"".join(pixels)
+        planes = CHANNELS.get(self.color, 0) + any(part[4:8] == b"tRNS" for part in pixels)
+        for chunk in [chunk for chunk in self.chunks if chunk[0] == b"sBIT" and len(chunk[1]) != planes]:
+            self.chunks.remove(chunk)  # of the samples before transparency became a channel of its own
+            self.left_out.append("sBIT")
 
     def check_deep(self) -> None:
         """Raise ValueError if the pixels are damaged: OpenCV's libpng would print a line of its own."""
@@ -99,8 +103,7 @@ class PngFile:
 
     def _sort(self, chunk: Chunk) -> None:
         kind, data = chunk
-        planes = CHANNELS.get(self.color, 0) + (self.transparent is not None)
-        fits = {b"sBIT": len(data) == planes, b"bKGD": self.color != 3}.get(kind, True)
+        fits = kind != b"bKGD" or self.color != 3
         safe = kind[3:4].islower() and kind not in OUTDATED
         if kind == b"bKGD" and self.color == 0 and len(data) == 2:
             data = self._widened(int.from_bytes(data, "big")).to_bytes(2, "big")

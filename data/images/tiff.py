@@ -56,6 +56,7 @@ class TiffStructure:
         bits: per sample.
         cmyk: the colors are those of print.
         size: width and height in pixels.
+        deep: :func:`read_samples` reads the pixels: 16 bits, or planes of 8 bits with alpha, which Pillow mixes up.
         metadata: for :func:`write_tiff`.
         left_out: what cannot be kept.
     """
@@ -64,6 +65,7 @@ class TiffStructure:
     bits: int
     cmyk: bool
     size: tuple[int, int]
+    deep: bool
     metadata: dict[str, Any]
     left_out: list[str]
 
@@ -92,7 +94,11 @@ def read_structure(path: Path) -> TiffStructure:
         left_out += [name for code, name in NAMES.items() if code in page.tags]
         _, extra = _channels(page)
         left_out += ["channels beyond color and alpha"] if extra else []
-        return TiffStructure(pages.index(page), bits, page.photometric == 5, size, metadata, left_out)
+        gray_or_rgb = page.photometric in (0, 1, 2)
+        planes = bits == 8 and _is_planar(page) and gray_or_rgb and page.samplesperpixel > _colors(page)
+        cmyk = page.photometric == 5
+        deep = planes or (bits == 16 and not cmyk)
+        return TiffStructure(pages.index(page), bits, cmyk, size, deep, metadata, left_out)
 
 
 def _is_extra(page: TiffPage) -> bool:

@@ -44,7 +44,7 @@ class Found:
         public, part: which.
         units: sorted by name.
         folders: the clean and degraded folders they come from.
-        ignored: files in them that are no images.
+        ignored: files in them that are not images.
         deeper: folder -> number of images in its sub-folders, which are left out; of folders that the user named.
     """
 
@@ -127,12 +127,12 @@ def _count_deeper(folder: Path, named: Sequence[Path] = ()) -> int:
 
 def _no_image(folder: Path) -> UserError:
     deeper = _count_deeper(folder)
-    hint = f"; {deeper} images are in its sub-folders, which are not read: name one of them" if deeper else ""
-    return UserError(f"{folder}: has no image in it ({' '.join(IMAGE_SUFFIXES)}){hint}")
+    hint = f"; {deeper} images are in its sub-folders, which are not read; give one of them instead" if deeper else ""
+    return UserError(f"{folder}: contains no images ({' '.join(IMAGE_SUFFIXES)}){hint}")
 
 
 def images_in(folder: Path) -> dict[str, Path]:
-    """Return the images of a folder by name without extension. Raises UserError: two have one name."""
+    """Return the images of a folder by name without extension. Raises UserError if two have the same name."""
     return _images(folder).by_stem
 
 
@@ -165,7 +165,7 @@ def _folders(root: Path, layout: Layout) -> Iterator[tuple[Path, dict[str, Path]
     if alone and labelled.keys() & gts.keys():  # one sequence of several
         prefix = sorted(alone)[0]
         folder = gts.get(prefix) or next(iter(labelled[prefix].values()))
-        raise UserError(f"{folder}: its partner folder is not there ({layout.gt} and {_first(layout)} go together)")
+        raise UserError(f"{folder}: its partner folder is missing ({layout.gt} and {_first(layout)} belong together)")
 
 
 def _first(layout: Layout) -> str:
@@ -185,7 +185,7 @@ def _check_half(root: Path, part: Part) -> None:
             continue
         near = [folder.name for folder in there[0].parent.iterdir() if folder.is_dir()]
         hint = did_you_mean(wanted.rpartition("/")[2], near)
-        raise UserError(f"{there[0]}: is there, but its partner folder {wanted!r} is not in {str(root)!r}.{hint}")
+        raise UserError(f"{there[0]}: its partner folder {wanted!r} is missing in {str(root)!r}.{hint}")
 
 
 def _matching(root: Path, pattern: str) -> list[tuple[Path, str]]:
@@ -225,14 +225,14 @@ def _images(folder: Path) -> _Images:
             continue
         _check_name(path)
         if path.stem in by_stem:
-            raise UserError(f"{path}: has the same name as {by_stem[path.stem].name} but for the extension")
+            raise UserError(f"{path}: has the same name as {by_stem[path.stem].name} except for the extension")
         else:
             by_stem[path.stem] = path
     return _Images(by_stem, ignored)
 
 
 def _check_name(path: Path) -> None:
-    """Raise UserError: the name could not be listed."""
+    """Raise UserError if the name cannot be stored in a list of names."""
     if problem := key_problem(path.name):
         raise UserError(f"{path.parent}: the name {path.name!r} {problem}; rename it")
 

@@ -106,7 +106,7 @@ def _write_pairs(folder: Path, dataset: DegradedDataset, gt: str, lmdb: bool) ->
 
 
 def recorded_options(out: Path) -> dict[str, Any]:
-    """Return the options that a fixed set was made with. Raises UserError: ``out`` is not a fixed set."""
+    """Return the options that a fixed set was made with. Raises UserError if ``out`` is not a fixed set."""
     return _record(out)[0]
 
 
@@ -144,7 +144,7 @@ def difference_of_set(out: Path, gt: str, options: dict[str, Any], lmdb: bool) -
 
 
 def clean_images(gt: str, recursive: bool = False) -> dict[str, int]:
-    """Return name -> size in bytes of the images of a folder or an LMDB. Raises UserError: it cannot be read."""
+    """Return name -> size in bytes of the images of a folder or an LMDB. Raises UserError if it cannot be read."""
     if Path(gt).suffix == ".lmdb":
         source = LmdbImages(gt, "dataroot_gt")
         return {name: len(source.content(name) or b"") for name in source.names}
@@ -207,7 +207,7 @@ def _dataset(gt: str, options: dict[str, Any], compositions: Compositions | None
 def _pairs(
     dataset: DegradedDataset, gt: str, pair_name: Callable[[str, str], str]
 ) -> Iterator[tuple[str, Sample, dict[str, np.ndarray]]]:
-    """Yield name, sample, and the two images, BGR uint8, of each pair. Raises UserError: two have the same name."""
+    """Yield name, sample, and the two images, BGR uint8, of each pair. Raises UserError if two have the same name."""
     seen: set[str] = set()
     for number in range(len(dataset)):
         sample = dataset.sample(0, number)

@@ -43,8 +43,8 @@ def find_own_images(gt: Path, lq: Path | None, val: int | None) -> list[Found]:
     """Return the parts ``train`` and ``val`` of two folders, or of one.
 
     Images are paired by name: the same one, or by the first of :data:`RULES` that fits all. Clean images are chosen
-    for validation, with all degraded ones that belong to them. The choice depends on the names alone. Images that are
-    added may take the places of others in validation, which are trained on from then on.
+    for validation, with all degraded ones that belong to them. The choice depends on the names alone. Added images
+    may replace others in validation, which are then used for training.
 
     Args:
         gt: folder of the clean images.

@@ -36,7 +36,7 @@ CHUNK_BYTES = 2**23  # most bytes of their files, if they are several: JPEGs, cu
 CHUNKS_PER_WORKER = 3  # chunks in work for each worker: more would pile up in memory where the disk is slow
 SHOWN = 5  # problems of one kind that are listed
 MOST_WORKERS = 61 if sys.platform == "win32" else 2**16  # Windows cannot wait for more at once
-NOT_MADE_HERE = "already exists and was not made by this command"
+NOT_MADE_HERE = "already exists and was not created by this command"
 WORKER = "PoolWorker"  # in the names of processes: restormixer_arch/cli/__init__.py loads no torch in them
 
 
@@ -140,12 +140,12 @@ def _can_resume(job: Job, journal: Journal) -> bool:
 
 
 def _clear_partial(job: Job) -> None:
-    """Remove what another preparation has begun. Raises UserError: what is in its place is something else."""
+    """Remove what another preparation started. Raises UserError if something else is in its place."""
     if not job.partial.is_dir():
         return
     if not (job.partial / JOURNAL).is_file() and any(not PART.match(path.name) for path in job.partial.iterdir()):
         raise UserError(
-            f"{job.partial}: was not made by this command, which needs its place; rename it, or choose another --out"
+            f"{job.partial}: was not created by this command and is in the way; rename it, or choose another --out"
         )
     remove(job.partial)
 
@@ -185,7 +185,7 @@ def check_part(job: Job, workers: int) -> tuple[int, list[str]]:
 
 
 def _is_there(job: Job, settings: dict[str, object]) -> bool:
-    """Whether the part is there, whole and of the same files. Raises UserError: something else is in its place."""
+    """Whether the part exists, complete and of the same files. Raises UserError if something else is in its place."""
     paths, why = obstacles(job, settings)
     if paths:
         raise place_taken(paths, why)
@@ -197,7 +197,7 @@ def place_taken(paths: Sequence[Path], why: str) -> UserError:
     *others, last = ["it", *(path.name for path in paths[1:])]
     it = f"{', '.join(others)} and {last}" if others else last
     if why == NOT_MADE_HERE:
-        return UserError(f"{paths[0]}: {why}; choose another --out or, if they are no originals, remove {it}")
+        return UserError(f"{paths[0]}: {why}; choose another --out or, if they are not originals, remove {it}")
     return UserError(f"{paths[0]}: {why}; remove {it}, or choose another --out, to prepare it again")
 
 
@@ -266,7 +266,7 @@ def _write(job: Job, journal: Journal, left: Sequence[Unit], workers: int, skip_
 
 
 def _check_keys(outcomes: Iterable[Prepared], taken: dict[tuple[str, str], str]) -> None:
-    """Enter the images in ``taken``, (kind, key) -> unit. Raises UserError: one would be stored over another."""
+    """Enter the images in ``taken``, (kind, key) -> unit. Raises UserError if one would overwrite another."""
     for outcome in outcomes:
         for kind, entries in outcome.entries.items():
             for entry in entries:
@@ -331,7 +331,7 @@ class _Workers(SpawnContext):
 
 
 def _parallel(chunks: Sequence[Sequence[Unit]], recipe: Recipe, workers: int) -> Iterator[list[Prepared]]:
-    """Yield the outcomes of chunks in their order, made by some processes. Raises UserError: one was killed."""
+    """Yield the outcomes of chunks in their order, made by several processes. Raises UserError if one was killed."""
     waiting: deque = deque()
     with ProcessPoolExecutor(workers, _Workers(), start_worker) as pool:
         try:

@@ -131,7 +131,7 @@ def place(out: Path, name: str, kind: str, form: str) -> Path:
 
 
 def open_reader(path: Path, form: str) -> LmdbImages | FolderReader:
-    """Return what reads a prepared LMDB or folder. Raises UserError: it is not there, or no LMDB of BasicSR."""
+    """Return a reader for a prepared LMDB or folder. Raises UserError if it is missing or not a BasicSR LMDB."""
     if not path.is_dir():
         raise UserError(f"{path}: is not there; nothing was prepared, or with another --out, --format or --scale")
     return LmdbImages(path, str(path.parent)) if form == "lmdb" else FolderReader(path)

@@ -1,4 +1,4 @@
-"""What is done to the images of one unit: decoded, compared, reduced, cut, and encoded where they cannot stay as is."""
+"""Process the images of one unit: decode, compare, downsample, crop, and encode them if they have changed."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ class Prepared:
 
 
 def start_worker() -> None:
-    """Leave Ctrl-C to the main process, and the cores to the other workers; end when the main process is killed."""
+    """Let the main process handle Ctrl-C, use one thread, and exit when the main process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent is gone: it would wait for work for ever."""
+    """End this process when its parent is gone; otherwise it would wait for work forever."""
     multiprocessing.parent_process().join()
     os._exit(1)
 

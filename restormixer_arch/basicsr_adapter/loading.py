@@ -42,12 +42,12 @@ def load_network(
     state, entry, entries = read_entry(load_path, param_key, f"path.{key}" if asked else None, names)
     shown = f"parameter key {entry}" if entry else "which has no parameter keys"
     if entry == TRAINED and AVERAGED in entries and not asked and not self.is_train:
-        shown += f"; path.{key}: {AVERAGED} takes the averaged weights, which it has too"
+        shown += f"; path.{key}: {AVERAGED} loads the averaged weights, which the file has too"
     get_root_logger().info(f"Loading {type(bare).__name__} from {load_path}, {shown}.")
     if isinstance(bare, RestorMixer) and (problem := stamp_problem(bare, state)):
         text = f"{load_path}: its weights {problem}, as {section} says"
         if strict:
-            raise UserError(f"{text}; with path.strict_load_{section[-1]}: false they are loaded all the same")
+            raise UserError(f"{text}; with path.strict_load_{section[-1]}: false they are loaded anyway")
         get_root_logger().warning(text)
     if isinstance(bare, RestorMixer):
         state = canonical(state)[0]
@@ -62,7 +62,7 @@ def load_network(
     parameters = {name for name, _ in bare.named_parameters()}
     if parameters and parameters <= set(keys.missing_keys):
         raise UserError(
-            f"{load_path}: has no tensor of the network of {section}, so that nothing of it would be loaded; "
+            f"{load_path}: has no tensor of the network of {section}, so nothing would be loaded; "
             f"its first is {next(iter(keys.unexpected_keys), None)!r}, expected such as {keys.missing_keys[0]!r}"
         )
     if keys.missing_keys or keys.unexpected_keys:

@@ -20,7 +20,7 @@ from importlib.metadata import EntryPoint, entry_points
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.output import warn
 
-# These carry BasicSR's decorators themselves. The network's module knows nothing of BasicSR.
+# These modules use BasicSR's decorators themselves. The network's module does not depend on BasicSR.
 REGISTERING_MODULES = (
     "restormixer_arch.models.losses",
     "restormixer_arch.models.metrics",

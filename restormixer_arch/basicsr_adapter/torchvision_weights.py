@@ -35,6 +35,6 @@ def explain_missing_weights(needed_by: str, backbone: str) -> Iterator[None]:
         file = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
         reason = getattr(error, "reason", None) or str(error).partition("\n")[0]
         raise UserError(
-            f"{needed_by}: needs the weights {file}, which cannot be fetched from {url} ({reason}); put them there "
+            f"{needed_by}: needs the weights {file}, which cannot be downloaded from {url} ({reason}); put them there "
             "yourself, or set TORCH_HOME to the folder that has hub/checkpoints"
         ) from error

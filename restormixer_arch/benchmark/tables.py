@@ -6,9 +6,9 @@ from statistics import median
 from typing import Any
 
 OURS, RIVAL = "RestorMixer", "NAFNet-32"
-OWN_MALLOC = "forward 256, own malloc"  # freed memory goes back to the system, as outside of the basicsr command
+OWN_MALLOC = "forward 256, default malloc"  # freed memory goes back to the system, as outside of the basicsr command
 SMALL_STEP = "training step, small, 8x3x64x64, one thread"
-BUSY = "forward 256, beside two busy processes"
+BUSY = "forward 256, next to two busy processes"
 
 
 def show_parameters(count: float) -> str:
@@ -32,7 +32,7 @@ def show_minutes(seconds: float) -> str:
 
 
 def summarize(seconds: list[float]) -> dict[str, float]:
-    """Return the median and the middle half of times, in seconds."""
+    """Return the median and the quartiles of times, in seconds."""
     ordered = sorted(seconds)
     quarter = len(ordered) // 4
     return {"median": median(ordered), "low": ordered[quarter], "high": ordered[-1 - quarter]}
@@ -52,7 +52,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"{machine['processor']}, {machine['threads']} threads, {machine['cpu_capability']}, "
         f"scan kernel {machine['scan_kernel']}; {versions}.",
         "",
-        *_table(["work", "network", "median", "middle half", "against the first"], _time_rows(result)),
+        *_table(["work", "network", "median", "quartiles", "relative to the first"], _time_rows(result)),
         "",
         *_table(["network", "parameters", "GFLOP at 256x256", "thop's GMAC and parameters"], _network_rows(result)),
         "",

@@ -1,8 +1,8 @@
 """Fit and test the choice of ``--task auto``: ``python -m restormixer_arch.benchmark.task_choice``.
 
 ``--fit DIR`` draws degradations of the clean photographs ``DIR/train_gt.lmdb`` and writes the coefficients.
-``--table DIR`` chooses for every image of the fixed sets ``DIR/test_*`` and prints how often each task was taken for
-which. ``--set val`` takes ``val_*`` instead.
+``--table DIR`` chooses for every image of the fixed sets ``DIR/test_*`` and prints the confusion
+matrix. ``--set val`` takes ``val_*`` instead.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ LABELS = ("clean",) * 3 + ("rain", "snow", "haze", "low") * 2 + ("blur", "defocu
 MIXTURES = ("low_haze", "low_rain", "low_snow", "haze_rain", "haze_snow", "low_haze_rain", "low_haze_snow")
 MIXTURE_SHARE, JPEG_SHARE, JPEG_QUALITY = 0.18, 0.4, (70, 99)
 PER_PHOTO, SEED = 4, 0
-CLEAN_WEIGHT = 2.5  # of clean pictures among the classes: leaving them as they are matters most
+CLEAN_WEIGHT = 2.5  # weight of the class of clean images: leaving them unchanged matters most
 PENALTY, ITERATIONS, DIGITS = 1e-4, 300, 5
 
 
@@ -143,14 +143,14 @@ def confusion_table(choices: Sequence[tuple[str, Choice]]) -> str:
     counts = {task: dict.fromkeys(columns, 0) for task in TASKS}
     for truth, choice in choices:
         counts[truth]["unsure" if choice.probability < LEAST_PROBABILITY else choice.task] += 1
-    lines = [f"| it is \\ chosen | images | {' | '.join(columns)} |", f"|{' --- |' * (len(columns) + 2)}"]
+    lines = [f"| actual \\ chosen | images | {' | '.join(columns)} |", f"|{' --- |' * (len(columns) + 2)}"]
     for task, row in counts.items():
         if number := sum(row.values()):
             cells = [f"**{row[name]}**" if name == task else str(row[name] or "") for name in columns]
             lines.append(f"| {task} | {number} | {' | '.join(cells)} |")
     right = sum(choice.task == truth and choice.probability >= LEAST_PROBABILITY for truth, choice in choices)
     left = sum(choice.task == CLEAN or choice.probability < LEAST_PROBABILITY for _, choice in choices)
-    lines += ["", f"Of {len(choices)} images {right} are right, {left} stay as they are."]
+    lines += ["", f"Of {len(choices)} images {right} are classified correctly; {left} are left unchanged."]
     return "\n".join(lines)
 
 

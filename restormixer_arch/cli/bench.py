@@ -1,4 +1,4 @@
-"""``basicsr bench``: speed, memory and operations of RestorMixer beside other networks, on this machine."""
+"""``basicsr bench``: speed, memory and operations of RestorMixer and other networks on this machine."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from restormixer_arch.processes import cores, omp_threads
 
 
 def run(arguments: list[str]) -> int:
-    """Measure, print tables and write JSON if asked: of what there is, if a measurement fails or Ctrl-C ends them.
+    """Measure, print tables and optionally write JSON; after a failure or Ctrl-C, with the results so far.
 
     Returns:
         The exit code: 0, 2 if a measurement failed, 130 if stopped.
     """
-    parser = Parser("bench", "Measure RestorMixer beside other networks on this machine.")
+    parser = Parser("bench", "Compare speed and memory of RestorMixer with other networks on this machine.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     parser.add_argument(
-        "--json", type=path_name, metavar="FILE", help="also write all figures to FILE, which must not exist yet"
+        "--json", type=path_name, metavar="FILE", help="also write all numbers to FILE, which must not exist yet"
     )
     parser.add_argument(
         "--rounds", type=positive_number, default=7, metavar="N", help="measurements per benchmark (default: 7)"
@@ -42,6 +42,6 @@ def run(arguments: list[str]) -> int:
         text = json.dumps({**result, "figures": figures(result)}, indent=1)
         write_text_atomically(args.json, text + "\n")
     if result["stopped"]:
-        complain(f"stopped while measuring {result['stopped']}; what was measured before is shown")
+        complain(f"stopped while measuring {result['stopped']}; showing the results so far")
         return 130
     return 2 if result["failed"] else 0

@@ -1,4 +1,4 @@
-"""``basicsr card``: measure the installed weights on the public test sets, beside published numbers."""
+"""``basicsr card``: measure the installed weights on the public test sets, next to published numbers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _sr(scale: int) -> Measurement:
 
 
 def _others(task: str, label: str) -> Measurement:
-    """Test pairs by the generators of other libraries, see ``basicsr degrade others``."""
+    """Test pairs generated with other libraries, see ``basicsr degrade others``."""
     weights = f"restormixer_arch/weights/restormixer_s_{task}.safetensors"
     overrides = [f"name=others_{task}", f"path:pretrain_network_g={weights}"]
     for number, library in enumerate(("albumentations", "kornia"), start=1):
@@ -77,7 +77,7 @@ class TaskTable:
 
 def run(arguments: list[str]) -> int:
     """Measure and write the tables. Returns the exit code."""
-    parser = Parser("card", "Measure the installed weights on public test sets, beside published numbers.")
+    parser = Parser("card", "Measure the installed weights on public test sets, and list published numbers.")
     tasks = list(dict.fromkeys(measurement.task for measurement in MEASUREMENTS))
     parser.add_argument(
         "--tasks", nargs="+", default=tasks, metavar="TASK", help=f"tasks to measure (default: all): {', '.join(tasks)}"
@@ -104,7 +104,7 @@ def run(arguments: list[str]) -> int:
         say(texts[-1])
     if not texts:
         raise UserError(
-            f"nothing to measure for {', '.join(args.tasks)}: no weights are installed, or no test set is there"
+            f"nothing to measure for {', '.join(args.tasks)}: no weights are installed, or no test set was found"
         )
     if args.out:
         write_text_atomically(args.out, "\n".join(texts))

@@ -1,4 +1,4 @@
-"""``basicsr compare``: several networks trained under one budget, restored with and measured, by one option file."""
+"""``basicsr compare``: train, restore and measure several networks with the same budget, from one option file."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ def run(arguments: list[str]) -> int:
         The exit code: 0, or 128 and the number of the signal that has ended the comparison.
     """
     parser = Parser("compare", "Train, restore and measure several networks side by side, from an option file.")
-    add_option_file(parser, "resume in the folder of an earlier run; networks trained there are kept", required=False)
+    add_option_file(parser, "resume an earlier run in its folder; networks trained there are kept", required=False)
     parser.add_argument(
         "--steps",
         action="store_true",
-        help="only measure the seconds of each network's training step, for step_seconds; on a quiet machine",
+        help="only measure the time of each network's training step, for step_seconds; use an idle machine",
     )
     parser.add_argument(
         "--pages",
         nargs="+",
         type=path_name,
         metavar="STUDY.json",
-        help="without -opt: only make the tables and curves of studies again, from their values",
+        help="without -opt: generate tables and curves again from the values of studies",
     )
     parser.add_argument(
         "--join",
         nargs="+",
         type=path_name,
         metavar="FOLDER",
-        help="without -opt: put the parts of one study together, folders of results that were trained apart",
+        help="without -opt: merge result folders of one study that were trained separately",
     )
     add_output(parser, metavar="FOLDER", help="folder that --pages and --join write to (default: .)")
     parser.add_argument(
         "--report",
         type=path_name,
         metavar="FOLDER",
-        help="without -opt: only make report.html of a comparison again, from the results.json in its folder",
+        help="without -opt: generate report.html again from the results.json in a folder",
     )
     args = parser.parse_args(arguments)
     if [bool(args.opt), bool(args.pages), bool(args.join), bool(args.report)].count(True) != 1:
         parser.error("expected one of -opt, --pages, --join and --report")
     for name in ("steps", "auto_resume", "force_yml"):
         if getattr(args, name) and not args.opt:
-            parser.error(f"--{name} belongs to -opt")
+            parser.error(f"--{name} needs -opt")
     if args.out and not (args.pages or args.join):
-        parser.error("--out belongs to --pages and --join")
+        parser.error("--out needs --pages or --join")
     if args.pages:
         from restormixer_arch.compare.study_page import write_pages
 
@@ -165,7 +165,7 @@ def _measure_steps(options: dict[str, Any], shown: str) -> None:
 
     names = [name for name in options["competitors"] if is_trained(options, name)]
     if not names:
-        raise UserError(f"{shown}: --steps: no competitor is trained, so that there is no step to measure")
+        raise UserError(f"{shown}: --steps: no competitor is trained, so there is no step to measure")
     with tempfile.TemporaryDirectory(prefix="basicsr_compare_") as folder:
         for name, seconds in measure_steps(options, names, Path(folder), threads_of(options)).items():
             say(f"{name}: step_seconds: {seconds:.4f}")

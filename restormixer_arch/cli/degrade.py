@@ -1,4 +1,4 @@
-"""``basicsr degrade``: a sheet of all degradations, fixed sets by them and by other libraries, speed and coverage."""
+"""``basicsr degrade``: overview sheets, fixed test sets, test sets from other libraries, speed and coverage."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ACTIONS = {
     "sheet": "show all degradations of a photograph on one image",
     "set": "write a fixed validation set: clean images under every label",
     "speed": "measure images/s of each degradation",
-    "others": "write test sets by the generators of albumentations and kornia",
+    "others": "write test sets generated with albumentations and kornia",
     "coverage": "compare generated degradations with real pairs",
 }
 
 
 def run(arguments: list[str]) -> int:
-    """Carry out one of the actions. Returns the exit code; leaves as argparse does where help is asked for."""
+    """Run one of the actions. Returns the exit code; exits as argparse does if help is requested."""
     if not arguments or arguments[0] in ("-h", "--help"):
         width = max(map(len, ACTIONS))
         lines = [f"  {name:<{width}}  {purpose}" for name, purpose in ACTIONS.items()]
@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _sheet(arguments: list[str]) -> None:
-    parser = Parser("degrade sheet", "Draw all degradations of a photograph on a picture sheet.")
+    parser = Parser("degrade sheet", "Show all degradations of a photograph on one sheet.")
     parser.add_argument("--photo", type=path_name, required=True, metavar="FILE", help="photograph to degrade")
     add_output(parser, required=True, metavar="FILE", help="sheet to write, .png or .jpg")
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="random seed (default: 0)")
@@ -56,17 +56,15 @@ def _sheet(arguments: list[str]) -> None:
 def _set(arguments: list[str]) -> None:
     parser = Parser("degrade set", "Write a fixed validation set: clean images under every label.")
     parser.add_argument("--gt", type=path_name, required=True, metavar="DIR", help="folder or LMDB of the clean images")
-    add_output(parser, required=True, metavar="DIR", help="folder to make")
+    add_output(parser, required=True, metavar="DIR", help="folder to create")
     parser.add_argument(
-        "--labels", nargs="+", default=["cdd11"], metavar="LABEL", help="such as low_haze; default: CDD-11's eleven"
+        "--labels", nargs="+", default=["cdd11"], metavar="LABEL", help="such as low_haze (default: CDD-11's eleven)"
     )
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="random seed (default: 0)")
     parser.add_argument(
         "--scale", type=positive_number, default=1, metavar="N", help="scale of labels with 'down' (default: 1)"
     )
-    parser.add_argument(
-        "--gt-size", type=positive_number, metavar="N", help="cut out the middle, at most N by N pixels"
-    )
+    parser.add_argument("--gt-size", type=positive_number, metavar="N", help="crop the center, at most N by N pixels")
     parser.add_argument("--recursive", action="store_true", help="read sub-folders too")
     parser.add_argument("--lmdb", action="store_true", help="write LMDBs instead of folders")
     args = parser.parse_args(arguments)
@@ -88,16 +86,16 @@ def _set(arguments: list[str]) -> None:
 def _others(arguments: list[str]) -> None:
     from restormixer_arch.data.preparation.other_generators import INSTALL, write_other_sets
 
-    parser = Parser("degrade others", "Write test sets by the generators of those other libraries that are installed.")
+    parser = Parser("degrade others", "Write test sets generated with albumentations and kornia, if installed.")
     parser.add_argument("--gt", type=path_name, required=True, metavar="DIR", help="folder or LMDB of the clean images")
-    add_output(parser, required=True, metavar="DIR", help="folder of the sets")
+    add_output(parser, required=True, metavar="DIR", help="folder for the test sets")
     parser.add_argument("--libraries", nargs="+", default=list(INSTALL), metavar="NAME", help=" or ".join(INSTALL))
     parser.add_argument(
         "--gt-size",
         type=positive_number,
         default=256,
         metavar="N",
-        help="side of the middle that is cut out (default: 256)",
+        help="side of the center crop (default: 256)",
     )
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="random seed (default: 0)")
     args = parser.parse_args(arguments)
@@ -110,7 +108,7 @@ def _speed(arguments: list[str]) -> None:
     parser.add_argument(
         "--size", type=_side, default=256, metavar="N", help="side of the images, from 16 (default: 256)"
     )
-    parser.add_argument("--seconds", type=_seconds, default=1.0, metavar="S", help="for each degradation (default: 1)")
+    parser.add_argument("--seconds", type=_seconds, default=1.0, metavar="S", help="time per degradation (default: 1)")
     args = parser.parse_args(arguments)
     from restormixer_arch.data.degradations.sheet import report_speeds
 
@@ -139,7 +137,7 @@ def _coverage(arguments: list[str]) -> None:
     parser = Parser("degrade coverage", "Compare statistics of generated degradations with those of real pairs.")
     parser.add_argument("--lq", type=path_name, required=True, metavar="DIR", help="degraded images: folder or LMDB")
     parser.add_argument(
-        "--gt", type=path_name, required=True, metavar="DIR", help="clean ones of the same names: folder or LMDB"
+        "--gt", type=path_name, required=True, metavar="DIR", help="clean images with the same names: folder or LMDB"
     )
     parser.add_argument("--labels", nargs="+", required=True, metavar="LABEL", help="what to generate, such as rain")
     parser.add_argument("--clean", type=path_name, metavar="DIR", help="clean images to degrade (default: --gt)")

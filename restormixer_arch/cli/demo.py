@@ -23,8 +23,8 @@ from restormixer_arch.output import say, warn
 if TYPE_CHECKING:
     from restormixer_arch.inference.restorer import Restorer
 
-DESCRIPTION = """Show a web page on which a picture is dropped, restored, compared with the original and downloaded as
-PNG. Only this computer can open it, unless --host says otherwise; nothing is sent anywhere. Ctrl-C ends it."""
+DESCRIPTION = """Serve a web page to upload an image, restore it, compare it with the original and download it as PNG.
+Only this computer can open it, unless --host is set; nothing is sent anywhere. Press Ctrl-C to stop."""
 HERE = ("127.0.0.1", "localhost", "::1")
 
 
@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> int:
     """Serve the page until Ctrl-C, which the caller handles as for every command, or until SIGTERM (exit code 143).
 
     Raises:
-        UserError: gradio is missing, there are no weights, or the port cannot be listened on.
+        UserError: gradio is missing, there are no weights, or the port is not available.
     """
     args = parser().parse_args(arguments)
     if importlib.util.find_spec("gradio") is None:
@@ -74,7 +74,7 @@ def _check_address(host: str, port: int) -> None:
     try:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        reason = f"cannot be listened on ({error.strerror}); try another"
+        reason = f"is not available ({error.strerror}); try another"
         raise UserError(f"--host, --port: {host}:{port} {reason}") from error
 
 
@@ -90,9 +90,9 @@ def _serve(args: argparse.Namespace, tasks: list[str], restorer_for: Callable[[s
         try:
             page.open(args.host, args.port)
             if args.host not in HERE:
-                warn(f"--host: whoever reaches {args.host} over the network can use this page")
+                warn(f"--host: anyone who can reach {args.host} over the network can use this page")
             shown = f"[{args.host}]" if ":" in args.host else args.host
-            say(f"http://{shown}:{args.port} shows the page; Ctrl-C ends it")
+            say(f"running on http://{shown}:{args.port}; press Ctrl-C to stop")
             while True:
                 time.sleep(3600)
         finally:
@@ -112,7 +112,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def _host(text: str) -> str:
     if not text:  # of a shell variable that is not set
-        raise argparse.ArgumentTypeError("expected a name, got none")
+        raise argparse.ArgumentTypeError("expected a name, got an empty string")
     return text
 
 

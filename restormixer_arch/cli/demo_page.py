@@ -50,7 +50,7 @@ class Page:
     """A page and its server.
 
     Args:
-        tasks: what can be picked; the first is at first.
+        tasks: the choices; the first one is preselected.
         restorer_for: a task -> its restorer.
         folder: for everything that is written, gradio's temporary folder; the caller removes it.
     """
@@ -115,7 +115,7 @@ class Page:
     ) -> tuple[tuple[str, str], dict, str]:
         """The two pictures of the slider, the file to download, and a line on both."""
         if upload is None:
-            raise gr.Error("No picture was given.", print_exception=False)
+            raise gr.Error("No image was uploaded.", print_exception=False)
         name, began = Path(upload).name, time.monotonic()
         try:
             with self._working:
@@ -162,7 +162,7 @@ class LocalRequests:
         if (host is None or self._is_here(host)) and (origin is None or _place(origin) == _place(f"//{host}", origin)):
             await self.app(scope, receive, send)
         else:
-            await PlainTextResponse("This page is for another host.", status_code=403)(scope, receive, send)
+            await PlainTextResponse("Requests for this host are refused.", status_code=403)(scope, receive, send)
 
     def _is_here(self, host: str) -> bool:
         name = urlsplit(f"//{host}").hostname or ""
@@ -183,7 +183,7 @@ def _place(address: str, scheme_of: str = "") -> tuple[str | None, int | None]:
 
 
 def _refuse_addresses(upload: gr.File) -> None:
-    """Let a file be nothing but what was sent: gradio would fetch an address that is given in its place.
+    """Accept only uploaded files: gradio would also fetch a URL that is given instead of a file.
 
     For this component alone, and not by a class of its own, for which gradio would write a file beside this one.
     """
@@ -191,7 +191,7 @@ def _refuse_addresses(upload: gr.File) -> None:
 
     async def move_unless_address(place: str | Path | None) -> str | None:
         if is_http_url_like(str(place).lower()):
-            raise gr.Error("Addresses are not fetched; send a file.", print_exception=False)
+            raise gr.Error("URLs are not fetched; upload a file.", print_exception=False)
         return await move(place)
 
     upload.async_move_resource_to_block_cache = move_unless_address
@@ -201,10 +201,10 @@ def check_picture(path: Path) -> None:
     """Raise UserError for a picture too large to be decoded, by its file's size and header."""
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise UserError(f"{path}: has {size / 2**20:.0f} MB, at most {MAX_BYTES // 2**20} MB are taken")
+        raise UserError(f"{path}: has {size / 2**20:.0f} MB, the limit is {MAX_BYTES // 2**20} MB")
     width, height = picture_size(path)
     if width * height > MAX_PIXELS:
-        raise UserError(f"{path}: has {width} x {height} pixels, at most {MAX_PIXELS // 10**6} megapixels are taken")
+        raise UserError(f"{path}: has {width} x {height} pixels, the limit is {MAX_PIXELS // 10**6} megapixels")
 
 
 def write_preview(picture: Picture, result: Picture, path: Path) -> Path:

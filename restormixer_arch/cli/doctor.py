@@ -37,15 +37,15 @@ REQUIRED = (
     ("scipy", "scipy", "statistics"),
     ("tqdm", "tqdm", "progress bars"),
 )
-MAMBA = "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm"  # newer releases leave the scan out
+MAMBA = "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm"  # newer releases omit the scan
 # distribution, module, what it is for, the extra that installs it; "" where none does alone
 OPTIONAL = (
     ("av", "av", "videos", "video"),
     ("pillow-heif", "pillow_heif", "HEIC pictures", "heif"),
-    ("spandrel", "spandrel", "networks of others in basicsr compare and bench", "compare"),
+    ("spandrel", "spandrel", "third-party networks in basicsr compare and bench", "compare"),
     ("gradio", "gradio", "basicsr demo", "demo"),
     ("onnx", "onnx", "basicsr export of *.onnx", "export"),
-    ("huggingface-hub", "huggingface_hub", "weights of the Hugging Face Hub", "hub"),
+    ("huggingface-hub", "huggingface_hub", "weights from the Hugging Face Hub", "hub"),
     ("torchmetrics", "torchmetrics", "LPIPS and DISTS", "metrics"),
     ("schedulefree", "schedulefree", "schedule-free optimizers", "optimizers"),
     ("triton", "triton", "the scan on a GPU; it comes with torch's CUDA builds, and needs gcc or clang", ""),
@@ -76,7 +76,7 @@ def run(arguments: list[str]) -> int:
         for finding in section():
             problems += finding.state == "!!"
             say(str(finding))
-    say(f"\n{problems} problem{'s' if problems > 1 else ''} (!!) to fix first" if problems else "\ntraining can run")
+    say(f"\n{problems} problem{'s' if problems > 1 else ''} (!!) to fix first" if problems else "\nready to train")
     return 1 if problems else 0
 
 
@@ -95,7 +95,7 @@ def _package(name: str, module: str, use: str, state: str) -> Finding:
         text = version(name)
     except PackageNotFoundError:
         if find_spec(module) is not None:  # another distribution has it, such as opencv-python-headless
-            return Finding(name, "is there under another name")
+            return Finding(name, "installed under another name")
         return Finding(name, f"not installed ({use})", state)
     if state == "!!" and (reason := _import_error(module)):
         return Finding(name, f"{text} cannot be imported: {reason}", state)
@@ -120,9 +120,9 @@ def devices() -> Iterator[Finding]:
         reason = f": {str(caught[0].message).partition(chr(10))[0]}" if caught else ""
         yield Finding("cuda", f"no device found (torch is built for CUDA {torch.version.cuda}){reason}", "--")
     if found and torch.cuda.device_count() > 1:
-        yield Finding("several GPUs", "need a process each: torchrun --nproc_per_node=N, or num_gpu: 1 for one", "--")
+        yield Finding("several GPUs", "need one process each: torchrun --nproc_per_node=N, or num_gpu: 1 for one", "--")
     if torch.backends.mps.is_available():
-        yield Finding("mps", "found; taken by 'device: mps' in an option file, or by basicsr restore --device mps")
+        yield Finding("mps", "found; use 'device: mps' in an option file, or basicsr restore --device mps")
 
 
 def upstream() -> Iterator[Finding]:
@@ -137,7 +137,7 @@ def upstream() -> Iterator[Finding]:
 
     folder = os.path.dirname(basicsr.__file__)
     if os.path.dirname(folder) == os.getcwd():
-        cure = "another project's copy in the working directory hides the installed one; work in another folder"
+        cure = "another project's copy in the working directory hides the installed one; run from another folder"
         yield Finding("basicsr", f"{folder}: {cure}", "!!")
     else:
         yield Finding("basicsr", f"{names}, {folder}")

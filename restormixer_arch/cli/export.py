@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from restormixer_arch.restormixer_arch import RestorMixer
 
 DESCRIPTION = """Write a RestorMixer for other tools: FILE.safetensors holds its weights and what is needed to build it,
-for 'basicsr restore' and spandrel; FILE.onnx holds the whole network for batches of any number and pictures of any size
-in multiples of 8."""
+for 'basicsr restore' and spandrel; FILE.onnx holds the whole network, for any batch size and for images of any size in
+multiples of 8."""
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -28,7 +28,7 @@ def parser() -> Parser:
         "weights", type=path_name, metavar="WEIGHTS", help=".pth, .safetensors, a folder, or ORG/NAME on a hub"
     )
     add_output(parser, name="output", required=True, metavar="FILE", help="*.safetensors or *.onnx")
-    parser.add_argument("--param-key", metavar="NAME", help="entry of WEIGHTS; default: the averaged ones if there")
+    parser.add_argument("--param-key", metavar="NAME", help="entry of WEIGHTS (default: the averaged weights, if any)")
     parser.add_argument(
         "--opt",
         metavar="FILE",
@@ -39,7 +39,7 @@ def parser() -> Parser:
         action="store_true",
         help="for .onnx only: float16 weights and arithmetic, except within the scans; inputs and outputs stay float32",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     return parser
 
 
@@ -47,16 +47,16 @@ def run(arguments: list[str]) -> int:
     """Write the file. Returns the exit code.
 
     Raises:
-        UserError: the weights are no RestorMixer's, or the file cannot be written.
+        UserError: the weights are not those of a RestorMixer, or the file cannot be written.
     """
     args = parser().parse_args(arguments)
     write = _writer(args.output)
     if args.half and args.output.suffix != ".onnx":
         raise UserError(
-            f"--half: is for *.onnx only, got {str(args.output)!r}; no other file has its arithmetic inside"
+            f"--half: is for *.onnx only, got {str(args.output)!r}; other formats do not store the precision"
         )
     if args.output.exists() and not args.overwrite:
-        raise UserError(f"-o: {str(args.output)!r} already exists; --overwrite replaces it")
+        raise UserError(f"-o: {str(args.output)!r} already exists; use --overwrite to replace it")
     if not args.output.parent.is_dir():
         raise UserError(f"-o: there is no folder {str(args.output.parent)!r}")
     options = None if args.opt is None else _network_options(args.opt)
@@ -65,9 +65,7 @@ def run(arguments: list[str]) -> int:
     from restormixer_arch.output import atomic_paths
 
     if is_onnx(args.weights):
-        raise UserError(
-            f"{args.weights}: is an ONNX file, which is not exported again; give the weights it was made of"
-        )
+        raise UserError(f"{args.weights}: is already an ONNX file; give the weights that it was exported from")
 
     network = load_network(args.weights, args.param_key, options)
     try:
@@ -123,10 +121,12 @@ def _write_safetensors(network: RestorMixer, path: Path, args: Namespace) -> str
 
 
 def _write_onnx(network: RestorMixer, path: Path, args: Namespace) -> str:
-    from restormixer_arch.export.onnx_file import OPSET, compare_outputs, export_onnx
+    from restormixer_arch.export.onnx_file import OPSET, compare_outputs, export_onnx, overflows_in_half
 
+    if args.half and overflows_in_half(network):
+        raise UserError(f"--half: the network of {args.weights} overflows in float16; export it without --half")
     export_onnx(network, path, half=args.half)
     largest, psnr = compare_outputs(network, path)
     number = "float16, " if args.half else ""
     closeness = f", {psnr:.1f} dB" if args.half else ""
-    return f"differs by {largest:.1e} at most from torch{closeness}, run by onnxruntime; {number}opset {OPSET}"
+    return f"differs from torch by at most {largest:.1e}{closeness}, run with onnxruntime; {number}opset {OPSET}"

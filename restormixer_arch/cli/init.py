@@ -9,7 +9,7 @@ from restormixer_arch.output import say
 
 DESCRIPTION = (
     "Write a commented option file for a folder of 'basicsr prepare pairs'. Patches, batch and iterations are chosen "
-    "by training a few iterations on this machine; the learning rate follows the batch."
+    "by training a few iterations on this machine; the learning rate is scaled with the batch size."
 )
 
 
@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--data", type=path_name, required=True, metavar="DIR", help=help_text)
     add_output(parser, name="output", required=True, metavar="FILE", help="option file to write")
     parser.add_argument("--name", help="name of the training (default: that of FILE)")
-    help_text = "start from the installed weights of a task, such as derain: fine-tuning"
+    help_text = "fine-tune the installed weights of a task, such as derain"
     parser.add_argument("--task", type=task_name, help=help_text)
     parser.add_argument("--network", choices=("s", "base"), default="s", help="size of the network (default: s)")
     parser.add_argument("--hours", type=float, default=1.0, metavar="H", help="hours of training (default: 1)")
@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     file, data = args.output, args.data
     if file.exists() and not args.overwrite:
-        raise UserError(f"{file}: already exists; choose another --output, or --overwrite")
+        raise UserError(f"{file}: already exists; choose another --output, or use --overwrite")
     if file.suffix.lower() not in (".yml", ".yaml"):
         raise UserError(f"--output: expected a name that ends in .yml, got {str(args.output)!r}")
     name, option = (file.stem, "--output") if args.name is None else (args.name, "--name")
@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> int:
     if not 0 < args.hours < float("inf"):
         raise UserError(f"--hours: expected a positive number, got {args.hours:g}")
     if args.task and args.network != "s":
-        raise UserError("--task: the installed weights are those of --network s")
+        raise UserError("--task: installed weights exist for --network s only")
     if not data.is_dir():
         raise UserError(f"--data: {data} is not a folder")
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,14 +12,14 @@ from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.memory import parse_bytes
 from restormixer_arch.output import set_shared_job, user_path
 
-LEAST_MEMORY = 10**6  # bytes, below which a unit was forgotten
-# Of BasicSR's own switches, what a command does with them.
+LEAST_MEMORY = 10**6  # bytes; below this, the unit was probably forgotten
+# What each command does with BasicSR's own switches.
 RESUMING = {
     "train": "resume from the newest checkpoint",
-    "test": "no effect; accepted since BasicSR's test script has it",
+    "test": "no effect; accepted for compatibility with BasicSR's test script",
 }
 DEBUGGING = {
-    "train": "name the run debug_NAME, log every iteration, validate and save every 8, without tensorboard",
+    "train": "name the run debug_NAME, log every iteration, validate and save every 8 iterations, no TensorBoard",
     "test": "write to results/debug_NAME",
 }
 
@@ -61,7 +61,7 @@ def option_file_parser(command: str, description: str) -> Parser:
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher")
     parser.add_argument("--debug", action="store_true", help=DEBUGGING[command])
     parser.add_argument(
-        "--local-rank", "--local_rank", type=int, default=0, metavar="N", help="set by torch's launcher; not used"
+        "--local-rank", "--local_rank", type=int, default=0, metavar="N", help="set by torch's launcher; ignored"
     )
     return parser
 
@@ -94,7 +94,7 @@ def add_output(parser: Parser, *, name: str = "out", **settings: Any) -> None:
 
 
 def check_new_file(switch: str, path: Path) -> None:
-    """Raise UserError: the file that ``switch`` names exists already, or its folder does not or is not writable."""
+    """Raise UserError if the file given by ``switch`` exists already, or its folder is missing or not writable."""
     if path.exists():
         raise UserError(f"{switch}: {str(path)!r} already exists; remove it first or choose another file")
     if not path.parent.is_dir():
@@ -103,7 +103,7 @@ def check_new_file(switch: str, path: Path) -> None:
 
 
 def check_writable(switch: str, folder: Path) -> None:
-    """Raise UserError: no file can be made in the folder of what ``switch`` names."""
+    """Raise UserError if no file can be created in the folder given by ``switch``."""
     if not os.access(folder, os.W_OK):
         raise UserError(f"{switch}: the folder {str(folder)!r} cannot be written into")
 
@@ -136,14 +136,14 @@ def memory_size(text: str) -> int:
 def path_name(text: str) -> Path:
     """An argument's type: a path that is not empty."""
     if not text:  # of a shell variable that is not set
-        raise argparse.ArgumentTypeError("expected a name, got none")
+        raise argparse.ArgumentTypeError("expected a name, got an empty string")
     return user_path(text)
 
 
 def task_name(text: str) -> str:
     """An argument's type: the name of a task, which is not empty."""
     if not text:  # of a shell variable that is not set
-        raise argparse.ArgumentTypeError("expected a task such as derain, got none")
+        raise argparse.ArgumentTypeError("expected a task such as derain, got an empty string")
     return text
 
 

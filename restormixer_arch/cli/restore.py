@@ -1,6 +1,6 @@
 """``basicsr restore``: restore your own images and videos, without ground truth or option file.
 
-The files to read and write are settled before the first is read. Names are kept: ``photo.jpg`` goes to
+The files to read and write are determined before the first one is read. Names are kept: ``photo.jpg`` goes to
 ``out/photo.jpg``, and ``holiday/sea/1.jpg`` of the folder ``holiday`` to ``out/sea/1.jpg``. An output is written under
 a temporary name and renamed when it is complete.
 """
@@ -47,9 +47,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "Restore images and videos. Folders are read with their sub-folders; names are kept; files that exist"
 DESCRIPTION += " already are skipped. If a file fails, the others are still restored, and the exit code is 2."
-WHAT_STAYS = """what stays and what does not:
+WHAT_STAYS = """what is kept and what is not:
   all images   size, 8 or 16 bits, gray or RGB, alpha. The EXIF orientation is applied to the pixels. Palettes become
-               RGB, CMYK becomes 8-bit sRGB. Animations and files of several pages are refused.
+               RGB, CMYK becomes 8-bit sRGB. Animations and multi-page files are rejected.
   JPEG         ICC profile, EXIF, XMP, IPTC, comment, resolution; written with quality 95, 4:4:4
   PNG          color chunks (ICC, gAMA, cHRM, sRGB, cICP, ...), EXIF, XMP, texts, resolution, whatever their size
   TIFF         ICC profile, tags, EXIF, GPS, XMP, IPTC, resolution, GeoTIFF's places; written with deflate;
@@ -58,7 +58,7 @@ WHAT_STAYS = """what stays and what does not:
   AVIF, HEIC   ICC profile, EXIF, XMP, of HEIC also the color space (nclx); 8 bits; written with quality 95
                (HEIC needs 'restormixer[heif]')
   BMP          resolution
-  PGM, PPM     nothing but pixels
+  PGM, PPM     only pixels
   videos       ('restormixer[video]') time of each frame, size, rotation, color tags, sound, subtitles, chapters,
                title and other tags; encoded again: H.264, VP9 in WebM. 10 bits stay with H.264; alpha stays in WebM
                and MKV (VP9), and in MOV (ProRes). AVI, MP4, M4V, MOV, MKV and WebM are read.
@@ -73,9 +73,9 @@ def parser() -> Parser:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, or pattern in quotes")
     parsing.add_output(parser, name="output", required=True, metavar="DIR", help="folder to write into")
     add_settings(parser)
-    parser.add_argument("--overwrite", action="store_true", help="restore and replace files that exist already")
+    parser.add_argument("--overwrite", action="store_true", help="restore again and replace existing results")
     parser.add_argument(
-        "--compare", action="store_true", help="also write input and result side by side; results that exist stay"
+        "--compare", action="store_true", help="also write input and result side by side; existing results are kept"
     )
     parser.add_argument(
         "--sheet", type=parsing.path_name, metavar="FILE", help="also write a contact sheet, .png or .jpg"
@@ -112,7 +112,7 @@ def add_settings(parser: Parser, *, auto: bool = True) -> None:
         metavar="NAME",
         help="installed weights: derain (default), desnow, dehaze, low_light, deblur, denoise, mixed, sr_x2, sr_x3 or "
         "sr_x4"
-        + ("; auto: chosen for each file, copied unchanged if it seems clean or the choice is unsure" if auto else ""),
+        + ("; auto: chosen for each file; files that seem clean or are uncertain are copied unchanged" if auto else ""),
     )
     parser.add_argument(
         "--self-ensemble",
@@ -130,24 +130,27 @@ def add_settings(parser: Parser, *, auto: bool = True) -> None:
         "--precision",
         choices=["fp32", "bf16", "fp16", "auto"],
         default="fp32",
-        help="auto: bf16 for derain, mixed and sr_x* where the hardware is faster with it (default: fp32)",
+        help="auto: bf16 for derain, mixed and sr_x* on hardware where it is faster (default: fp32)",
     )
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument(
         "--tile",
         type=parsing.positive_number,
         metavar="N",
-        help="side of the tiles (default: what memory allows, at most 2048)",
+        help="side of the tiles (default: as large as memory allows, at most 2048)",
     )
     parser.add_argument(
-        "--overlap", type=parsing.whole_number, metavar="N", help="minimum overlap of tiles in pixels (default: 64)"
+        "--overlap",
+        type=parsing.whole_number,
+        metavar="N",
+        help="minimum overlap of tiles in pixels (default: 64, less for tiles below 128)",
     )
     parser.add_argument("--blend", choices=["hann", "linear"], default="hann", help="blending of tiles (default: hann)")
     parser.add_argument(
         "--max-memory",
         type=parsing.memory_size,
         metavar="SIZE",
-        help="such as 3G: of the whole process on a CPU (default: 3G more than it holds before the first image), of "
+        help="such as 3G: limit for the whole process on a CPU (default: 3G more than before the first image), or for "
         "the GPU (default: 80%% of what is free)",
     )
 
@@ -188,7 +191,7 @@ def run(arguments: list[str]) -> int:
         done = counts.total() - (len(jobs) - len(todo))
         complain(f"stopped after {done} of {len(todo)} files{hint}")
         return 130
-    whose = "perhaps by other weights; " if args.task or args.weights else ""
+    whose = "perhaps made with other weights; " if args.task or args.weights else ""
 
     def again(state: str) -> str:
         return f" ({whose}--overwrite restores {'it' if counts[state] == 1 else 'them'} again)"
@@ -232,7 +235,7 @@ def _stop_by_signals() -> Iterator[None]:
 
 
 def check_weights(args: argparse.Namespace) -> None:
-    """Raise UserError: ``--weights`` or ``--task`` names nothing that exists; a hub is not asked."""
+    """Raise UserError if the weights of ``--weights`` or ``--task`` do not exist; the hub is not queried."""
     if args.weights is None:
         if args.task not in (None, AUTO):
             shipped_weights(args.task)

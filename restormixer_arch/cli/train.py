@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> int:
     except RuntimeError as error:
         if training.opt.get("dist") and lost_peer(error):
             raise UserError(
-                f"{place(training)}: another process of the job has ended, see its message, or has not answered for "
+                f"{place(training)}: another process of the job has ended (see its message), or has not responded for "
                 "dist_params.timeout_minutes"
             ) from error
         lost = LOST_LOADER.search(str(error))
@@ -102,5 +102,5 @@ def interruption(training: Training, arguments: list[str], cause: str = "") -> s
         return f"{came}; nothing was saved yet"
     resume = arguments if "--auto_resume" in arguments else [*arguments, "--auto_resume"]
     command = shell_join(["basicsr", "train", *resume])
-    way = "resume by the same launcher with" if training.opt["dist"] else "resume with"
-    return f"{came}; saved last: {shown_path(states[0])}; {way}: {command}"
+    way = "resume (with the same launcher) with" if training.opt["dist"] else "resume with"
+    return f"{came}; last checkpoint: {shown_path(states[0])}; {way}: {command}"

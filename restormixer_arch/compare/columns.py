@@ -100,7 +100,7 @@ def _quality(comparison: Comparison) -> Iterator[Column]:
         for name, metric in comparison.metrics.items():
             tip = (
                 f"Mean of {name} over the {len(dataset.pictures)} pictures of {dataset.name}; "
-                f"{metric.better} is better. Below it in small print: the difference to {first} on the same pictures, "
+                f"{metric.better} is better. In small print below: the difference from {first} on the same images, "
                 "its mean and 95% interval (Student's t over the photographs)."
             )
             yield Column(next(titles), tip, metric.better, _quality_cells(comparison, dataset, name))
@@ -133,19 +133,19 @@ def _costs(comparison: Comparison) -> Iterator[Column]:
         cells = _cells([value(c) for c in everybody], show, better, [note(c) for c in everybody])
         return Column(title, tip, better, [Cell(), *cells])
 
-    yield column("Parameters", "Numbers that the network has learned.", lambda c: c.parameters, show_parameters)
-    tip = f"Thousand millions of multiply-adds in one pass of a {size} picture: scans and attention included, "
+    yield column("Parameters", "Number of learned parameters.", lambda c: c.parameters, show_parameters)
+    tip = f"Billions of multiply-adds for one {size} image: scans and attention included, "
     tip += "BatchNorm folded."
     yield column("GMAC", tip, lambda c: c.macs, show_giga)
     if any(c.thop_macs is not None for c in everybody):
-        tip = "The same as the counter thop prints it, which sees only some kinds of layers, and BatchNorm as a layer "
-        tip += "of its own. Here for comparison with tables that were made with it."
+        tip = "The same as counted by thop, which covers only some types of layers and counts BatchNorm as a separate "
+        tip += "layer. Shown for comparison with tables that were made with thop."
         yield column("thop's GMAC", tip, lambda c: c.thop_macs, show_giga, None)
     tip = f"Time of restoring one {size} picture: median of {runs} runs, in turn with the other competitors. "
-    tip += "Below it in small print: the middle half of the runs."
+    tip += "In small print below: the quartiles."
     yield column("Latency", tip, lambda c: c.latency.median, show_time, note=_quartiles)
     if any(c.peak_bytes is not None for c in everybody):
-        tip = f"The most memory of a process that does nothing but load the network and restore one {size} picture."
+        tip = f"Peak memory of a process that only loads the network and restores one {size} image."
         yield column("Peak memory", tip, lambda c: c.peak_bytes, show_memory)
     if any(c.training for c in everybody):
         tip = (
@@ -153,7 +153,7 @@ def _costs(comparison: Comparison) -> Iterator[Column]:
         )
         tip += "print: the crops of a step."
         yield column("Iterations", tip, lambda c: c.training and c.training.iterations, str, None, _crops)
-        tip = "Time of this training, that of starting the process included."
+        tip = "Training time, including the start of the process."
         yield column("Training", tip, lambda c: c.training and c.training.seconds, show_minutes, None)
 
 

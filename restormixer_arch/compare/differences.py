@@ -1,4 +1,4 @@
-"""How much one competitor is better than another on the same pictures: the mean difference and its 95% interval."""
+"""How much better one competitor is than another on the same images: mean difference and 95% interval."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIDENCE = 0.95  # of the intervals
 def paired_difference(values: Sequence[float], first: Sequence[float]) -> Difference:
     """Compare two competitors on the same pictures.
 
-    The interval is Student's t for the mean of the differences. It takes the pictures for a random sample, so that
+    The interval is Student's t for the mean of the differences. It treats the images as a random sample, so
     those of one photograph must be averaged before, see :func:`mean_by_photograph`. With one picture, and where a value
     is not finite, there is none.
 

@@ -1,4 +1,4 @@
-"""The networks of a comparison: what stands for each in the option file, and how it is built."""
+"""The networks of a comparison: how each is given in the option file, and how it is built."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _best(options: dict[str, Any], file: Path) -> str:
     sets = [data for phase, data in (options.get("datasets") or {}).items() if str(phase).startswith("val")]
     metrics = list((options.get("val") or {}).get("metrics") or ())
     if not sets or not metrics:
-        raise UserError(f"{file}: validates nothing, so that no weights are best; expected checkpoint: newest")
+        raise UserError(f"{file}: has no validation set, so there are no best weights; expected checkpoint: newest")
     return f"net_g_best_{sets[0]['name']}_{metrics[0]}.pth"
 
 
@@ -140,16 +140,16 @@ def _from_weights(path: str) -> Built:
     loader = spandrel_networks.model_loader()
     if loader is None:
         raise UserError(
-            f"{path}: no RestorMixer; recognizing other networks needs spandrel: {spandrel_networks.INSTALL}"
+            f"{path}: is not a RestorMixer; recognizing other networks needs spandrel: {spandrel_networks.INSTALL}"
         )
     from spandrel import ImageModelDescriptor, UnsupportedModelError
 
     try:
         descriptor = loader.load_from_file(path)
     except (UnsupportedModelError, ValueError) as error:
-        raise UserError(f"{path}: spandrel does not recognize its network; name it by network_g") from error
+        raise UserError(f"{path}: spandrel does not recognize its network; specify it with network_g") from error
     if not isinstance(descriptor, ImageModelDescriptor):
-        raise UserError(f"{path}: {descriptor.architecture.name} restores no pictures without a mask")
+        raise UserError(f"{path}: {descriptor.architecture.name} cannot restore images without a mask")
     return Built(SpandrelModule(descriptor.model, descriptor), f"{descriptor.architecture.name} (spandrel)")
 
 

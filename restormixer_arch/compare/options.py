@@ -207,10 +207,10 @@ def _run_problems(options: dict[str, Any], needs_steps: bool) -> list[Problem]:
     for name, given in competitors.items():
         for key in ("weights", "run"):
             if given.get(key):
-                text = "a study trains every competitor from nothing; compare finished ones in a file without 'runs'"
+                text = "a study trains every competitor from scratch; compare trained networks in a file without 'runs'"
                 problems.append(Problem(("competitors", name, key), text))
         if needs_steps and is_trained(options, name) and not competitors[name].get("step_seconds"):
-            text = "required key is missing: minutes become iterations by it, see 'basicsr compare --steps'"
+            text = "required key is missing: it converts minutes into iterations, see 'basicsr compare --steps'"
             problems.append(Problem(("competitors", name, "step_seconds"), text))
     first, seen = next(iter(competitors)), set()
     for at, run in enumerate(options["runs"]):
@@ -221,7 +221,7 @@ def _run_problems(options: dict[str, Any], needs_steps: bool) -> list[Problem]:
         unknown = [name for name in names if name not in competitors]
         problems += [Problem(place, unknown_name(name, "competitor", competitors)) for name in unknown]
         if first not in names:
-            problems.append(Problem(place, f"lacks {first!r}, the first one, which the others are compared with"))
+            problems.append(Problem(place, f"must include {first!r}, which the others are compared with"))
     return problems + _context_problems(options)
 
 
@@ -273,7 +273,7 @@ def _own_problems(options: dict[str, Any]) -> list[Problem]:
     if isinstance(budget, dict) and given <= {"iterations", "minutes"} and len(given) != 1:
         problems.append(Problem(("train", "budget"), f"got {budget!r}, expected one of 'iterations' and 'minutes'"))
     if options.get("train") is not None and not any(is_trained(options, name) for name in options["competitors"]):
-        problems.append(Problem(("train",), "every competitor has weights already: there is nothing to train"))
+        problems.append(Problem(("train",), "every competitor already has weights, so there is nothing to train"))
     problems += _mean_problems(options)
     names: dict[str, str] = {}
     for phase, dataset in options["datasets"].items():

@@ -51,7 +51,7 @@ def measure_pictures(
             truth = None if gt is None else tensor2img([gt[None]])
             if truth is not None and truth.shape != image.shape:
                 who = f"competitors.{name}" if name else f"datasets.{phase}"
-                raise UserError(f"{who}: restores {picture!r} to {image.shape}, the truth is {truth.shape}: see scale")
+                raise UserError(f"{who}: restores {picture!r} to {image.shape}, ground truth: {truth.shape}; see scale")
             row: dict[str, Any] = {"name": picture}
             if network is None:
                 row["input"] = _write(folder, f"{INPUT}/{where}/{picture}.png", image)

@@ -184,7 +184,7 @@ def write(comparison: Comparison, folder: Path) -> Path:
 
 
 def read(folder: Path) -> Comparison:
-    """Read the ``results.json`` of a folder. Raises UserError: it cannot be read, or is no such file."""
+    """Read the ``results.json`` of a folder. Raises UserError if it cannot be read or is not such a file."""
     return read_part(Comparison, folder / FILE)
 
 

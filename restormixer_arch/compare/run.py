@@ -67,7 +67,7 @@ def folder_of_results(folder: Path, *, resume: bool) -> Iterator[None]:
     with closing(FolderLock()) as lock:
         lock.take(folder)
         if not resume and (aside := move_aside(str(folder))):
-            note(f"{folder} already exists and is renamed to {shown_path(aside)}; --auto_resume would resume it")
+            note(f"{folder} already exists and was renamed to {shown_path(aside)}; use --auto_resume to resume it")
         folder.mkdir(parents=True, exist_ok=True)
         lock.take(folder)
         yield
@@ -202,7 +202,7 @@ def budget_in_words(options: dict[str, Any]) -> str:
     budget = options["train"]["budget"]
     if budget.get("iterations"):
         return f"{budget['iterations']} iterations"
-    return f"the iterations of {budget['minutes']:g} minutes on a quiet machine"
+    return f"the iterations of {budget['minutes']:g} minutes on an idle machine"
 
 
 def _metric(section: dict[str, Any]) -> Metric:

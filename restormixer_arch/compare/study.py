@@ -125,7 +125,7 @@ class Study(ResultModel):
 
     @model_validator(mode="after")
     def check_rows(self) -> Study:
-        """Raises ValueError: rows that cannot be compared with each other."""
+        """Raises ValueError if rows cannot be compared with each other."""
         if not self.networks or not self.rows:
             raise ValueError("a study has at least one network and one row")
         names = {network.name for network in self.networks}
@@ -138,7 +138,7 @@ class Study(ResultModel):
             if row.metric not in self.metrics or row.metric not in self.inputs.get(row.dataset, {}):
                 raise ValueError(f"{what}: no input of {row.dataset} by {row.metric}")
             if not row.values or list(row.values) != pictures.setdefault(row.dataset, list(row.values)):
-                raise ValueError(f"{what}: not the pictures of {row.dataset} that the rows before have, in their order")
+                raise ValueError(f"{what}: the images of {row.dataset} differ from those of earlier rows")
             if row.iterations != iterations.setdefault((row.competitor, row.minutes), row.iterations):
                 raise ValueError(f"{what}: trained for different iterations with different seeds")
         return self
@@ -208,7 +208,7 @@ def join(parts: dict[Path, Study]) -> Study:
         for row in part.rows:
             if (other := places.setdefault(_key(row), file)) != file:
                 what = f"{row.competitor}, {row.minutes:g} minutes, manual_seed {row.manual_seed}"
-                raise UserError(f"{file}: {what} is in {other} already")
+                raise UserError(f"{file}: {what} is already in {other}")
         known = {network.name for network in joined.networks}
         joined.networks += [network for network in part.networks if network.name not in known]
         joined.rows += part.rows

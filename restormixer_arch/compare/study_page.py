@@ -34,22 +34,22 @@ def write(study: Study, folder: Path) -> list[Path]:
 def markdown(study: Study) -> str:
     """Return the tables of a study: costs, means, differences to the first network, crossings, labels and context."""
     first = markdown_text(study.networks[0].name)
-    interval = "over the photographs alone, since each network was trained with one seed"
+    interval = "only over the photographs, since each network was trained with one seed"
     if any(study.seed_variance(measure) for measure in study.measures):
         interval = "over the photographs, and over the seeds by the variance of all networks that were trained with "
         interval += "several, assumed to be that of each"
     parts = [
         f"# {markdown_text(study.name)}",
-        "Minutes are those of a quiet machine: each network is trained for the iterations that fill them, by the "
-        "seconds of its step. An empty cell has not been run. Means over the pictures and seeds; then the difference "
-        f"to {first}, and in brackets its 95% interval: {interval}.",
+        "Minutes are on an idle machine: each network is trained for as many iterations as fit, given its time per "
+        "step. Empty cells were not run. Cells show the mean over images and seeds, then the difference from "
+        f"{first}, with its 95% interval in brackets: {interval}.",
         _costs(study),
     ]
     for measure in study.measures:
         parts += [f"## {markdown_text(', '.join(measure))}", _means(study, measure)]
         of_seeds = study.seed_variance(measure)
         if of_seeds and not of_seeds.adds:
-            parts.append("The seeds differ by no more than chance here: the intervals are over the photographs alone.")
+            parts.append("The seeds differ by no more than chance here; the intervals are only over the photographs.")
         parts += [*crossings(study, measure), *_by_label(study, measure)]
     if study.context:
         parts += ["## Context", _context(study)]
@@ -110,7 +110,7 @@ def crossings(study: Study, measure: tuple[str, str]) -> list[str]:
                 between = pairwise((m, d.mean) for m, d in points[start : end + 1])
                 at = next(_zero(*low, *high) for low, high in between if low[1] * high[1] <= 0)
                 shown = f"{at:.0f}" if at >= 10 else f"{at:.2g}"
-                found.append(f"- {markdown_text(network.name)} and {first} change places at about {shown} minutes.")
+                found.append(f"- {markdown_text(network.name)} and {first} cross at about {shown} minutes.")
     return ["\n".join(found)] if found else []
 
 
@@ -141,7 +141,7 @@ def _by_label(study: Study, measure: tuple[str, str]) -> list[str]:
         table.append([label, *(f"{mean:.{digits}f}" for mean in means)])
     shown = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
     head = ["", *map(markdown_text, trained)]
-    return [f"By label, after {minutes:g} minutes, {shown}:", markdown_table(head, table)]
+    return [f"Per label, after {minutes:g} minutes, {shown}:", markdown_table(head, table)]
 
 
 def is_sure(difference: Difference) -> bool:
@@ -169,20 +169,20 @@ def _context(study: Study) -> str:
             more = show(use.gain(over=any_use))
         rows.append([markdown_text(name), *means, show(use.gain()), more, *(f"{use.radius[s]} px" for s in shares)])
     even = [f"{radius_of(np.ones((side, side)), share / 100)} px" for share in shares]
-    rows.append(["spread evenly", *[""] * (len(sizes) + 2), *even])
+    rows.append(["uniform", *[""] * (len(sizes) + 2), *even])
     gains = [[label, *(show(use.gain(label)) for use in uses.values())] for label in labels]
     parts = [
-        f"PSNR in RGB of the middle {small} pixels of {len(any_use.psnr[sizes[0]])} pictures when the network is given "
-        f"crops of growing size around them, and what {large} pixels gain over {small}, in dB; some of it is that the "
-        f"border of the crop is farther away. For {large} pixels also the difference to {markdown_text(first)}. In "
-        "brackets the 95% intervals, over the photographs.",
-        "Then the distance in input pixels within which that share of the gradient of the middle pixel lies, the pixel "
-        f"itself left out, inside crops of {side}x{side}: a mean over all pictures, each with the same weight. The "
-        "last row is the same for a gradient that is equal everywhere in the crop.",
+        f"PSNR in RGB of the center {small} pixels of {len(any_use.psnr[sizes[0]])} images when the network is given "
+        f"larger and larger crops around them, and the gain of {large} over {small} pixels, in dB; part of the gain is "
+        f"that the border of the crop is farther away. For {large} pixels, also the difference from "
+        f"{markdown_text(first)}. Brackets hold the 95% intervals over the photographs.",
+        "Then the distance in input pixels within which that fraction of the center pixel's gradient lies, without the "
+        f"pixel itself, inside crops of {side}x{side}: a mean over all images, each with the same weight. The last row "
+        "shows the values for a gradient that is uniform over the crop.",
         markdown_table(head, rows),
     ]
     if len(labels) > 1:
-        parts += [f"By label, what {large} pixels gain over {small}, in dB:"]
+        parts += [f"Gain of {large} over {small} pixels per label, in dB:"]
         parts += [markdown_table(["", *map(markdown_text, uses)], gains)]
     return "\n\n".join(parts)
 

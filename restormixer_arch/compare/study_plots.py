@@ -42,7 +42,7 @@ def draw_curves(rows: list[tuple[Study, tuple[str, str]]], path: Path) -> Path:
             _draw_network(study, network.name, measure, panels, _marker(number))
         dataset, metric = measure
         panels[0].set_ylabel(plot_text(f"{dataset}: {with_unit(metric, study.metrics[metric])}"))
-        panels[0].set_xlabel("minutes of a quiet machine, networks side by side")
+        panels[0].set_xlabel("minutes on an idle machine, networks side by side")
         panels[1].set_xlabel("operations of the training")
         panels[0].set_xscale("log")
         panels[0].set_xticks(study.minutes, [f"{minutes:g}" for minutes in study.minutes])
@@ -53,7 +53,7 @@ def draw_curves(rows: list[tuple[Study, tuple[str, str]]], path: Path) -> Path:
     all_panels[0, 0].legend(fontsize="small")
     several = any(study.seed_variance(measure) for study, measure in rows)
     over = "photographs and seeds. Dots: seeds" if several else "photographs (one seed)"
-    bars = f"Bars: 95% interval of the difference to {plot_text(rows[0][0].networks[0].name)}, over {over}."
+    bars = f"Bars: 95% interval of the difference from {plot_text(rows[0][0].networks[0].name)}, over {over}."
     figure.supxlabel(bars, fontsize="small")
     return _save(figure, path)
 
@@ -106,7 +106,7 @@ def write_field(field: np.ndarray, path: Path) -> None:
 
 
 def copy_field(source: Path, target: Path) -> None:
-    """Copy what :func:`write_field` wrote. Raises UserError: it cannot be read."""
+    """Copy what :func:`write_field` wrote. Raises UserError if it cannot be read."""
     try:
         content = source.read_bytes()
     except OSError as error:
@@ -136,7 +136,7 @@ def draw_context(uses: dict[str, ContextUse], fields: Path, path: Path) -> Path:
         level = _read_field(fields / f"{name}.png") / 255
         shown = panel.imshow(DECADES * (level - 1), vmin=-DECADES, vmax=0, cmap="inferno")
         panel.set_title(f"{plot_text(name)}: 90% within {use.radius[90]} px", fontsize="medium")
-    top.colorbar(shown, ax=panels.tolist(), label="gradient of the middle pixel, relative, log10", shrink=0.8)
+    top.colorbar(shown, ax=panels.tolist(), label="gradient of the center pixel, relative, log10", shrink=0.8)
     _draw_gains(uses, *bottom.subplots(1, 2, width_ratios=[2, 3]))
     return _save(figure, path)
 
@@ -166,8 +166,8 @@ def _draw_gains(uses: dict[str, ContextUse], by_size: Any, by_label: Any) -> Non
     by_size.set_xticks(sizes, [str(size) for size in sizes])
     by_size.minorticks_off()
     by_size.set_xlabel("side of the crop, pixels")
-    by_size.set_ylabel(f"PSNR of its middle {sizes[0]}x{sizes[0]}, dB")
-    by_label.set_xlabel(f"dB that {sizes[-1]}x{sizes[-1]} pixels gain over {sizes[0]}x{sizes[0]}, 95% intervals")
+    by_size.set_ylabel(f"PSNR of its center {sizes[0]}x{sizes[0]}, dB")
+    by_label.set_xlabel(f"gain of {sizes[-1]}x{sizes[-1]} over {sizes[0]}x{sizes[0]} pixels in dB, 95% intervals")
     by_label.invert_yaxis()
     by_label.axvline(0, color="gray", linewidth=0.8)
     by_label.legend(fontsize="small")

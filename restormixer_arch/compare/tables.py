@@ -77,7 +77,11 @@ def _cost_cells(competitor: Competitor) -> dict[str, object]:
 def _heading(comparison: Comparison) -> str:
     title = f"# {markdown_text(comparison.name)}"
     sets = ", ".join(f"{dataset.name} ({len(dataset.pictures)} pictures)" for dataset in comparison.datasets)
-    who = "Each" if all(competitor.training for competitor in comparison.competitors) else "Each without given weights"
+    who = (
+        "Each"
+        if all(competitor.training for competitor in comparison.competitors)
+        else "Each network without given weights"
+    )
     budget = f" {who} was trained for {comparison.budget}." if comparison.budget else ""
     return f"{title}\n\nMeans over {markdown_text(sets)}.{budget} The best value of a column is bold."
 
@@ -90,7 +94,7 @@ def _notes(comparison: Comparison) -> str:
     lines = [
         f"GMAC, latency (median of {runs} runs in turn) and peak memory of the process are those of one {size} picture "
         f"on {machine['processor']}, {threads}, torch {machine['versions']['torch']}. GMAC counts "
-        "scans and attention, with BatchNorm folded; thop sees only some kinds of layers, unfolded."
+        "scans and attention, with BatchNorm folded; thop counts only some types of layers, unfolded."
     ]
     if lower:
         lines.append(f"Lower is better: {', '.join(lower)}.")
@@ -99,7 +103,7 @@ def _notes(comparison: Comparison) -> str:
 
 def _difference_title(comparison: Comparison) -> str:
     first = markdown_text(comparison.competitors[0].name)
-    return f"Difference to {first} on the same pictures: mean, and its 95% interval over the photographs (Student's t)."
+    return f"Difference from {first} on the same images: mean and 95% interval over the photographs (Student's t)."
 
 
 def _differences(comparison: Comparison) -> Iterator[list[str]]:

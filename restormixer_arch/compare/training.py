@@ -2,9 +2,9 @@
 
 A budget of minutes becomes a number of iterations before anything is trained: the steps of all competitors are
 measured in turn, so that a busy machine slows all of them, and each gets the iterations that fill the minutes. The
-schedule of the learning rate then ends exactly with the training, and a training that was stopped resumes to the very
-weights that an unbroken one ends with; stopping by the clock would make both depend on what else the machine did.
-The results hold the time that was really taken.
+learning rate schedule then ends exactly with training, and a run that was stopped and resumed ends with the same
+weights as an uninterrupted one. Stopping by the clock would make both depend on other load on the machine. The results
+record the actual training time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FOLLOWER = "restormixer_arch.cli.follower"
 
 
 class Ended(Exception):
-    """The comparison was ended by a signal; a training that was under way has saved its checkpoint.
+    """A signal ended the comparison; a running training saved its checkpoint.
 
     Attributes:
         code: the exit code that says so.
@@ -133,7 +133,7 @@ def _train(options: dict[str, Any], name: str, total: int, file: Path, place: Pa
     record = place / f"{name}.json"
     state = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {"seconds": 0.0, "done": False}
     if state["done"]:
-        note(f"{name} is trained already: {total} iterations")
+        note(f"{name} is already trained: {total} iterations")
     else:
         log = place / f"{name}.log"
         note(f"training {name}: {total} iterations; log: {log}")
@@ -165,7 +165,7 @@ def run_and_wait(command: list[str], log: Path) -> int:
         process.send_signal(number)
 
     def leave(number: int, frame: FrameType | None) -> None:
-        note("the training ends with a checkpoint after this iteration; Ctrl-C again leaves at once")
+        note("stopping after this iteration with a checkpoint; Ctrl-C again quits at once")
 
     with log.open("a", encoding="utf-8") as file:
         pipes = {"stdin": subprocess.PIPE, "stdout": file, "stderr": subprocess.STDOUT}

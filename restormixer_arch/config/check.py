@@ -39,7 +39,7 @@ EXPECTED = {
     "too_long": "no more than {max_length} values",
 }
 
-IN_QUOTES = "; a number, date, null, on, off, yes or no is text in quotes only"
+IN_QUOTES = "; put a number, date, null, on, off, yes or no in quotes to use it as text"
 
 
 class NoDataSet(UserError):
@@ -205,7 +205,7 @@ def check_options(options: dict[str, Any], shown: str, is_train: bool, *, paths:
 
 
 def refuse_file_of_another_command(options: dict[str, Any], shown: str, command: str) -> None:
-    """Raise UserError: an option file is certainly for another command than the one asked for."""
+    """Raise UserError if an option file is clearly for a different command."""
     datasets = options.get("datasets")
     training = ["train" in options, isinstance(datasets, dict) and "train" in datasets]
     kind = None
@@ -315,7 +315,7 @@ def section_problems(section: type[BaseModel], options: Any, at: tuple[str, ...]
 
 
 def _keys_that_are_no_text(errors: list[Any], options: Any, at: tuple[str, ...]) -> tuple[list[Problem], list[Any]]:
-    """Return a problem for each key that is no text, such as ``on:``, and the errors that are about other keys."""
+    """Return a problem for each key that is not text, such as ``on:``, and the errors that are about other keys."""
     problems, wrong = [], []
     for item in errors:
         if item["type"] == "invalid_key" or (item["type"], item["loc"][-1]) == ("string_type", "[key]"):
@@ -339,11 +339,11 @@ def _missing_key(model: type[BaseModel], path: tuple[str, ...], options: Any) ->
     further = [str(key) for key in options if key not in model.model_fields] if isinstance(options, dict) else []
     hint, close = model.model_fields[path[-1]].description, closest(path[-1], further)
     text = "required key is missing" + (f" ({hint})" if hint else "")
-    return text + (f". Is '{close}' meant for it?" if close else "")
+    return text + (f". Did you write it as '{close}'?" if close else "")
 
 
 def unknown_name(value: Any, kind: str, known: Iterable[str]) -> str:
-    """Say that a name is unknown: the close match if there is one, and the whole list."""
+    """Return a message that a name is unknown, with the closest match, if any, and the whole list."""
     names = sorted(known)
     return f"{value!r} is not a known {kind}.{did_you_mean(str(value), names)} Known: {', '.join(names) or 'none'}"
 

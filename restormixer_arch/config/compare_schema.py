@@ -18,7 +18,7 @@ class Budget(Section):
     """What every competitor may use; one of the two."""
 
     iterations: Positive | None = Field(default=None, description="the same iterations for all")
-    minutes: PositiveNumber | None = Field(default=None, description="the same wall-clock for all")
+    minutes: PositiveNumber | None = Field(default=None, description="the same wall-clock time for all")
 
 
 class CompareTrain(Warmup, Optimization, Steps):
@@ -32,7 +32,7 @@ class CompetitorKeys(Section):
     """A network with its weights, a network to train, weights whose network is recognized, or a previous run."""
 
     network_g: Typed | None = Field(default=None, description="type and arguments of the network")
-    weights: str | None = Field(default=None, description="file of weights; it is not trained any further")
+    weights: str | None = Field(default=None, description="weight file; it is not trained further")
     param_key: str | None = Field(default=None, description="entry of the file of weights, such as params_ema")
     run: str | None = Field(default=None, description="folder of a previous training, such as experiments/NAME")
     checkpoint: Literal["newest", "best"] | None = Field(default=None, description="which weights of the run")
@@ -40,7 +40,7 @@ class CompetitorKeys(Section):
     multiple_of: Positive | None = Field(default=None, description="pad pictures to a multiple of this")
     step_seconds: PositiveNumber | None = Field(
         default=None,
-        description="seconds of a training step on a quiet machine, as 'basicsr compare --steps' prints them",
+        description="seconds per training step on an idle machine, as printed by 'basicsr compare --steps'",
     )
 
 
@@ -52,7 +52,7 @@ class Measure(Section):
     """How latency, memory and operations are measured."""
 
     size: Positive = Field(default=256, description="side of the square picture")
-    rounds: Positive = Field(default=7, description="runs of each network, in turn")
+    rounds: Positive = Field(default=7, description="measurements per network, taken in turn")
 
 
 class Run(Section):
@@ -61,14 +61,14 @@ class Run(Section):
     minutes: PositiveNumber = Field(description="the budget of each competitor, by its step_seconds")
     manual_seed: Seed = Field(description="of every training")
     competitors: Annotated[list[str], Field(min_length=1)] | None = Field(
-        default=None, description="names of those that take part, the first competitor among them; default: all"
+        default=None, description="names of the competitors to run, including the first one (default: all)"
     )
 
 
 class Context(Section):
     """How much of a picture the longest trained networks use."""
 
-    dataset: dict[str, Any] = Field(description="the data set, of pictures at least as large as the largest crop")
+    dataset: dict[str, Any] = Field(description="the dataset; its images must be at least as large as the largest crop")
     sizes: Annotated[list[Positive], Field(min_length=2)] = Field(
         default=[64, 128, 256, 512], description="sides of the crops, each a multiple of the smallest one"
     )
@@ -83,12 +83,12 @@ class CompareFile(AnyFile):
     scale: Positive = Field(default=1, description="1 where images keep their size")
     manual_seed: Seed = 0
     competitors: Annotated[dict[str, CompetitorKeys], Field(min_length=1)] = Field(
-        description="name -> the network, its weights or its run; differences are to the first one"
+        description="name -> the network, its weights or its run; differences are relative to the first one"
     )
     datasets: dict[str, dict[str, Any]] = Field(description="train, and val, test or test_<n>, to measure on")
     train: dict[str, Any] | None = None
     runs: Annotated[list[Run], Field(min_length=1)] | None = Field(
-        default=None, description="a study: comparisons under several budgets and seeds, in place of train.budget"
+        default=None, description="a study: comparisons with several budgets and seeds, instead of train.budget"
     )
     context: Context | None = None
     val: CompareVal = Field(description="metrics")

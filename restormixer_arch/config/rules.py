@@ -54,7 +54,7 @@ def database_problem(root: str | Path, backend: str) -> str | None:
     if backend == "lmdb" and folder.is_dir():
         for file in ("data.mdb", "meta_info.txt"):
             if not (folder / file).is_file():
-                return f"{str(root)!r} is no LMDB of BasicSR: it has no {file}"
+                return f"{str(root)!r} is not a BasicSR LMDB: {file} is missing"
     return None
 
 
@@ -186,7 +186,7 @@ def mixing(options: dict[str, Any]) -> Iterator[Problem]:
     train, data = _section(options, "train"), _section(_section(options, "datasets"), "train")
     stages = _section(train, "progressive").get("batch_sizes") or [data.get("batch_size_per_gpu")]
     if train.get("mixup") and all(size == 1 for size in stages):
-        text = "blends with another image of the batch, which has one; expected datasets.train.batch_size_per_gpu of 2 "
+        text = "needs at least two images per batch; expected datasets.train.batch_size_per_gpu of 2 "
         yield Problem(("train", "mixup"), text + "or more")
 
 
@@ -224,7 +224,7 @@ def outputs(options: dict[str, Any]) -> Iterator[Problem]:
     network, model = _section(options, "network_g"), options.get("model_type")
     if network.get("type") in DEEPLY_SUPERVISED and model in WITH_ONE_OUTPUT:
         if network.get("deep_supervision", True) is True:
-            text = f"must be false for model_type {model!r}, which knows one output; RestorMixerModel knows all"
+            text = f"must be false for model_type {model!r}, which supports one output; RestorMixerModel supports all"
             yield Problem(("network_g", "deep_supervision"), text)
 
 
@@ -247,7 +247,7 @@ def windows(options: dict[str, Any]) -> Iterator[Problem]:
     network = _section(options, "network_g")
     restores = options.get("model_type") == "SwinIRModel" and options.get("val") is not None
     if restores and network and "window_size" not in network:
-        yield Problem(("network_g", "window_size"), "required key is missing, since 'SwinIRModel' pads images by it")
+        yield Problem(("network_g", "window_size"), "required key is missing: 'SwinIRModel' pads images to it")
 
 
 def large_numbers(node: Any, at: tuple[str, ...] = ()) -> Iterator[Problem]:
@@ -376,7 +376,7 @@ def window_advice(options: dict[str, Any]) -> str | None:
         side, largest = size // options.get("scale", 1) // 2**halvings, window * (count // 2)
         if largest >= 2 * side:
             return (
-                f"datasets.train.gt_size: of {size} pixels {side} are left at 1/{2**halvings}, where the "
+                f"datasets.train.gt_size: {size} pixels become {side} pixels at 1/{2**halvings} resolution, where the "
                 f"largest window has {largest}: most of it is padding; raise gt_size or lower network_g.window_size"
             )
     return None

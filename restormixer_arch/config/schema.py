@@ -36,7 +36,7 @@ class IoBackend(OpenSection):
 class Dataset(Section):
     """What BasicSR's loader reads for any data set."""
 
-    name: FileName = Field(description="names the set in logs and results")
+    name: FileName = Field(description="name of the dataset in logs and results")
     type: str = Field(description="the registered name of the data set's class")
     num_worker_per_gpu: Workers | None = None
     batch_size_per_gpu: Positive | None = None
@@ -96,7 +96,7 @@ class DegradedImages(Dataset, Crops):
     recursive: bool = False
     resize: list[float] | None = Field(None, description="[low, high] of a random resizing before the crop, at most 2")
     exposure: list[float] | None = Field(None, description="[low, high] of a random factor of all values, at most 2")
-    unclipped_noise: Share = Field(0, description="share of Gaussian noise that is neither clipped nor rounded")
+    unclipped_noise: Share = Field(0, description="fraction of Gaussian noise that is neither clipped nor rounded")
     compositions: str | None = Field(None, description="JSON file of fixed parameters of the degradations")
 
 
@@ -188,7 +188,7 @@ class Logger(Section):
     save_checkpoint_freq: Positive = Field(description="iterations between two checkpoints")
     use_tb_logger: bool = Field(description="write tensorboard scalars")
     wandb: Wandb | None = None
-    keep_last: Positive | None = Field(default=None, description="checkpoints to keep, the newest ones; all if unset")
+    keep_last: Positive | None = Field(default=None, description="number of newest checkpoints to keep; all if unset")
 
 
 class DistParams(OpenSection):
@@ -200,7 +200,7 @@ class DistParams(OpenSection):
 class AnyFile(Section):
     """What option files of all commands share."""
 
-    name: FileName = Field(description="the experiment, names its folder")
+    name: FileName = Field(description="name of the experiment and its folder")
     num_gpu: Count | Literal["auto"] = Field(description="0 for the CPU, a count of GPUs, or auto")
     scale: Positive = 1
     device: Literal["cpu", "cuda", "mps"] | None = None

@@ -108,21 +108,21 @@ class SRTrain(Train, Optimization):
 class Steps(Section):
     """How RestorMixerModel takes the steps of the optimizer."""
 
-    grad_clip: Rate = Field(default=0.01, description="largest norm of the gradient, 0 for no limit")
+    grad_clip: Rate = Field(default=0.01, description="maximum norm of the gradient, 0 for no clipping")
     amp: Literal["off", "bf16", "fp16", False] = Field(default="off", description="16 bits in the forward pass")
     tf32: bool | None = Field(
         default=None, description="TF32 on a GPU, in convolutions and products; torch's own settings if unset"
     )
     accumulate: Positive = Field(default=1, description="batches of the loader for one step of the optimizer")
-    checkpointing: bool = Field(default=False, description="less memory: compute the activations of blocks twice")
+    checkpointing: bool = Field(default=False, description="save memory: recompute activations in the backward pass")
     compile: bool = Field(default=False, description="run the network through torch.compile while training")
     freeze_norms_after: Annotated[float, Field(ge=0, le=1)] | None = Field(
         default=None,
-        description="share of the training after which BatchNorm is frozen; 0: from its start",
+        description="fraction of training after which BatchNorm is frozen; 0: from the start",
     )
     max_skipped: Count = Field(default=10, description="steps in a row that may be skipped for NaN or infinity")
     mixup: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
-        default=None, description="blend pairs, by Beta(mixup, mixup)"
+        default=None, description="blend pairs, with weights from Beta(mixup, mixup)"
     )
     cutblur: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, description="probability of CutBlur")
 
@@ -134,14 +134,14 @@ class Progressive(Section):
 
 
 class RestorMixerTrain(SRTrain, Steps):
-    progressive: Progressive | None = Field(default=None, description="stages of growing patches")
+    progressive: Progressive | None = Field(default=None, description="stages with increasing patch size")
 
 
 class GanTrain(SRTrain):
     """What SRGANModel and the models made of it read."""
 
     optim_d: Optimizer = Field(description="type and lr of the discriminator's optimizer")
-    gan_opt: Typed = Field(description="the loss by the discriminator, such as GANLoss")
+    gan_opt: Typed = Field(description="the adversarial loss, such as GANLoss")
     ldl_opt: Typed | None = None
     net_d_iters: Positive = Field(default=1, description="steps of the discriminator for one of network_g")
     net_d_init_iters: Count = Field(default=0, description="iterations at the start that train the discriminator alone")

@@ -9,6 +9,7 @@ import copy
 import logging
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnxruntime
@@ -83,6 +84,22 @@ def export_onnx(network: RestorMixer, path: Path, *, half: bool = False) -> None
     program.save(path)
 
 
+def _pictures(network: RestorMixer, sizes: tuple[tuple[int, int, int], ...]) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    for batch, *size in sizes:
+        yield torch.rand(batch, network.in_channels, *size, generator=generator)
+
+
+@torch.no_grad()
+def overflows_in_half(network: RestorMixer) -> bool:
+    """Return whether float16 arithmetic gives values that are not finite for random pictures.
+
+    onnxruntime would not show it on a CPU, where it computes in float32.
+    """
+    half = _Half(network)
+    return not all(torch.isfinite(half(picture)).all() for picture in _pictures(network, COMPARED))
+
+
 @torch.no_grad()
 def compare_outputs(
     network: RestorMixer, path: Path, sizes: tuple[tuple[int, int, int], ...] = COMPARED
@@ -98,10 +115,8 @@ def compare_outputs(
         The largest absolute difference, and the PSNR in dB of the one output against the other.
     """
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    generator = torch.Generator().manual_seed(0)
     differences = []
-    for batch, *size in sizes:
-        picture = torch.rand(batch, network.in_channels, *size, generator=generator)
+    for picture in _pictures(network, sizes):
         (output,) = session.run(["output"], {"input": picture.numpy()})
         differences.append((torch.from_numpy(output) - network(picture)).flatten())
     error = torch.cat(differences)

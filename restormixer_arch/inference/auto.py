@@ -53,7 +53,7 @@ class AutoRestorer:
         if choice.task == CLEAN:
             return Unchanged(), f"{job.source}: {text}; copied unchanged"
         if choice.probability < LEAST_PROBABILITY:
-            return Unchanged(), f"{job.source}: perhaps {text}, too unsure; copied unchanged"
+            return Unchanged(), f"{job.source}: uncertain, perhaps {text}; copied unchanged"
         if choice.task not in self._loaded:
             try:
                 self._loaded[choice.task] = self.load(shipped_weights(choice.task))

@@ -49,7 +49,7 @@ def check_sheet(path: Path, jobs: Jobs, inputs: Sequence[str], shard: Shard, *, 
     key, name = path_key(place), path_key(path.name)
     files = (file for job in jobs for file in (*job.outputs, job.source) if path_key(file.name) == name)
     if any(path_key(file.resolve()) == key for file in files):
-        raise UserError(f"--sheet: {path} is a file of this run; give another name")
+        raise UserError(f"--sheet: {path} is a file of this run; choose another name")
     for text in inputs:
         folder, pattern = split_pattern(text)
         if not is_within(place, folder) or (is_within(place, out) and is_within(out, folder)):
@@ -60,7 +60,7 @@ def check_sheet(path: Path, jobs: Jobs, inputs: Sequence[str], shard: Shard, *, 
             )
         if matches_pattern(place.parts[len(folder.parts) :], pattern):
             raise UserError(
-                f"--sheet: {path} matches {text!r}, so that the next run would restore it; put it into {jobs.out}"
+                f"--sheet: {path} matches {text!r}, so the next run would restore it; put it into {jobs.out}"
             )
     _check_new(path, overwrite)
     return path
@@ -68,7 +68,7 @@ def check_sheet(path: Path, jobs: Jobs, inputs: Sequence[str], shard: Shard, *, 
 
 def _check_new(path: Path, overwrite: bool) -> None:
     if os.path.lexists(path) and not overwrite:
-        raise UserError(f"--sheet: {path} exists already; give another name, or --overwrite")
+        raise UserError(f"--sheet: {path} already exists; choose another name, or use --overwrite")
 
 
 def write_sheet(path: Path, jobs: Jobs, *, overwrite: bool, max_pixels: int | None = None) -> None:

@@ -42,7 +42,7 @@ class FileOptions:
 
 @dataclass
 class Outcome:
-    """What the user should know of a file.
+    """What to report to the user about a file.
 
     Attributes:
         kind: of the file that was written, such as PNG.
@@ -65,7 +65,7 @@ class Outcome:
 
 
 def is_there(output: Path) -> bool:
-    """Return whether an output exists; a folder of its name is none."""
+    """Return whether an output file exists; a folder of that name does not count."""
     return os.path.exists(output) and not os.path.isdir(output)
 
 
@@ -140,10 +140,10 @@ def _restore_image(job: Job, wanted: list[Path], restorer: Restorer, options: Fi
 
 
 def _pair_of_result(job: Job, options: FileOptions) -> Outcome:
-    """Write the image of before and after of a result that exists.
+    """Write the image of before and after of an existing result.
 
     Raises:
-        UserError: the result cannot be read or is none of this input, or it is a video.
+        UserError: the result cannot be read or does not belong to this input, or it is a video.
     """
     from restormixer_arch.data.images.picture import read_picture, size_problem, with_writable_metadata
 
@@ -166,7 +166,7 @@ def _pair_of_result(job: Job, options: FileOptions) -> Outcome:
 
 
 def read_result(path: Path, max_pixels: int | None) -> Picture:
-    """Read a result, which may be enlarged beyond the limit for inputs. Raises UserError: it cannot be read."""
+    """Read a result, which may be enlarged beyond the limit for inputs. Raises UserError if it cannot be read."""
     from restormixer_arch.data.images import pixel_limit
     from restormixer_arch.data.images.picture import read_picture
 

@@ -119,7 +119,7 @@ def find_jobs(inputs: Sequence[str], out: Path, *, compare: bool = False, shard:
         for output in job.outputs:
             key = hash(path_key(_real_path(output)))
             if key in sources or key in links:
-                raise UserError(f"-o: {output} is an input itself and would be replaced; give another folder")
+                raise UserError(f"-o: {output} is an input itself and would be replaced; choose another folder")
             if key in writers:
                 raise UserError(
                     f"{job.source}: would be written to {output}, and so would {jobs[writers[key]].source}; "
@@ -155,7 +155,7 @@ def _real_path(path: Path) -> str:
 def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
     """Yield the files of one argument: an input folder, and the name below it and below the output folder."""
     if not text:  # of a shell variable that is not set
-        raise UserError("INPUT: expected the name of a file or folder, got none")
+        raise UserError("INPUT: expected the name of a file or folder, got an empty string")
     given, left_out, number = user_path(text), Counter[str](), 0
     if os.path.isdir(given):  # and not is_dir(), which raises for a name that is too long
         results = os.path.realpath(out)

@@ -60,15 +60,15 @@ def restore(
             floating point in [0, 1]; up to 1e-4 outside is clipped. The EXIF orientation of a PIL image is not applied.
         weights: a file of weights, ``.pth`` or ``.safetensors``, an ONNX file of ``basicsr export``, or a folder or
             repository, see :func:`restormixer_arch.hub.locate`.
-        task: which of the installed weights, if ``weights`` is None.
+        task: which of the installed weights to use, if ``weights`` is None.
         device: a name as in torch, or ``auto``.
         precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: ``bf16`` where it is faster and costs under 0.02 dB.
-        self_ensemble: average over eight flips and turns; eight times the work.
+        self_ensemble: average over eight flips and rotations; eight times the work.
         tile: largest side of a tile in pixels. Default: as large as ``max_memory`` allows.
         max_memory: bytes, or text such as ``"3G"``; on a CPU for the whole process. Default: on a CPU 3 GB more than
             the process holds when the network is loaded, on a GPU 80 % of its free memory; an image that needs more
-            is restored in the smallest tiles. Only Linux and NVIDIA GPUs can measure it: elsewhere tiles have 512
-            pixels, and a warning shows that the limit is not kept.
+            is restored in the smallest tiles. It can only be measured on Linux and NVIDIA GPUs: elsewhere, tiles are
+            512 pixels wide, and a warning shows that the limit is not enforced.
         strength: share of the restored image in the result, in [0, 1]; the rest is the input.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A network made ready to restore: number type, self-ensemble, tiles, memory. Image formats are elsewhere.
+"""Prepares a network for inference: dtype, self-ensemble, tiles, memory. Image formats are handled elsewhere.
 
 Shape letters: B batch, C channels (1 gray, 3 RGB), H x W size in pixels, s the network's upscale.
 """
@@ -60,7 +60,7 @@ def restore_batch(
     Args:
         network: in eval mode; (B, C, h, w) of float32 in [0, 1] -> (B, C, s * h, s * w). s is its attribute
             ``upscale`` (default 1) and its number of channels ``in_channels`` (default 3). Gray images are repeated
-            for a network with 3 channels and its result averaged; a network with 1 channel gets RGB one by one.
+            for a network with 3 channels and its result averaged; RGB goes through a 1-channel network per channel.
         images: (B, C, H, W), RGB or gray; uint8, uint16, or floating point in [0, 1].
         tile: largest side of a tile, see :func:`~restormixer_arch.inference.tiles.restore_tiles`.
         overlap: of the tiles, in pixels.
@@ -195,7 +195,7 @@ class Restorer:
         return measure_tile_memory(restore_tile, channels, device, self.max_memory, self.held)
 
     def tile_for(self, images: Tensor) -> int:
-        """Return the side of the tiles for images (B, C, H, W). Raises UserError: the results alone do not fit."""
+        """Return the side of the tiles for images (B, C, H, W). Raises UserError if the results alone do not fit."""
         if self.tile is not None:
             return self.tile
         batch, channels, height, width = images.shape
@@ -263,7 +263,7 @@ def load_restorer(
     if is_onnx(path):
         if precision != "fp32":
             raise UserError(
-                f"precision: {precision} cannot be set for {path}, which holds its arithmetic; "
+                f"precision: {precision} cannot be set for {path}, whose precision is fixed; "
                 "leave it out, or export the weights with --half"
             )
         if device.type != "cpu":
@@ -355,7 +355,7 @@ def unusable_reason(name: str) -> str | None:
     """Why torch cannot compute on a device, or None; its wheels have no kernels for old GPUs."""
     try:
         torch.ones(1, device=torch.device(name)).add(1).cpu()
-    except (RuntimeError, AssertionError, ImportError) as error:  # unknown, not compiled in, or not there
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # unknown, not compiled in, or missing
         return str(error).partition("\n")[0] or type(error).__name__
     return None
 

@@ -1,9 +1,9 @@
-"""Share the files of ``basicsr restore`` out over machines or processes: ``--shard i/n``, torchrun and SLURM.
+"""Shard the files of ``basicsr restore`` over machines or processes: ``--shard i/n``, torchrun and SLURM.
 
-A file belongs to the shard that a hash of its name below the output folder gives. So each machine finds its share by
-itself, whatever the order of the listing, what is done already, and what is added or removed meanwhile; positions in a
-sorted list would all move with one file. The price is that shards are only about equal: for a million files over ten
-machines within half a percent.
+A hash of a file's path below the output folder determines its shard. So each machine can compute its own shard,
+whatever the order of the listing, and even while files are added, removed or finished; positions in a sorted list would
+all change with a single file. The drawback is that shards are only approximately equal: within half a percent for a
+million files on ten machines.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 @dataclass(frozen=True)
 class Shard:
-    """Share ``index``, from 1, of ``count``."""
+    """Shard ``index``, from 1, of ``count``."""
 
     index: int = 1
     count: int = 1
@@ -58,13 +58,13 @@ def parse_shard(text: str) -> Shard:
 
 
 def shard_of_process(environment: Mapping[str, str] = os.environ) -> Shard:
-    """Return the share of a process that torchrun or srun has started, the whole for any other; one line says so.
+    """Return the shard of a process started by torchrun or srun, or all files for any other; report it in a note.
 
     SLURM sets its variables in a batch script, too, where they count processes that nobody has started yet. Such a
     process, which has no SLURM_STEP_ID, gets all files.
 
     Raises:
-        UserError: the variables are no numbers that go together.
+        UserError: the variables are not consistent numbers.
     """
     for launcher, names in LAUNCHERS.items():
         texts = [environment.get(name, "") for name in names]
@@ -72,7 +72,7 @@ def shard_of_process(environment: Mapping[str, str] = os.environ) -> Shard:
             continue
         if not all(re.fullmatch(r"\d{1,9}", text, re.ASCII) for text in texts) or int(texts[0]) >= int(texts[1]):
             shown = ", ".join(f"{name}={text!r}" for name, text in zip(names, texts, strict=True))
-            raise UserError(f"{shown}: expected a number from 0 and a greater one; or give --shard i/n")
+            raise UserError(f"{shown}: expected a rank from 0 and a larger number of processes; or use --shard i/n")
         shard = Shard(int(texts[0]) + 1, int(texts[1]))
         if shard.count == 1:
             continue

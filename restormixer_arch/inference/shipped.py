@@ -32,6 +32,11 @@ def shipped_weights(task: str) -> Path:
     raise UserError(f"--task: no weights for {task!r}; {there}.{did_you_mean(task, tasks)}")
 
 
+def scale_of_task(task: str) -> int:
+    """Return how many times larger the installed weights for a task make an image."""
+    return int(task.removeprefix("sr_x")) if task.startswith("sr_x") else 1
+
+
 def suits_bf16(path: Path) -> bool:
     """Return whether these are installed weights that lose less than 0.02 dB in bfloat16; False for any other file."""
     return path.parent == SHIPPED and path.stem.removeprefix(PREFIX) in BF16_TASKS

@@ -46,7 +46,7 @@ class TileMemory:
         fixed: bytes that any tile needs.
         per_pixel: bytes that each pixel of the input adds.
         on_host: the tiles share their memory with the images.
-        strict: an image for which the budget does not suffice is refused; otherwise it gets the smallest tiles.
+        strict: an image that needs more than the budget is rejected; otherwise the smallest tiles are used.
     """
 
     budget: int | None
@@ -134,7 +134,7 @@ def measure_tile_memory(
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"tile: not enough memory to measure how large it may be, with tiles of up to {MEDIUM} pixels; give a "
+            f"tile: not enough memory to determine the tile size with tiles of up to {MEDIUM} pixels; give a "
             "smaller one"
         ) from error
     if needed[1] <= needed[0]:  # the system reports no peak, or an earlier one was higher

@@ -15,7 +15,7 @@ from restormixer_arch.hub import locate, network_options, read_safetensors
 from restormixer_arch.restormixer_arch import RestorMixer
 from restormixer_arch.weight_options import STAMP_ENTRY, is_restormixer, stamp_problem
 
-# Where tools of the field put the weights, best first, and what they put in front of the names of a network's tensors.
+# Where common tools store the weights (best first), and the prefixes they add to tensor names.
 PARAM_KEYS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "net_g", "net", "generator", "network")
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 OWNERS = ("model.", "net_g.", "net.", "generator.", "network.", "netG.", "params.")
@@ -49,7 +49,7 @@ def load_network(
 
 @contextmanager
 def explain_unbuildable(weights: str | Path, advice: str = "") -> Iterator[None]:
-    """Raise UserError: weights are incomplete or changed, so that no RestorMixer can be built from them."""
+    """Raise UserError if weights are incomplete or modified, so no RestorMixer can be built from them."""
     try:
         yield
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
@@ -83,7 +83,7 @@ def read_weights(path: str | Path, param_key: str | None = None, *, required: bo
 
 
 def read_file(path: Path) -> object:
-    """Return what a ``.pth`` or ``.safetensors`` holds, on the CPU. Raises UserError: it cannot be read."""
+    """Return what a ``.pth`` or ``.safetensors`` holds, on the CPU. Raises UserError if it cannot be read."""
     return read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_pickle(path, "PyTorch weights")
 
 
@@ -173,4 +173,4 @@ def _reason(path: Path, error: Exception) -> str:
         return "it is a web page or a pointer to a file: download the file itself"
     if "Unsupported global" in str(error) or "GLOBAL" in str(error):
         return "it holds Python objects, which are not loaded since they could run code"
-    return "it is damaged, or no file of torch.save"
+    return "it is damaged, or was not saved with torch.save"

@@ -20,7 +20,7 @@ from restormixer_arch.errors import UserError
 
 ABI = 2  # KERNEL_ABI of kernel.h
 LANES, CHUNK, MAX_STATES = 16, 64, 256  # of kernel.h too
-CURE = "with a C compiler installed (gcc or clang), run `pip install --force-reinstall --no-deps .` in the project"
+CURE = "install a C compiler (gcc or clang), then run `pip install --force-reinstall --no-deps .` in the project"
 NO_STREAM = (0, 0, 0, 0, 0, 0)
 STREAM_DTYPES = (torch.float32, torch.bfloat16)
 Stream = tuple[int, int, int, int, int, int]
@@ -49,7 +49,7 @@ def load(folder: Path) -> tuple[ctypes.CDLL | None, str, str]:
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    """Declare the functions of the library. Raises AttributeError: one is missing."""
+    """Declare the functions of the library. Raises AttributeError if one is missing."""
     library.restormixer_isa.restype = ctypes.c_char_p
     for function in (library.restormixer_scan_forward, library.restormixer_scan_backward):
         function.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_char_p]
@@ -80,7 +80,7 @@ if REASON and os.environ.get("RESTORMIXER_REQUIRE_NATIVE") == "1":
 
 
 def _forget_torch_threads() -> None:
-    """In a forked child torch's OpenMP threads are gone and its runtime would wait for them for ever."""
+    """In a forked child torch's OpenMP threads are gone and its runtime would wait for them forever."""
     global _parallel
     _parallel = 0
 
@@ -122,12 +122,12 @@ def check_grad(grad_y: Tensor, y: Tensor) -> None:
 
 
 def unusable_reason() -> str | None:
-    """Why the kernel cannot be used, with the cure, or None if it can."""
+    """Why the kernel cannot be used and how to fix it, or None if it can."""
     return REASON or None
 
 
 def require() -> None:
-    """Raises :class:`UserError` with the cure if the kernel is missing."""
+    """Raises :class:`UserError`, with the fix, if the kernel is missing."""
     if REASON:
         raise UserError(f"the compiled library, backend 'native', is not usable: {REASON}")
 

@@ -109,10 +109,10 @@ def _prospect() -> str:
     if reason is None:
         compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or os.name == "nt"
         lacking = "" if compiler else "; Triton needs a C compiler, and neither gcc nor clang is found"
-        return f"a GPU would take triton, if it passes its probe there{lacking}"
+        return f"on a GPU, triton would be used if it passes its probe{lacking}"
     if importlib.util.find_spec("mamba_ssm") is not None:
-        return f"a GPU would take cuda, if it passes its probe there (triton: {reason})"
-    return f"a GPU would take torch (triton: {reason}; cuda: mamba-ssm is not installed)"
+        return f"on a GPU, cuda would be used if it passes its probe (triton: {reason})"
+    return f"on a GPU, torch would be used (triton: {reason}; cuda: mamba-ssm is not installed)"
 
 
 def _announce(name: str, device: torch.device, reason: str) -> None:

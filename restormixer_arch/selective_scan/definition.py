@@ -1,4 +1,4 @@
-"""The definition of the selective scan: a plain loop over the tokens, the oracle of every faster path.
+"""The definition of the selective scan: a plain loop over the tokens, the reference for all faster implementations.
 
 Per channel d and state n, with h before the first token 0:
 

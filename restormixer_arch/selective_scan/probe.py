@@ -3,8 +3,8 @@
 No version number and no import is trusted: a package can be importable without its compiled part, and a kernel can
 compile and be wrong. A failed probe is a reason in the report, not an error.
 
-A kernel that passes is trusted until the process ends. A failure may have been bad luck, such as a GPU whose memory
-was full, so it counts for ``RETRY_SECONDS`` only; the first scan after that probes again.
+A kernel that passes is trusted until the process ends. A failure may be temporary, such as a GPU whose memory
+was full, so it is cached for ``RETRY_SECONDS`` only; the first scan after that probes again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Results = dict[str, Tensor]
 
 
 def remembered(check: Check) -> Check:
-    """Keep what ``check`` returns for its arguments: None for ever, a reason for ``RETRY_SECONDS``."""
+    """Cache what ``check`` returns for its arguments: None forever, a reason for ``RETRY_SECONDS``."""
     known: dict[tuple[Any, ...], tuple[str | None, float]] = {}
 
     @wraps(check)

@@ -91,7 +91,7 @@ def write_or_refuse(content: Any, path: Path, opt: dict[str, Any]) -> str:
         return write(content, path)
     except OSError as error:
         states = saved_states(opt["path"]["training_states"])
-        left = f"{states[0]} and its weights are whole" if states else "there is no earlier one"
+        left = f"{states[0]} and its weights are intact" if states else "there is no earlier one"
         reason = error.strerror or type(error).__name__
         raise UserError(f"{path}: the checkpoint cannot be saved ({reason}); {left}") from error
 
@@ -107,7 +107,7 @@ def replace_saving(model: Any, run_state: Callable[[], dict[str, Any]]) -> None:
 
 
 class CheckpointWriter:
-    """Writes weights and states of a model whole or not at all.
+    """Writes weights and states of a model atomically.
 
     Args:
         model: any model of BasicSR; its ``extra_state()`` is saved if it has one, see
@@ -219,7 +219,7 @@ def prune(opt: dict[str, Any], iteration: int) -> None:
     for path in states[keep:]:
         path.unlink(missing_ok=True)
     for path in Path(opt["path"]["models"]).glob("net_*.pth"):
-        found = None if "_best_" in path.name else WEIGHTS.fullmatch(path.name)  # best_val_psnr_4 is no iteration
+        found = None if "_best_" in path.name else WEIGHTS.fullmatch(path.name)  # best_val_psnr_4 is not an iteration
         if found and int(found[1]) <= iteration and int(found[1]) not in kept:
             path.unlink(missing_ok=True)
 
@@ -263,7 +263,7 @@ def set_generator_states(states: dict[str, Any]) -> None:
 
 @contextmanager
 def keep_generator_states() -> Iterator[None]:
-    """Leave all generators as they are found, whatever is drawn within."""
+    """Restore the states of all random generators afterwards."""
     states = generator_states()
     try:
         yield

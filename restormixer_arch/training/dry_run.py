@@ -114,7 +114,7 @@ def report(
         left -= lasting[-1]
     lasting[-1] += left  # the last stage lasts until the end
     training = sum(count * each for count, each in zip(lasting, stages, strict=True))
-    lines = [f"options, data and {STEPS * len(stages)} iterations are in order; nothing was kept"]
+    lines = [f"options, data and {STEPS * len(stages)} iterations are OK; nothing was saved"]
     if memory:
         lines.append(f"memory: {memory / 2**30:.2f} GiB at most")
     each = ", then ".join(f"{seconds:.3f} s" for seconds in stages)
@@ -125,7 +125,7 @@ def report(
         taken = times * images * seconds
         training += taken
         lines.append(f"validation: {times} times {images} images of {name}, {seconds:.3f} s each: {_duration(taken)}")
-    lines.append(f"in all: about {_duration(training)}")
+    lines.append(f"total: about {_duration(training)}")
     return lines
 
 

@@ -23,7 +23,7 @@ HINT = b"basicsr: %s: %s%s\n"
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has stopped a training; if that is to be kept, its checkpoint is saved.
+    """A signal stopped the training run; unless it is temporary, its checkpoint is saved.
 
     Attributes:
         signal: the number of the signal.
@@ -54,7 +54,7 @@ class Interrupt:
     _when: float = 0.0
 
     def notice(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: remember the first one, leave at the second SIGINT."""
+        """Handle a signal: remember the first one, quit at the second SIGINT."""
         if not self.running:
             if number != signal.SIGINT:
                 raise Stopped(number)
@@ -65,7 +65,7 @@ class Interrupt:
             if is_first_process():
                 name = signal.Signals(number).name.encode()
                 with suppress(OSError):  # the terminal may be gone, which is what SIGHUP says
-                    os.write(2, HINT % (name, self.hint, b"; Ctrl-C again leaves at once" * (number == signal.SIGINT)))
+                    os.write(2, HINT % (name, self.hint, b"; Ctrl-C again quits at once" * (number == signal.SIGINT)))
         elif number == signal.SIGINT and not (self.launched and time.monotonic() - self._when < TOGETHER):
             self.insisted = True
             signal.default_int_handler(number, frame)

@@ -59,7 +59,7 @@ class ResumableSampler(Sampler):
         dataset: what is sampled from.
         num_replicas: processes of the job.
         rank: number of this process.
-        ratio: an epoch has that many times the images; below 1 it has another random part of them each time.
+        ratio: number of passes over the images per epoch; below 1, a different random subset in each epoch.
         seed: the same for all processes.
 
     Attributes:

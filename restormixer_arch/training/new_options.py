@@ -20,7 +20,7 @@ from restormixer_arch.config.yaml_file import load_yaml
 from restormixer_arch.errors import UserError
 from restormixer_arch.hub import LATEST_WEIGHTS
 from restormixer_arch.inference.restorer import pick_device
-from restormixer_arch.inference.shipped import shipped_weights
+from restormixer_arch.inference.shipped import scale_of_task, shipped_weights
 from restormixer_arch.models.memory import OutOfMemory
 from restormixer_arch.output import note, shell_join, write_text_atomically
 from restormixer_arch.training.dry_run import measure
@@ -40,12 +40,12 @@ NETWORKS = {
 TEMPLATE = """\
 # Written by: basicsr init
 #   {command}
-#   {command} --auto_resume   (after a stop)
+#   {command} --auto_resume   (to resume)
 #   basicsr restore IMAGE -o restored --weights {trained}
 name: {quoted_name}
 model_type: RestorMixerModel
 scale: {scale}
-num_gpu: auto  # all GPUs that are there, or the CPU
+num_gpu: auto  # all available GPUs, or the CPU
 manual_seed: 42
 
 datasets:
@@ -54,7 +54,7 @@ datasets:
 {train}
     gt_size: {patch}  # side of the patches; larger ones show more context and take longer
     use_hflip: true
-    use_rot: {turned}  # quarter turns; not for rain and snow, which always fall down
+    use_rot: {turned}  # rotations by 90 degrees; not for rain and snow, which always fall down
     use_shuffle: true
     num_worker_per_gpu: 1
     batch_size_per_gpu: {batch}
@@ -62,7 +62,7 @@ datasets:
 {val}
 network_g:
   type: RestorMixer
-{network}  deep_supervision: false  # outputs at lower resolutions cost time, and PSNR in short trainings
+{network}  deep_supervision: false  # outputs at lower resolutions cost time, and PSNR in short runs
 {upscale}
 path:
   pretrain_network_g: {weights}
@@ -118,10 +118,12 @@ def write_options(wanted: Wanted) -> str:
     """Measure patches on this machine, write the option file, and return a line that shows what was chosen.
 
     Raises:
-        UserError: the folder is no prepared set, the weights are not installed, or the training cannot run.
+        UserError: the folder is not a prepared dataset, the weights are not installed, or the training cannot run.
     """
     installed = shipped_weights(wanted.task) if wanted.task else None
     data = _read_data(wanted.data)
+    if wanted.task and (scale := scale_of_task(wanted.task)) != data.scale:
+        raise UserError(f"--task: {wanted.task} is for scale {scale}, and {wanted.data} has scale {data.scale}")
     patch, batch, seconds = _choose(wanted, data, installed)
     iterations = max(round(wanted.hours * 3600 / seconds, -2), LEAST_ITERATIONS)
     if iterations * seconds > 1.5 * wanted.hours * 3600:
@@ -129,7 +131,7 @@ def write_options(wanted: Wanted) -> str:
     portable = f"restormixer_arch/weights/{installed.name}" if installed else "~"
     text = _fill(wanted, data, portable, patch, batch, int(iterations), seconds)
     write_text_atomically(wanted.file, text)
-    start = f"from the weights of {wanted.task}" if wanted.task else "from nothing"
+    start = f"from the weights of {wanted.task}" if wanted.task else "from scratch"
     return (
         f"{wanted.file}: {int(iterations)} iterations of {batch} patches of {patch} pixels, {seconds:.2f} s each, "
         f"{start}; next: {_command(wanted.file)}"
@@ -151,7 +153,7 @@ def _read_data(folder: Path) -> _Data:
     backend, suffix = ("lmdb", ".lmdb") if (folder / "train_gt.lmdb").is_dir() else ("disk", "")
     gt = folder / f"train_gt{suffix}"
     if not gt.is_dir():
-        raise UserError(f"--data: {folder} has no train_gt.lmdb and no train_gt; make it by 'basicsr prepare pairs'")
+        raise UserError(f"--data: {folder} has no train_gt.lmdb or train_gt; create it with 'basicsr prepare pairs'")
     lq, val, drawn = folder / f"train_lq{suffix}", folder / f"val_lq{suffix}", folder / "val_pairs"
     labels, scale = [], 1
     if drawn.is_dir():
@@ -161,10 +163,10 @@ def _read_data(folder: Path) -> _Data:
         labels, scale = labels_of(recorded), recorded["scale"]
     stale = [place.name for place in (lq, val) if place.is_dir()]
     if labels and stale:
-        both = f"{folder} has both {' and '.join(stale)} and val_pairs, which are of two preparations"
+        both = f"{folder} has both {' and '.join(stale)} and val_pairs, which come from two different preparations"
         raise UserError(f"--data: {both}; remove what does not belong to the set")
     if not lq.is_dir() and not labels:
-        raise UserError(f"--data: {folder} has neither {lq.name} nor val_pairs; make it by 'basicsr prepare pairs'")
+        raise UserError(f"--data: {folder} has neither {lq.name} nor val_pairs; create it with 'basicsr prepare pairs'")
     source = [f"    dataroot_gt: {quoted(gt)}"]
     if lq.is_dir():
         source = ["    type: PairedRestorationDataset", *source, f"    dataroot_lq: {quoted(lq)}"]
@@ -291,12 +293,12 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
         "hours": f"{iterations * seconds / 3600:.2g}",
         "seconds": seconds,
         "optimizer": _optimizer(trained, whole_batch),
-        "warmup": f"{iterations // 20}  # the rate rises first, which spares what the weights know"
+        "warmup": f"{iterations // 20}  # warm-up, so the pretrained weights are not destroyed"
         if trained
-        else "-1  # none",
+        else "-1  # no warm-up",
         "norms": "0  # from the start: BatchNorm keeps the statistics of the weights"
         if trained
-        else "0.1  # of the training: BatchNorm with batch statistics, then with its running ones",
+        else "0.1  # fraction of training with batch statistics; then BatchNorm is frozen",
         "loss": "L1Loss" if data.scale > 1 else "MultiScaleDualDomainLoss",
         "freq": freq,
         "validation": "",
@@ -325,14 +327,14 @@ def _optimizer(trained: bool, batch: int) -> str:
         batch: patches of an iteration, on all GPUs.
     """
     scale, adamw = math.sqrt(batch / RATE_BATCH), FINE_TUNING_RATE if trained else ADAMW_RATE
-    why = f"for a batch of {RATE_BATCH}, and in proportion to the square root of the batch"
+    why = f"for a batch size of {RATE_BATCH}, scaled with the square root of the batch size"
     if trained:
         lines = ["type: AdamW", f"lr: {adamw * scale:.2e}  # {adamw:g} {why}", "betas: [0.9, 0.999]"]
     else:
         lines = [
-            "type: Muon  # learns much faster than AdamW from nothing",
+            "type: Muon  # much faster than AdamW when training from scratch",
             f"lr: {MUON_RATE * scale:.2e}  # {MUON_RATE:g} {why}",
-            f"adamw_lr: {adamw * scale:.2e}  # of what is no matrix",
+            f"adamw_lr: {adamw * scale:.2e}  # for parameters that are not matrices",
             "adamw_betas: [0.9, 0.95]",
         ]
     return "".join(f"    {line}\n" for line in lines)

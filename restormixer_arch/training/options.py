@@ -61,7 +61,7 @@ def make_opt(request: Request, root_path: str) -> dict[str, Any]:
     expand_paths(opt)
     set_folders(opt, root_path)
     if request.is_train and "debug" in opt["name"]:
-        note("the name holds 'debug': log every iteration, validate and save every 8, no tensorboard")
+        note("the name contains 'debug': log every iteration, validate and save every 8, no TensorBoard")
         if opt.get("val") is not None:
             opt["val"]["val_freq"] = 8
         opt["logger"].update(print_freq=1, save_checkpoint_freq=8)
@@ -105,7 +105,7 @@ def make_folders(opt: dict[str, Any], option_file: Path) -> dict[str, str | None
             )
     made = {opt["path"]["log"]: move_aside(opt["path"]["log"])}
     if kept := made[opt["path"]["log"]]:
-        note(f"{shown_path(opt['path']['log'])} is there from an earlier run, which is kept as {shown_path(kept)}")
+        note(f"{shown_path(opt['path']['log'])} exists from an earlier run, which was renamed to {shown_path(kept)}")
     for key in ("log", "models", "training_states", "visualization"):
         if key in opt["path"]:
             os.makedirs(opt["path"][key], exist_ok=True)
@@ -121,7 +121,7 @@ def put_back(made: dict[str, str | None]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         if kept and not os.path.exists(folder):
             rename(kept, folder)
-            note(f"nothing was done, so that {shown_path(kept)} is {shown_path(folder)} again")
+            note(f"nothing was done; {shown_path(kept)} was renamed back to {shown_path(folder)}")
 
 
 def move_aside(folder: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What a training shows: a progress bar, its losses and validations as CSV, and both as curves in a PNG.
+"""Reports of a training run: progress bar, CSV files of losses and validations, and a PNG with curves.
 
 ``losses.csv``, ``validations.csv`` and ``learning_curve.png`` are in the experiment's folder. A resumed training
 continues them from its checkpoint.
@@ -37,7 +37,7 @@ SMOOTHED = 0.02  # the span of the running mean as a part of the rows
 
 
 class Progress:
-    """A progress bar on stderr. Where stderr is no terminal there is none, and the log lines stay as they are.
+    """A progress bar on stderr. If stderr is not a terminal, there is no bar, and the log lines are unchanged.
 
     It appears with the first iteration, when the number of iterations already done is known. Log lines are written
     above it.
@@ -206,7 +206,7 @@ class Table:
             yield
         except OSError as error:
             states = saved_states(self.path.parent / "training_states")
-            way = f"make room, and resume from {states[0].name} by --auto_resume" if states else "nothing was saved yet"
+            way = f"free space, resume from {states[0].name} with --auto_resume" if states else "nothing was saved yet"
             raise UserError(f"{self.path}: cannot be written ({error.strerror or error}); {way}") from error
 
 

@@ -75,11 +75,11 @@ def _set_newer_aside(opt: dict[str, Any], state: Path, iteration: int) -> None:
     weights = [path for one in newer for path in models.glob(f"net_*_{one.stem}.pth") if "_best_" not in path.name]
     for path in (*latest, *weights, *newer):
         path.rename(aside / path.name)
-    note(f"newer checkpoints than iteration {iteration} are kept in {shown_path(aside)}")
+    note(f"checkpoints newer than iteration {iteration} were moved to {shown_path(aside)}")
 
 
 def _choose(opt: dict[str, Any]) -> tuple[Path, dict[str, Path]] | None:
-    """A run that was killed, or a disk that failed, leaves a damaged newest checkpoint; the one before is as good."""
+    """A killed run or a disk failure can damage the newest checkpoint; then the previous one is used."""
     candidates = []
     if opt["auto_resume"]:
         remove_unfinished(opt)
@@ -95,7 +95,7 @@ def _choose(opt: dict[str, Any]) -> tuple[Path, dict[str, Path]] | None:
         except UserError as error:
             if path is candidates[-1]:
                 raise
-            warn(f"{error}; trying the one before")
+            warn(f"{error}; trying the previous checkpoint")
             continue
         if opt["auto_resume"]:
             prune(opt, state["iter"])  # the disk may be full
@@ -186,7 +186,7 @@ def _resume_optimizers(model: Any, resume_state: dict[str, Any]) -> None:
         for scheduler, saved in zip(model.schedulers, resume_state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
     for edit in dict.fromkeys(edits + changed):
-        get_root_logger().warning(f"Resuming: the option file has changed, and is followed: {edit}")
+        get_root_logger().warning(f"Resuming with a changed option file: {edit}")
 
 
 def _move_steps(optimizer: torch.optim.Optimizer) -> None:
@@ -222,7 +222,7 @@ def _check_optimizers(model: Any, state: dict[str, Any]) -> None:
         for group, old in zip(optimizer.param_groups, saved["param_groups"], strict=True):
             for key in STRUCTURAL & group.keys() & old.keys():
                 if group[key] != old[key]:
-                    raise UserError(f"train.optim_*.{key}: was {old[key]}, and cannot be {group[key]} when resuming")
+                    raise UserError(f"train.optim_*.{key}: cannot change from {old[key]} to {group[key]} when resuming")
 
 
 def _counted(optimizers: list[Any], types: list[str]) -> str:
@@ -239,7 +239,7 @@ def _set_options(
     Others stay: some optimizers change an option as they go, and what else is in a group is their state, too.
     """
     edits, arguments = [], inspect.signature(type(optimizer)).parameters
-    options = {key for key in fresh if key in arguments or f"adamw_{key}" in arguments}  # Muon's for what is no matrix
+    options = {key for key in fresh if key in arguments or f"adamw_{key}" in arguments}  # Muon's, for non-matrices
     for key in options - SCHEDULED_KEYS:
         if key not in old:
             group[key] = fresh[key]

@@ -1,7 +1,7 @@
 """Train by an option file: build, resume, iterate, log, validate, save, stop.
 
-The loop stands on BasicSR's registries, builders, loggers and model interface, so that every model, network, loss and
-data set of BasicSR and its plug-ins trains as in BasicSR's own loop.
+The loop uses BasicSR's registries, builders, loggers and model interface, so every model, network, loss and dataset of
+BasicSR and its plug-ins works as in BasicSR's own loop.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ UNUSED_PARAMETERS = "Expected to have finished reduction in the prior iteration"
 
 
 class Training(Run):
-    """A training by an option file. If it is interrupted, the attributes show how far it came.
+    """A training run from an option file. If it is interrupted, the attributes show its progress.
 
     Args:
         request: the checked option file and the command line's switches.
         on_iteration: called with the number of iterations done, before the first one and after each.
-        kept: False for a few iterations in a folder that is removed: it is not validated at the end, and ends at once
-            where a signal comes.
+        kept: False for a few iterations in a folder that is removed: it is not validated at the end, and stops
+            immediately on a signal.
 
     Attributes:
         iteration: iterations done.
@@ -140,10 +140,10 @@ class Training(Run):
             )
         self.sampler.set_epoch(state["epoch"])
         if state.get("position") and not self.sampler.resume(state["position"]):
-            warn("the data set has another size than before: its epoch starts again")
+            warn("the dataset size has changed; the epoch starts again")
         seed = self.opt["manual_seed"]
         if state.get("manual_seed", seed) != seed:
-            note(f"manual_seed was {state['manual_seed']}: from here on, {seed} shuffles and varies")
+            note(f"manual_seed was {state['manual_seed']}: from now on, {seed} is used for shuffling and augmentation")
         generators, rank = state.get("generators", []), self.opt["rank"]
         if rank < len(generators):
             set_generator_states(generators[rank])

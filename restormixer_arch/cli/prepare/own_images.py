@@ -24,7 +24,7 @@ from restormixer_arch.output import say, shell_join, warn
 DESCRIPTION = (
     "Pair the images of two folders by name, check them, keep some for validation, cut the others into overlapping "
     "sub-images, and write LMDBs in BasicSR's format. With --degrade instead of --lq, training makes the degraded "
-    "images itself, and pairs for validation are made once."
+    "images itself, and validation pairs are generated once."
 )
 
 
@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
     if args.scale > 1 and not args.degrade:
         raise UserError("--scale: belongs to --degrade; pairs of two folders have the same size")
     if args.val == 0 and args.degrade:
-        raise UserError("--val: expected at least 1 with --degrade, whose pairs for validation are made of them, got 0")
+        raise UserError("--val: expected at least 1 with --degrade, which makes validation pairs of them, got 0")
     labels = [label.strip() for label in args.degrade.split(",")] if args.degrade else []
     if labels:
         read_mixture(labels, args.scale)
@@ -58,11 +58,11 @@ def run(arguments: list[str]) -> int:
     place = Path(os.path.abspath(out))  # "." has neither a name nor a parent
     lq = existing_folder(args.lq, "--lq") if args.lq else None
     if lq and os.path.normcase(os.path.realpath(lq)) == os.path.normcase(os.path.realpath(gt)):
-        raise UserError(f"--lq: {str(args.lq)!r} is the folder of --gt, expected that of the degraded images")
+        raise UserError(f"--lq: {str(args.lq)!r} is the folder of --gt, expected the folder of the degraded images")
     forget_folders()
     parts = find_own_images(gt, lq, args.val)
     for folder, count in parts[0].deeper.items():
-        warn(f"{folder}: {count} images in its sub-folders were left out; prepare each folder as a set of its own")
+        warn(f"{folder}: {count} images in its sub-folders were skipped; prepare each folder as a separate dataset")
     jobs = [make_job(found, args, out, multiple=args.scale) for found in parts]
     root = place.parent if out.name in ("", "..") else out.parent
     if not prepare_jobs(jobs, args.workers, args.skip_bad, root, _left_behind(jobs, out, bool(labels))):
@@ -76,7 +76,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _left_behind(jobs: list[Job], out: Path, is_drawn: bool) -> list[Path]:
-    """Return what earlier preparations have left that training would take for a part of the set.
+    """Return what earlier preparations left behind that training would mistake for a part of the dataset.
 
     They are images for validation where there are to be none, and pairs that were made of other clean images, or that
     do not belong to pairs of two folders.

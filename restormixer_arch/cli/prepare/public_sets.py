@@ -1,4 +1,4 @@
-"""``basicsr prepare``: turn public data sets, as they are distributed, into the pairs that the option files expect."""
+"""``basicsr prepare``: convert public datasets, as distributed, into the pairs that the option files expect."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _parser() -> Parser:
 
 
 def _chosen(args: Namespace) -> list[PublicSet]:
-    """Return the sets to look for. Raises UserError: an unknown task or set, or sizes that make no sense."""
+    """Return the datasets to look for. Raises UserError for an unknown task or dataset, or invalid sizes."""
     if args.task not in ALL_TASKS:
         hint = did_you_mean(args.task, ALL_TASKS)
         raise UserError(f"unknown task {args.task!r}.{hint} Tasks: {', '.join(ALL_TASKS)}; your own images: pairs")
@@ -163,4 +163,4 @@ def _found_lines(job: Job) -> Iterator[str]:
     for folder in found.folders:
         yield f"  from {folder}"
     for path in found.ignored[:SHOWN]:
-        yield f"  ignored, no image: {path}"
+        yield f"  ignored, not an image: {path}"

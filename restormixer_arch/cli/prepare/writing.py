@@ -1,4 +1,4 @@
-"""What all preparations share: arguments, jobs, what is shown of them, and the warning of copies of test images."""
+"""Shared by all preparations: arguments, jobs, summaries, and the warning about copies of test images."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def add_writing_options(parser: Parser) -> None:
 
 
 def check_sizes(crop: int | None, step: int | None) -> None:
-    """Raise UserError: sizes of sub-images that make no sense."""
+    """Raise UserError if the sizes of sub-images are invalid."""
     if crop is not None and (crop < 0 or crop % 12):
         raise UserError(f"--crop must be 0 or a multiple of 12, which all scales divide, got {crop}")
     if step is not None and (step < 1 or step % 12):
@@ -63,7 +63,7 @@ def make_job(
     crop = part.crop if args.crop is None or part.name != "train" else args.crop
     step = (args.step or (part.step if crop == part.crop else max(crop // 24 * 12, 12))) if crop else 0
     if args.step and not crop and part.name == "train":
-        raise UserError("--step: is for sub-images, and none are cut; expected --crop, too")
+        raise UserError("--step: needs --crop, since no sub-images are cut without it")
     if step > crop:
         raise UserError(f"--step must be at most --crop, or pixels between sub-images are lost: {step} > {crop}")
     return Job(found, Recipe(crop, step, scales, multiple or (12 if scales else 1)), args.format, folder)
@@ -92,7 +92,7 @@ def prepare_jobs(jobs: list[Job], workers: int, skip_bad: bool, root: Path, othe
         try:
             summary = prepare_part(job, workers, skip_bad)
         except KeyboardInterrupt:
-            complain(f"stopped; what is done of {job.found.shown} is kept, the same command resumes from there")
+            complain(f"stopped; finished work on {job.found.shown} is kept; run the same command again to resume")
             return False
         for line in summary_lines(summary):
             say(line)
@@ -118,7 +118,7 @@ def _warn_of_copies(job: Job, root: Path) -> None:
         file, test = copies[0]
         warn(
             f"{job.found.shown}: training images that are also in a test set: {len(copies)}, first {file} ({test}); "
-            "results on it would be too good; remove them and prepare again"
+            "results on it would be too optimistic; remove them and prepare again"
         )
 
 
@@ -132,7 +132,7 @@ def summary_lines(summary: Summary) -> list[str]:
     if summary.skipped:
         parts.append(f"{len(summary.skipped)} skipped")
     if job.found.ignored:
-        parts.append(f"{len(job.found.ignored)} files that are no images ignored ({job.found.ignored[0].name}, ...)")
+        parts.append(f"{len(job.found.ignored)} files that are not images ignored ({job.found.ignored[0].name}, ...)")
     if summary.was_there:
         parts.append("already prepared")
     else:
