@@ -68,7 +68,7 @@ def test_option_files_that_would_take_all_memory_are_refused(folder, text, messa
         read_options(Path("x.yml"), "x.yml")
 
 
-def test_a_device_without_end_is_no_option_file(capsys):
+def test_endless_device_is_not_an_option_file(capsys):
     assert main(["train", "-opt", "/dev/zero"]) == 2
     assert "/dev/zero: is larger than 1000 kB" in capsys.readouterr().err
 
@@ -238,7 +238,7 @@ def test_lines_of_a_meta_info(folder):
 
 
 @pytest.mark.parametrize("missing", [1, 4096, 60_000, 500_000])
-def test_an_lmdb_that_is_cut_short_is_named_and_kills_nobody(folder, missing):
+def test_truncated_lmdb_is_reported_without_crash(folder, missing):
     noise = np.random.default_rng(0).integers(0, 256, (10, 200, 200, 3), np.uint8)
     write_lmdb(folder / "x.lmdb", [(str(number), image) for number, image in enumerate(noise)], compression=0)
     file = Path("x.lmdb/data.mdb")
@@ -271,7 +271,7 @@ def test_an_exact_name_pairs_first(folder):
     assert pair_names(gt, lq, gt.names) == [("a.jpg", "a.bmp"), ("a.png", "a.png"), ("b.png", "b.jpg")]
 
 
-def test_names_in_tables_are_no_formulas_and_no_rows():
+def test_names_in_tables_are_escaped():
     rows = [Row("=1+1\n| evil |", 1, {"psnr": (None, 30.0)}), Row("plain", 1, {"psnr": (None, 31.0)})]
     assert list(csv.reader(io.StringIO(comma_separated(rows))))[1][0] == "'=1+1\n| evil |"
     lines = markdown(rows).splitlines()
@@ -383,7 +383,7 @@ def test_a_lock_of_another_user_is_no_obstacle(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such modes")
-def test_whoever_may_write_into_a_folder_may_lock_it(tmp_path):
+def test_group_members_can_lock_a_shared_folder(tmp_path):
     tmp_path.chmod(0o775)
     lock = FolderLock()
     lock.take(tmp_path)

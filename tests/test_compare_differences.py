@@ -39,7 +39,7 @@ def test_is_the_interval_of_scipys_test(pairs):
         assert (found.low, found.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
 
 
-def test_equal_differences_leave_no_doubt():
+def test_equal_differences_have_a_zero_width_interval():
     assert paired_difference([3.0, 5.0], [1.0, 3.0]) == Difference(mean=2, low=2, high=2)
 
 
@@ -97,7 +97,7 @@ def test_networks_with_different_numbers_of_seeds():
     assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - half, 2 + half))
 
 
-def test_little_that_is_left_of_a_spread_is_no_endless_interval():
+def test_tiny_variance_component_gives_a_finite_interval():
     """The seeds add next to nothing to photographs that hardly differ: of 0.01 degrees of freedom it would be huge."""
     differences = np.linspace(-0.05, 0.05, 16)[None]
     found = difference_over_seeds(differences, np.zeros((1, 16)), SeedVariance(1.02, 1, 3, 45))
@@ -107,7 +107,7 @@ def test_little_that_is_left_of_a_spread_is_no_endless_interval():
 
 @pytest.mark.parametrize("spread", [(0.3, 0.0, 0.1), (0.3, 0.1, 0.1), (0.05, 0.2, 0.02), (0.1, 0.05, 0.1)])
 @pytest.mark.parametrize("seeds", [(1, 1), (1, 2), (2, 2)])
-def test_the_interval_holds_the_truth_as_often_as_it_says(spread, seeds):
+def test_interval_coverage(spread, seeds):
     """Studies of three networks under two budgets with two seeds, all equal; also where one or both have one seed."""
     rng, (photographs, of_seeds, rest) = np.random.default_rng(0), spread
 

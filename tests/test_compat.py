@@ -54,7 +54,7 @@ def test_every_patch_is_reported_and_says_why():
     assert sum(len(patch.replaces) for patch, _ in report) <= 12
 
 
-def test_without_basicsr_the_cure_is_named(monkeypatch):
+def test_missing_basicsr_error_shows_the_fix(monkeypatch):
     monkeypatch.setattr(compat, "_states", {})
     monkeypatch.delitem(sys.modules, "basicsr")
     monkeypatch.setattr(compat, "find_spec", lambda name: None)
@@ -137,7 +137,7 @@ def test_distutils_comes_from_setuptools_where_it_is_missing(monkeypatch):
 # --- after the import: images ----------------------------------------------------------------------------------------
 
 
-def test_a_good_image_is_read_as_ever(tmp_path):
+def test_valid_image_is_read_unchanged(tmp_path):
     image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     cv2.imwrite(str(tmp_path / "x.png"), image)
     content = FileClient("disk").get(str(tmp_path / "x.png"))

@@ -193,7 +193,7 @@ def test_a_name_with_a_line_break(place, monkeypatch):
     assert "two\\nlines.png" in seen and Path("sheet.png").is_file()
 
 
-def test_a_sheet_that_fails_keeps_nobody_waiting(place, capsys, monkeypatch):
+def test_failed_sheet_does_not_block_other_processes(place, capsys, monkeypatch):
     """torchrun ends all processes when one fails, so it waits for them first."""
     from restormixer_arch.cli import restore
 

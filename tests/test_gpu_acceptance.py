@@ -56,7 +56,7 @@ def test_torch_and_numpy_are_enough(tmp_path):
 
 
 @pytest.mark.timeout(600)
-def test_so_they_are_to_train_for_half_an_hour(tmp_path):
+def test_timed_training_needs_only_torch_and_numpy(tmp_path):
     code = """
 from argparse import Namespace
 from pathlib import Path

@@ -64,7 +64,7 @@ def test_the_average_of_weights_counts_steps(tmp_path):
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 @pytest.mark.parametrize("at", [3, 4, 5])
-def test_going_on_between_two_steps_is_exact(tmp_path, network, at):
+def test_resuming_between_two_steps_is_exact(tmp_path, network, at):
     unbroken = build(tmp_path, network, accumulate=3)
     for iteration in range(1, 8):
         step(unbroken, iteration)

@@ -68,7 +68,7 @@ def test_after_too_many_in_a_row_training_stops(tmp_path, log):
     assert model.guard.total == 5
 
 
-def test_ten_are_borne_by_default(tmp_path):
+def test_ten_skipped_steps_are_allowed_by_default(tmp_path):
     assert build(tmp_path).guard.limit == 10
 
 

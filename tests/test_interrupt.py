@@ -112,7 +112,7 @@ def test_a_signal_saves_after_the_iteration_and_has_its_exit_code(train_file, ca
     assert signal.getsignal(number) is before
 
 
-def test_a_second_ctrl_c_leaves_at_once(train_file, capfd, monkeypatch):
+def test_second_ctrl_c_quits_at_once(train_file, capfd, monkeypatch):
     def twice():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -176,7 +176,7 @@ def test_before_the_first_iteration_a_signal_leaves_at_once(train_file, capfd, m
     assert capfd.readouterr().err.splitlines()[-1] == last
 
 
-def test_a_validation_is_left_and_owed(pairs, train_options, write, capfd, monkeypatch):
+def test_aborted_validation_runs_after_resume(pairs, train_options, write, capfd, monkeypatch):
     from basicsr.models.sr_model import SRModel
 
     train_options["val"]["val_freq"] = 2

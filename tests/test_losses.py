@@ -94,6 +94,23 @@ def test_ms_ssim_is_that_of_torchmetrics(side, scales):
     torch.testing.assert_close(ms_ssim(output, target, scales), wanted, rtol=2e-3, atol=0)
 
 
+def test_ms_ssim_of_constants_by_hand():
+    """Only the luminance of the coarsest scale differs from 1: (2ab + c) / (a^2 + b^2 + c), to Wang's exponent."""
+    wang = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al., 2003, section 3.2
+    luminance = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
+    for side, scales in ((32, 2), (64, 3)):
+        wanted = luminance ** (wang[scales - 1] / sum(wang[:scales]))
+        pair = torch.full((2, 3, side, side), 0.2), torch.full((2, 3, side, side), 0.6)
+        assert ms_ssim(*pair, scales).item() == pytest.approx(wanted, abs=2e-4)
+
+
+def test_ms_ssim_of_a_batch_is_the_mean_of_its_images():
+    output, target = smooth_pair()
+    output[1] = target[1]
+    single = [ms_ssim(output[n : n + 1], target[n : n + 1], 3) for n in range(2)]
+    torch.testing.assert_close(ms_ssim(output, target, 3), (single[0] + single[1]) / 2, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("side", [11, 48])
 def test_one_scale_is_the_ssim_of_scikit_image(side):
     output, target = smooth_pair(side)

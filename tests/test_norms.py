@@ -28,7 +28,7 @@ def test_what_was_kept_is_put_back():
     assert same(statistics(net), before)
 
 
-def test_a_flag_decides_without_being_read():
+def test_restore_depends_on_gpu_flag_without_sync():
     net = network()
     norms, before = NormStatistics(net), statistics(net)
     norms.keep()

@@ -116,7 +116,7 @@ def test_one_mistake_one_line(pairs, train_options, write, path, value, text):
         ("til", 512, "unknown key. Did you mean 'tile'?"),
     ],
 )
-def test_tiles_are_for_the_model_that_knows_them(pairs, train_options, test_options, write, key, value, text):
+def test_tiles_need_a_model_that_supports_them(pairs, train_options, test_options, write, key, value, text):
     good = {"tile": 512, "tile_overlap": 64, "tile_blend": "hann", "max_memory": "3G"}
     for options, is_train in ((train_options, True), (test_options, False)):
         options["path"] = {}
@@ -195,7 +195,7 @@ def test_a_data_set_and_a_metric_name_a_file_together(pairs, train_options, writ
     ]
 
 
-def test_no_set_is_called_as_the_average_of_several(pairs, test_options, write):
+def test_dataset_must_not_be_named_average(pairs, test_options, write):
     test_options["path"] = {}
     test_options["datasets"]["test_1"]["name"] = "average"
     assert read_request(write(test_options), is_train=False)
@@ -250,7 +250,7 @@ def test_the_schedule_must_last_as_long_as_the_training(pairs, train_options, wr
     read_request(write(train_options), is_train=True)
 
 
-def test_databases_and_backend_go_together(pairs, train_options, write):
+def test_lmdb_paths_need_the_lmdb_backend(pairs, train_options, write):
     at, val = "x.yml: datasets.val.dataroot", train_options["datasets"]["val"]
     val["io_backend"] = {"type": "lmdb"}
     reason = "must end in '.lmdb' because io_backend.type is 'lmdb'"

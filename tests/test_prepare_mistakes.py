@@ -37,7 +37,8 @@ def broken_rain(root: Path, mistake: str) -> None:
     [
         (
             "layout",
-            "root/train/Rain13K/input: XX 'train/Rain13K/target' is not in 'root'. Did you mean 'targets'?",
+            "root/train/Rain13K/input: its partner folder 'train/Rain13K/target' is missing in 'root'. "
+            "Did you mean 'targets'?",
         ),
         ("no clean partner", "root/train/Rain13K/input/1.png: has no clean partner '1' in root/train/Rain13K/target."),
         (

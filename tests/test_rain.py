@@ -156,7 +156,7 @@ def test_no_rain_is_the_identity(nothing):
     assert not np.shares_memory(result, image)
 
 
-def test_heaviness_0_is_the_identity():
+def test_strength_0_is_the_identity():
     image = gradient(33, 20)
     assert np.array_equal(add_rain(image, draw_rain(np.random.default_rng(1), 0).showers[0]), image)
 
@@ -219,13 +219,14 @@ def test_streaks_are_drawn_in_slices(monkeypatch):
 
 
 def test_strength_scales_streaks_veil_and_mist():
-    generators = [np.random.default_rng(3) for _ in range(2)]
+    generators = [np.random.default_rng(11) for _ in range(2)]  # a draw with mist
     light, heavy = (draw_rain(rng, strength) for rng, strength in zip(generators, (0.2, 1.0), strict=True))
     assert len(light.showers) == len(heavy.showers)
     for weak, strong in zip(light.showers, heavy.showers, strict=True):
         assert weak.density == pytest.approx(0.2 * strong.density) and weak.veil == pytest.approx(0.2 * strong.veil)
         assert (weak.angle, weak.length, weak.seed) == (strong.angle, strong.length, strong.seed)
-    assert light.mist == (heavy.mist and dataclasses.replace(heavy.mist, beta=light.mist.beta))
+    assert light.mist.beta == pytest.approx(0.2**0.5 * heavy.mist.beta)
+    assert light.mist == dataclasses.replace(heavy.mist, beta=light.mist.beta)
     assert len({rng.integers(2**62) for rng in generators}) == 1
 
 

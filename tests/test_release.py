@@ -37,9 +37,8 @@ def dist(tmp_path_factory):
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     for name in filter(None, names):
-        if not name.startswith("tests/"):
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, source / name)
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
     output_of(
         sys.executable, "-m", "build", "--outdir", out, source, env=os.environ | {"RESTORMIXER_REQUIRE_NATIVE": "1"}
     )
@@ -83,6 +82,8 @@ def test_metadata_and_contents(dist):
     assert {f"restormixer_arch/{name}" for name in wanted} <= set(names) or os.name == "nt"
     with tarfile.open(sdist) as archive:
         sources = {name.partition("/")[2] for name in archive.getnames()}
+    assert not any(name.startswith("tests") for name in sources)  # they need what only a clone has
+    assert {"CHANGELOG.md", "CONTRIBUTING.md", "restormixer_arch/compare/STUDY.md"} <= sources
     kernel = {path.relative_to(ROOT).as_posix() for path in (ROOT / "restormixer_arch").rglob("kernel*.[ch]")}
     assert kernel and kernel <= sources and "LICENSE" in sources
 

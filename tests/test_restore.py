@@ -30,7 +30,7 @@ def wanted():
         return tiny_network()(x).clamp(0, 1)[0].permute(1, 2, 0).numpy()
 
 
-def test_it_is_at_the_front_door():
+def test_restore_is_exported_at_top_level():
     assert restormixer_arch.restore is restore
 
 

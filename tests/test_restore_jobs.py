@@ -158,7 +158,7 @@ def test_a_link_to_nothing(files):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
-def test_a_pipe_is_not_waited_for(files):
+def test_named_pipe_does_not_block(files):
     os.mkfifo("pipe.png")
     with pytest.raises(UserError, match="^pipe.png: is neither a file nor a folder, but a pipe, socket or device$"):
         find_jobs(["pipe.png", "photo.png"], Path("out"))
@@ -211,7 +211,7 @@ def test_names_of_one_file(monkeypatch, system, one, other, same):
 
 
 @pytest.mark.parametrize("inputs", [["a"], ["a/**/*.[Pp][Nn][Gg]"]])
-def test_results_of_another_spelling_are_no_inputs(files, monkeypatch, inputs):
+def test_case_variants_of_results_are_not_inputs(files, monkeypatch, inputs):
     """Where the file system takes B and b for one folder; results in it are found under its first spelling."""
     monkeypatch.setattr(jobs.sys, "platform", "darwin")
     assert pairs(*inputs, out="a/B") == [("a/1.png", "a/B/1.png")]

@@ -169,6 +169,7 @@ def test_damaged_directories_of_a_tiff_are_named(restore_folder, capsys):
     (restore_folder / "a.tif").write_bytes(content[: at + 9])
     restored("a.tif")
     np.testing.assert_array_equal(tifffile.imread("out/a.tif"), RGB)
+    assert capsys.readouterr().err == "basicsr: note: TIFF: left out damaged EXIF tags\n"
 
 
 @pytest.mark.parametrize(("mode", "bits"), [("RGB", 3), ("L", 1), ("P", 3)])

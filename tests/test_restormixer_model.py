@@ -109,6 +109,15 @@ def test_ema_warms_up_and_takes_the_buffers_along(tmp_path):
     assert average["encoder.stem.0.norm.num_batches_tracked"] == 1
 
 
+def test_ema_decay_is_limited_by_the_option_after_the_warm_up(tmp_path):
+    model = build(tmp_path, ema_decay=0.1)
+    name = "encoder.stem.0.conv.weight"
+    start = model.net_g.state_dict()[name].clone()
+    step(model, 1)
+    wanted = 0.1 * start + 0.9 * model.net_g.state_dict()[name]  # the warm-up would give 2 / 11
+    torch.testing.assert_close(model.net_g_ema.state_dict()[name], wanted)
+
+
 def test_another_loss_sees_the_full_resolution_only(tmp_path):
     model = build(tmp_path, pixel_opt={"type": "L1Loss", "loss_weight": 1.0})
     data = batch()

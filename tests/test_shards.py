@@ -88,7 +88,7 @@ def test_the_rule_never_changes():
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1/0", "1", "1/4/2", "-1/4", "a/b", "1.0/2", "", " 1/2", "\u0661/4"])
-def test_a_wrong_share_is_one_line(place, capsys, text):
+def test_invalid_shard_is_one_line_error(place, capsys, text):
     with pytest.raises(argparse.ArgumentTypeError):
         parse_shard(text)
     assert run("in", "-o", "out", f"--shard={text}") == 2
@@ -180,7 +180,7 @@ def test_variables_that_are_wrong(number, of):
         shard_of_process({"RANK": number, "WORLD_SIZE": of})
 
 
-def test_an_explicit_share_wins(place, capsys, monkeypatch):
+def test_explicit_shard_takes_precedence(place, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run("in", "-o", "out", "--shard", "1/1") == 0

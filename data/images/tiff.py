@@ -263,8 +263,12 @@ def directories_of(image: Image.Image) -> tuple[dict[int, dict[int, Any]], list[
     """Return the EXIF and GPS tags of Pillow's page, by the code that points to them, and what is damaged."""
     found, left_out = {}, []
     for code, name in EXIF_TAGS.items():
+        exif = image.getexif()
         try:
-            tags = {tag: value for tag, value in image.getexif().get_ifd(code).items() if tag != 40965}
+            content = exif.get_ifd(code)
+            if code in exif and not content:  # what Pillow returns for one that it cannot read
+                raise ValueError
+            tags = {tag: value for tag, value in content.items() if tag != 40965}
             _directory(tags, "<").tobytes(8)
         except (OSError, ValueError, TypeError, LookupError, ArithmeticError, struct.error):
             left_out.append(f"damaged {name} tags")
