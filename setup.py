@@ -130,7 +130,7 @@ setup(
         "lmdb",
         "matplotlib",
         "numpy",
-        "opencv-python>=4.13",  # the first that writes PNG with colour profile and EXIF
+        "opencv-python>=4.13",  # the first that writes PNG with color profile and EXIF
         "pillow>=11.3",  # the first that reads AVIF
         "pydantic>=2.10",  # the first that keeps infinity in results, without warnings of its own
         "pytorch-optimizer>=4.1",  # the first whose Muon is tested here

@@ -1,1 +1,1 @@
-"""Degradations, data sets and the sample photographs."""
+"""Degradations, datasets and the sample photographs."""

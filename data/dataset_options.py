@@ -1,4 +1,4 @@
-"""The options that the data sets of this package share: their checks, and the images that they name."""
+"""The options that the datasets of this package share: their checks, and the images that they name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BACKENDS = ("disk", "lmdb")
 
 
 def open_source(opt: Mapping[str, Any], key: str) -> FolderImages | LmdbImages:
-    """Return the images of the folder or LMDB that an option of a data set names. Raises UserError: see the two."""
+    """Return the images of the folder or LMDB that an option of a dataset names. Raises UserError: see the two."""
     root = opt[key]
     if opt["io_backend"]["type"] == "lmdb":
         return LmdbImages(root, key)
@@ -27,11 +27,11 @@ def open_source(opt: Mapping[str, Any], key: str) -> FolderImages | LmdbImages:
 
 
 def check_shared_options(opt: Mapping[str, Any], kind: str, own: Sequence[str]) -> None:
-    """Check the options that the data sets of this package share.
+    """Check the options that the datasets of this package share.
 
     Args:
         opt: the options.
-        kind: the class of the data set, for messages.
+        kind: the class of the dataset, for messages.
         own: further options that it needs.
 
     Raises:

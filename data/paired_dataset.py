@@ -34,7 +34,7 @@ class PairedRestorationDataset(Dataset):
 
     - Pairs are sorted by name, so that their order is the same on every file system; ``recursive: true`` reads
       sub-folders too. Files that are not images are ignored. A partner may have another image extension.
-    - Names are compared when the data set is built, and sizes when a pair is read; a message names the image.
+    - Names are compared when the dataset is built, and sizes when a pair is read; a message names the image.
     - Training images smaller than ``gt_size`` are mirrored at their right and lower edges until they are that large.
     - It can be sent to worker processes after use, and two of them can read the same LMDB.
     - ``meta_info_file`` also works with LMDBs. ``opt`` is read and never changed.

@@ -90,8 +90,8 @@ def report_by_label(
 ) -> None:
     """Log a table of the results and, where given, of the inputs; write it as Markdown; add scalars of the results.
 
-    The scalars are ``metrics/<data set>/<label>/<metric>``.
-    The file is ``<data set>_labels.md`` in the run's folder; each validation replaces it. For a set with fewer than
+    The scalars are ``metrics/<dataset>/<label>/<metric>``.
+    The file is ``<dataset>_labels.md`` in the run's folder; each validation replaces it. For a set with fewer than
     two labels nothing is done.
 
     Raises:

@@ -54,7 +54,7 @@ def measure(
         image: uint8 BGR (H, W, 3), or gray (H, W).
         truth: of the same kind, None where there is none.
         name: of the image, for messages.
-        dataset: its data set, for messages.
+        dataset: its dataset, for messages.
 
     Returns:
         Name -> value; NaN, with a warning, where a metric has none for this image, as NIQE for a flat one.

@@ -109,7 +109,7 @@ def mark_matrices(groups: list[dict[str, Any]], weight_decay: float, others_deca
     """Split parameter groups for Muon and its variants in pytorch-optimizer, which want ``use_muon`` in each group.
 
     Matrices are all parameters of two dimensions, and the weights of convolutions over more than one channel as
-    (C', C * k * k), with at least :data:`MIN_MATRIX_SIDE` rows and columns: a layer that ends in three colours is none.
+    (C', C * k * k), with at least :data:`MIN_MATRIX_SIDE` rows and columns: a layer that ends in three colors is none.
     Most with two dimensions are the weights of linear layers. A table such as SwinIR's
     ``relative_position_bias_table`` is a matrix, too, unless it has fewer columns.
 

@@ -327,14 +327,14 @@ class RestorMixerModel(SRModel):
         return self.schedule_free.averaged() if self.schedule_free else nullcontext()
 
     def gain(self) -> dict[str, dict[str, tuple[float, float]]]:
-        """Data set -> metric -> (mean of the inputs, mean of the restored images) of the last validation."""
+        """Dataset -> metric -> (mean of the inputs, mean of the restored images) of the last validation."""
         return {
             name: {metric: (_mean(self.input_values[name], metric), value) for metric, value in metrics.items()}
             for name, metrics in self.last_means.items()
         }
 
     def extra_state(self) -> dict[str, Any]:
-        """What a checkpoint needs besides weights, optimiser and schedule, in plain values and tensors."""
+        """What a checkpoint needs besides weights, optimizer and schedule, in plain values and tensors."""
         self.guard.count_queued()
         waiting = {}
         if self._gathered:

@@ -1,4 +1,4 @@
-"""What to say where the network of the option file cannot take the images of the data sets."""
+"""What to say where the network of the option file cannot take the images of the datasets."""
 
 from __future__ import annotations
 

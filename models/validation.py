@@ -34,14 +34,14 @@ from restormixer_arch.models.shape_errors import explain_misfit
 from restormixer_arch.output import user_path
 from restormixer_arch.protocol import MeasuresInputs
 
-PICTURES = 4  # of each data set that tensorboard gets
+PICTURES = 4  # of each dataset that tensorboard gets
 PICTURE_SIDE = 384  # pixels at most; of a larger picture its middle is shown
 
 
 class Measured(NamedTuple):
     """One restored image.
 
-    Its position in the data set, name, label, metric -> value, the same of the input, and whether the output is finite.
+    Its position in the dataset, name, label, metric -> value, the same of the input, and whether the output is finite.
     """
 
     index: int
@@ -104,9 +104,9 @@ def validate(model: Any, loader: Any, current_iter: int | str, tb_logger: Any, s
 
     Each process of a job takes every n-th image, and saves and measures it, with the first one's statistics of
     BatchNorm; afterwards all have the means over all images in ``model.metric_results`` and
-    ``model.best_metric_results``, as BasicSR's SRModel does, and those of each data set in ``model.last_means``.
+    ``model.best_metric_results``, as BasicSR's SRModel does, and those of each dataset in ``model.last_means``.
 
-    Where an output is not finite, all metrics of the data set are NaN, and a warning names the images; BasicSR writes
+    Where an output is not finite, all metrics of the dataset are NaN, and a warning names the images; BasicSR writes
     NaN as black and measures that.
 
     Args:
@@ -147,7 +147,7 @@ def _record_means(
     current_iter: int | str,
     tb_logger: Any,
 ) -> None:
-    """Give the model the means over a data set, log them, and keep the best ones."""
+    """Give the model the means over a dataset, log them, and keep the best ones."""
     means = {metric: sum(one.values[metric] for one in measured) / len(measured) for metric in metrics}
     for options in metrics.values():
         if better(options) == "lower":
@@ -173,14 +173,14 @@ def _warn_of_broken(dataset: str, measured: list[Measured]) -> None:
 
 
 def last_means(model: Any, dataset: str, current_iter: int | str | None = None) -> dict[str, float]:
-    """Return metric -> mean of a model's last validation of a data set.
+    """Return metric -> mean of a model's last validation of a dataset.
 
     Of a model with a validation of its own these are its ``metric_results`` where they are numbers, else the best
     values. A video model's ``metric_results`` are folder -> tensor (frames, metrics).
 
     Args:
         model: any model of BasicSR, after a validation.
-        dataset: name of the data set.
+        dataset: name of the dataset.
         current_iter: of the validation: values of other iterations are left out. None takes the best of any.
     """
     own = vars(model).get("last_means", {})
@@ -278,7 +278,7 @@ def _restore_and_measure(
 
 
 def _result_names(dataset: Any) -> dict[str, str]:
-    """Return image -> what names its result, of a data set of BasicSR that lists its images."""
+    """Return image -> what names its result, of a dataset of BasicSR that lists its images."""
     paths = [path for path in getattr(dataset, "paths", []) if isinstance(path, str)]
     return dict(zip(paths, result_names(paths, user_path(dataset.opt.get("dataroot_lq") or "")), strict=True))
 
@@ -320,7 +320,7 @@ def _show(tb_logger: Any, title: str, visuals: dict[str, Tensor], current_iter: 
 
 
 def _label(item: dict[str, Any], root: str | None) -> str:
-    """Return the label of an item; the folders above the data set say nothing about an image."""
+    """Return the label of an item; the folders above the dataset say nothing about an image."""
     if "label" in item:
         return item["label"][0]
     path = item["lq_path"][0]
@@ -330,7 +330,7 @@ def _label(item: dict[str, Any], root: str | None) -> str:
 
 
 def _of_all_processes(measured: list[Measured]) -> list[Measured]:
-    """Return the results of all processes, in the order of the data set."""
+    """Return the results of all processes, in the order of the dataset."""
     # As bytes of the CPU: nccl and MPS would need tensors on another device, and MPS has no float64.
     shares: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(shares, measured)

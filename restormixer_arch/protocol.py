@@ -1,4 +1,4 @@
-"""What a model, a network or a data set may have beyond BasicSR's interface. All of it is optional.
+"""What a model, a network or a dataset may have beyond BasicSR's interface. All of it is optional.
 
 Each protocol is one thing that this project does for whoever has the members: ``isinstance(model, KeepsState)`` asks.
 """
@@ -26,7 +26,7 @@ class ReportsGain(Protocol):
     """A model whose results show what was gained."""
 
     def gain(self) -> dict[str, dict[str, tuple[float, float]]]:
-        """Return data set -> metric -> (mean of the inputs, mean of the restored images)."""
+        """Return dataset -> metric -> (mean of the inputs, mean of the restored images)."""
 
 
 @runtime_checkable
@@ -36,8 +36,8 @@ class MeasuresInputs(ReportsGain, Protocol):
     :func:`restormixer_arch.models.validation.validate` fills the attributes, and shows pictures in tensorboard.
 
     Attributes:
-        last_means: data set -> metric -> mean over the restored images of its last validation.
-        input_values: data set -> for each image: metric -> value of the input. They are measured once.
+        last_means: dataset -> metric -> mean over the restored images of its last validation.
+        input_values: dataset -> for each image: metric -> value of the input. They are measured once.
         validating: True while the images of a validation are fed and restored.
     """
 

@@ -309,7 +309,7 @@ class RestorMixer(HubMixin, nn.Module):
             raise ValueError(f"expected an input of shape {shape} that is not empty, got {tuple(x.shape)}")
         height, width = x.shape[-2:]
         x = pad_to_multiple(x, SIZE_MULTIPLE).contiguous(memory_format=torch.channels_last)
-        x_half = x[..., ::2, ::2]  # nearest neighbour
+        x_half = x[..., ::2, ::2]  # nearest neighbor
         x_quarter = x_half[..., ::2, ::2]
         *lower, residual = self.decoder(*self.encoder(x, x_half, x_quarter), coarse=coarse)
         outputs = [self._enlarge(x) + F.pixel_shuffle(residual, self.upscale)]

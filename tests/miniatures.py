@@ -1,4 +1,4 @@
-"""Miniature copies of the public data sets, in the layouts they are distributed in."""
+"""Miniature copies of the public datasets, in the layouts they are distributed in."""
 
 from __future__ import annotations
 

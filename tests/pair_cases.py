@@ -1,4 +1,4 @@
-"""Pairs of images in folders and LMDBs, and the options of data sets that read them."""
+"""Pairs of images in folders and LMDBs, and the options of datasets that read them."""
 
 import cv2
 import numpy as np

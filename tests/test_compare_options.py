@@ -43,7 +43,7 @@ FAULTS = [
      "results are shown under it"),
     ("datasets.test.name", "a/b", "datasets.test.name: got 'a/b', expected a name of at most 150 "
      "bytes that every system can store"),
-    ("datasets.test", None, "datasets: no data set to measure on, expected 'test', 'test_<n>' or 'val'"),
+    ("datasets.test", None, "datasets: no dataset to measure on, expected 'test', 'test_<n>' or 'val'"),
     ("datasets.test", {"name": "real", "type": "SingleImageDataset", "dataroot_lq": "pairs/lq"}, "datasets.test.type: "
      "'SingleImageDataset' has no ground truth for val.metrics (calculate_psnr)"),
     ("datasets.train", None, "datasets.train: required section is missing (the images to train on)"),

@@ -86,7 +86,7 @@ def test_difference_without_an_interval_is_the_mean_alone():
 
 
 def compared(metric, rows):
-    """A comparison with one data set, whose pictures have these values of the first competitor and the others."""
+    """A comparison with one dataset, whose pictures have these values of the first competitor and the others."""
     made = hand_made()
     names = [competitor.name for competitor in made.competitors]
     dataset = made.datasets[0].model_copy(
@@ -145,7 +145,7 @@ def test_alone_a_competitor_is_compared_with_the_input(tmp_path):
     assert "over the input" in " ".join(report.render(alone, tmp_path).split())
 
 
-def test_pictures_are_embedded_without_loss_and_errors_have_the_colours_of_the_scale(tmp_path):
+def test_pictures_are_embedded_without_loss_and_errors_have_the_colors_of_the_scale(tmp_path):
     made = written(hand_made(), tmp_path)
     first = made.datasets[0].pictures[0]
     shown = report_pictures.read(made, first, tmp_path)
@@ -153,9 +153,9 @@ def test_pictures_are_embedded_without_loss_and_errors_have_the_colours_of_the_s
     for tile, place in zip(shown.tiles, [first.input, *first.restored.values(), first.truth], strict=True):
         np.testing.assert_array_equal(decoded(tile.source), np.asarray(Image.open(tmp_path / place)))
     ours = decoded(shown.tiles[1].error)  # of the right half; the others have no error, the input has it everywhere
-    colours = [tuple(bytes.fromhex(colour[1:])) for colour in report_pictures.error_colours(2)]
-    assert set(map(tuple, ours[:, :24].reshape(-1, 3))) == {colours[0]}
-    assert set(map(tuple, ours[:, 24:].reshape(-1, 3))) == {colours[1]}
+    colors = [tuple(bytes.fromhex(color[1:])) for color in report_pictures.error_colors(2)]
+    assert set(map(tuple, ours[:, :24].reshape(-1, 3))) == {colors[0]}
+    assert set(map(tuple, ours[:, 24:].reshape(-1, 3))) == {colors[1]}
     assert shown.brightest == pytest.approx(40 / 255) and shown.tiles[-1].error is None
     assert shown.tiles[1].values == [("psnr", "30.00"), ("ssim", "0.9000")]
     assert shown.corner == (0.5, 0.0)  # the first box that lies in the half where the competitors differ

@@ -133,9 +133,7 @@ def test_head_with_the_focus_explains_its_column(page):
 
 
 def test_plots_are_drawn_with_names_that_fit(page):
-    until(
-        lambda: len(every(page, ".plot svg .textpoint text")) == 4 * 3
-    )  # two data sets; drawn after the page is shown
+    until(lambda: len(every(page, ".plot svg .textpoint text")) == 4 * 3)  # two datasets; drawn after the page is shown
     plots = every(page, ".plot")
     assert len(plots) == 4
     for plot in plots:

@@ -20,7 +20,7 @@ def test_the_report_has_all_sections_and_the_exit_code_follows_the_problems(caps
     out = capsys.readouterr().out
     for title in doctor.SECTIONS:
         assert f"\n{title}\n" in out
-    for word in ("torch  ", "opencv-python", "lmdb", "cpu  ", "cores", "functional_tensor", "restormixer", "data sets"):
+    for word in ("torch  ", "opencv-python", "lmdb", "cpu  ", "cores", "functional_tensor", "restormixer", "datasets"):
         assert word in out
     assert code == ("  !!  " in out)
     assert out.endswith("ready to train\n" if code == 0 else "to fix first\n")

@@ -25,7 +25,7 @@ def test_equals_basicsr(scale, channels):
 
 
 def test_weights_of_a_half_by_hand():
-    """Distances of a quarter pixel and so on from the new centre, in the cubic with a = -0.5, halved."""
+    """Distances of a quarter pixel and so on from the new center, in the cubic with a = -0.5, halved."""
     weights, places = taps(16, 2)
     inner = np.zeros(16)
     np.add.at(inner, places[4], weights[4])

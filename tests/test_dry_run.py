@@ -69,7 +69,7 @@ def test_crops_larger_than_the_images_are_found(pairs, train_options, write, cap
     )
 
 
-def test_a_misspelt_metric_is_found(pairs, train_options, write, capsys):
+def test_a_misspelled_metric_is_found(pairs, train_options, write, capsys):
     train_options["val"]["metrics"]["psnr"]["type"] = "calculate_psnr_rbg"
     assert cli.main(["train", "-opt", write(train_options), "--dry-run"]) == 2
     assert "val.metrics.psnr.type: 'calculate_psnr_rbg' is not a known metric" in capsys.readouterr().err

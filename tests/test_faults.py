@@ -101,12 +101,12 @@ def test_threads_of_opencv_in_the_trainer_do_not_lock_its_loaders(pairs, train_o
 @pytest.mark.timeout(MINUTE)
 def test_a_loader_process_that_raises_ends_the_training(pairs, train_options, write, monkeypatch):
     def getitem(self, index):
-        raise ZeroDivisionError("in the data set")
+        raise ZeroDivisionError("in the dataset")
 
     monkeypatch.setattr(PairedImageDataset, "__getitem__", getitem)
     options = several_batches(train_options)
     options["datasets"]["train"]["num_worker_per_gpu"] = 2
-    with pytest.raises(ZeroDivisionError, match="in the data set"):
+    with pytest.raises(ZeroDivisionError, match="in the dataset"):
         train(write(options))
 
 
@@ -247,7 +247,7 @@ def test_a_loader_process_that_is_killed_while_it_sends(pairs, train_options, wr
 
     monkeypatch.setattr(_BaseDataLoaderIter, "__next__", ends)
     options = several_batches(train_options)
-    with pytest.raises(EOFError):  # without loader processes it is the data set's own
+    with pytest.raises(EOFError):  # without loader processes it is the dataset's own
         train(write(options))
     options["datasets"]["train"]["num_worker_per_gpu"] = 1
     options["name"] = "with_a_process"

@@ -16,18 +16,18 @@ def smooth(channels=3):
 def test_the_best_quality_changes_little(channels):
     image = smooth(channels)
     result = add_jpeg(image, JpegParameters(quality=100))
-    assert np.abs(result - image).max() < (1.6 if channels == 1 else 5) / 255  # colour is at half resolution
+    assert np.abs(result - image).max() < (1.6 if channels == 1 else 5) / 255  # color is at half resolution
     np.testing.assert_allclose(result * 255, np.round(result * 255), atol=1e-4)
 
 
-def test_colours_stay_in_their_channels():
+def test_colors_stay_in_their_channels():
     image = np.zeros((16, 16, 3), np.float32)
     image[..., 0] = 0.8
     np.testing.assert_allclose(add_jpeg(image, JpegParameters(95)).mean(axis=(0, 1)), [0.8, 0, 0], atol=0.02)
 
 
-def test_colour_is_stored_at_half_the_resolution():
-    """A checkerboard of red and green of the same luma: its colours run together, which 4:4:4 would keep."""
+def test_color_is_stored_at_half_the_resolution():
+    """A checkerboard of red and green of the same luma: its colors run together, which 4:4:4 would keep."""
     rows, columns = np.mgrid[:32, :32]
     red = ((rows + columns) % 2).astype(np.float32)
     image = np.stack((red * 0.587, (1 - red) * 0.299, np.zeros_like(red)), axis=2)

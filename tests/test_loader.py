@@ -1,4 +1,4 @@
-"""The order of the samples, the epoch that reaches the data set with each index, and prefetching."""
+"""The order of the samples, the epoch that reaches the dataset with each index, and prefetching."""
 
 import pytest
 from torch.utils.data import DataLoader, Dataset

@@ -72,7 +72,7 @@ def test_camera_noise_has_its_deviation_whatever_its_spread(spread):
         assert noise.mean() == pytest.approx(0, abs=0.004)
 
 
-def test_camera_noise_is_correlated_between_neighbours_and_channels():
+def test_camera_noise_is_correlated_between_neighbors_and_channels():
     image = np.full((256, 256, 3), 0.5, np.float32)
 
     def correlations(spread, common):

@@ -221,7 +221,7 @@ def test_matrices_are_the_weights_of_linear_layers_and_of_full_convolutions():
             "linear": torch.nn.Linear(8, 9),
             "conv": torch.nn.Conv2d(16, 8, 3),
             "depthwise": torch.nn.Conv2d(16, 16, 3, groups=16),
-            "colours": torch.nn.Conv2d(16, 3, 3),
+            "colors": torch.nn.Conv2d(16, 3, 3),
             "norm": torch.nn.LayerNorm(8),
         }
     )
@@ -230,10 +230,10 @@ def test_matrices_are_the_weights_of_linear_layers_and_of_full_convolutions():
     plain = [p for p in network.parameters() if p.ndim <= 1]
     groups = optimizers.mark_matrices([{"params": decayed}, {"params": plain, "weight_decay": 0.0}], 0.1, 0.2)
     shown = [(g["use_muon"], g["weight_decay"], [named[id(p)] for p in g["params"]]) for g in groups]
-    rest = ["linear.bias", "conv.bias", "depthwise.bias", "colours.bias", "norm.weight", "norm.bias"]
+    rest = ["linear.bias", "conv.bias", "depthwise.bias", "colors.bias", "norm.weight", "norm.bias"]
     assert shown == [
         (True, 0.1, ["linear.weight", "conv.weight"]),
-        (False, 0.2, ["depthwise.weight", "colours.weight"]),
+        (False, 0.2, ["depthwise.weight", "colors.weight"]),
         (False, 0.0, rest),
     ]
 

@@ -228,7 +228,7 @@ def test_an_unknown_scheduler_is_answered_with_the_list(pairs, train_options, wr
     ]
 
 
-def test_a_misspelt_required_key_is_one_fault_and_all_faults_come_in_file_order(pairs, train_options, write):
+def test_a_misspelled_required_key_is_one_fault_and_all_faults_come_in_file_order(pairs, train_options, write):
     train_options["train"]["totl_iter"] = train_options["train"].pop("total_iter")
     train_options["num_gpu"] = 1.5
     train_options["logger"]["print_freq"] = 0
@@ -388,7 +388,7 @@ def test_models_of_one_output_need_a_network_of_one_output(train_options, model,
     assert not list(rules.outputs(options))
 
 
-def test_a_misspelt_key_that_a_plugin_might_own_is_reported_with_the_missing_one(train_options):
+def test_a_misspelled_key_that_a_plugin_might_own_is_reported_with_the_missing_one(train_options):
     train_options["model_type"] = "MyModel"
     train_options["train"]["total_iters"] = train_options["train"].pop("total_iter")
     with pytest.raises(OptionErrors, match=r"train\.total_iter: required key .*Did you write it as 'total_iters'\?"):

@@ -1,4 +1,4 @@
-"""Every option file is valid and builds its network, its losses and, for training, its optimiser and schedule."""
+"""Every option file is valid and builds its network, its losses and, for training, its optimizer and schedule."""
 
 import copy
 import re
@@ -34,7 +34,7 @@ def name(path):
 
 
 def read(path, monkeypatch):
-    """The options of a file, checked; only the public data sets need not be there."""
+    """The options of a file, checked; only the public datasets need not be there."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(rules, "missing_paths", lambda options: ())
     options = read_options(path, str(path))

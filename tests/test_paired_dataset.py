@@ -1,4 +1,4 @@
-"""The pair data set: values, order, what BasicSR's own gives, and a clear line for each mistake."""
+"""The pair dataset: values, order, what BasicSR's own gives, and a clear line for each mistake."""
 
 import copy
 import random

@@ -37,7 +37,7 @@ def round_trip(path, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm"])
-def test_8_bit_colours_come_back_exactly(tmp_path, suffix):
+def test_8_bit_colors_come_back_exactly(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(RGB).save(path)
     picture, target = round_trip(path, tmp_path)

@@ -32,9 +32,9 @@ def digest(array):
     return hashlib.sha256(array.tobytes()).hexdigest()
 
 
-def line(shape, centre, length, degrees, weight):
+def line(shape, center, length, degrees, weight):
     return rain._draw_lines(
-        shape, np.array([centre], float), np.array([length], float), np.radians([degrees]), np.array([weight], float)
+        shape, np.array([center], float), np.array([length], float), np.radians([degrees]), np.array([weight], float)
     )
 
 
@@ -122,7 +122,7 @@ def test_width_is_that_at_half_the_opacity(monkeypatch):
     drawn = []
     original = rain._draw_lines
 
-    def one_line(shape, centres, lengths, angles, weights, soft_end):
+    def one_line(shape, centers, lengths, angles, weights, soft_end):
         drawn.append(weights[0])
         return original(shape, np.array([[30.0, 30.0]]), lengths[:1], angles[:1] * 0, weights[:1], soft_end)
 
@@ -273,10 +273,10 @@ def test_kind_and_range_are_kept(height, width, channels, seed, value):
     assert low - 1e-6 <= result.min() and result.max() <= min(high + 1e-6, 1)
 
 
-def test_gray_is_a_channel_of_colour():
+def test_gray_is_a_channel_of_color():
     image = gradient(40, 30, 1)
-    colour = add_rain(np.repeat(image, 3, axis=2), PLAIN)
-    assert np.array_equal(add_rain(image, PLAIN)[..., 0], colour[..., 1])
+    color = add_rain(np.repeat(image, 3, axis=2), PLAIN)
+    assert np.array_equal(add_rain(image, PLAIN)[..., 0], color[..., 1])
 
 
 @pytest.mark.parametrize(

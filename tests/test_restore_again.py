@@ -109,7 +109,7 @@ def test_what_another_process_has_written_meanwhile_is_kept(place, capsys, monke
         (["--weights", "in"], "in: this folder holds no model.safetensors"),
     ],
 )
-def test_a_misspelt_name_is_an_error_though_nothing_is_to_be_done(place, capsys, switches, message):
+def test_a_misspelled_name_is_an_error_though_nothing_is_to_be_done(place, capsys, switches, message):
     options = ("in/a.png", "-o", "out")
     assert run(*options, "--weights", "w.safetensors") == 0
     capsys.readouterr()

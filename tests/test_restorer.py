@@ -64,7 +64,7 @@ def test_results_are_kept_within_the_range():
     assert result.min() == 0 and result.max() == 1 and not result.requires_grad
 
 
-def test_gray_and_colour_meet_networks_of_other_channels():
+def test_gray_and_color_meet_networks_of_other_channels():
     gray = PICTURE[:, :1]
     network = Plain(lambda x: x * torch.tensor([0.5, 0.25, 0.75])[:, None, None])
     torch.testing.assert_close(restore_batch(network, gray, tile=128), gray / 2)

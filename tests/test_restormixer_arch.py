@@ -1,4 +1,4 @@
-"""The whole network: golden values of the released network, sizes, colours, precision, saving."""
+"""The whole network: golden values of the released network, sizes, colors, precision, saving."""
 
 import copy
 import subprocess
@@ -101,7 +101,7 @@ def test_an_untrained_network_returns_its_input():
 
 @settings(max_examples=12, deadline=None)
 @given(height=st.integers(1, 33), width=st.integers(1, 33), upscale=st.integers(1, 4), gray=st.booleans())
-def test_any_size_colour_and_scale(height, width, upscale, gray):
+def test_any_size_color_and_scale(height, width, upscale, gray):
     channels = 1 if gray else 3
     net = small(in_channels=channels, out_channels=channels, upscale=upscale).eval()
     x = torch.rand(1, channels, height, width)
@@ -233,7 +233,7 @@ def test_bad_arguments(options, message):
         small(**options)
 
 
-def test_misspelt_argument():
+def test_misspelled_argument():
     with pytest.raises(TypeError, match="base_chanels"):
         RestorMixer(base_chanels=8)
 

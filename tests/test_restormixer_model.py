@@ -1,4 +1,4 @@
-"""RestorMixerModel on the CPU: steps, optimiser groups, EMA, metrics of the input, loading of weights."""
+"""RestorMixerModel on the CPU: steps, optimizer groups, EMA, metrics of the input, loading of weights."""
 
 import copy
 from types import SimpleNamespace
@@ -83,7 +83,7 @@ def test_weight_decay_spares_scans_biases_and_norms(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["Adam", "AdamW"])
-def test_optimisers(tmp_path, kind):
+def test_optimizers(tmp_path, kind):
     opt = options(tmp_path, optim_g={"type": kind, "lr": 2e-4, "betas": [0.5, 0.9]})
     kept = copy.deepcopy(opt["train"]["optim_g"])
     model = RestorMixerModel(opt)
@@ -92,7 +92,7 @@ def test_optimisers(tmp_path, kind):
     assert opt["train"]["optim_g"] == kept  # the shared options stay whole
 
 
-def test_unknown_optimiser(tmp_path):
+def test_unknown_optimizer(tmp_path):
     with pytest.raises(UserError, match=r"'AdmW' is none of Adam, AdamW. Did you mean 'AdamW'\?"):
         build(tmp_path, optim_g={"type": "AdmW", "lr": 1e-3})
 

@@ -30,7 +30,7 @@ def test_correct_options_pass(train_options, test_options):
     ("path", "name", "text"),
     [
         ("model_type", "SRModl", "'SRModl' is not a known model. Did you mean 'SRModel'? Known: "),
-        ("datasets.val.type", "PairdImageDataset", "not a known data set. Did you mean 'PairedImageDataset'? Known: "),
+        ("datasets.val.type", "PairdImageDataset", "not a known dataset. Did you mean 'PairedImageDataset'? Known: "),
         ("network_g.type", "msrresnet", "'msrresnet' is not a known architecture. Did you mean 'MSRResNet'? Known: "),
         ("train.pixel_opt.type", "L1", "'L1' is not a known loss. Known: CharbonnierLoss, GANLoss, L1Loss, "),
         ("val.metrics.psnr.type", "calculate_pnsr", "metric. Did you mean 'calculate_psnr'? Known: calculate_dists, "),

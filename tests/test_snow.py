@@ -41,7 +41,7 @@ def test_no_snow_is_the_identity(nothing):
 
 
 def test_a_flake_covers_its_area_with_its_thickness():
-    """The points of one flake carry area times thickness in all, around its centre and within reach."""
+    """The points of one flake carry area times thickness in all, around its center and within reach."""
     rng = np.random.default_rng(0)
     rows, columns, amounts = snow._flake_points(rng, np.array([[50.0, 60.0]]), np.array([6.0]))
     assert amounts.sum() == pytest.approx(math.pi * 36 * snow.THICKNESS)

@@ -52,7 +52,7 @@ def test_weights_worked_by_hand():
 @pytest.mark.parametrize("blend", sorted(RAMPS))
 @pytest.mark.parametrize("scale", [1, 2])
 @pytest.mark.parametrize("size", [(1, 1), (64, 300), (257, 130), (200, 191)])
-def test_a_network_without_neighbours_restores_tiles_as_the_whole(size, scale, blend):
+def test_a_network_without_neighbors_restores_tiles_as_the_whole(size, scale, blend):
     picture = torch.rand(2, 3, *size)
     enlarge = nn.Upsample(scale_factor=scale, mode="nearest")
     calls = []

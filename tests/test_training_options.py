@@ -1,4 +1,4 @@
-"""The options that models and data sets get are those that BasicSR's own parser makes, where that one works."""
+"""The options that models and datasets get are those that BasicSR's own parser makes, where that one works."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_the_table_with_the_inputs():
 
 
 class Loader(list):
-    """Items of a data set, one image each."""
+    """Items of a dataset, one image each."""
 
     def __init__(self, items, root):
         super().__init__(items)
@@ -153,7 +153,7 @@ def test_an_image_that_cannot_be_measured_is_named(tmp_path):
 
 
 def test_labels_from_names_below_the_root(tmp_path, monkeypatch):
-    """A folder above the data set's, though named like a label, says nothing about its images."""
+    """A folder above the dataset's, though named like a label, says nothing about its images."""
     items = [{"lq_path": [f"/data/rain/test/{name}"]} for name in ("low/1.png", "2_haze_snow.png", "3.png")]
     _, values = results_of(items, [1.0, 2.0, 3.0], tmp_path, monkeypatch, root="/data/rain/test")
     assert values == {"low": {"psnr": [1.0]}, "haze_snow": {"psnr": [2.0]}, "other": {"psnr": [3.0]}}

@@ -326,14 +326,14 @@ def test_the_quality_decides_the_size(tmp_path):
 # --- refused ---------------------------------------------------------------------------------------------------------
 
 
-PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nneighbour.mp4\n#EXT-X-ENDLIST\n"
-CONCAT = b"ffconcat version 1.0\nfile neighbour.mp4\n"
+PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nneighbor.mp4\n#EXT-X-ENDLIST\n"
+CONCAT = b"ffconcat version 1.0\nfile neighbor.mp4\n"
 SDP = b"v=0\no=- 0 0 IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n"
 
 
 @pytest.mark.parametrize("content", [b"no video", PLAYLIST, CONCAT, SDP, b"<?xml version='1.0'?><MPD/>"])
 def test_only_known_containers_are_opened(tmp_path, content, capfd):
-    write_video(tmp_path / "neighbour.mp4")
+    write_video(tmp_path / "neighbor.mp4")
     bad = tmp_path / "film.mp4"
     bad.write_bytes(content)
     with pytest.raises(

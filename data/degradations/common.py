@@ -87,7 +87,7 @@ def splat(shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, amounts
 
     Args:
         shape: (H, W) of the result.
-        rows, columns: (N,) where pixel (i, j) has its centre at (i, j); points outside are left out.
+        rows, columns: (N,) where pixel (i, j) has its center at (i, j); points outside are left out.
         amounts: (N,).
 
     Returns:

@@ -93,7 +93,7 @@ def defocus_kernel(parameters: DefocusParameters) -> np.ndarray:
     """Return the image of a point: float32 (K, K), K odd, sum 1."""
     radius = parameters.radius
     half = int(np.ceil(radius + 0.5))
-    fine = (np.arange((2 * half + 1) * SUBPIXELS) + 0.5) / SUBPIXELS - half - 0.5  # sub-pixels' centres
+    fine = (np.arange((2 * half + 1) * SUBPIXELS) + 0.5) / SUBPIXELS - half - 0.5  # sub-pixels' centers
     rows, columns = fine[:, None], fine[None]
     distance = np.hypot(rows, columns)
     if parameters.blades:

@@ -3,7 +3,7 @@
 ``I = J t + A (1 - t)`` with the transmission ``t = exp(-beta d)`` at distance ``d`` (Koschmieder, "Theorie der
 horizontalen Sichtweite", 1924; Narasimhan and Nayar, "Vision and the Atmosphere", IJCV 2002). ``J`` is the scene, ``A``
 the airlight, nearly white, ``beta`` the scattering coefficient, here for the farthest distance as unit. The
-equation is applied to stored (sRGB) values, as the field's data sets do (RESIDE: Li et al., TIP 2019; CDD-11: Guo et
+equation is applied to stored (sRGB) values, as the field's datasets do (RESIDE: Li et al., TIP 2019; CDD-11: Guo et
 al., "OneRestore", ECCV 2024).
 
 A photograph has no depth sensor, so the distances are synthetic and say nothing about the objects in the picture: a

@@ -1,4 +1,4 @@
-"""JPEG compression (ITU-T T.81) with colour at half resolution (4:2:0), by OpenCV's libjpeg; it rounds to 8 bits."""
+"""JPEG compression (ITU-T T.81) with color at half resolution (4:2:0), by OpenCV's libjpeg; it rounds to 8 bits."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def add_jpeg(image: np.ndarray, parameters: JpegParameters) -> np.ndarray:
     check_image(image)
     if parameters.quality is None:
         return image.copy()
-    stored = np.round(image[..., ::-1] * 255).astype(np.uint8)  # OpenCV's colours are blue, green, red
+    stored = np.round(image[..., ::-1] * 255).astype(np.uint8)  # OpenCV's colors are blue, green, red
     flags = [cv2.IMWRITE_JPEG_QUALITY, parameters.quality]
     if image.shape[2] == 3:
         flags += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]

@@ -77,7 +77,7 @@ def label_of(name: str) -> str | None:
     beginning (``0001_low_haze``, ``haze-0001``); None if there is none.
 
     Args:
-        name: a key, or a path relative to the data set's folder, with or without an extension.
+        name: a key, or a path relative to the dataset's folder, with or without an extension.
     """
     path = PurePosixPath(name.replace("\\", "/"))
     for folder in reversed(path.parent.parts):

@@ -3,7 +3,7 @@
 The path follows Boracchi and Foi, "Modeling the Performance of Image Restoration From Motion Blur" (TIP 2012), in the
 form of Kupyn et al., "DeblurGAN" (CVPR 2018): a particle whose velocity has inertia, is pushed at random at each step,
 pulled back towards the start, and now and then shaken abruptly. The kernel is the time spent at each place, with
-sub-pixel accuracy, its centre of mass in the middle, so that the blurred image stays in register with the sharp one.
+sub-pixel accuracy, its center of mass in the middle, so that the blurred image stays in register with the sharp one.
 
 The sensor adds up light, so the image is blurred in linear light and stored as sRGB again (``linear``); bright points
 then draw their path, as in GoPro's sets made from frames with the camera's curve undone (Nah et al., CVPR 2017). A
@@ -101,7 +101,7 @@ def add_motion_blur(image: np.ndarray, parameters: MotionBlurParameters) -> np.n
 
 
 def blur_kernel(parameters: MotionBlurParameters) -> np.ndarray:
-    """Return the image of a point: float32 (K, K), K odd, sum 1, centre of mass in the middle."""
+    """Return the image of a point: float32 (K, K), K odd, sum 1, center of mass in the middle."""
     rows, columns = camera_path(parameters)
     half = int(np.ceil(max(np.abs(rows).max(), np.abs(columns).max())))
     drawn = splat((2 * half + 1, 2 * half + 1), rows + half, columns + half, np.ones(len(rows)))

@@ -7,7 +7,7 @@ value``, the signal-dependent part of Foi et al. (TIP 2008). Noise of a sensor i
 ends, unless Gaussian noise is asked for as the benchmark has it, unclipped.
 
 A camera's noise depends on the signal, and is no longer white in the file: demosaicking and the camera's own denoising
-spread it over neighbouring pixels, and much of it is common to the three channels (Brooks et al., "Unprocessing Images
+spread it over neighboring pixels, and much of it is common to the three channels (Brooks et al., "Unprocessing Images
 for Learned Raw Denoising", CVPR 2019; Guo et al., "CBDNet", CVPR 2019).
 """
 
@@ -70,7 +70,7 @@ class CameraNoiseParameters:
     Args:
         photon: variance for each unit of signal.
         read: standard deviation of the part that does not depend on the signal.
-        spread: standard deviation in pixels of the Gaussian that correlates neighbours; that of the noise is kept.
+        spread: standard deviation in pixels of the Gaussian that correlates neighbors; that of the noise is kept.
         common: share of the variance that the three channels have in common, in [0, 1].
         seed: of the noise.
 

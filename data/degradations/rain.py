@@ -237,17 +237,17 @@ def _layer_opacity(
     rng: np.random.Generator, height: int, width: int, parameters: RainParameters, distance: float
 ) -> np.ndarray:
     length, streak_width = parameters.length / distance, parameters.width / distance
-    margin = length * np.sqrt(DIAMETERS[1]) / 2  # streaks centred up to here outside still reach in
+    margin = length * np.sqrt(DIAMETERS[1]) / 2  # streaks centered up to here outside still reach in
     area = (height + 2 * margin) * (width + 2 * margin)
     count = rng.poisson(parameters.density * distance**2 * area / PIXELS_PER_DENSITY)
-    centres = rng.uniform((-margin, -margin), (height + margin, width + margin), (count, 2))
+    centers = rng.uniform((-margin, -margin), (height + margin, width + margin), (count, 2))
     speeds = np.sqrt(np.clip(rng.exponential(1.0, count), *DIAMETERS))
     angles = np.radians(rng.normal(parameters.angle, parameters.angle_spread, count))
 
     deviation = streak_width / FWHM
     # Opacity summed over the width of a Gaussian of this height: what one pixel of streak length adds in total.
     across = np.minimum(parameters.intensity * speeds, 1) * deviation * np.sqrt(2 * np.pi)
-    lines = _draw_lines((height, width), centres, length * speeds, angles, across, parameters.soft_end)
+    lines = _draw_lines((height, width), centers, length * speeds, angles, across, parameters.soft_end)
     blur = np.sqrt(max(deviation**2 - TENT_VARIANCE, 0.0))
     if blur > 0:
         lines = cv2.GaussianBlur(lines, (0, 0), blur)
@@ -256,7 +256,7 @@ def _layer_opacity(
 
 def _draw_lines(
     shape: tuple[int, int],
-    centres: np.ndarray,
+    centers: np.ndarray,
     lengths: np.ndarray,
     angles: np.ndarray,
     weights: np.ndarray,
@@ -266,7 +266,7 @@ def _draw_lines(
 
     Args:
         shape: (H, W) of the result.
-        centres: (N, 2) rows and columns, where pixel (i, j) has its centre at (i, j).
+        centers: (N, 2) rows and columns, where pixel (i, j) has its center at (i, j).
         lengths, angles, weights: (N,); angles in radians, 0 along the rows' axis.
         soft_end: part of a line, at each end, over which it fades.
     """
@@ -278,8 +278,8 @@ def _draw_lines(
     def some(first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         these = slice(first, first + step)
         steps = lengths[these, None] * along  # (n, P), in pixels
-        rows = centres[these, :1] + np.cos(angles[these])[:, None] * steps
-        columns = centres[these, 1:] + np.sin(angles[these])[:, None] * steps
+        rows = centers[these, :1] + np.cos(angles[these])[:, None] * steps
+        columns = centers[these, 1:] + np.sin(angles[these])[:, None] * steps
         amounts = (weights[these] * lengths[these] / points)[:, None] * fade
         return rows.ravel(), columns.ravel(), amounts.ravel()
 

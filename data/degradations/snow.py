@@ -2,7 +2,7 @@
 
 The model, in the order of the light's way:
 
-- A flake is an aggregate of crystals, drawn as a cloud of points around a few centres, which covers what is behind it
+- A flake is an aggregate of crystals, drawn as a cloud of points around a few centers, which covers what is behind it
   by ``1 - exp(-thickness)``. It scatters daylight diffusely, so it is bright: snow mixes the scene with light,
   ``(1 - z) * scene + z * light`` (Liu et al., "DesnowNet", TIP 2018, the model of Snow100K).
 - Diameters are exponentially distributed (Gunn and Marshall, "The distribution with size of aggregate snowflakes",
@@ -39,8 +39,8 @@ PIXELS_PER_DENSITY = 10_000  # the area that `density` counts flakes in
 SMALLEST = 1.2  # pixels, of the mean flakes of a layer that is drawn
 DISTANCE_STEP = 1.7  # how much farther each layer is than the one before it
 DIAMETERS = (0.4, 2.5)  # smallest and largest flake, in mean diameters
-CRYSTALS = 4  # centres that the points of a flake lie around
-SPREAD = 0.45  # of the centres around the middle, in radii
+CRYSTALS = 4  # centers that the points of a flake lie around
+SPREAD = 0.45  # of the centers around the middle, in radii
 POINTS_PER_PIXEL = 1.2  # of a flake's area
 THICKNESS = 2.5  # optical thickness in the middle of a flake
 
@@ -153,9 +153,9 @@ def _layer_opacity(
     margin = int(np.ceil(size * DIAMETERS[1] / 2 + streak / 2 + 2 * defocus))  # what lies outside and reaches in
     height, width = shape[0] + 2 * margin, shape[1] + 2 * margin
     count = rng.poisson(parameters.density * distance**2 * height * width / PIXELS_PER_DENSITY)
-    centres = rng.uniform((0, 0), (height, width), (count, 2))
+    centers = rng.uniform((0, 0), (height, width), (count, 2))
     radii = size / 2 * np.clip(rng.exponential(1.0, count), *DIAMETERS)
-    rows, columns, amounts = _flake_points(rng, centres, radii)
+    rows, columns, amounts = _flake_points(rng, centers, radii)
     thickness = splat((height, width), rows, columns, amounts)
     thickness = cv2.GaussianBlur(thickness, (0, 0), min(1.0, 0.2 + size / 8))
     opacity = np.float32(parameters.opacity) * (1 - np.exp(-thickness))
@@ -168,13 +168,13 @@ def _layer_opacity(
 
 
 def _flake_points(
-    rng: np.random.Generator, centres: np.ndarray, radii: np.ndarray
+    rng: np.random.Generator, centers: np.ndarray, radii: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return rows, columns and thickness times area of the points that make up the flakes.
 
     Args:
         rng: of the flakes' shapes.
-        centres: (N, 2) rows and columns.
+        centers: (N, 2) rows and columns.
         radii: (N,) in pixels.
     """
     areas = np.pi * radii**2
@@ -185,7 +185,7 @@ def _flake_points(
     reach = np.sqrt(rng.uniform(0, 1, len(flake))) * (1 - SPREAD)  # evenly over a disc
     turn = rng.uniform(0, 2 * np.pi, len(flake))
     offsets = crystal + reach[:, None] * np.stack((np.sin(turn), np.cos(turn)), axis=1)
-    places = centres[flake] + radii[flake, None] * offsets
+    places = centers[flake] + radii[flake, None] * offsets
     return places[:, 0], places[:, 1], (THICKNESS * areas / counts)[flake]
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from restormixer_arch.errors import UserError
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # of data sets
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # of datasets
 MORE_IMAGE_SUFFIXES = (".avif", ".heic", ".heif", ".hif", ".jfif", ".jpe")  # that can be restored
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 VIDEO_FORMATS = {  # suffix -> FFmpeg's name of the container

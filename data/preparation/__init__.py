@@ -1,1 +1,1 @@
-"""Public data sets, as they are distributed, turned into what the option files expect."""
+"""Public datasets, as they are distributed, turned into what the option files expect."""

@@ -1,4 +1,4 @@
-"""Find the images of the public data sets under a folder, and pair them by the rules of :mod:`.layouts`."""
+"""Find the images of the public datasets under a folder, and pair them by the rules of :mod:`.layouts`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public data sets: how they lie on disk as they are distributed, and how their images pair.
+"""The public datasets: how they lie on disk as they are distributed, and how their images pair.
 
 One table, :data:`SETS`. A folder in it is relative to ``--root``; capitals do not matter. ``*`` stands for any one
 folder (a sequence), and its name goes in front of the image's (``GOPR0372_07_00_000047``). The first layout of a part
@@ -75,7 +75,7 @@ class Part:
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A data set. ``scales`` are those at which degraded images are made by bicubic reduction."""
+    """A dataset. ``scales`` are those at which degraded images are made by bicubic reduction."""
 
     name: str
     task: str

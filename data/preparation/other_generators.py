@@ -3,7 +3,7 @@
 A network that was trained with this package's degradations must not be tested with them alone. The other generators are
 simpler and mostly harsher; what counts is that no restored picture is worse than its input. Both libraries are loaded
 here only: ``pip install kornia`` and ``pip install --no-deps albumentations==2.0.8 albucore==0.0.24`` with
-``stringzilla simsimd`` (the last release under the MIT licence; its own requirements would bring a second OpenCV).
+``stringzilla simsimd`` (the last release under the MIT license; its own requirements would bring a second OpenCV).
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ def by_albumentations(image: np.ndarray, label: str, seed: int) -> np.ndarray:
         import albumentations
 
         kinds = {"rain": "RandomRain", "snow": "RandomSnow", "haze": "RandomFog", "blur": "MotionBlur"}
-        centred = {"allow_shifted": False, "direction_range": (0, 0)} if label == "blur" else {}
-        transform = getattr(albumentations, kinds.get(label, "Defocus"))(p=1, **centred)
+        centered = {"allow_shifted": False, "direction_range": (0, 0)} if label == "blur" else {}
+        transform = getattr(albumentations, kinds.get(label, "Defocus"))(p=1, **centered)
         pipeline = albumentations.Compose([transform], seed=seed)
         return pipeline(image=np.ascontiguousarray(image))["image"]
 

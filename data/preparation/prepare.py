@@ -1,4 +1,4 @@
-"""Turn parts of public data sets into LMDBs or folders of pairs: in parallel, resumable, and checked afterwards.
+"""Turn parts of public datasets into LMDBs or folders of pairs: in parallel, resumable, and checked afterwards.
 
 A part grows in ``<part>.partial`` beside its place and is renamed when it is whole. What exists and was made
 from the same files with the same settings is left as it is.

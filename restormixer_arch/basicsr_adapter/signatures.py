@@ -40,7 +40,7 @@ def name_problems(options: dict[str, Any], is_train: bool) -> list[Problem]:
     """Return what :func:`check_names` raises."""
     named = [(("model_type",), options["model_type"], "model", MODEL_REGISTRY)]
     for phase, dataset in options["datasets"].items():
-        named.append((("datasets", phase, "type"), dataset["type"], "data set", DATASET_REGISTRY))
+        named.append((("datasets", phase, "type"), dataset["type"], "dataset", DATASET_REGISTRY))
     problems = [
         Problem(at, unknown_name(name, kind, registry.keys()))
         for at, name, kind, registry in named

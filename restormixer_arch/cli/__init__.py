@@ -30,7 +30,7 @@ COMMANDS = {
     "export": ("restormixer_arch.cli.export", "write a network's weights as safetensors, or the network as ONNX"),
     "prepare": (
         "restormixer_arch.cli.prepare",
-        "prepare public data sets, or your own images, for the option files",
+        "prepare public datasets, or your own images, for the option files",
     ),
     "init": ("restormixer_arch.cli.init", "write an option file for your own data and this machine"),
     "degrade": ("restormixer_arch.cli.degrade", "degrade clean images: overview sheet, fixed sets, speed, coverage"),
@@ -53,7 +53,7 @@ if (
     multiprocessing.current_process().name != "MainProcess"
     and "PoolWorker" not in multiprocessing.current_process().name
 ):
-    # A spawned loader process imports the command's script first, and then unpickles BasicSR's data sets. Those of
+    # A spawned loader process imports the command's script first, and then unpickles BasicSR's datasets. Those of
     # 'basicsr prepare', pool workers, do without torch.
     from restormixer_arch.basicsr_adapter import compat
 

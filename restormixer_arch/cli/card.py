@@ -112,10 +112,10 @@ def run(arguments: list[str]) -> int:
 
 
 def measure(measurement: Measurement) -> TaskTable:
-    """Test the installed weights from an option file; data sets that are not there are left out.
+    """Test the installed weights from an option file; datasets that are not there are left out.
 
     Raises:
-        NoDataSet: no data set is there.
+        NoDataSet: no dataset is there.
         UserError: the test fails.
     """
     request = read_request(

@@ -161,7 +161,7 @@ def plug_ins() -> Iterator[Finding]:
 
     counts = (
         f"{len(registry.ARCH_REGISTRY.keys())} architectures, {len(registry.MODEL_REGISTRY.keys())} models, "
-        f"{len(registry.DATASET_REGISTRY.keys())} data sets, {len(registry.LOSS_REGISTRY.keys())} losses, "
+        f"{len(registry.DATASET_REGISTRY.keys())} datasets, {len(registry.LOSS_REGISTRY.keys())} losses, "
         f"{len(registry.METRIC_REGISTRY.keys())} metrics"
     )
     yield Finding("registered", counts)

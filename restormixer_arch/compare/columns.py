@@ -48,7 +48,7 @@ class Column:
 
 
 def columns(comparison: Comparison) -> list[Column]:
-    """Return the columns: each metric of each data set, then the costs."""
+    """Return the columns: each metric of each dataset, then the costs."""
     return [*_quality(comparison), *_costs(comparison)]
 
 
@@ -85,7 +85,7 @@ def show_difference(difference: Difference, show: Callable[[float], str]) -> str
 
 
 def quality_titles(comparison: Comparison) -> list[str]:
-    """Return the titles of the columns of metrics: with the data set, where there are several."""
+    """Return the titles of the columns of metrics: with the dataset, where there are several."""
     several = len(comparison.datasets) > 1
     return [
         f"{dataset.name} {with_unit(name, metric)}" if several else with_unit(name, metric)

@@ -80,7 +80,7 @@ def _read_use(kept: Path, field: Path, settings: dict[str, Any]) -> ContextUse |
 
 
 def use_of(network: nn.Module, options: dict[str, Any], sizes: list[int]) -> tuple[ContextUse, Tensor]:
-    """Measure one network on the data set of an option file.
+    """Measure one network on the dataset of an option file.
 
     Args:
         network: restores (1, C, H, W) of any size, in evaluation mode.
@@ -92,7 +92,7 @@ def use_of(network: nn.Module, options: dict[str, Any], sizes: list[int]) -> tup
         picture's gradient is divided by its sum, so that pictures with small or large gradients count alike.
 
     Raises:
-        UserError: the data set cannot be read, or has no picture of that size.
+        UserError: the dataset cannot be read, or has no picture of that size.
     """
     psnr: dict[int, dict[str, float]] = {size: {} for size in sizes}
     total, largest = torch.zeros(()), max(sizes)

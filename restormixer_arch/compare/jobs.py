@@ -51,7 +51,7 @@ def restore_pictures(
 
     Returns:
         ``peak_bytes``: the most that the process held until it had restored one square picture, twice; ``pictures``:
-        data set -> list of what :func:`.pictures.measure_pictures` returns for each picture.
+        dataset -> list of what :func:`.pictures.measure_pictures` returns for each picture.
     """
     from restormixer_arch.benchmark.measure import peak_bytes
 

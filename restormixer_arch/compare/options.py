@@ -143,7 +143,7 @@ def crop_side(options: dict[str, Any]) -> int | None:
 
 
 def testing_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of the option file by which ``basicsr test`` would measure a RestorMixer on the data sets."""
+    """Return the content of the option file by which ``basicsr test`` would measure a RestorMixer on the datasets."""
     sets = {phase: dataset for phase, dataset in options["datasets"].items() if phase != "train"}
     return deepcopy(
         {
@@ -242,7 +242,7 @@ def context_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_context(problems: list[Problem]) -> list[Problem]:
-    """Of the problems of :func:`context_options`, those of the data set, under the keys of the compare file."""
+    """Of the problems of :func:`context_options`, those of the dataset, under the keys of the compare file."""
     at = ("datasets", "test")
     return [Problem(("context", "dataset", *p.path[2:]), p.text) for p in problems if p.path[:2] == at]
 
@@ -312,7 +312,7 @@ def _competitor_problems(options: dict[str, Any], name: str, competitor: dict[st
 
 
 def name_problems_of(options: dict[str, Any], folder: str) -> list[Problem]:
-    """Check the types and arguments of networks, data sets, losses, metrics and the optimizer.
+    """Check the types and arguments of networks, datasets, losses, metrics and the optimizer.
 
     BasicSR and the plug-ins must be imported by now.
     """

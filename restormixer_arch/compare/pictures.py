@@ -1,4 +1,4 @@
-"""Restore the pictures of the data sets, measure them and write them down."""
+"""Restore the pictures of the datasets, measure them and write them down."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def measure_pictures(
 
     Args:
         options: for ``basicsr test``.
-        folder: pictures go to ``restored/<data set>/<name>/``, or to ``input/<data set>/`` and ``truth/<data set>/``.
+        folder: pictures go to ``restored/<dataset>/<name>/``, or to ``input/<dataset>/`` and ``truth/<dataset>/``.
         name: of the competitor; None for the inputs themselves.
         network: restores (1, C, H, W); None for the inputs themselves, which are enlarged where ``scale`` is above 1.
         device: that the network is on.
 
     Returns:
-        data set -> for each picture, sorted by name: ``name``, ``values`` by metric, and the path of what was written
+        dataset -> for each picture, sorted by name: ``name``, ``values`` by metric, and the path of what was written
         relative to ``folder``: ``restored``, or ``input`` and ``truth``.
 
     Raises:
-        UserError: a data set cannot be read, or a picture cannot be measured.
+        UserError: a dataset cannot be read, or a picture cannot be measured.
     """
     metrics, scale, results = options["val"]["metrics"], options.get("scale", 1), {}
     for phase, dataset in datasets(options):
@@ -67,7 +67,7 @@ def measure_pictures(
 
 
 def datasets(options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Build the data sets of an option file of ``basicsr test``, each with its phase.
+    """Build the datasets of an option file of ``basicsr test``, each with its phase.
 
     Messages name ``file``, the file of the comparison, which the options may hold in addition.
     """
@@ -78,7 +78,7 @@ def datasets(options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def items(dataset: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each picture under a name that no other of the data set has."""
+    """Yield each picture under a name that no other of the dataset has."""
     seen: dict[str, int] = {}
     for index in range(len(dataset)):
         item = dataset[index]

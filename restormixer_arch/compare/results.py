@@ -102,10 +102,10 @@ class Competitor(ResultModel):
 
 
 class Picture(ResultModel):
-    """One picture of a data set.
+    """One picture of a dataset.
 
     Attributes:
-        name: of the picture, unique in its data set.
+        name: of the picture, unique in its dataset.
         input: the degraded picture as PNG, in super-resolution enlarged by bicubic interpolation to the truth's size.
         truth: the true picture as PNG, None where there is none.
         restored: competitor -> its picture, as PNG.
@@ -135,7 +135,7 @@ class Difference(ResultModel):
 
 
 class DataSet(ResultModel):
-    """The pictures of one data set, and what follows from them.
+    """The pictures of one dataset, and what follows from them.
 
     Attributes:
         difference: metric -> competitor (all but the first) -> paired difference to the first one.
@@ -164,7 +164,7 @@ class Comparison(ResultModel):
         size: side of the square picture that latency, memory and operations were measured with.
         budget: what every competitor was given, in words, such as ``600 iterations``; None where nothing was trained.
         metrics: name in the option file -> the measure.
-        settings: what the values follow from: data sets, metrics, networks, weights and how they were trained.
+        settings: what the values follow from: datasets, metrics, networks, weights and how they were trained.
     """
 
     format: Literal[1] = FORMAT

@@ -166,7 +166,7 @@ def join_pictures(inputs: dict[str, list[Any]], restored: dict[str, dict[str, li
     """Put the pictures of all competitors side by side, and compare them with the first one, photograph by photograph.
 
     Args:
-        inputs: data set -> for each picture its name, values and paths.
+        inputs: dataset -> for each picture its name, values and paths.
         restored: competitor -> the same of what it has restored.
     """
     first, *others = restored

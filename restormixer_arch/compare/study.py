@@ -30,7 +30,7 @@ ROUNDING = 0.01  # by which means over the same inputs may differ between machin
 
 
 class Row(ResultModel):
-    """A competitor after one run, on one data set by one metric.
+    """A competitor after one run, on one dataset by one metric.
 
     Attributes:
         operations: of its training: three forward passes for each crop of each batch; a multiply-add counts two. None
@@ -110,7 +110,7 @@ class Study(ResultModel):
     """All of a study.
 
     Attributes:
-        inputs: data set -> metric -> mean over the inputs.
+        inputs: dataset -> metric -> mean over the inputs.
         context: competitor -> how much of a picture it uses after the longest run.
     """
 
@@ -149,7 +149,7 @@ class Study(ResultModel):
 
     @property
     def measures(self) -> list[tuple[str, str]]:
-        """Each data set with each metric."""
+        """Each dataset with each metric."""
         return list(dict.fromkeys((row.dataset, row.metric) for row in self.rows))
 
     def rows_by_seed(self, competitor: str, minutes: float, measure: tuple[str, str]) -> dict[int, Row]:

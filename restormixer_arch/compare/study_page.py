@@ -212,7 +212,7 @@ def write_pages(files: list[Path], out: Path) -> None:
     """Write tables (``<name>.md``) and curves (``<name>.png``) of studies, named as their files are.
 
     A file that is called ``study.json``, as in the folder of its results, has the name of the study instead. Of several
-    studies also ``studies.png``, a row for the first data set of each. A study with a context whose receptive fields
+    studies also ``studies.png``, a row for the first dataset of each. A study with a context whose receptive fields
     lie beside the file, in ``context/``, has a ``<name>_context.png``.
 
     Raises:

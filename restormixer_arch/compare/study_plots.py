@@ -29,12 +29,12 @@ DECADES = 5  # of the gradient, from the largest one off the middle down to blac
 
 
 def draw(study: Study, path: Path) -> Path:
-    """Draw the first metric of each data set, see :func:`draw_curves`."""
+    """Draw the first metric of each dataset, see :func:`draw_curves`."""
     return draw_curves([(study, m) for m in study.measures if m[1] == study.measures[0][1]], path)
 
 
 def draw_curves(rows: list[tuple[Study, tuple[str, str]]], path: Path) -> Path:
-    """Draw data sets with metrics against minutes and against the operations of the training, a row each, as PNG."""
+    """Draw datasets with metrics against minutes and against the operations of the training, a row each, as PNG."""
     figure = _figure(11, 3.8 * len(rows))
     all_panels = figure.subplots(len(rows), 2, squeeze=False, sharey="row")
     for (study, measure), panels in zip(rows, all_panels, strict=True):

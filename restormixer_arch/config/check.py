@@ -43,7 +43,7 @@ IN_QUOTES = "; put a number, date, null, on, off, yes or no in quotes to use it 
 
 
 class NoDataSet(UserError):
-    """None of the data sets of an option file is there."""
+    """None of the datasets of an option file is there."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ def read_request(
         is_train: for training, else for testing.
         force_yml: overrides ``key:key=value``.
         launcher, auto_resume, debug: see :class:`Request`.
-        skip_missing: leave out the data sets whose folder or LMDB is not there, with a note.
+        skip_missing: leave out the datasets whose folder or LMDB is not there, with a note.
 
     Raises:
         UserError: it cannot be found or read.
-        NoDataSet: all of its data sets are missing.
+        NoDataSet: all of its datasets are missing.
         OptionErrors: it has problems; all of them are listed.
     """
     path, options = read_option_file(option_file, force_yml)
@@ -104,7 +104,7 @@ def read_request(
 
 
 def _leave_out_missing(options: dict[str, Any], shown: str) -> None:
-    """Remove the data sets of which a folder or LMDB is not there."""
+    """Remove the datasets of which a folder or LMDB is not there."""
     datasets = options.get("datasets")
     if not isinstance(datasets, dict):
         return  # reported by the check
@@ -309,7 +309,7 @@ def section_problems(section: type[BaseModel], options: Any, at: tuple[str, ...]
     for path, (value, texts) in expected.items():
         problems.append(Problem(at + path, f"got {value!r}, expected {', or '.join(dict.fromkeys(texts))}"))
     for path in missing:
-        if path not in corrected:  # else the misspelt key was reported already
+        if path not in corrected:  # else the misspelled key was reported already
             problems.append(Problem(at + path, _missing_key(_model_at(section, path[:-1]), path, options)))
     return problems
 

@@ -1,6 +1,6 @@
 """The rules of option files that no single key shows: sums, lengths, pairs of keys, and paths. Each stands here once.
 
-Functions named after an option value return what is wrong with it as text, or None; data sets and models call them
+Functions named after an option value return what is wrong with it as text, or None; datasets and models call them
 too. The others take a whole file and yield problems. Nothing beyond Python's own library is imported here.
 """
 
@@ -20,17 +20,17 @@ NAME_PATTERN = r'^[^/\\:*?"<>|\x00-\x1f]*[^/\\:*?"<>|\x00-\x1f.][^/\\:*?"<>|\x00
 RESERVED = ("CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)))
 SURROGATES = "[\ud800-\udfff]"  # "\ud800" in YAML, which no file name can hold
 NAME_LENGTH = 150  # of its UTF-8, since file systems allow 255 bytes with what is added to it
-NAMES_LENGTH = 230  # of a data set's and a metric's name together, which net_g_best_<set>_<metric>.pth has
+NAMES_LENGTH = 230  # of a dataset's and a metric's name together, which net_g_best_<set>_<metric>.pth has
 COLUMNS = ("iteration", "dataset", "set", "images")  # of the tables of results, beside those of the metrics
 LARGEST_INTEGER = 2**63 - 1
-AVERAGE = "average"  # the row of the results below those of the data sets
+AVERAGE = "average"  # the row of the results below those of the datasets
 STORABLE = 'a name of at most 150 bytes that every system can store, without / \\ : * ? " < > |'
 WITH_LOSS = ("SRModel", "SwinIRModel", "RestorMixerModel")
 WITH_ONE_OUTPUT = ("SRModel", "SwinIRModel", "SRGANModel", "ESRGANModel", "RealESRNetModel", "RealESRGANModel")
 GANS = ("SRGANModel", "ESRGANModel")
 DEEPLY_SUPERVISED = ("RestorMixer", "RestorMixerAblation")
 WITH_TRUTH = ("PairedImageDataset", "PairedRestorationDataset", "DegradedDataset")
-FILES = ("meta_info_file", "compositions")  # of a data set, to read
+FILES = ("meta_info_file", "compositions")  # of a dataset, to read
 WITHOUT_TRUTH = ("SingleImageDataset",)
 NO_REFERENCE_METRICS = ("calculate_niqe",)  # need no ground truth
 LESS_IS_BETTER = ("calculate_niqe", "calculate_lpips", "calculate_dists")
@@ -140,7 +140,7 @@ def phases(options: dict[str, Any], is_train: bool) -> Iterator[Problem]:
     if is_train and "train" not in datasets:
         yield Problem(("datasets", "train"), "required section is missing (the images to train on)")
     if not is_train and not datasets:
-        yield Problem(("datasets",), f"no data set to measure on, expected {allowed}")
+        yield Problem(("datasets",), f"no dataset to measure on, expected {allowed}")
 
 
 def schedule(options: dict[str, Any]) -> Iterator[Problem]:
@@ -273,7 +273,7 @@ def columns(options: dict[str, Any]) -> Iterator[Problem]:
 
 
 def scale(options: dict[str, Any]) -> Iterator[Problem]:
-    """BasicSR hands the file's ``scale`` on to the data sets; those with a ground truth need it."""
+    """BasicSR hands the file's ``scale`` on to the datasets; those with a ground truth need it."""
     types = [dataset.get("type") for dataset in _section(options, "datasets").values() if isinstance(dataset, dict)]
     if "scale" not in options and any(kind in WITH_TRUTH for kind in types):
         yield Problem(("scale",), "required key is missing (1 where images keep their size)")

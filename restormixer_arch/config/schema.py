@@ -34,10 +34,10 @@ class IoBackend(OpenSection):
 
 
 class Dataset(Section):
-    """What BasicSR's loader reads for any data set."""
+    """What BasicSR's loader reads for any dataset."""
 
     name: FileName = Field(description="name of the dataset in logs and results")
-    type: str = Field(description="the registered name of the data set's class")
+    type: str = Field(description="the registered name of the dataset's class")
     num_worker_per_gpu: Workers | None = None
     batch_size_per_gpu: Positive | None = None
     dataset_enlarge_ratio: Annotated[float, Field(gt=0, le=1e6)] = 1
@@ -63,7 +63,7 @@ class SingleImages(Dataset):
 
 
 class Crops(Section):
-    """The keys of the data sets that can be trained on; required there, see :func:`for_training`."""
+    """The keys of the datasets that can be trained on; required there, see :func:`for_training`."""
 
     gt_size: Crop | None = None
     use_hflip: bool | None = None
@@ -101,7 +101,7 @@ class DegradedImages(Dataset, Crops):
 
 
 def for_training(section: type[BaseModel]) -> type[BaseModel]:
-    """Return the section of a data set to train on, named ``Train...``: loader and crops are required."""
+    """Return the section of a dataset to train on, named ``Train...``: loader and crops are required."""
     return create_model(f"Train{section.__name__}", __base__=(TrainCrops, section))
 
 

@@ -48,7 +48,7 @@ def locate_option_file(path: str | Path) -> Path:
     """Return the option file, from the working directory or else from the package.
 
     Raises:
-        UserError: there is no such file; neighbours and shipped files with a similar name are offered.
+        UserError: there is no such file; neighbors and shipped files with a similar name are offered.
     """
     given = user_path(path)
     found = given if given.exists() else find_in_package(path)

@@ -1,6 +1,6 @@
 r"""Restore an image in overlapping tiles, so that only one tile is on the device at a time.
 
-Neighbouring tiles are blended in their overlap. The grid of tiles is a product of columns and rows, and so are the
+Neighboring tiles are blended in their overlap. The grid of tiles is a product of columns and rows, and so are the
 blending weights: each axis has its own, which add up to 1 in every pixel.
 
 Tiles start at multiples of 64 pixels, where the windows of RestorMixer's attention start (up to 16 x 16 at a quarter of
@@ -73,7 +73,7 @@ def restore_tiles(
         images: (B, C, H, W) of any type; they stay on their device.
         tile: largest side of a tile in pixels of ``images``, at least 64 more than ``overlap``. Images that fit are
             passed whole.
-        overlap: least number of pixels that neighbours share.
+        overlap: least number of pixels that neighbors share.
         blend: ``hann`` (a squared sine) or ``linear``: how the weights rise over the overlap.
         scale: s, the upscale factor of ``restore_tile``.
         on_tile: called after each tile with the number of tiles done and the number of all.

@@ -22,7 +22,7 @@ STEPS = 3  # iterations of each stage of patches; the first, which warms up, is 
 
 
 def dry_run(request: Request) -> list[str]:
-    """Build the data, the network and the optimiser, train a few iterations, restore one image of each validation set.
+    """Build the data, the network and the optimizer, train a few iterations, restore one image of each validation set.
 
     Returns:
         Lines that show memory and time.

@@ -1,7 +1,7 @@
-"""The data of a training: data sets, loaders, the order of the samples, and prefetching.
+"""The data of a training: datasets, loaders, the order of the samples, and prefetching.
 
 The order and all random numbers of a sample follow from ``manual_seed``, the epoch and the position in the epoch, or
-its index where a data set has ``indexed_by_epoch = True``. So every epoch and every seed has its own crops and flips,
+its index where a dataset has ``indexed_by_epoch = True``. So every epoch and every seed has its own crops and flips,
 they do not depend on the number of loader processes, and a training that is resumed within an epoch skips what it has
 had without loading it.
 """
@@ -35,14 +35,14 @@ TOO_SMALL = re.compile(r"(LQ .* is smaller than patch size .*)\. Please remove (
 
 
 class EpochIndex(NamedTuple):
-    """What a data set with ``indexed_by_epoch = True`` is indexed by; ``index`` counts on where it is enlarged."""
+    """What a dataset with ``indexed_by_epoch = True`` is indexed by; ``index`` counts on where it is enlarged."""
 
     epoch: int
     index: int
 
 
 class Draw(NamedTuple):
-    """A sample to draw: the epoch, the index, which counts on where the data set is enlarged, and its own seed."""
+    """A sample to draw: the epoch, the index, which counts on where the dataset is enlarged, and its own seed."""
 
     epoch: int
     index: int
@@ -50,7 +50,7 @@ class Draw(NamedTuple):
 
 
 class ResumableSampler(Sampler):
-    """Shuffled indices of a data set, shared between the processes of a job, from any place in an epoch on.
+    """Shuffled indices of a dataset, shared between the processes of a job, from any place in an epoch on.
 
     Process r of n takes every n-th position from r on, so that n processes with batches of b see in each iteration
     what one process with a batch of n * b sees.
@@ -96,7 +96,7 @@ class ResumableSampler(Sampler):
         return {"epoch": self.epoch, "consumed": self.consumed, "size": self.size, "images": self.images}
 
     def resume(self, position: dict[str, int]) -> bool:
-        """Start from a saved position; False if the data set has another size, so that its epoch starts again."""
+        """Start from a saved position; False if the dataset has another size, so that its epoch starts again."""
         same = (position["size"], position["images"]) == (self.size, self.images)
         self._start = (position["epoch"], position["consumed"] if same else 0)
         self.set_epoch(position["epoch"])
@@ -104,12 +104,12 @@ class ResumableSampler(Sampler):
 
 
 class SeededSamples(Dataset):
-    """A data set whose samples are drawn with the seed that comes with their index.
+    """A dataset whose samples are drawn with the seed that comes with their index.
 
-    The seed is that of the global generators of Python, NumPy and torch, from which BasicSR's data sets draw.
+    The seed is that of the global generators of Python, NumPy and torch, from which BasicSR's datasets draw.
 
     Args:
-        dataset: any map-style data set.
+        dataset: any map-style dataset.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -142,7 +142,7 @@ class SeededSamples(Dataset):
 
 
 def build_dataset(phase: str, section: dict[str, Any], shown: str) -> Any:
-    """Build a data set by its ``type``.
+    """Build a dataset by its ``type``.
 
     Args:
         phase: key under ``datasets``.
@@ -150,14 +150,14 @@ def build_dataset(phase: str, section: dict[str, Any], shown: str) -> Any:
         shown: the option file's name in messages.
 
     Raises:
-        UserError: the data set refuses its options or folders, or has no image.
+        UserError: the dataset refuses its options or folders, or has no image.
     """
     try:
         for key in ("dataroot_lq", "dataroot_gt"):
             if str(section.get(key)).endswith(".lmdb"):
                 LmdbImages(section[key], key)  # reading beyond the end of one cut short would kill the process
         dataset = basicsr.data.build_dataset(section)
-    # How data sets refuse their options; UserError is a ValueError.
+    # How datasets refuse their options; UserError is a ValueError.
     except (AssertionError, ValueError, OSError, LookupError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError | TypeError) else error
         raise UserError(f"{shown}: datasets.{phase}: {reason}") from error
@@ -178,7 +178,7 @@ def build_loader(dataset: Any, section: dict[str, Any], opt: dict[str, Any], sam
 
 
 def build_training_loader(opt: dict[str, Any], shown: str) -> tuple[DataLoader, ResumableSampler]:
-    """Build the loader of ``datasets.train`` and its sampler. A data set without a ``seed`` gets ``manual_seed``.
+    """Build the loader of ``datasets.train`` and its sampler. A dataset without a ``seed`` gets ``manual_seed``.
 
     Raises:
         UserError: the images do not fill a batch, or as :func:`build_dataset`.
@@ -236,7 +236,7 @@ class Batches:
             yield from self._batches()
         except (EOFError, ConnectionResetError) as error:
             if not self.loader.num_workers or str(error).startswith("Caught "):
-                raise  # it comes from the data set
+                raise  # it comes from the dataset
             raise RuntimeError("DataLoader worker exited unexpectedly") from error
 
     def _batches(self) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Make the ``opt`` of BasicSR's models and data sets out of a checked option file, and the folders of the results.
+"""Make the ``opt`` of BasicSR's models and datasets out of a checked option file, and the folders of the results.
 
 It stands in for ``basicsr.utils.options.parse_options``, which reads ``sys.argv`` itself, sets values by ``exec`` and
 ``eval``, takes the seed before ``--force_yml``, and knows no machine without a GPU. The result is the same dict,

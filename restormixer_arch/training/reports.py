@@ -176,7 +176,7 @@ class Table:
     def add(self, row: dict[str, Any]) -> None:
         """Append a row; a column that is new gets its place at the right.
 
-        It replaces one of the same iteration and data set: a validation that a stopped training had still to do.
+        It replaces one of the same iteration and dataset: a validation that a stopped training had still to do.
 
         Raises:
             UserError: the file cannot be written.

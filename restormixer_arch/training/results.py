@@ -1,4 +1,4 @@
-"""The results of a run: its last lines, and tables with a row for each data set and one for their average.
+"""The results of a run: its last lines, and tables with a row for each dataset and one for their average.
 
 A set's value is the mean over its images. The average is the mean over the sets, each counting once however many
 images it has, as deraining papers average. Two identical images have an infinite PSNR; the means over them are
@@ -28,7 +28,7 @@ from restormixer_arch.training.trainer import Training
 
 @dataclass(frozen=True)
 class Row:
-    """A data set (or the average): number of images, and metric -> (value of the input or None, of the restored)."""
+    """A dataset (or the average): number of images, and metric -> (value of the input or None, of the restored)."""
 
     name: str
     images: int
@@ -118,12 +118,12 @@ def _finite(value: float) -> float | str:
 
 
 def result_lines(model: Any) -> dict[str, str]:
-    """Return data set -> its metrics of the last validation in words, beside the inputs' where those are measured."""
+    """Return dataset -> its metrics of the last validation in words, beside the inputs' where those are measured."""
     return {name: _words(metrics) for name, metrics in values(model).items()}
 
 
 def values(model: Any) -> dict[str, dict[str, tuple[float | None, float]]]:
-    """Return data set -> metric -> (mean of the inputs, None where they were not measured; mean of the restored)."""
+    """Return dataset -> metric -> (mean of the inputs, None where they were not measured; mean of the restored)."""
     if isinstance(model, ReportsGain):
         return model.gain()
     names = dict.fromkeys((*getattr(model, "best_metric_results", {}), *vars(model).get("last_means", {})))
@@ -131,7 +131,7 @@ def values(model: Any) -> dict[str, dict[str, tuple[float | None, float]]]:
 
 
 def training_lines(run: Training) -> list[str]:
-    """One line per validated data set, each with the place of the weights; at least one."""
+    """One line per validated dataset, each with the place of the weights; at least one."""
     models = Path(run.opt["path"]["models"])
     latest = models / LATEST_WEIGHTS
     place = f"weights: {shown_path(latest if latest.exists() else models)}"
@@ -140,10 +140,10 @@ def training_lines(run: Training) -> list[str]:
 
 
 def test_lines(run: Testing) -> list[str]:
-    """One line per tested data set, with the place of the restored images where they were saved.
+    """One line per tested dataset, with the place of the restored images where they were saved.
 
     The results also go to ``results.md``, ``.csv`` and ``.json`` in the run's folder; a last line gives the average
-    of several data sets and that place.
+    of several datasets and that place.
     """
     images = Path(run.opt["path"]["visualization"])
     texts = result_lines(run.model)

@@ -86,7 +86,7 @@ class Testing(Run):
     """A test by an option file.
 
     Attributes:
-        images: name of a data set -> its number of images.
+        images: name of a dataset -> its number of images.
     """
 
     def __init__(self, request: Request) -> None:
@@ -94,7 +94,7 @@ class Testing(Run):
         self.images: dict[str, int] = {}
 
     def run(self) -> None:
-        """Restore and measure the images of all data sets; afterwards ``model`` holds what was measured.
+        """Restore and measure the images of all datasets; afterwards ``model`` holds what was measured.
 
         Raises:
             UserError: a mistake in the option file or the data that shows only now.

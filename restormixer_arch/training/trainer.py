@@ -263,7 +263,7 @@ class Training(Run):
         return bool(freq) and self.iteration % freq == 0
 
     def validate(self) -> None:
-        """Validate on every data set that is not yet validated at this iteration.
+        """Validate on every dataset that is not yet validated at this iteration.
 
         A training that is asked to stop leaves the validation to the one that resumes it.
         """

@@ -77,7 +77,7 @@ SIZES = {
 
 
 def encode(image: np.ndarray) -> bytes:
-    """A picture (H, W, 3), uint8, without loss: differences of channels and of neighbours, then zlib."""
+    """A picture (H, W, 3), uint8, without loss: differences of channels and of neighbors, then zlib."""
     planes = image.copy()
     planes[..., 0] -= image[..., 1]
     planes[..., 2] -= image[..., 1]
@@ -103,7 +103,7 @@ def pack(root: str, out: Path, most: int = PACK_BYTES) -> int:
     from restormixer_arch.data.lmdb_io import LmdbImages
 
     images, total, entries, parts = LmdbImages(root, "--lmdb"), 0, [], []
-    # Golden steps: any beginning of the order is evenly spread over the list, whose neighbours are of one photograph.
+    # Golden steps: any beginning of the order is evenly spread over the list, whose neighbors are of one photograph.
     order = np.argsort(np.arange(len(images.names)) * 0.6180339887 % 1)
     for number in order:
         image = np.round(images.read(images.names[number])[..., ::-1] * 255).astype(np.uint8)

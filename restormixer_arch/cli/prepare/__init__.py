@@ -1,4 +1,4 @@
-"""``basicsr prepare``: public data sets, or your own images, become the sets that the option files expect."""
+"""``basicsr prepare``: public datasets, or your own images, become the sets that the option files expect."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.output import complain, note, say
 
 DESCRIPTION = (
-    "Find the pairs of public data sets under a folder, check every image, cut training images into overlapping "
+    "Find the pairs of public datasets under a folder, check every image, cut training images into overlapping "
     "sub-images, and write LMDBs in BasicSR's format. Nothing is downloaded."
 )
 SCALES = (2, 3, 4)

@@ -72,7 +72,7 @@ def render(comparison: Comparison, folder: Path) -> str:
         plotly=plots.library(),
         galleries=pictures.galleries(comparison, folder),
         zoom=pictures.ZOOM,
-        error_colours=pictures.error_colours(),
+        error_colors=pictures.error_colors(),
         facts=list(facts(comparison.machine)),
     )
 

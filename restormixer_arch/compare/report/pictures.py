@@ -20,12 +20,12 @@ from restormixer_arch.compare.tables import INPUT
 from restormixer_arch.errors import UserError
 
 TRUTH = "truth"
-EACH = 6  # worst pictures of a data set, and as many best ones
+EACH = 6  # worst pictures of a dataset, and as many best ones
 SIDE = 800  # the longest side of a picture in the page, in pixels
 CHARACTERS = 24_000_000  # that all pictures of a page may take, unless one alone takes more
-ERROR_COLOURS, LEVELS = "inferno", 64
+ERROR_COLORS, LEVELS = "inferno", 64
 ZOOM = 3.0
-PERCENTILE = 99.5  # of the errors has the brightest colour
+PERCENTILE = 99.5  # of the errors has the brightest color
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture of a data set with all its tiles.
+    """A picture of a dataset with all its tiles.
 
     Attributes:
         name: of the picture.
         lead: how far the first competitor is ahead, in words.
         size: (width, height) of the tiles in pixels.
         scale: of the tiles to the original, at most 1.
-        brightest: the error, of a range of 1, that has the brightest colour; None without a truth.
+        brightest: the error, of a range of 1, that has the brightest color; None without a truth.
         corner: upper left corner of the part to look at first, in parts of width and height.
         tiles: input, competitors, truth.
     """
@@ -73,7 +73,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Those pictures of a data set that are shown: worst ones first, and best ones first."""
+    """Those pictures of a dataset that are shown: worst ones first, and best ones first."""
 
     dataset: DataSet
     worst: list[Shown]
@@ -81,7 +81,7 @@ class Gallery:
 
 
 def galleries(comparison: Comparison, folder: Path) -> list[Gallery]:
-    """Choose and read the pictures; the worst and the best of each data set in turn, while there is room.
+    """Choose and read the pictures; the worst and the best of each dataset in turn, while there is room.
 
     Raises:
         UserError: a picture cannot be read.
@@ -159,7 +159,7 @@ def read(comparison: Comparison, picture: Picture, folder: Path) -> Shown:
     size, scale = _size(images[0])
     errors = [None] * len(images) if truth is None else [_error(image, truth) for image in images]
     brightest = None if truth is None else max(1 / 255, float(np.percentile(errors[1:], PERCENTILE)))
-    maps = [None if error is None else _encode(_colour(_resize(error, size), brightest)) for error in errors]
+    maps = [None if error is None else _encode(_color(_resize(error, size), brightest)) for error in errors]
     rows = [list(_values(comparison, picture, name)) for name in (None, *names)]
     sources = [_encode(_resize(image, size)) for image in images]
     tiles = [Tile(*parts) for parts in zip((INPUT, *names), sources, maps, rows, strict=True)]
@@ -169,11 +169,9 @@ def read(comparison: Comparison, picture: Picture, folder: Path) -> Shown:
     return Shown(picture.name, _lead_in_words(comparison, picture), size, scale, brightest, corner, tiles)
 
 
-def error_colours(count: int = 9) -> list[str]:
-    """Return colours of the error maps, from no error to the brightest one, as CSS."""
-    return [
-        "#" + colour[:3].tobytes().hex() for colour in colormaps[ERROR_COLOURS](np.linspace(0, 1, count), bytes=True)
-    ]
+def error_colors(count: int = 9) -> list[str]:
+    """Return colors of the error maps, from no error to the brightest one, as CSS."""
+    return ["#" + color[:3].tobytes().hex() for color in colormaps[ERROR_COLORS](np.linspace(0, 1, count), bytes=True)]
 
 
 def _read(path: Path) -> np.ndarray:
@@ -190,10 +188,10 @@ def _error(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.abs(image.astype(np.float32) - truth.astype(np.float32)).mean(axis=2) / 255
 
 
-def _colour(error: np.ndarray, brightest: float) -> np.ndarray:
-    """Return uint8 RGB (H, W, 3); few colours, which take little room."""
+def _color(error: np.ndarray, brightest: float) -> np.ndarray:
+    """Return uint8 RGB (H, W, 3); few colors, which take little room."""
     levels = np.clip(error / brightest * (LEVELS - 1), 0, LEVELS - 1).round() / (LEVELS - 1)
-    return colormaps[ERROR_COLOURS](levels, bytes=True)[..., :3]
+    return colormaps[ERROR_COLORS](levels, bytes=True)[..., :3]
 
 
 def _find_difference(images: list[np.ndarray]) -> tuple[float, float]:

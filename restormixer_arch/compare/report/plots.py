@@ -37,8 +37,8 @@ class Cost:
 LATENCY = Cost("latency", "latency in ms, less is better", lambda c: c.latency.median, show_time, 1e3)
 PARAMETERS = Cost("parameters", "parameters in millions, less is better", lambda c: c.parameters, show_parameters, 1e-6)
 # Okabe and Ito, "Color Universal Design" (2008), without black and yellow, then four of Paul Tol's "muted": all of them
-# distinguished by colour-blind eyes.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#332288", "#117733", "#999933")
+# distinguished by color-blind eyes.
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#332288", "#117733", "#999933")
 NEUTRAL = "#808080"
 ROOM = 0.3  # at both ends of an axis, in parts of its length, for names
 LOGARITHMIC = 3  # is an axis from this ratio of its values on
@@ -52,7 +52,7 @@ def library() -> str:
 
 
 def plots(comparison: Comparison, dataset: DataSet) -> list[str]:
-    """Return the HTML of both plots of a data set, without plotly.js; the metric is the first one."""
+    """Return the HTML of both plots of a dataset, without plotly.js; the metric is the first one."""
     return [_plot(comparison, dataset, cost) for cost in (LATENCY, PARAMETERS)]
 
 
@@ -64,15 +64,15 @@ def _plot(comparison: Comparison, dataset: DataSet, cost: Cost) -> str:
     sides = _sides([(math.log(cost.value(c)), means[c.name]) for c in shown])
     for competitor, side in zip(shown, sides, strict=True):
         mean, middle = means[competitor.name], cost.value(competitor)
-        label, colour = _text(competitor.name), _colour(comparison, competitor)
+        label, color = _text(competitor.name), _color(comparison, competitor)
         hover = f"{_text(name)} {show_metric(metric, mean)}<br>{cost.name} {cost.show(middle)}"
         trace = go.Scatter(x=[middle * cost.factor], y=[mean], mode="markers+text", name=label)
         trace.update(text=[_text(_short(competitor.name))], textposition=f"{side} center")
         trace.update(cliponaxis=False, showlegend=False)
-        trace.update(marker={"size": 14, "color": colour}, hoverinfo="text", hovertext=[f"<b>{label}</b><br>{hover}"])
+        trace.update(marker={"size": 14, "color": color}, hoverinfo="text", hovertext=[f"<b>{label}</b><br>{hover}"])
         if cost is LATENCY:
             high, low = competitor.latency.high - middle, middle - competitor.latency.low
-            trace.update(error_x={"array": [high * cost.factor], "arrayminus": [low * cost.factor], "color": colour})
+            trace.update(error_x={"array": [high * cost.factor], "arrayminus": [low * cost.factor], "color": color})
         figure.add_trace(trace)
     grid = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False, "automargin": True}
     y_title = _text(f"{with_unit(name, metric)}, {metric.better} is better")
@@ -107,8 +107,8 @@ def _pad(values: list[float]) -> list[float] | None:
     return [low - room, high + room]
 
 
-def _colour(comparison: Comparison, competitor: Competitor) -> str:
-    return COLOURS[comparison.competitors.index(competitor) % len(COLOURS)]
+def _color(comparison: Comparison, competitor: Competitor) -> str:
+    return COLORS[comparison.competitors.index(competitor) % len(COLORS)]
 
 
 def _sides(points: list[tuple[float, float]]) -> list[str]:

@@ -136,9 +136,9 @@ function makePicture(article) {
   magnify(zoom.value);
 }
 
-// Plots take the colours of the page, light or dark, and the width of their cards.
+// Plots take the colors of the page, light or dark, and the width of their cards.
 const plots = document.querySelectorAll(".plotly-graph-div");
-function colourPlots() {
+function colorPlots() {
   const ink = getComputedStyle(document.body).color;
   for (const plot of plots) Plotly.relayout(plot, { "font.color": ink });
 }
@@ -153,6 +153,6 @@ const near = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "800px" });
 for (const article of document.querySelectorAll(".picture")) near.observe(article);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", colourPlots);
-colourPlots();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", colorPlots);
+colorPlots();
 for (const plot of plots) width.observe(plot);
