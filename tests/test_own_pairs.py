@@ -29,7 +29,7 @@ def test_two_folders_become_a_training_and_a_validation_set(own, capsys):
     assert names("sets/mine/train_lq.lmdb") == train and names("sets/mine/val_lq.lmdb") == val
     stored = cv2.imdecode(np.frombuffer(LmdbImages(Path("sets/mine/val_lq.lmdb"), "").content(val[0]), np.uint8), 1)
     assert np.array_equal(stored, picture(int(val[0])) // 2)
-    assert "next: basicsr init --datasets/mine" in capsys.readouterr().out
+    assert "next: basicsr init --data sets/mine" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("clean", ["", "_gt", "_clean"])

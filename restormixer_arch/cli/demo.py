@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
     choices = _choices(args)
     _check_address(args.host, args.port)
 
-    @lru_cache(maxsize=1)  # one network is held at a time
+    @lru_cache(maxsize=1)  # only the network of the last task stays in memory
     def restorer_for(task: str) -> Restorer:
         return restorer_of(args, choices[task])
 

@@ -45,6 +45,8 @@ OPTIONAL = (
     ("spandrel", "spandrel", "third-party networks in basicsr compare and bench", "compare"),
     ("gradio", "gradio", "basicsr demo", "demo"),
     ("onnx", "onnx", "basicsr export of *.onnx", "export"),
+    ("onnxscript", "onnxscript", "basicsr export of *.onnx", "export"),
+    ("onnxruntime", "onnxruntime", "basicsr export and basicsr restore of *.onnx", "export"),
     ("huggingface-hub", "huggingface_hub", "weights from the Hugging Face Hub", "hub"),
     ("torchmetrics", "torchmetrics", "LPIPS and DISTS", "metrics"),
     ("schedulefree", "schedulefree", "schedule-free optimizers", "optimizers"),

@@ -196,7 +196,7 @@ def copy_option_file(path: Path, overrides: Sequence[str], folder: Path) -> None
     """Copy an option file into a folder, below the time and the command; with overrides, the options that result.
 
     Raises:
-        UserError: it cannot be read any more.
+        OSError, UserError: it can no longer be read.
     """
     text = path.read_text(encoding="utf-8-sig")
     if overrides:
