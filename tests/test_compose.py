@@ -76,16 +76,19 @@ def test_a_photograph_is_its_name_without_the_label():
 
 
 def test_the_order_of_application(monkeypatch):
-    """Whatever their place in the label: haze, rain, snow, blur, down, low, noise, poisson, jpeg."""
+    """It is that of the light's path, whatever the order in the label."""
     seen = []
 
     def recorder(name):
         return (lambda rng, strength: name, lambda image, parameters: seen.append(parameters) or image)
 
     monkeypatch.setattr(compose, "DEGRADATIONS", {name: recorder(name) for name in DEGRADATIONS})
-    composition = draw_composition(np.random.default_rng(0), "low_haze_rain_snow_blur_down_noise_poisson_jpeg")
+    label = "low_haze_rain_snow_blur_defocus_down_noise_poisson_camera_jpeg"
+    composition = draw_composition(np.random.default_rng(0), label)
     add_composition(np.zeros((4, 4, 3), np.float32), composition)
-    assert seen == ["haze", "rain", "snow", "blur", "down", "low", "noise", "poisson", "jpeg"]
+    assert seen == ["haze", "rain", "snow", "blur", "defocus", "down", "low", "noise", "poisson", "camera", "jpeg"]
+    blind = draw_composition(np.random.default_rng(0), "haze_jpeg_blind")
+    assert [name for name, _ in blind.steps] == ["haze", "jpeg", "blind"]
 
 
 def test_a_composition_is_its_steps_one_after_the_other():

@@ -27,6 +27,12 @@ def test_depth_of_a_plane_by_hand():
     np.testing.assert_allclose(depth, np.repeat(np.array(wanted)[:, None], 3, axis=1), rtol=1e-6)
 
 
+def test_a_horizon_above_the_image_by_hand():
+    parameters = HazeParameters(beta=1, horizon=-0.5, near=0.25)
+    wanted = np.array([4 / 9, 4 / 11, 4 / 13, 4 / 15])
+    np.testing.assert_allclose(depth_map(4, 1, parameters)[:, 0], wanted, rtol=1e-6)
+
+
 def test_the_distance_is_hazier_than_the_foreground():
     image = np.zeros((64, 64, 3), np.float32)
     hazy = add_haze(image, HazeParameters(beta=1.5, near=0.1))

@@ -286,7 +286,7 @@ def test_validation_in_tiles(tmp_path):
     whole, sizes = validated(tmp_path)
     assert sizes == [(200, 230)] and whole.restorer is None
     tiled, sizes = validated(tmp_path, tile=192, tile_overlap=64)
-    assert sizes == [(192, 192), (192, 102), (72, 192), (72, 102)] or max(map(max, sizes)) <= 192 < 200
+    assert sizes == [(192, 192), (192, 102), (72, 192), (72, 102)]
     psnr = whole.last_means["large"]["psnr"]
     assert tiled.last_means["large"]["psnr"] == pytest.approx(psnr, abs=0.1) and psnr < 50
     assert tiled.net_g.training

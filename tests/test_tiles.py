@@ -1,5 +1,7 @@
 """The tiler: where tiles lie, that their weights add up, and that what is local comes back as from the whole."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,22 @@ def test_a_network_without_neighbors_restores_tiles_as_the_whole(size, scale, bl
     )
     torch.testing.assert_close(result, enlarge(picture * 2 - 0.5))
     assert [done for done, _ in calls] == list(range(1, calls[0][1] + 1))
+
+
+def test_blending_at_scale_2_by_hand():
+    """The first tile is 0, the second 1: between them the result is their weight, over twice the overlap."""
+    values = iter((0.0, 1.0))
+    result = restore_tiles(
+        lambda part: torch.full((1, 1, 2 * part.shape[2], 2 * part.shape[3]), next(values)),
+        torch.zeros(1, 1, 64, 192),
+        128,
+        overlap=64,
+        blend="hann",
+        scale=2,
+    )
+    ramp = torch.sin(math.pi / 2 * (torch.arange(128) + 0.5) / 128) ** 2
+    wanted = torch.cat((torch.zeros(128), ramp, torch.ones(128)))
+    torch.testing.assert_close(result[0, 0, 0], wanted, rtol=0, atol=1e-6)
 
 
 def test_tiles_do_not_follow_torchs_default_device():
