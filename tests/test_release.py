@@ -77,7 +77,7 @@ def test_metadata_and_contents(dist):
         "weights/MODEL_CARD.md",
         "options/train_derain_s.yml",
         "native/_kernel.abi3.so",
-        "comfyui_node.py",
+        "export/comfyui_node.py",
     )
     assert {f"restormixer_arch/{name}" for name in wanted} <= set(names) or os.name == "nt"
     with tarfile.open(sdist) as archive:
