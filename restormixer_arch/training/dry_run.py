@@ -81,8 +81,7 @@ def time_training(request: Request) -> tuple[Training, list[float]]:
 def shorten_options(options: dict[str, Any], folder: str, stages: int) -> dict[str, Any]:
     """The options of a training of ``STEPS`` iterations a stage that writes to ``folder`` only."""
     options = deepcopy(options)
-    if options["num_gpu"] not in (0, 1):  # one process, whatever the training will have
-        options["num_gpu"] = gpus_of_one_process(options["num_gpu"], options.get("device"))
+    options["num_gpu"] = gpus_of_one_process(options["num_gpu"], options.get("device"))
     options["path"] = {**options["path"], "experiments_root": folder, "resume_state": None}
     options["logger"] = {**options["logger"], "use_tb_logger": False, "wandb": None}
     if options.get("val"):

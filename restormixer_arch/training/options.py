@@ -175,7 +175,9 @@ def usable_gpus(num_gpu: int | str, device: str | None) -> int:
 
 
 def gpus_of_one_process(num_gpu: int | str, device: str | None) -> int:
-    """Return how many of the GPUs that ``num_gpu`` means one process without a launcher can use: 0 or 1."""
+    """Return ``num_gpu`` for one process without a launcher: 0 and 1 as they are, else 1 where there is a GPU."""
+    if num_gpu in (0, 1):
+        return num_gpu
     return min(usable_gpus(num_gpu, device), torch.cuda.device_count(), 1)
 
 
