@@ -80,7 +80,7 @@ class LabelResults:
         return "\n".join(lines) + "\n"
 
 
-def report_by_label(
+def report_per_label(
     model: Any,
     dataset: str,
     results: LabelResults,

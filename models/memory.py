@@ -70,7 +70,7 @@ class OutOfMemory(UserError):
 
 
 @contextmanager
-def explain_lack_of_memory(what: str, advice: str) -> Iterator[None]:
+def explain_out_of_memory(what: str, advice: str) -> Iterator[None]:
     """Report an out-of-memory error in one line.
 
     Args:

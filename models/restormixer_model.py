@@ -182,7 +182,7 @@ class RestorMixerModel(SRModel):
         self._paths = [str(path) for path in data.get("lq_path", [])]
 
     def optimize_parameters(self, current_iter: int) -> None:
-        with memory.explain_lack_of_memory(f"at iteration {current_iter}", self._advice):
+        with memory.explain_out_of_memory(f"at iteration {current_iter}", self._advice):
             if self.progressive:
                 self.lq, self.gt = self.progressive.select(self.lq, self.gt, current_iter)
                 self._paths = self._paths[: len(self.lq)]
@@ -309,7 +309,7 @@ class RestorMixerModel(SRModel):
         """Restore ``lq`` in float32, on this process alone and without a compiled network, since sizes differ."""
         network = self._tested_network()
         training, (height, width) = network.training, self.lq.shape[-2:]
-        lack = memory.explain_lack_of_memory(
+        lack = memory.explain_out_of_memory(
             f"restoring an image of {height} x {width}", "set val.tile or val.max_memory"
         )
         with self._averaged_weights(), lack:

@@ -18,7 +18,7 @@ OTHER_CAUSES = ("DataLoader worker", "CUDA", "CUBLAS", "cuDNN", "NCCL")
 
 
 @contextmanager
-def explain_misfit(
+def explain_shape_error(
     doing: str, images: Mapping[str, Any], unless: Callable[[BaseException], bool] = lambda error: False
 ) -> Iterator[None]:
     """Turn torch's error about shapes that do not go together into one line.

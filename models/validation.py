@@ -28,9 +28,9 @@ from restormixer_arch.data.images.folder import without_suffix
 from restormixer_arch.data.images.opencv import write_png
 from restormixer_arch.data.pairing import result_names
 from restormixer_arch.errors import UserError
-from restormixer_arch.models.label_results import OTHER, LabelResults, report_by_label
+from restormixer_arch.models.label_results import OTHER, LabelResults, report_per_label
 from restormixer_arch.models.metrics import enlarge, measure
-from restormixer_arch.models.shape_errors import explain_misfit
+from restormixer_arch.models.shape_errors import explain_shape_error
 from restormixer_arch.output import user_path
 from restormixer_arch.protocol import MeasuresInputs
 
@@ -136,7 +136,7 @@ def validate(model: Any, loader: Any, current_iter: int | str, tb_logger: Any, s
     if metrics and _place(model)[0] == 0:
         labels = [one.label for one in measured]
         results = LabelResults.of(labels, [one.values for one in measured])
-        report_by_label(model, name, results, current_iter, tb_logger, LabelResults.of(labels, inputs))
+        report_per_label(model, name, results, current_iter, tb_logger, LabelResults.of(labels, inputs))
 
 
 def _record_means(
@@ -252,7 +252,7 @@ def _restore_and_measure(
             path = item["lq_path"][0]
             known = names.get(path) or without_suffix(Path(path).name)
             stem = item["result_name"][0] if "result_name" in item else known
-            with explain_misfit(f"restore {stem!r} of {name}", item):
+            with explain_shape_error(f"restore {stem!r} of {name}", item):
                 visuals = _restore(model, item)
             image = tensor2img([visuals["result"]])
             if save_img:

@@ -16,7 +16,7 @@ GROUPS = (  # limit, what is held, and the line of memory.stat that says how muc
 )
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-LARGEST_KEPT = 100 << 20  # bytes; with larger ones kept too, gaps between them cost more memory than they save time
+MAX_KEPT_BYTES = 100 << 20  # bytes; with larger ones kept too, gaps between them cost more memory than they save time
 OPENCV_NO_MEMORY = -4  # cv2.Error.StsNoMem
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 OUT_OF_MEMORY += ("could not create a primitive",)  # oneDNN's
@@ -60,7 +60,7 @@ def available_bytes(*, swap: bool = False) -> int | None:
     return free
 
 
-def held_bytes() -> int | None:
+def resident_bytes() -> int | None:
     """The memory that this process holds now; None if it is not known: only Linux tells."""
     return _status("VmRSS")
 
@@ -94,7 +94,7 @@ def keep_freed_memory() -> bool:
     mallopt = _glibc("mallopt")
     return mallopt is not None and all(
         mallopt(option, value) == 1
-        for option, value in ((M_MMAP_THRESHOLD, LARGEST_KEPT), (M_TRIM_THRESHOLD, 2**31 - 1))
+        for option, value in ((M_MMAP_THRESHOLD, MAX_KEPT_BYTES), (M_TRIM_THRESHOLD, 2**31 - 1))
     )
 
 
@@ -132,7 +132,7 @@ def parse_bytes(text: str) -> int:
     return size
 
 
-def in_words(size: float) -> str:
+def format_bytes(size: float) -> str:
     """A number of bytes as ``1.50 GB``."""
     return f"{size / 1e9:.2f} GB"
 

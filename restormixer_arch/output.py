@@ -55,7 +55,7 @@ def printable(text: str, stream: TextIO | None) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def say(text: str) -> None:
+def print_result(text: str) -> None:
     """Write a result to stdout. Where that cannot be written, a line on stderr says so, and the work stays done."""
     if not is_first_process() or sys.stdout is None:
         return
@@ -65,7 +65,7 @@ def say(text: str) -> None:
     except BrokenPipeError:
         raise
     except (OSError, ValueError) as error:  # the disk is full, or the stream is closed
-        complain(f"stdout cannot be written ({getattr(error, 'strerror', None) or error})")
+        print_error(f"stdout cannot be written ({getattr(error, 'strerror', None) or error})")
         if not sys.stdout.closed:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it at its end
 
@@ -78,16 +78,16 @@ def note(text: str, *, any_process: bool = False) -> None:
         any_process: print from every process of a job, since the notes differ.
     """
     if any_process or is_first_process():
-        complain(f"note: {text}")
+        print_error(f"note: {text}")
 
 
 def warn(text: str) -> None:
     """Write one line to stderr about something that was changed or left out."""
     if is_first_process():
-        complain(f"warning: {text}")
+        print_error(f"warning: {text}")
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Write a line to stderr under the command's name, from any process; nothing where stderr is closed or gone."""
     if sys.stderr is not None:
         with suppress(OSError, ValueError):

@@ -51,7 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def own(folder: Path) -> Path:
     """Folders gt and lq of twelve images, in the working directory."""
-    from own_images import write_pairs
+    from paired_folders import write_pairs
 
     write_pairs()
     return folder

@@ -17,7 +17,7 @@ from restormixer_arch.benchmark import task_choice
 from restormixer_arch.data.degradations.compose import add_composition, draw_composition
 from restormixer_arch.data.images.picture import read_picture
 from restormixer_arch.inference import choose_task as module
-from restormixer_arch.inference import shipped
+from restormixer_arch.inference import installed
 from restormixer_arch.inference.choose_task import STATISTICS, Choice, choose_task, windows_of
 
 SAMPLES = Path(__file__).parents[1] / "data/samples/pictures"
@@ -29,7 +29,7 @@ def place(folder, monkeypatch):
     (folder / "in").mkdir()
     Image.fromarray(RGB).save(folder / "in/a.png", pnginfo=None)
     (folder / "installed").mkdir()
-    monkeypatch.setattr(shipped, "SHIPPED", folder / "installed")
+    monkeypatch.setattr(installed, "WEIGHTS_FOLDER", folder / "installed")
     for task in ("derain", "mixed"):
         save_tiny(folder / f"installed/restormixer_s_{task}.safetensors")
     return folder

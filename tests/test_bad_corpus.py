@@ -17,7 +17,7 @@ from tiny_network import tiny_network
 from restormixer_arch.data.lmdb_io import write_lmdb
 from restormixer_arch.weight_options import add_stamp
 
-LEAST = 150
+MIN_CASES = 150
 HANG = 2 * SECONDS  # a case may train for an iteration
 RNG = np.random.default_rng(0)
 ODD = (
@@ -121,7 +121,7 @@ def test_bad_files_and_arguments_of_training(pairs, train_options, write, folder
         *(["prepare", "rain", "--root", "none"], ["prepare", "derain", "--root", "pairs"], ["degrade", "set"]),
         *(["export", "w0.pth", "-o", "x.onnx"], ["bench", "--rounds", "-1"], ["card", "--tasks", "none"], ["\0"]),
     ]
-    assert len(jobs) >= LEAST
+    assert len(jobs) >= MIN_CASES
     pending, results = jobs, []
     while pending:  # a process that was killed is started again behind the case that killed it
         driver = [sys.executable, "-c", DRIVER, str(HANG)]

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from miniatures import picture, save
+from mini_datasets import picture, save
 from tiny_network import save_tiny
 
 from restormixer_arch.cli import card, main
-from restormixer_arch.inference import shipped
+from restormixer_arch.inference import installed
 
 SMALL = "base_channels: 16\n  num_blocks: [2, 2, 2]\n"
 TINY = "base_channels: 4\n  num_blocks: [1, 2, 2]\n  d_state: 4\n  encoder_heads: [2, 2]\n  decoder_heads: [2, 2]\n"
@@ -24,7 +24,7 @@ def sets(folder, monkeypatch):
         assert main(["prepare", task, "--root", "raw", "--workers", "1"]) == 0
         (folder / "weights").mkdir(exist_ok=True)
         save_tiny(folder / f"weights/restormixer_s_{task}.safetensors")
-    monkeypatch.setattr(shipped, "SHIPPED", folder / "weights")
+    monkeypatch.setattr(installed, "WEIGHTS_FOLDER", folder / "weights")
     for name in ("derain", "denoise"):
         text = (card_options(name)).read_text(encoding="utf-8")
         text = text.replace("restormixer_arch/weights/", "weights/").replace(SMALL, TINY)

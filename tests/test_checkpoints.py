@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from whole_trainings import EXPERIMENT, load, same, several_batches, train
+from training_runs import EXPERIMENT, load, same, several_batches, train
 
 from restormixer_arch.basicsr_adapter import compat
 

@@ -11,7 +11,7 @@ import torch
 
 import restormixer_arch
 from restormixer_arch.errors import UserError
-from restormixer_arch.inference.shipped import shipped_tasks
+from restormixer_arch.inference.installed import installed_tasks
 
 spandrel = pytest.importorskip("spandrel")
 
@@ -64,10 +64,10 @@ def test_it_restores_a_batch_as_restore_does(node, comfy):
 def test_its_inputs(node):
     inputs = node.INPUT_TYPES()["required"]
     assert list(inputs) == ["image", "task", "strength", "tile"]
-    assert inputs["task"] == (shipped_tasks(), {"default": "derain"})
+    assert inputs["task"] == (installed_tasks(), {"default": "derain"})
     words = {"derain": "rain", "desnow": "snow", "dehaze": "haze", "deblur": "blur", "denoise": "noise"}
     words |= {"mixed": "several", "low_light": "dark", "sr_x2": " 2", "sr_x3": " 3", "sr_x4": " 4"}
-    assert all(words[task] in node.DESCRIPTION for task in shipped_tasks())
+    assert all(words[task] in node.DESCRIPTION for task in installed_tasks())
 
 
 def test_strength_and_alpha(node):
@@ -112,7 +112,7 @@ def test_an_interruption_stops_it(node, comfy):
 
 
 def test_comfyuis_own_loader_knows_the_weights_afterwards(node):
-    from restormixer_arch.inference.shipped import shipped_weights
+    from restormixer_arch.inference.installed import installed_weights
 
-    model = spandrel.ModelLoader().load_from_file(shipped_weights("mixed"))
+    model = spandrel.ModelLoader().load_from_file(installed_weights("mixed"))
     assert model.architecture.id == "RestorMixer"

@@ -242,9 +242,9 @@ def test_the_middle_is_judged_in_the_same_place(scale):
     """With an error of 0.1 the PSNR is 20 dB; the middle of a crop of its own size has the frame of 0.3 in it."""
     lq = torch.rand(1, 3, 21, 18) / 2
     gt = lq.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
-    assert context.middle_psnr(Offset(scale), lq, gt, 16, 8) == pytest.approx(20, abs=1e-4)
+    assert context.center_psnr(Offset(scale), lq, gt, 16, 8) == pytest.approx(20, abs=1e-4)
     frame = (16 * 0.01 + 48 * 0.09) / 64
-    assert context.middle_psnr(Offset(scale), lq, gt, 8, 8) == pytest.approx(-10 * np.log10(frame), abs=1e-4)
+    assert context.center_psnr(Offset(scale), lq, gt, 8, 8) == pytest.approx(-10 * np.log10(frame), abs=1e-4)
 
 
 def test_the_middle_is_the_same_for_odd_sizes():
@@ -252,7 +252,7 @@ def test_the_middle_is_the_same_for_odd_sizes():
     gt = torch.zeros(1, 3, 11, 11)
     lq = gt.clone()
     lq[..., 3, 3] = 1.0
-    assert len({context.middle_psnr(nn.Identity(), lq, gt, size, 5) for size in (5, 10)}) == 1
+    assert len({context.center_psnr(nn.Identity(), lq, gt, size, 5) for size in (5, 10)}) == 1
 
 
 def test_the_receptive_field_is_a_mean_over_all_pictures(pairs, write):
@@ -265,7 +265,7 @@ def test_the_receptive_field_is_a_mean_over_all_pictures(pairs, write):
     assert len(use.psnr[16]) == len(pictures)
     wanted = torch.zeros(16, 16)
     for picture in pictures:
-        pixels = context.middle(picture[None], 16)[0].sum(0)
+        pixels = context.center_crop(picture[None], 16)[0].sum(0)
         sides = torch.stack([pixels[8, 7], pixels[8, 9]])
         wanted[8, 7] += sides[1] / sides.sum() / len(pictures)
         wanted[8, 9] += sides[0] / sides.sum() / len(pictures)

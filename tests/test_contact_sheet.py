@@ -96,7 +96,7 @@ def test_results_that_are_larger_than_the_limit_for_inputs(place, capsys):
 
 
 def test_the_most_pictures_and_the_names_of_the_others(place, monkeypatch):
-    monkeypatch.setattr(contact_sheet, "MOST", 3)
+    monkeypatch.setattr(contact_sheet, "MAX_IMAGES", 3)
     jobs = Jobs(place / "out")
     for number in range(5):
         jobs.append(str(place / "in"), f"{number}.png")

@@ -271,7 +271,7 @@ def test_other_hosts_are_refused(server, headers, status):
     ],
 )
 def test_mistakes(folder, capsys, arguments, message, monkeypatch):
-    monkeypatch.setattr("restormixer_arch.inference.shipped.SHIPPED", folder)
+    monkeypatch.setattr("restormixer_arch.inference.installed.WEIGHTS_FOLDER", folder)
     save_tiny(folder / "w.safetensors")
     save_tiny(folder / "restormixer_s_mixed.safetensors")
     with socket.create_server(("127.0.0.1", 0)) as used:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from whole_trainings import EXPERIMENT, Killed, architecture, load, same, several_batches, train
+from training_runs import EXPERIMENT, Killed, architecture, load, same, several_batches, train
 
 from restormixer_arch.basicsr_adapter import compat
 

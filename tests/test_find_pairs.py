@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from miniatures import MINIATURES, pairs, picture, save
+from mini_datasets import MINIATURES, pairs, picture, save
 
 from restormixer_arch import cli
 from restormixer_arch.data.preparation.find_pairs import Unit, find_part, forget_folders

@@ -13,7 +13,7 @@ import torch
 import yaml
 from option_cases import MISSING, put
 from torchvision.models.vgg import cfgs, make_layers
-from whole_trainings import load, same
+from training_runs import load, same
 
 from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import register

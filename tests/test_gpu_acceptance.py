@@ -60,14 +60,14 @@ def test_timed_training_needs_only_torch_and_numpy(tmp_path):
     code = """
 from argparse import Namespace
 from pathlib import Path
-import half_hour, numpy as np, torch
+import timed_training, numpy as np, torch
 image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-for task in half_hour.TASKS:
+for task in timed_training.TASKS:
     args = Namespace(task=task, network="tiny", seed=0, lr=1e-3, amp="off", compile=False, out=Path(task), minutes=1.0)
     args.out.mkdir()
-    training = half_hour.Training(args, torch.device("cpu"))
-    pair = next(iter(half_hour.Pairs([image], task, 2, 16, [0])))
-    assert torch.isfinite(training.step(*half_hour.on_device(pair, training.device, training.scale)))
+    training = timed_training.Training(args, torch.device("cpu"))
+    pair = next(iter(timed_training.Pairs([image], task, 2, 16, [0])))
+    assert torch.isfinite(training.step(*timed_training.on_device(pair, training.device, training.scale)))
     training.save()
 """
     bare(tmp_path, code)

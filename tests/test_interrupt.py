@@ -129,7 +129,7 @@ def test_a_launcher_s_second_sigint_is_the_same_ctrl_c():
     interrupt = Interrupt(running=True, launched=True)
     interrupt.notice(signal.SIGINT, None)
     interrupt.notice(signal.SIGINT, None)
-    assert interrupt.signal == signal.SIGINT and not interrupt.insisted
+    assert interrupt.signal == signal.SIGINT and not interrupt.second_sigint
     interrupt._when -= 10
     with pytest.raises(KeyboardInterrupt):
         interrupt.notice(signal.SIGINT, None)
@@ -158,7 +158,7 @@ def test_a_ctrl_c_that_another_process_had_first_is_the_same_ctrl_c(job):
     job.other = lambda flag: flag.fill_(int(signal.SIGINT))
     assert interrupt.agree_on_signal() == signal.SIGINT
     interrupt.notice(signal.SIGINT, None)
-    assert not interrupt.insisted
+    assert not interrupt.second_sigint
 
 
 def test_before_the_first_iteration_a_signal_leaves_at_once(train_file, capfd, monkeypatch):

@@ -140,6 +140,6 @@ def test_only_what_is_not_in_use_is_advised():
 
 
 def test_another_runtime_error_passes(tmp_path):
-    with pytest.raises(RuntimeError, match="shapes"), memory.explain_lack_of_memory("at all", "nothing"):
+    with pytest.raises(RuntimeError, match="shapes"), memory.explain_out_of_memory("at all", "nothing"):
         raise RuntimeError("shapes")
     assert not memory.is_out_of_memory(ValueError("out of memory"))

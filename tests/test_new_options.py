@@ -11,7 +11,7 @@ import cv2
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from own_images import init, names, picture, prepare
+from paired_folders import init, names, picture, prepare
 
 from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
@@ -47,12 +47,13 @@ def test_plain_names_have_no_quotes():
 
 @pytest.fixture
 def wanted(tmp_path):
-    return new_options.Wanted(tmp_path, tmp_path / "x.yml", "x", None, "s", 1.0)
+    return new_options.InitRequest(tmp_path, tmp_path / "x.yml", "x", None, "s", 1.0)
 
 
 def test_norms_are_by_the_batch_at_first_where_nothing_is_trained_yet(wanted):
     data = new_options._Data(train="", val="", scale=1, side=None, falls=False)
-    texts = [new_options._fill(replace(wanted, task=task), data, "~", 64, 16, 1000, 0.5) for task in (None, "derain")]
+    trials = [replace(wanted, task=task) for task in (None, "derain")]
+    texts = [new_options._fill(trial, data, "~", 0, (64, 16, 0.5), 1000) for trial in trials]
     nothing, weights = (load_yaml(text)["train"] for text in texts)
     assert (nothing["freeze_norms_after"], weights["freeze_norms_after"]) == (0.1, 0)
     muon = {"type": "Muon", "lr": 0.0424, "adamw_lr": 2.83e-3, "adamw_betas": [0.9, 0.95], "weight_decay": 1e-4}
@@ -86,7 +87,7 @@ def test_smaller_patches_are_tried_where_memory_runs_out(wanted, monkeypatch, ca
     monkeypatch.setattr(new_options, "measure", measure)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     data = new_options._Data(train="", val="", scale=1, side=None, falls=False)
-    assert new_options._choose(wanted, data, None) == (48, 4, 0.5)
+    assert new_options._choose(wanted, data, None, 0) == (48, 4, 0.5)
     assert tried == [96, 64, 64, 48]
     assert capsys.readouterr().err.count("not enough memory") == 3
     assert not list(wanted.file.parent.glob(".*"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_exact_resume import assert_resumes_as_if_not_stopped
 from training_cases import SWINIR, batch, build, step
-from whole_trainings import EXPERIMENT, architecture, load, same, several_batches, train
+from training_runs import EXPERIMENT, architecture, load, same, several_batches, train
 
 from restormixer_arch import cli
 from restormixer_arch.errors import UserError

@@ -147,7 +147,7 @@ def test_a_terminal_that_is_gone_ends_nothing(monkeypatch):
             raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(sys, "stderr", Gone())
-    output.complain("x")
+    output.print_error("x")
 
 
 def test_a_full_disk_at_the_tables_of_a_test(pairs, train_options, test_options, write, monkeypatch, capsys):

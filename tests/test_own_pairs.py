@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from own_images import init, names, picture, prepare
+from paired_folders import init, names, picture, prepare
 
 from restormixer_arch.data.lmdb_io import LmdbImages, write_lmdb
 from restormixer_arch.data.preparation.find_pairs import Found, Unit, forget_folders

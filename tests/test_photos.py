@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from miniatures import picture, save
+from mini_datasets import picture, save
 
 from restormixer_arch.cli.prepare import run
 from restormixer_arch.data.degradations.labels import CDD11

@@ -13,7 +13,7 @@ from restore_cases import RGB
 
 from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
-from restormixer_arch.data.images import MOST_PIXELS, opencv, pixel_limit, without_pillow_limit
+from restormixer_arch.data.images import MAX_PIXELS, opencv, pixel_limit, without_pillow_limit
 from restormixer_arch.data.images.opencv import claimed_size, decode_color, write_png
 from restormixer_arch.data.images.picture import read_picture
 from restormixer_arch.data.lmdb_io import LmdbImages, write_lmdb
@@ -67,8 +67,8 @@ def test_every_reader_refuses(place, reader, monkeypatch):
 
 
 def test_the_limit(monkeypatch):
-    assert pixel_limit() == MOST_PIXELS == 178_956_970
-    for text, number in (("", MOST_PIXELS), ("600", 600), ("500M", 500_000_000), ("0.5g", 500_000_000)):
+    assert pixel_limit() == MAX_PIXELS == 178_956_970
+    for text, number in (("", MAX_PIXELS), ("600", 600), ("500M", 500_000_000), ("0.5g", 500_000_000)):
         monkeypatch.setenv("RESTORMIXER_MAX_PIXELS", text)
         assert pixel_limit() == number
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from miniatures import MINIATURES, pairs, run_prepare, save, stored_images
+from mini_datasets import MINIATURES, pairs, run_prepare, save, stored_images
 
 from restormixer_arch.data.lmdb_io import LmdbImages
 from restormixer_arch.data.preparation import prepare

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import lmdb
 import pytest
-from miniatures import MINIATURES, pairs, picture, prepare_errors, run_prepare, save, stored_images
+from mini_datasets import MINIATURES, pairs, picture, prepare_errors, run_prepare, save, stored_images
 
 
 def broken_rain(root: Path, mistake: str) -> None:

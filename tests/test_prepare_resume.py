@@ -10,7 +10,7 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from miniatures import MINIATURES, pairs, prepare_errors, run_prepare
+from mini_datasets import MINIATURES, pairs, prepare_errors, run_prepare
 
 from restormixer_arch.data.preparation import prepare
 from restormixer_arch.data.preparation.sub_images import prepare_units

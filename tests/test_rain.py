@@ -207,7 +207,7 @@ def test_streaks_are_drawn_in_slices(monkeypatch):
     shower = RainParameters(angle=10, length=60, width=2, density=600, intensity=0.05, layers=2, seed=3)
     peaks, drawn = [], []
     for most in (10**7, 10**4, 1):
-        monkeypatch.setattr(rain, "MOST_POINTS", most)
+        monkeypatch.setattr(rain, "MAX_POINTS", most)
         tracemalloc.start()
         drawn.append(rain.streak_opacity(120, 160, shower))
         peaks.append(tracemalloc.get_traced_memory()[1])

@@ -8,7 +8,7 @@ from tiny_network import save_tiny, tiny_network
 
 import restormixer_arch
 from restormixer_arch.errors import UserError
-from restormixer_arch.inference import restorer, shipped
+from restormixer_arch.inference import installed, restorer
 from restormixer_arch.inference import weights as weights_module
 from restormixer_arch.inference.restore import restore, side_by_side
 from restormixer_arch.inference.restorer import Restorer
@@ -145,7 +145,7 @@ def test_a_folder_that_changes_is_read_again(tmp_path, monkeypatch, name):
 
 
 def test_installed_weights_are_the_default(tmp_path, monkeypatch):
-    monkeypatch.setattr(shipped, "SHIPPED", tmp_path)
+    monkeypatch.setattr(installed, "WEIGHTS_FOLDER", tmp_path)
     with pytest.raises(UserError, match="no weights for 'derain'"):
         restore(RGB)
     save_tiny(tmp_path / "restormixer_s_derain.safetensors")

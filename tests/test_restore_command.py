@@ -15,7 +15,7 @@ from video_cases import read_video, write_video
 from restormixer_arch import cli
 from restormixer_arch.cli import restore as command
 from restormixer_arch.data.images import picture as picture_files
-from restormixer_arch.inference import shipped
+from restormixer_arch.inference import installed
 from restormixer_arch.inference.restore import restore
 
 
@@ -215,7 +215,7 @@ def test_results_that_cannot_be_written_are_reported(place, capsys):
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_made(place, capsys, monkeypatch, arguments, message):
-    monkeypatch.setattr(shipped, "SHIPPED", place / "none")
+    monkeypatch.setattr(installed, "WEIGHTS_FOLDER", place / "none")
     assert run(*arguments) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"basicsr: error: {message}")
@@ -223,7 +223,7 @@ def test_mistakes_are_one_line_and_nothing_is_made(place, capsys, monkeypatch, a
 
 
 def test_installed_weights_of_a_task(place, monkeypatch, capsys):
-    monkeypatch.setattr(shipped, "SHIPPED", place / "installed")
+    monkeypatch.setattr(installed, "WEIGHTS_FOLDER", place / "installed")
     (place / "installed").mkdir()
     save_tiny(place / "installed/restormixer_s_derain.safetensors")
     assert run("in", "-o", "out") == 0
@@ -244,7 +244,7 @@ def test_installed_weights_of_a_task(place, monkeypatch, capsys):
     ],
 )
 def test_tiles_are_as_large_as_memory_allows_unless_set(place, monkeypatch, switches, tile):
-    monkeypatch.setattr(shipped, "SHIPPED", place / "installed")
+    monkeypatch.setattr(installed, "WEIGHTS_FOLDER", place / "installed")
     (place / "installed").mkdir()
     save_tiny(place / "installed/restormixer_s_derain.safetensors")
     args = command.parser().parse_args(["in", "-o", "out", *switches])

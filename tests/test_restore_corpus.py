@@ -16,7 +16,7 @@ import tifffile
 from PIL import Image
 from tiny_network import save_identity
 
-LEAST = 150
+MIN_CASES = 150
 SECONDS = 60  # for one case, on a busy machine
 MEMORY = 3 * 10**9  # bytes of the process
 RNG = np.random.default_rng(0)
@@ -246,7 +246,7 @@ def test_bad_inputs_are_one_line_each(folder):
         Path("bad", name).write_bytes(content)
         cases.append([f"bad/{name}", "-o", "out"])
     cases += argument_lists()
-    assert len(cases) >= LEAST
+    assert len(cases) >= MIN_CASES
     weights = ["--weights", "w.safetensors", "--device", "cpu"]
     lines = [
         json.dumps(["restore", *case, *([] if "--task" in case or "--device" in case else weights)]) for case in cases

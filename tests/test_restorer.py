@@ -10,7 +10,8 @@ from torch import nn
 
 from restormixer_arch import RestorMixer
 from restormixer_arch.errors import UserError
-from restormixer_arch.inference import shipped, weights
+from restormixer_arch.inference import installed, weights
+from restormixer_arch.inference.installed import installed_weights
 from restormixer_arch.inference.restorer import (
     Restorer,
     load_restorer,
@@ -19,9 +20,8 @@ from restormixer_arch.inference.restorer import (
     restore_batch,
     restorer_of_options,
 )
-from restormixer_arch.inference.shipped import shipped_weights
 from restormixer_arch.inference.weights import load_network
-from restormixer_arch.memory import held_bytes
+from restormixer_arch.memory import resident_bytes
 from restormixer_arch.weight_options import add_stamp
 
 
@@ -118,7 +118,7 @@ def test_the_precision_auto(name, amx, avx512, wanted, monkeypatch):
     """Where the CPU multiplies bfloat16 and installed weights lose little by it, as torch reports."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
-    weights = Path(name) if "." in name else shipped_weights(name)
+    weights = Path(name) if "." in name else installed_weights(name)
     assert pick_precision(weights, torch.device("cpu")) == wanted
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
@@ -234,9 +234,9 @@ def test_a_result_that_does_not_fit_is_refused(monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is held")
 def test_what_is_held_is_noted_before_the_first_image(tmp_path):
     restorer = load_restorer(save_tiny(tmp_path / "x.safetensors"), torch.device("cpu"))
-    before = held_bytes()
+    before = resident_bytes()
     image = torch.zeros(1, 3, 6000, 6000, dtype=torch.uint8).add_(1)  # 108 MB
-    assert held_bytes() > before + 10**8
+    assert resident_bytes() > before + 10**8
     assert abs(restorer.memory.held - before) < 5 * 10**7 and len(image) == 1
 
 
@@ -317,25 +317,28 @@ def test_other_weights_are_refused(tmp_path):
 
 
 def test_installed_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(shipped, "SHIPPED", tmp_path)
+    monkeypatch.setattr(installed, "WEIGHTS_FOLDER", tmp_path)
     with pytest.raises(
         UserError,
         match="--task: no weights for 'derain'; this installation has no weights at all.",
     ):
-        shipped_weights("derain")
+        installed_weights("derain")
     for task in ("mixed", "derain"):
         save_tiny(tmp_path / f"restormixer_s_{task}.safetensors")
-    assert shipped_weights("derain") == tmp_path / "restormixer_s_derain.safetensors"
+    assert installed_weights("derain") == tmp_path / "restormixer_s_derain.safetensors"
     with pytest.raises(
         UserError, match="no weights for 'dreain'; installed are: derain, mixed. Did you mean 'derain'\\?$"
     ):
-        shipped_weights("dreain")
+        installed_weights("dreain")
 
 
 def test_weights_lie_in_the_package():
     import restormixer_arch
 
-    assert shipped.SHIPPED.parent.samefile(restormixer_arch.__path__[0]) and shipped.SHIPPED.name == "weights"
+    assert (
+        installed.WEIGHTS_FOLDER.parent.samefile(restormixer_arch.__path__[0])
+        and installed.WEIGHTS_FOLDER.name == "weights"
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from whole_trainings import load, same, several_batches, train
+from training_runs import load, same, several_batches, train
 
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.errors import UserError

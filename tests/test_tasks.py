@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from miniatures import MINIATURES
+from mini_datasets import MINIATURES
 
 from restormixer_arch import cli
 from restormixer_arch.data.degradations.labels import CDD11

@@ -14,7 +14,7 @@ from restormixer_arch.cli import main
 from restormixer_arch.data.degraded_dataset import DegradedDataset
 from restormixer_arch.errors import UserError
 from restormixer_arch.models import label_results, metrics, validation
-from restormixer_arch.models.label_results import LabelResults, report_by_label
+from restormixer_arch.models.label_results import LabelResults, report_per_label
 from restormixer_arch.models.validation import last_means, run_validation
 
 compat.apply()
@@ -97,7 +97,7 @@ class Model(SRModel):
 def results_of(items, values, folder, monkeypatch, root=None):
     """Validate; return the model and label -> metric -> values."""
     seen = []
-    monkeypatch.setattr(validation, "report_by_label", lambda model, name, results, *others: seen.append(results))
+    monkeypatch.setattr(validation, "report_per_label", lambda model, name, results, *others: seen.append(results))
     model = Model(values, folder, metrics={"psnr": {"type": "value"}})
     monkeypatch.setattr(metrics, "calculate_metric", lambda data, options: model.value)
     assert run_validation(model, Loader(items, root), 7, None, False)
@@ -228,12 +228,12 @@ def test_scalars_and_file(tmp_path, monkeypatch):
     scalars = {}
     board = SimpleNamespace(add_scalar=lambda name, value, step: scalars.update({name: (value, step)}))
     model = SimpleNamespace(opt={"is_train": True, "path": {"log": str(tmp_path)}})
-    report_by_label(model, "set", results(rain=[20, 24], haze=[10]), 7, board)
+    report_per_label(model, "set", results(rain=[20, 24], haze=[10]), 7, board)
     assert scalars["metrics/set/rain/psnr"] == (22, 7) and len(scalars) == 4
     text = (tmp_path / "set_labels.md").read_text()
     assert text.startswith("# set per label\n\nAfter 7 iterations.\n\n| metric | haze | rain | mean |\n")
     for too_few in (LabelResults(), results(rain=[1]), results(rain=[1], other=[2])):
-        report_by_label(model, "none", too_few, 7, board)
+        report_per_label(model, "none", too_few, 7, board)
     assert not (tmp_path / "none_labels.md").exists() and len(scalars) == 4
 
 
@@ -241,7 +241,7 @@ def test_a_table_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(label_results, "get_root_logger", lambda: logging.getLogger("by label"))
     model = SimpleNamespace(opt={"is_train": True, "path": {"log": str(tmp_path / "absent")}})
     with pytest.raises(UserError, match=r"absent/set_labels\.md: cannot be written \(No such file or directory\)$"):
-        report_by_label(model, "set", results(rain=[20, 24], haze=[10]), 7, None)
+        report_per_label(model, "set", results(rain=[20, 24], haze=[10]), 7, None)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ KERNEL_SIZE = 21
 KERNELS = {"gaussian": 0.7, "generalized": 0.15, "plateau": 0.15}  # name -> probability
 ISOTROPIC = {"gaussian": 0.45 / 0.7, "generalized": 0.8, "plateau": 0.8}  # name -> share that is round
 INTERPOLATIONS = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-NARROWEST = 0.05  # standard deviation in pixels from which on a blur changes anything
+MIN_SIGMA = 0.05  # standard deviation in pixels from which on a blur changes anything
 
 
 def _check_interpolation(name: str) -> None:
@@ -223,14 +223,14 @@ def add_blind(image: np.ndarray, parameters: BlindParameters) -> np.ndarray:
 def _blur(image: np.ndarray, order: Order) -> np.ndarray:
     if order.kernel == "sinc":
         return convolve(image, _sinc_kernel(order.cutoff), linear=False)
-    if max(order.sigma) < NARROWEST:
+    if max(order.sigma) < MIN_SIGMA:
         return image
     return convolve(image, blur_kernel(order), linear=False)
 
 
 def blur_kernel(order: Order) -> np.ndarray:
     """Return BasicSR's kernel of an order that is not a sinc filter: float32 (21, 21), sum 1."""
-    along, across = (max(deviation, NARROWEST) for deviation in order.sigma)
+    along, across = (max(deviation, MIN_SIGMA) for deviation in order.sigma)
     names = {"gaussian": "Gaussian", "generalized": "generalized_Gaussian", "plateau": "plateau"}
     make = getattr(_kernels(), f"bivariate_{names[order.kernel]}")
     shape = () if order.kernel == "gaussian" else (order.beta,)

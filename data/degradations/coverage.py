@@ -35,8 +35,8 @@ NAMES = ("psnr", "mean", "positive", "skewness", "angle", "coherence", "run", "w
 INNER = (2.5, 97.5)  # percentiles of the drawn pairs between which a public one counts as covered
 SMOOTH_SIDE = 31  # pixels
 SIDE = 256  # of the part of an image that is looked at
-LEAST_SIDE = 32  # of an image, in pixels
-HIGHEST_PSNR = 99.0  # of pairs that are equal
+MIN_SIDE = 32  # of an image, in pixels
+MAX_PSNR = 99.0  # of pairs that are equal
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ def residual_statistics(lq: np.ndarray, gt: np.ndarray) -> dict[str, float]:
     residual = (lq.astype(np.float32) - gt.astype(np.float32)).mean(axis=2)
     energy = np.mean(residual**2)
     if energy < 1e-9:
-        return dict(zip(NAMES, (HIGHEST_PSNR, 0, 0.5, 0, 0, 0, 0, 0, 0), strict=True))
+        return dict(zip(NAMES, (MAX_PSNR, 0, 0.5, 0, 0, 0, 0, 0, 0), strict=True))
     mean, std = residual.mean(), max(residual.std(), 1e-6)
     smooth = cv2.blur(residual, (SMOOTH_SIDE, SMOOTH_SIDE), borderType=cv2.BORDER_REFLECT)
     fine = residual - smooth
     angle, coherence = _direction(fine)
     run, width = _run_lengths(fine, angle)
     values = (
-        min(float(-10 * np.log10(np.mean((lq - gt) ** 2))), HIGHEST_PSNR),
+        min(float(-10 * np.log10(np.mean((lq - gt) ** 2))), MAX_PSNR),
         float(255 * mean),
         float(np.mean(np.maximum(residual, 0) ** 2) / energy),
         float(np.mean(((residual - mean) / std) ** 3)),
@@ -140,9 +140,9 @@ def compare_folders(
 def _read(source: FolderImages | LmdbImages, name: str) -> np.ndarray:
     """Return an image, BGR (H, W, 3). Raises UserError if it is too small."""
     image = source.read(name)
-    if min(image.shape[:2]) < LEAST_SIDE:
+    if min(image.shape[:2]) < MIN_SIDE:
         shape = f"{image.shape[0]}x{image.shape[1]}"
-        raise UserError(f"{source.describe(name)}: is {shape}, expected at least {LEAST_SIDE} pixels a side")
+        raise UserError(f"{source.describe(name)}: is {shape}, expected at least {MIN_SIDE} pixels a side")
     return image
 
 

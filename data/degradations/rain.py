@@ -51,12 +51,12 @@ from restormixer_arch.data.degradations.haze import HazeParameters, add_haze
 PIXELS_PER_DENSITY = 10_000  # the area that `density` counts streaks in
 DISTANCE_STEP = 1.6  # how much farther each layer is than the one before it
 SHOWERS = (0.62, 0.2, 0.1, 0.08)  # probability of one, two, three and four
-SHORTEST = 4  # pixels, of the streaks of a layer that is drawn
+MIN_STREAK = 4  # pixels, of the streaks of a layer that is drawn
 MODERATE = 0.25  # share of moderate rain from one direction: the commonest, which wide ranges would make rare
 MISTY = 0.2  # share of the other rain with mist
 VEILED = 0.25  # share of its showers with a veil
 DIAMETERS = (0.3, 2.5)  # smallest and largest drop, in mean diameters
-MOST_POINTS = 2**20  # that are drawn at once, or an eighth of the pixels of a large image; each takes 200 bytes
+MAX_POINTS = 2**20  # that are drawn at once, or an eighth of the pixels of a large image; each takes 200 bytes
 SOFT_END = 0.3  # part of a streak, at each end, over which it fades, where the parameters give no other
 TENT_VARIANCE = 1 / 6  # of a point shared out among its four pixels; that much blur is there already
 FWHM = 2 * np.sqrt(2 * np.log(2))  # full width at half maximum of a Gaussian of standard deviation 1
@@ -165,7 +165,7 @@ def _draw_wide_shower(rng: np.random.Generator, strength: float, count: int) -> 
     """Draw one of ``count`` showers; coverage, the streaks' area in parts of the picture's, is what strength scales."""
     length, width = log_uniform(rng, 6, 120), log_uniform(rng, 0.7, 4.5)
     length = max(length, 4 * width)  # a streak is longer than wide
-    resolved = 1 + int(np.log(length / SHORTEST) / np.log(DISTANCE_STEP))  # beyond them, streaks are too short
+    resolved = 1 + int(np.log(length / MIN_STREAK) / np.log(DISTANCE_STEP))  # beyond them, streaks are too short
     layers = min(int(rng.integers(1, 5)), resolved)
     coverage = strength * log_uniform(rng, 0.03, 2.2) / np.sqrt(count)
     intensity, additive = rng.uniform(0.12, 1), bool(rng.uniform() < 0.5)
@@ -273,7 +273,7 @@ def _draw_lines(
     points = max(int(np.ceil(lengths.max(initial=1))), 2)  # at most a pixel apart
     along = (np.arange(points) + 0.5) / points - 0.5  # (P,), in lengths
     fade = np.clip((0.5 - np.abs(along)) / soft_end, 0, 1) if soft_end > 0 else np.ones(points)
-    step = max(max(MOST_POINTS, shape[0] * shape[1] // 8) // points, 1)
+    step = max(max(MAX_POINTS, shape[0] * shape[1] // 8) // points, 1)
 
     def some(first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         these = slice(first, first + step)

@@ -15,7 +15,7 @@ from restormixer_arch.data.degradations.labels import CDD11, CLEAN, parse_label
 from restormixer_arch.data.images.folder import decode_image
 from restormixer_arch.data.images.opencv import encode
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import atomic_paths, say
+from restormixer_arch.output import atomic_paths, print_result
 
 LABELS = (CLEAN, *CDD11, "blur", "defocus", "noise", "poisson", "camera", "jpeg", "down", "blur_noise_jpeg", "blind")
 COLUMNS = 6
@@ -129,6 +129,6 @@ def _speed(image: np.ndarray, label: str, seconds: float) -> float:
 
 def report_speeds(size: int, seconds: float) -> None:
     """Print a line for each degradation."""
-    say(f"images/s of {size}x{size} RGB on one thread")
+    print_result(f"images/s of {size}x{size} RGB on one thread")
     for label, speed in speeds(size, seconds).items():
-        say(f"  {label:<14} {speed:7.0f}")
+        print_result(f"  {label:<14} {speed:7.0f}")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 from restormixer_arch.errors import UserError
+
+T = TypeVar("T")
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # of datasets
 MORE_IMAGE_SUFFIXES = (".avif", ".heic", ".heif", ".hif", ".jfif", ".jpe")  # that can be restored
@@ -26,8 +29,8 @@ OTHER_SUFFIXES = frozenset(  # images and videos that are not read
     " .mts .nef .ogv .orf .pam .pbm .pcx .pef .pfm .pnm .psb .psd .qoi .raf .rw2 .sgi .svg .tga .ts .wmv .xcf".split()
 )
 
-MOST_PIXELS = 178_956_970  # of an image, unless the user allows more: 2**30 bytes / 6, where Pillow has its limit
-MOST_PIXELS_VARIABLE = "RESTORMIXER_MAX_PIXELS"  # the environment variable that allows more
+MAX_PIXELS = 178_956_970  # of an image, unless the user allows more: 2**30 bytes / 6, where Pillow has its limit
+MAX_PIXELS_VARIABLE = "RESTORMIXER_MAX_PIXELS"  # the environment variable that allows more
 
 
 def parse_pixels(text: str) -> int:
@@ -45,33 +48,45 @@ def pixel_limit() -> int:
     Raises:
         UserError: the environment variable is set, but not to a number of pixels.
     """
-    text = os.environ.get(MOST_PIXELS_VARIABLE, "")
+    text = os.environ.get(MAX_PIXELS_VARIABLE, "")
     try:
-        return parse_pixels(text) if text else MOST_PIXELS
+        return parse_pixels(text) if text else MAX_PIXELS
     except ValueError as error:
-        raise UserError(f"{MOST_PIXELS_VARIABLE}: {error}") from error
+        raise UserError(f"{MAX_PIXELS_VARIABLE}: {error}") from error
 
 
-_limits: list[int | None] = []  # Pillow's limit before each lifting that has not ended
-_lifting = threading.Lock()
+def override(exchange: Callable[[T], T], value: T) -> Callable[[], AbstractContextManager[None]]:
+    """Return a context manager that overrides a setting of the whole process; several threads may be inside at once.
 
-
-@contextmanager
-def without_pillow_limit() -> Iterator[None]:
-    """Lift Pillow's own limit of pixels, which is lower than what a user may allow; threads may do so at once.
-
-    What is opened is to be checked by :func:`pixel_problem` before it is decoded.
+    Args:
+        exchange: sets the setting and returns its previous value.
+        value: of the setting, until the last thread leaves.
     """
+    previous: list[T] = []
+    lock = threading.Lock()
+
+    @contextmanager
+    def overridden() -> Iterator[None]:
+        with lock:
+            previous.append(exchange(value))
+        try:
+            yield
+        finally:
+            with lock:
+                exchange(previous.pop())
+
+    return overridden
+
+
+def _exchange_pillow_limit(limit: int | None) -> int | None:
     from PIL import Image
 
-    with _lifting:
-        _limits.append(Image.MAX_IMAGE_PIXELS)
-        Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        with _lifting:
-            Image.MAX_IMAGE_PIXELS = _limits.pop()  # None until the last of them ends
+    previous, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limit
+    return previous
+
+
+# Pillow's own limit of pixels is lower than what a user may allow. Check with pixel_problem() before decoding.
+without_pillow_limit = override(_exchange_pillow_limit, None)
 
 
 def pixel_problem(width: int, height: int, limit: int | None = None) -> str:
@@ -81,5 +96,5 @@ def pixel_problem(width: int, height: int, limit: int | None = None) -> str:
         return ""
     return (
         f"Image size ({width * height} pixels) exceeds limit of {limit} pixels; if it is right, allow it by "
-        f"the environment variable {MOST_PIXELS_VARIABLE}, or --max-pixels of 'basicsr restore'"
+        f"the environment variable {MAX_PIXELS_VARIABLE}, or --max-pixels of 'basicsr restore'"
     )

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import struct
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -14,26 +11,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from restormixer_arch.data.images import pixel_problem, without_pillow_limit
+from restormixer_arch.data.images import override, pixel_problem, without_pillow_limit
 from restormixer_arch.data.images.png import SIGNATURE, PngFile
 from restormixer_arch.errors import UserError
 from restormixer_arch.memory import is_out_of_memory
 from restormixer_arch.output import atomic_paths
 
-_levels: list[int] = []  # OpenCV's log level before each silence that has not ended
-_silencing = threading.Lock()
-
-
-@contextmanager
-def _without_log() -> Iterator[None]:
-    """Silence OpenCV; threads may do so at once."""
-    with _silencing:
-        _levels.append(cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT))
-    try:
-        yield
-    finally:
-        with _silencing:
-            cv2.utils.logging.setLogLevel(_levels.pop())  # silent until the last of them ends
+_without_log = override(cv2.utils.logging.setLogLevel, cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def decode(content: bytes, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray | None:

@@ -41,7 +41,7 @@ from restormixer_arch.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "AVIF", "HEIF")
 MPO = "MPO"  # a JPEG with a preview or a second view behind it; the first image is read
-LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65536, "HEIF": 16384}  # pixels that can be written
+MAX_SIDE = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65536, "HEIF": 16384}  # pixels that can be written
 CODING = ("quality", "subsampling", "lossless", "exact", "chroma")  # what is no metadata among a writer's arguments
 DAMAGES = (*exif.DAMAGES, EOFError, zlib.error, RuntimeError)  # what decoders and encoders raise
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -141,7 +141,7 @@ def picture_size(path: str | Path) -> tuple[int, int]:
 
 def size_problem(format: str, width: int, height: int) -> str:
     """Return why a picture of this size cannot be written in a format, "" if it can."""
-    most = LARGEST_SIDE.get(format)
+    most = MAX_SIDE.get(format)
     if most is None or max(width, height) <= most:
         return ""
     return f"{width} x {height} pixels are more than {format} can hold ({most} on a side)"

@@ -25,7 +25,7 @@ PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 COLORS = (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"mDCV", b"cLLI", b"sBIT")
 KEPT = (*COLORS, b"bKGD")  # and all that PNG calls safe to copy: texts, EXIF, pHYs, ...
 OUTDATED = (b"PLTE", b"tRNS", b"hIST", b"tIME", b"acTL", b"fcTL", b"fdAT")  # the new pixels have none, or others
-LARGEST_EXIF = 2**20  # bytes of a chunk that may hold an orientation
+MAX_EXIF_BYTES = 2**20  # bytes of a chunk that may hold an orientation
 CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by color type, a palette as RGB
 WIDENED = {1: 255, 2: 85, 4: 17}  # by depth: what makes 8 bits of a gray sample
 COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
@@ -118,7 +118,7 @@ class PngFile:
 
     def open(self) -> Image.Image:
         """Return Pillow's image of the pixels and of the orientation that EXIF or XMP give."""
-        turning = [chunk for chunk in self.chunks if _may_turn(chunk) and len(chunk[1]) <= LARGEST_EXIF]
+        turning = [chunk for chunk in self.chunks if _may_turn(chunk) and len(chunk[1]) <= MAX_EXIF_BYTES]
         for added in (turning, []):
             try:
                 return Image.open(BytesIO(with_chunks(self.pixels, added)), formats=("PNG",))
@@ -181,7 +181,7 @@ def profile_of(chunks: Iterable[Chunk]) -> bytes | None:
         if kind == b"iCCP":
             try:
                 unpack = zlib.decompressobj()
-                profile = unpack.decompress(data[data.index(b"\0") + 2 :], LARGEST_EXIF)
+                profile = unpack.decompress(data[data.index(b"\0") + 2 :], MAX_EXIF_BYTES)
             except (ValueError, zlib.error):
                 return None
             return profile if unpack.eof else None

@@ -39,7 +39,7 @@ NAMES = {
     37724: "Photoshop layers",
 }  # of tags in STRUCTURE that a user would miss
 BITS = (1, 2, 4, 8, 16)
-LARGEST_TAG = 2**26  # bytes
+MAX_TAG_BYTES = 2**26  # bytes
 PIXEL_SCALE, TIE_POINTS, TRANSFORMATION = 33550, 33922, 34264  # of GeoTIFF: pixels to places
 GEOMETRY = {PIXEL_SCALE: 3, TIE_POINTS: 6, TRANSFORMATION: 16}  # tag -> numbers that belong together
 GEO_KEYS, POINTS = 34735, (1025, 0, 1, 2)  # tag of its settings, and that of coordinates of the pixels' middles
@@ -226,7 +226,7 @@ def _metadata(page: TiffPage, order: str) -> tuple[dict[str, Any], list[str]]:
         size = tag.valuebytecount
         if tag.code in STRUCTURE:
             continue
-        if size > LARGEST_TAG:
+        if size > MAX_TAG_BYTES:
             left_out.append(f"tag {tag.code}")
             continue
         tags.append((tag.code, int(tag.dtype), tag.count, _read_at(page, tag.valueoffset, size), True))
@@ -235,7 +235,7 @@ def _metadata(page: TiffPage, order: str) -> tuple[dict[str, Any], list[str]]:
         metadata["height"] = page.imagelength
     if PROFILE in page.tags:
         profile = page.tags[PROFILE]
-        metadata["icc_profile"] = _read_at(page, profile.valueoffset, min(profile.valuebytecount, LARGEST_TAG))
+        metadata["icc_profile"] = _read_at(page, profile.valueoffset, min(profile.valuebytecount, MAX_TAG_BYTES))
     if 282 in page.tags and 283 in page.tags:
         try:
             unit = int(page.tags.valueof(296, 2))

@@ -60,7 +60,7 @@ class Found:
         return f"{self.public.name} {self.part.name}"
 
     @property
-    def count_in_words(self) -> str:
+    def formatted_count(self) -> str:
         """How many pairs there are, or clean images where there are only these."""
         pairs = sum(len(unit.degraded) for unit in self.units)
         return f"{pairs} pairs" if pairs else f"{len(self.units)} images"

@@ -30,7 +30,7 @@ INSTALL = {
     "kornia": "pip install kornia",
 }
 RECORD = "made_with.json"
-LEAST_SIDE = 20  # of an image, in pixels: kornia's drops are that long
+MIN_SIDE = 20  # of an image, in pixels: kornia's drops are that long
 LABELS = {"albumentations": ("rain", "snow", "haze", "blur", "defocus"), "kornia": ("rain", "snow", "blur")}
 
 
@@ -52,8 +52,8 @@ def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: in
         UserError: a library is unknown, none of them is installed, an image cannot be read or is smaller than 20 pixels
             a side, two have one name except for the extension or dots, or half of a set or another one is there.
     """
-    if gt_size < LEAST_SIDE:
-        raise UserError(f"--gt-size: expected at least {LEAST_SIDE}, got {gt_size}")
+    if gt_size < MIN_SIDE:
+        raise UserError(f"--gt-size: expected at least {MIN_SIDE}, got {gt_size}")
     for library in libraries:
         if library not in INSTALL:
             raise UserError(f"{library!r} is not a supported library, expected {' or '.join(INSTALL)}")
@@ -100,9 +100,9 @@ def _middles(gt: str, size: int) -> dict[str, np.ndarray]:
     images = {}
     for stem, name in stems.items():
         image = np.round(source.read(name) * 255).astype(np.uint8)
-        if min(image.shape[:2]) < LEAST_SIDE:
+        if min(image.shape[:2]) < MIN_SIDE:
             shape = f"{image.shape[0]}x{image.shape[1]}"
-            raise UserError(f"{source.describe(name)}: is {shape}, expected at least {LEAST_SIDE} pixels a side")
+            raise UserError(f"{source.describe(name)}: is {shape}, expected at least {MIN_SIDE} pixels a side")
         top, left = ((side - min(side, size)) // 2 for side in image.shape[:2])
         images[stem] = np.ascontiguousarray(image[top : top + size, left : left + size])
     return images

@@ -22,7 +22,7 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.output import warn
 
 SIDE = 16
-LARGEST = 2.0  # mean difference of two thumbnails of the same picture, in levels of 255
+MAX_DIFFERENCE = 2.0  # mean difference of two thumbnails of the same picture, in levels of 255
 FLAT = 4.0  # standard deviation of a thumbnail below which a picture is too plain to be distinguished from others
 
 
@@ -64,7 +64,7 @@ def find_copies(training: Iterable[Path], root: Path) -> list[tuple[Path, str]]:
             continue
         differences = np.abs(matrix - small).mean(axis=1)
         nearest = int(differences.argmin())
-        if differences[nearest] <= LARGEST:
+        if differences[nearest] <= MAX_DIFFERENCE:
             copies.append((file, known[nearest][0]))
     return copies
 

@@ -15,7 +15,7 @@ from restormixer_arch.data.preparation.find_pairs import Found, images_in, pair_
 from restormixer_arch.data.preparation.layouts import Layout, Part, PublicSet, before_last_underscore, no_in_front, same
 from restormixer_arch.errors import UserError
 
-VAL_SHARE, MOST_VAL = 10, 50  # every tenth image, and not more than 50, is for validation
+VAL_SHARE, MAX_VAL = 10, 50  # every tenth image, and not more than 50, is for validation
 
 
 ENDINGS = ("_lq", "_rain", "_input", "_noisy", "_blur")  # of degraded images
@@ -57,7 +57,7 @@ def find_own_images(gt: Path, lq: Path | None, val: int | None) -> list[Found]:
     found = _pair(gt, lq)
     clean = {unit.gt for unit in found.units}
     count = len(clean)
-    wanted = min(max(count // VAL_SHARE, 1), MOST_VAL) if val is None else val
+    wanted = min(max(count // VAL_SHARE, 1), MAX_VAL) if val is None else val
     if wanted >= count:
         raise UserError(f"{gt}: has {count} images, of which {wanted} are for validation: none is left for training")
     chosen = set(sorted(clean, key=_by_chance)[:wanted])

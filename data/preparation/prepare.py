@@ -35,7 +35,7 @@ CHUNK = 16  # most units that a worker takes, and that are written, at once
 CHUNK_BYTES = 2**23  # most bytes of their files, if they are several: JPEGs, cut and as PNG, grow to 20 times that
 CHUNKS_PER_WORKER = 3  # chunks in work for each worker: more would pile up in memory where the disk is slow
 SHOWN = 5  # problems of one kind that are listed
-MOST_WORKERS = 61 if sys.platform == "win32" else 2**16  # Windows cannot wait for more at once
+MAX_WORKERS = 61 if sys.platform == "win32" else 2**16  # Windows cannot wait for more at once
 NOT_MADE_HERE = "already exists and was not created by this command"
 WORKER = "PoolWorker"  # in the names of processes: restormixer_arch/cli/__init__.py loads no torch in them
 
@@ -302,7 +302,7 @@ def _outcomes(units: Sequence[Unit], recipe: Recipe, workers: int, title: str) -
                 yield outcomes
                 bar.update(len(outcomes))
             return
-        for outcomes in _parallel(chunks, recipe, min(workers, len(chunks), MOST_WORKERS)):
+        for outcomes in _parallel(chunks, recipe, min(workers, len(chunks), MAX_WORKERS)):
             yield outcomes
             bar.update(len(outcomes))
 

@@ -207,16 +207,16 @@ def name_images() -> None:
     replace_everywhere("imfrombytes", original_decode, imfrombytes)
 
 
-def name_refused_values() -> None:
+def name_invalid_values() -> None:
     import basicsr.archs
     import basicsr.losses
     from basicsr.models.base_model import BaseModel
 
-    from restormixer_arch.basicsr_adapter.refused_values import naming_refused_option, naming_refused_value
+    from restormixer_arch.basicsr_adapter.invalid_values import explaining_build, explaining_get_optimizer
 
     for module, name in ((basicsr.archs, "build_network"), (basicsr.losses, "build_loss")):
-        replace_everywhere(name, getattr(module, name), naming_refused_value(getattr(module, name)))
-    BaseModel.get_optimizer = naming_refused_option(BaseModel.get_optimizer)
+        replace_everywhere(name, getattr(module, name), explaining_build(getattr(module, name)))
+    BaseModel.get_optimizer = explaining_get_optimizer(BaseModel.get_optimizer)
 
 
 def explain_weights() -> None:
@@ -328,12 +328,12 @@ PATCHES = (
         after_import=name_images,
     ),
     Patch(
-        name="refused_values",
+        name="invalid_values",
         replaces=("build_network", "build_loss", "BaseModel.get_optimizer"),
         breaks="a value that a network, loss or optimizer refuses ends in a traceback",
         versions="all",
         why="the arguments come from the option file, so the user has to fix an error of the constructor",
-        after_import=name_refused_values,
+        after_import=name_invalid_values,
     ),
     Patch(
         name="weights",

@@ -57,7 +57,7 @@ def load_network(
     try:
         keys = bare.load_state_dict(state, strict=strict)
     except RuntimeError as error:  # what torch raises for missing, unexpected and misshapen tensors
-        reasons = misfits(bare, state, error)
+        reasons = describe_mismatch(bare, state, error)
         raise UserError(f"{load_path}: does not fit the network of {section}: {reasons}") from error
     parameters = {name for name, _ in bare.named_parameters()}
     if parameters and parameters <= set(keys.missing_keys):
@@ -71,7 +71,7 @@ def load_network(
         )
 
 
-def misfits(net: nn.Module, given: Mapping[str, Tensor], error: RuntimeError) -> str:
+def describe_mismatch(net: nn.Module, given: Mapping[str, Tensor], error: RuntimeError) -> str:
     """Describe in one line why weights do not fit a network.
 
     Args:

@@ -121,10 +121,10 @@ def gemm_work(size: int, device: str = "cpu") -> Callable[[], object]:
 
 def picture_work(task: str, height: int, width: int, device: str = "cpu") -> Callable[[], object]:
     """One restoration of a picture by installed weights, in tiles, as ``basicsr restore`` does it."""
+    from restormixer_arch.inference.installed import installed_weights
     from restormixer_arch.inference.restorer import load_restorer
-    from restormixer_arch.inference.shipped import shipped_weights
 
-    restorer = load_restorer(shipped_weights(task), torch.device(device))
+    restorer = load_restorer(installed_weights(task), torch.device(device))
     picture = torch.rand(1, 3, height, width)
     return lambda: restorer(picture)
 

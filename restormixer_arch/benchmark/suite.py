@@ -16,7 +16,7 @@ from restormixer_arch import __version__
 from restormixer_arch.benchmark.networks import COMPETITORS, SMALL, missing
 from restormixer_arch.benchmark.tables import BUSY, OURS, OWN_MALLOC, RIVAL, SMALL_STEP
 from restormixer_arch.errors import UserError
-from restormixer_arch.inference.shipped import shipped_tasks
+from restormixer_arch.inference.installed import installed_tasks
 from restormixer_arch.processes import run_in_process
 from restormixer_arch.selective_scan import available_backends, backend_report
 
@@ -149,7 +149,7 @@ def _machine_jobs(rounds: int, quick: bool) -> Iterator[tuple[str, str, dict[str
     yield "times", BUSY, {"kind": "times", "rounds": rounds, "works": works, "busy": 2}
     works = {"import torch": ("start", {"command": "torch"}), "basicsr restore": ("start", {"command": "restore"})}
     yield "times", "cold start, 384x256", {"kind": "times", "rounds": rounds, "works": works}
-    if not quick and "derain" in shipped_tasks():
+    if not quick and "derain" in installed_tasks():
         works = {"derain": ("picture", {"task": "derain", "height": 4000, "width": 6000})}
         yield "times", "24 megapixels, one thread", {"kind": "times", "rounds": 1, "works": works, "threads": 1}
 

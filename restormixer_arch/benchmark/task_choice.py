@@ -24,7 +24,7 @@ from restormixer_arch.data.lmdb_io import LmdbImages
 from restormixer_arch.errors import UserError, file_error
 from restormixer_arch.inference.choose_task import (
     CLEAN,
-    LEAST_PROBABILITY,
+    MIN_PROBABILITY,
     MIXED,
     MODEL,
     STATISTICS,
@@ -33,7 +33,7 @@ from restormixer_arch.inference.choose_task import (
     regression_features,
     window_statistics,
 )
-from restormixer_arch.output import complain, say, write_text_atomically
+from restormixer_arch.output import print_error, print_result, write_text_atomically
 
 TASK_OF = {
     "rain": "derain",
@@ -117,7 +117,7 @@ def fit(folder: Path, out: Path, processes: int) -> None:
     samples = [sample for samples in found for sample in samples]
     model = fit_model(np.array([values for values, _ in samples]), [task for _, task in samples])
     write_text_atomically(out, json.dumps({"statistics": STATISTICS, **model}, separators=(",", ":")) + "\n")
-    say(f"{out}: fitted to {len(samples)} degraded images of {len(sources)} photographs")
+    print_result(f"{out}: fitted to {len(samples)} degraded images of {len(sources)} photographs")
 
 
 def fixed_images(folder: Path, kind: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -142,14 +142,14 @@ def confusion_table(choices: Sequence[tuple[str, Choice]]) -> str:
     columns = [*TASKS, "unsure"]
     counts = {task: dict.fromkeys(columns, 0) for task in TASKS}
     for truth, choice in choices:
-        counts[truth]["unsure" if choice.probability < LEAST_PROBABILITY else choice.task] += 1
+        counts[truth]["unsure" if choice.probability < MIN_PROBABILITY else choice.task] += 1
     lines = [f"| actual \\ chosen | images | {' | '.join(columns)} |", f"|{' --- |' * (len(columns) + 2)}"]
     for task, row in counts.items():
         if number := sum(row.values()):
             cells = [f"**{row[name]}**" if name == task else str(row[name] or "") for name in columns]
             lines.append(f"| {task} | {number} | {' | '.join(cells)} |")
-    right = sum(choice.task == truth and choice.probability >= LEAST_PROBABILITY for truth, choice in choices)
-    left = sum(choice.task == CLEAN or choice.probability < LEAST_PROBABILITY for _, choice in choices)
+    right = sum(choice.task == truth and choice.probability >= MIN_PROBABILITY for truth, choice in choices)
+    left = sum(choice.task == CLEAN or choice.probability < MIN_PROBABILITY for _, choice in choices)
     lines += ["", f"Of {len(choices)} images {right} are classified correctly; {left} are left unchanged."]
     return "\n".join(lines)
 
@@ -173,14 +173,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fit(options.fit, options.out, options.processes)
         else:
             images = fixed_images(options.table, options.set)
-            say(confusion_table([(truth, choose_task([image])) for truth, image in images]))
+            print_result(confusion_table([(truth, choose_task([image])) for truth, image in images]))
     except UserError as error:
-        complain(f"error: {error}")
+        print_error(f"error: {error}")
         return 2
     except OSError as error:
         if not error.strerror:
             raise
-        complain(f"error: {file_error(error)}")
+        print_error(f"error: {file_error(error)}")
         return 2
     return 0
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from restormixer_arch import __version__
 from restormixer_arch.errors import UserError, did_you_mean, file_error
 from restormixer_arch.memory import keep_freed_memory
-from restormixer_arch.output import complain, say
+from restormixer_arch.output import print_error, print_result
 
 # name -> (module, what it does)
 COMMANDS = {
@@ -72,18 +72,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except UserError as error:
         for line in user_message(error).splitlines():
-            complain(f"error: {line}")
+            print_error(f"error: {line}")
         return 2
     except KeyboardInterrupt as interrupt:  # Ctrl-C, or another signal that a training has taken for its end
-        complain("stopped")
+        print_error("stopped")
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
     except MemoryError:
-        complain("error: not enough memory")
+        print_error("error: not enough memory")
         return 2
     except ImportError as error:
         if not LACKING_LIBRARY.search(str(error)):
             raise
-        complain(f"error: a library of the system is missing: {error}; {SYSTEM_LIBRARIES}")
+        print_error(f"error: a library of the system is missing: {error}; {SYSTEM_LIBRARIES}")
         return 2
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at its end
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that may not be written to
         if error.errno is None or not error.strerror:
             raise
-        complain(f"error: {file_error(error)}")
+        print_error(f"error: {file_error(error)}")
         return 2
 
 
@@ -111,11 +111,11 @@ def user_message(error: UserError) -> str:
 
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        say(_help())
+        print_result(_help())
         return 0 if arguments else 2
     name, *rest = arguments
     if name in ("-V", "--version"):
-        say(f"basicsr command of restormixer {__version__}")
+        print_result(f"basicsr command of restormixer {__version__}")
         return 0
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS)

@@ -6,7 +6,7 @@ import json
 
 from restormixer_arch.cli.parsing import Parser, check_new_file, path_name, positive_number
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import complain, say, write_text_atomically
+from restormixer_arch.output import print_error, print_result, write_text_atomically
 from restormixer_arch.processes import cores, omp_threads
 
 
@@ -37,11 +37,11 @@ def run(arguments: list[str]) -> int:
     from restormixer_arch.benchmark.tables import figures, markdown
 
     result = run_suite(args.threads or omp_threads() or cores(), args.rounds, args.quick, args.device)
-    say(markdown(result))
+    print_result(markdown(result))
     if args.json:
         text = json.dumps({**result, "figures": figures(result)}, indent=1)
         write_text_atomically(args.json, text + "\n")
     if result["stopped"]:
-        complain(f"stopped while measuring {result['stopped']}; showing the results so far")
+        print_error(f"stopped while measuring {result['stopped']}; showing the results so far")
         return 130
     return 2 if result["failed"] else 0

@@ -10,10 +10,10 @@ from pathlib import Path
 from restormixer_arch.cli.parsing import Parser, add_output, check_new_file
 from restormixer_arch.config.check import NoDataSet, read_request
 from restormixer_arch.errors import UserError, did_you_mean
-from restormixer_arch.inference.shipped import SHIPPED, shipped_tasks
-from restormixer_arch.output import note, say, write_text_atomically
+from restormixer_arch.inference.installed import WEIGHTS_FOLDER, installed_tasks
+from restormixer_arch.output import note, print_result, write_text_atomically
 
-PUBLISHED = SHIPPED / "published.tsv"
+PUBLISHED = WEIGHTS_FOLDER / "published.tsv"
 OURS = "RestorMixer-S"
 TRAINED_ON = "synthetic degradations of 147 free photographs"
 
@@ -91,17 +91,17 @@ def run(arguments: list[str]) -> int:
         check_new_file("-o", args.out)
     published = read_published(PUBLISHED)
     texts = []
-    for task in [task for task in args.tasks if task not in shipped_tasks()]:
+    for task in [task for task in args.tasks if task not in installed_tasks()]:
         note(f"{task}: no weights are installed")
     for measurement in MEASUREMENTS:
-        if measurement.task not in args.tasks or measurement.task not in shipped_tasks():
+        if measurement.task not in args.tasks or measurement.task not in installed_tasks():
             continue
         try:
             texts.append("\n".join(task_lines(measure(measurement), published)) + "\n")
         except NoDataSet as error:
             note(str(error))
             continue
-        say(texts[-1])
+        print_result(texts[-1])
     if not texts:
         raise UserError(
             f"nothing to measure for {', '.join(args.tasks)}: no weights are installed, or no test set was found"
@@ -177,8 +177,8 @@ def _published_cell(row: Mapping[str, str] | None) -> str:
 
 
 def _parameters(task: str) -> str:
-    from restormixer_arch.inference.shipped import shipped_weights
+    from restormixer_arch.inference.installed import installed_weights
     from restormixer_arch.inference.weights import load_network
 
-    count = sum(parameter.numel() for parameter in load_network(shipped_weights(task)).parameters())
+    count = sum(parameter.numel() for parameter in load_network(installed_weights(task)).parameters())
     return f"{count / 1e6:.2f} M"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from restormixer_arch.cli.parsing import Parser, add_option_file, add_output, check_new_file, path_name
 from restormixer_arch.config.check import raise_problems
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import complain, note, say, shell_join, shown_path
+from restormixer_arch.output import note, print_error, print_result, shell_join, shown_path
 
 if TYPE_CHECKING:
     from restormixer_arch.compare.results import Comparison
@@ -76,7 +76,7 @@ def run(arguments: list[str]) -> int:
         from restormixer_arch.compare import results
         from restormixer_arch.compare.report.page import write_report
 
-        say(str(write_report(results.read(args.report), args.report)))
+        print_result(str(write_report(results.read(args.report), args.report)))
         return 0
     return _compare(args, arguments)
 
@@ -91,7 +91,7 @@ def _compare(args: Namespace, arguments: list[str]) -> int:
     register.load_plugins()
     raise_problems(name_problems_of(options, "."), options, args.opt)
     from restormixer_arch.compare.report import page
-    from restormixer_arch.compare.training import Ended
+    from restormixer_arch.compare.training import ComparisonInterrupted
 
     if not args.steps:
         page.require_libraries()
@@ -101,11 +101,11 @@ def _compare(args: Namespace, arguments: list[str]) -> int:
             _measure_steps(options, args.opt)
         else:
             (_study if options.get("runs") else _comparison)(options, args.auto_resume)
-    except (Ended, KeyboardInterrupt) as end:
+    except (ComparisonInterrupted, KeyboardInterrupt) as end:
         again = arguments if args.auto_resume else [*arguments, "--auto_resume"]
         resume = f"; resume with: {shell_join(['basicsr', 'compare', *again])}"
-        complain("stopped" + resume * (not args.steps))
-        return end.code if isinstance(end, Ended) else 130
+        print_error("stopped" + resume * (not args.steps))
+        return end.code if isinstance(end, ComparisonInterrupted) else 130
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
@@ -117,8 +117,8 @@ def _comparison(options: dict[str, Any], resume: bool) -> None:
 
     comparison, folder = compare(options, resume=resume)
     places = _write(comparison, folder)
-    say(tables.markdown(comparison))
-    say(f"results: {_show(places)}")
+    print_result(tables.markdown(comparison))
+    print_result(f"results: {_show(places)}")
 
 
 def _study(options: dict[str, Any], resume: bool) -> None:
@@ -136,8 +136,8 @@ def _study(options: dict[str, Any], resume: bool) -> None:
         study_run.add_context(result, options, found, fields)
         study_page.write(result, root)
         places.append(study_plots.draw_context(result.context, fields, root / f"{study_plots.CONTEXT}.png"))
-    say(study_page.markdown(result))
-    say(f"results: {_show(places)}")
+    print_result(study_page.markdown(result))
+    print_result(f"results: {_show(places)}")
 
 
 def _write(comparison: Comparison, folder: Path) -> list[Path]:
@@ -168,10 +168,10 @@ def _measure_steps(options: dict[str, Any], shown: str) -> None:
         raise UserError(f"{shown}: --steps: no competitor is trained, so there is no step to measure")
     with tempfile.TemporaryDirectory(prefix="basicsr_compare_") as folder:
         for name, seconds in measure_steps(options, names, Path(folder), threads_of(options)).items():
-            say(f"{name}: step_seconds: {seconds:.4f}")
+            print_result(f"{name}: step_seconds: {seconds:.4f}")
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    from restormixer_arch.compare.training import Ended
+    from restormixer_arch.compare.training import ComparisonInterrupted
 
-    raise Ended(128 + number)
+    raise ComparisonInterrupted(128 + number)

@@ -8,9 +8,9 @@ from argparse import ArgumentTypeError
 from restormixer_arch.cli.parsing import Parser, add_output, path_name, positive_number, whole_number
 from restormixer_arch.data.degradations.labels import CDD11, NAMES
 from restormixer_arch.errors import UserError, did_you_mean
-from restormixer_arch.output import say
+from restormixer_arch.output import print_result
 
-LEAST_SIDE = 16  # of the images of "speed": compression and blur need some pixels
+MIN_SIDE = 16  # of the images of "speed": compression and blur need some pixels
 
 ACTIONS = {
     "sheet": "show all degradations of a photograph on one image",
@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
         lines += ["", f"labels, or several joined by _ in this order, such as {CDD11[-2]}:"]
         lines += [f"  {name:<{width}}  {what}" for name, what in NAMES.items()]
         lines += ["", "'basicsr degrade ACTION --help' describes an action."]
-        say("\n".join(["usage: basicsr degrade ACTION [options]", "", "actions:", *lines]))
+        print_result("\n".join(["usage: basicsr degrade ACTION [options]", "", "actions:", *lines]))
         raise SystemExit(0 if arguments else 2)
     name, *rest = arguments
     if name not in ACTIONS:
@@ -50,7 +50,7 @@ def _sheet(arguments: list[str]) -> None:
     from restormixer_arch.data.degradations.sheet import write_sheet
 
     write_sheet(args.photo, args.out, args.seed, overwrite=args.overwrite)
-    say(f"{args.out}: {args.out.stat().st_size / 1000:.0f} kB")
+    print_result(f"{args.out}: {args.out.stat().st_size / 1000:.0f} kB")
 
 
 def _set(arguments: list[str]) -> None:
@@ -80,7 +80,7 @@ def _set(arguments: list[str]) -> None:
         recursive=args.recursive,
         lmdb=args.lmdb,
     )
-    say(f"{args.out}: {count} pairs under {len(labels)} labels ({', '.join(labels)})")
+    print_result(f"{args.out}: {count} pairs under {len(labels)} labels ({', '.join(labels)})")
 
 
 def _others(arguments: list[str]) -> None:
@@ -100,7 +100,7 @@ def _others(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="random seed (default: 0)")
     args = parser.parse_args(arguments)
     sets = write_other_sets(str(args.gt), args.out, tuple(args.libraries), args.gt_size, args.seed)
-    say(f"{args.out}: {', '.join(sets)}")
+    print_result(f"{args.out}: {', '.join(sets)}")
 
 
 def _speed(arguments: list[str]) -> None:
@@ -117,8 +117,8 @@ def _speed(arguments: list[str]) -> None:
 
 def _side(text: str) -> int:
     """An argument's type: a number of pixels that all degradations take."""
-    if not text.isdecimal() or int(text) < LEAST_SIDE:
-        raise ArgumentTypeError(f"expected a whole number from {LEAST_SIDE}, got {text!r}")
+    if not text.isdecimal() or int(text) < MIN_SIDE:
+        raise ArgumentTypeError(f"expected a whole number from {MIN_SIDE}, got {text!r}")
     return int(text)
 
 
@@ -150,4 +150,4 @@ def _coverage(arguments: list[str]) -> None:
 
     clean = str(args.clean) if args.clean else None
     rows = compare_folders(str(args.lq), str(args.gt), args.labels, clean=clean, count=args.count, seed=args.seed)
-    say(coverage_table(rows))
+    print_result(coverage_table(rows))

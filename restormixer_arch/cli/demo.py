@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from restormixer_arch.cli.parsing import Parser
 from restormixer_arch.cli.restore import add_settings, restorer_of
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import say, warn
+from restormixer_arch.output import print_result, warn
 
 if TYPE_CHECKING:
     from restormixer_arch.inference.restorer import Restorer
@@ -61,12 +61,12 @@ def run(arguments: list[str]) -> int:
 
 def _choices(args: argparse.Namespace) -> dict[str, str | Path]:
     """What can be picked on the page and its weights, the first of them at first."""
-    from restormixer_arch.inference.shipped import DEFAULT_TASK, shipped_tasks, shipped_weights
+    from restormixer_arch.inference.installed import DEFAULT_TASK, installed_tasks, installed_weights
 
     if args.weights:
         return {Path(args.weights).stem: args.weights}
     first = DEFAULT_TASK if args.task is None else args.task
-    return {task: shipped_weights(task) for task in dict.fromkeys([first, *shipped_tasks()])}
+    return {task: installed_weights(task) for task in dict.fromkeys([first, *installed_tasks()])}
 
 
 def _check_address(host: str, port: int) -> None:
@@ -92,7 +92,7 @@ def _serve(args: argparse.Namespace, tasks: list[str], restorer_for: Callable[[s
             if args.host not in HERE:
                 warn(f"--host: anyone who can reach {args.host} over the network can use this page")
             shown = f"[{args.host}]" if ":" in args.host else args.host
-            say(f"running on http://{shown}:{args.port}; press Ctrl-C to stop")
+            print_result(f"running on http://{shown}:{args.port}; press Ctrl-C to stop")
             while True:
                 time.sleep(3600)
         finally:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 from restormixer_arch import __version__
 from restormixer_arch.cli.parsing import Parser
-from restormixer_arch.output import say
+from restormixer_arch.output import print_result
 from restormixer_arch.processes import cores
 
 # distribution, module, what it is for; training needs them. BasicSR has a section of its own.
@@ -72,13 +72,14 @@ def run(arguments: list[str]) -> int:
     """Print the report. Returns 0 if training can run, else 1."""
     Parser("doctor", "Show what is installed, what is missing and how to fix it.").parse_args(arguments)
     problems = 0
-    say(f"restormixer {__version__}")
+    print_result(f"restormixer {__version__}")
     for title, section in SECTIONS.items():
-        say(f"\n{title}")
+        print_result(f"\n{title}")
         for finding in section():
             problems += finding.state == "!!"
-            say(str(finding))
-    say(f"\n{problems} problem{'s' if problems > 1 else ''} (!!) to fix first" if problems else "\nready to train")
+            print_result(str(finding))
+    summary = f"{problems} problem{'s' if problems > 1 else ''} (!!) to fix first" if problems else "ready to train"
+    print_result(f"\n{summary}")
     return 1 if problems else 0
 
 
@@ -139,8 +140,8 @@ def upstream() -> Iterator[Finding]:
 
     folder = os.path.dirname(basicsr.__file__)
     if os.path.dirname(folder) == os.getcwd():
-        cure = "another project's copy in the working directory hides the installed one; run from another folder"
-        yield Finding("basicsr", f"{folder}: {cure}", "!!")
+        fix = "another project's copy in the working directory hides the installed one; run from another folder"
+        yield Finding("basicsr", f"{folder}: {fix}", "!!")
     else:
         yield Finding("basicsr", f"{names}, {folder}")
     for patch, state in compat.report():

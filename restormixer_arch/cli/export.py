@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from restormixer_arch.cli.parsing import Parser, add_output, path_name
 from restormixer_arch.config.yaml_file import locate_option_file, read_options
 from restormixer_arch.errors import OptionErrors, UserError, did_you_mean
-from restormixer_arch.output import say
+from restormixer_arch.output import print_result
 
 if TYPE_CHECKING:
     from restormixer_arch.restormixer_arch import RestorMixer
@@ -73,7 +73,7 @@ def run(arguments: list[str]) -> int:
             remark = write(network, partial, args)
     except OSError as error:
         raise UserError(f"-o: {str(args.output)!r} cannot be written ({error.strerror})") from error
-    say(f"{args.output}: {remark}; {args.output.stat().st_size / 1e6:.1f} MB")
+    print_result(f"{args.output}: {remark}; {args.output.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

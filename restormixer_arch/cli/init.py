@@ -5,7 +5,7 @@ from __future__ import annotations
 from restormixer_arch.cli.parsing import Parser, add_output, check_writable, path_name, task_name
 from restormixer_arch.config.rules import name_problem
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import say
+from restormixer_arch.output import print_result
 
 DESCRIPTION = (
     "Write a commented option file for a folder of 'basicsr prepare pairs'. Patches, batch and iterations are chosen "
@@ -43,8 +43,8 @@ def run(arguments: list[str]) -> int:
     file.parent.mkdir(parents=True, exist_ok=True)
     check_writable("--output", file.parent)
     from restormixer_arch.basicsr_adapter import register
-    from restormixer_arch.training.new_options import Wanted, write_options  # imports torch
+    from restormixer_arch.training.new_options import InitRequest, write_options  # imports torch
 
     register.load_plugins()
-    say(write_options(Wanted(data, file, name, args.task, args.network, args.hours)))
+    print_result(write_options(InitRequest(data, file, name, args.task, args.network, args.hours)))
     return 0

@@ -12,7 +12,7 @@ from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.memory import parse_bytes
 from restormixer_arch.output import set_shared_job, user_path
 
-LEAST_MEMORY = 10**6  # bytes; below this, the unit was probably forgotten
+MIN_MEMORY = 10**6  # bytes; below this, the unit was probably forgotten
 # What each command does with BasicSR's own switches.
 RESUMING = {
     "train": "resume from the newest checkpoint",
@@ -128,7 +128,7 @@ def memory_size(text: str) -> int:
         size = parse_bytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    if size < LEAST_MEMORY:
+    if size < MIN_MEMORY:
         raise argparse.ArgumentTypeError(f"expected an amount such as 3G or 800M, got {text!r}, {size} bytes")
     return size
 

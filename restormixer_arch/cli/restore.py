@@ -36,10 +36,10 @@ from restormixer_arch.inference.files import (
     is_there,
     restore_file,
 )
+from restormixer_arch.inference.installed import AUTO, DEFAULT_TASK, installed_weights
 from restormixer_arch.inference.jobs import Job, find_jobs, make_folder
 from restormixer_arch.inference.shards import gpu_of_process, limit_threads, parse_shard, shard_of_process, wait_for_all
-from restormixer_arch.inference.shipped import AUTO, DEFAULT_TASK, shipped_weights
-from restormixer_arch.output import complain, is_first_process, note, printable, say
+from restormixer_arch.output import is_first_process, note, print_error, print_result, printable
 
 if TYPE_CHECKING:
     from restormixer_arch.inference.auto import AutoRestorer
@@ -189,7 +189,7 @@ def run(arguments: list[str]) -> int:
     if stopped:
         hint = "" if args.overwrite else "; run the same command again for the rest"
         done = counts.total() - (len(jobs) - len(todo))
-        complain(f"stopped after {done} of {len(todo)} files{hint}")
+        print_error(f"stopped after {done} of {len(todo)} files{hint}")
         return 130
     whose = "perhaps made with other weights; " if args.task or args.weights else ""
 
@@ -204,7 +204,7 @@ def run(arguments: list[str]) -> int:
     ]
     place = str(args.output) if shard.count == 1 else f"{args.output}, shard {shard.index}/{shard.count}"
     total = f"{place}: {', '.join(parts) or 'nothing to do'}"
-    say(total) if is_first_process() else note(total, any_process=True)
+    print_result(total) if is_first_process() else note(total, any_process=True)
     try:
         if args.sheet:
             write_sheet(args.sheet, jobs, overwrite=args.overwrite, max_pixels=args.max_pixels)
@@ -238,7 +238,7 @@ def check_weights(args: argparse.Namespace) -> None:
     """Raise UserError if the weights of ``--weights`` or ``--task`` do not exist; the hub is not queried."""
     if args.weights is None:
         if args.task not in (None, AUTO):
-            shipped_weights(args.task)
+            installed_weights(args.task)
     elif not args.weights.is_file():
         from restormixer_arch.hub import find_here  # takes a second, for torch
 
@@ -263,7 +263,7 @@ def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> 
 
         check_settings(tile=args.tile, overlap=args.overlap, strength=args.strength)
         return AutoRestorer(lambda chosen: restorer_of(args, chosen))
-    path = weights or args.weights or shipped_weights(DEFAULT_TASK if args.task is None else args.task)
+    path = weights or args.weights or installed_weights(DEFAULT_TASK if args.task is None else args.task)
     names = ("tile", "overlap", "blend", "precision", "self_ensemble", "max_memory", "strength")
     restorer = load_restorer(path, device, **{name: getattr(args, name) for name in names})
     if args.precision == "auto":
@@ -302,7 +302,7 @@ def _restore_or_report(job: Job, restorer: Restorer | AutoRestorer, options: Fil
         outcome.failures.append(f"{job.source}: {'not enough memory' if is_out_of_memory(error) else reason}")
     with tqdm.external_write_mode() if sys.stderr is not None else open(os.devnull) as _:
         for failure in outcome.failures:
-            complain(f"error: {failure}".replace("\n", "\\n"))
+            print_error(f"error: {failure}".replace("\n", "\\n"))
         for remark in outcome.remarks:  # of this process's share, so from any process
             note(remark.replace("\n", "\\n"), any_process=True)
     return outcome

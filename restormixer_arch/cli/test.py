@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from restormixer_arch.cli.parsing import option_file_parser
 from restormixer_arch.config.check import read_request
-from restormixer_arch.output import say, warn
+from restormixer_arch.output import print_result, warn
 
 
 def run(arguments: list[str]) -> int:
@@ -30,5 +30,5 @@ def run(arguments: list[str]) -> int:
     from restormixer_arch.training.run import test
 
     for line in test_lines(test(request)):
-        say(line)
+        print_result(line)
     return 0

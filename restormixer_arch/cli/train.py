@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from restormixer_arch.cli.parsing import option_file_parser
 from restormixer_arch.config.check import read_request
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import complain, say, shell_join, shown_path
+from restormixer_arch.output import print_error, print_result, shell_join, shown_path
 
 if TYPE_CHECKING:
     from restormixer_arch.training.trainer import Training
@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
         from restormixer_arch.training.dry_run import dry_run
 
         for line in dry_run(request):
-            say(line)
+            print_result(line)
         return 0
     from restormixer_arch.training.distributed import lost_peer
     from restormixer_arch.training.interrupt import Stopped
@@ -55,10 +55,10 @@ def run(arguments: list[str]) -> int:
     try:
         training.run()
     except Stopped as stopped:
-        say_once(training, interruption(training, arguments, f"{stopped}: "))
+        print_once(training, interruption(training, arguments, f"{stopped}: "))
         return 128 + stopped.signal
     except KeyboardInterrupt:
-        complain(interruption(training, arguments))
+        print_error(interruption(training, arguments))
         return 130
     except RuntimeError as error:
         if training.opt.get("dist") and lost_peer(error):
@@ -69,20 +69,20 @@ def run(arguments: list[str]) -> int:
         lost = LOST_LOADER.search(str(error))
         if lost is None:
             raise
-        cure = "if the memory ran out, lower datasets.train.num_worker_per_gpu or batch_size_per_gpu"
+        fix = "if the memory ran out, lower datasets.train.num_worker_per_gpu or batch_size_per_gpu"
         if "shared memory" in str(error) or "Bus error" in str(error):
-            cure = "shared memory ran out: in a container start it with more (docker run --shm-size=2g), or lower "
-            cure += "datasets.train.num_worker_per_gpu or batch_size_per_gpu"
-        raise UserError(f"a loader process {lost[1]}; {cure}; {interruption(training, arguments)}") from error
+            fix = "shared memory ran out: in a container start it with more (docker run --shm-size=2g), or lower "
+            fix += "datasets.train.num_worker_per_gpu or batch_size_per_gpu"
+        raise UserError(f"a loader process {lost[1]}; {fix}; {interruption(training, arguments)}") from error
     for line in training_lines(training):
-        say(line)
+        print_result(line)
     return 0
 
 
-def say_once(training: Training, line: str) -> None:
+def print_once(training: Training, line: str) -> None:
     """Write a line from the first process of a job only."""
     if training.opt.get("rank", 0) == 0:
-        complain(line)
+        print_error(line)
 
 
 def place(training: Training) -> str:

@@ -102,8 +102,8 @@ def use_of(network: nn.Module, options: dict[str, Any], sizes: list[int]) -> tup
             if min(lq.shape[-2:]) < largest:
                 continue
             for size in sizes:
-                psnr[size][name] = round(middle_psnr(network, lq, gt, size, min(sizes)), DIGITS)
-            field = receptive_field(network, middle(lq, min(FIELD_SIDE, largest)))
+                psnr[size][name] = round(center_psnr(network, lq, gt, size, min(sizes)), DIGITS)
+            field = receptive_field(network, center_crop(lq, min(FIELD_SIDE, largest)))
             field[field.shape[0] // 2, field.shape[1] // 2] = 0
             total = total + field / field.sum().clamp_min(torch.finfo(field.dtype).tiny)
     if not psnr[largest]:
@@ -113,13 +113,13 @@ def use_of(network: nn.Module, options: dict[str, Any], sizes: list[int]) -> tup
     return ContextUse(psnr=psnr, radius=radius), field
 
 
-def middle(picture: Tensor, side: int) -> Tensor:
+def center_crop(picture: Tensor, side: int) -> Tensor:
     """Return the middle (B, C, side, side) of a picture (B, C, H, W)."""
     top, left = (picture.shape[-2] - side) // 2, (picture.shape[-1] - side) // 2
     return picture[..., top : top + side, left : left + side]
 
 
-def middle_psnr(network: nn.Module, lq: Tensor, gt: Tensor, size: int, judged: int) -> float:
+def center_psnr(network: nn.Module, lq: Tensor, gt: Tensor, size: int, center: int) -> float:
     """Return the PSNR in dB of the middle pixels of a crop.
 
     Args:
@@ -127,15 +127,15 @@ def middle_psnr(network: nn.Module, lq: Tensor, gt: Tensor, size: int, judged: i
         lq: (1, C, H, W) in [0, 1].
         gt: (1, C, scale * H, scale * W) in [0, 1].
         size: side of the crop that the network is given.
-        judged: side of its middle, in pixels of ``lq``.
+        center: side of its middle, in pixels of ``lq``.
     """
     scale = gt.shape[-1] // lq.shape[-1]
-    inner = (size - judged) // 2
-    top, left = ((length - judged) // 2 - inner for length in lq.shape[-2:])  # the same middle for every size
+    inner = (size - center) // 2
+    top, left = ((length - center) // 2 - inner for length in lq.shape[-2:])  # the same middle for every size
     with torch.inference_mode():
         restored = _last(network(lq[..., top : top + size, left : left + size]))
-    rows, columns = (slice(scale * inner, scale * (inner + judged)) for _ in range(2))
-    down, right = (slice(scale * (at + inner), scale * (at + inner + judged)) for at in (top, left))
+    rows, columns = (slice(scale * inner, scale * (inner + center)) for _ in range(2))
+    down, right = (slice(scale * (at + inner), scale * (at + inner + center)) for at in (top, left))
     error = restored[..., rows, columns].clamp(0, 1).double() - gt[..., down, right].double()
     return -10 * math.log10(max(float(error.square().mean()), 1e-12))
 

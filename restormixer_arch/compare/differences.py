@@ -19,8 +19,8 @@ def paired_difference(values: Sequence[float], first: Sequence[float]) -> Differ
     """Compare two competitors on the same pictures.
 
     The interval is Student's t for the mean of the differences. It treats the images as a random sample, so
-    those of one photograph must be averaged before, see :func:`mean_by_photograph`. With one picture, and where a value
-    is not finite, there is none.
+    those of one photograph must be averaged before, see :func:`mean_per_photograph`. With one picture, and where a
+    value is not finite, there is none.
 
     Args:
         values: of a competitor, picture by picture.
@@ -34,7 +34,7 @@ def paired_difference(values: Sequence[float], first: Sequence[float]) -> Differ
     return difference_over_seeds(np.array([values]), np.array([first]))
 
 
-def mean_by_photograph(names: Sequence[str], values: np.ndarray) -> np.ndarray:
+def mean_per_photograph(names: Sequence[str], values: np.ndarray) -> np.ndarray:
     """Average the pictures of each photograph under several labels, which are not independent.
 
     Args:

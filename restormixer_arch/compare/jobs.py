@@ -18,7 +18,7 @@ import torch
 from restormixer_arch.basicsr_adapter import register
 from restormixer_arch.errors import UserError
 from restormixer_arch.memory import keep_freed_memory
-from restormixer_arch.output import complain
+from restormixer_arch.output import print_error
 
 
 def run_job(job: dict[str, Any]) -> Any:
@@ -170,10 +170,10 @@ def main() -> int:
         result = run_job(json.load(sys.stdin))
     except UserError as error:
         for line in str(error).splitlines():
-            complain(f"error: {line}")
+            print_error(f"error: {line}")
         return 2
     except KeyboardInterrupt as interrupt:  # Ctrl-C, which reaches the command as well
-        complain("stopped")
+        print_error("stopped")
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
     sys.stdout.write("\n" + json.dumps(result) + "\n")
     return 0

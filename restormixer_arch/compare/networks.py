@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from restormixer_arch.basicsr_adapter import spandrel_networks
-from restormixer_arch.basicsr_adapter.loading import misfits, read_entry
+from restormixer_arch.basicsr_adapter.loading import describe_mismatch, read_entry
 from restormixer_arch.basicsr_adapter.padded import Padded, window_of
 from restormixer_arch.config.yaml_file import read_options
 from restormixer_arch.errors import UserError
@@ -126,7 +126,7 @@ def _from_section(entry: Entry) -> Built:
         try:
             network.load_state_dict(state)
         except RuntimeError as error:  # what torch raises for missing, unexpected and misshapen tensors
-            reasons = misfits(network, state, error)
+            reasons = describe_mismatch(network, state, error)
             raise UserError(f"{entry.weights}: does not fit competitors.{entry.name}: {reasons}") from error
     return Built(network, entry.network["type"], {key: value for key, value in entry.network.items() if key != "type"})
 

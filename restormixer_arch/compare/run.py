@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from restormixer_arch.benchmark.suite import machine
 from restormixer_arch.compare import results
-from restormixer_arch.compare.differences import mean_by_photograph, paired_difference
+from restormixer_arch.compare.differences import mean_per_photograph, paired_difference
 from restormixer_arch.compare.networks import Entry, build, entry_of_run
 from restormixer_arch.compare.options import crop_side, is_trained, testing_options
 from restormixer_arch.compare.results import Comparison, Competitor, DataSet, Metric, Picture, Training
@@ -41,7 +41,7 @@ def compare(options: dict[str, Any], *, resume: bool, reuse: bool = False) -> tu
 
     Raises:
         UserError: weights, data or a training make a part of it impossible.
-        Ended: a signal has ended a training.
+        ComparisonInterrupted: a signal has ended a training.
     """
     folder = user_path(options["path"]["results_root"] or "results") / options["name"]
     threads = threads_of(options)
@@ -150,7 +150,7 @@ def measure(
         name=options["name"],
         machine=machine(threads, "cuda" if device == "cuda" else "cpu"),
         size=size,
-        budget=budget_in_words(options) if trained else None,
+        budget=format_budget(options) if trained else None,
         metrics={name: _metric(section) for name, section in options["val"]["metrics"].items()},
         competitors=competitors,
         datasets=join_pictures(inputs, {name: found["pictures"] for name, found in restored.items()}),
@@ -184,7 +184,7 @@ def join_pictures(inputs: dict[str, list[Any]], restored: dict[str, dict[str, li
         difference, names = {}, [picture.name for picture in pictures]
         for metric in rows[0]["values"]:
             values = np.array([[picture.values[metric][name] for picture in pictures] for name in restored])
-            means = dict(zip(restored, mean_by_photograph(names, values).tolist(), strict=True))
+            means = dict(zip(restored, mean_per_photograph(names, values).tolist(), strict=True))
             difference[metric] = {name: paired_difference(means[name], means[first]) for name in others}
         sets.append(DataSet(name=where, pictures=pictures, difference=difference))
     return sets
@@ -197,7 +197,7 @@ def restoring_device(options: dict[str, Any]) -> str:
     return "cuda" if torch.cuda.is_available() and usable_gpus(options["num_gpu"], None) else "cpu"
 
 
-def budget_in_words(options: dict[str, Any]) -> str:
+def format_budget(options: dict[str, Any]) -> str:
     """What each training was given. Minutes are an estimate, by steps measured before it or on another machine."""
     budget = options["train"]["budget"]
     if budget.get("iterations"):

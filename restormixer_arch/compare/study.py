@@ -15,7 +15,7 @@ from pydantic import model_validator
 from restormixer_arch.compare.differences import (
     SeedVariance,
     difference_over_seeds,
-    mean_by_photograph,
+    mean_per_photograph,
     paired_difference,
     seed_variance,
 )
@@ -103,7 +103,7 @@ class ContextUse(ResultModel):
 
 def _photographs(values: dict[str, float]) -> list[float]:
     """Return the mean of each photograph's pictures."""
-    return mean_by_photograph(list(values), np.array(list(values.values()))).tolist()
+    return mean_per_photograph(list(values), np.array(list(values.values()))).tolist()
 
 
 class Study(ResultModel):
@@ -166,7 +166,7 @@ class Study(ResultModel):
         own, first = (self.rows_by_seed(name, minutes, measure) for name in (competitor, self.networks[0].name))
         if not own or not first:
             return None
-        return difference_over_seeds(by_photograph(own), by_photograph(first), self.seed_variance(measure))
+        return difference_over_seeds(per_photograph(own), per_photograph(first), self.seed_variance(measure))
 
     def trained(self, minutes: float, measure: tuple[str, str]) -> dict[str, dict[int, Row]]:
         """Return the rows of each competitor that was trained for that long, by seed."""
@@ -177,7 +177,7 @@ class Study(ResultModel):
         """Return the variance between the seeds of one network, pooled over networks and budgets."""
         each = ((network.name, minutes) for network in self.networks for minutes in self.minutes)
         groups = [self.rows_by_seed(name, minutes, measure) for name, minutes in each]
-        return seed_variance(by_photograph(rows) for rows in groups if len(rows) > 1)
+        return seed_variance(per_photograph(rows) for rows in groups if len(rows) > 1)
 
     def mean(self, competitor: str, minutes: float, measure: tuple[str, str]) -> float | None:
         """Return a competitor's mean over the pictures of all its seeds, None if it was not trained for that long."""
@@ -253,10 +253,10 @@ def _difference_in_kind(study: Study, part: Study) -> str | None:
     return None
 
 
-def by_photograph(rows: dict[int, Row]) -> np.ndarray:
+def per_photograph(rows: dict[int, Row]) -> np.ndarray:
     """Return the mean over the pictures of each photograph, (seeds, photographs)."""
     values = np.array([list(row.values.values()) for row in rows.values()])
-    return mean_by_photograph(list(next(iter(rows.values())).values), values)
+    return mean_per_photograph(list(next(iter(rows.values())).values), values)
 
 
 def radius_of(field: np.ndarray, share: float) -> int:

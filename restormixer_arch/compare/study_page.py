@@ -16,7 +16,7 @@ from restormixer_arch.compare.study_plots import CONTEXT, copy_field, draw, draw
 from restormixer_arch.compare.tables import markdown_table
 from restormixer_arch.data.degradations.labels import label_of
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import say, write_text_atomically
+from restormixer_arch.output import print_result, write_text_atomically
 from restormixer_arch.training.results import markdown_text
 
 STUDY = "study.json"  # in the folder of its results
@@ -50,7 +50,7 @@ def markdown(study: Study) -> str:
         of_seeds = study.seed_variance(measure)
         if of_seeds and not of_seeds.adds:
             parts.append("The seeds differ by no more than chance here; the intervals are only over the photographs.")
-        parts += [*crossings(study, measure), *_by_label(study, measure)]
+        parts += [*crossings(study, measure), *_per_label(study, measure)]
     if study.context:
         parts += ["## Context", _context(study)]
     return "\n\n".join(parts) + "\n"
@@ -119,7 +119,7 @@ def _zero(minutes: float, before: float, later: float, after: float) -> float:
     return math.exp(math.log(minutes) + (math.log(later) - math.log(minutes)) * before / (before - after))
 
 
-def _by_label(study: Study, measure: tuple[str, str]) -> list[str]:
+def _per_label(study: Study, measure: tuple[str, str]) -> list[str]:
     """Return the means by label, over the seeds that all have; nothing for one label.
 
     They are those of the longest of the runs that most networks were trained for.
@@ -205,7 +205,7 @@ def write_joined(folders: list[Path], out: Path) -> None:
     if places:
         written.append(draw_context(joined.context, fields, out / f"{CONTEXT}.png"))
     for place in written:
-        say(str(place))
+        print_result(str(place))
 
 
 def write_pages(files: list[Path], out: Path) -> None:
@@ -231,10 +231,10 @@ def write_pages(files: list[Path], out: Path) -> None:
             fields[name] = file.parent / CONTEXT
     out.mkdir(parents=True, exist_ok=True)
     for name, study in studies.items():
-        say(str(write_text_atomically(out / f"{name}.md", markdown(study))))
-        say(str(draw(study, out / f"{name}.png")))
+        print_result(str(write_text_atomically(out / f"{name}.md", markdown(study))))
+        print_result(str(draw(study, out / f"{name}.png")))
         if name in fields:
-            say(str(draw_context(study.context, fields[name], out / f"{name}_{CONTEXT}.png")))
+            print_result(str(draw_context(study.context, fields[name], out / f"{name}_{CONTEXT}.png")))
     if len(studies) > 1:
         rows = [(study, study.measures[0]) for study in studies.values()]
-        say(str(draw_curves(rows, out / f"{JOINT}.png")))
+        print_result(str(draw_curves(rows, out / f"{JOINT}.png")))

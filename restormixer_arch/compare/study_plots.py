@@ -149,7 +149,7 @@ def _read_field(file: Path) -> np.ndarray:
         raise UserError(f"{file}: the receptive field cannot be read: {error.strerror or error}") from error
 
 
-def _draw_gains(uses: dict[str, ContextUse], by_size: Any, by_label: Any) -> None:
+def _draw_gains(uses: dict[str, ContextUse], by_size: Any, per_label: Any) -> None:
     """PSNR against the side of the crop; and for each label what the largest crop gains over the smallest."""
     any_use = next(iter(uses.values()))
     sizes, labels = list(any_use.psnr), any_use.labels
@@ -160,18 +160,18 @@ def _draw_gains(uses: dict[str, ContextUse], by_size: Any, by_label: Any) -> Non
         gains = [use.gain(label) for label in rows]
         places = np.arange(len(rows)) + HEIGHT * ((number + 0.5) / len(uses) - 0.5)
         means = [gain.mean for gain in gains]
-        by_label.errorbar(means, places, xerr=_bars(gains), linestyle="", capsize=2, linewidth=1, **style)
-    by_label.set_yticks(range(len(rows)), [plot_text(label or "all pictures") for label in rows])
+        per_label.errorbar(means, places, xerr=_bars(gains), linestyle="", capsize=2, linewidth=1, **style)
+    per_label.set_yticks(range(len(rows)), [plot_text(label or "all pictures") for label in rows])
     by_size.set_xscale("log")
     by_size.set_xticks(sizes, [str(size) for size in sizes])
     by_size.minorticks_off()
     by_size.set_xlabel("side of the crop, pixels")
     by_size.set_ylabel(f"PSNR of its center {sizes[0]}x{sizes[0]}, dB")
-    by_label.set_xlabel(f"gain of {sizes[-1]}x{sizes[-1]} over {sizes[0]}x{sizes[0]} pixels in dB, 95% intervals")
-    by_label.invert_yaxis()
-    by_label.axvline(0, color="gray", linewidth=0.8)
-    by_label.legend(fontsize="small")
-    for panel in (by_size, by_label):
+    per_label.set_xlabel(f"gain of {sizes[-1]}x{sizes[-1]} over {sizes[0]}x{sizes[0]} pixels in dB, 95% intervals")
+    per_label.invert_yaxis()
+    per_label.axvline(0, color="gray", linewidth=0.8)
+    per_label.legend(fontsize="small")
+    for panel in (by_size, per_label):
         panel.grid(alpha=0.25)
 
 

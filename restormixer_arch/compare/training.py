@@ -35,7 +35,7 @@ JOBS = "restormixer_arch.compare.jobs"
 FOLLOWER = "restormixer_arch.cli.follower"
 
 
-class Ended(Exception):
+class ComparisonInterrupted(Exception):
     """A signal ended the comparison; a running training saved its checkpoint.
 
     Attributes:
@@ -60,7 +60,7 @@ def train_all(options: dict[str, Any], folder: Path, threads: int) -> dict[str, 
 
     Raises:
         UserError: a training failed, or the options of one that was started have changed since.
-        Ended: a signal has come.
+        ComparisonInterrupted: a signal has come.
     """
     options = {**options, "num_gpu": gpus_of_one_process(options["num_gpu"], options.get("device"))}
     names = [name for name in options["competitors"] if is_trained(options, name)]
@@ -142,7 +142,7 @@ def _train(options: dict[str, Any], name: str, total: int, file: Path, place: Pa
         state = {"seconds": state["seconds"] + time.monotonic() - begin, "done": code == 0}
         write_text_atomically(record, json.dumps(state) + "\n")
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            raise Ended(code)
+            raise ComparisonInterrupted(code)
         if code:
             last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no message"])[-1]
             raise UserError(f"the training of competitors.{name} failed with exit code {code}, see {log}: {last}")

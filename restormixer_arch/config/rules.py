@@ -22,7 +22,7 @@ SURROGATES = "[\ud800-\udfff]"  # "\ud800" in YAML, which no file name can hold
 NAME_LENGTH = 150  # of its UTF-8, since file systems allow 255 bytes with what is added to it
 NAMES_LENGTH = 230  # of a dataset's and a metric's name together, which net_g_best_<set>_<metric>.pth has
 COLUMNS = ("iteration", "dataset", "set", "images")  # of the tables of results, beside those of the metrics
-LARGEST_INTEGER = 2**63 - 1
+MAX_INTEGER = 2**63 - 1
 AVERAGE = "average"  # the row of the results below those of the datasets
 STORABLE = 'a name of at most 150 bytes that every system can store, without / \\ : * ? " < > |'
 WITH_LOSS = ("SRModel", "SwinIRModel", "RestorMixerModel")
@@ -258,8 +258,8 @@ def large_numbers(node: Any, at: tuple[str, ...] = ()) -> Iterator[Problem]:
     elif isinstance(node, list):
         for value in node:
             yield from large_numbers(value, at)
-    elif isinstance(node, int) and abs(node) > LARGEST_INTEGER:
-        yield Problem(at, f"got {node}, expected at most {LARGEST_INTEGER} in size")
+    elif isinstance(node, int) and abs(node) > MAX_INTEGER:
+        yield Problem(at, f"got {node}, expected at most {MAX_INTEGER} in size")
 
 
 def columns(options: dict[str, Any]) -> Iterator[Problem]:

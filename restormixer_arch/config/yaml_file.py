@@ -60,8 +60,8 @@ def locate_option_file(path: str | Path) -> Path:
     return found
 
 
-LARGEST = 1_000_000  # bytes of an option file
-MOST_VALUES = 100_000
+MAX_BYTES = 1_000_000  # bytes of an option file
+MAX_VALUES = 100_000
 
 
 class OptionLoader(yaml.SafeLoader):
@@ -113,8 +113,8 @@ def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
     inner = node.value if isinstance(node, yaml.CollectionNode) else []
     values = (value for item in inner for value in (item if isinstance(item, tuple) else (item,)))
     counts[id(node)] = 1 + sum(_count_values(value, counts) for value in values)
-    if counts[id(node)] > MOST_VALUES:
-        raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES} values")
+    if counts[id(node)] > MAX_VALUES:
+        raise yaml.YAMLError(f"its aliases stand for more than {MAX_VALUES} values")
     return counts[id(node)]
 
 
@@ -137,12 +137,12 @@ def read_options(path: Path, shown: str) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            content = file.read(LARGEST + 1)  # a device such as /dev/zero never ends
+            content = file.read(MAX_BYTES + 1)  # a device such as /dev/zero never ends
         text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{shown}: cannot be read ({error})") from error
-    if len(content) > LARGEST:
-        raise UserError(f"{shown}: is larger than {LARGEST // 1000} kB, too large for an option file")
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{shown}: is larger than {MAX_BYTES // 1000} kB, too large for an option file")
     try:
         options = load_yaml(text)
     except RecursionError as error:

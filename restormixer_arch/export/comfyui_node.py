@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from restormixer_arch.export.spandrel_adapter import register
+from restormixer_arch.inference.installed import DEFAULT_TASK, installed_tasks, installed_weights
 from restormixer_arch.inference.restorer import Restorer, load_restorer
-from restormixer_arch.inference.shipped import DEFAULT_TASK, shipped_tasks, shipped_weights
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
 
@@ -46,7 +46,7 @@ class RestorMixerRestore:
         return {
             "required": {
                 "image": ("IMAGE",),
-                "task": (shipped_tasks(), {"default": DEFAULT_TASK}),
+                "task": (installed_tasks(), {"default": DEFAULT_TASK}),
                 "strength": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.05, "tooltip": strength}),
                 "tile": ("INT", {"default": 0, "min": 0, "max": 4096, "step": 64, "tooltip": tile}),
             }
@@ -89,7 +89,7 @@ class RestorMixerRestore:
 
 @lru_cache(maxsize=2)
 def _cached_restorer(task: str, tile: int, device: str) -> Restorer:
-    return load_restorer(shipped_weights(task), torch.device(device), tile=tile or None)
+    return load_restorer(installed_weights(task), torch.device(device), tile=tile or None)
 
 
 NODE_CLASS_MAPPINGS = {"RestorMixerRestore": RestorMixerRestore}

@@ -21,7 +21,7 @@ from restormixer_arch.export.exportable import exportable
 from restormixer_arch.export.onnx_operators import OPSET, TRANSLATIONS
 from restormixer_arch.restormixer_arch import SIZE_MULTIPLE, RestorMixer
 
-MOST = 4096  # images of a batch, and times SIZE_MULTIPLE the largest side, that the file expects
+MAX_DIM = 4096  # images of a batch, and times SIZE_MULTIPLE the largest side, that the file expects
 TRACED = (2, 64, 72)  # batch, height and width that the network is followed with: two of its windows and a part of one
 COMPARED = ((1, 64, 72), (2, 40, 136))
 
@@ -48,7 +48,7 @@ def export_onnx(network: RestorMixer, path: Path, *, half: bool = False) -> None
         path: file to write.
         half: weights and arithmetic in float16, except within the scans; inputs and outputs stay float32.
     """
-    batch, height, width = (torch.export.Dim(name, min=1, max=MOST) for name in ("batch", "h", "w"))
+    batch, height, width = (torch.export.Dim(name, min=1, max=MAX_DIM) for name in ("batch", "h", "w"))
     picture = torch.full((TRACED[0], network.in_channels, *TRACED[1:]), 0.5, device="cpu")
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from restormixer_arch.data.images.picture import read_picture
 from restormixer_arch.errors import UserError
+from restormixer_arch.inference.installed import installed_weights
 from restormixer_arch.inference.jobs import Job
 from restormixer_arch.inference.restorer import WHITE, Progress, Restorer, no_progress
-from restormixer_arch.inference.shipped import shipped_weights
 
 FRAMES, STEP = 5, 8  # how many frames of a video are looked at, and how far they lie apart
 
@@ -46,17 +46,17 @@ class AutoRestorer:
         Raises:
             UserError: the file cannot be read, or the weights not be loaded.
         """
-        from restormixer_arch.inference.choose_task import CLEAN, LEAST_PROBABILITY, choose_task
+        from restormixer_arch.inference.choose_task import CLEAN, MIN_PROBABILITY, choose_task
 
         choice = choose_task(_images(job, max_pixels))  # not held while weights are loaded, which note what is held
         text = f"{choice.task} ({choice.probability:.0%})"
         if choice.task == CLEAN:
             return Unchanged(), f"{job.source}: {text}; copied unchanged"
-        if choice.probability < LEAST_PROBABILITY:
+        if choice.probability < MIN_PROBABILITY:
             return Unchanged(), f"{job.source}: uncertain, perhaps {text}; copied unchanged"
         if choice.task not in self._loaded:
             try:
-                self._loaded[choice.task] = self.load(shipped_weights(choice.task))
+                self._loaded[choice.task] = self.load(installed_weights(choice.task))
             except UserError as error:
                 raise UserError(f"{job.source}: {error}") from error
         return self._loaded[choice.task], f"{job.source}: {text}"

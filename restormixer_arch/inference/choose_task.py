@@ -22,7 +22,7 @@ import numpy as np
 CLEAN, MIXED = "clean", "mixed"
 MODEL = Path(__file__).with_name("choose_task.json")
 SIDE, PER_SIDE = 256, 3  # of a window in pixels; windows along each side of a large picture
-LEAST_PROBABILITY = 0.5  # of a task that is chosen: below, the picture stays as it is
+MIN_PROBABILITY = 0.5  # of a task that is chosen: below, the picture stays as it is
 DARK, TINY = 0.01, 1e-4  # added below logarithms of brightness, and of differences
 NOISE_MASK = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32) / 6  # no edge or plane passes (Immerkaer)
 STATISTICS = (

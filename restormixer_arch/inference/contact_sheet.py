@@ -21,7 +21,7 @@ from restormixer_arch.inference.jobs import Job, Jobs, is_within, matches_patter
 from restormixer_arch.inference.shards import Shard
 from restormixer_arch.output import atomic_paths, note, printable
 
-MOST = 24  # pictures on a sheet
+MAX_IMAGES = 24  # pictures on a sheet
 NAMED = 8  # pictures that the line at the bottom names
 WIDTH, HEIGHT = 256, 192  # pixels of a thumbnail
 GAP, LINE, FONT_SIZE = 8, 24, 14
@@ -76,7 +76,7 @@ def write_sheet(path: Path, jobs: Jobs, *, overwrite: bool, max_pixels: int | No
 
     Args:
         path: of the sheet, PNG or JPEG.
-        jobs: of the run; at most :data:`MOST` pictures are taken, evenly from first to last. Videos are not shown.
+        jobs: of the run; at most :data:`MAX_IMAGES` images are shown, evenly from first to last, and no videos.
         overwrite: replace a file that exists.
         max_pixels: most pixels of a picture that is read.
 
@@ -84,7 +84,7 @@ def write_sheet(path: Path, jobs: Jobs, *, overwrite: bool, max_pixels: int | No
         UserError: the file exists already or cannot be written.
     """
     pictures = [place for place, job in enumerate(jobs) if not job.is_video]
-    chosen = {pictures[round(step)] for step in np.linspace(0, len(pictures) - 1, min(MOST, len(pictures)))}
+    chosen = {pictures[round(step)] for step in np.linspace(0, len(pictures) - 1, min(MAX_IMAGES, len(pictures)))}
     rows, absent = [], []
     for place in sorted(chosen):
         try:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from restormixer_arch.inference.auto import AutoRestorer
     from restormixer_arch.inference.restorer import Restorer
 
-LARGEST_SCALE = 8  # of networks that enlarge
-LARGEST_VIDEO = 16384  # pixels: the longest side that the encoders take
+MAX_SCALE = 8  # of networks that enlarge
+MAX_VIDEO_SIDE = 16384  # pixels: the longest side that the encoders take
 RESTORED, COPIED, COMPARED, PRESENT, FAILED = "restored", "copied unchanged", "compared", "already there", "failed"
 Show = Callable[[str, int, int], None]  # unit, number done, number of all or 0 if unknown
 
@@ -170,7 +170,7 @@ def read_result(path: Path, max_pixels: int | None) -> Picture:
     from restormixer_arch.data.images import pixel_limit
     from restormixer_arch.data.images.picture import read_picture
 
-    return read_picture(path, LARGEST_SCALE**2 * (max_pixels or pixel_limit()))
+    return read_picture(path, MAX_SCALE**2 * (max_pixels or pixel_limit()))
 
 
 def _write_pair(before: Picture, result: Picture, path: Path) -> None:
@@ -198,9 +198,9 @@ def _restore_video(job: Job, wanted: list[Path], restorer: Restorer, options: Fi
     outcome = Outcome(f"videos in {VIDEO_FORMATS[job.target.suffix.lower()]}")
     try:
         longest = restorer.scale * max(source.stream.width, source.stream.height)
-        if longest > LARGEST_VIDEO:
+        if longest > MAX_VIDEO_SIDE:
             raise UserError(f"{job.source}: a result of {longest} pixels on a side is more than videos hold")
-        if job.pair in wanted and 2 * longest > LARGEST_VIDEO:
+        if job.pair in wanted and 2 * longest > MAX_VIDEO_SIDE:
             outcome.failures.append(f"{job.pair}: cannot be written: it would have {2 * longest} pixels on a side")
             wanted = [output for output in wanted if output != job.pair]
         kinds = {job.target: lambda before, after: after, job.pair: side_by_side}

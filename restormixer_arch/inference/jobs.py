@@ -185,14 +185,14 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
         if _is_readable(name, left_out):
             number += 1
             yield folder, name
-    parts = [_in_words(number, kind) for kind, number in sorted(left_out.items()) if number]
+    parts = [_format_count(number, kind) for kind, number in sorted(left_out.items()) if number]
     if not number:
         raise UserError(nothing + (f"; {', '.join(parts)}" if parts else ""))
     if parts:
         note(f"{text}: left out {', '.join(parts)}")
 
 
-def _in_words(number: int, kind: str) -> str:
+def _format_count(number: int, kind: str) -> str:
     """Return a number with its kind, which is in the plural."""
     if number == 1:
         for plural, singular in SINGULAR.items():

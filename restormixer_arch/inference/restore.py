@@ -17,6 +17,7 @@ from torch import Tensor
 from restormixer_arch.data.images.picture import Picture, split_alpha, to_pillow, to_rgb
 from restormixer_arch.errors import UserError
 from restormixer_arch.hub import WEIGHTS
+from restormixer_arch.inference.installed import DEFAULT_TASK, installed_weights
 from restormixer_arch.inference.restorer import (
     CHANNELS,
     WHITE,
@@ -27,7 +28,6 @@ from restormixer_arch.inference.restorer import (
     no_progress,
     pick_device,
 )
-from restormixer_arch.inference.shipped import DEFAULT_TASK, shipped_weights
 from restormixer_arch.memory import parse_bytes
 from restormixer_arch.output import user_path
 
@@ -79,7 +79,7 @@ def restore(
         UserError: the weights, the device or a setting cannot be used, or there is not enough memory.
         TypeError, ValueError: ``image`` is none of the above.
     """
-    path = user_path(weights) if weights is not None else shipped_weights(task)
+    path = user_path(weights) if weights is not None else installed_weights(task)
     try:
         budget = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
     except ValueError as error:

@@ -17,18 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restormixer_arch.errors import UserError
+from restormixer_arch.inference.installed import suits_bf16
 from restormixer_arch.inference.onnx_network import OnnxNetwork, is_onnx
-from restormixer_arch.inference.shipped import suits_bf16
 from restormixer_arch.inference.tile_memory import MEDIUM, TileMemory, measure_tile_memory
 from restormixer_arch.inference.tiles import ALIGNMENT, DEFAULT_OVERLAP, overlap_for, restore_tiles
 from restormixer_arch.inference.weights import load_network
 from restormixer_arch.memory import (
     available_bytes,
-    held_bytes,
-    in_words,
+    format_bytes,
     is_out_of_memory,
     parse_bytes,
     release_freed_memory,
+    resident_bytes,
 )
 from restormixer_arch.output import note
 
@@ -205,7 +205,8 @@ class Restorer:
         samples = batch * channels * height * width
         result = samples * self.scale**2 * (4 + 2 * images.element_size())
         if (free := available_bytes(swap=True)) is not None and result > free:
-            raise UserError(f"not enough memory: the result needs {in_words(result)}, {in_words(free)} are free")
+            needed, available = format_bytes(result), format_bytes(free)
+            raise UserError(f"not enough memory: the result needs {needed}, {available} are free")
         holding = result + samples * 2 * images.element_size()
         return self.memory.tile(height, width, holding, self.overlap)
 
@@ -275,7 +276,7 @@ def load_restorer(
         raise UserError(f"{path}: restores images of {network.in_channels} channels, expected 1 or 3")
     overlap = overlap_for(tile) if overlap is None else overlap
     release_freed_memory()  # of reading the file
-    held = held_bytes()
+    held = resident_bytes()
     return Restorer(network, tile, overlap, blend, precision, self_ensemble, max_memory, strength, held)
 
 

@@ -20,7 +20,7 @@ from restormixer_arch.inference.shards import processes_here, processes_per_gpu
 from restormixer_arch.inference.tiles import ALIGNMENT
 from restormixer_arch.memory import (
     available_bytes,
-    in_words,
+    format_bytes,
     is_out_of_memory,
     peak_bytes,
     release_freed_memory,
@@ -29,7 +29,7 @@ from restormixer_arch.memory import (
 from restormixer_arch.output import warn
 
 SMALL, MEDIUM = 128, 512  # sides of the two tiles in pixels
-LARGEST = 2048  # side of a tile in pixels: 16 times the area of MEDIUM; its overlaps cost 6 % of the time
+MAX_TILE = 2048  # side of a tile in pixels: 16 times the area of MEDIUM; its overlaps cost 6 % of the time
 SAFETY = 1.25
 CPU_BUDGET = 3 * 10**9  # bytes besides what the process holds, if the user gives no budget
 CPU_SHARE, GPU_SHARE = 0.8, 0.8  # of the free memory, at most and likewise
@@ -73,7 +73,7 @@ class TileMemory:
         if self.budget is None:
             return max(UNMEASURED_TILE, overlap + ALIGNMENT)
         room = self.budget - self.held - (image_bytes if self.on_host else 0)
-        pixels = min((room / SAFETY - self.fixed) / self.per_pixel, LARGEST**2)
+        pixels = min((room / SAFETY - self.fixed) / self.per_pixel, MAX_TILE**2)
         if math.prod(math.ceil(length / ALIGNMENT) * ALIGNMENT for length in (height, width)) <= pixels:
             return max(height, width, overlap + ALIGNMENT)
         side = math.isqrt(max(0, int(pixels))) // ALIGNMENT * ALIGNMENT
@@ -83,8 +83,8 @@ class TileMemory:
         if side < smallest:
             needed = self.budget - room + SAFETY * (self.fixed + self.per_pixel * smallest**2)
             raise UserError(
-                f"max-memory: {in_words(self.budget)} is not enough for {width} x {height} pixels: "
-                f"the smallest tile needs {in_words(needed)} in all"
+                f"max-memory: {format_bytes(self.budget)} is not enough for {width} x {height} pixels: "
+                f"the smallest tile needs {format_bytes(needed)} in all"
             )
         return side
 
@@ -149,7 +149,7 @@ def _unmeasured(max_memory: int | None) -> TileMemory:
     if max_memory is not None:
         warn(
             "max_memory: the memory of a tile cannot be measured on this system; tiles have "
-            f"{UNMEASURED_TILE} pixels, and may need more than {in_words(max_memory)}"
+            f"{UNMEASURED_TILE} pixels, and may need more than {format_bytes(max_memory)}"
         )
     return TileMemory(None)
 

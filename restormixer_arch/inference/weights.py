@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -130,21 +130,23 @@ def _is_filled(content: dict[Any, Any], key: str | None) -> bool:
 
 
 def _without_prefixes(state: dict[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
-    for prefix in WRAPPERS * 2:  # either may be inside of the other
-        if any(name.startswith(prefix) for name in expected):
-            continue
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    foreign = [prefix for prefix in (*WRAPPERS, *OWNERS) if not any(name.startswith(prefix) for name in expected)]
+    wrappers = [prefix for prefix in WRAPPERS * 2 if prefix in foreign]  # either may be inside of the other
+    state = _remove_prefixes(state, wrappers)
+    if is_restormixer(state):
+        return state
     for prefix in OWNERS:
-        if any(name.startswith(prefix) for name in expected):
-            continue
-        inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        if not is_restormixer(state) and is_restormixer(_without_wrappers(inner)):
-            return _without_wrappers(inner)
+        inner = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+        inner = _remove_prefixes(inner, [prefix, *wrappers])
+        if prefix in foreign and is_restormixer(inner):
+            return inner
     return state
 
 
-def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix("_orig_mod.").removeprefix("module."): tensor for name, tensor in state.items()}
+def _remove_prefixes(state: dict[str, Tensor], prefixes: Iterable[str]) -> dict[str, Tensor]:
+    for prefix in prefixes:
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
 
 
 def read_pickle(path: Path, kind: str) -> object:

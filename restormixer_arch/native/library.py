@@ -20,7 +20,7 @@ from restormixer_arch.errors import UserError
 
 ABI = 2  # KERNEL_ABI of kernel.h
 LANES, CHUNK, MAX_STATES = 16, 64, 256  # of kernel.h too
-CURE = "install a C compiler (gcc or clang), then run `pip install --force-reinstall --no-deps .` in the project"
+FIX = "install a C compiler (gcc or clang), then run `pip install --force-reinstall --no-deps .` in the project"
 NO_STREAM = (0, 0, 0, 0, 0, 0)
 STREAM_DTYPES = (torch.float32, torch.bfloat16)
 Stream = tuple[int, int, int, int, int, int]
@@ -33,14 +33,14 @@ def load(folder: Path) -> tuple[ctypes.CDLL | None, str, str]:
     """The library in ``folder``, the instruction set in use, and why there is no library."""
     found = [path for path in sorted(folder.glob("_kernel*")) if path.suffix in (".so", ".pyd", ".dylib")]
     if not found:
-        return None, "", f"the native kernel was not built: {CURE}"
+        return None, "", f"the native kernel was not built: {FIX}"
     try:
         library = ctypes.CDLL(str(found[0]))
         if library.restormixer_abi() != ABI:
-            return None, "", f"{found[0].name} belongs to another version of this package: {CURE}"
+            return None, "", f"{found[0].name} belongs to another version of this package: {FIX}"
         _declare(library)
     except (OSError, AttributeError) as error:
-        return None, "", f"{found[0].name} cannot be loaded ({error}): {CURE}"
+        return None, "", f"{found[0].name} cannot be loaded ({error}): {FIX}"
     wanted = os.environ.get("RESTORMIXER_ISA", "")
     isa = library.restormixer_isa(wanted.encode())
     if isa is None:

@@ -231,7 +231,7 @@ def selective_scan_native(
     """As :func:`restormixer_arch.selective_scan.selective_scan`; float16 is computed as float32, N <= 256.
 
     Raises:
-        UserError: the kernel is missing; the message holds the cure.
+        UserError: the kernel is missing; the message holds the fix.
     """
     library.require()
     dense = [library.low_precision_to_float32(t) for t in (A, D, delta_bias)]

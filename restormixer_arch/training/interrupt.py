@@ -42,14 +42,14 @@ class Interrupt:
         signal: the signal that this process or another one of the job received, or 0.
         running: iterations of a training that is kept are running; else a signal ends it at once.
         launched: started by a launcher, which sends a second SIGINT besides the terminal's.
-        insisted: a second SIGINT has come.
+        second_sigint: a second SIGINT has come.
         hint: what happens after a signal, for the user.
     """
 
     signal: int = 0
     running: bool = False
     launched: bool = False
-    insisted: bool = False
+    second_sigint: bool = False
     hint: bytes = CHECKPOINT
     _when: float = 0.0
 
@@ -58,7 +58,7 @@ class Interrupt:
         if not self.running:
             if number != signal.SIGINT:
                 raise Stopped(number)
-            self.insisted = True
+            self.second_sigint = True
             signal.default_int_handler(number, frame)
         if not self.signal:
             self.signal, self._when = number, time.monotonic()
@@ -67,7 +67,7 @@ class Interrupt:
                 with suppress(OSError):  # the terminal may be gone, which is what SIGHUP says
                     os.write(2, HINT % (name, self.hint, b"; Ctrl-C again quits at once" * (number == signal.SIGINT)))
         elif number == signal.SIGINT and not (self.launched and time.monotonic() - self._when < TOGETHER):
-            self.insisted = True
+            self.second_sigint = True
             signal.default_int_handler(number, frame)
 
     def agree_on_signal(self) -> int:

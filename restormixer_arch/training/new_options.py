@@ -19,15 +19,15 @@ from restormixer_arch.config.check import Request, check_options, read_option_fi
 from restormixer_arch.config.yaml_file import load_yaml
 from restormixer_arch.errors import UserError
 from restormixer_arch.hub import LATEST_WEIGHTS
+from restormixer_arch.inference.installed import installed_weights, scale_of_task
 from restormixer_arch.inference.restorer import pick_device
-from restormixer_arch.inference.shipped import scale_of_task, shipped_weights
 from restormixer_arch.models.memory import OutOfMemory
 from restormixer_arch.output import note, shell_join, write_text_atomically
 from restormixer_arch.training.dry_run import measure
 from restormixer_arch.training.options import usable_gpus
 
 PATCHES = {"cpu": ((96, 8), (64, 8), (64, 4), (48, 4)), "cuda": ((256, 16), (192, 8), (128, 8), (96, 4))}
-LEAST_ITERATIONS = 100
+MIN_ITERATIONS = 100
 SLOW = {"cpu": 2.0, "cuda": 1.0}  # seconds of an iteration above which the next smaller patch is tried
 MUON_RATE, ADAMW_RATE, FINE_TUNING_RATE = 0.03, 2e-3, 1e-3  # for a batch of RATE_BATCH; the last one from weights
 RATE_BATCH = 8
@@ -94,7 +94,7 @@ logger:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class InitRequest:
     """What the user asked for.
 
     Args:
@@ -114,27 +114,28 @@ class Wanted:
     hours: float
 
 
-def write_options(wanted: Wanted) -> str:
+def write_options(wanted: InitRequest) -> str:
     """Measure patches on this machine, write the option file, and return a line that shows what was chosen.
 
     Raises:
         UserError: the folder is not a prepared dataset, the weights are not installed, or the training cannot run.
     """
-    installed = shipped_weights(wanted.task) if wanted.task else None
+    installed = installed_weights(wanted.task) if wanted.task else None
     data = _read_data(wanted.data)
     if wanted.task and (scale := scale_of_task(wanted.task)) != data.scale:
         raise UserError(f"--task: {wanted.task} is for scale {scale}, and {wanted.data} has scale {data.scale}")
-    patch, batch, seconds = _choose(wanted, data, installed)
-    iterations = max(round(wanted.hours * 3600 / seconds, -2), LEAST_ITERATIONS)
+    gpus = usable_gpus("auto", None)
+    patch, batch, seconds = _choose(wanted, data, installed, gpus)
+    iterations = max(round(wanted.hours * 3600 / seconds, -2), MIN_ITERATIONS)
     if iterations * seconds > 1.5 * wanted.hours * 3600:
-        note(f"--hours: {wanted.hours:g} is too short, {LEAST_ITERATIONS} iterations are taken")
+        note(f"--hours: {wanted.hours:g} is too short, {MIN_ITERATIONS} iterations are taken")
     portable = f"restormixer_arch/weights/{installed.name}" if installed else "~"
-    text = _fill(wanted, data, portable, patch, batch, int(iterations), seconds)
+    text = _fill(wanted, data, portable, gpus, (patch, batch, seconds), int(iterations))
     write_text_atomically(wanted.file, text)
     start = f"from the weights of {wanted.task}" if wanted.task else "from scratch"
     return (
         f"{wanted.file}: {int(iterations)} iterations of {batch} patches of {patch} pixels, {seconds:.2f} s each, "
-        f"{start}; next: {_command(wanted.file)}"
+        f"{start}; next: {_command(wanted.file, gpus)}"
     )
 
 
@@ -232,14 +233,15 @@ def _trial(text: str) -> Iterator[Request]:
         yield Request("--data", path, options, is_train=True)
 
 
-def _choose(wanted: Wanted, data: _Data, installed: Path | None) -> tuple[int, int, float]:
+def _choose(wanted: InitRequest, data: _Data, installed: Path | None, gpus: int) -> tuple[int, int, float]:
     """Return side and number of patches, and the seconds of an iteration: the largest that is not slow."""
     device = pick_device("auto").type
     trained_on = replace(data, val="")  # whole photographs may need more memory than patches
     tried: tuple[int, int, float] | None = None
     for side, batch in _candidates(device, data):
         try:
-            with _trial(_fill(wanted, trained_on, str(installed or "~"), side, batch, 100, 1.0)) as request:
+            text = _fill(wanted, trained_on, str(installed or "~"), gpus, (side, batch, 1.0), MIN_ITERATIONS)
+            with _trial(text) as request:
                 logging.disable(logging.INFO)  # BasicSR's account of a training that is not kept
                 seconds = measure(request).stages[0]
         except OutOfMemory:
@@ -271,11 +273,15 @@ def _candidates(device: str, data: _Data) -> Iterator[tuple[int, int]]:
         raise UserError(f"the smallest training image has a side of {data.side} pixels, which is less than {step}")
 
 
-def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, iterations: int, seconds: float) -> str:
+def _fill(
+    wanted: InitRequest, data: _Data, weights: str, gpus: int, measured: tuple[int, int, float], iterations: int
+) -> str:
+    """Return the text of the option file; ``measured``: see :func:`_choose`."""
+    patch, batch, seconds = measured
     trained, freq = wanted.task is not None, max(iterations // 10, 1)
-    whole_batch = batch * max(usable_gpus("auto", None), 1)
+    whole_batch = batch * max(gpus, 1)
     values: dict[str, Any] = {
-        "command": _command(wanted.file),
+        "command": _command(wanted.file, gpus),
         "trained": shell_join([f"experiments/{wanted.name}/models/{LATEST_WEIGHTS}"]),
         "quoted_name": quoted(wanted.name),
         "scale": data.scale,
@@ -311,9 +317,9 @@ def _fill(wanted: Wanted, data: _Data, weights: str, patch: int, batch: int, ite
     return TEMPLATE.format(**values)
 
 
-def _command(file: Path) -> str:
+def _command(file: Path, gpus: int) -> str:
     """Return the command that trains on all GPUs of this machine; with several, each has a process."""
-    quoted_file, gpus = shell_join([file.as_posix()]), usable_gpus("auto", None)
+    quoted_file = shell_join([file.as_posix()])
     if gpus < 2:
         return f"basicsr train -opt {quoted_file}"
     return f"torchrun --nproc_per_node={gpus} $(which basicsr) train -opt {quoted_file} --launcher pytorch"

@@ -22,7 +22,7 @@ from basicsr.utils import AvgTimer, MessageLogger
 from restormixer_arch.config.check import Request
 from restormixer_arch.config.yaml_file import copy_option_file
 from restormixer_arch.errors import UserError
-from restormixer_arch.models.shape_errors import explain_misfit
+from restormixer_arch.models.shape_errors import explain_shape_error
 from restormixer_arch.models.validation import last_means, run_validation
 from restormixer_arch.output import is_first_process, note, warn
 from restormixer_arch.protocol import MeasuresInputs
@@ -208,11 +208,11 @@ class Training(Run):
         self.sampler.consumed += self.batches.loader.batch_size * self.opt["world_size"]
         update_learning_rate(model, iteration)
         model.feed_data(batch)
-        if self.interrupt.insisted:  # the exception was lost in a destructor, such as that of the loader's iterator
+        if self.interrupt.second_sigint:  # its exception was lost in a destructor, such as that of a loader's iterator
             raise KeyboardInterrupt
         self.progress.start(self.iteration)
         try:
-            with nullcontext() if self.begun else explain_misfit("be trained on this batch", batch, lost_peer):
+            with nullcontext() if self.begun else explain_shape_error("be trained on this batch", batch, lost_peer):
                 model.optimize_parameters(iteration)
         except RuntimeError as error:
             if UNUSED_PARAMETERS not in str(error):

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-import bare  # noqa: F401 - first of all: it makes the others importable
+import stubs  # noqa: F401 - first of all: it makes the others importable
 import torch
 from scan_parts import DEVICE, GPU, Row, milliseconds, peak_mib, usable_backends
 from torch import Tensor, nn

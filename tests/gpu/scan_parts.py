@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import bare  # noqa: F401 - first of all: it makes the others importable
+import stubs  # noqa: F401 - first of all: it makes the others importable
 import torch
 from torch import Tensor
 

@@ -19,7 +19,7 @@ from restormixer_arch.data.preparation.find_pairs import forget_folders
 from restormixer_arch.data.preparation.own_pairs import find_own_images
 from restormixer_arch.data.preparation.prepare import Job, obstacles, places_of_part
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import say, shell_join, warn
+from restormixer_arch.output import print_result, shell_join, warn
 
 DESCRIPTION = (
     "Pair the images of two folders by name, check them, keep some for validation, cut the others into overlapping "
@@ -70,8 +70,8 @@ def run(arguments: list[str]) -> int:
     if labels:
         options = {"degradations": labels, "scale": args.scale}
         shown = f"pairs {place.name}: {', '.join(labels)}"
-        say(write_pairs_once(shown, jobs[-1].places["gt"], out / "val_pairs", options, args.format))
-    say(f"next: basicsr init --data {shell_join([out])} --output my.yml")
+        print_result(write_pairs_once(shown, jobs[-1].places["gt"], out / "val_pairs", options, args.format))
+    print_result(f"next: basicsr init --data {shell_join([out])} --output my.yml")
     return 0
 
 

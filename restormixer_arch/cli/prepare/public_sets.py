@@ -21,7 +21,7 @@ from restormixer_arch.data.preparation.layouts import SETS, TASKS, PublicSet
 from restormixer_arch.data.preparation.photos import PHOTOS, find_photos, fixed_pairs
 from restormixer_arch.data.preparation.prepare import SHOWN, Job, check_part
 from restormixer_arch.errors import UserError, did_you_mean
-from restormixer_arch.output import complain, note, say
+from restormixer_arch.output import note, print_error, print_result
 
 DESCRIPTION = (
     "Find the pairs of public datasets under a folder, check every image, cut training images into overlapping "
@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
     if args.dry_run:
         for job in jobs:
             for line in _found_lines(job):
-                say(line)
+                print_result(line)
         return 0
     if args.check:
         return _check(args, jobs)
@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> int:
         return 130
     if args.task == PHOTOS.task:
         for line in _fixed_lines(args):
-            say(line)
+            print_result(line)
     return 0
 
 
@@ -150,16 +150,16 @@ def _check(args: Namespace, jobs: list[Job]) -> int:
 
 def _report(line: str, problems: list[str]) -> int:
     """Show what was checked and its first problems. Returns their number."""
-    say(line)
+    print_result(line)
     for problem in problems[:SHOWN]:
-        complain(f"error: {problem}")
+        print_error(f"error: {problem}")
     return len(problems)
 
 
 def _found_lines(job: Job) -> Iterator[str]:
     found = job.found
     cut = f"sub-images of {job.recipe.crop} every {job.recipe.step}" if job.recipe.crop else "whole images"
-    yield f"{found.shown}: {found.count_in_words}, {cut} -> {places(job)}"
+    yield f"{found.shown}: {found.formatted_count}, {cut} -> {places(job)}"
     for folder in found.folders:
         yield f"  from {folder}"
     for path in found.ignored[:SHOWN]:

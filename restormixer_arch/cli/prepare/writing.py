@@ -22,14 +22,14 @@ from restormixer_arch.data.preparation.prepare import (
 from restormixer_arch.data.preparation.sub_images import Recipe
 from restormixer_arch.errors import UserError
 from restormixer_arch.folder_lock import locked
-from restormixer_arch.output import complain, say, warn
+from restormixer_arch.output import print_error, print_result, warn
 from restormixer_arch.processes import cores
 
 if TYPE_CHECKING:
     from restormixer_arch.data.preparation.fixed_set import Compositions
 
 
-MOST_WORKERS = 16  # by default: more wait for the disk
+MAX_WORKERS = 16  # by default: more wait for the disk
 
 
 def add_writing_options(parser: Parser) -> None:
@@ -40,7 +40,7 @@ def add_writing_options(parser: Parser) -> None:
     parser.add_argument(
         "--workers",
         type=whole_number,
-        default=min(cores(), MOST_WORKERS),
+        default=min(cores(), MAX_WORKERS),
         metavar="N",
         help="processes (default: one per core)",
     )
@@ -92,10 +92,10 @@ def prepare_jobs(jobs: list[Job], workers: int, skip_bad: bool, root: Path, othe
         try:
             summary = prepare_part(job, workers, skip_bad)
         except KeyboardInterrupt:
-            complain(f"stopped; finished work on {job.found.shown} is kept; run the same command again to resume")
+            print_error(f"stopped; finished work on {job.found.shown} is kept; run the same command again to resume")
             return False
         for line in summary_lines(summary):
-            say(line)
+            print_result(line)
         is_new |= not summary.was_there
     for job in jobs:
         if is_new and job.found.part.name == "train":
@@ -128,7 +128,7 @@ def summary_lines(summary: Summary) -> list[str]:
     images = ", ".join(f"{kind} {count} ({_size(summary.content[kind])})" for kind, count in summary.images.items())
     (least, most) = summary.sizes or ([0, 0], [0, 0])
     sizes = "x".join(map(str, most)) if least == most else f"{'x'.join(map(str, least))} to {'x'.join(map(str, most))}"
-    parts = [job.found.count_in_words, f"images {images}", f"height x width {sizes}"]
+    parts = [job.found.formatted_count, f"images {images}", f"height x width {sizes}"]
     if summary.skipped:
         parts.append(f"{len(summary.skipped)} skipped")
     if job.found.ignored:

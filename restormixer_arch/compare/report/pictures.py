@@ -166,7 +166,7 @@ def read(comparison: Comparison, picture: Picture, folder: Path) -> Shown:
     if truth is not None:
         tiles.append(Tile(TRUTH, _encode(_resize(truth, size)), None, []))
     corner = _find_difference(images[1:] if len(names) > 1 else images)
-    return Shown(picture.name, _lead_in_words(comparison, picture), size, scale, brightest, corner, tiles)
+    return Shown(picture.name, _format_lead(comparison, picture), size, scale, brightest, corner, tiles)
 
 
 def error_colors(count: int = 9) -> list[str]:
@@ -230,7 +230,7 @@ def _values(comparison: Comparison, picture: Picture, name: str | None) -> Itera
         yield metric, show_metric(measure, value)
 
 
-def _lead_in_words(comparison: Comparison, picture: Picture) -> str:
+def _format_lead(comparison: Comparison, picture: Picture) -> str:
     name, metric = next(iter(comparison.metrics.items()))
     first, (lead, rival, value) = comparison.competitors[0].name, lead_of(comparison, picture)
     values = f"{name} {show_metric(metric, picture.values[name][first])} against {show_metric(metric, value)}"

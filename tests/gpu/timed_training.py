@@ -1,7 +1,7 @@
 """Train the base network (3.2 M parameters) on a GPU machine that is borrowed for half an hour.
 
-    python tests/gpu/half_hour.py pack --lmdb photos/train_gt.lmdb --out photos.pack   here, installed
-    python tests/gpu/half_hour.py train --crops photos.pack --task derain --minutes 27 --now 9 --out FOLDER   there
+    python tests/gpu/timed_training.py pack --lmdb photos/train_gt.lmdb --out photos.pack   here, installed
+    python tests/gpu/timed_training.py train --crops photos.pack --task derain --minutes 27 --now 9 --out FOLDER   there
 
 The machine needs torch, numpy and, for a fast scan, Triton; no package of the project and no network. ``train`` draws
 the degradations in worker processes, and follows a cosine over ``--minutes`` of training in all. A call trains for
@@ -34,8 +34,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import bare  # noqa: F401 - first of all: it makes the others importable
 import numpy as np
+import stubs  # noqa: F401 - first of all: it makes the others importable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -318,12 +318,12 @@ class Training:
                 said, waited, losses = time.monotonic(), 0.0, []
         self.save()
         before, after = self.measure(images[:held_out])
-        say(f"{self.iteration} steps, {self.seconds:.0f} s in all; held out: PSNR {before:.2f} -> {after:.2f} dB")
+        log(f"{self.iteration} steps, {self.seconds:.0f} s in all; held out: PSNR {before:.2f} -> {after:.2f} dB")
 
     def report(self, losses: list[Tensor], waited: float, seconds: float) -> None:
         rate = len(losses) * self.args.batch / seconds
         mean = torch.stack(losses).nanmean().item()
-        say(
+        log(
             f"step {self.iteration}, {self.seconds / 60:.1f} min, lr {self.rate():.2e}: loss {mean:.5f}, "
             f"{rate:.1f} crops/s, {waited / seconds:.0%} of the time waiting for them"
         )
@@ -353,7 +353,7 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
     os.replace(partial, path)
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(text, flush=True)  # noqa: T201
 
 
@@ -380,7 +380,7 @@ def main() -> None:
     training.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.command == "pack":
-        say(f"{pack(args.lmdb, args.out, int(args.mib * 2**20))} pictures, {args.out.stat().st_size / 2**20:.1f} MiB")
+        log(f"{pack(args.lmdb, args.out, int(args.mib * 2**20))} pictures, {args.out.stat().st_size / 2**20:.1f} MiB")
         return
     args.now = args.minutes if args.now is None else args.now
     args.out.mkdir(parents=True, exist_ok=True)

@@ -6,24 +6,24 @@ from pathlib import Path
 
 from restormixer_arch.errors import UserError, did_you_mean
 
-SHIPPED = Path(__file__).parents[1] / "weights"  # the weights that are installed with the package
+WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"  # the weights that are installed with the package
 PREFIX = "restormixer_s_"
 DEFAULT_TASK, AUTO = "derain", "auto"
 BF16_TASKS = ("derain", "mixed", "sr_x2", "sr_x3", "sr_x4")  # lose less than 0.02 dB in bfloat16 on the samples
 
 
-def shipped_tasks() -> list[str]:
+def installed_tasks() -> list[str]:
     """Return the tasks with installed weights, in alphabetical order."""
-    return sorted(file.stem.removeprefix(PREFIX) for file in SHIPPED.glob(f"{PREFIX}*.safetensors"))
+    return sorted(file.stem.removeprefix(PREFIX) for file in WEIGHTS_FOLDER.glob(f"{PREFIX}*.safetensors"))
 
 
-def shipped_weights(task: str) -> Path:
+def installed_weights(task: str) -> Path:
     """Return the file of the installed weights for a task.
 
     Raises:
         UserError: there are none; the message lists the tasks that have weights.
     """
-    path, tasks = SHIPPED / f"{PREFIX}{task}.safetensors", shipped_tasks()
+    path, tasks = WEIGHTS_FOLDER / f"{PREFIX}{task}.safetensors", installed_tasks()
     if path.is_file():
         return path
     if task == AUTO:
@@ -39,4 +39,4 @@ def scale_of_task(task: str) -> int:
 
 def suits_bf16(path: Path) -> bool:
     """Return whether these are installed weights that lose less than 0.02 dB in bfloat16; False for any other file."""
-    return path.parent == SHIPPED and path.stem.removeprefix(PREFIX) in BF16_TASKS
+    return path.parent == WEIGHTS_FOLDER and path.stem.removeprefix(PREFIX) in BF16_TASKS

@@ -14,7 +14,7 @@ import restormixer_arch
 from restormixer_arch.data.degradations.compose import add_composition, compositions_of
 from restormixer_arch.data.images.picture import read_picture
 from restormixer_arch.data.preparation.sub_images import reduce_image
-from restormixer_arch.inference.shipped import BF16_TASKS, SHIPPED, shipped_tasks, shipped_weights
+from restormixer_arch.inference.installed import BF16_TASKS, WEIGHTS_FOLDER, installed_tasks, installed_weights
 from restormixer_arch.inference.weights import load_network
 
 PHOTOGRAPHS = ("budgie-backgrounds__perched-osprey", "budgie-backgrounds__roman-colosseum")
@@ -37,14 +37,14 @@ def psnr(image, truth):
 
 def test_what_is_there():
     enlarging = {"sr_x2": (543_534, 2), "sr_x3": (545_724, 3), "sr_x4": (548_790, 4)}
-    assert shipped_tasks() == ["deblur", "dehaze", "denoise", "derain", "desnow", "low_light", "mixed", *enlarging]
-    for task in shipped_tasks():
-        assert shipped_weights(task).stat().st_size < 6e6
-        network = load_network(shipped_weights(task))
+    assert installed_tasks() == ["deblur", "dehaze", "denoise", "derain", "desnow", "low_light", "mixed", *enlarging]
+    for task in installed_tasks():
+        assert installed_weights(task).stat().st_size < 6e6
+        network = load_network(installed_weights(task))
         parameters = sum(parameter.numel() for parameter in network.parameters())
         assert (parameters, network.upscale) == enlarging.get(task, (542_220, 1))
-    card = (SHIPPED / "MODEL_CARD.md").read_text(encoding="utf-8")
-    assert "`restormixer_s_<task>.safetensors`" in card and all(f"| [`{task}`](#" in card for task in shipped_tasks())
+    card = (WEIGHTS_FOLDER / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "`restormixer_s_<task>.safetensors`" in card and all(f"| [`{task}`](#" in card for task in installed_tasks())
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)

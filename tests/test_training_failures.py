@@ -18,7 +18,7 @@ import lmdb
 import numpy as np
 import pytest
 import torch
-from whole_trainings import EXPERIMENT, architecture, load, same, several_batches, train
+from training_runs import EXPERIMENT, architecture, load, same, several_batches, train
 
 from restormixer_arch import cli
 from restormixer_arch.basicsr_adapter import compat
@@ -28,7 +28,7 @@ compat.apply()
 from basicsr.data.paired_image_dataset import PairedImageDataset  # noqa: E402
 from basicsr.models.sr_model import SRModel  # noqa: E402
 
-from restormixer_arch.models.shape_errors import explain_misfit  # noqa: E402
+from restormixer_arch.models.shape_errors import explain_shape_error  # noqa: E402
 
 MINUTE = 60
 
@@ -181,7 +181,7 @@ def test_a_run_that_fails_at_its_start_leaves_the_earlier_one_in_place(pairs, tr
     ],
 )
 def test_errors_that_are_not_about_shapes_keep_their_traceback(error):
-    with pytest.raises(type(error), match=re.escape(str(error))), explain_misfit("be trained on this batch", {}):
+    with pytest.raises(type(error), match=re.escape(str(error))), explain_shape_error("be trained on this batch", {}):
         raise error
 
 

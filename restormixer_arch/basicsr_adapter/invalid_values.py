@@ -12,12 +12,12 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.memory import is_out_of_memory
 
 
-def naming_refused_value(original: Callable[..., Any]) -> Callable[..., Any]:
+def explaining_build(original: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``build_network`` or ``build_loss`` with UserErrors."""
 
     @functools.wraps(original)
     def build(opt: dict[str, Any]) -> Any:
-        with explain_refusal(opt["type"]):
+        with explain_invalid_options(opt["type"]):
             if opt["type"] == "PerceptualLoss":
                 with explain_missing_weights("PerceptualLoss", opt.get("vgg_type", "vgg19")):
                     return original(opt)
@@ -26,19 +26,19 @@ def naming_refused_value(original: Callable[..., Any]) -> Callable[..., Any]:
     return build
 
 
-def naming_refused_option(original: Callable[..., Any]) -> Callable[..., Any]:
+def explaining_get_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``BaseModel.get_optimizer`` with UserErrors; that there is no such optimizer stays as it is."""
 
     @functools.wraps(original)
     def get_optimizer(self: Any, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Any:
-        with explain_refusal(f"train.optim_*: {optim_type}", NotImplementedError):
+        with explain_invalid_options(f"train.optim_*: {optim_type}", NotImplementedError):
             return original(self, optim_type, params, lr, **kwargs)
 
     return get_optimizer
 
 
 @contextmanager
-def explain_refusal(what: str, *passed: type[Exception]) -> Iterator[None]:
+def explain_invalid_options(what: str, *passed: type[Exception]) -> Iterator[None]:
     """Turn whatever a class raises while it is built into one line.
 
     Args:

@@ -1,6 +1,6 @@
 """Stand-ins for what a machine with torch, Triton and numpy alone lacks: einops, OpenCV and the installed package.
 
-``import bare`` makes the network, the scans and the degradations of rain, haze, snow, low light and Gaussian noise
+``import stubs`` makes the network, the scans and the degradations of rain, haze, snow, low light and Gaussian noise
 importable from a checkout. What is installed is left alone.
 """
 

@@ -14,7 +14,7 @@ from video_cases import write_video
 
 from restormixer_arch import RestorMixer, cli
 from restormixer_arch.config.check import read_option_file
-from restormixer_arch.inference.shipped import shipped_weights
+from restormixer_arch.inference.installed import installed_weights
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("", "data", "options", "restormixer_arch")
@@ -118,7 +118,7 @@ def place(tmp_path, monkeypatch):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         small = generator.integers(0, 256, (5, 7, 3), np.uint8)
         cv2.imwrite(name, cv2.resize(small, (80, 56), interpolation=cv2.INTER_CUBIC))
-    torch.save({"params": load_file(shipped_weights("derain"))}, "net_g_latest.pth")
+    torch.save({"params": load_file(installed_weights("derain"))}, "net_g_latest.pth")
     return tmp_path
 
 

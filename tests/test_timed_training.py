@@ -1,4 +1,4 @@
-"""tests/gpu/half_hour.py, which trains on a borrowed GPU, with a tiny network on the CPU; and its stand-ins."""
+"""tests/gpu/timed_training.py, which trains on a borrowed GPU, with a tiny network on the CPU; and its stand-ins."""
 
 import sys
 from argparse import Namespace
@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "gpu"))
 
-import bare  # noqa: E402
-import half_hour  # noqa: E402
+import stubs  # noqa: E402
+import timed_training  # noqa: E402
 
 from restormixer_arch.data.degradations.downsample import DownsampleParameters, add_downsample  # noqa: E402
 from restormixer_arch.data.lmdb_io import LmdbImages  # noqa: E402
@@ -27,7 +27,7 @@ SAMPLES = HERE.parent / "data/samples/rain_train_gt.lmdb"
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory):
     path = tmp_path_factory.mktemp("pack") / "photos.pack"
-    assert half_hour.pack(str(SAMPLES), path, 3 << 20) >= 4 and path.stat().st_size <= 3 << 20
+    assert timed_training.pack(str(SAMPLES), path, 3 << 20) >= 4 and path.stat().st_size <= 3 << 20
     return path
 
 
@@ -39,19 +39,19 @@ def arguments(folder, crops, task):
 
 
 def test_a_pack_loses_nothing(crops):
-    images, packed = LmdbImages(SAMPLES, "x"), half_hour.read_pack(crops)
+    images, packed = LmdbImages(SAMPLES, "x"), timed_training.read_pack(crops)
     originals = [np.round(images.read(name)[..., ::-1] * 255).astype(np.uint8) for name in images.names]
     assert all(any(np.array_equal(image, original) for original in originals) for image in packed)
     with pytest.raises(SystemExit, match="is not a pack of pictures"):
-        half_hour.read_pack(SAMPLES / "data.mdb")
+        timed_training.read_pack(SAMPLES / "data.mdb")
 
 
-@pytest.mark.parametrize("task", half_hour.TASKS)
+@pytest.mark.parametrize("task", timed_training.TASKS)
 def test_pairs_are_drawn_and_repeat(crops, task):
-    images = half_hour.read_pack(crops)
+    images = timed_training.read_pack(crops)
     threads = torch.get_num_threads()
     try:
-        draws = [next(iter(half_hour.Pairs(images, task, 6, 32, [0, 1, 2]))) for _ in range(2)]
+        draws = [next(iter(timed_training.Pairs(images, task, 6, 32, [0, 1, 2]))) for _ in range(2)]
     finally:
         torch.set_num_threads(threads)
     (lq, gt), again = draws
@@ -62,7 +62,7 @@ def test_pairs_are_drawn_and_repeat(crops, task):
 
 def test_a_training_resumes_and_its_weights_are_a_file_of_the_project(crops, tmp_path):
     cpu = torch.device("cpu")
-    training = half_hour.Training(arguments(tmp_path, crops, "mixed"), cpu)
+    training = timed_training.Training(arguments(tmp_path, crops, "mixed"), cpu)
     before = {name: value.clone() for name, value in training.network.state_dict().items()}
     lq, gt = torch.rand(2, 2, 3, 16, 16).unbind(0)
     losses = [training.step(lq, gt).item() for _ in range(2)]
@@ -71,14 +71,14 @@ def test_a_training_resumes_and_its_weights_are_a_file_of_the_project(crops, tmp
     assert not any("running" in name for name in moved)  # BatchNorm is a scale and a shift
     training.seconds = 30.0
     training.save()
-    other = half_hour.Training(arguments(tmp_path, crops, "mixed"), cpu)
+    other = timed_training.Training(arguments(tmp_path, crops, "mixed"), cpu)
     assert (other.seconds, other.iteration) == (30.0, 2)
     for one in (training, other):
         one.step(lq, gt)
     for name, value in training.network.state_dict().items():
         assert torch.equal(value, other.network.state_dict()[name]), name
     with pytest.raises(SystemExit, match="is a training of mixed, not of derain"):
-        half_hour.Training(arguments(tmp_path, crops, "derain"), cpu)
+        timed_training.Training(arguments(tmp_path, crops, "derain"), cpu)
     path = tmp_path / "restormixer_mixed.safetensors"
     tensors = load_file(path)
     network = load_network(path)
@@ -88,7 +88,7 @@ def test_a_training_resumes_and_its_weights_are_a_file_of_the_project(crops, tmp
 
 
 def test_a_step_that_is_not_finite_changes_nothing(crops, tmp_path):
-    training = half_hour.Training(arguments(tmp_path, crops, "derain"), torch.device("cpu"))
+    training = timed_training.Training(arguments(tmp_path, crops, "derain"), torch.device("cpu"))
     lq, gt = torch.rand(2, 2, 3, 16, 16).unbind(0)
     training.step(lq, gt)
     before = {name: value.clone() for name, value in training.network.state_dict().items()}
@@ -97,7 +97,7 @@ def test_a_step_that_is_not_finite_changes_nothing(crops, tmp_path):
 
 
 def test_the_rate_follows_the_minutes(crops, tmp_path):
-    training = half_hour.Training(arguments(tmp_path, crops, "derain"), torch.device("cpu"))
+    training = timed_training.Training(arguments(tmp_path, crops, "derain"), torch.device("cpu"))
     assert training.rate() == pytest.approx(1e-3 / 200)
     training.iteration = 1000
     assert training.rate() == pytest.approx(1e-3)
@@ -110,7 +110,7 @@ def test_the_rate_follows_the_minutes(crops, tmp_path):
 def test_inputs_of_super_resolution_are_matlab_s_inside(crops):
     gt = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     array = gt.transpose(2, 0, 1)[None].copy()
-    lq, same = half_hour.on_device((array, array), torch.device("cpu"), 2)
+    lq, same = timed_training.on_device((array, array), torch.device("cpu"), 2)
     wanted = add_downsample(gt.astype(np.float32) / 255, DownsampleParameters(2))
     difference = np.abs(lq[0].permute(1, 2, 0).numpy() - wanted)[3:-3, 3:-3]
     assert difference.max() <= 0.51 / 255 and torch.equal(same, torch.from_numpy(array).float() / 255)
@@ -131,20 +131,20 @@ def test_inputs_of_super_resolution_are_matlab_s_inside(crops):
 )
 def test_rearrange(shape, pattern, sizes):
     x = torch.randn(shape)
-    assert torch.equal(bare.rearrange(x, pattern, **sizes), einops.rearrange(x, pattern, **sizes))
+    assert torch.equal(stubs.rearrange(x, pattern, **sizes), einops.rearrange(x, pattern, **sizes))
 
 
 def test_opencv_s_filters():
     rng = np.random.default_rng(0)
     image, kernel = rng.random((40, 33, 3), np.float32), rng.random((7, 7), np.float32)
     for border, name in ((cv2.BORDER_REFLECT, "reflect"), (cv2.BORDER_REFLECT_101, "reflect 101")):
-        pairs = [(cv2.filter2D(image, -1, kernel, borderType=border), bare.filter2D(image, -1, kernel, name))]
+        pairs = [(cv2.filter2D(image, -1, kernel, borderType=border), stubs.filter2D(image, -1, kernel, name))]
         for sigma in (0.4, 1.3, 3.0):
             plane = image[..., 0]
             blurred = cv2.GaussianBlur(plane, (0, 0), sigma, borderType=border)
-            pairs.append((blurred, bare.GaussianBlur(plane, (0, 0), sigma, name)))
+            pairs.append((blurred, stubs.GaussianBlur(plane, (0, 0), sigma, name)))
         for wanted, found in pairs:
             np.testing.assert_allclose(found, wanted, atol=1e-5)
     coarse = rng.standard_normal((4, 4)).astype(np.float32)
     wanted = cv2.resize(coarse, (33, 40), interpolation=cv2.INTER_CUBIC)
-    np.testing.assert_allclose(bare.resize(coarse, (33, 40), 2), wanted, atol=1e-5)
+    np.testing.assert_allclose(stubs.resize(coarse, (33, 40), 2), wanted, atol=1e-5)

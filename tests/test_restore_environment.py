@@ -99,7 +99,7 @@ def test_a_small_tile_alone_needs_no_overlap(restore_folder, tile):
 
 
 def test_a_pair_that_is_too_wide_costs_no_result(restore_folder, capsys, monkeypatch):
-    monkeypatch.setitem(pictures.LARGEST_SIDE, "JPEG", 100)
+    monkeypatch.setitem(pictures.MAX_SIDE, "JPEG", 100)
     Image.fromarray(SMOOTH).save("a.jpg")
     assert run("a.jpg", "-o", "out", "--compare") == 2
     out, err = capsys.readouterr()
@@ -110,7 +110,7 @@ def test_a_pair_that_is_too_wide_costs_no_result(restore_folder, capsys, monkeyp
 
 def test_a_result_that_is_too_large_is_refused_before_the_work(restore_folder, capsys, monkeypatch):
     save_identity(restore_folder / "w.safetensors", upscale=4)
-    monkeypatch.setitem(pictures.LARGEST_SIDE, "WEBP", 200)
+    monkeypatch.setitem(pictures.MAX_SIDE, "WEBP", 200)
     monkeypatch.setattr(restore, "restore_picture", lambda *arguments: pytest.fail("it was restored"))
     Image.fromarray(SMOOTH).save("a.webp")
     assert run("a.webp", "-o", "out") == 2
