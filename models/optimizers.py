@@ -1,10 +1,10 @@
-"""Optimizers by name: torch's Adam and AdamW, those of the packages schedulefree and pytorch-optimizer.
+"""Optimizers by name: Adam and AdamW of torch, and those of the packages schedulefree and pytorch-optimizer.
 
-Muon (https://kellerjordan.github.io/posts/muon) makes the update of each weight matrix orthogonal, and leaves all other
-parameters to AdamW. :func:`mark_matrices` marks the matrices.
+Muon (https://kellerjordan.github.io/posts/muon) orthogonalizes the update of each weight matrix and uses AdamW for all
+other parameters. :func:`mark_matrices` marks the matrices.
 
-A schedule-free optimizer (arXiv 2405.15682) moves the weights y; what is to be tested and saved are the averaged
-weights x. :class:`ScheduleFree` switches between the two.
+A schedule-free optimizer (arXiv 2405.15682) trains the weights y, while the averaged weights x are tested and saved.
+:class:`ScheduleFree` switches between the two.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from restormixer_arch.models.checkpoint_values import to_plain_values
 from restormixer_arch.protocol import ExemptsFromWeightDecay
 
 FUSED_OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
-SCHEDULE_FREE = ("AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree")  # of the package schedulefree
+SCHEDULE_FREE = ("AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree")  # in the package schedulefree
 MIN_MATRIX_SIDE = 8  # minimum rows and columns of a matrix to orthogonalize
-MAX_NORM_BATCHES = 8  # batches, at most, whose statistics the averaged weights get
-MAX_NORM_BYTES = 32 << 20  # of these batches, which checkpoints hold too; one is kept whatever its size
+MAX_NORM_BATCHES = 8  # largest number of batches for the statistics of the averaged weights
+MAX_NORM_BYTES = 32 << 20  # size limit of these batches, which are saved in checkpoints; at least one is kept
 
 
 def build_optimizer(name: str, params: list[dict[str, Any]], lr: float, **options: Any) -> torch.optim.Optimizer:
@@ -40,20 +40,20 @@ def build_optimizer(name: str, params: list[dict[str, Any]], lr: float, **option
         name: ``Adam``, ``AdamW``, one of :data:`SCHEDULE_FREE`, or a class of pytorch-optimizer such as ``Lion``.
         params: parameter groups.
         lr: learning rate.
-        options: further arguments of its class.
+        options: further arguments of the optimizer class.
 
     Raises:
-        UserError: there is none of this name, its package is not installed, or it refuses an option.
+        UserError: if the name is unknown, its package is not installed, or the optimizer rejects an option.
     """
     kind = _find(name)
     problems = list(argument_problems(kind, {"lr": lr, **options}, ("train", "optim_g"), given=["params"]))
     if problems:
-        raise UserError("\n".join(map(str, problems)))
+        raise UserError(*map(str, problems))
     try:
         if name not in FUSED_OPTIMIZERS:
             _try_out(kind, lr, options)
         return _build(kind, params, lr, options)
-    except Exception as error:  # noqa: BLE001 - foreign code may raise anything
+    except Exception as error:  # noqa: BLE001 - third-party code may raise anything
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"train.optim_g: {name} cannot be used with these options ({reason})") from error
 
@@ -67,9 +67,9 @@ def _build(kind: Any, params: list[dict[str, Any]], lr: float, options: dict[str
 
 
 def _in_float32_on_cpus(kind: Any) -> Any:
-    """Let Muon multiply in float32 on a CPU, where pytorch-optimizer's bfloat16 takes up to eight times as long.
+    """Make Muon multiply in float32 on CPUs, up to eight times as fast as pytorch-optimizer's bfloat16.
 
-    Overrides a private method of the package. The class stays as it is if the installed version lacks that method.
+    Overrides a private method of the package. The class is returned unchanged if the installed version lacks it.
     """
     try:
         from pytorch_optimizer.optimizer.utils.matrix import zero_power_via_newton_schulz_5
@@ -88,7 +88,7 @@ def _in_float32_on_cpus(kind: Any) -> Any:
 
 
 def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
-    """Return the parameters to train, those apart that the network, or one inside it, exempts from weight decay."""
+    """Return groups of trainable parameters: those with weight decay, and those that the network exempts from it."""
     parts = [(f"{name}." if name else "", part) for name, part in network.named_modules()]
     asked = [(prefix, part) for prefix, part in parts if isinstance(part, ExemptsFromWeightDecay)]
     exempt = {prefix + name for prefix, part in asked for name in part.no_weight_decay()}
@@ -101,21 +101,21 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by name; one that has several names has one here."""
+    """Return parameters and buffers by name; shared tensors are listed once."""
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 def mark_matrices(groups: list[dict[str, Any]], weight_decay: float, others_decay: float) -> list[dict[str, Any]]:
-    """Split parameter groups for Muon and its variants in pytorch-optimizer, which want ``use_muon`` in each group.
+    """Split parameter groups for Muon and its variants in pytorch-optimizer, which need ``use_muon`` in each group.
 
-    Matrices are all parameters of two dimensions, and the weights of convolutions over more than one channel as
-    (C', C * k * k), with at least :data:`MIN_MATRIX_SIDE` rows and columns: a layer that ends in three colors is none.
-    Most with two dimensions are the weights of linear layers. A table such as SwinIR's
-    ``relative_position_bias_table`` is a matrix, too, unless it has fewer columns.
+    Matrices are two-dimensional parameters, and weights of convolutions over more than one channel viewed as
+    (C', C * k * k), if they have at least :data:`MIN_MATRIX_SIDE` rows and columns. A layer with three output channels
+    is therefore excluded. Most two-dimensional parameters are weights of linear layers, but a table such as SwinIR's
+    ``relative_position_bias_table`` is a matrix too, unless it has too few columns.
 
     Args:
-        groups: parameter groups, with or without a ``weight_decay`` of their own.
-        weight_decay, others_decay: of matrices and of all others in the groups without.
+        groups: parameter groups with or without ``weight_decay``.
+        weight_decay, others_decay: weight decay of matrices and of other parameters in groups that specify none.
     """
     marked: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for group in groups:
@@ -158,12 +158,13 @@ def _is_optimizer(kind: Any) -> bool:
 
 
 def _try_out(kind: type[torch.optim.Optimizer], lr: float, options: dict[str, Any]) -> None:
-    """Take a step of a convolution and a bias, save and read the state, and take another step.
+    """Test an optimizer on a small convolution and a bias: take two steps, and save and reload the state after each.
 
-    Some need a closure, second derivatives, or other marks; others remember what no checkpoint can hold.
+    Some optimizers need a closure, second derivatives or other keys in their groups; others have a state that cannot
+    be stored in a checkpoint.
 
     Raises:
-        Exception: of any kind, where one of these cannot be done.
+        Exception: of any type, if the optimizer cannot be used.
     """
     with torch.random.fork_rng(devices=[]):
         params = [nn.Parameter(torch.randn(8, 8, 3, 3)), nn.Parameter(torch.randn(8))]
@@ -181,7 +182,7 @@ def _try_out(kind: type[torch.optim.Optimizer], lr: float, options: dict[str, An
 
 
 def _saved_and_read(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the state as a checkpoint gives it back."""
+    """Return the state after a round trip through a checkpoint."""
     file = io.BytesIO()
     torch.save(to_plain_values(state), file)
     file.seek(0)
@@ -193,25 +194,25 @@ def is_schedule_free(optimizer: torch.optim.Optimizer) -> bool:
 
 
 class ScheduleFree:
-    """Switches a network between the weights that are trained and the averaged ones that are tested and saved.
+    """Switches a network between the weights that are trained and the averaged weights that are tested and saved.
 
-    BatchNorm's running statistics belong to the weights that are trained. Those of the averaged weights are taken from
-    the latest batches, each time that these weights are wanted.
+    BatchNorm's running statistics belong to the trained weights. Those of the averaged weights are recomputed from the
+    latest batches when the averaged weights are needed.
 
     Args:
-        optimizer: a schedule-free one; it is put into its mode for training.
-        network: whose parameters it has, without wrappers.
+        optimizer: schedule-free optimizer of the network; it is switched to training mode.
+        network: network without wrappers.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
         self._optimizer, self._network = optimizer, network
         self._norms = norms_with_statistics(network)
         self._inputs: deque[Tensor] = deque(maxlen=MAX_NORM_BATCHES if self._norms else 0)
-        self._averaged: list[Tensor] | None = None  # statistics of the averaged weights, when they were last wanted
+        self._averaged: list[Tensor] | None = None  # statistics of the averaged weights, None if outdated
         optimizer.train()
 
     def see(self, inputs: Tensor) -> None:
-        """Remember the inputs of a training step. (B, C, H, W)"""
+        """Store the inputs of a training step. (B, C, H, W)"""
         self._inputs.append(inputs.detach())
         while len(self._inputs) > 1 and sum(one.nbytes for one in self._inputs) > MAX_NORM_BYTES:
             self._inputs.popleft()
@@ -220,9 +221,9 @@ class ScheduleFree:
     @contextmanager
     @torch.no_grad()
     def averaged(self) -> Iterator[None]:
-        """Give the network the averaged weights; afterwards it has those that are trained again, bit by bit."""
+        """Switch the network to the averaged weights; on exit, restore the trained weights exactly."""
         if not self._optimizer.param_groups[0]["train_mode"]:
-            yield  # they exist already
+            yield  # already switched
             return
         trained = self._copies()
         self._optimizer.eval()
@@ -235,22 +236,22 @@ class ScheduleFree:
 
     @torch.no_grad()
     def share_statistics(self) -> None:
-        """Give all processes of a job the first one's statistics of the averaged weights; all must call it together.
+        """Copy the first process's statistics of the averaged weights to all processes, which must all call it.
 
-        Each process has seen inputs of its own. What is saved is the first one's.
+        Each process has seen different inputs, and the first process saves the checkpoints.
         """
         with self.averaged():
             for buffer in self._averaged or ():
                 torch.distributed.broadcast(buffer, src=0)
 
     def extra_state(self) -> dict[str, Any]:
-        """The weights that are trained, since the saved weights are the averaged ones, and the latest inputs."""
+        """Return the trained weights, which are saved in addition to the averaged weights, and the latest inputs."""
         weights = {name: tensor.detach().cpu() for name, tensor in tensors_of(self._network).items()}
         return {"weights": weights, "inputs": [inputs.cpu() for inputs in self._inputs]}
 
     @torch.no_grad()
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Load what :meth:`extra_state` returned, after the averaged weights and the optimizer state are loaded."""
+        """Load the result of :meth:`extra_state`, after the averaged weights and the optimizer state are loaded."""
         self._averaged = [buffer.clone() for buffer in statistics_of(self._norms)]
         self._optimizer.train()
         self._put_back(state["weights"])
@@ -265,7 +266,7 @@ class ScheduleFree:
             tensor.copy_(saved[name])
 
     def _set_statistics(self) -> None:
-        """Set BatchNorm's statistics to the mean over the latest batches, unless the norms are frozen."""
+        """Set BatchNorm's statistics to the mean over the latest batches, unless BatchNorm is frozen."""
         if self._averaged is not None:
             for buffer, value in zip(statistics_of(self._norms), self._averaged, strict=True):
                 buffer.copy_(value)
@@ -274,11 +275,11 @@ class ScheduleFree:
             momenta = [norm.momentum for norm in self._norms]
             for norm in self._norms:
                 norm.reset_running_stats()
-                norm.momentum = None  # the plain mean
+                norm.momentum = None  # unweighted mean
             on_gpu = self._inputs[0].is_cuda
             with torch.random.fork_rng(devices=[self._inputs[0].device] if on_gpu else []):
                 for inputs in self._inputs:
-                    self._network.forward(inputs)  # not compiled: each norm would break the graph
+                    self._network.forward(inputs)  # not compiled, since each norm would cause a graph break
             for norm, momentum in zip(self._norms, momenta, strict=True):
                 norm.momentum = momentum
         self._averaged = [buffer.clone() for buffer in statistics_of(self._norms)]

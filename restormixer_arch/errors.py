@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,40 @@ SPECIAL_FILE = "is neither a file nor a folder, but a pipe, socket or device"
 
 
 class UserError(ValueError):
-    """A mistake that the user can fix: one line that names the file or key, the value and what was expected."""
+    """An error that the user can fix.
+
+    Args:
+        lines: one message for each error. It names the file or key, the value, and what was expected.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
+
+    @property
+    def lines(self) -> list[str]:
+        """The messages, without the traceback that torch adds to an error of a loader process.
+
+        torch raises the same class again, with "Caught UserError in DataLoader worker process 0." and the complete
+        traceback as its text. The message is what follows the class's name at the end.
+        """
+        lines = [str(line) for line in self.args]
+        if len(lines) != 1 or not re.match(r"Caught \w+ in ", lines[0]):
+            return lines
+        parts = re.split(rf"^(?:[\w.]+\.)?{type(self).__name__}: ", lines[0], flags=re.MULTILINE)
+        return [parts[-1].strip()]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake in an option file: the path of the key, and what is wrong with it."""
+    """One error in an option file.
+
+    Attributes:
+        path: section names and key.
+        text: description of the error.
+    """
 
     path: tuple[str, ...]
     text: str
@@ -28,43 +57,42 @@ class Problem:
 
 
 class OptionErrors(UserError):
-    """All mistakes of an option file at once; ``lines`` has one for each."""
+    """All errors of an option file, one line each."""
 
     def __init__(self, shown: str, problems: Iterable[Problem]) -> None:
-        self.lines = [f"{shown}: {problem}" for problem in problems]
-        super().__init__("\n".join(self.lines))
+        super().__init__(*(f"{shown}: {problem}" for problem in problems))
 
 
 def file_error(error: OSError) -> str:
-    """Return what the system says of a file, as ``file: reason``."""
+    """Return the system's error message for a file as ``file: reason``."""
     return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
 
 
 def closest(name: str, choices: Iterable[str]) -> str | None:
-    """Return the most similar of ``choices``, or None where nothing is close."""
-    # Case-insensitive, since 'restormixer' for 'RestorMixer' is the most common mistake.
+    """Return the most similar of ``choices``, or None if none is similar."""
+    # Case-insensitive, since 'restormixer' for 'RestorMixer' is the most common error.
     by_lower = {str(choice).lower(): str(choice) for choice in choices}
     close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[close[0]] if close else None
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the most similar of ``choices``, or ``""`` where nothing is close."""
+    """Return ``" Did you mean 'x'?"`` for the most similar of ``choices``, or ``""`` if none is similar."""
     close = closest(name, choices)
     return f" Did you mean '{close}'?" if close else ""
 
 
 def similar_file(path: Path) -> str | None:
-    """Return the file or folder beside ``path`` with the most similar name, or None."""
+    """Return the file or folder in the same folder as ``path`` with the most similar name, or None."""
     folder = path.parent
     close = closest(path.name, [entry.name for entry in folder.iterdir()]) if folder.is_dir() else None
     return str(folder / close) if close else None
 
 
 def not_found(path: str | Path) -> str:
-    """Say that a path does not exist, where it was looked for, and what lies nearby under a similar name.
+    """Return a message that a path does not exist, with the place that was searched and a similar name that exists.
 
-    A link to nothing is named with what it points to.
+    For a broken link, the message states its target instead.
     """
     given = user_path(path)
     absent = given

@@ -91,7 +91,8 @@ def print_error(text: str) -> None:
     """Write a line to stderr under the command's name, from any process; nothing where stderr is closed or gone."""
     if sys.stderr is not None:
         with suppress(OSError, ValueError):
-            sys.stderr.write(f"basicsr: {printable(text, sys.stderr)}\n")
+            line = printable(text, sys.stderr).replace("\n", "\\n")  # the name of a file may have a line break
+            sys.stderr.write(f"basicsr: {line}\n")
             sys.stderr.flush()
 
 

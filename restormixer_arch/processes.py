@@ -46,7 +46,7 @@ def run_in_process(module: str, job: dict[str, Any], label: str) -> Any:
     done = subprocess.run(command, input=json.dumps(job), capture_output=True, env=utf8(), check=False, **text)
     mistakes = re.findall(r"^basicsr: error: (.*)$", done.stderr, re.MULTILINE)
     if done.returncode == 2 and mistakes:
-        raise UserError("\n".join(mistakes))
+        raise UserError(*mistakes)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"{label} failed with exit code {done.returncode}: {last}")

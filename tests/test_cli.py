@@ -287,8 +287,8 @@ def test_the_message_of_a_worker_is_found_in_its_traceback():
     with pytest.raises(UserError) as caught:
         wrapped.reraise()
     assert str(caught.value).startswith("Caught UserError in DataLoader worker process 0.")
-    assert cli.user_message(caught.value) == "x.png: bad. UserError: quoted"
-    assert cli.user_message(UserError("Caught in the act")) == "Caught in the act"
+    assert caught.value.lines == ["x.png: bad. UserError: quoted"]
+    assert UserError("Caught in the act").lines == ["Caught in the act"]
 
 
 def test_the_gain_of_a_model_that_measures_it(folder):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -220,3 +221,34 @@ def test_signals(pairs, write, capsys, monkeypatch):
     monkeypatch.setattr(training, "run_and_wait", lambda command, log: wait(ending, log))
     assert cli.main(["compare", "-opt", file, "--auto_resume"]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == again
+
+
+SAVING = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+signal.signal(signal.SIGINT, {})
+print(0, flush=True)
+for _ in range(600):
+    time.sleep(0.1)
+"""
+SIGINT_HANDLERS = {"alone": "signal.SIG_IGN", "together": "lambda *_: sys.exit(130)"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM that a process can handle")
+@pytest.mark.parametrize("sent", SIGINT_HANDLERS)
+def test_an_interrupt_of_the_command_alone_stops_its_training(tmp_path, capsys, sent):
+    """A scheduler sends SIGINT to the command, a terminal to both. The training saves, and the exit code is 130."""
+    log, ended = tmp_path / "log", threading.Event()
+
+    def interrupt():
+        until(lambda: says(log, "0"))
+        os.kill(os.getpid(), signal.SIGINT)
+        if not ended.wait(60):  # the test would wait for the minute that the process sleeps
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=interrupt)
+    sender.start()
+    assert training.run_and_wait([sys.executable, "-c", SAVING.format(SIGINT_HANDLERS[sent])], log) == 130
+    ended.set()
+    sender.join()
+    assert capsys.readouterr().err.startswith("basicsr: note: stopping after this iteration with a checkpoint")

@@ -96,7 +96,7 @@ def test_a_fixed_set(photo, folder, capsys):
     ("arguments", "message"),
     [
         (["shet"], "unknown action 'shet', expected sheet, set, speed, others, coverage. Did you mean 'sheet'?"),
-        (["set", "--gt", "nowhere", "--out", "deep/x"], "dataroot_gt: 'nowhere'"),
+        (["set", "--gt", "nowhere", "--out", "deep/x"], "--gt: 'nowhere' does not exist"),
         (["set", "--gt", ".", "--out", "x", "--seed", "-1"], "expected a whole number from 0, got '-1'"),
         (["set", "--gt", ".", "--out", "x", "--scale", "0"], "expected a positive whole number, got '0'"),
         (["set", "--gt", "", "--out", "x"], "argument --gt: expected a name, got an empty string"),
@@ -141,3 +141,20 @@ def test_the_shipped_sheet_is_the_commands():
     drawn = sheet.make_sheet(np.ascontiguousarray(photo, np.float32) / 255)
     assert (samples / "degradations.jpg").stat().st_size < 500_000
     assert np.abs(shipped.astype(float) - drawn).mean() < 6  # JPEG takes away most of what the noisy pictures have
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--gt", "nothing"), "--gt: 'nothing' does not exist"),
+        (("--gt", "clean", "--labels", "hze"), "--labels: 'hze' is not a degradation label"),
+        (("--gt", "clean", "--labels", "haze", "--scale", "2"), "--labels: scale 2 needs 'down' or 'blind'"),
+        (
+            ("--gt", "clean", "--labels", "down", "--scale", "2", "--gt-size", "9"),
+            "--gt-size: got 9, expected a multiple of scale 2",
+        ),
+    ],
+)
+def test_errors_name_the_option_that_was_typed(folder, capsys, arguments, message):
+    assert main(["degrade", "set", *arguments, "--out", "fixed"]) == 2
+    assert capsys.readouterr().err.startswith(f"basicsr: error: {message}")

@@ -201,3 +201,11 @@ def test_what_is_behind_the_last_image_of_an_mpo_is_named(tmp_path, behind):
     path.write_bytes(path.read_bytes() + behind)
     picture = read_picture(path)
     assert (BEHIND in picture.left_out) == bool(behind) and len(picture.left_out) == 1 + bool(behind)
+
+
+def test_of_several_comments_the_last_one_is_kept(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "a.jpg", comment=b"second")
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(content[:2] + b"\xff\xfe\x00\x07first" + content[2:])
+    picture = read_picture(tmp_path / "a.jpg")
+    assert picture.metadata["comment"] == b"second" and picture.left_out == ("comments but the last one",)

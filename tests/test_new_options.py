@@ -307,3 +307,8 @@ def test_no_patch_is_larger_than_the_images_of_a_folder(own, quick, source):
 def test_sizes_in_lists_of_images():
     lines = ["a.png (64,80,3) 1", "b (1,2,3).png (48, 70, 3) 9\r", "no size.png", ""]
     assert smallest_side(lines) == 48 and smallest_side(lines[2:]) is None
+
+
+def test_a_failed_init_leaves_no_folder(own, capsys):
+    assert init("--data", "gt", "-o", "deep/er/my.yml") == 2
+    assert "--data: gt has no train_gt.lmdb" in capsys.readouterr().err and not Path("deep").exists()

@@ -163,3 +163,11 @@ def test_a_full_disk_at_the_tables_of_a_test(pairs, train_options, test_options,
     assert cli.main(["test", "-opt", write(test_options)]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("basicsr: error: ") and last.endswith("results/tiny/results.json: No space left on device")
+
+
+def test_a_line_break_in_a_name_does_not_break_the_line(capsys):
+    output.note("a\nb.png: skipped")
+    assert capsys.readouterr().err == "basicsr: note: a\\nb.png: skipped\n"
+    assert cli.main(["restore", "x\ny.png", "-o", "out"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("basicsr: error: ") and "x\\ny.png" in line

@@ -351,3 +351,34 @@ def test_the_size_of_a_picture_is_read_without_decoding_it(folder):
     (folder / "a.png").write_bytes(b"no")
     with pytest.raises(UserError, match="a.png: is not a readable image"):
         picture_size("a.png")
+
+
+@pytest.mark.parametrize("white", [255, 65535])
+def test_the_palette_of_a_tiff_in_8_or_16_bits(tmp_path, white):
+    """The standard asks for 16 bits; libtiff takes a palette without any value above 255 for one of 8 bits."""
+    places = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
+    colors = np.zeros((3, 256), np.uint16)
+    colors[:, :3] = np.array([[10, 100, 255], [20, 90, 0], [30, 60, 255]]) * (white // 255)
+    tifffile.imwrite(tmp_path / "a.tif", places, photometric="palette", colormap=colors, metadata=None)
+    wanted = np.array([[10, 20, 30], [100, 90, 60], [255, 0, 255]], np.uint8)[places]
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, wanted)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("kind", ["strips", "tiles"])
+def test_a_tiff_that_lacks_pixels_is_rejected(tmp_path, kind, compression):
+    """The directory lists 5 of 8 segments; a decoder leaves the rest black."""
+    segments = {"rowsperstrip": 8} if kind == "strips" else {"tile": (16, 16)}
+    file, pixels = BytesIO(), np.full((64, 32, 3), 200, np.uint8)
+    tifffile.imwrite(file, pixels, photometric="rgb", metadata=None, compression=compression, **segments)
+    content = bytearray(file.getvalue())
+    with tifffile.TiffFile(BytesIO(content)) as tiff:
+        for code in (273, 279) if kind == "strips" else (324, 325):
+            tag = tiff.pages[0].tags[code]
+            assert tag.count == 8
+            content[tag.offset + 4 : tag.offset + 8] = struct.pack("<I", 5)
+    (tmp_path / "a.tif").write_bytes(file.getvalue())
+    assert (read_picture(tmp_path / "a.tif").pixels == 200).all()
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(UserError, match=rf"a.tif: cannot be read as an image \(it has 5 of 8 {kind} of pixels\)$"):
+        read_picture(tmp_path / "a.tif")

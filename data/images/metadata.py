@@ -1,4 +1,4 @@
-"""What surrounds the pixels of the formats that Pillow writes as it reads them: JPEG, WebP, AVIF, HEIF and BMP."""
+"""Keep the metadata of the formats that Pillow both reads and writes: JPEG, WebP, AVIF, HEIF and BMP."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from restormixer_arch.data.images.exif import DAMAGES
 QUALITY = 95
 IPTC = b"Photoshop 3.0\0"
 LONG_XMP = b"http://ns.adobe.com/xmp/extension/\0"
-KNOWN = {  # segments of JPEG that Pillow keeps, or that belong to the pixels
+KNOWN = {  # JPEG segments that Pillow keeps, or that belong to the pixels
     "APP0": (b"JFIF\0",),
     "APP1": (b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0"),
-    "APP2": (b"ICC_PROFILE\0", b"MPF\0"),  # MPF lists further images, which are named by their number
+    "APP2": (b"ICC_PROFILE\0", b"MPF\0"),  # MPF lists further images, which _left_out() reports
     "APP14": (b"Adobe",),
 }
-COPIED = {"APP1": (LONG_XMP,), "APP13": (IPTC,)}  # segments that are written as they are
-SRGB = ((b"\0\1", b"\0\r"), (b"\0\2", b"\0\2"), (b"\0\1", b"\0\1"))  # primaries and transfer that need no words
-NCLX = ("color_primaries", "transfer_characteristics", "matrix_coefficients")  # the color space of a HEIF
-HEAD = 2**16  # bytes of an AVIF in which its properties are
-MARKER = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")  # of a JPEG's segment; the others stand within the pixels
-START, END = 0xD8, 0xD9  # markers of JPEG without a length
-PADDING = 4  # bytes behind an image, beside zeros and line ends, that are nobody's data
+COPIED = {"APP1": (LONG_XMP,), "APP13": (IPTC,)}  # segments that are copied unchanged
+SRGB = ((b"\0\1", b"\0\r"), (b"\0\2", b"\0\2"), (b"\0\1", b"\0\1"))  # (primaries, transfer) that are not reported
+NCLX = ("color_primaries", "transfer_characteristics", "matrix_coefficients")  # fields of a HEIF file's color space
+HEAD = 2**16  # bytes at the start of an AVIF file that contain its properties
+MARKER = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")  # marker of a JPEG segment; the others occur within the pixels
+START, END = 0xD8, 0xD9  # JPEG markers without a length field
+PADDING = 4  # up to so many bytes after an image are ignored, not counting filler such as zeros and line ends
 BEHIND = "data behind the image, such as a motion photo's video"
 
 
 def metadata_of(image: Image.Image, info: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the arguments for Pillow's ``save``, from an image as it was opened and its ``info`` once upright."""
+    """Return the arguments for Pillow's ``save``, given an image as opened and the ``info`` of the upright image."""
     kind = image.format
     kept = {name: info[name] for name in ("icc_profile", "dpi") if info.get(name)}
     if kind == "BMP":
         return {name: value for name, value in kept.items() if name == "dpi"}
     if kind == "PPM":
         return {}
-    kept |= {name: info[name] for name in ("exif", "xmp") if info.get(name)}  # the file's own bytes if it was upright
+    kept |= {name: info[name] for name in ("exif", "xmp") if info.get(name)}  # original bytes if it was upright
     if kind == "WEBP":
         return {**kept, **({"lossless": True, "exact": True} if is_lossless(path) else {"quality": QUALITY})}
     if kind == "HEIF":
@@ -47,7 +47,7 @@ def metadata_of(image: Image.Image, info: dict[str, Any], path: Path) -> dict[st
         kept |= {name: colors[name] for name in NCLX if name in colors}
         return {**kept, "quality": QUALITY, "chroma": 444}
     if kind == "AVIF" and image.mode == "L":
-        return {**kept, "quality": QUALITY}  # any subsampling but its own would make it a color image
+        return {**kept, "quality": QUALITY}  # any subsampling but 4:0:0 would make it a color image
     kept |= {"quality": QUALITY, "subsampling": "4:4:4"}
     if kind == "AVIF":
         return kept
@@ -61,7 +61,7 @@ def metadata_of(image: Image.Image, info: dict[str, Any], path: Path) -> dict[st
 
 
 def left_out(image: Image.Image, path: Path) -> tuple[str, ...]:
-    """Return what a file holds that :func:`metadata_of` has no place for."""
+    """Return descriptions of what a file contains and :func:`metadata_of` cannot keep."""
     return tuple(dict.fromkeys(_left_out(image, path)))
 
 
@@ -71,6 +71,8 @@ def _left_out(image: Image.Image, path: Path) -> Iterator[str]:
         for name, data in image.applist:
             if not data.startswith((*KNOWN.get(name, ()), *COPIED.get(name, ()))) and name != "COM":
                 yield f"{name} {_label(data)}".strip()
+        if [name for name, _ in image.applist].count("COM") > 1:
+            yield "comments but the last one"
     if kind == "JPEG" and is_data(after_jpeg(path.read_bytes())):
         yield BEHIND
     others = getattr(image, "n_frames", 1) - 1
@@ -102,7 +104,7 @@ def _left_out(image: Image.Image, path: Path) -> Iterator[str]:
 
 
 def after_jpeg(content: bytes) -> bytes:
-    """Return what follows the image of a JPEG file."""
+    """Return the bytes after the image in a JPEG file."""
     place = 0
     while found := MARKER.search(content, place):
         marker, place = content[found.start() + 1], found.end()
@@ -114,7 +116,7 @@ def after_jpeg(content: bytes) -> bytes:
 
 
 def _after_last_image(image: Image.Image, path: Path) -> bytes:
-    """Return what follows the last image of an MPO, nothing if the list of its images is damaged."""
+    """Return the bytes after the last image of an MPO file, none if its list of images is damaged."""
     try:
         image.seek(image.n_frames - 1)
         return after_jpeg(path.read_bytes()[image.offset :])
@@ -123,17 +125,17 @@ def _after_last_image(image: Image.Image, path: Path) -> bytes:
 
 
 def is_data(rest: bytes) -> bool:
-    """Return whether what follows an image is more than padding."""
+    """Return whether the bytes after an image are more than padding."""
     return len(rest.strip(b"\0\xff\r\n ")) > PADDING
 
 
 def _label(data: bytes) -> str:
-    """Return the readable start of a segment."""
+    """Return the readable text at the start of a segment."""
     return re.match(rb"[\w .:/-]{0,30}", data).group().decode("ascii")
 
 
 def is_lossless(path: Path) -> bool:
-    """Return whether the image of a WebP file is coded without loss."""
+    """Return whether the image of a WebP file is compressed losslessly."""
     with path.open("rb") as file:
         file.seek(12)
         while len(head := file.read(8)) == 8:

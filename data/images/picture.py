@@ -1,19 +1,19 @@
-"""Read and write image files of any kind, keeping depth, gray, alpha, color profile and metadata.
+"""Read and write image files, keeping bit depth, grayscale, alpha, color profile and metadata.
 
-Pillow reads and writes 8-bit images. Around it, PNG (``png.py``) and TIFF (``tiff.py``) have code of their own, which
-copies metadata as it is, and 16-bit pixels, which Pillow would reduce to 8 bits. What is kept:
+Pillow reads and writes 8-bit images. Additional code for PNG (``png.py``) and TIFF (``tiff.py``) copies metadata
+unchanged, and keeps 16-bit pixels, which Pillow would reduce to 8 bits. The following is kept:
 
 =====================  =====================================================================================
 JPEG                   ICC profile, EXIF, XMP, IPTC, comment, resolution
 PNG                    color chunks (ICC, gAMA, cHRM, sRGB, cICP, ...), EXIF, XMP, texts, resolution, of any size
-TIFF                   ICC profile, tags, EXIF, GPS, XMP, IPTC, resolution; GeoTIFF's places, also of enlarged images
-WebP, AVIF, HEIF       ICC profile, EXIF, XMP; a lossless WebP stays lossless; the color space of a HEIF (nclx)
+TIFF                   ICC profile, tags, EXIF, GPS, XMP, IPTC, resolution; GeoTIFF coordinates, also when enlarged
+WebP, AVIF, HEIF       ICC profile, EXIF, XMP; lossless compression of WebP; color space of HEIF (nclx)
 BMP                    resolution
 PGM, PPM               only pixels
 =====================  =====================================================================================
 
-What a file has beyond that is in :attr:`Picture.left_out`. EXIF is written without its thumbnail, which shows the
-input, and with the size of the result. The orientation is applied to the pixels and removed.
+:attr:`Picture.left_out` lists everything else in a file. EXIF is written without its thumbnail, which shows the
+input, and with the size of the result. The orientation is applied to the pixels and reset.
 Palettes become RGB, CMYK becomes 8-bit sRGB. JPEG, lossy WebP, AVIF and HEIF are written with quality 95. Animations
 and multi-page files are rejected, since all images but one would be lost.
 
@@ -40,25 +40,26 @@ from restormixer_arch.data.images.exif import UPRIGHT, exif_of_size, turn_info
 from restormixer_arch.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "AVIF", "HEIF")
-MPO = "MPO"  # a JPEG with a preview or a second view behind it; the first image is read
-MAX_SIDE = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65536, "HEIF": 16384}  # pixels that can be written
-CODING = ("quality", "subsampling", "lossless", "exact", "chroma")  # what is no metadata among a writer's arguments
-DAMAGES = (*exif.DAMAGES, EOFError, zlib.error, RuntimeError)  # what decoders and encoders raise
+MPO = "MPO"  # a JPEG followed by a preview or a second view; only the first image is read
+MAX_SIDE = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65536, "HEIF": 16384}  # longest side in pixels that can be written
+CODING = ("quality", "subsampling", "lossless", "exact", "chroma")  # arguments of the writer that are not metadata
+DAMAGES = (*exif.DAMAGES, EOFError, zlib.error, RuntimeError)  # exceptions of decoders and encoders
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+COLOR_MAP = 320  # tag of a TIFF
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
 
 @dataclass
 class Picture:
-    """A decoded image, upright.
+    """A decoded, upright image.
 
     Attributes:
-        pixels: (H, W, C), RGB or gray, uint8 or uint16.
-        alpha: (H, W) of the same dtype, or None.
-        format: Pillow's name for it, such as ``JPEG``.
-        metadata: for the writer: keyword arguments as for Pillow's ``save``; for PNG also ``chunks``, for TIFF the
-            arguments of :func:`~restormixer_arch.data.images.tiff.write_tiff`.
-        left_out: what the file contains but a written image will not.
+        pixels: array (H, W, C), RGB or gray, uint8 or uint16.
+        alpha: array (H, W) of the same dtype, or None.
+        format: Pillow's name of the format, such as ``JPEG``.
+        metadata: arguments for the writer: those of Pillow's ``save``, for PNG also ``chunks``; for TIFF those of
+            :func:`~restormixer_arch.data.images.tiff.write_tiff`.
+        left_out: descriptions of what the file contains but a written image will not.
     """
 
     pixels: np.ndarray
@@ -74,15 +75,15 @@ class Picture:
 
 
 def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
-    """Read an image file; its content decides the format, not its extension.
+    """Read an image file; its content determines the format, not its extension.
 
     Args:
-        path: the file.
-        max_pixels: the most pixels that it may have; None for :func:`~restormixer_arch.data.images.pixel_limit`.
+        path: image file.
+        max_pixels: maximum number of pixels; None means :func:`~restormixer_arch.data.images.pixel_limit`.
 
     Raises:
-        UserError: the file cannot be read, is damaged, has too many pixels, holds several images, or has samples that
-            are neither 8- nor 16-bit integers.
+        UserError: if the file cannot be read, is damaged, has too many pixels, contains several images, or has samples
+            that are neither 8- nor 16-bit integers.
     """
     path = Path(path)
     with _user_errors(path):
@@ -116,7 +117,7 @@ def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:
-    """Return (width, height) in pixels from the file's header. Raises UserError: it cannot be read, or has too many."""
+    """Return (width, height) in pixels from a file's header. Raises UserError if it cannot be read or is too large."""
     with _user_errors(path):
         with Path(path).open("rb") as file:
             start = file.read(33)
@@ -126,7 +127,7 @@ def picture_size(path: str | Path) -> tuple[int, int]:
             png = PngFile(start, str(path))
             _check_size((png.width, png.height), None)
             return png.width, png.height
-        if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):  # also those that Pillow cannot read
+        if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):  # also files that Pillow cannot read
             from restormixer_arch.data.images.tiff import read_structure
 
             size = read_structure(Path(path)).size
@@ -140,7 +141,7 @@ def picture_size(path: str | Path) -> tuple[int, int]:
 
 
 def size_problem(format: str, width: int, height: int) -> str:
-    """Return why a picture of this size cannot be written in a format, "" if it can."""
+    """Return why an image of this size in pixels cannot be written in a format, "" if it can."""
     most = MAX_SIDE.get(format)
     if most is None or max(width, height) <= most:
         return ""
@@ -148,10 +149,10 @@ def size_problem(format: str, width: int, height: int) -> str:
 
 
 def with_writable_metadata(picture: Picture, path: str | Path) -> Picture:
-    """Return the picture without metadata that the writer refuses, so that no finished result is lost to them.
+    """Return the image without metadata that the writer rejects, so that no finished result is lost because of it.
 
     Raises:
-        UserError: the picture cannot be written at all.
+        UserError: if the image cannot be written at all.
     """
     corner = Picture(picture.pixels[:64, :64], None, picture.format, picture.metadata)
     reason: object = ""
@@ -172,7 +173,7 @@ def with_writable_metadata(picture: Picture, path: str | Path) -> Picture:
 
 
 def as_png(picture: Picture) -> Picture:
-    """Return the same picture as PNG, with the metadata that PNG can hold."""
+    """Return the same image as PNG, with the metadata that PNG can contain."""
     from restormixer_arch.data.images.png import chunks_of
 
     if picture.format == "PNG":
@@ -182,7 +183,7 @@ def as_png(picture: Picture) -> Picture:
 
 
 def write_picture(picture: Picture, path: str | Path) -> None:
-    """Write a picture in its own format, whatever the extension. Raises UserError if it cannot be written."""
+    """Write an image in its format, regardless of the extension. Raises UserError if it cannot be written."""
     try:
         Path(path).write_bytes(encode_picture(picture))
     except (OSError, ValueError, struct.error) as error:
@@ -190,7 +191,7 @@ def write_picture(picture: Picture, path: str | Path) -> None:
 
 
 def encode_picture(picture: Picture) -> bytes:
-    """Return the file of a picture in its own format. Raises OSError or ValueError if it has none there."""
+    """Encode an image in its format. Raises OSError or ValueError if that is not possible."""
     height, width = picture.pixels.shape[:2]
     if problem := size_problem(picture.format, width, height):
         raise ValueError(problem)
@@ -229,13 +230,13 @@ def _by_pillow(picture: Picture, **metadata: Any) -> bytes:
 
 
 def to_pillow(picture: Picture) -> Image.Image:
-    """Convert to mode L, LA, RGB or RGBA, or to I;16 for 16-bit gray; Pillow has no 16-bit colors."""
+    """Convert to a Pillow image of mode L, LA, RGB, RGBA, or I;16 for 16-bit gray; Pillow has no 16-bit colors."""
     planes = picture.planes
     return Image.fromarray(planes[..., 0] if planes.shape[2] == 1 else planes)
 
 
 def to_rgb(image: Image.Image, metadata: dict[str, Any]) -> tuple[Image.Image, dict[str, Any]]:
-    """Convert any mode of Pillow to L, LA, RGB or RGBA; return the image and its metadata, changed for CMYK."""
+    """Convert any Pillow mode to L, LA, RGB or RGBA. Return the image and its metadata, which change for CMYK."""
     if image.mode == "CMYK":
         return _from_cmyk(image, metadata)
     if "transparency" in image.info or image.mode in ("PA", "RGBa", "La"):
@@ -254,14 +255,14 @@ def split_alpha(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _turned(orientation: int, *planes: np.ndarray | None) -> Iterator[np.ndarray | None]:
-    """Yield the planes upright; an orientation that does not exist is 1."""
+    """Yield the planes upright; an invalid orientation is treated as 1."""
     for plane in planes:
         yield plane if plane is None else np.ascontiguousarray(UPRIGHT.get(orientation, UPRIGHT[1])(plane))
 
 
 @contextmanager
 def _user_errors(path: str | Path) -> Iterator[None]:
-    """Turn the exceptions of the decoders into UserErrors, silence their warnings, and lift Pillow's own limit."""
+    """Convert decoder exceptions to UserErrors, silence decoder warnings, and disable Pillow's own pixel limit."""
     try:
         with warnings.catch_warnings(), without_pillow_limit():
             warnings.simplefilter("ignore")  # such as broken EXIF
@@ -278,9 +279,9 @@ def _user_errors(path: str | Path) -> Iterator[None]:
 
 
 def _formats(start: bytes) -> tuple[str, ...]:
-    """Return the formats to try for a file that starts so, with GIF, so that the error names it."""
+    """Return the formats to try for a file with this start; GIF is included so that the error names it."""
     if start.startswith((b"\xff\xd8", b"BM", b"P", b"GIF")):
-        return "JPEG", "BMP", "PPM", "GIF"  # Pillow loads its other plug-ins for other formats only
+        return "JPEG", "BMP", "PPM", "GIF"  # Pillow loads its other plug-ins only for other formats
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF and HEIF may be missing
 
@@ -310,7 +311,7 @@ def _check_supported(image: Image.Image, path: str | Path) -> None:
 
 
 def _from_cmyk(image: Image.Image, metadata: dict[str, Any]) -> tuple[Image.Image, dict[str, Any]]:
-    """Convert to sRGB, by the image's own profile if it has a valid one."""
+    """Convert to sRGB, with the color profile of the image if it has a valid one."""
     from PIL import ImageCms
 
     profile, metadata = metadata.get("icc_profile"), {k: v for k, v in metadata.items() if k != "icc_profile"}
@@ -325,7 +326,7 @@ def _from_cmyk(image: Image.Image, metadata: dict[str, Any]) -> tuple[Image.Imag
 
 
 def _white_of_pnm(image: Image.Image) -> int:
-    """Return the value of white that a PGM or PPM states; Pillow names it for the decoder, or its mode."""
+    """Return the maximum sample value of a PGM or PPM; Pillow has it in the decoder's arguments or the mode."""
     arguments = image.tile[0].args if image.tile else ()
     if image.mode == "I" and isinstance(arguments, str):
         return 65535
@@ -347,10 +348,10 @@ def _read_png(path: Path, max_pixels: int | None) -> Picture:
             from restormixer_arch.data.images import opencv
 
             pixels, alpha = split_alpha(opencv.decode_16_bit(png.pixels, str(path)))
-            pixels = pixels[..., :1] if png.color in (0, 4) else pixels  # gray with alpha comes as RGBA
+            pixels = pixels[..., :1] if png.color in (0, 4) else pixels  # OpenCV decodes gray with alpha to RGBA
         else:
             image.load()
-            if png.transparent:  # Pillow would not scale it with samples of less than 8 bits
+            if png.transparent:  # Pillow would not scale this color for less than 8 bits per sample
                 image.info.pop("transparency", None)
             plain, _ = to_rgb(image, {})
             pixels, alpha = split_alpha(np.array(plain))
@@ -377,6 +378,8 @@ def _read_tiff(path: Path, max_pixels: int | None) -> Picture:
             return Picture(*_turned(orientation, pixels, alpha), "TIFF", metadata, tuple(left_out))
         _check_supported(image, path)
         image.load()
+        if image.mode == "P" and max(colors := image.tag_v2[COLOR_MAP]) < 256:  # 8-bit values, as libtiff reads them
+            image.putpalette(bytes(colors), "RGB;L")  # all red values, then all green, then all blue
         if structure.cmyk and structure.bits == 16:
             left_out.append("8 of the 16 bits of CMYK")
         plain, metadata = to_rgb(image, metadata)
@@ -385,9 +388,9 @@ def _read_tiff(path: Path, max_pixels: int | None) -> Picture:
 
 
 def _open_tiff(file: BinaryIO) -> Image.Image:
-    """Return Pillow's image of an open file, or an empty one if Pillow does not know its kind.
+    """Open a TIFF file with Pillow. Return an empty image if Pillow does not support it.
 
-    Of a path, Pillow maps some files into memory, with width and height swapped if they are turned.
+    If Pillow gets a path, it memory-maps some files, with width and height swapped if they are rotated.
     """
     try:
         return Image.open(file, formats=["TIFF"])

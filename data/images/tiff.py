@@ -1,12 +1,13 @@
-"""TIFF: which page to restore, 16-bit pixels, and tags that are copied as they are.
+"""Read and write TIFF: choose the page to restore, read 16-bit pixels, and copy tags unchanged.
 
-tifffile reads the structure. Pixels of 8 bits and less are Pillow's; 16-bit pixels are tifffile's, or OpenCV's where
-tifffile lacks the decompression. tifffile writes.
+tifffile reads the structure and writes files. Pillow decodes pixels of up to 8 bits; tifffile decodes 16-bit pixels, or
+OpenCV does if tifffile does not support the compression.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,12 +24,12 @@ from tifffile import TiffPage
 
 from restormixer_arch.errors import UserError
 
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong is reported in our own line
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # problems are reported as UserErrors instead
 
-EXIF_TAGS = {34665: "EXIF", 34853: "GPS"}  # tags that point to a directory of further tags
+EXIF_TAGS = {34665: "EXIF", 34853: "GPS"}  # tags that point to a sub-directory
 RESOLUTION = (282, 283, 296)
 PROFILE = 34675
-# Tags that describe how pixels are stored, or point into the file: the new file has its own.
+# Tags that describe how pixels are stored, or that point into the file: the new file gets new ones.
 STRUCTURE = frozenset(
     [*range(254, 269), 273, 274, *range(277, 282), *RESOLUTION, 284, *range(288, 294), 297, 317, 320, 321]
     + [*range(322, 326), 330, *range(332, 348), 351, *range(400, 406), *range(512, 522), *range(529, 533), 559, PROFILE]
@@ -37,28 +38,29 @@ STRUCTURE = frozenset(
 NAMES = {
     330: "sub-images, such as a pyramid",
     37724: "Photoshop layers",
-}  # of tags in STRUCTURE that a user would miss
+}  # tags in STRUCTURE whose loss is reported
 BITS = (1, 2, 4, 8, 16)
-MAX_TAG_BYTES = 2**26  # bytes
-PIXEL_SCALE, TIE_POINTS, TRANSFORMATION = 33550, 33922, 34264  # of GeoTIFF: pixels to places
-GEOMETRY = {PIXEL_SCALE: 3, TIE_POINTS: 6, TRANSFORMATION: 16}  # tag -> numbers that belong together
-GEO_KEYS, POINTS = 34735, (1025, 0, 1, 2)  # tag of its settings, and that of coordinates of the pixels' middles
-DOUBLE = 12  # a tag's kind
+MAX_TAG_BYTES = 2**26  # larger tags are not copied
+PIXEL_SCALE, TIE_POINTS, TRANSFORMATION = 33550, 33922, 34264  # GeoTIFF tags that map pixels to coordinates
+GEOMETRY = {PIXEL_SCALE: 3, TIE_POINTS: 6, TRANSFORMATION: 16}  # tag -> how many numbers form a group
+GEO_KEYS, POINTS = 34735, (1025, 0, 1, 2)  # GeoTIFF's key tag, and its key for coordinates of pixel centers
+DOUBLE = 12  # data type of a tag
 ASSOCIATED, UNASSOCIATED = 1, 2  # values of ExtraSamples: premultiplied and straight alpha
 
 
 @dataclass
 class TiffStructure:
-    """What a TIFF holds.
+    """The structure and metadata of a TIFF file.
 
     Attributes:
-        index: of the page to restore among the file's pages.
-        bits: per sample.
-        cmyk: the colors are those of print.
+        index: index of the page to restore among the file's pages.
+        bits: bits per sample.
+        cmyk: whether the colors are CMYK.
         size: width and height in pixels.
-        deep: :func:`read_samples` reads the pixels: 16 bits, or planes of 8 bits with alpha, which Pillow mixes up.
-        metadata: for :func:`write_tiff`.
-        left_out: what cannot be kept.
+        deep: whether :func:`read_samples` must read the pixels: 16-bit gray or RGB, or planar 8-bit pixels with alpha,
+            which Pillow mixes up.
+        metadata: arguments for :func:`write_tiff`.
+        left_out: descriptions of what cannot be kept.
     """
 
     index: int
@@ -71,7 +73,12 @@ class TiffStructure:
 
 
 def read_structure(path: Path) -> TiffStructure:
-    """Read everything but the pixels. Raises UserError: several images, or samples that are not 8- or 16-bit."""
+    """Read everything but the pixels.
+
+    Raises:
+        UserError: if the file contains several images, is not flat or is incomplete, or if its samples are not integers
+            of 1, 2, 4, 8 or 16 bits.
+    """
     with path.open("rb") as file, tifffile.TiffFile(file) as tiff:
         pages = list(tiff.pages)
         main = [page for page in pages if not _is_extra(page)] or pages[:1]
@@ -79,15 +86,19 @@ def read_structure(path: Path) -> TiffStructure:
             raise UserError(f"{path}: holds {len(main)} images, expected one; write each to its own file")
         page = main[0]
         size = page.imagewidth, page.imagelength
-        if not all(isinstance(side, int) and side > 0 for side in size):  # a tuple where the file gives several
+        if not all(isinstance(side, int) and side > 0 for side in size):  # a tuple if the file contains several
             raise UserError(f"{path}: cannot be read as an image (its width or height is not one number above 0)")
-        if page.imagedepth != 1:  # it would multiply the rows too
+        if page.imagedepth != 1:  # depth would multiply the number of rows
             raise UserError(f"{path}: cannot be read as an image (it has layers of depth, expected a flat image)")
         if page.dtype is None or page.dtype not in (np.bool_, np.uint8, np.uint16):
             raise UserError(f"{path}: has samples of type {page.dtype}, expected 8- or 16-bit integers")
         bits = page.bitspersample
         if bits not in BITS:
             raise UserError(f"{path}: has {bits} bits per sample, expected one of {', '.join(map(str, BITS))}")
+        stored, segments = min(len(page.dataoffsets), len(page.databytecounts)), math.prod(page.chunked)
+        if stored < segments:  # decoders would leave the rest black
+            kind = "tiles" if page.is_tiled else "strips"
+            raise UserError(f"{path}: cannot be read as an image (it has {stored} of {segments} {kind} of pixels)")
         metadata, left_out = _metadata(page, tiff.byteorder)
         if len(pages) > 1:
             left_out.append("smaller pages, such as a thumbnail")
@@ -102,19 +113,20 @@ def read_structure(path: Path) -> TiffStructure:
 
 
 def _is_extra(page: TiffPage) -> bool:
-    """Return whether a page is a reduced copy or a mask of another."""
-    kind, old = (np.atleast_1d(page.tags.valueof(code, 0))[0] for code in (254, 255))  # some files give several
+    """Return whether a page is a reduced copy or a mask of another page."""
+    kind, old = (np.atleast_1d(page.tags.valueof(code, 0))[0] for code in (254, 255))  # some files contain several
     return bool(int(kind) & 0b101) or old == 2
 
 
 def read_samples(path: Path, index: int) -> tuple[np.ndarray, np.ndarray | None, int]:
-    """Read a page of 8- or 16-bit gray or RGB.
+    """Read the pixels of an 8- or 16-bit gray or RGB page.
 
     Returns:
-        pixels (H, W, 1 or 3), alpha (H, W) or None, and the EXIF orientation.
+        The pixels (H, W, 1 or 3), alpha (H, W) or None, and the EXIF orientation.
 
     Raises:
-        UserError: other colors, or a compression that cannot be read here.
+        UserError: if the colors are not gray or RGB, or the compression is not supported.
+        ValueError: if the pixels are damaged.
     """
     with path.open("rb") as file, tifffile.TiffFile(file) as tiff:
         page = tiff.pages[index]
@@ -125,9 +137,9 @@ def read_samples(path: Path, index: int) -> tuple[np.ndarray, np.ndarray | None,
             planes = page.asarray(maxworkers=1)
         except MemoryError:
             raise
-        except Exception as error:  # tifffile has few decompressions without imagecodecs, or without Zstandard
+        except Exception as error:  # tifffile supports few compressions without imagecodecs and Zstandard
             if not isinstance(error, ImportError) and "imagecodecs" not in str(error):
-                raise ValueError(str(error) or type(error).__name__) from error  # LZMA has errors of its own
+                raise ValueError(str(error) or type(error).__name__) from error  # LZMA raises its own exceptions
             planes = _by_opencv(page, path)
         samples, shape = page.samplesperpixel, (page.imagelength, page.imagewidth)
         planes = planes.reshape(samples, *shape).transpose(1, 2, 0) if _is_planar(page) else planes
@@ -145,7 +157,7 @@ def read_samples(path: Path, index: int) -> tuple[np.ndarray, np.ndarray | None,
 
 
 def _straight(pixels: np.ndarray, alpha: np.ndarray, white: int) -> np.ndarray:
-    """Divide by the alpha; where it is 0 the color is lost, and black."""
+    """Divide premultiplied pixels by alpha; where it is 0, the color is lost and becomes black."""
     divisor = np.maximum(alpha, 1).astype(np.float32)[..., None]
     return np.minimum(np.rint(pixels * (white / divisor)), white).astype(pixels.dtype)
 
@@ -155,10 +167,10 @@ def _colors(page: TiffPage) -> int:
 
 
 def _channels(page: TiffPage) -> tuple[int | None, int]:
-    """Return which channel is alpha, or None, and how many others there are beyond the colors."""
+    """Return the index of the alpha channel, or None, and the number of other extra channels."""
     colors = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}.get(page.photometric, page.samplesperpixel)
     extra = page.samplesperpixel - colors
-    if extra > 0 and not page.extrasamples:  # the file does not say: taken for alpha, as other programs do
+    if extra > 0 and not page.extrasamples:  # not specified: treated as alpha, as in other programs
         return colors, extra - 1
     for number, kind in enumerate(page.extrasamples[: max(extra, 0)]):
         if kind in (ASSOCIATED, UNASSOCIATED):
@@ -171,7 +183,7 @@ def _is_planar(page: TiffPage) -> bool:
 
 
 def _by_opencv(page: TiffPage, path: Path) -> np.ndarray:
-    """Decode a page, or each of its planes, as a TIFF of nothing but stored pixels: OpenCV would mix them up."""
+    """Decode a page, or each of its planes, from a minimal TIFF with OpenCV, which would mix up several planes."""
     from restormixer_arch.data.images import opencv
 
     planes = page.samplesperpixel if _is_planar(page) else 1
@@ -193,7 +205,7 @@ def _by_opencv(page: TiffPage, path: Path) -> np.ndarray:
 
 
 def _stored_pixels(page: TiffPage, segments: list[bytes], samples: int) -> bytes:
-    """Return a TIFF of these segments (strips or tiles) of a page, with ``samples`` channels side by side."""
+    """Return a minimal TIFF with these segments (strips or tiles) of a page and ``samples`` interleaved channels."""
     order = page.parent.byteorder
     tags = ImageFileDirectory_v2((b"II*\0" if order == "<" else b"MM\0*") + bytes(4))
     for code in (256, 257, 259, 266, 278, 317, 322, 323):
@@ -204,8 +216,8 @@ def _stored_pixels(page: TiffPage, segments: list[bytes], samples: int) -> bytes
         tags[338] = 2
     offsets, counts = (324, 325) if page.is_tiled else (273, 279)
     tags[counts] = tuple(map(len, segments))
-    tags[offsets] = (2**20,) * len(segments)  # so that the directory has its final length
-    places = [8 + len(tags.tobytes(8)) if page.is_tiled else 0]  # Pillow counts strips from the directory's end
+    tags[offsets] = (2**20,) * len(segments)  # placeholders, so that the directory has its final length
+    places = [8 + len(tags.tobytes(8)) if page.is_tiled else 0]  # Pillow counts strip offsets from the directory's end
     for segment in segments[:-1]:
         places.append(places[-1] + len(segment))
     tags[offsets] = tuple(places)
@@ -220,7 +232,7 @@ def _read_at(page: TiffPage, offset: int, count: int) -> bytes:
 
 
 def _metadata(page: TiffPage, order: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the arguments of :func:`write_tiff`, and what cannot be kept."""
+    """Return the arguments for :func:`write_tiff`, and descriptions of what cannot be kept."""
     tags, left_out = [], []
     for tag in page.tags:
         size = tag.valuebytecount
@@ -245,13 +257,13 @@ def _metadata(page: TiffPage, order: str) -> tuple[dict[str, Any], list[str]]:
         else:
             metadata |= {"resolution": resolution, "resolutionunit": unit}
             metadata |= {"dpi": tuple(number / divisor for number, divisor in resolution)} if unit == 2 else {}
-    if 274 in page.tags:  # the pixels will be upright, whatever XMP says
+    if 274 in page.tags:  # the pixels will be upright, whatever XMP states
         tags.append((274, 3, 1, 1, True))
     return metadata, left_out
 
 
 def _ratio(value: Any) -> tuple[int, int]:
-    """Return a fraction, as two numbers or one, as TIFF holds it. Raises ValueError, TypeError, ZeroDivisionError."""
+    """Return a fraction from one or two TIFF numbers. Raises ValueError, TypeError, ZeroDivisionError if invalid."""
     numbers = value if isinstance(value, tuple) else (value,)
     number, divisor = Fraction(numbers[0]).limit_denominator(10**6).as_integer_ratio() if len(numbers) == 1 else numbers
     if divisor == 0:
@@ -260,13 +272,13 @@ def _ratio(value: Any) -> tuple[int, int]:
 
 
 def directories_of(image: Image.Image) -> tuple[dict[int, dict[int, Any]], list[str]]:
-    """Return the EXIF and GPS tags of Pillow's page, by the code that points to them, and what is damaged."""
+    """Return code of the pointing tag -> EXIF or GPS tags of a Pillow image, and descriptions of damaged ones."""
     found, left_out = {}, []
     for code, name in EXIF_TAGS.items():
         exif = image.getexif()
         try:
             content = exif.get_ifd(code)
-            if code in exif and not content:  # what Pillow returns for one that it cannot read
+            if code in exif and not content:  # what Pillow returns for an unreadable directory
                 raise ValueError
             tags = {tag: value for tag, value in content.items() if tag != 40965}
             _directory(tags, "<").tobytes(8)
@@ -286,12 +298,13 @@ def _directory(content: dict[int, Any], order: str) -> ImageFileDirectory_v2:
 
 
 def write_tiff(planes: np.ndarray, metadata: dict[str, Any]) -> bytes:
-    """Return uint8 or uint16 (H, W, 1 to 4), gray or RGB with or without alpha, as TIFF with its tags.
+    """Encode uint8 or uint16 (H, W, 1 to 4), gray or RGB with or without alpha, as TIFF with its tags.
 
     Args:
-        planes: the pixels.
+        planes: pixels and alpha.
         metadata: ``extratags``, ``byteorder``, ``icc_profile``, ``resolution`` and ``resolutionunit``, or ``dpi``;
-            ``directories``: code of :data:`EXIF_TAGS` -> its tags; ``height``: of the image that they describe.
+            ``directories``: code in :data:`EXIF_TAGS` -> tags of that directory; ``height``: height in pixels of the
+            image that the tags describe.
     """
     scale = planes.shape[0] / metadata.get("height", planes.shape[0])
     channels = planes.shape[2]
@@ -310,7 +323,7 @@ def write_tiff(planes: np.ndarray, metadata: dict[str, Any]) -> bytes:
         options |= {name: metadata[name] for name in ("resolution", "resolutionunit")}
     elif "dpi" in metadata:
         options |= {"resolution": tuple(float(dpi) for dpi in metadata["dpi"]), "resolutionunit": "INCH"}
-    pointers = [(code - 1, 4, 1, 0, True) for code in directories]  # tifffile does not write the code itself
+    pointers = [(code - 1, 4, 1, 0, True) for code in directories]  # placeholders: tifffile does not write these tags
     file, order = BytesIO(), metadata.get("byteorder", "<")
     with tifffile.TiffWriter(file, byteorder=order, bigtiff=planes.nbytes > 2**32 - 2**25) as writer:
         writer.write(
@@ -324,11 +337,11 @@ def write_tiff(planes: np.ndarray, metadata: dict[str, Any]) -> bytes:
 
 
 def _enlarged(tags: Iterable[tuple[Any, ...]], scale: float, order: str) -> Iterator[tuple[Any, ...]]:
-    """Yield tags, those of GeoTIFF for an image whose sides are ``scale`` times as long."""
+    """Yield the tags, with those of GeoTIFF adapted to an image whose sides are ``scale`` times as long."""
     tags = list(tags)
     keys = b"".join(tag[3] for tag in tags if tag[0] == GEO_KEYS and isinstance(tag[3], bytes))
     keys = np.frombuffer(keys[: len(keys) // 8 * 8], f"{order}u2").reshape(-1, 4).tolist()
-    corner = 0.5 if list(POINTS) in keys else 0.0  # of a pixel, whose middle its coordinates name
+    corner = 0.5 if list(POINTS) in keys else 0.0  # from the point that a pixel's coordinates name to its corner
     for code, kind, count, content, once in tags:
         if scale != 1 and kind == DOUBLE and count % GEOMETRY.get(code, count + 1) == 0:
             numbers = np.frombuffer(content, f"{order}f8").reshape(-1, GEOMETRY[code]).copy()
@@ -345,7 +358,7 @@ def _enlarged(tags: Iterable[tuple[Any, ...]], scale: float, order: str) -> Iter
 
 
 def _with_directories(file: BytesIO, directories: dict[int, dict[int, Any]], order: str) -> bytes:
-    """Append directories of tags to a TIFF, and write their places where their tags point."""
+    """Append directories of tags to a TIFF file, and write their offsets into the tags that point to them."""
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
         pointers = {code: tiff.pages[0].tags[code - 1] for code in directories}

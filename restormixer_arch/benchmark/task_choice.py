@@ -1,8 +1,8 @@
-"""Fit and test the choice of ``--task auto``: ``python -m restormixer_arch.benchmark.task_choice``.
+"""Fit and test the task choice of ``--task auto``: ``python -m restormixer_arch.benchmark.task_choice``.
 
-``--fit DIR`` draws degradations of the clean photographs ``DIR/train_gt.lmdb`` and writes the coefficients.
-``--table DIR`` chooses for every image of the fixed sets ``DIR/test_*`` and prints the confusion
-matrix. ``--set val`` takes ``val_*`` instead.
+``--fit DIR`` degrades the clean photographs in ``DIR/train_gt.lmdb`` at random and writes the fitted coefficients.
+``--table DIR`` chooses a task for every image of the fixed sets ``DIR/test_*`` and prints the confusion matrix;
+``--set val`` uses ``val_*`` instead.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ LABELS = ("clean",) * 3 + ("rain", "snow", "haze", "low") * 2 + ("blur", "defocu
 MIXTURES = ("low_haze", "low_rain", "low_snow", "haze_rain", "haze_snow", "low_haze_rain", "low_haze_snow")
 MIXTURE_SHARE, JPEG_SHARE, JPEG_QUALITY = 0.18, 0.4, (70, 99)
 PER_PHOTO, SEED = 4, 0
-CLEAN_WEIGHT = 2.5  # weight of the class of clean images: leaving them unchanged matters most
+CLEAN_WEIGHT = 2.5  # weight of the class ``clean``, since leaving clean images unchanged matters most
 PENALTY, ITERATIONS, DIGITS = 1e-4, 300, 5
 
 
 def task_of(label: str) -> str:
-    """Return the task that undoes a label's degradations; several are ``mixed``."""
+    """Return the task that removes the degradations of a label: ``clean`` for none, ``mixed`` for several."""
     parts = parse_label(label)
     return CLEAN if not parts else TASK_OF[parts[0]] if len(parts) == 1 else MIXED
 
 
 def degraded_statistics(source: tuple[Path, str, int]) -> list[tuple[np.ndarray, str]]:
-    """Return the statistics and tasks of random degradations of one photograph: LMDB, name and seed."""
+    """Return the statistics and tasks of random degradations of one photograph, given as (LMDB, name, seed)."""
     folder, name, seed = source
     cv2.setNumThreads(1)
     rng = np.random.default_rng([SEED, seed])
@@ -71,18 +71,18 @@ def degraded_statistics(source: tuple[Path, str, int]) -> list[tuple[np.ndarray,
         image = np.rint(add_composition(photo, draw_composition(rng, label)) * 255).astype(np.uint8)
         if rng.random() < JPEG_SHARE:
             quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(*JPEG_QUALITY))]
-            coded = cv2.imencode(".jpg", image[..., ::-1], quality)[1]  # OpenCV's order is BGR
+            coded = cv2.imencode(".jpg", image[..., ::-1], quality)[1]  # OpenCV uses BGR
             image = cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1]
         found.append((window_statistics(image.astype(np.float32) / np.float32(255)), task_of(label)))
     return found
 
 
 def fit_model(statistics: np.ndarray, tasks: Sequence[str]) -> dict[str, list]:
-    """Fit the regression of :class:`~restormixer_arch.inference.choose_task.Model` and return what its file holds.
+    """Fit a :class:`~restormixer_arch.inference.choose_task.Model` and return the content of its file.
 
     Args:
-        statistics: (N, S).
-        tasks: N of :data:`TASKS`.
+        statistics: S statistics of N images, (N, S).
+        tasks: true task of each image, from :data:`TASKS`.
     """
     from scipy.optimize import minimize
 
@@ -109,7 +109,7 @@ def fit_model(statistics: np.ndarray, tasks: Sequence[str]) -> dict[str, list]:
 
 
 def fit(folder: Path, out: Path, processes: int) -> None:
-    """Write the coefficients that fit degradations of ``folder/train_gt.lmdb``."""
+    """Fit the coefficients to degradations of the images in ``folder/train_gt.lmdb`` and write them to ``out``."""
     root = folder / "train_gt.lmdb"
     sources = [(root, name, place) for place, name in enumerate(LmdbImages(root, "--fit").names)]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
@@ -121,10 +121,10 @@ def fit(folder: Path, out: Path, processes: int) -> None:
 
 
 def fixed_images(folder: Path, kind: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the task and the pixels, uint8 RGB, of every image of the fixed sets ``kind_*``; each clean one once.
+    """Yield the task and pixels (uint8 RGB) of all images of the fixed sets ``<kind>_*``, and of the clean images once.
 
     Raises:
-        UserError: there are none.
+        UserError: if there are no fixed sets.
     """
     roots = sorted(folder.glob(f"{kind}_*/lq.lmdb"))
     clean = folder / f"{kind}_gt.lmdb"
@@ -138,7 +138,7 @@ def fixed_images(folder: Path, kind: str) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def confusion_table(choices: Sequence[tuple[str, Choice]]) -> str:
-    """Return the table of (truth, choice) in Markdown: a row per truth; what is unsure has a column of its own."""
+    """Return the confusion table in Markdown: a row per actual task, and an extra column for uncertain choices."""
     columns = [*TASKS, "unsure"]
     counts = {task: dict.fromkeys(columns, 0) for task in TASKS}
     for truth, choice in choices:
@@ -175,7 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             images = fixed_images(options.table, options.set)
             print_result(confusion_table([(truth, choose_task([image])) for truth, image in images]))
     except UserError as error:
-        print_error(f"error: {error}")
+        for line in error.lines:
+            print_error(f"error: {line}")
         return 2
     except OSError as error:
         if not error.strerror:

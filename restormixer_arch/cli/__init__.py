@@ -1,8 +1,8 @@
-"""The ``basicsr`` command: training, testing and restoring, on BasicSR's registries and models.
+"""Run the ``basicsr`` command: train, test and restore with BasicSR's registries and models.
 
 A subcommand is a module with ``run(arguments) -> exit code``, listed in :data:`COMMANDS` and imported when it is
-called. Exit codes: 0 done, 1 an unexpected error (with its traceback) or a problem that ``basicsr doctor`` has found,
-2 a mistake that the user can fix (one line each), 130 stopped by Ctrl-C.
+called. Exit codes: 0 success, 1 an unexpected error (with its traceback) or a problem found by ``basicsr doctor``,
+2 a user error (one line each), 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from restormixer_arch.errors import UserError, did_you_mean, file_error
 from restormixer_arch.memory import keep_freed_memory
 from restormixer_arch.output import print_error, print_result
 
-# name -> (module, what it does)
+# name -> (module, description)
 COMMANDS = {
     "train": ("restormixer_arch.cli.train", "train a network from an option file"),
     "test": ("restormixer_arch.cli.test", "restore and measure images from an option file"),
@@ -42,10 +42,10 @@ COMMANDS = {
 LACKING_LIBRARY = re.compile(r"\.so(\.\d+)*: cannot open shared object file")
 SYSTEM_LIBRARIES = "OpenCV needs on Debian and Ubuntu: apt install libgl1 libglib2.0-0"
 
-# Torch's OpenMP threads spin for milliseconds wherever they wait for each other. With other busy processes on the cores
-# they burn the time that the awaited thread needs. Waiting asleep costs nothing that could be measured on an idle
-# machine: with two threads on two cores a forward pass at 256x256 takes 0.62 to 0.69 s either way, and beside two busy
-# processes 1.15 s asleep, 2.5 s with 10,000 spins and 4.0 s with libgomp's own count. Read when torch is loaded.
+# Torch's OpenMP threads spin for milliseconds while they wait for each other. If other processes keep the cores busy,
+# spinning takes the time that the awaited thread needs. Sleeping instead has no measurable cost on an idle machine:
+# with two threads on two cores, a forward pass at 256x256 takes 0.62 to 0.69 s either way. Next to two busy processes
+# it takes 1.15 s when sleeping, 2.5 s with 10,000 spins and 4.0 s with libgomp's default. Read when torch is loaded.
 if "GOMP_SPINCOUNT" not in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -53,8 +53,8 @@ if (
     multiprocessing.current_process().name != "MainProcess"
     and "PoolWorker" not in multiprocessing.current_process().name
 ):
-    # A spawned loader process imports the command's script first, and then unpickles BasicSR's datasets. Those of
-    # 'basicsr prepare', pool workers, do without torch.
+    # A spawned loader process imports the command's script first and then unpickles BasicSR's datasets. The pool
+    # workers of 'basicsr prepare' do not need torch.
     from restormixer_arch.basicsr_adapter import compat
 
     compat.apply()
@@ -64,17 +64,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     Args:
-        arguments: without the program's name; ``sys.argv[1:]`` if None.
+        arguments: command line without the program's name; ``sys.argv[1:]`` if None.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     keep_freed_memory()
     try:
         return _run(arguments)
     except UserError as error:
-        for line in user_message(error).splitlines():
+        for line in error.lines:
             print_error(f"error: {line}")
         return 2
-    except KeyboardInterrupt as interrupt:  # Ctrl-C, or another signal that a training has taken for its end
+    except KeyboardInterrupt as interrupt:  # Ctrl-C, or another signal that stopped a training run
         print_error("stopped")
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
     except MemoryError:
@@ -85,28 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print_error(f"error: a library of the system is missing: {error}; {SYSTEM_LIBRARIES}")
         return 2
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at its end
+    except BrokenPipeError:  # the reader of a pipe, such as head, has exited
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at exit
         return 1
-    except OSError as error:  # a full disk, a folder that may not be written to
+    except OSError as error:  # such as a full disk or a folder without write permission
         if error.errno is None or not error.strerror:
             raise
         print_error(f"error: {file_error(error)}")
         return 2
-
-
-def user_message(error: UserError) -> str:
-    """Return the message, also of an error that torch brought over from another process.
-
-    torch raises the same class again, with "Caught UserError in DataLoader worker process 0." and the whole
-    traceback for its text; the message is what follows the class's name at the end.
-    """
-    text = str(error)
-    if not re.match(r"Caught \w+ in ", text):
-        return text
-    kind = type(error)
-    parts = re.split(rf"^(?:[\w.]+\.)?{kind.__name__}: ", text, flags=re.MULTILINE)
-    return parts[-1].strip()
 
 
 def _run(arguments: list[str]) -> int:

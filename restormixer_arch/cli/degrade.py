@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from argparse import ArgumentTypeError
 
-from restormixer_arch.cli.parsing import Parser, add_output, path_name, positive_number, whole_number
+from restormixer_arch.cli.parsing import Parser, add_output, path_name, positive_number, switches_for, whole_number
 from restormixer_arch.data.degradations.labels import CDD11, NAMES
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.output import print_result
 
-MIN_SIDE = 16  # of the images of "speed": compression and blur need some pixels
+MIN_SIDE = 16  # minimum side in pixels of the images of "speed", as needed by compression and blur
 
 ACTIONS = {
     "sheet": "show all degradations of a photograph on one image",
@@ -22,7 +22,7 @@ ACTIONS = {
 
 
 def run(arguments: list[str]) -> int:
-    """Run one of the actions. Returns the exit code; exits as argparse does if help is requested."""
+    """Run an action and return the exit code; exit as argparse does if help is requested."""
     if not arguments or arguments[0] in ("-h", "--help"):
         width = max(map(len, ACTIONS))
         lines = [f"  {name:<{width}}  {purpose}" for name, purpose in ACTIONS.items()]
@@ -70,16 +70,17 @@ def _set(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     from restormixer_arch.data.preparation.fixed_set import write_fixed_set
 
-    count, labels = write_fixed_set(
-        str(args.gt),
-        args.out,
-        "cdd11" if args.labels == ["cdd11"] else args.labels,
-        seed=args.seed,
-        scale=args.scale,
-        gt_size=args.gt_size,
-        recursive=args.recursive,
-        lmdb=args.lmdb,
-    )
+    with switches_for(dataroot_gt="--gt", degradations="--labels", gt_size="--gt-size"):
+        count, labels = write_fixed_set(
+            str(args.gt),
+            args.out,
+            "cdd11" if args.labels == ["cdd11"] else args.labels,
+            seed=args.seed,
+            scale=args.scale,
+            gt_size=args.gt_size,
+            recursive=args.recursive,
+            lmdb=args.lmdb,
+        )
     print_result(f"{args.out}: {count} pairs under {len(labels)} labels ({', '.join(labels)})")
 
 
@@ -116,14 +117,14 @@ def _speed(arguments: list[str]) -> None:
 
 
 def _side(text: str) -> int:
-    """An argument's type: a number of pixels that all degradations take."""
+    """Parse an image side in pixels that all degradations accept (argparse type)."""
     if not text.isdecimal() or int(text) < MIN_SIDE:
         raise ArgumentTypeError(f"expected a whole number from {MIN_SIDE}, got {text!r}")
     return int(text)
 
 
 def _seconds(text: str) -> float:
-    """An argument's type: a time that is not 0."""
+    """Parse a positive time in seconds (argparse type)."""
     try:
         value = float(text)
     except ValueError:

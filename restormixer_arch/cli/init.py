@@ -40,7 +40,6 @@ def run(arguments: list[str]) -> int:
         raise UserError("--task: installed weights exist for --network s only")
     if not data.is_dir():
         raise UserError(f"--data: {data} is not a folder")
-    file.parent.mkdir(parents=True, exist_ok=True)
     check_writable("--output", file.parent)
     from restormixer_arch.basicsr_adapter import register
     from restormixer_arch.training.new_options import InitRequest, write_options  # imports torch

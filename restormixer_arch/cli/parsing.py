@@ -1,9 +1,11 @@
-"""Argument parsing shared by the subcommands."""
+"""Provide the argument parsing that the subcommands share."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +15,7 @@ from restormixer_arch.memory import parse_bytes
 from restormixer_arch.output import set_shared_job, user_path
 
 MIN_MEMORY = 10**6  # bytes; below this, the unit was probably forgotten
-# What each command does with BasicSR's own switches.
+# Help texts of BasicSR's own switches in each command.
 RESUMING = {
     "train": "resume from the newest checkpoint",
     "test": "no effect; accepted for compatibility with BasicSR's test script",
@@ -25,10 +27,10 @@ DEBUGGING = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports a mistake as a UserError, with a close match for an unknown switch.
+    """An argument parser that raises UserError for invalid arguments and suggests a close match for unknown switches.
 
     Attributes:
-        shared_job: the command may run in several processes, of which the first one speaks.
+        shared_job: whether the command may run in several processes, of which only the first one prints.
     """
 
     def __init__(self, command: str, description: str) -> None:
@@ -36,12 +38,12 @@ class Parser(argparse.ArgumentParser):
         self.shared_job = False
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        """As in argparse; from now on this process speaks as the command does."""
+        """Parse as argparse does, and apply ``shared_job`` to the output of this process."""
         set_shared_job(self.shared_job)
         return super().parse_args(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """Raise UserError instead of printing the usage and leaving."""
+        """Raise UserError instead of printing the usage and exiting."""
         hint, (_, _, unknown) = "", message.partition("unrecognized arguments: ")
         if unknown:
             switches = [switch for action in self._actions for switch in action.option_strings]
@@ -50,11 +52,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def option_file_parser(command: str, description: str) -> Parser:
-    """Return a parser of the arguments that BasicSR's own train and test scripts take.
+    """Return a parser for the arguments of BasicSR's own train and test scripts.
 
     Args:
         command: ``train`` or ``test``.
-        description: of the command.
+        description: description of the command in its help.
     """
     parser = Parser(command, description)
     add_option_file(parser, RESUMING[command])
@@ -67,7 +69,7 @@ def option_file_parser(command: str, description: str) -> Parser:
 
 
 def add_option_file(parser: Parser, resuming: str, *, required: bool = True) -> None:
-    """Add the option file, ``--force_yml`` for its values, and ``--auto_resume``, with ``resuming`` as its help."""
+    """Add ``-opt``, ``--force_yml`` to override its values, and ``--auto_resume`` with the help text ``resuming``."""
     parser.shared_job = True
     parser.add_argument("-opt", "--opt", required=required, metavar="FILE", help="option file (YAML)")
     parser.add_argument("--auto_resume", action="store_true", help=resuming)
@@ -82,11 +84,11 @@ def add_option_file(parser: Parser, resuming: str, *, required: bool = True) -> 
 
 
 def add_output(parser: Parser, *, name: str = "out", **settings: Any) -> None:
-    """Add where to write, which every command calls ``-o``, ``--out`` and ``--output``.
+    """Add the output switch, which every command calls ``-o``, ``--out`` and ``--output``.
 
     Args:
-        parser: of the command.
-        name: the long one that messages show first, and that names the value: ``out`` or ``output``.
+        parser: parser of the command.
+        name: long name that messages show first and that the parsed value has, ``out`` or ``output``.
         settings: further arguments of ``add_argument``.
     """
     other = "output" if name == "out" else "out"
@@ -103,27 +105,52 @@ def check_new_file(switch: str, path: Path) -> None:
 
 
 def check_writable(switch: str, folder: Path) -> None:
-    """Raise UserError if no file can be created in the folder given by ``switch``."""
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{switch}: the folder {str(folder)!r} cannot be written into")
+    """Raise UserError if no file can be created in a folder, or in the nearest one above it that exists.
+
+    Args:
+        switch: command-line option that names the folder, for the message.
+        folder: folder that may be missing.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{switch}: the folder {str(existing)!r} cannot be written into")
+    if not existing.is_dir():
+        raise UserError(f"{switch}: {str(existing)!r} is not a folder")
+
+
+@contextmanager
+def switches_for(**switches: str) -> Iterator[None]:
+    """Report errors about keys of an option file under the command-line options that set them.
+
+    Args:
+        switches: option of the command line per key, such as ``dataroot_gt="--gt"``.
+
+    Raises:
+        UserError: the same error under the name that the user typed.
+    """
+    try:
+        yield
+    except UserError as error:
+        named = [line.partition(":") for line in error.lines]
+        raise UserError(*(f"{switches.get(key, key)}{colon}{rest}" for key, colon, rest in named)) from error
 
 
 def whole_number(text: str) -> int:
-    """An argument's type: 0, 1, 2 ..."""
+    """Parse a whole number from 0 (argparse type)."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
     return int(text)
 
 
 def positive_number(text: str) -> int:
-    """An argument's type: 1, 2, 3 ..."""
+    """Parse a whole number from 1 (argparse type)."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
     return int(text)
 
 
 def memory_size(text: str) -> int:
-    """An argument's type: such as 3G, in bytes."""
+    """Parse an amount of memory such as ``3G`` into bytes (argparse type)."""
     try:
         size = parse_bytes(text)
     except ValueError as error:
@@ -134,28 +161,28 @@ def memory_size(text: str) -> int:
 
 
 def path_name(text: str) -> Path:
-    """An argument's type: a path that is not empty."""
-    if not text:  # of a shell variable that is not set
+    """Parse a path that is not empty (argparse type)."""
+    if not text:  # such as from an unset shell variable
         raise argparse.ArgumentTypeError("expected a name, got an empty string")
     return user_path(text)
 
 
 def task_name(text: str) -> str:
-    """An argument's type: the name of a task, which is not empty."""
-    if not text:  # of a shell variable that is not set
+    """Parse the name of a task, which must not be empty (argparse type)."""
+    if not text:  # such as from an unset shell variable
         raise argparse.ArgumentTypeError("expected a task such as derain, got an empty string")
     return text
 
 
 def video_quality(text: str) -> int:
-    """An argument's type: 0 to 51."""
+    """Parse a whole number from 0 to 51 (argparse type)."""
     if not text.isdecimal() or int(text) > 51:
         raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 51, got {text!r}")
     return int(text)
 
 
 def number_of_pixels(text: str) -> int:
-    """An argument's type: such as 200M."""
+    """Parse a number of pixels such as ``200M`` (argparse type)."""
     try:
         return parse_pixels(text)
     except ValueError as error:
@@ -163,7 +190,7 @@ def number_of_pixels(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """An argument's type: 0 to 1."""
+    """Parse a number from 0 to 1 (argparse type)."""
     try:
         value = float(text)
     except ValueError:

@@ -98,7 +98,7 @@ def parser() -> Parser:
 
 
 def add_settings(parser: Parser, *, auto: bool = True) -> None:
-    """Add the arguments that :func:`restorer_of` reads; ``auto``: the help also describes ``--task auto``."""
+    """Add the arguments that :func:`restorer_of` reads. If ``auto``, the help also describes ``--task auto``."""
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--weights",
@@ -215,7 +215,7 @@ def run(arguments: list[str]) -> int:
 
 @contextmanager
 def _stop_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP stop the run as Ctrl-C does, so that no unfinished file stays."""
+    """Let SIGTERM and SIGHUP stop the run as Ctrl-C does, so no unfinished file remains."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -224,7 +224,7 @@ def _stop_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         numbers = []
     before = {number: signal.getsignal(number) for number in numbers}
-    numbers = [number for number in numbers if before[number] == signal.SIG_DFL]  # nohup ignores SIGHUP
+    numbers = [number for number in numbers if before[number] == signal.SIG_DFL]  # keeps SIGHUP ignored under nohup
     for number in numbers:
         signal.signal(number, stop)
     try:
@@ -240,24 +240,25 @@ def check_weights(args: argparse.Namespace) -> None:
         if args.task not in (None, AUTO):
             installed_weights(args.task)
     elif not args.weights.is_file():
-        from restormixer_arch.hub import find_here  # takes a second, for torch
+        from restormixer_arch.hub import find_here  # takes a second, since it imports torch
 
         find_here(args.weights)
 
 
 def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> Restorer | AutoRestorer:
-    """Load ``weights``, or else ``--weights`` or ``--task``, with the settings of the command line.
+    """Load ``weights`` if given, else ``--weights`` or ``--task``, with the settings of the command line.
 
-    An AutoRestorer stands for ``--task auto``.
+    Returns:
+        The restorer; an AutoRestorer for ``--task auto``.
 
     Raises:
-        UserError: the device, the weights or a setting cannot be used.
+        UserError: if the device, the weights or a setting cannot be used.
     """
     from restormixer_arch.inference.restorer import check_settings, load_restorer, pick_device
 
     limit_threads()
     gpu = gpu_of_process() if args.device == "auto" else "cuda"
-    device = pick_device(args.device, weights or args.weights or "", gpu=gpu)  # a mistake here is reported first
+    device = pick_device(args.device, weights or args.weights or "", gpu=gpu)  # an error here is reported first
     if args.task == AUTO and weights is None:
         from restormixer_arch.inference.auto import AutoRestorer
 
@@ -293,7 +294,7 @@ def _restore_or_report(job: Job, restorer: Restorer | AutoRestorer, options: Fil
         outcome = restore_file(job, restorer, options=options, show=show)
     except UserError as error:
         outcome.failures.append(str(error))
-    except BrokenPipeError:  # of stderr: nobody reads what is shown
+    except BrokenPipeError:  # stderr has no reader any more
         raise
     except Exception as error:  # noqa: BLE001 - one odd file must not end the run
         from restormixer_arch.memory import is_out_of_memory
@@ -302,7 +303,7 @@ def _restore_or_report(job: Job, restorer: Restorer | AutoRestorer, options: Fil
         outcome.failures.append(f"{job.source}: {'not enough memory' if is_out_of_memory(error) else reason}")
     with tqdm.external_write_mode() if sys.stderr is not None else open(os.devnull) as _:
         for failure in outcome.failures:
-            print_error(f"error: {failure}".replace("\n", "\\n"))
-        for remark in outcome.remarks:  # of this process's share, so from any process
-            note(remark.replace("\n", "\\n"), any_process=True)
+            print_error(f"error: {failure}")
+        for remark in outcome.remarks:  # about this process's files, so any process prints them
+            note(remark, any_process=True)
     return outcome

@@ -1,6 +1,6 @@
-"""The measurements of a comparison, each in a process of its own.
+"""Run the measurements of a comparison, each in a separate process.
 
-``python -m restormixer_arch.compare.jobs`` reads one job as JSON on stdin and prints its result as JSON.
+``python -m restormixer_arch.compare.jobs`` reads one job as JSON from stdin and prints its result as JSON.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from restormixer_arch.output import print_error
 
 
 def run_job(job: dict[str, Any]) -> Any:
-    """Run one job: its ``kind`` names the function, ``arguments`` are handed to it."""
-    keep_freed_memory()  # as the command does, for every network
+    """Run one job: call the function of its ``kind`` with its ``arguments``, and return the result."""
+    keep_freed_memory()  # for every network, as the command does
     register.load_plugins()
     torch.manual_seed(0)
     torch.set_num_threads(job["threads"])
@@ -31,7 +31,7 @@ def run_job(job: dict[str, Any]) -> Any:
 
 
 def measure_inputs(options: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Measure all pictures as they are; see :func:`.pictures.measure_pictures` for arguments and result."""
+    """Measure all input images unrestored; see :func:`.pictures.measure_pictures` for arguments and result."""
     from restormixer_arch.compare.pictures import measure_pictures
 
     return measure_pictures(deepcopy(options), Path(folder), None, None, torch.device("cpu"))
@@ -40,18 +40,18 @@ def measure_inputs(options: dict[str, Any], folder: str) -> dict[str, Any]:
 def restore_pictures(
     entry: dict[str, Any], size: int, options: dict[str, Any], folder: str, device: str
 ) -> dict[str, Any]:
-    """Take the peak memory of one network, then restore and measure all pictures by it.
+    """Measure the peak memory of one network, then restore and measure all images with it.
 
     Args:
-        entry: of the competitor.
-        size: side of the square picture for the memory.
-        options: for ``basicsr test``, as :func:`.options.testing_options` makes them.
-        folder: that pictures are written below.
-        device: to restore on; the memory is that of the CPU.
+        entry: fields of the competitor's :class:`.networks.Entry`.
+        size: side in pixels of the square image for the memory measurement.
+        options: options of ``basicsr test``, from :func:`.options.testing_options`.
+        folder: folder below which the images are written.
+        device: device for restoring; the memory is always that on the CPU.
 
     Returns:
-        ``peak_bytes``: the most that the process held until it had restored one square picture, twice; ``pictures``:
-        dataset -> list of what :func:`.pictures.measure_pictures` returns for each picture.
+        ``peak_bytes``: peak memory of the process after restoring one square image twice; ``pictures``: dataset ->
+        list of what :func:`.pictures.measure_pictures` returns for each image.
     """
     from restormixer_arch.benchmark.measure import peak_bytes
 
@@ -72,18 +72,18 @@ def restore_pictures(
 def measure_costs(
     entries: list[dict[str, Any]], size: int, rounds: int, crops: dict[str, int | None]
 ) -> dict[str, dict[str, Any]]:
-    """Count parameters and operations of all networks, by torch and by thop, and time them.
+    """Count parameters and operations of all networks, with torch and with thop, and time the networks.
 
-    They are timed in turn, round by round, so that a machine that slows down slows all of them.
+    Each round times every network once, so a slowdown of the machine affects all of them.
 
     Args:
-        entries: the competitors.
-        size: side of the square picture.
-        rounds: passes of each network.
-        crops: competitor -> side of the crops that it was trained on, whose operations are counted too, or None.
+        entries: fields of each competitor's :class:`.networks.Entry`.
+        size: side of the square image in pixels.
+        rounds: number of timed passes of each network.
+        crops: competitor -> side of its training crops, whose operations are counted too, or None.
 
     Returns:
-        competitor -> the attributes of :class:`.results.Competitor` that were found, and ``crop_flops``.
+        competitor -> the measured attributes of :class:`.results.Competitor`, and ``crop_flops``.
     """
     from restormixer_arch.benchmark.measure import times
     from restormixer_arch.benchmark.tables import summarize
@@ -102,7 +102,7 @@ def _count(entry: dict[str, Any], size: int, crop: int | None) -> dict[str, Any]
     built = build(Entry(**entry))
     parameters = sum(p.numel() for p in built.network.parameters())
     flops = measure.operations(_restore_work(entry, size))
-    measure.restoring(built.network, size)()  # before thop leaves marks in the state that a network may look at
+    measure.restoring(built.network, size)()  # before thop adds buffers to the state, which a network may inspect
     thop = measure.thop_figures(built.network, size)
     return {
         "arch": built.arch,
@@ -116,7 +116,7 @@ def _count(entry: dict[str, Any], size: int, crop: int | None) -> dict[str, Any]
 
 
 def step_seconds(file: str, steps: int) -> list[float]:
-    """Start a training in a folder that is removed, and return the seconds of each of its steps but the first two."""
+    """Run a short training in a temporary folder, and return the seconds of each step except the first two."""
     import tempfile
     from dataclasses import replace
 
@@ -134,7 +134,7 @@ def step_seconds(file: str, steps: int) -> list[float]:
 def measure_context(
     entry: dict[str, Any], options: dict[str, Any], sizes: list[int], field_file: str
 ) -> dict[str, Any]:
-    """Measure how much of a picture a network uses, see :mod:`.context`; its gradient goes to ``field_file``."""
+    """Measure how much of an image a network uses, see :mod:`.context`, and write its gradient to ``field_file``."""
     from restormixer_arch.compare.context import use_of
     from restormixer_arch.compare.networks import Entry, build
     from restormixer_arch.compare.study_plots import write_field
@@ -145,7 +145,7 @@ def measure_context(
 
 
 def _restore_work(entry: dict[str, Any], size: int) -> Callable[[], object]:
-    """The pass that is measured: with BatchNorm folded where the network can do that, as one would deploy it."""
+    """Return the measured pass, with BatchNorm folded if the network supports it, as in deployment."""
     from restormixer_arch.benchmark.measure import restoring
     from restormixer_arch.compare.networks import Entry, build
     from restormixer_arch.protocol import Fusable
@@ -169,10 +169,10 @@ def main() -> int:
     try:
         result = run_job(json.load(sys.stdin))
     except UserError as error:
-        for line in str(error).splitlines():
+        for line in error.lines:
             print_error(f"error: {line}")
         return 2
-    except KeyboardInterrupt as interrupt:  # Ctrl-C, which reaches the command as well
+    except KeyboardInterrupt as interrupt:  # Ctrl-C, which the command receives too
         print_error("stopped")
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
     sys.stdout.write("\n" + json.dumps(result) + "\n")

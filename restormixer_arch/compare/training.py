@@ -1,7 +1,7 @@
-"""Train the competitors one after the other, each by ``basicsr train`` in a process of its own.
+"""Train the competitors one after another, each with ``basicsr train`` in a separate process.
 
-A budget of minutes becomes a number of iterations before anything is trained: the steps of all competitors are
-measured in turn, so that a busy machine slows all of them, and each gets the iterations that fill the minutes. The
+A budget in minutes is converted to a number of iterations before training: the step times of all competitors are
+measured alternately, so a busy machine slows down all of them, and each gets the iterations that fill the minutes. The
 learning rate schedule then ends exactly with training, and a run that was stopped and resumed ends with the same
 weights as an uninterrupted one. Stopping by the clock would make both depend on other load on the machine. The results
 record the actual training time.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,16 +31,16 @@ from restormixer_arch.processes import module_command, run_in_process, utf8
 from restormixer_arch.training.options import gpus_of_one_process
 
 FOLDER = "training"
-STEPS, ROUNDS = 10, 2  # steps of each competitor that are measured at once, and how often
+STEPS, ROUNDS = 10, 2  # steps measured in a row for each competitor, and how often
 JOBS = "restormixer_arch.compare.jobs"
 FOLLOWER = "restormixer_arch.cli.follower"
 
 
 class ComparisonInterrupted(Exception):
-    """A signal ended the comparison; a running training saved its checkpoint.
+    """A signal ended the comparison; the current training run saved a checkpoint.
 
     Attributes:
-        code: the exit code that says so.
+        code: exit code for that signal.
     """
 
     def __init__(self, code: int) -> None:
@@ -48,19 +49,19 @@ class ComparisonInterrupted(Exception):
 
 
 def train_all(options: dict[str, Any], folder: Path, threads: int) -> dict[str, Training]:
-    """Train every competitor that has no weights; one that is finished already is left as it is.
+    """Train every competitor that has no weights, except those whose training has already finished.
 
     Args:
-        options: a checked compare file.
-        folder: of the comparison.
-        threads: of each process.
+        options: checked compare file.
+        folder: folder of the comparison.
+        threads: number of threads of each process that measures step times.
 
     Returns:
-        competitor -> how it was trained. Its weights are those of :func:`weights_of`.
+        competitor -> how it was trained; :func:`weights_of` returns the path of its weights.
 
     Raises:
-        UserError: a training failed, or the options of one that was started have changed since.
-        ComparisonInterrupted: a signal has come.
+        UserError: if a training run fails, or the options of one that was started have changed since.
+        ComparisonInterrupted: if a signal ended a training run.
     """
     options = {**options, "num_gpu": gpus_of_one_process(options["num_gpu"], options.get("device"))}
     names = [name for name in options["competitors"] if is_trained(options, name)]
@@ -72,12 +73,12 @@ def train_all(options: dict[str, Any], folder: Path, threads: int) -> dict[str, 
 
 
 def weights_of(name: str, folder: Path) -> Path:
-    """Return the weights of a competitor that was trained in this comparison."""
+    """Return the path of the weights of a competitor that was trained in this comparison."""
     return folder / FOLDER / name / "models" / LATEST_WEIGHTS
 
 
 def iterations(options: dict[str, Any], names: list[str], place: Path, threads: int) -> dict[str, int]:
-    """Return how many iterations the budget gives each competitor; what had to be measured for it is kept."""
+    """Return the number of iterations that the budget gives each competitor; store step times that were measured."""
     budget = options["train"]["budget"]
     if budget.get("iterations"):
         return dict.fromkeys(names, budget["iterations"])
@@ -93,7 +94,7 @@ def iterations(options: dict[str, Any], names: list[str], place: Path, threads: 
 
 
 def measure_steps(options: dict[str, Any], names: list[str], place: Path, threads: int) -> dict[str, float]:
-    """Return the median seconds of a training step of each competitor, measured in turn."""
+    """Return the median seconds of a training step of each competitor, measured alternately."""
     note(f"measuring the training steps of {', '.join(names)}")
     taken: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(ROUNDS):
@@ -111,10 +112,10 @@ def measure_steps(options: dict[str, Any], names: list[str], place: Path, thread
 
 
 def option_file(options: dict[str, Any], name: str, total: int, place: Path) -> Path:
-    """Write the option file of a competitor, which stays, and return it.
+    """Write the option file of a competitor, which is kept, and return its path.
 
     Raises:
-        UserError: the training was started with other options.
+        UserError: if the training run was started with other options.
     """
     file = place / f"{name}.yml"
     text = yaml.safe_dump(training_options(options, name, total, str(place)), sort_keys=False)
@@ -151,14 +152,17 @@ def _train(options: dict[str, Any], name: str, total: int, file: Path, place: Pa
 
 
 def run_and_wait(command: list[str], log: Path) -> int:
-    """Run a command that ends by itself on Ctrl-C, which the terminal sends to both; SIGTERM is handed on.
+    """Run a command that ends by itself on Ctrl-C, which the terminal sends to both processes.
+
+    Forward SIGTERM to it, and the first SIGINT as SIGTERM, except on Windows.
 
     Args:
-        command: its stdin is open as long as this process lives.
-        log: what it says is written at the end of this file.
+        command: command to run; its stdin is open as long as this process runs.
+        log: file to which its output is appended.
 
     Returns:
-        Its exit code; that of a shell where a signal has ended it.
+        Its exit code, or 128 + the signal's number if a signal ended it, as in a shell; after a SIGINT, the code of
+        SIGINT instead of that of SIGTERM.
     """
 
     def hand_on(number: int, frame: FrameType | None) -> None:
@@ -166,10 +170,14 @@ def run_and_wait(command: list[str], log: Path) -> int:
 
     def leave(number: int, frame: FrameType | None) -> None:
         note("stopping after this iteration with a checkpoint; Ctrl-C again quits at once")
+        if sys.platform != "win32" and not interrupted:  # Windows has no SIGTERM that lets it save a checkpoint
+            process.send_signal(signal.SIGTERM)  # for a SIGINT sent to this process alone; after Ctrl-C, it is ignored
+        interrupted.append(number)
 
     with log.open("a", encoding="utf-8") as file:
         pipes = {"stdin": subprocess.PIPE, "stdout": file, "stderr": subprocess.STDOUT}
         process = subprocess.Popen(command, env=utf8(), **pipes)
+    interrupted: list[int] = []
     before: dict[int, Callable[..., Any] | int | None] = {}
     for number, handler in ((signal.SIGTERM, hand_on), (signal.SIGINT, leave)):
         before[number] = signal.signal(number, handler)
@@ -179,4 +187,5 @@ def run_and_wait(command: list[str], log: Path) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
         process.stdin.close()
-    return 128 - code if code < 0 else code
+    code = 128 - code if code < 0 else code
+    return 128 + signal.SIGINT if interrupted and code == 128 + signal.SIGTERM else code

@@ -1,4 +1,4 @@
-"""``basicsr init``: an option file for a folder of ``basicsr prepare pairs`` and for this machine."""
+"""Run ``basicsr init``: write an option file for a folder of ``basicsr prepare pairs`` and for this machine."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from restormixer_arch.training.options import usable_gpus
 
 PATCHES = {"cpu": ((96, 8), (64, 8), (64, 4), (48, 4)), "cuda": ((256, 16), (192, 8), (128, 8), (96, 4))}
 MIN_ITERATIONS = 100
-SLOW = {"cpu": 2.0, "cuda": 1.0}  # seconds of an iteration above which the next smaller patch is tried
-MUON_RATE, ADAMW_RATE, FINE_TUNING_RATE = 0.03, 2e-3, 1e-3  # for a batch of RATE_BATCH; the last one from weights
+SLOW = {"cpu": 2.0, "cuda": 1.0}  # seconds per iteration above which the next smaller patch is tried
+MUON_RATE, ADAMW_RATE, FINE_TUNING_RATE = 0.03, 2e-3, 1e-3  # for RATE_BATCH patches; the last with weights
 RATE_BATCH = 8
-FALLING_TASKS = ("derain", "desnow", "mixed")  # whose pairs show rain or snow
+FALLING_TASKS = ("derain", "desnow", "mixed")  # tasks whose images show rain or snow
 NETWORKS = {
     "s": "  base_channels: 16  # RestorMixer-S, 0.54 M parameters\n  num_blocks: [2, 2, 2]\n",
     "base": "  base_channels: 32  # the paper's base network, 3.2 M parameters\n  num_blocks: [4, 4, 4]\n",
@@ -95,15 +95,15 @@ logger:
 
 @dataclass(frozen=True)
 class InitRequest:
-    """What the user asked for.
+    """The arguments of ``basicsr init``.
 
     Args:
-        data: folder of ``basicsr prepare pairs``.
-        file: the option file to write.
-        name: of the training.
-        task: whose installed weights to start from, or None.
-        network: a key of :data:`NETWORKS`.
-        hours: how long the training may take, validation not counted.
+        data: folder created by ``basicsr prepare pairs``.
+        file: option file to write.
+        name: name of the training run.
+        task: task whose installed weights to start from, or None.
+        network: key of :data:`NETWORKS`.
+        hours: duration of the training run in hours, without validation.
     """
 
     data: Path
@@ -115,10 +115,11 @@ class InitRequest:
 
 
 def write_options(wanted: InitRequest) -> str:
-    """Measure patches on this machine, write the option file, and return a line that shows what was chosen.
+    """Measure patch sizes on this machine, write the option file, and return a line that describes the choice.
 
     Raises:
-        UserError: the folder is not a prepared dataset, the weights are not installed, or the training cannot run.
+        UserError: if the folder is not a prepared dataset, the weights are not installed or have another scale, or the
+            training cannot run.
     """
     installed = installed_weights(wanted.task) if wanted.task else None
     data = _read_data(wanted.data)
@@ -131,6 +132,7 @@ def write_options(wanted: InitRequest) -> str:
         note(f"--hours: {wanted.hours:g} is too short, {MIN_ITERATIONS} iterations are taken")
     portable = f"restormixer_arch/weights/{installed.name}" if installed else "~"
     text = _fill(wanted, data, portable, gpus, (patch, batch, seconds), int(iterations))
+    wanted.file.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(wanted.file, text)
     start = f"from the weights of {wanted.task}" if wanted.task else "from scratch"
     return (
@@ -141,12 +143,12 @@ def write_options(wanted: InitRequest) -> str:
 
 @dataclass(frozen=True)
 class _Data:
-    """The sections of the option file that depend on the set."""
+    """The parts of the option file that depend on the dataset."""
 
     train: str
     val: str
     scale: int
-    side: int | None  # of the smallest training image
+    side: int | None  # smallest side of the training images in pixels
     falls: bool  # rain or snow is generated
 
 
@@ -195,7 +197,7 @@ def _validation_set(name: str, pairs: tuple[Path, Path], backend: str, nested: b
 
 
 def quoted(value: str | Path) -> str:
-    """Return text as YAML reads it again, in quotes where it would be a number, a comment or the like."""
+    """Return text that YAML reads back unchanged, in quotes if it would be a number, a comment or the like."""
     text = value.as_posix() if isinstance(value, Path) else value
     try:
         same = load_yaml(text) == text
@@ -205,10 +207,10 @@ def quoted(value: str | Path) -> str:
 
 
 def _smallest_side(gt: Path) -> int | None:
-    """Side of the smallest image, from an LMDB's list, or from a folder's record or else the headers of its images.
+    """Return the smallest side of the images, from the list of an LMDB, or the record or image headers of a folder.
 
     Raises:
-        UserError: the list is not text, or an image cannot be read.
+        UserError: if the list is not text, or an image cannot be read.
     """
     from restormixer_arch.data.images.folder import FolderImages
     from restormixer_arch.data.images.picture import picture_size
@@ -224,7 +226,7 @@ def _smallest_side(gt: Path) -> int | None:
 
 @contextmanager
 def _trial(text: str) -> Iterator[Request]:
-    """Yield a training by an option file of this text; its mistakes are those of the images. Raises UserError."""
+    """Yield a request to train with this text as option file. Raises UserError, which names ``--data`` as the file."""
     with tempfile.TemporaryDirectory(prefix="basicsr_init_") as folder:
         file = Path(folder, "trial.yml")
         file.write_text(text, encoding="utf-8")
@@ -234,22 +236,22 @@ def _trial(text: str) -> Iterator[Request]:
 
 
 def _choose(wanted: InitRequest, data: _Data, installed: Path | None, gpus: int) -> tuple[int, int, float]:
-    """Return side and number of patches, and the seconds of an iteration: the largest that is not slow."""
+    """Return side and number of patches and seconds per iteration, for the largest that are not slow, if any."""
     device = pick_device("auto").type
-    trained_on = replace(data, val="")  # whole photographs may need more memory than patches
+    trained_on = replace(data, val="")  # full-size images may need more memory than patches
     tried: tuple[int, int, float] | None = None
     for side, batch in _candidates(device, data):
         try:
             text = _fill(wanted, trained_on, str(installed or "~"), gpus, (side, batch, 1.0), MIN_ITERATIONS)
             with _trial(text) as request:
-                logging.disable(logging.INFO)  # BasicSR's account of a training that is not kept
+                logging.disable(logging.INFO)  # BasicSR's log of a run that is not kept
                 seconds = measure(request).stages[0]
         except OutOfMemory:
             note(f"{batch} patches of {side} pixels: not enough memory")
             continue
         finally:
             logging.disable(logging.NOTSET)
-            gc.collect()  # networks and optimizers are in cycles, and would hold their memory during the next trial
+            gc.collect()  # networks and optimizers are in reference cycles, which would keep their memory allocated
         note(f"{batch} patches of {side} pixels: {seconds:.2f} s")
         tried = side, batch, seconds
         if seconds <= SLOW[device]:
@@ -276,7 +278,7 @@ def _candidates(device: str, data: _Data) -> Iterator[tuple[int, int]]:
 def _fill(
     wanted: InitRequest, data: _Data, weights: str, gpus: int, measured: tuple[int, int, float], iterations: int
 ) -> str:
-    """Return the text of the option file; ``measured``: see :func:`_choose`."""
+    """Return the text of the option file; ``measured`` is the result of :func:`_choose`."""
     patch, batch, seconds = measured
     trained, freq = wanted.task is not None, max(iterations // 10, 1)
     whole_batch = batch * max(gpus, 1)
@@ -318,7 +320,7 @@ def _fill(
 
 
 def _command(file: Path, gpus: int) -> str:
-    """Return the command that trains on all GPUs of this machine; with several, each has a process."""
+    """Return the command that trains on all GPUs of this machine, with one process per GPU."""
     quoted_file = shell_join([file.as_posix()])
     if gpus < 2:
         return f"basicsr train -opt {quoted_file}"
@@ -329,8 +331,8 @@ def _optimizer(trained: bool, batch: int) -> str:
     """Return the lines of ``optim_g`` except the weight decay.
 
     Args:
-        trained: there are weights to start from.
-        batch: patches of an iteration, on all GPUs.
+        trained: True if the run starts from pretrained weights.
+        batch: number of patches per iteration on all GPUs.
     """
     scale, adamw = math.sqrt(batch / RATE_BATCH), FINE_TUNING_RATE if trained else ADAMW_RATE
     why = f"for a batch size of {RATE_BATCH}, scaled with the square root of the batch size"

@@ -1,11 +1,11 @@
-"""``basicsr prepare pairs``: your own images become a set for training and validation."""
+"""``basicsr prepare pairs``: convert your own images into a dataset for training and validation."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from restormixer_arch.cli.parsing import Parser, add_output, path_name, whole_number
+from restormixer_arch.cli.parsing import Parser, add_output, path_name, switches_for, whole_number
 from restormixer_arch.cli.prepare.writing import (
     add_writing_options,
     check_sizes,
@@ -52,8 +52,9 @@ def run(arguments: list[str]) -> int:
     if args.val == 0 and args.degrade:
         raise UserError("--val: expected at least 1 with --degrade, which makes validation pairs of them, got 0")
     labels = [label.strip() for label in args.degrade.split(",")] if args.degrade else []
-    if labels:
-        read_mixture(labels, args.scale)
+    with switches_for(degradations="--degrade"):
+        if labels:
+            read_mixture(labels, args.scale)
     gt, out = existing_folder(args.gt, "--gt"), args.out
     place = Path(os.path.abspath(out))  # "." has neither a name nor a parent
     lq = existing_folder(args.lq, "--lq") if args.lq else None
@@ -76,10 +77,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _left_behind(jobs: list[Job], out: Path, is_drawn: bool) -> list[Path]:
-    """Return what earlier preparations left behind that training would mistake for a part of the dataset.
+    """Return files of earlier preparations that training would mistake for a part of the dataset.
 
-    They are images for validation where there are to be none, and pairs that were made of other clean images, or that
-    do not belong to pairs of two folders.
+    These are validation images if this preparation creates none, and generated validation pairs if they were created
+    from other clean images or if this preparation pairs two folders.
     """
     left = [] if any(job.found.part.name == "val" for job in jobs) else places_of_part(out, "val")
     pairs = out / "val_pairs"
