@@ -1,4 +1,4 @@
-"""Which degraded image belongs to which clean one, by name, and what the results of a set of images are called."""
+"""Pair degraded and clean images by name, and choose file names for results."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from restormixer_arch.data.images.folder import FolderImages, without_suffix
 from restormixer_arch.data.lmdb_io import LmdbImages, read_names
 from restormixer_arch.errors import UserError, did_you_mean
 
-Images: TypeAlias = FolderImages | LmdbImages  # a source; its option and root stand in messages
+Images: TypeAlias = FolderImages | LmdbImages  # a source of images; messages name its option and root
 
-MAX_HINT_NAMES = 1000  # that are searched for a similar one
+MAX_HINT_NAMES = 1000  # number of names that are searched for a similar one
 
 
 def pair_names(
@@ -24,23 +24,23 @@ def pair_names(
     template: str = "{}",
     may_be_part: bool = False,
 ) -> list[tuple[str, str]]:
-    """Return (clean, degraded) names: the same extension if there is such a file, else any image extension.
+    """Return pairs of (clean, degraded) names with the same extension if such a file exists, else any image extension.
 
     Args:
-        gt, lq: the sources; their options and roots stand in messages.
-        names: of the clean images to pair.
-        template: of the degraded name.
-        may_be_part: degraded images may be left over.
+        gt, lq: sources of images; messages name their options and roots.
+        names: names of the clean images to pair.
+        template: degraded name without extension, where ``{}`` stands for that of the clean image.
+        may_be_part: whether degraded images may be left over.
 
     Raises:
-        UserError: an image of one source has no partner in the other.
+        UserError: if an image of one source has no partner in the other.
     """
     left = dict.fromkeys(lq.names)
     by_stem: dict[str, list[str]] = {}
     for name in lq.names:
         by_stem.setdefault(without_suffix(name), []).append(name)
     exact = {name: wanted for name in names if (wanted := _partner(name, template)) in left}
-    taken = set(exact.values())  # an exact name pairs first, so that a.jpg leaves a.png to its own partner
+    taken = set(exact.values())  # exact names are paired first, so a.jpg does not take the partner of a.png
     pairs, alone = [], []
     for name in names:
         wanted = _partner(name, template)
@@ -69,7 +69,7 @@ def _partner(name: str, template: str) -> str:
 
 
 def _lacks(source: Images, count: int, names: Sequence[str], other: Images) -> str:
-    """Say that ``source`` has no partner for ``count`` of the ``names`` in ``other``."""
+    """Return the message that ``source`` has no partner for ``count`` of the ``names`` in ``other``."""
     return (
         f"{source.option} {str(source.root)!r} has no partner for {count} of {len(names)} images in {other.option} "
         f"{str(other.root)!r}"
@@ -77,12 +77,12 @@ def _lacks(source: Images, count: int, names: Sequence[str], other: Images) -> s
 
 
 def similar_name_hint(name: str, choices: Mapping[str, None] | Sequence[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for a similar name, or "". Of many names the first are searched."""
+    """Return ``" Did you mean 'x'?"`` if one of the first 1000 names is similar, else ""."""
     return did_you_mean(name, list(choices)[:MAX_HINT_NAMES])
 
 
 def read_listing(gt: Images, listing: Path) -> list[str]:
-    """Return those clean images that the file lists, sorted."""
+    """Return the sorted clean images that a file lists. Raises UserError if it is missing or lists unknown images."""
     if not listing.is_file():
         raise UserError(f"meta_info_file: {str(listing)!r} is not a file")
     names = set(read_names(listing))
@@ -98,15 +98,15 @@ def read_listing(gt: Images, listing: Path) -> list[str]:
 
 
 def shared_pairs(gt: Images, lq: Images, names: Sequence[str], may_be_part: bool = False) -> list[tuple[str, str]]:
-    """Return (clean, degraded) names; ``low_haze/00001`` belongs to ``00001``, and extensions may differ.
+    """Return pairs of (clean, degraded) names, such as ``00001`` and ``low_haze/00001``; extensions may differ.
 
     Args:
-        gt, lq: the sources.
-        names: of the clean images to use.
-        may_be_part: degraded images may be left over.
+        gt, lq: sources of images.
+        names: names of the clean images to use.
+        may_be_part: whether degraded images may be left over.
 
     Raises:
-        UserError: an image has no partner.
+        UserError: if an image has no partner.
     """
     clean = {without_suffix(name): name for name in names}
     pairs, alone = [], []
@@ -127,10 +127,11 @@ def shared_pairs(gt: Images, lq: Images, names: Sequence[str], may_be_part: bool
 
 
 def result_names(paths: Sequence[str], root: str | Path) -> list[str]:
-    """Return a file name without extension for each image: its own, or with folders and extension where it must be.
+    """Return a unique file name without extension for each image, with its folders and extension only if necessary.
 
     ``a/x.png`` and ``b/x.png`` become ``a_x`` and ``b_x``, ``a.jpg`` and ``a.png`` become ``a_jpg`` and ``a_png``.
-    Names that are still the same, as of ``a/x.png`` and ``a_x.png`` beside ``x.png``, are numbered.
+    Names that differ only in case count as the same, because some file systems do not distinguish them.
+    Names that are still the same, such as those of ``a/x.png`` and ``a_x.png`` next to ``x.png``, are numbered.
     """
     places = [PurePath(path) for path in paths]
     places = [place.relative_to(root) if place.is_relative_to(root) else place for place in places]
@@ -138,11 +139,12 @@ def result_names(paths: Sequence[str], root: str | Path) -> list[str]:
     with_folders = ["_".join(place.with_name(name).parts) for place, name in zip(places, names, strict=True)]
     whole = ["_".join(place.parts).replace(".", "_") for place in places]
     for longer in (with_folders, whole):
-        counts = Counter(names)
-        names = [name if counts[name] == 1 else other for name, other in zip(names, longer, strict=True)]
-    counts, taken = Counter(names), set(names)
+        counts = Counter(map(str.casefold, names))
+        names = [name if counts[name.casefold()] == 1 else other for name, other in zip(names, longer, strict=True)]
+    counts = Counter(map(str.casefold, names))
+    taken = set(counts)
     for place, name in enumerate(names):
-        if counts[name] > 1:
-            names[place] = next(new for number in count(1) if (new := f"{name}_{number}") not in taken)
-            taken.add(names[place])
+        if counts[name.casefold()] > 1:
+            names[place] = next(new for number in count(1) if (new := f"{name}_{number}").casefold() not in taken)
+            taken.add(names[place].casefold())
     return names

@@ -84,9 +84,11 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 def similar_file(path: Path) -> str | None:
     """Return the file or folder in the same folder as ``path`` with the most similar name, or None."""
-    folder = path.parent
-    close = closest(path.name, [entry.name for entry in folder.iterdir()]) if folder.is_dir() else None
-    return str(folder / close) if close else None
+    try:
+        close = closest(path.name, [entry.name for entry in path.parent.iterdir()])
+    except OSError:  # the folder is missing, or must not be listed
+        return None
+    return str(path.parent / close) if close else None
 
 
 def not_found(path: str | Path) -> str:

@@ -15,7 +15,7 @@ compat.apply()
 from basicsr.metrics.niqe import calculate_niqe  # noqa: E402 - BasicSR can be imported only now
 from basicsr.utils.matlab_functions import imresize  # noqa: E402
 
-from restormixer_arch.compare.pictures import measure_pictures  # noqa: E402
+from restormixer_arch.compare.pictures import items, measure_pictures  # noqa: E402
 from restormixer_arch.compare.run import better, restoring_device  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -110,3 +110,8 @@ def test_which_way_is_better_and_where_it_is_restored():
     assert better({"type": "calculate_niqe"}) == "lower" and better({"type": "calculate_ssim"}) == "higher"
     assert better({"type": "calculate_niqe", "better": "higher"}) == "higher"
     assert restoring_device({"num_gpu": 0}) == "cpu" and restoring_device({"num_gpu": 0, "device": "mps"}) == "mps"
+
+
+def test_repeated_names_are_numbered():
+    dataset = [{"result_name": name, "lq_path": name} for name in ("a", "a~2", "a", "b", "a")]
+    assert [name for name, _ in items(dataset)] == ["a", "a~2", "a~3", "b", "a~4"]

@@ -22,6 +22,13 @@ def test_equal_pairs():
     assert found["psnr"] == 99 and found["mean"] == 0 and found["positive"] == 0.5
 
 
+def test_a_difference_of_color_alone_has_its_psnr():
+    """0.2 more red and 0.2 less green cancel in the mean of the channels; the mean squared error is 0.08 / 3."""
+    shifted = GRAY + np.array([0.2, -0.2, 0], np.float32)
+    found = residual_statistics(shifted, GRAY)
+    assert found["psnr"] == pytest.approx(-10 * np.log10(0.08 / 3), abs=1e-4) and abs(found["mean"]) < 1e-4
+
+
 def test_a_veil_is_smooth_and_positive():
     ramp = GRAY + np.linspace(0, 0.2, 128, dtype=np.float32)[:, None, None]
     found = residual_statistics(ramp, GRAY)

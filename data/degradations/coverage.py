@@ -1,19 +1,19 @@
-"""How well generated degradations cover a set of real pairs: residual statistics, generated versus public.
+"""Measure how well generated degradations cover a public set of pairs, by statistics of the residual.
 
-A pair whose statistic lies outside the range of the generated pairs is a kind of image that training never sees. The
-statistics say nothing about content; they are those in which rain and snow generators differ:
+A pair whose statistic is outside the range of the generated pairs is a kind of image that never occurs in training. The
+statistics do not describe image content; they are those in which rain and snow generators differ:
 
 ==============  ====================================================================================================
 ``psnr``        PSNR of the input in dB
 ``mean``        mean of the residual ``lq - gt``, in levels of 255
-``positive``    share of the residual's energy where the input is the brighter one
-``skewness``    of the residual: streaks and flakes have long tails
-``angle``       direction across which the residual varies most, in degrees: 0 for upright streaks, up to 90
-``coherence``   of that direction, from 0 for none to 1 for one alone (structure tensor)
-``run``         mean length in pixels of runs in which the residual is above a quarter of its greatest values, along
-                the streaks
+``positive``    share of the residual's energy in pixels where the input is brighter
+``skewness``    skewness of the residual; streaks and flakes have long tails
+``angle``       direction of the streaks, across which the residual varies most, in degrees: 0 if vertical, up to 90
+``coherence``   coherence of that direction, from 0 for no direction to 1 for a single one (structure tensor)
+``run``         mean length in pixels of runs in which the residual is above a quarter of its greatest values (99.5th
+                percentile), along the streaks
 ``width``       the same across the streaks
-``smooth``      share of the residual's variance that is left after an average of 31 pixels: veil, mist and haze
+``smooth``      share of the residual's variance that is left after averaging over 31 pixels: veil, mist and haze
 ==============  ====================================================================================================
 """
 
@@ -32,11 +32,11 @@ from restormixer_arch.data.lmdb_io import LmdbImages, open_images
 from restormixer_arch.errors import UserError
 
 NAMES = ("psnr", "mean", "positive", "skewness", "angle", "coherence", "run", "width", "smooth")
-INNER = (2.5, 97.5)  # percentiles of the drawn pairs between which a public one counts as covered
-SMOOTH_SIDE = 31  # pixels
-SIDE = 256  # of the part of an image that is looked at
-MIN_SIDE = 32  # of an image, in pixels
-MAX_PSNR = 99.0  # of pairs that are equal
+INNER = (2.5, 97.5)  # percentiles of the drawn pairs between which a public pair is covered
+SMOOTH_SIDE = 31  # side of the averaging window in pixels
+SIDE = 256  # side of the evaluated part of an image, in pixels
+MIN_SIDE = 32  # smallest side of an image, in pixels
+MAX_PSNR = 99.0  # PSNR of identical images
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Coverage:
     """One statistic of the drawn and the public pairs.
 
     Attributes:
-        name: of the statistic, see the module.
+        name: name of the statistic, see the module.
         drawn, public: its 5th, 50th and 95th percentiles.
-        outside: share of the public pairs outside the middle 95 % of the drawn ones.
+        outside: share of the public pairs outside the central 95 % of the drawn pairs.
     """
 
     name: str
@@ -59,19 +59,19 @@ def residual_statistics(lq: np.ndarray, gt: np.ndarray) -> dict[str, float]:
     """Return the statistics of one pair, see the module.
 
     Args:
-        lq, gt: float32 RGB (H, W, 3) or gray (H, W, 1) in [0, 1], of one size and at least 32 pixels a side.
+        lq, gt: float32 RGB (H, W, 3) or gray (H, W, 1) images in [0, 1], of the same size, at least 32x32 pixels.
     """
     residual = (lq.astype(np.float32) - gt.astype(np.float32)).mean(axis=2)
-    energy = np.mean(residual**2)
-    if energy < 1e-9:
-        return dict(zip(NAMES, (MAX_PSNR, 0, 0.5, 0, 0, 0, 0, 0, 0), strict=True))
+    energy, psnr = np.mean(residual**2), min(float(-10 * np.log10(max(np.mean((lq - gt) ** 2), 1e-12))), MAX_PSNR)
+    if energy < 1e-9:  # no difference, or only one of color
+        return dict(zip(NAMES, (psnr, 0, 0.5, 0, 0, 0, 0, 0, 0), strict=True))
     mean, std = residual.mean(), max(residual.std(), 1e-6)
     smooth = cv2.blur(residual, (SMOOTH_SIDE, SMOOTH_SIDE), borderType=cv2.BORDER_REFLECT)
     fine = residual - smooth
     angle, coherence = _direction(fine)
     run, width = _run_lengths(fine, angle)
     values = (
-        min(float(-10 * np.log10(np.mean((lq - gt) ** 2))), MAX_PSNR),
+        psnr,
         float(255 * mean),
         float(np.mean(np.maximum(residual, 0) ** 2) / energy),
         float(np.mean(((residual - mean) / std) ** 3)),
@@ -87,10 +87,10 @@ def residual_statistics(lq: np.ndarray, gt: np.ndarray) -> dict[str, float]:
 def compare_coverage(
     drawn: Iterable[tuple[np.ndarray, np.ndarray]], public: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> list[Coverage]:
-    """Return every statistic of two sets of pairs (lq, gt).
+    """Compare two sets of pairs (lq, gt) in every statistic.
 
     Raises:
-        ValueError: one of the sets is empty.
+        ValueError: if a set is empty.
     """
     ours, theirs = ([residual_statistics(lq, gt) for lq, gt in pairs] for pairs in (drawn, public))
     if not ours or not theirs:
@@ -101,18 +101,19 @@ def compare_coverage(
 def compare_folders(
     lq: str, gt: str, labels: Sequence[str], *, clean: str | None = None, count: int = 100, seed: int = 0
 ) -> list[Coverage]:
-    """Return the statistics of pairs in folders or LMDBs, and of as many drawn ones of other clean images.
+    """Compare the pairs in folders or LMDBs with ``count`` pairs generated from clean images.
 
     Args:
-        lq, gt: degraded and clean images of the same names and sizes; the upper left 256x256 pixels are looked at.
-        labels: of the drawn pairs, in turn.
-        clean: images to degrade; None for those of ``gt``.
+        lq, gt: folders or LMDBs of degraded and clean images with the same names and sizes; only the upper left
+            256x256 pixels are evaluated.
+        labels: labels of the drawn pairs, used cyclically.
+        clean: folder or LMDB of the images to degrade; None for ``gt``.
         count: number of drawn pairs.
-        seed: of the draws.
+        seed: random seed.
 
     Raises:
-        UserError: a folder is missing, a label is unknown, there twice or reduces the image, an image has no partner
-            of its size, or is smaller than 32 pixels a side.
+        UserError: if a folder is missing, a label is unknown, repeated or includes ``down``, or an image has no partner
+            of the same size or is smaller than 32x32 pixels.
     """
     read_mixture(list(labels))
     degraded, truths = open_images(lq, "--lq"), open_images(gt, "--gt")
@@ -138,7 +139,7 @@ def compare_folders(
 
 
 def _read(source: FolderImages | LmdbImages, name: str) -> np.ndarray:
-    """Return an image, BGR (H, W, 3). Raises UserError if it is too small."""
+    """Read an image as BGR (H, W, 3). Raises UserError if it is smaller than 32x32 pixels."""
     image = source.read(name)
     if min(image.shape[:2]) < MIN_SIDE:
         shape = f"{image.shape[0]}x{image.shape[1]}"
@@ -147,7 +148,7 @@ def _read(source: FolderImages | LmdbImages, name: str) -> np.ndarray:
 
 
 def _corner(image: np.ndarray) -> np.ndarray:
-    """Return the upper left of a BGR image as RGB."""
+    """Return the upper left 256x256 pixels of a BGR image as RGB."""
     return np.ascontiguousarray(image[:SIDE, :SIDE, ::-1])
 
 
@@ -173,12 +174,12 @@ def _compare(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> It
 
 
 def _direction(fine: np.ndarray) -> tuple[float, float]:
-    """Return the streaks' angle in degrees, 0 upright and positive towards the right below, and its coherence."""
+    """Return the streaks' angle in degrees, 0 if vertical and positive if they fall to the right, and its coherence."""
     smoothed = cv2.GaussianBlur(fine, (0, 0), 1.0)
     down, right = np.gradient(smoothed)
     rows, columns, mixed = (down**2).mean(), (right**2).mean(), (down * right).mean()
     spread = np.hypot(columns - rows, 2 * mixed)
-    # Along a streak the residual hardly changes: the eigenvector of the smaller eigenvalue.
+    # The residual hardly changes along a streak, so its direction is the eigenvector of the smaller eigenvalue.
     angle = np.degrees(np.arctan2(-2 * mixed, columns - rows) / 2)
     return float(angle), float(spread / max(rows + columns, 1e-12))
 
@@ -193,6 +194,6 @@ def _run_lengths(fine: np.ndarray, angle: float) -> tuple[float, float]:
 
 
 def _mean_run(bright: np.ndarray) -> float:
-    """Return the mean length of runs of True along the rows; 0 where there is none."""
+    """Return the mean length of runs of True along the rows, or 0 if there are none."""
     starts = np.count_nonzero(bright[:, 1:] & ~bright[:, :-1]) + np.count_nonzero(bright[:, 0])
     return float(np.count_nonzero(bright) / starts) if starts else 0.0

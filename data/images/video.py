@@ -1,7 +1,7 @@
 """Read video files frame by frame with PyAV, upright and in the colors that players show.
 
-Only the file itself is read: it is handed over as an open file, its container is decided by its first bytes, and
-nothing that it points to is opened.
+Only the file itself is read: it is passed as an open file, its first bytes determine the container, and no other file
+that it refers to is opened.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ try:
 except ImportError as error:
     raise UserError("videos are read and written by PyAV: pip install 'restormixer[video]'") from error
 
-av.logging.set_level(None)  # what is wrong is reported in our own line
+av.logging.set_level(None)  # problems are reported by this module instead
 
-DEFAULT_RATE = Fraction(25)  # frames per second, for files that do not say
-# swscale's default makes every frame one or two levels darker. Colors that pixels share are given to each of them, and
-# averaged in the end: what a network leaves as it is comes back exactly.
+DEFAULT_RATE = Fraction(25)  # frames per second, for files that do not specify it
+# swscale's default makes every frame one or two levels darker. Chroma values that pixels share are copied to each of
+# them when reading and averaged when writing, so pixels that a network does not change are restored exactly.
 ACCURATE = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 SPREAD, AVERAGE = ACCURATE | Interpolation.POINT, ACCURATE | Interpolation.AREA
-BT709, UNKNOWN, BT601 = 1, 2, 5  # FFmpeg's numbers of the matrices; 0 is RGB
+BT709, BT601 = 1, 5  # FFmpeg's matrix numbers; 0 is RGB
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}  # FFmpeg's number -> swscale's
-LIMITED, FULL = 1, 2  # ranges
-HD_WIDTH, HD_HEIGHT = 1280, 576  # from this width, or above this height, untagged videos are BT.709
-ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders leave the alpha out
+LIMITED, FULL = 1, 2  # color ranges
+HD_WIDTH, HD_HEIGHT = 1280, 576  # from this width, or above this height, untagged videos are treated as BT.709
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders ignore alpha
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class VideoFrame:
     """A decoded frame.
 
     Attributes:
-        planes: uint8 or uint16 (H, W, 3 or 4), RGB or RGBA, upright.
-        time: when it is shown, in units of the video's ``time_base``.
-        duration: how long, in the same units; 0 if the file does not say.
+        planes: uint8 or uint16 array (H, W, 3 or 4), RGB or RGBA, upright.
+        time: time at which the frame is shown, in units of the video's ``time_base``.
+        duration: duration in the same units; 0 if the file does not specify it.
     """
 
     planes: np.ndarray
@@ -57,29 +57,31 @@ class VideoSource:
     """A video file to restore; iterate over :meth:`packets`.
 
     Attributes:
-        count: number of frames according to the file, 0 if it does not say.
-        expected: the same, or an estimate from the duration.
-        rate: frames per second on average.
+        count: number of frames according to the file, 0 if it does not specify it.
+        expected: ``count``, or an estimate from the duration if it is 0.
+        rate: average number of frames per second.
         time_base: seconds per unit of time.
-        matrix, range: of YUV, FFmpeg's numbers; decided from the tags, or else from the size.
-        primaries, transfer: FFmpeg's numbers from the tags.
-        display_matrix: the nine numbers by which a player turns the frames, or None.
-        turns: quarter turns counterclockwise that make a frame upright.
-        problems: what was wrong with the file, for the user.
+        matrix, range: FFmpeg's numbers of the YUV matrix and color range, from the tags, or else from the pixel format
+            and the size.
+        primaries, transfer: FFmpeg's numbers of the color primaries and transfer function, from the tags.
+        display_matrix: nine numbers by which a player rotates the frames, or None.
+        turns: number of counterclockwise quarter turns that make a frame upright.
+        problems: descriptions of what is wrong with the file, for the user.
 
     Raises:
-        UserError: the file is not a video of a known container, or has too many pixels.
+        UserError: if the file is not a video in a supported container, or has too many pixels.
     """
 
     def __init__(self, path: str | Path, max_pixels: int | None = None) -> None:
         self.path, limit = path, max_pixels or pixel_limit()
-        self._file = None
+        self._file = self.container = None
         try:
             self._file = open(path, "rb")  # noqa: SIM115, closed by close()
             self._open(limit)
         except (av.FFmpegError, ValueError, OSError, MemoryError) as error:
-            if self._file is not None:
-                self._file.close()
+            for opened in (self.container, self._file):
+                if opened is not None:
+                    opened.close()
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path}: cannot be read as a video ({_reason(error)})") from error
@@ -131,10 +133,10 @@ class VideoSource:
         self._file.close()
 
     def packets(self) -> Iterator[VideoFrame | Any]:
-        """Yield the frames, and between them the packets of sound and other tracks, in the order of the file.
+        """Yield the frames and, between them, the packets of audio and other tracks, in the order of the file.
 
         Raises:
-            UserError: no frame can be decoded.
+            UserError: if no frame can be decoded.
         """
         packets = self.container.demux()
         while True:
@@ -181,7 +183,7 @@ class VideoSource:
         )
         planes = np.ascontiguousarray(np.rot90(converted.to_ndarray(), self.turns))
         step = max(1, round(1 / self.rate / self.time_base))
-        if frame.pts is None:  # the file does not say
+        if frame.pts is None:  # the file has no timestamp for it
             time = 0 if self._last is None else self._last + step
         else:
             time = frame.pts - self._shift
@@ -191,7 +193,7 @@ class VideoSource:
         return VideoFrame(planes, time, frame.duration or 0)
 
     def _describe(self, frame: av.VideoFrame) -> None:
-        """Set colors and rotation from the first frame."""
+        """Set the color properties and the rotation from the first frame."""
         self.format = frame.format
         is_rgb = frame.format.is_rgb
         hd = frame.width >= HD_WIDTH or frame.height > HD_HEIGHT
@@ -211,11 +213,11 @@ class VideoSource:
                 self.left_out.add("HDR metadata of the display")
         self.turns = round(frame.rotation / 90) % 4
         if self.container.format.name == "avi" and frame.pts is not None and self._first_packet is not None:
-            self._shift = frame.pts - self._first_packet  # AVI has no times; FFmpeg shifts H.264 by a frame
+            self._shift = frame.pts - self._first_packet  # AVI has no timestamps; FFmpeg shifts H.264 by a frame
 
 
 def container_of(start: bytes) -> str | None:
-    """Return FFmpeg's name of the container that begins with these bytes, None if it is another."""
+    """Return FFmpeg's name of the container that starts with these bytes, None if it is not supported."""
     if start[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"pnot"):
         return "mov"
     if start.startswith(b"\x1a\x45\xdf\xa3"):
@@ -236,9 +238,9 @@ def has_alpha(format: av.VideoFormat) -> bool:
 
 
 def _centered(frame: av.VideoFrame) -> av.VideoFrame:
-    """Return the frame without the place at which shared colors lie, as the frames that are written have none.
+    """Return the frame without its chroma location, which the written frames do not have either.
 
-    swscale would move the colors by half a pixel on the way to RGB, and not move them back.
+    Otherwise swscale would shift the colors by half a pixel when converting to RGB, and not shift them back.
     """
     if frame.format.is_rgb or (frame.format.chroma_width(64), frame.format.chroma_height(64)) == (64, 64):
         return frame

@@ -1,9 +1,10 @@
-"""Restore the pictures of the datasets, measure them and write them down."""
+"""Restore, measure and write the images of the datasets."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,22 @@ INPUT, TRUTH, RESTORED = "input", "truth", "restored"
 def measure_pictures(
     options: dict[str, Any], folder: Path, name: str | None, network: nn.Module | None, device: torch.device
 ) -> dict[str, list[dict[str, Any]]]:
-    """Restore, measure and write every picture.
+    """Restore, measure and write every image.
 
     Args:
-        options: for ``basicsr test``.
-        folder: pictures go to ``restored/<dataset>/<name>/``, or to ``input/<dataset>/`` and ``truth/<dataset>/``.
-        name: of the competitor; None for the inputs themselves.
-        network: restores (1, C, H, W); None for the inputs themselves, which are enlarged where ``scale`` is above 1.
-        device: that the network is on.
+        options: options of ``basicsr test``.
+        folder: folder in which images are written to ``restored/<dataset>/<name>/``, or to ``input/<dataset>/`` and
+            ``truth/<dataset>/``.
+        name: name of the competitor, or None for the inputs themselves.
+        network: network that restores (1, C, H, W), or None for the inputs, which are enlarged if ``scale`` exceeds 1.
+        device: device of the network.
 
     Returns:
-        dataset -> for each picture, sorted by name: ``name``, ``values`` by metric, and the path of what was written
+        dataset -> for each image, sorted by name: ``name``, ``values`` by metric, and the paths of the written images
         relative to ``folder``: ``restored``, or ``input`` and ``truth``.
 
     Raises:
-        UserError: a dataset cannot be read, or a picture cannot be measured.
+        UserError: if a dataset cannot be read, or an image cannot be measured.
     """
     metrics, scale, results = options["val"]["metrics"], options.get("scale", 1), {}
     for phase, dataset in datasets(options):
@@ -67,9 +69,9 @@ def measure_pictures(
 
 
 def datasets(options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Build the datasets of an option file of ``basicsr test``, each with its phase.
+    """Build the datasets of an option file of ``basicsr test``, and yield each with its phase.
 
-    Messages name ``file``, the file of the comparison, which the options may hold in addition.
+    Messages name the file of the comparison if the options contain it as ``file``.
     """
     expand_paths(options)
     for phase, section in options["datasets"].items():
@@ -78,20 +80,22 @@ def datasets(options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def items(dataset: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each picture under a name that no other of the dataset has."""
-    seen: dict[str, int] = {}
+    """Yield each image of a dataset under a unique name."""
+    names: set[str] = set()
     for index in range(len(dataset)):
         item = dataset[index]
         stem = item.get("result_name", Path(item["lq_path"]).stem)
-        seen[stem] = seen.get(stem, 0) + 1
-        yield (stem if seen[stem] == 1 else f"{stem}~{seen[stem]}"), item
+        numbered = (f"{stem}~{number}" for number in count(2))
+        name = next(name for name in chain([stem], numbered) if name not in names)
+        names.add(name)
+        yield name, item
 
 
 def _restore(network: nn.Module, lq: Tensor) -> Tensor:
     with torch.inference_mode():
         output = network(lq)
     if not isinstance(output, Tensor):
-        output = output[-1]  # of outputs at several scales, the full one comes last in BasicSR's family
+        output = output[-1]  # networks in BasicSR's style with outputs at several scales return the full scale last
     return output.float().cpu()
 
 

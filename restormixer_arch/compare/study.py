@@ -1,6 +1,7 @@
-"""The format of ``study.json``: values of every picture under several budgets and seeds, and what follows from them.
+"""Define the format of ``study.json``: values of every image for several budgets and seeds, and their statistics.
 
-:mod:`.study_run` measures them; :mod:`.study_page` makes the tables of ``study.md`` and the curves of ``study.png``.
+:mod:`.study_run` measures them; :mod:`.study_page` creates the tables of ``study.md``, and :mod:`.study_plots` the
+curves of ``study.png``.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from restormixer_arch.data.degradations.labels import label_of
 from restormixer_arch.errors import UserError
 
 FORMAT = 1
-FIELD_SIDE = 256  # pixels of the crops that the gradient of the context is taken on, at most
-DIGITS = 4  # of the values that are kept
-ROUNDING = 0.01  # by which means over the same inputs may differ between machines
+FIELD_SIDE = 256  # maximum side in pixels of the crops for the receptive field
+DIGITS = 4  # decimal places of the stored values
+ROUNDING = 0.01  # maximum difference between machines in means over the same inputs
 
 
 class Row(ResultModel):
-    """A competitor after one run, on one dataset by one metric.
+    """The values of a competitor after one run, for one dataset and one metric.
 
     Attributes:
-        operations: of its training: three forward passes for each crop of each batch; a multiply-add counts two. None
-            where the crops have no fixed size.
-        values: picture -> value.
+        operations: operations of its training: three forward passes for each crop of each batch, where a multiply-add
+            is two operations; None if the crops have no fixed size.
+        values: image -> value.
     """
 
     competitor: str
@@ -49,9 +50,9 @@ class Row(ResultModel):
 
 
 class Network(ResultModel):
-    """What a competitor costs; ``latency`` in seconds and ``flops`` are of one picture of the comparison's size.
+    """The costs of a competitor; ``latency`` in seconds and ``flops`` are for one image of the comparison's size.
 
-    Parts of a study that are joined have no latency: theirs were not measured side by side.
+    A joined study has no latencies, since those of its parts were not measured side by side.
     """
 
     name: str
@@ -65,11 +66,11 @@ class Network(ResultModel):
 
 
 class ContextUse(ResultModel):
-    """What a network uses of a picture.
+    """How much of an image a network uses.
 
     Attributes:
-        psnr: side of the crop -> picture -> PSNR in RGB of its middle.
-        radius: percent of the gradient -> distance from the middle pixel within which that much of it lies.
+        psnr: side of the crop -> image -> PSNR of its center, in RGB.
+        radius: percentage of the gradient -> distance in pixels from the center pixel within which it is.
     """
 
     psnr: dict[int, dict[str, float]]
@@ -77,21 +78,21 @@ class ContextUse(ResultModel):
 
     @property
     def labels(self) -> list[str]:
-        """The labels of the pictures, sorted."""
+        """The labels of the images, sorted."""
         return sorted({label for picture in next(iter(self.psnr.values())) if (label := label_of(picture))})
 
     def gain(self, label: str | None = None, over: ContextUse | None = None) -> Difference:
-        """Return what the largest crop gains over the smallest one, in dB, with its interval over the photographs.
+        """Return the gain of the largest crop over the smallest one in dB, with its interval over the photographs.
 
         Args:
-            label: of the pictures to take; all of them without one.
-            over: of another network; the result is then how much more this one gains.
+            label: label of the images to use, or None for all images.
+            over: context used by another network; the result is then how much more this one gains.
         """
         own = self._gains(label)
         return paired_difference(own, over._gains(label) if over else [0.0] * len(own))
 
     def ahead(self, of: ContextUse) -> Difference:
-        """Return how far it is ahead of another network in the largest crop, in dB."""
+        """Return the lead over another network in the largest crop, in dB."""
         own, other = (list(use.psnr.values())[-1] for use in (self, of))
         return paired_difference(_photographs(own), _photographs({picture: other[picture] for picture in own}))
 
@@ -102,16 +103,16 @@ class ContextUse(ResultModel):
 
 
 def _photographs(values: dict[str, float]) -> list[float]:
-    """Return the mean of each photograph's pictures."""
+    """Return the mean over the images of each photograph."""
     return mean_per_photograph(list(values), np.array(list(values.values()))).tolist()
 
 
 class Study(ResultModel):
-    """All of a study.
+    """All results of a study.
 
     Attributes:
         inputs: dataset -> metric -> mean over the inputs.
-        context: competitor -> how much of a picture it uses after the longest run.
+        context: competitor -> how much of an image it uses after the longest run.
     """
 
     format: Literal[1] = FORMAT
@@ -125,7 +126,7 @@ class Study(ResultModel):
 
     @model_validator(mode="after")
     def check_rows(self) -> Study:
-        """Raises ValueError if rows cannot be compared with each other."""
+        """Raise ValueError if networks or rows are missing, or rows cannot be compared with each other."""
         if not self.networks or not self.rows:
             raise ValueError("a study has at least one network and one row")
         names = {network.name for network in self.networks}
@@ -149,19 +150,19 @@ class Study(ResultModel):
 
     @property
     def measures(self) -> list[tuple[str, str]]:
-        """Each dataset with each metric."""
+        """Each pair of a dataset and a metric."""
         return list(dict.fromkeys((row.dataset, row.metric) for row in self.rows))
 
     def rows_by_seed(self, competitor: str, minutes: float, measure: tuple[str, str]) -> dict[int, Row]:
-        """Return the rows of a competitor under one budget, by seed."""
+        """Return seed -> row of a competitor for one budget, dataset and metric."""
         wanted = (competitor, minutes, *measure)
         return {r.manual_seed: r for r in self.rows if (r.competitor, r.minutes, r.dataset, r.metric) == wanted}
 
     def difference(self, competitor: str, minutes: float, measure: tuple[str, str]) -> Difference | None:
-        """Return the difference of a competitor's mean over its seeds to that of the first one, None if one has none.
+        """Return the difference of a competitor's mean over its seeds from the first one's, None if either is missing.
 
-        Its interval is over the photographs, and over the seeds by the variance of all that were trained with several.
-        Pictures of one photograph under several labels are not independent, and count as one.
+        Its interval is over the photographs, and over the seeds with the pooled variance of all networks trained with
+        several. Images of one photograph with different labels are not independent, so they are averaged.
         """
         own, first = (self.rows_by_seed(name, minutes, measure) for name in (competitor, self.networks[0].name))
         if not own or not first:
@@ -169,33 +170,33 @@ class Study(ResultModel):
         return difference_over_seeds(per_photograph(own), per_photograph(first), self.seed_variance(measure))
 
     def trained(self, minutes: float, measure: tuple[str, str]) -> dict[str, dict[int, Row]]:
-        """Return the rows of each competitor that was trained for that long, by seed."""
+        """Return competitor -> seed -> row, for the competitors that were trained for that many minutes."""
         rows = {network.name: self.rows_by_seed(network.name, minutes, measure) for network in self.networks}
         return {name: own for name, own in rows.items() if own}
 
     def seed_variance(self, measure: tuple[str, str]) -> SeedVariance | None:
-        """Return the variance between the seeds of one network, pooled over networks and budgets."""
+        """Return the variance between a network's seeds, pooled over networks and budgets; None if there is none."""
         each = ((network.name, minutes) for network in self.networks for minutes in self.minutes)
         groups = [self.rows_by_seed(name, minutes, measure) for name, minutes in each]
         return seed_variance(per_photograph(rows) for rows in groups if len(rows) > 1)
 
     def mean(self, competitor: str, minutes: float, measure: tuple[str, str]) -> float | None:
-        """Return a competitor's mean over the pictures of all its seeds, None if it was not trained for that long."""
+        """Return a competitor's mean over the images of all its seeds, or None if it was not trained for that long."""
         rows = self.rows_by_seed(competitor, minutes, measure)
         return fmean(fmean(row.values.values()) for row in rows.values()) if rows else None
 
 
 def join(parts: dict[Path, Study]) -> Study:
-    """Put the parts of one study together: runs or competitors of it that were trained apart, on any machines.
+    """Join the parts of one study: runs or competitors that were trained separately, on any machines.
 
-    The machine is that of the first part, and so is the network that the others are compared with. Latencies are left
-    out, and so is the context, see :func:`find_context`.
+    The machine, and the network that the others are compared with, are those of the first part. Latencies and context
+    are left out; for the context, see :func:`find_context`.
 
     Args:
         parts: file -> its study.
 
     Raises:
-        UserError: they are not parts of one study, or two have the same training.
+        UserError: if they are not parts of one study, or two contain the same training run.
     """
     files = iter(parts)
     first_file = next(files)
@@ -210,7 +211,7 @@ def join(parts: dict[Path, Study]) -> Study:
                 what = f"{row.competitor}, {row.minutes:g} minutes, manual_seed {row.manual_seed}"
                 raise UserError(f"{file}: {what} is already in {other}")
         known = {network.name for network in joined.networks}
-        joined.networks += [network for network in part.networks if network.name not in known]
+        joined.networks += [network.model_copy() for network in part.networks if network.name not in known]
         joined.rows += part.rows
     for network in joined.networks:
         network.latency = None
@@ -219,7 +220,7 @@ def join(parts: dict[Path, Study]) -> Study:
 
 
 def find_context(joined: Study, parts: dict[Path, Study]) -> dict[str, Path]:
-    """Return for each network the part whose context holds it, of the parts that have the longest run of all."""
+    """Return network -> file of the part whose context contains it, among the parts that have the longest run."""
     longest = [file for file, part in parts.items() if part.minutes[-1] == joined.minutes[-1]]
     places = {name: file for file in reversed(longest) for name in parts[file].context}
     return {network.name: places[network.name] for network in joined.networks if network.name in places}
@@ -230,7 +231,7 @@ def _key(row: Row) -> tuple[str, float, int, str, str]:
 
 
 def _difference_in_kind(study: Study, part: Study) -> str | None:
-    """Say in what a part differs that must be alike in all parts of a study."""
+    """Return what differs in a part although it must be the same in all parts of a study, or None."""
     for key in ("name", "metrics"):
         if getattr(study, key) != getattr(part, key):
             return f"its {key}"
@@ -254,15 +255,15 @@ def _difference_in_kind(study: Study, part: Study) -> str | None:
 
 
 def per_photograph(rows: dict[int, Row]) -> np.ndarray:
-    """Return the mean over the pictures of each photograph, (seeds, photographs)."""
+    """Return the mean over the images of each photograph, (seeds, photographs)."""
     values = np.array([list(row.values.values()) for row in rows.values()])
     return mean_per_photograph(list(next(iter(rows.values())).values), values)
 
 
 def radius_of(field: np.ndarray, share: float) -> int:
-    """Return the distance in pixels from the middle within which that share of a field (H, W) lies.
+    """Return the distance in pixels from the center within which that share of a field (H, W) is.
 
-    The middle pixel itself is left out, since the identity of a residual network is all there.
+    The center pixel itself is left out, since it contains the complete identity path of a residual network.
     """
     height, width = field.shape
     rows, columns = np.arange(height)[:, None] - height // 2, np.arange(width)[None, :] - width // 2

@@ -1,8 +1,8 @@
-"""What an option file may hold: one pydantic model per section, chosen by the section's own ``type`` where it has one.
+"""Define the sections of option files: one pydantic model per section, chosen by its ``type`` if it has one.
 
-The descriptions are shown when a required key is missing, and serve as documentation of the keys. Sections whose
-keys belong to a class (networks, losses, metrics) are open here; their keys are compared with the class's signature
-once it is imported (:mod:`restormixer_arch.basicsr_adapter.signatures`).
+The descriptions document the keys and are shown when a required key is missing. Sections whose keys are arguments of
+a class (networks, losses, metrics) are open here; their keys are compared with the signature of the class once it is
+imported (:mod:`restormixer_arch.basicsr_adapter.signatures`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class IoBackend(OpenSection):
 
 
 class Dataset(Section):
-    """What BasicSR's loader reads for any dataset."""
+    """Keys that BasicSR's loader reads for every dataset."""
 
     name: FileName = Field(description="name of the dataset in logs and results")
     type: str = Field(description="the registered name of the dataset's class")
@@ -63,7 +63,7 @@ class SingleImages(Dataset):
 
 
 class Crops(Section):
-    """The keys of the datasets that can be trained on; required there, see :func:`for_training`."""
+    """Keys of datasets that support training, where they are required; see :func:`for_training`."""
 
     gt_size: Crop | None = None
     use_hflip: bool | None = None
@@ -101,23 +101,23 @@ class DegradedImages(Dataset, Crops):
 
 
 def for_training(section: type[BaseModel]) -> type[BaseModel]:
-    """Return the section of a dataset to train on, named ``Train...``: loader and crops are required."""
+    """Return the training section of a dataset, named ``Train...``, which requires the loader and crop keys."""
     return create_model(f"Train{section.__name__}", __base__=(TrainCrops, section))
 
 
-# type -> section to validate or test on
+# dataset type -> section for validation and testing
 DATASETS: dict[str, type[BaseModel]] = {
     "PairedImageDataset": PairedImages,
     "PairedRestorationDataset": RestorationPairs,
     "DegradedDataset": DegradedImages,
     "SingleImageDataset": SingleImages,
 }
-# type -> section to train on
+# dataset type -> section for training
 TRAIN_DATASETS = {name: for_training(section) for name, section in DATASETS.items() if issubclass(section, Crops)}
 
 
 def dataset_section(kind: Any, phase: str) -> type[BaseModel]:
-    """Return the model of one ``datasets`` section by its ``type``; a type of a plug-in gets an open one."""
+    """Return the model of a ``datasets`` section by its ``type``; types of plug-ins get an open one."""
     known, other = (TRAIN_DATASETS, TrainDataset) if phase == "train" else (DATASETS, Dataset)
     return known[kind] if isinstance(kind, str) and kind in known else open_section(other)
 
@@ -127,7 +127,11 @@ def dataset_section(kind: Any, phase: str) -> type[BaseModel]:
 
 class Metric(Typed):
     crop_border: Count = 0
-    better: Literal["higher", "lower"] = "higher"
+    better: Literal["higher", "lower"] = Field(
+        "higher",
+        description="which values are better (default: lower for NIQE, LPIPS and DISTS, else higher)",
+        json_schema_extra=lambda schema: schema.pop("default"),  # it depends on the metric
+    )
 
 
 class TestVal(Section):
@@ -143,7 +147,7 @@ class TrainVal(TestVal):
 
 
 class Tiles(Section):
-    """Tiles of validated and tested pictures; without ``tile`` and ``max_memory`` each is restored whole."""
+    """Tiling in validation and testing; without ``tile`` and ``max_memory``, images are restored in one piece."""
 
     tile: Annotated[int, Field(ge=64)] | None = None
     tile_overlap: Count | None = None
@@ -175,7 +179,7 @@ class GanPaths(Paths):
     param_key_d: str | None = "params"
 
 
-# --- the whole file ----------------------------------------------------------------------------------------------
+# --- the complete file -------------------------------------------------------------------------------------------
 
 
 class Wandb(Section):
@@ -198,7 +202,7 @@ class DistParams(OpenSection):
 
 
 class AnyFile(Section):
-    """What option files of all commands share."""
+    """Keys that the option files of all commands share."""
 
     name: FileName = Field(description="name of the experiment and its folder")
     num_gpu: Count | Literal["auto"] = Field(description="0 for the CPU, a count of GPUs, or auto")
@@ -225,7 +229,7 @@ class TrainFile(ModelFile):
 
 class TestFile(ModelFile):
     val: dict[str, Any] = Field(description="save_img and metrics")
-    train: Any = None  # training's sections may stay in a file used for testing
+    train: Any = None  # a file used for testing may contain the sections for training
     logger: Any = None
 
 
@@ -238,9 +242,9 @@ class GanTestFile(TestFile):
 
 
 def sections(model_type: Any, is_train: bool) -> dict[str, type[BaseModel]]:
-    """Return the models of ``train``, ``val`` and ``path`` by key, and of the whole file under ``""``.
+    """Return the models of ``train``, ``val`` and ``path`` by key, and of the complete file under ``""``.
 
-    Those of a model whose keys are not all known are open.
+    They are open if not all keys of ``model_type`` are known.
     """
     name = model_type if isinstance(model_type, str) else ""
     train, tiled = TRAIN_SECTIONS.get(name, Train), name == "RestorMixerModel"

@@ -1,4 +1,4 @@
-"""Restore one file: an image or a video, and the image or video of before and after beside it.
+"""Restore one image or video file, and optionally write an image or video of before and after next to the result.
 
 An output is written under a temporary name and renamed when it is complete.
 """
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from restormixer_arch.inference.auto import AutoRestorer
     from restormixer_arch.inference.restorer import Restorer
 
-MAX_SCALE = 8  # of networks that enlarge
-MAX_VIDEO_SIDE = 16384  # pixels: the longest side that the encoders take
+MAX_SCALE = 8  # maximum upscale factor of a network
+MAX_VIDEO_SIDE = 16384  # longest side in pixels that the encoders accept
 RESTORED, COPIED, COMPARED, PRESENT, FAILED = "restored", "copied unchanged", "compared", "already there", "failed"
-Show = Callable[[str, int, int], None]  # unit, number done, number of all or 0 if unknown
+Show = Callable[[str, int, int], None]  # (unit, number done, total number or 0 if unknown)
 
 
 @dataclass(frozen=True)
 class FileOptions:
-    """How files are read and written: ``--max-pixels``, ``--video-quality`` and ``--overwrite``."""
+    """Options for reading and writing files: ``--max-pixels``, ``--video-quality`` and ``--overwrite``."""
 
     max_pixels: int | None = None
     video_quality: int | None = None
@@ -42,15 +42,15 @@ class FileOptions:
 
 @dataclass
 class Outcome:
-    """What to report to the user about a file.
+    """The result of processing a file, to report to the user.
 
     Attributes:
-        kind: of the file that was written, such as PNG.
-        left_out: what that kind of file does not hold.
-        remarks: lines for the user.
-        failures: lines on what could not be written.
-        done: ``RESTORED``, ``COPIED``, ``COMPARED`` where the result existed and its pair was made of it, or
-            ``PRESENT`` where all existed.
+        kind: kind of the file that was written, such as PNG.
+        left_out: content of the input that the written file does not contain.
+        remarks: notes for the user.
+        failures: error messages about outputs that could not be written.
+        done: ``RESTORED``; ``COPIED``; ``COMPARED`` if ``pair`` was created from an existing result; or ``PRESENT``
+            if all outputs existed.
     """
 
     kind: str = ""
@@ -65,18 +65,18 @@ class Outcome:
 
 
 def is_there(output: Path) -> bool:
-    """Return whether an output file exists; a folder of that name does not count."""
+    """Return whether an output exists and is not a folder."""
     return os.path.exists(output) and not os.path.isdir(output)
 
 
 def restore_file(job: Job, restorer: Restorer | AutoRestorer, *, options: FileOptions, show: Show) -> Outcome:
-    """Restore one file. Outputs that exist already are replaced only with ``options.overwrite``.
+    """Restore one file. Existing outputs are replaced only with ``options.overwrite``.
 
-    Another process may have written them since the files were listed. Where only the pair is missing, it is made of the
-    result that exists, which may be of other weights.
+    Another process may have written them since the files were listed. If only ``job.pair`` is missing, it is created
+    from the existing result, which may come from other weights.
 
     Raises:
-        UserError: the file cannot be read, or the result not written.
+        UserError: if the file cannot be read or the result cannot be written.
     """
     make_folder(job.target.parent)
     for output in filter(os.path.isdir, job.outputs):
@@ -104,12 +104,12 @@ def restore_file(job: Job, restorer: Restorer | AutoRestorer, *, options: FileOp
 
 @contextmanager
 def _errors_of_writing(target: Path) -> Iterator[None]:
-    """Turn errors of the file system into UserErrors, and show the names that files will have."""
+    """Turn file system errors into UserErrors, and replace temporary file names in messages by the final ones."""
     try:
         yield
     except UserError as error:
         raise UserError(PART.sub("", str(error))) from error
-    except OSError as error:  # disk full, no permission
+    except OSError as error:  # such as a full disk or missing permission
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
 
 
@@ -125,6 +125,8 @@ def _restore_image(job: Job, wanted: list[Path], restorer: Restorer, options: Fi
     if job.pair in wanted and (problem := size_problem(picture.format, 2 * width, height)):
         outcome.failures.append(f"{job.pair}: cannot be written: {problem}")
         wanted = [output for output in wanted if output != job.pair]
+    if not wanted:
+        return outcome
     try:
         result = restore_picture(restorer, picture, lambda done, total: show("tile", done, total))
     except UserError as error:
@@ -134,16 +136,16 @@ def _restore_image(job: Job, wanted: list[Path], restorer: Restorer, options: Fi
     if job.pair in wanted:
         try:
             _write_pair(picture, result, job.pair)
-        except UserError as error:  # the result itself is there
+        except UserError as error:  # the result itself exists
             outcome.failures.append(str(error))
     return outcome
 
 
 def _pair_of_result(job: Job, options: FileOptions) -> Outcome:
-    """Write the image of before and after of an existing result.
+    """Write the image of before and after for an existing result.
 
     Raises:
-        UserError: the result cannot be read or does not belong to this input, or it is a video.
+        UserError: if the result cannot be read, does not belong to this input, or is a video.
     """
     from restormixer_arch.data.images.picture import read_picture, size_problem, with_writable_metadata
 
@@ -153,7 +155,7 @@ def _pair_of_result(job: Job, options: FileOptions) -> Outcome:
     try:
         result = with_writable_metadata(read_result(job.target, options.max_pixels), job.target)
     except UserError as error:
-        if isinstance(error.__cause__, MemoryError):  # the result may be whole
+        if isinstance(error.__cause__, MemoryError):  # the result may be intact
             raise
         raise UserError(f"{error}; --overwrite replaces it") from error
     (height, width, *channels), (tall, wide, *others) = before.planes.shape, result.planes.shape
@@ -166,7 +168,7 @@ def _pair_of_result(job: Job, options: FileOptions) -> Outcome:
 
 
 def read_result(path: Path, max_pixels: int | None) -> Picture:
-    """Read a result, which may be enlarged beyond the limit for inputs. Raises UserError if it cannot be read."""
+    """Read a result, which may exceed the pixel limit of inputs. Raises UserError if it cannot be read."""
     from restormixer_arch.data.images import pixel_limit
     from restormixer_arch.data.images.picture import read_picture
 
@@ -203,6 +205,8 @@ def _restore_video(job: Job, wanted: list[Path], restorer: Restorer, options: Fi
         if job.pair in wanted and 2 * longest > MAX_VIDEO_SIDE:
             outcome.failures.append(f"{job.pair}: cannot be written: it would have {2 * longest} pixels on a side")
             wanted = [output for output in wanted if output != job.pair]
+        if not wanted:
+            return outcome
         kinds = {job.target: lambda before, after: after, job.pair: side_by_side}
 
         def restore(frame: np.ndarray) -> np.ndarray:

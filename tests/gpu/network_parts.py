@@ -1,4 +1,4 @@
-"""The parts of the acceptance that try the network and the commands, see acceptance.py; rows as in scan_parts.py."""
+"""Test the network and the commands: parts of acceptance.py, with rows as in scan_parts.py."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ TINY_NETWORK = {
     "encoder_heads": (1, 1),
     "decoder_heads": (1, 1),
 }
-# Of the loss, to the first row that trains in float32; a sum over all outputs, so that roundings cancel out.
+# Maximum relative difference of the loss from the first row's, which is trained in float32. The loss is an average over
+# all pixels of the outputs, so rounding errors cancel out.
 LOSS_LIMITS = {None: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 
 def train_step(network: nn.Module, x: Tensor, amp: torch.dtype | None) -> Tensor:
-    """Forward and backward pass; returns the loss."""
+    """Run a forward and a backward pass, and return the loss."""
     with torch.autocast(DEVICE.type, amp or torch.bfloat16, enabled=amp is not None):
         outputs = network(x)
     loss = sum((o.float() - 0.5).abs().mean() for o in ([outputs] if isinstance(outputs, Tensor) else outputs))
@@ -50,9 +51,9 @@ def _new_network(tiny: bool) -> tuple[nn.Module, Tensor]:
 def steps(tiny: bool) -> Iterator[Row]:
     """Training steps of the network: every scan and precision, and once compiled; all have the same loss."""
     original, first_loss = emvm.selective_scan_2d, None
-    for backend in usable_backends() if GPU else ("torch",):  # the interpreter would take an hour
+    for backend in usable_backends() if GPU else ("torch",):  # Triton's interpreter would take an hour
         for amp in (None, torch.bfloat16, torch.float16) if GPU else (None,):
-            # Compiling takes minutes: once.
+            # Compiling takes minutes, so only one row is compiled.
             for compiled in (False, True) if GPU and (backend, amp) == ("triton", torch.bfloat16) else (False,):
                 network, x = _new_network(tiny)
                 if compiled:
@@ -63,8 +64,9 @@ def steps(tiny: bool) -> Iterator[Row]:
                         begin = time.perf_counter()
                         loss = train_step(network, x, amp).item()
                         row |= {"first_s": round(time.perf_counter() - begin, 1), "loss": round(loss, 5)}
-                        first_loss = first_loss or loss
-                        row["ok"] = abs(loss / first_loss - 1) <= LOSS_LIMITS[amp]
+                        if first_loss is None and amp is None:
+                            first_loss = loss
+                        row["ok"] = first_loss is not None and abs(loss / first_loss - 1) <= LOSS_LIMITS[amp]
                         work = partial(train_step, network, x, amp)
                         row |= {"step_ms": milliseconds(work, 5), "peak_MiB": peak_mib(work)}
                     yield row
@@ -134,7 +136,7 @@ def commands(tiny: bool) -> Iterator[Row]:
                 side = 40 if tiny else 300
                 picture = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
                 cv2.imwrite(str(folder / kind / f"{number}.png"), picture)
-        (folder / "x.yml").write_text(json.dumps(_training(tiny)), encoding="utf-8")  # JSON is YAML
+        (folder / "x.yml").write_text(json.dumps(_training(tiny)), encoding="utf-8")  # JSON is valid YAML
         for command in (
             ["doctor"],
             ["restore", "lq/0.png", "-o", "out", "--device", DEVICE.type, "--task", "derain"],
