@@ -20,8 +20,8 @@ PACKAGE_DIR = {
     "restormixer_arch.options": "options",
 }
 
-# The library for CPUs (scans, GELU, window attention): plain C without Python or torch headers, so one library for
-# every version of both, and no torch at build time. Without a compiler, the package still installs and runs
+# The library for CPUs (scans, GELU, window attention) is plain C without Python or torch headers, so one library works
+# with every version of both, and the build needs no torch. Without a compiler, the package still installs and runs
 # in plain torch, unless this environment variable makes the missing library an error.
 REQUIRE_KERNEL = os.environ.get("RESTORMIXER_REQUIRE_NATIVE") == "1"
 KERNEL = "restormixer_arch/native/kernel"
@@ -40,27 +40,27 @@ kernel = Extension(
 
 
 class BuildLibrary(build_ext):
-    """Build the kernel as a library for ctypes: it has no PyInit function, which Windows would require as an export."""
+    """Build the kernel as a ctypes library, without the PyInit function that would have to be exported on Windows."""
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         return ext.export_symbols
 
 
 def packages() -> list[str]:
-    """Return the mapped packages, each with its sub-packages at every depth."""
+    """Return the mapped packages and all their subpackages."""
     found = []
     for name, folder in PACKAGE_DIR.items():
         found += [name, *(f"{name}.{inner}" for inner in find_packages(str(ROOT / folder)))]
     return found
 
 
-# The address of the public repository, such as https://host/owner/name, once there is one. The package index then
-# shows it, and the README's links and pictures, which are relative, work there.
+# URL of the public repository, such as https://host/owner/name; empty until one exists. If it is set, the package index
+# shows it, and the README's relative links and images work there.
 HOME = ""
 
 
 def long_description() -> str:
-    """Return the README, its relative links made absolute where the repository has an address."""
+    """Return the README, with absolute instead of relative links if the repository has a URL."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     return re.sub(r"\]\((?!https?:|#)", f"]({HOME}/raw/main/", text) if HOME else text
 
@@ -117,12 +117,12 @@ setup(
         "restormixer_arch.options": ["*.yml", "*.md", "schema.json"],
     },
     install_requires=[
-        # BasicSR's released sdist cannot be built from Python 3.13 on (its setup.py reads exec()'s locals).
+        # BasicSR's released sdist cannot be built with Python 3.13 or later (its setup.py reads exec()'s locals).
         # new-basicsr 1.0.0 is a wheel of BasicSR's later, unreleased commits under the same import name.
         "basicsr==1.4.2; python_version < '3.13'",
         "new-basicsr==1.0.0; python_version >= '3.13'",
         # basicsr imports distutils, which Python >= 3.12 has only through setuptools. It requires tb-nightly, which is
-        # tensorboard under another name; its viewer needs setuptools' pkg_resources, which 81 no longer has.
+        # tensorboard under another name; its viewer needs pkg_resources, which setuptools 81 no longer contains.
         "setuptools<81",
         "torch>=2.4",
         "torchvision",
@@ -130,14 +130,14 @@ setup(
         "lmdb",
         "matplotlib",
         "numpy",
-        "opencv-python>=4.13",  # the first that writes PNG with color profile and EXIF
-        "pillow>=11.3",  # the first that reads AVIF
-        "pydantic>=2.10",  # the first that keeps infinity in results, without warnings of its own
-        "pytorch-optimizer>=4.1",  # the first whose Muon is tested here
+        "opencv-python>=4.13",  # first version that writes PNG with color profile and EXIF
+        "pillow>=11.3",  # first version that reads AVIF
+        "pydantic>=2.10",  # first version that keeps infinity in results without warnings
+        "pytorch-optimizer>=4.1",  # first version whose Muon is tested here
         "pyyaml",
         "safetensors",
         "scipy",
-        "tensorboard; python_version >= '3.13'",  # below, tb-nightly would overwrite its files
+        "tensorboard; python_version >= '3.13'",  # with older Python, tb-nightly would overwrite its files
         "tifffile",
         "tqdm",
     ],

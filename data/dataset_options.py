@@ -1,4 +1,4 @@
-"""The options that the datasets of this package share: their checks, and the images that they name."""
+"""Check the options that the datasets of this package share, and open the images that they name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BACKENDS = ("disk", "lmdb")
 
 
 def open_source(opt: Mapping[str, Any], key: str) -> FolderImages | LmdbImages:
-    """Return the images of the folder or LMDB that an option of a dataset names. Raises UserError: see the two."""
+    """Return the images of the folder or LMDB that a dataset option names. Raises UserError if it cannot be read."""
     root = opt[key]
     if opt["io_backend"]["type"] == "lmdb":
         return LmdbImages(root, key)
@@ -30,12 +30,12 @@ def check_shared_options(opt: Mapping[str, Any], kind: str, own: Sequence[str]) 
     """Check the options that the datasets of this package share.
 
     Args:
-        opt: the options.
-        kind: the class of the dataset, for messages.
-        own: further options that it needs.
+        opt: options of the dataset.
+        kind: class name of the dataset, for messages.
+        own: names of further required options.
 
     Raises:
-        UserError: one is missing, or a root, ``io_backend``, ``phase`` or ``scale`` has another value.
+        UserError: if an option is missing, or a path, ``io_backend``, ``phase`` or ``scale`` is invalid.
     """
     needed = [*own, "io_backend", "phase", "scale"]
     if opt.get("phase") == "train":
@@ -60,7 +60,7 @@ def check_shared_options(opt: Mapping[str, Any], kind: str, own: Sequence[str]) 
 
 
 def check_crop(opt: Mapping[str, Any]) -> None:
-    """Raise UserError if ``gt_size`` is not a multiple of the scale."""
+    """Raise UserError if ``gt_size`` is not a positive multiple of the scale."""
     size = opt["gt_size"]
     if not isinstance(size, Integral):
         raise UserError(f"gt_size: got {size!r}, expected a whole number of pixels")
@@ -69,7 +69,7 @@ def check_crop(opt: Mapping[str, Any]) -> None:
 
 
 def as_numbers(value: Any) -> list[Any]:
-    """Return the numbers of a list, a tuple or an array; none if it is something else."""
+    """Return the numbers of a list, tuple or array as a list; return an empty list for any other value."""
     try:
         values = list(value)
     except TypeError:

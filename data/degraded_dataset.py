@@ -1,4 +1,4 @@
-"""Pairs made on the fly: clean images from a folder or an LMDB, degraded as a label says."""
+"""A dataset that degrades the clean images of a folder or an LMDB on the fly, according to labels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from basicsr.utils.registry import DATASET_REGISTRY  # noqa: E402
 
 @dataclass(frozen=True)
 class Sample:
-    """A pair, float32 RGB (H, W, 3) in [0, 1], what degraded it, and the name of the clean image."""
+    """A pair of float32 RGB images (H, W, 3) in [0, 1], its degradations, and the name of the clean image."""
 
     gt: np.ndarray
     lq: np.ndarray
@@ -48,11 +48,11 @@ class DegradedDataset(Dataset):
     """Clean images, degraded on the fly.
 
     A sample depends only on (``seed``, epoch, index), not on the number of worker processes. ``basicsr train``
-    passes the epoch with each index; your own training loop can do so with the sampler and the wrapper of
+    passes the epoch with each index; other training loops can do so with the sampler and the wrapper of
     :mod:`restormixer_arch.training.loader`. A plain index belongs to epoch 0, also in BasicSR's own loop.
 
-    In training, an item is a random crop under a label drawn by weight. In validation and test there is an item for
-    each image and label, the same in every epoch, so that the labels are compared on the same images.
+    In training, an item is a random crop degraded by a label that is drawn by weight. In validation and test, every
+    combination of an image and a label is an item, the same in every epoch, so labels are compared on the same images.
     The image is cropped, flipped and rotated before it is degraded, so rain always falls down. The degraded image
     is rounded to 8 bits, as a file would be.
 
@@ -63,28 +63,30 @@ class DegradedDataset(Dataset):
             degradations: ``cdd11``, a list of labels, or a table label -> {weight, strength}; see
                 :func:`restormixer_arch.data.degradations.labels.read_mixture`.
             phase: ``train``, ``val`` or ``test``; set by BasicSR.
-            scale: size of the clean image relative to the degraded; set by BasicSR. Above 1 every label needs ``down``.
-            gt_size: side of the square crops, a multiple of ``scale``; in validation of the middle, or whole images.
+            scale: size of the clean image relative to the degraded one; set by BasicSR. If it is greater than 1, every
+                label must include ``down`` or ``blind``.
+            gt_size: side of the square crops in pixels, a multiple of ``scale``; in validation, images are cropped at
+                the center, or not at all if it is not set.
             use_hflip, use_rot: random horizontal flips, and rotations by 90 degrees, in training.
-            resize: [low, high], sizes that training pictures are reduced or enlarged to at random before the crop, at
-                most 2; a reduced photograph has finer detail and less of its own noise and compression, an enlarged one
-                is soft. [1, 1] by default.
-            exposure: [low, high], factors in (0, 2] that the values of a training picture are multiplied by at random
-                before it is degraded, evenly in stops; values above 1 are clipped. So the clean images include dark
-                scenes, and degradations are not confused with darkness. [1, 1] by default.
-            unclipped_noise: share of the samples labelled ``noise`` whose noise is neither clipped nor rounded to 8
-                bits, as the denoising benchmarks define it; 0 by default.
+            resize: [low, high], range of the random resize factor of training images before the crop, in (0, 2]; a
+                downsized photograph has finer detail and less of its original noise and compression, an enlarged one is
+                soft. Default: [1, 1].
+            exposure: [low, high], range in (0, 2] of the random factor, uniform in stops, that multiplies the values of
+                a training image before it is degraded; values above 1 are clipped. The clean images thus include dark
+                scenes, and degradations are not confused with darkness. Default: [1, 1].
+            unclipped_noise: share of the samples labeled ``noise`` whose noise is neither clipped nor rounded to 8
+                bits, as the denoising benchmarks define it. Default: 0.
             compositions: JSON file of fixed parameters, label -> image -> degradation -> parameters, which validation
-                and test take instead of drawn ones; ``compositions.json`` of a fixed set is one.
+                and test use instead of random ones, such as the ``compositions.json`` of a fixed dataset.
             seed: random seed. Default: 0, or ``manual_seed`` if ``basicsr train`` trains on the dataset.
-            recursive: read sub-folders too.
+            recursive: whether to include sub-folders.
 
     Item:
         ``lq`` (3, h, w) and ``gt`` (3, scale * h, scale * w): float32 tensors, RGB, in [0, 1]; ``label``; ``gt_path``;
         ``lq_path``, which is not a file but names results: ``<label>/<image>_<label>.png``.
 
     Raises:
-        UserError: an option is missing or wrong, or an image cannot be read.
+        UserError: if an option is missing or invalid, or an image cannot be read.
     """
 
     indexed_by_epoch = True
@@ -129,8 +131,8 @@ class DegradedDataset(Dataset):
         """Return the pair of (``seed``, epoch, number); in validation every epoch is the same.
 
         Args:
-            epoch: from 0.
-            number: from 0; beyond the number of images they are gone through again, with other draws.
+            epoch: epoch, from 0.
+            number: sample number, from 0; numbers beyond the end repeat the images with other random draws.
         """
         names = self._gt.names
         if self.training:
@@ -164,9 +166,9 @@ class DegradedDataset(Dataset):
         return self._gt.read(name)[..., ::-1]
 
     def _vary(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return a random crop, mirrored, turned and exposed at random."""
+        """Return a random crop, randomly resized, flipped, rotated and exposed."""
         size, (low, high) = self.opt["gt_size"], self.opt["resize"]
-        # the side that becomes the crop's
+        # side of the area that is resized to the crop
         source = size if low == high == 1 else max(round(size / rng.uniform(low, high)), 1)
         if source > size:
             source = max(min(source, *image.shape[:2]), size)
@@ -187,7 +189,7 @@ class DegradedDataset(Dataset):
         return np.ascontiguousarray(crop)
 
     def _middle(self, image: np.ndarray, name: str) -> np.ndarray:
-        """Return the middle of an image, or as much of the whole as is a multiple of the scale."""
+        """Return the center crop of at most ``gt_size`` whose sides are multiples of the scale."""
         height, width = (side - side % self.scale for side in image.shape[:2])
         if min(height, width) == 0:
             shape = f"{image.shape[0]}x{image.shape[1]}"

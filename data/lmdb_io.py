@@ -1,8 +1,8 @@
-"""Images in LMDBs of BasicSR's format.
+"""Read and write images in LMDBs of BasicSR's format.
 
-Such an LMDB is a folder ``x.lmdb`` with ``data.mdb``, which holds an encoded image for each key, and
-``meta_info.txt`` with a line ``name.png (height,width,channels) compression`` for each; the key is the name without
-its extension.
+An LMDB is a folder ``x.lmdb`` with ``data.mdb``, which contains an encoded image for each key, and ``meta_info.txt``,
+which has a line ``name.png (height,width,channels) compression`` for each image; the key is the name without its
+extension.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.output import atomic_folder
 
 BROKEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters and line breaks
-SHAPE = re.compile(r"\((\d+),\s*(\d+),\s*\d+\)(?:\s+\d+)?\Z")  # of a line of meta_info.txt, with the compression
+SHAPE = re.compile(r"\((\d+),\s*(\d+),\s*\d+\)(?:\s+\d+)?\Z")  # shape and compression in a meta_info.txt
 
 
 class LmdbImages:
@@ -44,11 +44,11 @@ class LmdbImages:
     can still read from it.
 
     Args:
-        root: the folder, which must end in ``.lmdb``.
-        option: the option that names it, for messages.
+        root: folder of the LMDB, which must end in ``.lmdb``.
+        option: name of the option that contains ``root``, for messages.
 
     Raises:
-        UserError: it is missing, incomplete, truncated or not an LMDB.
+        UserError: if the LMDB is missing, incomplete, truncated or not an LMDB.
     """
 
     def __init__(self, root: str | Path, option: str) -> None:
@@ -62,21 +62,21 @@ class LmdbImages:
         return {**self.__dict__, "_environment": None}
 
     def locate(self, name: str) -> str:
-        """Return the key, which BasicSR's results are named after."""
+        """Return the key, after which BasicSR names results."""
         return name
 
     def describe(self, name: str) -> str:
         return f"{self.root}: image {name!r}"
 
     def read(self, name: str) -> np.ndarray:
-        """Return the image. Raises UserError if the key is missing, or its bytes cannot be decoded."""
+        """Return the decoded image. Raises UserError if the key is missing or its bytes cannot be decoded."""
         content = self.content(name)
         if content is None:
             raise UserError(f"{self.describe(name)} is not in the LMDB, though its meta_info.txt lists it")
         return decode_image(content, self.describe(name))
 
     def content(self, name: str) -> bytes | None:
-        """Return the encoded image, None if the key is absent. Raises UserError if it cannot be read."""
+        """Return the encoded image, or None if the key is missing. Raises UserError if the LMDB cannot be read."""
         if self._environment is None:
             self._environment = _shared_environment(self.root)
         try:
@@ -87,15 +87,15 @@ class LmdbImages:
 
 
 def open_images(root: str, option: str) -> FolderImages | LmdbImages:
-    """Return the images of a folder, or of an LMDB if its name says so. Raises UserError: see the two."""
+    """Return the images of a folder, or of an LMDB if ``root`` ends in ``.lmdb``. Raises UserError if it is invalid."""
     return LmdbImages(root, option) if root.rstrip("/").endswith(".lmdb") else FolderImages(root, option)
 
 
 def read_meta_info(path: Path) -> list[str]:
-    """Return the keys that a ``meta_info.txt`` lists, sorted.
+    """Return the sorted keys in a ``meta_info.txt``.
 
     Raises:
-        UserError: it lists none, or one twice, or is not text.
+        UserError: if the file lists no key or a key twice, or is not text.
     """
     names = [without_suffix(name) for name in read_names(path)]
     name, times = Counter(names).most_common(1)[0]
@@ -105,9 +105,9 @@ def read_meta_info(path: Path) -> list[str]:
 
 
 def read_names(path: Path) -> list[str]:
-    """Return the names in front of shape and compression, a line each. Raises UserError: none, or not text.
+    """Return the name in each line of a list of images, without shape and compression.
 
-    A name may begin with a blank; those at the end of a line do not count.
+    Names may start with a space; trailing spaces are ignored. Raises UserError if there are none, or it is not text.
     """
     names = [_image_name(line.rstrip()) for line in read_lines(path) if line.strip()]
     if not names:
@@ -116,7 +116,7 @@ def read_names(path: Path) -> list[str]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a list of images; a byte order mark does not count. Raises UserError if it is not text."""
+    """Return the lines of a list of images, without a byte order mark. Raises UserError if it is not readable text."""
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -124,13 +124,13 @@ def read_lines(path: Path) -> list[str]:
 
 
 def smallest_side(lines: Iterable[str]) -> int | None:
-    """Return the smallest height or width in lines of a list of images, None if they have none."""
+    """Return the smallest height or width in lines of a list of images, or None if they contain no shapes."""
     shapes = [shape for line in lines if (shape := SHAPE.search(line.rstrip()))]
     return min((int(side) for shape in shapes for side in shape.groups()), default=None)
 
 
 def _image_name(line: str) -> str:
-    """Return what comes before shape and compression, either of which may be missing. The name may hold blanks."""
+    """Return the name before shape and compression, either of which may be missing. The name may contain spaces."""
     shape = SHAPE.search(line)
     if shape and line[: shape.start()].strip() and line[shape.start() - 1].isspace():
         return line[: shape.start()].rstrip()
@@ -139,22 +139,22 @@ def _image_name(line: str) -> str:
 
 
 def write_lmdb(root: Path, images: Sequence[tuple[str, np.ndarray]], compression: int = 9) -> None:
-    """Write an LMDB in BasicSR's format, without unused pages; the same images give the same bytes.
+    """Write an LMDB in BasicSR's format, without unused pages; the same images result in the same bytes.
 
     Args:
-        root: the folder to make, ending in ``.lmdb``.
-        images: keys and BGR uint8 images (H, W, 3), or (H, W) for gray.
-        compression: of the PNGs, 0 to 9.
+        root: folder to create, ending in ``.lmdb``.
+        images: pairs of a key and a uint8 image, BGR (H, W, 3) or gray (H, W).
+        compression: PNG compression level, 0 to 9.
 
     Raises:
-        UserError: ``root`` exists, or a key cannot be stored or is there twice.
+        UserError: if ``root`` exists, a key is repeated or cannot be stored, or the LMDB cannot be written.
     """
     write_encoded(root, [encode_png(key, image, compression) for key, image in images])
 
 
 @dataclass(frozen=True)
 class EncodedPng:
-    """A key, its line of ``meta_info.txt``, and the PNG."""
+    """A key, its line in ``meta_info.txt``, and the encoded PNG."""
 
     key: str
     line: str
@@ -162,14 +162,14 @@ class EncodedPng:
 
 
 def encode_png(key: str, image: np.ndarray, compression: int = 9) -> EncodedPng:
-    """Encode a BGR uint8 image (H, W, 3), or (H, W) for gray, for :func:`write_encoded`."""
+    """Encode a uint8 image, BGR (H, W, 3) or gray (H, W), for :func:`write_encoded`."""
     height, width, channels = np.atleast_3d(image).shape
     content = encode(".png", image, (cv2.IMWRITE_PNG_COMPRESSION, compression))
     return EncodedPng(key, f"{key}.png ({height},{width},{channels}) {compression}\n", content)
 
 
 def write_encoded(root: Path, images: Sequence[EncodedPng]) -> None:
-    """Write an LMDB of encoded images, as :func:`write_lmdb` does. Raises UserError: see there."""
+    """Write an LMDB of encoded images. Raises UserError under the same conditions as :func:`write_lmdb`."""
     _check_keys(root, [image.key for image in images])
     images = sorted(images, key=lambda image: image.key)
     size = space_for([len(image.content) for image in images], mmap.PAGESIZE) + 2**20
@@ -186,7 +186,7 @@ def write_encoded(root: Path, images: Sequence[EncodedPng]) -> None:
 
 
 def space_for(lengths: Sequence[int], page: int) -> int:
-    """Return how many bytes an LMDB may grow by for values of some lengths: each may begin a page, and fill another."""
+    """Return an upper bound of the bytes that values of the given lengths need; each may occupy an additional page."""
     return 2 * (sum(lengths) + page * len(lengths))
 
 
@@ -201,17 +201,17 @@ def _check_keys(root: Path, keys: Sequence[str]) -> None:
 
 
 def key_problem(name: str) -> str:
-    """Return why a name cannot be a key, "" if it can: a list of names has a line of text for each."""
+    """Return why a name cannot be a key, or "" if it can. It must fit on one line of a UTF-8 text file."""
     try:
         name.encode()
-    except UnicodeEncodeError:  # Python marks other bytes by halves of surrogate pairs
+    except UnicodeEncodeError:  # Python decodes other bytes of a file name to lone surrogates
         return "is not UTF-8"
     return "has a control character or a line break in it" if BROKEN.search(name) else ""
 
 
 @contextmanager
 def writing(root: Path) -> Iterator[None]:
-    """Turn LMDB's own errors, such as that of a full disk, into one line. Raises UserError."""
+    """Raise a one-line UserError for LMDB errors, such as a full disk."""
     try:
         yield
     except lmdb.Error as error:
@@ -231,7 +231,7 @@ _opening = threading.Lock()
 
 def _shared_environment(root: Path) -> _Environment:
     status = (root / "data.mdb").stat()
-    # Some network drives of Windows give all files the number 0, or the same one to several.
+    # Some network drives on Windows report inode 0 for all files, or the same inode for several files.
     known = status.st_ino and sys.platform != "win32"
     key = (status.st_dev, status.st_ino) if known else os.path.normcase(os.path.realpath(root / "data.mdb"))
     with _opening:
@@ -254,15 +254,15 @@ def _open(root: Path) -> lmdb.Environment:
 
 
 def check_database(root: Path) -> None:
-    """Raise UserError if an LMDB is damaged or truncated, and OSError if it is missing."""
+    """Raise UserError if an LMDB is damaged or truncated, or OSError if it is missing."""
     (root / "data.mdb").stat()
     _open(root).close()
 
 
 def _can_be_read(root: Path) -> bool:
-    """Whether an LMDB can be read completely: a process that reads beyond the end of the file is killed.
+    """Return whether an LMDB can be read completely, by a subprocess, which is killed if it reads past the file's end.
 
-    A sound file may lack pages at its end, since LMDB need not write those that it has freed again.
+    An intact file may lack pages at its end, since LMDB need not write pages that it has freed again.
     """
     code = (
         "import lmdb, sys\n"

@@ -1,4 +1,4 @@
-"""Pairs of a degraded and a clean image, from folders or LMDBs."""
+"""A dataset of pairs of a degraded and a clean image, from folders or LMDBs."""
 
 from __future__ import annotations
 
@@ -28,40 +28,41 @@ from torchvision.transforms.functional import normalize  # noqa: E402
 
 @DATASET_REGISTRY.register()
 class PairedRestorationDataset(Dataset):
-    """Pairs for training and validation; accepts the options of BasicSR's PairedImageDataset and gives the same items.
+    """Pairs for training and validation, with the options and items of BasicSR's PairedImageDataset.
 
-    What differs from it:
+    Differences from PairedImageDataset:
 
-    - Pairs are sorted by name, so that their order is the same on every file system; ``recursive: true`` reads
-      sub-folders too. Files that are not images are ignored. A partner may have another image extension.
-    - Names are compared when the dataset is built, and sizes when a pair is read; a message names the image.
-    - Training images smaller than ``gt_size`` are mirrored at their right and lower edges until they are that large.
-    - It can be sent to worker processes after use, and two of them can read the same LMDB.
-    - ``meta_info_file`` also works with LMDBs. ``opt`` is read and never changed.
+    - Pairs are sorted by name, so their order is the same on every file system. ``recursive: true`` includes
+      sub-folders. Files that are not images are ignored. A partner may have another image extension.
+    - Names are compared when the dataset is created, and sizes when a pair is read; error messages name the image.
+    - Training images smaller than ``gt_size`` are mirrored at their right and lower edges to reach that size.
+    - The dataset can be sent to worker processes after use, and two datasets can read the same LMDB.
+    - ``meta_info_file`` also works with LMDBs. ``opt`` is never changed.
 
     Args:
         opt: options:
-            dataroot_gt, dataroot_lq: folders or LMDBs of the clean and of the degraded images.
+            dataroot_gt, dataroot_lq: folders or LMDBs of the clean and the degraded images.
             io_backend: ``{type: disk}`` or ``{type: lmdb}``.
             phase: ``train``, ``val`` or ``test``; set by BasicSR.
             scale: size of the clean image relative to the degraded one; set by BasicSR.
             gt_size: side of the square training crops, in pixels of the clean image, a multiple of ``scale``.
             use_hflip, use_rot: random horizontal flips, and rotations by 90 degrees, in training.
-            filename_tmpl: name of the degraded image, ``{}`` standing for the clean one's without extension.
-            meta_info_file: file that lists the clean images to use, one a line.
-            recursive: read sub-folders too.
-            shared_gt: degraded images are named ``<label>/<name>``, and those of one name share a clean image.
-            color: ``y`` for the luma of BT.601 (studio range) instead of RGB.
-            mean, std: per channel, subtracted and divided by.
+            filename_tmpl: name of the degraded image without extension, where ``{}`` stands for that of the clean one.
+            meta_info_file: file that lists the clean images to use, one per line.
+            recursive: whether to include sub-folders.
+            shared_gt: whether degraded images are named ``<label>/<name>`` and share the clean image ``<name>``.
+            color: ``y`` for BT.601 luma (studio range) instead of RGB.
+            mean, std: mean and standard deviation per channel, for normalization.
 
     Item:
         ``lq`` (C, h, w) and ``gt`` (C, scale * h, scale * w): float32 tensors, RGB, in [0, 1] before mean and std;
-        ``lq_path`` and ``gt_path``: file paths, or keys of the LMDBs. Where two images have one name, also
-        ``result_name``, which names the result, see :func:`result_names`.
-        With ``shared_gt`` the name in ``lq_path`` ends in the label, ``low/00001_low``: results are named after it.
+        ``lq_path`` and ``gt_path``: file paths, or keys of the LMDBs. If two images have the same name, also
+        ``result_name``: file name of the result, see :func:`result_names`.
+        With ``shared_gt``, the name in ``lq_path`` ends in the label, as in ``low/00001_low``, since it names results.
 
     Raises:
-        UserError: an option is missing or wrong, pairs do not match, an image cannot be read or has a wrong size.
+        UserError: if an option is missing or invalid, pairs do not match, or an image is unreadable or has a wrong
+            size.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -102,7 +103,7 @@ class PairedRestorationDataset(Dataset):
         return places if self._names is None else {**places, "result_name": self._names[index]}
 
     def _result_path(self, name: str) -> str:
-        """Return where a degraded image is; results are named after the last part, which must differ between labels."""
+        """Return a degraded image's path; its last part names results, so it must differ between labels."""
         place = PurePath(self._lq.locate(name))
         if not self.opt.get("shared_gt"):
             return str(place)
@@ -110,10 +111,10 @@ class PairedRestorationDataset(Dataset):
         return str(place.with_name(f"{without_suffix(place.name)}_{place.parent.name}{suffix}"))
 
     def _matching(self, gt: np.ndarray, lq: np.ndarray, gt_name: str, lq_name: str) -> np.ndarray:
-        """Return the clean image in the size that belongs to the degraded one.
+        """Return the clean image at ``scale`` times the size of the degraded one. Raises UserError for other sizes.
 
-        Test sets for super-resolution have clean images that are up to ``scale - 1`` pixels larger: as BasicSR does,
-        these pixels are cut off in validation.
+        Clean images of super-resolution test sets are up to ``scale - 1`` pixels larger; as in BasicSR, these pixels
+        are cropped in validation.
         """
         height, width = self.scale * lq.shape[0], self.scale * lq.shape[1]
         over = gt.shape[0] - height, gt.shape[1] - width
@@ -125,7 +126,7 @@ class PairedRestorationDataset(Dataset):
         return gt[:height, :width]
 
     def _vary(self, gt: np.ndarray, lq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the pair cropped, mirrored and turned at random, both alike."""
+        """Apply the same random crop, flip and rotation to both images."""
         size = self.opt["gt_size"]
         gt, lq = enlarge(gt, size), enlarge(lq, size // self.scale)
         gt, lq = paired_random_crop(gt, lq, size, self.scale)

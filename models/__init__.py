@@ -1,5 +1,5 @@
-"""The BasicSR model, its losses, metrics, optimizers and validation."""
+"""The BasicSR model and its losses, metrics, optimizers and validation."""
 
 from restormixer_arch.basicsr_adapter import compat
 
-compat.apply()  # before any module of this folder imports basicsr
+compat.apply()  # must run before any module of this folder imports basicsr

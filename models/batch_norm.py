@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics: preserved across a bad batch, frozen, or recomputed for averaged weights."""
+"""BatchNorm's running statistics: keep them through a bad batch, freeze them, or copy those of averaged weights."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from torch.nn.modules.batchnorm import _NormBase
 
 
 def norms_with_statistics(network: nn.Module) -> list[nn.Module]:
-    """Return the norms of a network that keep running statistics."""
+    """Return the normalization layers of a network that keep running statistics."""
     norms = (module for module in network.modules() if isinstance(module, _NormBase))
     return [norm for norm in norms if norm.running_mean is not None]
 
 
 def statistics_of(norms: list[nn.Module]) -> list[Tensor]:
-    """Return the buffers of norms: running means and variances, and the counts of batches."""
+    """Return the buffers of normalization layers: running means, running variances and batch counts."""
     return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
 
 class NormStatistics:
-    """The running statistics of all norms of a network that keep some.
+    """The running statistics of all normalization layers of a network that keep them.
 
     Args:
-        network: on its device, so that its buffers stay the same objects.
+        network: network that is already on its device, since moving it replaces its buffers.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self._norms = norms_with_statistics(network)
         self._buffers = statistics_of(self._norms)
-        self._groups = [  # of one dtype each: the statistics, and the counts of batches
+        self._groups = [  # one group per dtype: the statistics, and the batch counts
             group
             for floating in (True, False)
             if (group := [b for b in self._buffers if b.is_floating_point() == floating])
@@ -39,15 +39,15 @@ class NormStatistics:
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Remember the statistics."""
+        """Store a copy of the statistics."""
         self._kept = [_joined(group) for group in self._groups]
 
     @torch.no_grad()
     def restore(self, unless: Tensor | None = None) -> None:
-        """Put back what :meth:`keep` remembered.
+        """Restore the statistics that :meth:`keep` stored.
 
         Args:
-            unless: a flag on the network's device; where it is true nothing changes. It is not read by the CPU.
+            unless: flag on the network's device; if it is true, nothing changes. The CPU does not read it.
         """
         for group, kept in zip(self._groups, self._kept, strict=True):
             if unless is not None:
@@ -57,14 +57,14 @@ class NormStatistics:
 
     @torch.no_grad()
     def freeze(self, average: nn.Module | None = None) -> None:
-        """Normalize by the running statistics and leave them alone, until the network's ``train()`` is called.
+        """Normalize with the running statistics and stop updating them until the network's ``train()`` is called.
 
         Args:
-            average: the same network with averaged weights (EMA), whose statistics are taken: they were gathered over
-                more batches than the network's own, and are those that it is tested with.
+            average: the same network with EMA weights. Its statistics are copied, since they cover more batches than
+                the network's own and are the ones used for testing.
         """
         if not any(norm.training for norm in self._norms):
-            return  # they are frozen, and the averages with them
+            return  # already frozen, and so are the averages
         for norm in self._norms:
             norm.eval()
         if average is not None:
@@ -72,7 +72,7 @@ class NormStatistics:
 
 
 def frozen_after(share: float | None, total_iter: int) -> float:
-    """Return the last iteration in which the norms use batch statistics; infinity if ``share`` is None."""
+    """Return the last iteration that normalizes with batch statistics, or infinity if ``share`` is None."""
     return math.inf if share is None else round(share * total_iter)
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint can hold: tensors and plain values, which load without unpickling code."""
+"""Conversion of checkpoint contents to tensors and plain values, which load without running pickled code."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ PLAIN = (bool, int, float, str, bytes, type(None), Tensor, nn.Parameter)
 
 
 def to_plain_values(value: Any, at: str = "state") -> Any:
-    """Return the same made of tensors, numbers, strings, None, dicts, lists and tuples, which load with weights_only.
+    """Convert a value to tensors, numbers, strings, bytes, None, dicts, lists and tuples, which load with weights_only.
+
+    Args:
+        value: value to convert, such as a nested state dict.
+        at: location of the value, for the error message.
 
     Raises:
-        TypeError: a part is something else, also if its class is derived from one of these, as that of an enum is.
+        TypeError: if a part has another type, including subclasses of the plain types, such as enums.
     """
     if isinstance(value, np.generic):
         return value.item()

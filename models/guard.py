@@ -1,9 +1,9 @@
 """Handling of non-finite losses, gradients and outputs: the step is skipped, counted and explained.
 
-On the CPU the loss is read before the backward pass and the norm of the gradient before the step. On a GPU that would
-make the queue of kernels run empty twice an iteration. There the optimizer's own kernels leave the step out where a
-flag on the GPU says so, and the flags are read an iteration later (:class:`Flags`): a step that is left out changes
-nothing in either way, and is reported one iteration later.
+On the CPU, the loss is read before the backward pass, and the gradient norm before the step. On a GPU, this would drain
+the kernel queue twice per iteration. Instead, the optimizer's kernels skip the step if a flag on the GPU is set, and
+the flags are read one iteration later (:class:`Flags`). A skipped step changes nothing in either case, but on a GPU it
+is reported one iteration later.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ DEFAULT_MAX_SKIPPED = 10
 
 
 class Flags:
-    """Flags of a GPU that are read without waiting for the work that was queued after them.
+    """Flags on a GPU that can be read without waiting for work that was queued after them.
 
     Args:
-        flags: booleans, which are copied at once.
+        flags: boolean tensor; its copy to the CPU is queued immediately.
     """
 
     def __init__(self, flags: Tensor) -> None:
@@ -43,12 +43,12 @@ class Flags:
 
 @dataclass(frozen=True)
 class Step:
-    """A step that is queued on a GPU.
+    """A training step that is queued on a GPU.
 
     Attributes:
-        iteration: its number.
-        flags: whether its loss and its gradient are finite.
-        bad_forward, bad_gradient: name what is not.
+        iteration: number of the iteration.
+        flags: two flags: whether the loss and the gradient are finite.
+        bad_forward, bad_gradient: functions that return which tensor or gradient is not finite.
     """
 
     iteration: int
@@ -58,12 +58,12 @@ class Step:
 
 
 class Guard:
-    """Counts skipped steps, and ends the training when too many of them come in a row.
+    """Counts skipped steps and stops training if too many are skipped in a row.
 
     Args:
-        limit: ``train.max_skipped``: so many consecutive skipped steps are tolerated, one more is an error.
-        logger: takes a warning for each.
-        overflowing_scale: see :meth:`.precision.Precision.overflowing_scale`.
+        limit: largest number of consecutive skipped steps (``train.max_skipped``); one more is an error.
+        logger: logger that receives a warning for each skipped step.
+        overflowing_scale: function such as :meth:`.precision.Precision.overflowing_scale`.
     """
 
     def __init__(
@@ -72,17 +72,17 @@ class Guard:
         self.limit = limit
         self.logger = logger
         self.overflowing_scale = overflowing_scale
-        self.total = 0  # in the whole training
+        self.total = 0  # over the complete training run
         self.consecutive = 0
         self._queued: Step | None = None
 
     def queue(self, step: Step) -> None:
-        """Take a step whose flags will be read after the next one is queued; count the one before."""
+        """Add a step, whose flags are read once the next step is queued, and count the previous step."""
         before, self._queued = self._queued, step
         self._count(before)
 
     def count_queued(self) -> None:
-        """Wait for the step that is queued, if there is one, and count it."""
+        """Wait for the queued step, if any, and count it."""
         before, self._queued = self._queued, None
         self._count(before)
 
@@ -98,7 +98,7 @@ class Guard:
             self.passed()
 
     def count_overflow(self, iteration: int, culprit: Callable[[], str]) -> None:
-        """Count a skipped step whose gradient is not finite, unless float16's loss scale explains it."""
+        """Count a skipped step with a non-finite gradient, unless the loss scale of float16 explains it."""
         scale = self.overflowing_scale()
         if scale is None:
             self.skip(iteration, culprit())
@@ -112,7 +112,7 @@ class Guard:
         """Count a skipped step.
 
         Raises:
-            UserError: more than ``limit`` in a row.
+            UserError: if more than ``limit`` steps in a row were skipped.
         """
         self.total += 1
         self.consecutive += 1
@@ -126,7 +126,7 @@ class Guard:
         )
 
     def passed(self) -> None:
-        """A step was done."""
+        """Record that a step was completed."""
         self.consecutive = 0
 
     def extra_state(self) -> dict[str, int]:
@@ -145,22 +145,22 @@ def gradients(network: nn.Module) -> list[Tensor]:
 
 
 def norms_of(tensors: list[Tensor]) -> Tensor:
-    """The Euclidean norm of each tensor; the norm of these is that of all tensors together."""
+    """Return the Euclidean norm of each tensor; the norm of the result is the norm of all tensors together."""
     return torch.stack(torch._foreach_norm(tensors))
 
 
 @torch.no_grad()
 def clip(tensors: list[Tensor], norm: Tensor, limit: float) -> None:
-    """Scale the tensors, in place, so that their norm is at most ``limit``."""
+    """Scale tensors in place so that their common norm ``norm`` becomes at most ``limit``."""
     torch._foreach_mul_(tensors, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 def bad_gradient(names: Sequence[str], norms: Tensor) -> str:
-    """Name the first parameter whose gradient has a norm that is not finite.
+    """Return a message that names the first parameter whose gradient norm is not finite.
 
     Args:
-        names: of the parameters with a gradient.
-        norms: of their gradients.
+        names: names of the parameters that have a gradient.
+        norms: norms of their gradients.
     """
     for name, finite in zip(names, torch.isfinite(norms).tolist(), strict=True):
         if not finite:
@@ -175,14 +175,14 @@ def bad_forward(
     losses: Mapping[str, Tensor],
     paths: Iterable[str],
 ) -> str:
-    """Name the first of inputs, weights, outputs and losses that is not finite, in the order they are computed.
+    """Return a message that names the first non-finite tensor among inputs, weights, outputs and losses, in this order.
 
     Args:
-        network: the network that was trained.
-        pictures: ``lq`` and ``gt``, (B, C, H, W).
-        outputs: of the network.
-        losses: by name.
-        paths: of the images of the batch.
+        network: network that is trained.
+        pictures: input images ``lq`` and ``gt``, (B, C, H, W).
+        outputs: outputs of the network.
+        losses: loss name -> value.
+        paths: paths of the images in the batch.
     """
     named: dict[str, Any] = {f"the input {name}": tensor for name, tensor in pictures.items()}
     named |= {f"the parameter {name}": parameter for name, parameter in network.named_parameters()}

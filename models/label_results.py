@@ -1,7 +1,7 @@
-"""Results of a validation per label, as all-in-one restoration reports them: a table, a file and scalars.
+"""Validation results per label, as reported for all-in-one restoration: a table, a file and scalars.
 
-An image's label is its item's ``label``, or part of its name: a folder (``low_haze/0001.png``) or the end or beginning
-of the stem (``0001_low_haze``), see :func:`restormixer_arch.data.degradations.labels.label_of`.
+The label of an image is the ``label`` of its dataset item or a part of its path: a folder (``low_haze/0001.png``), or
+the end or start of the stem (``0001_low_haze``), see :func:`restormixer_arch.data.degradations.labels.label_of`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.output import write_text_atomically
 
 MEAN = "mean"
-OTHER = "other"  # of images whose name holds no label
+OTHER = "other"  # label of images whose name contains none
 
 
 @dataclass
 class LabelResults:
-    """Values of single images: label -> metric -> a value for each image."""
+    """Metric values of single images: label -> metric -> one value per image."""
 
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, labels: Iterable[str], values: Iterable[dict[str, float]]) -> LabelResults:
-        """Return the results of images, given the label and the values of each."""
+        """Build the results from the label and the metric values of each image."""
         results = cls()
         for label, metrics in zip(labels, values, strict=True):
             for metric, value in metrics.items():
@@ -42,7 +42,7 @@ class LabelResults:
 
     @property
     def labels(self) -> list[str]:
-        """The labels met: CDD-11's in its own order, then the others by name."""
+        """Labels of the images: those of CDD-11 in its order, then the others sorted by name."""
         rank = {label: place for place, label in enumerate(CDD11)}
         return sorted(self.values, key=lambda label: (rank.get(label, len(rank)), label))
 
@@ -54,16 +54,16 @@ class LabelResults:
         }
 
     def means_of_labels(self) -> dict[str, float]:
-        """Return metric -> mean of the labels' means; each label has the same weight."""
+        """Return metric -> mean over the labels' means; each label has the same weight."""
         means = self.means()
         metrics = dict.fromkeys(metric for of_label in means.values() for metric in of_label)
         return {metric: math.fsum(of_label[metric] for of_label in means.values()) / len(means) for metric in metrics}
 
     def markdown(self, inputs: LabelResults | None = None) -> str:
-        """Return a table with a row for each metric, a column for each label, and the mean of the labels.
+        """Return a Markdown table with a row per metric, a column per label, and the mean over the labels.
 
         Args:
-            inputs: results of the inputs themselves, which get a row ``<metric>_input`` above that of the restored.
+            inputs: results of the unrestored inputs, shown in a row ``<metric>_input`` above each metric.
         """
         means, overall = self.means(), self.means_of_labels()
         counts = [len(next(iter(self.values[label].values()))) for label in means]
@@ -88,14 +88,21 @@ def report_per_label(
     tb_logger: Any,
     inputs: LabelResults | None = None,
 ) -> None:
-    """Log a table of the results and, where given, of the inputs; write it as Markdown; add scalars of the results.
+    """Log a table of the results, write it to a Markdown file and add the results to TensorBoard.
 
-    The scalars are ``metrics/<dataset>/<label>/<metric>``.
-    The file is ``<dataset>_labels.md`` in the run's folder; each validation replaces it. For a set with fewer than
-    two labels nothing is done.
+    The scalars are named ``metrics/<dataset>/<label>/<metric>``. The file ``<dataset>_labels.md`` in the log folder is
+    replaced at each validation. Nothing is done if the dataset has fewer than two labels.
+
+    Args:
+        model: model that was validated.
+        dataset: name of the dataset.
+        results: metrics of the restored images.
+        current_iter: current iteration.
+        tb_logger: TensorBoard writer, or None.
+        inputs: metrics of the unrestored inputs, added to the table.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: if the file cannot be written.
     """
     if len(set(results.values) - {OTHER}) < 2:
         return

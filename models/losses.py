@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from restormixer_arch.errors import UserError
 
-# Wang, Simoncelli and Bovik, Multi-scale structural similarity, Asilomar 2003: weights of the scales, finest first.
+# Wang, Simoncelli and Bovik, Multi-scale structural similarity, Asilomar 2003: scale weights, finest first.
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
-MIN_SIMILARITY = 1e-6  # a scale's similarity, since the slope of x^0.04 at 0 is infinite
+MIN_SIMILARITY = 1e-6  # lower bound of a scale's similarity, since the slope of x^0.04 is infinite at 0
 
 
 def dual_domain_loss(output: Tensor, target: Tensor, fft_weight: float) -> Tensor:
-    """L1 distance of two images plus ``fft_weight`` times the L1 distance of their spectra.
+    """Return the L1 distance of two images plus ``fft_weight`` times the L1 distance of their spectra.
 
-    The spectra are full, unnormalised 2-D FFTs, and the distance is the mean over real and imaginary parts, as in
-    MIMO-UNet (arXiv 2108.05054) and its successors. Computed in float32 whatever autocast is on.
+    The spectra are full, unnormalized 2-D FFTs, and their distance is the mean over real and imaginary parts, as in
+    MIMO-UNet (arXiv 2108.05054) and its successors. The loss is always computed in float32, even under autocast.
 
     Shape:
         (B, C, H, W), (B, C, H, W) -> ()
@@ -41,20 +41,20 @@ def dual_domain_loss(output: Tensor, target: Tensor, fft_weight: float) -> Tenso
 
 @LOSS_REGISTRY.register()
 class MultiScaleDualDomainLoss(nn.Module):
-    """The dual-domain loss summed over the outputs at 1/4, 1/2 and full resolution, equally weighted.
+    """The dual-domain loss summed over the outputs at 1/4, 1/2 and full resolution with equal weights.
 
-    The target is reduced to each output by bilinear interpolation without antialiasing. That this is RestorMixer's
-    loss is inferred: the paper names a "multi-scale, dual-domain loss", and all related networks use this one.
+    The target is downsampled to each output by bilinear interpolation without antialiasing. RestorMixer's use of this
+    loss is inferred: the paper mentions a "multi-scale, dual-domain loss", and all related networks use this one.
 
     Args:
-        loss_weight: factor of the whole.
-        fft_weight: factor of the spectra's distance, 0 for plain L1.
+        loss_weight: factor of the total loss.
+        fft_weight: factor of the distance of the spectra; 0 gives plain L1.
 
     Shape:
         list of (B, C, H_k, W_k) or one (B, C, H, W), target (B, C, H, W) -> ()
 
     Raises:
-        ValueError: a negative weight.
+        ValueError: if a weight is negative.
     """
 
     def __init__(self, loss_weight: float = 1.0, fft_weight: float = 0.1) -> None:
@@ -71,21 +71,21 @@ class MultiScaleDualDomainLoss(nn.Module):
 
 @LOSS_REGISTRY.register()
 class PSNRLoss(nn.Module):
-    """Minus the mean PSNR of the images, in dB: each image has the same weight, however large its error.
+    """The negative mean PSNR of the images in dB; each image has the same weight regardless of its error.
 
-    PSNR is the metric of published tables, and this is the loss of NAFNet (arXiv 2204.04676). With an L1 loss, images
-    with large errors dominate those with small ones, such as clean images.
+    Published tables report PSNR, and NAFNet (arXiv 2204.04676) uses this loss. With an L1 loss, images with large
+    errors dominate those with small errors, such as clean images.
 
     Args:
-        loss_weight: factor of the whole.
-        eps: is added to each image's mean squared error. The gradient is largest for images of about -10 * log10(eps)
-            dB; with a small ``eps`` clean images outweigh all others.
+        loss_weight: factor of the loss.
+        eps: constant added to each image's mean squared error. The gradient is largest for images with a PSNR of about
+            -10 * log10(eps) dB; if ``eps`` is small, clean images outweigh all others.
 
     Shape:
         (B, C, H, W), (B, C, H, W) in [0, 1] -> ()
 
     Raises:
-        ValueError: a negative weight, or an ``eps`` that is not above 0.
+        ValueError: if the weight is negative or ``eps`` is not positive.
     """
 
     def __init__(self, loss_weight: float = 1.0, eps: float = 1e-8) -> None:
@@ -102,16 +102,17 @@ class PSNRLoss(nn.Module):
 
 
 def ms_ssim(output: Tensor, target: Tensor, scales: int = 5) -> Tensor:
-    """Multi-scale structural similarity of images in [0, 1], 1 for equal ones; the mean over the batch.
+    """Return the multi-scale structural similarity of images in [0, 1], averaged over the batch; 1 for equal images.
 
-    Windows of 11x11 that lie inside the image, Gaussian with sigma 1.5; 2x2 means between the scales. With fewer than
-    five scales the weights of the first ones are raised to the sum of 1. Computed in float32 whatever autocast is on.
+    Uses 11x11 Gaussian windows (sigma 1.5) that are fully inside the image, and 2x2 mean pooling between scales. With
+    fewer than five scales, the weights of the first ones are rescaled to sum to 1. Always computed in float32, even
+    under autocast.
 
     Shape:
         (B, C, H, W), (B, C, H, W) -> ()
 
     Raises:
-        UserError: the images are too small for so many scales.
+        UserError: if the images are too small for this number of scales.
     """
     least, sides = WINDOW << (scales - 1), output.shape[-2:]
     if min(sides) < least:
@@ -134,21 +135,21 @@ def ms_ssim(output: Tensor, target: Tensor, scales: int = 5) -> Tensor:
 
 @LOSS_REGISTRY.register()
 class MSSSIMLoss(nn.Module):
-    """1 - MS-SSIM, see :func:`ms_ssim`, plus an L1 distance, without which colors may drift.
+    """1 - MS-SSIM (see :func:`ms_ssim`) plus an L1 distance, without which colors may drift.
 
-    Zhao et al. (arXiv 1511.08861) train with 0.84 of the one and 0.16 of the other: ``l1_weight: 0.19``.
+    Zhao et al. (arXiv 1511.08861) weight MS-SSIM by 0.84 and L1 by 0.16, which corresponds to ``l1_weight: 0.19``.
 
     Args:
-        loss_weight: factor of the whole.
+        loss_weight: factor of the total loss.
         l1_weight: factor of the L1 distance.
-        scales: 1 to 5; the patches' sides must be at least 11, 22, 44, 88 or 176 pixels.
+        scales: number of scales, 1 to 5; patch sides must be at least 11, 22, 44, 88 or 176 pixels, respectively.
 
     Shape:
         (B, C, H, W), (B, C, H, W) in [0, 1] -> ()
 
     Raises:
-        ValueError: a negative weight, or another number of scales.
-        UserError: in ``forward``, the patches are too small.
+        ValueError: if a weight is negative or the number of scales is out of range.
+        UserError: in ``forward``, if the patches are too small.
     """
 
     def __init__(self, loss_weight: float = 1.0, l1_weight: float = 0.0, scales: int = 5) -> None:
@@ -172,7 +173,7 @@ def _refuse_negative(**weights: float) -> None:
 
 
 def _similarity(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Contrast with structure, and luminance, of each window. (B, C, H, W) twice -> (B, C, H - 10, W - 10) twice"""
+    """Return contrast-structure and luminance of each window. (B, C, H, W) twice -> (B, C, H - 10, W - 10) twice"""
     mean_1, mean_2 = _window_mean(first), _window_mean(second)
     variances = _window_mean(first**2) - mean_1**2 + _window_mean(second**2) - mean_2**2
     covariance = _window_mean(first * second) - mean_1 * mean_2
@@ -181,7 +182,7 @@ def _similarity(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _window_mean(x: Tensor) -> Tensor:
-    """Gaussian mean of the windows inside. (B, C, H, W) -> (B, C, H - 10, W - 10)"""
+    """Return Gaussian means of all windows inside the image. (B, C, H, W) -> (B, C, H - 10, W - 10)"""
     channels = x.shape[1]
     offsets = torch.arange(WINDOW, device=x.device, dtype=x.dtype) - WINDOW // 2
     kernel = torch.exp(-(offsets**2) / (2 * SIGMA**2))
@@ -191,7 +192,7 @@ def _window_mean(x: Tensor) -> Tensor:
 
 
 def _reduce(target: Tensor, output: Tensor) -> Tensor:
-    """The target at the output's size. (B, C, H, W) -> (B, C, H_k, W_k)"""
+    """Downsample the target to the size of the output. (B, C, H, W) -> (B, C, H_k, W_k)"""
     if output.shape[-2:] == target.shape[-2:]:
         return target
     return F.interpolate(target, size=output.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Training with less memory: gradient checkpointing for any network, and advice when memory runs out."""
+"""Gradient checkpointing for any network, and advice when memory runs out during training."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from restormixer_arch.protocol import Checkpointable
 
 
 def set_checkpointing(network: nn.Module) -> int:
-    """Keep only the inputs of a network's blocks for the backward pass, which computes the rest a second time.
+    """Store only the inputs of a network's blocks for the backward pass, which then recomputes their activations.
 
-    A network with a method ``set_checkpointing``, or around such a network, is asked to do it. In any other the
-    outermost repeated blocks are taken: members of an ``nn.ModuleList`` or ``nn.Sequential`` of which there are two or
-    more of a class. Blocks with BatchNorm are left out, since a second run would count a batch twice in the running
-    statistics.
+    If the network, or a module inside it, has a method ``set_checkpointing``, this method is called. Otherwise the
+    outermost repeated blocks are checkpointed: members of an ``nn.ModuleList`` or ``nn.Sequential`` with two or more
+    members of the same class, apart from torch's own layers. Blocks with BatchNorm are skipped, since recomputing them
+    would update the running statistics twice per batch.
 
     Returns:
-        How many blocks are checkpointed.
+        Number of checkpointed blocks.
 
     Raises:
-        UserError: the network has no such block.
+        UserError: if the network has no such block.
     """
     own = next((part for part in network.modules() if isinstance(part, Checkpointable)), None)
     if own is not None:
@@ -66,19 +66,19 @@ def _checkpointed(forward: Any, *inputs: Any, **options: Any) -> Any:
 
 
 class OutOfMemory(UserError):
-    """Memory ran out."""
+    """An error due to lack of memory."""
 
 
 @contextmanager
 def explain_out_of_memory(what: str, advice: str) -> Iterator[None]:
-    """Report an out-of-memory error in one line.
+    """Turn an out-of-memory error into a one-line message.
 
     Args:
-        what: what was being done.
-        advice: what to change.
+        what: where it happened, such as ``at iteration 10``.
+        advice: recommended changes.
 
     Raises:
-        OutOfMemory: memory ran out.
+        OutOfMemory: if memory runs out.
     """
     try:
         yield
@@ -89,7 +89,7 @@ def explain_out_of_memory(what: str, advice: str) -> Iterator[None]:
 
 
 def training_advice(opt: dict[str, Any]) -> str:
-    """Name the keys that lower the memory of a training step, with their values, those that help most first."""
+    """Return a message with the option keys that reduce training memory and their values, most effective first."""
     data, train = opt.get("datasets", {}).get("train", {}), opt["train"]
     lower = [f"datasets.train.{key} (now {data[key]})" for key in ("batch_size_per_gpu", "gt_size") if key in data]
     if train.get("progressive"):

@@ -1,14 +1,14 @@
-"""The measures of published tables, each named after what it is, in BasicSR's METRIC_REGISTRY.
+"""The metrics of published tables, registered in BasicSR's METRIC_REGISTRY under names that state the exact variant.
 
-All take two images, uint8 in [0, 255], BGR (H, W, 3) or gray (H, W), as BasicSR's models hand them over; a gray image
-is its own luma. ``crop_border`` pixels are cut off at each edge first. ``better`` is read by BasicSR's models and
-changes nothing here.
+All accept two uint8 images in [0, 255], BGR (H, W, 3) or gray (H, W), as BasicSR's models pass them; a gray image is
+used as its own luma. First, ``crop_border`` pixels are removed at each edge. ``better`` has no effect here; BasicSR's
+models read it.
 
-LPIPS and DISTS are torchmetrics' (the extra ``metrics``), by networks whose weights torchvision fetches when they are
-first needed. NIQE is BasicSR's own.
+LPIPS and DISTS come from torchmetrics (the extra ``metrics``); torchvision downloads the weights of their networks on
+first use. NIQE is BasicSR's implementation.
 
-Two identical images have an infinite PSNR, and a mean over pictures that include such a pair is infinite too, as
-MATLAB's and numpy's means are: nothing is capped or left out.
+The PSNR of two identical images is infinite, and so is a mean that includes such a pair, as in MATLAB and NumPy: no
+value is capped or left out.
 """
 
 from __future__ import annotations
@@ -37,30 +37,31 @@ K1, K2 = 0.01, 0.03  # Wang et al., Image quality assessment, IEEE TIP 13(4), 20
 GAUSSIAN_SIDE, GAUSSIAN_SIGMA = 11, 1.5
 UNIFORM_SIDE = 7
 POOLED_SIDE = 256
-BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # of LPIPS -> torchvision's names
-NIQE_SIDE = 96  # of BasicSR's blocks, of which it compares at least two
-DEEP_SIDE = 32  # the smallest image that all of these take
-# What a metric raises where it cannot take an image; UserError is a ValueError.
+BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # LPIPS name -> torchvision name
+NIQE_SIDE = 96  # side of BasicSR's blocks, of which NIQE needs at least two
+DEEP_SIDE = 32  # smallest image side that all networks of LPIPS and DISTS accept
+# Exceptions that metrics raise for an image they cannot measure; UserError is a ValueError.
 REFUSALS = (AssertionError, ValueError, RuntimeError, AttributeError, TypeError, cv2.error)
 
 
 def measure(
     metrics: Mapping[str, Mapping[str, Any]], image: np.ndarray, truth: np.ndarray | None, name: str, dataset: str = ""
 ) -> dict[str, float]:
-    """Measure an image by the section ``val.metrics``.
+    """Compute the metrics of the option section ``val.metrics`` for one image.
 
     Args:
-        metrics: name -> the registered function as ``type``, and its arguments.
-        image: uint8 BGR (H, W, 3), or gray (H, W).
-        truth: of the same kind, None where there is none.
-        name: of the image, for messages.
-        dataset: its dataset, for messages.
+        metrics: metric name -> registered function (``type``) and its arguments.
+        image: uint8 image, BGR (H, W, 3) or gray (H, W).
+        truth: ground truth in the same format, or None.
+        name: name of the image, for messages.
+        dataset: name of its dataset, for messages.
 
     Returns:
-        Name -> value; NaN, with a warning, where a metric has none for this image, as NIQE for a flat one.
+        Metric name -> value; NaN with a warning if a metric is undefined for the image, such as NIQE of a flat image.
 
     Raises:
-        UserError: the image cannot be measured, such as one that is too small or of another size than the truth.
+        UserError: if the image cannot be measured, for example because it is too small or its size differs from the
+            ground truth.
     """
     data, values = {"img": image} if truth is None else {"img": image, "img2": truth}, {}
     place = f" of {dataset}" if dataset else ""
@@ -68,13 +69,13 @@ def measure(
         try:
             _check_size(image.shape[:2], options)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # numpy's of a NaN, which is reported below
+                warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's warning about NaN, which is reported below
                 values[metric] = float(calculate_metric(data, dict(options)))
             reason = "the result is not a number (NaN)" if math.isnan(values[metric]) else ""
         except np.linalg.LinAlgError as error:
             values[metric], reason = math.nan, str(error)
         except REFUSALS as error:
-            reason = " ".join(str(error).split()) or type(error).__name__  # OpenCV's has several lines
+            reason = " ".join(str(error).split()) or type(error).__name__  # OpenCV's messages have several lines
             raise UserError(
                 f"val.metrics.{metric}: cannot measure {name!r}{place} {image.shape[:2]}: {reason}"
             ) from error
@@ -84,17 +85,17 @@ def measure(
 
 
 def enlarge(lq: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return an input at the size of its restoration, by MATLAB's bicubic kernel, as in published tables.
+    """Upsample an input to the size of its restoration with MATLAB's bicubic kernel, as in published tables.
 
-    torch's bicubic interpolation without ``antialias`` has another kernel (a = -0.75 in place of -0.5), and a PSNR that
-    is 0.15 to 0.3 dB higher on Set5.
+    Without ``antialias``, torch's bicubic interpolation uses a different kernel (a = -0.75 instead of -0.5), and the
+    PSNR on Set5 is 0.15 to 0.3 dB higher.
 
     Args:
-        lq: (B, C, h, w) float in [0, 1].
+        lq: float images in [0, 1], (B, C, h, w).
         size: (H, W) of the restoration.
 
     Returns:
-        (B, C, H, W), not clamped; ``lq`` itself where it has that size.
+        Images (B, C, H, W), not clamped; ``lq`` itself if it already has this size.
     """
     if lq.shape[-2:] == size:
         return lq
@@ -102,7 +103,7 @@ def enlarge(lq: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _check_size(size: tuple[int, int], options: Mapping[str, Any]) -> None:
-    """Refuse images of (height, width) of which too little is left between the borders, by whatever metric."""
+    """Raise UserError if too little of an image of ``size`` (height, width) remains after cropping, for any metric."""
     border = options.get("crop_border", 0)
     if border < 0 or 2 * border >= min(size):
         raise UserError(f"crop_border {border} leaves no pixels")
@@ -113,40 +114,42 @@ def _check_size(size: tuple[int, int], options: Mapping[str, Any]) -> None:
 
 @METRIC_REGISTRY.register()
 def calculate_psnr_y_matlab(img: np.ndarray, img2: np.ndarray, crop_border: int = 0, better: str = "higher") -> float:
-    """PSNR in dB of the luma that MATLAB's rgb2ycbcr gives for uint8: rounded to 8 bits (deraining, SR).
+    """Return the PSNR in dB of the 8-bit luma of MATLAB's rgb2ycbcr for uint8 images (deraining, SR).
 
     Raises:
-        UserError: the images differ in size, are not uint8, or nothing is left between the borders.
+        UserError: if the images differ in size, are not uint8, or ``crop_border`` leaves no pixels.
     """
     return _psnr(*(luma(image) for image in _prepare(img, img2, crop_border)))
 
 
 @METRIC_REGISTRY.register()
 def calculate_ssim_y_matlab(img: np.ndarray, img2: np.ndarray, crop_border: int = 0, better: str = "higher") -> float:
-    """SSIM of MATLAB's 8-bit luma as in Wang's ssim_index.m: 11x11 Gaussian of sigma 1.5, valid part, no reduction.
+    """Return the SSIM of MATLAB's 8-bit luma as in Wang's ssim_index.m.
+
+    Uses 11x11 Gaussian windows with sigma 1.5 that are fully inside the image, without downsampling.
 
     Raises:
-        UserError: as for the PSNR, or a side is below 11.
+        UserError: as for the PSNR, or if a side is below 11.
     """
     return _ssim_gaussian(*(luma(image) for image in _prepare(img, img2, crop_border)), PEAK)
 
 
 @METRIC_REGISTRY.register()
 def calculate_psnr_rgb(img: np.ndarray, img2: np.ndarray, crop_border: int = 0, better: str = "higher") -> float:
-    """PSNR in dB of the mean square error over all pixels and channels (deblurring, desnowing, mixed).
+    """Return the PSNR in dB of the mean squared error over all pixels and channels (deblurring, desnowing, mixed).
 
     Raises:
-        UserError: the images differ in size, are not uint8, or nothing is left between the borders.
+        UserError: if the images differ in size, are not uint8, or ``crop_border`` leaves no pixels.
     """
     return _psnr(*_prepare(img, img2, crop_border))
 
 
 @METRIC_REGISTRY.register()
 def calculate_ssim_skimage(img: np.ndarray, img2: np.ndarray, crop_border: int = 0, better: str = "higher") -> float:
-    """SSIM as scikit-image's structural_similarity: 7x7 uniform window, sample covariance, mean over channels.
+    """Return the SSIM of scikit-image's structural_similarity: 7x7 uniform window, sample covariance, channel mean.
 
     Raises:
-        UserError: as for the PSNR, or a side is below 7.
+        UserError: as for the PSNR, or if a side is below 7.
     """
     first, second = _prepare(img, img2, crop_border)
     _check_window(first, UNIFORM_SIDE)
@@ -156,13 +159,13 @@ def calculate_ssim_skimage(img: np.ndarray, img2: np.ndarray, crop_border: int =
 
 @METRIC_REGISTRY.register()
 def calculate_ssim_pooled(img: np.ndarray, img2: np.ndarray, crop_border: int = 0, better: str = "higher") -> float:
-    """SSIM of the desnowing papers: RGB averaged down to a short side of about 256, then 11x11 Gaussian windows.
+    """Return the SSIM of the desnowing papers: RGB downsampled to a short side of about 256, 11x11 Gaussian windows.
 
-    The reduction is by ``max(1, round(short side / 256))`` with adaptive average pooling, so that the values of large
-    images are higher than those of the other SSIMs. The papers' code measures before rounding to 8 bits.
+    Images are downsampled by ``max(1, round(short side / 256))`` with adaptive average pooling, so large images get
+    higher values than with the other SSIMs. The papers' code measures images before they are rounded to 8 bits.
 
     Raises:
-        UserError: as for the PSNR, or a side of what is left is below 11.
+        UserError: as for the PSNR, or if a side of the downsampled image is below 11.
     """
     first, second = (np.atleast_3d(image) / PEAK for image in _prepare(img, img2, crop_border))
     height, width = first.shape[:2]
@@ -175,14 +178,14 @@ def calculate_ssim_pooled(img: np.ndarray, img2: np.ndarray, crop_border: int = 
 def calculate_lpips(
     img: np.ndarray, img2: np.ndarray, crop_border: int = 0, net: str = "alex", better: str = "lower"
 ) -> float:
-    """LPIPS, the learned distance of deep features (Zhang et al., CVPR 2018), version 0.1; 0 for equal images.
+    """Return LPIPS, a learned distance of deep features (Zhang et al., CVPR 2018), version 0.1; 0 for equal images.
 
     Args:
-        net: ``alex``, as published tables have it, ``vgg`` or ``squeeze``.
+        net: network, one of ``alex`` (as in published tables), ``vgg`` and ``squeeze``.
 
     Raises:
-        UserError: as for the PSNR, a side is below 32, an unknown ``net``, torchmetrics is not installed, or the
-            network's weights cannot be fetched.
+        UserError: as for the PSNR, or if a side is below 32, ``net`` is unknown, torchmetrics is not installed or the
+            network's weights cannot be downloaded.
     """
     first, second = _deep_inputs("LPIPS", img, img2, crop_border)
     metric = _load_lpips(net).to(first.device)
@@ -194,13 +197,13 @@ def calculate_lpips(
 
 @METRIC_REGISTRY.register()
 def calculate_dists(img: np.ndarray, img2: np.ndarray, crop_border: int = 0, better: str = "lower") -> float:
-    """DISTS, a distance of structure and texture of VGG features (Ding et al., TPAMI 2020); 0 for equal images.
+    """Return DISTS, a structure and texture distance of VGG features (Ding et al., TPAMI 2020); 0 for equal images.
 
-    The image is measured at its own size, while the authors' code reduces it to a short side of 256 first.
+    Images are measured at full size, while the authors' code first downsamples them to a short side of 256.
 
     Raises:
-        UserError: as for the PSNR, a side is below 32, torchmetrics is not installed, or the network's weights cannot
-            be fetched.
+        UserError: as for the PSNR, or if a side is below 32, torchmetrics is not installed or the network's weights
+            cannot be downloaded.
     """
     first, second = _deep_inputs("DISTS", img, img2, crop_border)
     with torch.no_grad():
@@ -211,7 +214,7 @@ def load_metric_networks(metrics: Mapping[str, Mapping[str, Any]]) -> None:
     """Load the networks of ``val.metrics``, so missing packages or weights are reported before training starts.
 
     Raises:
-        UserError: torchmetrics is not installed, or weights cannot be fetched.
+        UserError: if torchmetrics is not installed or weights cannot be downloaded.
     """
     for options in metrics.values():
         if options["type"] == "calculate_lpips":
@@ -236,7 +239,7 @@ def _load_lpips(net: str) -> nn.Module:
 @lru_cache
 def _load_dists() -> nn.Module:
     try:
-        from torchmetrics.functional.image.dists import DISTSNetwork  # torchmetrics' class loads it for every image
+        from torchmetrics.functional.image.dists import DISTSNetwork  # torchmetrics' class reloads it for every image
     except ImportError as error:
         raise _not_installed("DISTS") from error
     with explain_missing_weights("DISTS", "vgg16"):
@@ -253,7 +256,7 @@ def _gpu_works() -> bool:
 
 
 def _deep_inputs(name: str, img: np.ndarray, img2: np.ndarray, crop_border: int) -> list[Tensor]:
-    """Return both as (1, 3, H, W), RGB in [0, 1], on the GPU if this process uses one."""
+    """Return both images as RGB tensors (1, 3, H, W) in [0, 1], on the GPU if this process uses one."""
     images = [np.atleast_3d(image) for image in _prepare(img, img2, crop_border)]
     height, width = images[0].shape[:2]
     if min(height, width) < DEEP_SIDE:
@@ -264,7 +267,7 @@ def _deep_inputs(name: str, img: np.ndarray, img2: np.ndarray, crop_border: int)
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """Return MATLAB's luma of a uint8 image: BT.601 in studio range, 16 to 235, rounded half up, as float64 (H, W)."""
+    """Return MATLAB's luma as float64 (H, W): BT.601, range 16 to 235, rounded half up; gray images are unchanged."""
     if image.ndim == 2:
         return image
     exact = image @ np.array([24.966, 128.553, 65.481]) / PEAK + 16.0
@@ -272,7 +275,7 @@ def luma(image: np.ndarray) -> np.ndarray:
 
 
 def _prepare(img: np.ndarray, img2: np.ndarray, crop_border: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as float64, cropped; gray ones as (H, W)."""
+    """Return both images cropped and as float64; gray images have shape (H, W)."""
     for image in (img, img2):
         if image.dtype != np.uint8:
             raise UserError(f"metric: images must be uint8, got {image.dtype}")
@@ -302,7 +305,7 @@ def _ssim(
     mean: Callable[[np.ndarray], np.ndarray],
     covariance_factor: float,
 ) -> float:
-    """Return the mean of the SSIM map over windows that lie inside the image, averaged over channels."""
+    """Return the mean of the SSIM map over all windows inside the image and all channels."""
     c1, c2 = (K1 * peak) ** 2, (K2 * peak) ** 2
     mean_1, mean_2 = mean(first), mean(second)
     variance_1 = covariance_factor * (mean(first**2) - mean_1**2)
@@ -325,7 +328,7 @@ def _gaussian(image: np.ndarray) -> np.ndarray:
 
 def _pool(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     pooled = F.adaptive_avg_pool2d(torch.from_numpy(image).permute(2, 0, 1), size)  # (H, W, C) -> (C, h, w)
-    return pooled.permute(1, 2, 0).contiguous().numpy()  # OpenCV wants channels last
+    return pooled.permute(1, 2, 0).contiguous().numpy()  # OpenCV needs channels last
 
 
 def _check_window(image: np.ndarray, side: int) -> None:

@@ -1,4 +1,4 @@
-"""Augmentations that mix pictures of a batch: mixup and CutBlur. Both are seeded, for exact resuming."""
+"""Augmentations that mix images: mixup and CutBlur. Both are seeded, so resumed training repeats them exactly."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CUT_MEAN, CUT_DEVIATION = 0.7, 0.01  # of the rectangle's sides, as a share of the picture's: the paper's values
+CUT_MEAN, CUT_DEVIATION = 0.7, 0.01  # ratio of rectangle side to image side; values of the paper
 
 
 def mix_pairs(lq: Tensor, gt: Tensor, alpha: float, seed: str) -> tuple[Tensor, Tensor]:
-    """Blend each pair of a batch with another one, by one weight for the whole batch: mixup (arXiv 1710.09412).
+    """Apply mixup (arXiv 1710.09412): blend each pair of a batch with another one, with one weight for the batch.
 
     Args:
-        lq, gt: the batch, in [0, 1].
-        alpha: of the weight's distribution Beta(alpha, alpha); small values seldom blend much.
-        seed: the same seed gives the same blend.
+        lq, gt: batch of inputs and ground truths in [0, 1].
+        alpha: parameter of the weight's distribution Beta(alpha, alpha); with small values, most blends are weak.
+        seed: random seed.
 
     Shape:
-        (B, C, h, w), (B, C, H, W) -> the same
+        (B, C, h, w), (B, C, H, W) -> same shapes
     """
     rng = np.random.default_rng(list(seed.encode()))
     weight = float(rng.beta(alpha, alpha))
-    shift = int(rng.integers(1, max(lq.shape[0], 2)))  # to another image than itself
+    shift = int(rng.integers(1, max(lq.shape[0], 2)))  # not 0: blends with another image unless the batch has one
     return torch.lerp(lq.roll(shift, 0), lq, weight), torch.lerp(gt.roll(shift, 0), gt, weight)
 
 
 def cut_blur(lq: Tensor, gt: Tensor, probability: float, seed: str) -> Tensor:
-    """Make a rectangle of the inputs clean, or everything but a rectangle: CutBlur (arXiv 2004.00448).
+    """Apply CutBlur (arXiv 2004.00448): replace the inside or outside of a rectangle in the inputs by clean pixels.
 
     The network learns where to restore, and to leave clean regions unchanged. In super-resolution, the clean part is
     the ground truth downsampled to the input size; it differs from the input only if that has other degradations too.
 
     Args:
-        lq, gt: the batch, in [0, 1].
-        probability: of each picture to be cut.
-        seed: the same seed gives the same cuts.
+        lq, gt: batch of inputs and ground truths in [0, 1]; neither is modified.
+        probability: probability that an image is changed.
+        seed: random seed.
 
     Returns:
-        New inputs; the truth stays as it is.
+        New inputs.
 
     Shape:
         (B, C, h, w), (B, C, H, W) -> (B, C, h, w)

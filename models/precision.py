@@ -1,11 +1,11 @@
-"""Mixed precision: the forward pass in 16 bits where that is safe, and what float16 needs besides.
+"""Mixed precision: the forward pass in 16 bits where that is safe, loss scaling for float16, and TF32.
 
-Under ``train.amp: bf16`` or ``fp16`` convolutions, linear layers and attention run in 16 bits. Weights, optimizer,
-LayerNorm, GroupNorm, the state of the selective scan, and all losses stay in float32; so do the statistics and the
-arithmetic of BatchNorm, which reads its input as it comes. Validation runs in float32 throughout.
+With ``train.amp: bf16`` or ``fp16``, convolutions, linear layers and attention run in 16 bits. Weights, optimizer,
+LayerNorm, GroupNorm, the state of the selective scan and all losses use float32, as do the statistics and arithmetic of
+BatchNorm, whose input may have 16 bits. Validation uses float32 only.
 
-On NVIDIA GPUs since Ampere, float32 products may round their factors to TF32, 10 bits of mantissa. Torch does so in
-convolutions and not in matrix products; ``train.tf32`` sets both.
+On NVIDIA GPUs since Ampere, float32 products may round their factors to TF32, with a mantissa of 10 bits. By default,
+torch does so in convolutions but not in matrix products; ``train.tf32`` sets both.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """Autocast, and for float16 a loss scale that keeps small gradients from vanishing.
+    """Autocast and, for float16, a loss scale that prevents underflow of small gradients.
 
     Args:
-        amp: ``off``, ``bf16`` or ``fp16``.
-        device: where the network is.
+        amp: precision, one of ``off``, ``bf16`` and ``fp16``.
+        device: device of the network.
 
     Raises:
-        UserError: an unknown name.
+        UserError: if ``amp`` is unknown.
     """
 
     def __init__(self, amp: str, device: torch.device) -> None:
@@ -41,11 +41,11 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The context of the forward pass."""
+        """Return the autocast context of the forward pass."""
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not None)
 
     def prepare(self, network: nn.Module) -> None:
-        """Have LayerNorm and GroupNorm compute in float32, which autocast does by itself on CUDA only."""
+        """Make LayerNorm and GroupNorm compute in float32, which autocast itself does only on CUDA."""
         if self.dtype is not None:
             for module in network.modules():
                 if isinstance(module, nn.LayerNorm | nn.GroupNorm):
@@ -55,14 +55,15 @@ class Precision:
         self.scaler.scale(loss).backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Undo the loss scale in the gradients, in place."""
+        """Divide the gradients by the loss scale in place."""
         self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer, finite: Tensor | None = None) -> None:
-        """Take a step.
+        """Take an optimizer step and update the loss scale.
 
         Args:
-            finite: a flag on the GPU: where it is false, the kernels of a fused optimizer change nothing.
+            optimizer: optimizer of the network; it must be fused if ``finite`` is given.
+            finite: flag on the GPU; if it is false, the optimizer's kernels change nothing.
         """
         if finite is None:
             self.scaler.step(optimizer)
@@ -73,24 +74,24 @@ class Precision:
         self.scaler.update()
 
     def skip(self) -> None:
-        """Lower the loss scale instead of a step, if it was what made the unscaled gradients overflow."""
+        """Update the loss scale without a step, which lowers it if the gradients overflowed."""
         self.scaler.update()
 
     def overflowing_scale(self) -> float | None:
-        """The loss scale, halved after an overflow that it explains, or None if it does not: it is below 1 or off."""
+        """Return the loss scale, halved after an overflow that it explains, or None if it is below 1 or disabled."""
         scale = self.scaler.get_scale() if self.scaler.is_enabled() else 0.0
         return scale if scale >= 1.0 else None
 
     @property
     def loss_scale(self) -> float:
-        """What gradients are multiplied by until :meth:`unscale`; 1 without a loss scale. It is a power of two."""
+        """Factor of the gradients before :meth:`unscale`, a power of two; 1 without loss scaling."""
         return self.scaler.get_scale()
 
     def extra_state(self) -> dict[str, Any]:
         return self.scaler.state_dict()
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Load a saved loss scale; a state saved without one leaves it at its initial value."""
+        """Load a saved loss scale; if the state has none, keep the initial value."""
         if state and self.scaler.is_enabled():
             self.scaler.load_state_dict(state)
 
@@ -99,16 +100,16 @@ def read_amp(options: dict[str, Any], device: torch.device) -> str:
     """Return ``train.amp``, ``off`` by default.
 
     Raises:
-        UserError: fp16 without a GPU.
+        UserError: if ``fp16`` is set without a CUDA device.
     """
-    amp = options.get("amp") or "off"  # YAML 1.1 reads a bare off as false
+    amp = options.get("amp") or "off"  # YAML 1.1 parses an unquoted off as false
     if amp == "fp16" and device.type != "cuda":
         raise UserError(f"train.amp: 'fp16' needs a CUDA device, this is {device.type}; use 'bf16' or 'off'")
     return amp
 
 
 def set_tf32(wanted: bool | None) -> str:
-    """Allow or forbid TF32 in this process, or leave it as it is, and return a line for the log."""
+    """Enable or disable TF32 in this process, or keep its setting for None, and return a line for the log."""
     convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
     if wanted is not None:
         convolutions.allow_tf32 = products.allow_tf32 = wanted
@@ -118,7 +119,7 @@ def set_tf32(wanted: bool | None) -> str:
 
 @contextmanager
 def varying_sizes() -> Iterator[None]:
-    """Let cuDNN choose its algorithms without trying them all, which it would repeat for every size of image."""
+    """Disable cuDNN's algorithm benchmark, which would be repeated for every image size."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:

@@ -1,4 +1,4 @@
-"""Progressive patches, as in Restormer's recipe (arXiv 2111.09881): small patches in large batches first, then larger.
+"""Progressive learning as in Restormer (arXiv 2111.09881): large batches of small patches first, then larger patches.
 
 The loader always produces the largest patches and batches; each stage uses the first images of a batch and a random
 crop of them. This works with any dataset, at the cost of loading data that early stages do not use.
@@ -20,14 +20,14 @@ class ProgressivePatches:
     """The stages of ``train.progressive``.
 
     Args:
-        iters: iterations of each stage; the last stage lasts until the end, whatever its number.
-        gt_sizes: side of a stage's patches, in pixels of the ground truth, multiples of ``scale``.
-        batch_sizes: images of a stage's batches, per process.
-        scale: pixels of the ground truth for one of the input.
-        seed: the same seed and iteration give the same crop, also after resuming.
+        iters: number of iterations per stage; the last stage continues until the end of training.
+        gt_sizes: patch side per stage in ground-truth pixels, each a multiple of ``scale``.
+        batch_sizes: batch size per stage and process.
+        scale: ratio of ground-truth size to input size.
+        seed: random seed; the crop depends only on the seed and the iteration, also after resuming.
 
     Raises:
-        UserError: lists of different lengths, or a patch size that is not a multiple of the scale.
+        UserError: if the lists are empty or differ in length, or a patch size is not a multiple of ``scale``.
     """
 
     def __init__(
@@ -41,21 +41,21 @@ class ProgressivePatches:
         self.scale, self.seed = scale, seed
 
     def stage(self, iteration: int) -> int:
-        """The stage of an iteration, which counts from 1."""
+        """Return the index of the stage, from 0, of an iteration, which is counted from 1."""
         return min(bisect_left(self.ends, iteration), len(self.ends) - 1)
 
     def starts(self) -> list[int]:
-        """The first iteration of each stage."""
+        """Return the first iteration of each stage."""
         return [1, *(end + 1 for end in self.ends[:-1])]
 
     def select(self, lq: Tensor, gt: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
-        """The part of a batch that an iteration trains on.
+        """Return the part of a batch that an iteration trains on.
 
         Shape:
             (B, C, H, W), (B, C, scale * H, scale * W) -> (b, C, h, w), (b, C, scale * h, scale * w)
 
         Raises:
-            UserError: the loader's batch or patches are smaller than the stage's.
+            UserError: if the loader's batch or patches are smaller than those of the stage.
         """
         stage = self.stage(iteration)
         batch, side = self.batch_sizes[stage], self.gt_sizes[stage] // self.scale

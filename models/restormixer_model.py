@@ -1,4 +1,4 @@
-"""RestorMixer under BasicSR's trainer: multi-scale loss, mixed precision, accumulation, clipping, EMA with buffers."""
+"""BasicSR model with multi-scale loss, mixed precision, gradient accumulation and clipping, and EMA with buffers."""
 
 from __future__ import annotations
 
@@ -37,58 +37,60 @@ from restormixer_arch.protocol import DeeplySupervised
 if TYPE_CHECKING:
     from restormixer_arch.models.progressive import ProgressivePatches
 
-DEFAULT_GRAD_CLIP = 0.01  # the value of the network's family (SFNet, IRNeXt, ConvIR)
+DEFAULT_GRAD_CLIP = 0.01  # value of related networks (SFNet, IRNeXt, ConvIR)
 COMPILE_BACKEND = "inductor"
 
 
 @MODEL_REGISTRY.register()
 class RestorMixerModel(SRModel):
-    """BasicSR's SRModel for networks that return their outputs at several scales while training.
+    """BasicSR's SRModel, extended for networks that return outputs at several scales during training.
 
-    It works for any network of ARCH_REGISTRY. Options beyond SRModel's, all under ``train``:
+    It supports every network in ARCH_REGISTRY. Options in addition to SRModel's, all under ``train``:
 
-    - ``grad_clip``: largest norm of the gradient, 0.01 by default, 0 for no clipping.
-    - ``optim_g.type``: ``Adam``, ``AdamW``, or one of other packages, see :mod:`.optimizers`. Parameters that the
-      network's ``no_weight_decay()`` names get no weight decay. A schedule-free one tests and saves averaged weights.
-    - ``ema_decay``: reached by a warm-up, min(decay, (1 + i) / (10 + i)) at step i; buffers (BatchNorm
-      statistics) are averaged as the weights are.
-    - ``pixel_opt.type: MultiScaleDualDomainLoss`` sees all outputs; another loss sees the one at full resolution.
+    - ``grad_clip``: largest gradient norm; 0.01 by default, 0 disables clipping.
+    - ``optim_g.type``: ``Adam``, ``AdamW`` or an optimizer of another package, see :mod:`.optimizers`. Parameters in
+      the network's ``no_weight_decay()`` get no weight decay. With a schedule-free optimizer, the averaged weights are
+      tested and saved.
+    - ``ema_decay``: decay of the EMA weights with a warm-up, min(decay, (1 + i) / (10 + i)) at step i. Buffers
+      (BatchNorm statistics) are averaged in the same way as the weights.
+    - ``pixel_opt.type``: ``MultiScaleDualDomainLoss`` uses all outputs, any other loss the one at full resolution.
     - ``amp``: ``bf16``, ``fp16`` (CUDA only) or ``off``, and ``tf32``, see :mod:`.precision`.
     - ``accumulate``: n. An iteration is still one batch of the loader, also for ``total_iter`` and the schedule. The
       weights are updated after every n-th and after the last iteration, with the mean gradient since the last update.
-    - ``checkpointing``: keep fewer activations and compute them twice, see :func:`.memory.set_checkpointing`.
-    - ``compile``: run the training's forward and backward pass through ``torch.compile``.
+    - ``checkpointing``: store fewer activations and recompute the others, see :func:`.memory.set_checkpointing`.
+    - ``compile``: use ``torch.compile`` for the forward and backward pass of training.
     - ``progressive``: stages with increasing patch size, see :mod:`.progressive`.
-    - ``freeze_norms_after``: share of the training, 0 to 1, after which BatchNorm normalizes by its running statistics,
-      those of the averaged weights, and leaves them alone, see :class:`.batch_norm.NormStatistics`. Not set: never.
+    - ``freeze_norms_after``: fraction of training, 0 to 1, after which BatchNorm uses fixed running statistics, those
+      of the EMA weights if there are any, see :class:`.batch_norm.NormStatistics`. Never by default.
     - ``mixup``: the alpha of :func:`.mixing.mix_pairs`; ``cutblur``: the probability of :func:`.mixing.cut_blur`.
-    - ``max_skipped``: a step whose loss or gradient is not finite is skipped; more than this many in a row (10 by
-      default) end the training. Overflows that float16's loss scale explains do not count. On a GPU nothing waits for
-      the loss: skipped steps are counted an iteration later, see :mod:`.guard`, and the log's values are tensors.
+    - ``max_skipped``: a step with a non-finite loss or gradient is skipped; more than this number in a row (10 by
+      default) stop the training. Overflows that the loss scale of float16 explains do not count. On a GPU, training
+      does not wait for the loss: skipped steps are counted one iteration later, see :mod:`.guard`, and logged values
+      are tensors.
 
-    Under ``val``, ``tile``, ``tile_overlap`` and ``tile_blend`` restore validated and tested pictures tile by tile, and
-    ``max_memory`` (such as ``3G``) chooses the tiles' size; the whole picture is then never on the device, see
+    Under ``val``, ``tile``, ``tile_overlap`` and ``tile_blend`` enable tiling in validation and testing, and
+    ``max_memory`` (such as ``3G``) chooses the tile size. The complete image is then never on the device, see
     :mod:`restormixer_arch.inference.tiles`.
 
-    Validation also measures the inputs (:class:`restormixer_arch.protocol.MeasuresInputs`). A checkpoint also holds the
-    loss scale, the counts of skipped steps and waiting gradients (:class:`restormixer_arch.protocol.KeepsState`).
+    Validation also measures the inputs (:class:`restormixer_arch.protocol.MeasuresInputs`). Checkpoints also contain
+    the loss scale, counts of skipped steps and accumulated gradients (:class:`restormixer_arch.protocol.KeepsState`).
 
     Overridden: model_to_device, init_training_settings, setup_optimizers, get_optimizer, feed_data,
     optimize_parameters, model_ema, test, nondist_validation, dist_validation, save, print_network.
     """
 
-    nondist_validation = dist_validation = validate  # shares the images out where there are several processes
+    nondist_validation = dist_validation = validate  # distributes the images over all processes
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self.last_means: dict[str, dict[str, float]] = {}
         self.input_values: dict[str, list[dict[str, float]]] = {}
         self.validating = False
         self.schedule_free: ScheduleFree | None = None
-        self.restorer: Restorer | None = None  # restores tile by tile, if the options ask for it
-        self._paths: list[str] = []  # of the images of the batch
+        self.restorer: Restorer | None = None  # restores tile by tile; None without tiling
+        self._paths: list[str] = []  # paths of the images in the batch
         super().__init__(opt)
         tested, scale = self._tested_network(), opt.get("scale", 1)
-        self._multiple = window_of(tested)  # of the sides of images that it takes
+        self._multiple = window_of(tested)  # the sides of the network's inputs must be multiples of it
         gray = any(isinstance(of, dict) and of.get("color") == "y" for of in (opt.get("datasets") or {}).values())
         padded = Padded(tested, self._multiple, scale, 1 if gray else 3)
         if padded.upscale != scale:
@@ -97,7 +99,7 @@ class RestorMixerModel(SRModel):
         load_metric_networks((opt.get("val") or {}).get("metrics") or {})
 
     def _tested_network(self) -> nn.Module:
-        """The network with averaged weights, if there is one, on this process alone."""
+        """Return the network with EMA weights if it exists, else the trained network without its wrapper."""
         return self.net_g_ema if hasattr(self, "net_g_ema") else self.get_bare_model(self.net_g)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
@@ -110,13 +112,13 @@ class RestorMixerModel(SRModel):
                 )
             return net.to(self.device)
         if self.is_train and isinstance(net, DeeplySupervised) and not _sees_all_outputs(self.opt["train"]):
-            net.set_deep_supervision(False)  # outputs that no loss sees
+            net.set_deep_supervision(False)  # no loss uses these outputs
         if self.opt["dist"]:
             net = self._with_common_statistics(net)
         return super().model_to_device(net)
 
     def _with_common_statistics(self, net: nn.Module) -> nn.Module:
-        """Let BatchNorm take its statistics of the whole batch, not of each process's part. Torch can on GPUs only."""
+        """Compute BatchNorm statistics over the batches of all processes, which torch supports on GPUs only."""
         if self.device.type == "cuda":
             return nn.SyncBatchNorm.convert_sync_batchnorm(net)
         if self.is_train and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in net.modules()):
@@ -131,7 +133,7 @@ class RestorMixerModel(SRModel):
         self.grad_clip = options.get("grad_clip", DEFAULT_GRAD_CLIP)
         self._advice = memory.training_advice(self.opt)
         self.accumulate = options.get("accumulate", 1)
-        self._gathered = 0  # batches whose gradients wait for the next step
+        self._gathered = 0  # number of batches whose gradients are accumulated for the next step
         self._grad_norm: float | Tensor | None = None
         if self.device.type == "cuda":
             get_root_logger().info(set_tf32(options.get("tf32")))
@@ -148,7 +150,7 @@ class RestorMixerModel(SRModel):
             count = memory.set_checkpointing(network)
             get_root_logger().info(f"Gradient checkpointing of {count} blocks.")
         if options.get("compile"):
-            network.compile(backend=COMPILE_BACKEND, dynamic=False)  # in place; symbolic sizes take minutes
+            network.compile(backend=COMPILE_BACKEND, dynamic=False)  # in place; dynamic shapes take minutes
         super().init_training_settings()
 
     def _progressive(self, table: dict[str, Any] | None) -> ProgressivePatches | None:
@@ -169,11 +171,11 @@ class RestorMixerModel(SRModel):
 
     def get_optimizer(self, optim_type: str, params: list[dict[str, Any]], lr: float, **kwargs: Any) -> Any:
         if optim_type in FUSED_OPTIMIZERS and not kwargs.get("foreach") and not kwargs.get("differentiable"):
-            kwargs.setdefault("fused", True)  # on a GPU see _waits; on a CPU a sixth of the time for 285 small tensors
+            kwargs.setdefault("fused", True)  # see _waits; on a CPU, 6 times as fast for 285 small tensors
         return build_optimizer(optim_type, params, lr, **kwargs)
 
     def feed_data(self, data: dict[str, Any]) -> None:
-        if self.validating and self.restorer:  # the tiles go to the device one by one
+        if self.validating and self.restorer:  # tiles are moved to the device one by one
             self.lq = data["lq"]
             if "gt" in data:
                 self.gt = data["gt"]
@@ -204,10 +206,10 @@ class RestorMixerModel(SRModel):
 
     @property
     def _waits(self) -> bool:
-        """Whether the loss is read before the backward pass, and the norm of the gradient before the step.
+        """Whether the loss is read before the backward pass, and the gradient norm before the step.
 
-        On a GPU they need not be: a fused optimizer can leave out a step by itself. With ``accumulate`` they are, so
-        that the gradients of a bad batch do not reach those that wait.
+        On a GPU this is unnecessary, since a fused optimizer can skip a step itself. With ``accumulate`` it is needed
+        to keep the gradients of a bad batch out of the accumulated ones.
         """
         fused = all(group.get("fused") for group in self.optimizer_g.param_groups)
         return self.device.type != "cuda" or self.accumulate > 1 or not fused
@@ -222,7 +224,7 @@ class RestorMixerModel(SRModel):
         return dict(zip(losses, values, strict=True))
 
     def _gather_gradients(self, current_iter: int) -> dict[str, Tensor]:
-        """Add the gradients of one batch to those that wait, unless its loss is not finite."""
+        """Add the gradients of a batch to the accumulated ones if its loss is finite, and return the losses."""
         if current_iter > self.frozen_after:
             self._statistics.freeze(getattr(self, "net_g_ema", None))
         self._statistics.keep()
@@ -241,7 +243,7 @@ class RestorMixerModel(SRModel):
             self._statistics.restore()
             self.guard.skip(current_iter, self._bad_forward())
         else:
-            if self.schedule_free:  # which is not fused, so that the loss is known to be finite
+            if self.schedule_free:  # not fused, so the loss is known to be finite
                 self.schedule_free.see(self.lq)
             self.precision.backward(total)
             self._gathered += 1
@@ -261,7 +263,7 @@ class RestorMixerModel(SRModel):
         return losses
 
     def _step(self, current_iter: int) -> None:
-        """Update the weights with the mean of the gathered gradients, unless it is not finite."""
+        """Update the weights with the mean of the accumulated gradients if it is finite."""
         self.precision.unscale(self.optimizer_g)
         gradients = guard.gradients(self.net_g)
         if self._gathered > 1:
@@ -269,7 +271,7 @@ class RestorMixerModel(SRModel):
         self._gathered = 0
         norms = guard.norms_of(gradients)
         norm = torch.linalg.vector_norm(norms)
-        finite = torch.isfinite(norm)  # the same in every process, since gradients are averaged over them
+        finite = torch.isfinite(norm)  # the same in all processes, which average their gradients
         named = self.get_bare_model(self.net_g).named_parameters()
         names = [name for name, parameter in named if parameter.grad is not None]
         bad_gradient = partial(guard.bad_gradient, names, norms)
@@ -287,7 +289,7 @@ class RestorMixerModel(SRModel):
         if self.grad_clip:
             guard.clip(gradients, norm, self.grad_clip)
         self.precision.step(self.optimizer_g, None if self._waits else finite)
-        if self.ema_decay > 0:  # after a step that a GPU left out, the same weights are averaged in once more
+        if self.ema_decay > 0:  # if a GPU skipped the step, the same weights are averaged again
             steps = -(-current_iter // self.accumulate)
             self.model_ema(decay=min(self.ema_decay, (1 + steps) / (10 + steps)))
         if self._waits:
@@ -298,7 +300,7 @@ class RestorMixerModel(SRModel):
                 self.guard.count_queued()
 
     def _everywhere(self, flag: Tensor) -> Tensor:
-        """A flag that is true if it is so in all processes, which must agree on whether to run the backward pass."""
+        """Return whether a flag is true in all processes, which must agree on whether to run the backward pass."""
         if self.opt["dist"]:
             flag = flag.float()
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
@@ -306,7 +308,7 @@ class RestorMixerModel(SRModel):
 
     @torch.no_grad()
     def test(self) -> None:
-        """Restore ``lq`` in float32, on this process alone and without a compiled network, since sizes differ."""
+        """Restore ``lq`` in float32, in this process only and without ``torch.compile``, since image sizes differ."""
         network = self._tested_network()
         training, (height, width) = network.training, self.lq.shape[-2:]
         lack = memory.explain_out_of_memory(
@@ -327,19 +329,19 @@ class RestorMixerModel(SRModel):
         return self.schedule_free.averaged() if self.schedule_free else nullcontext()
 
     def gain(self) -> dict[str, dict[str, tuple[float, float]]]:
-        """Dataset -> metric -> (mean of the inputs, mean of the restored images) of the last validation."""
+        """Return dataset -> metric -> (mean of the inputs, mean of the restored images) for the last validation."""
         return {
             name: {metric: (_mean(self.input_values[name], metric), value) for metric, value in metrics.items()}
             for name, metrics in self.last_means.items()
         }
 
     def extra_state(self) -> dict[str, Any]:
-        """What a checkpoint needs besides weights, optimizer and schedule, in plain values and tensors."""
+        """Return what a checkpoint needs besides weights, optimizer and schedule, as tensors and plain values."""
         self.guard.count_queued()
         waiting = {}
         if self._gathered:
             named = self.get_bare_model(self.net_g).named_parameters()
-            scale = self.precision.loss_scale  # another one, or none, may follow
+            scale = self.precision.loss_scale  # the loss scale may differ or be disabled after resuming
             waiting = {name: (p.grad / scale).cpu() for name, p in named if p.grad is not None}
         return {
             "scaler": self.precision.extra_state(),
@@ -351,7 +353,7 @@ class RestorMixerModel(SRModel):
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Load what :meth:`extra_state` returned, including gradients that are waiting for their step."""
+        """Load the result of :meth:`extra_state`, including accumulated gradients."""
         self.precision.load_extra_state(state["scaler"])
         self.guard.load_extra_state(state["guard"])
         self._gathered = state["gathered"]
@@ -381,14 +383,14 @@ class RestorMixerModel(SRModel):
             torch._foreach_copy_([averages[name] for name in others], [current[name] for name in others])
 
     def print_network(self, net: nn.Module) -> None:
-        """Log one line instead of the whole tree."""
+        """Log one line instead of all layers."""
         bare = self.get_bare_model(net)
         count = sum(p.numel() for p in bare.parameters())
         get_root_logger().info(f"Network: {type(bare).__name__}, {count:,} parameters.")
 
 
 def _sees_all_outputs(train: dict[str, Any]) -> bool:
-    """Whether a loss of ``train`` sees the outputs at lower resolutions too."""
+    """Return whether a loss of ``train`` uses the outputs at lower resolutions."""
     return (train.get("pixel_opt") or {}).get("type") == MultiScaleDualDomainLoss.__name__
 
 

@@ -1,4 +1,4 @@
-"""What to say where the network of the option file cannot take the images of the datasets."""
+"""Messages for errors that occur if the network cannot process the images of a dataset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.memory import is_out_of_memory
 
 ABOUT_SHAPES = re.compile(r"size|shape|dimension|dims?\b|channel|length|stride", re.IGNORECASE)
-# In a RuntimeError of torch that has another cause all the same: an ended loader, or a failure of the device.
+# A RuntimeError that contains one of these has another cause: a loader process that ended, or a device failure.
 OTHER_CAUSES = ("DataLoader worker", "CUDA", "CUBLAS", "cuDNN", "NCCL")
 
 
@@ -21,15 +21,16 @@ OTHER_CAUSES = ("DataLoader worker", "CUDA", "CUBLAS", "cuDNN", "NCCL")
 def explain_shape_error(
     doing: str, images: Mapping[str, Any], unless: Callable[[BaseException], bool] = lambda error: False
 ) -> Iterator[None]:
-    """Turn torch's error about shapes that do not go together into one line.
+    """Turn torch's error about incompatible shapes into a one-line message.
 
     Args:
         doing: what the network cannot do, such as ``be trained on this batch``.
-        images: what it was given; the sizes of ``lq`` and ``gt``, (..., H, W), are shown.
-        unless: errors of another cause, which are left as they are, as those of memory, of loaders and of the device.
+        images: images that the network received; the message includes the sizes of ``lq`` and ``gt``, (..., H, W).
+        unless: function that returns whether an error has another cause. Such errors are re-raised unchanged, as are
+            errors of memory, loaders and the device.
 
     Raises:
-        UserError: a RuntimeError that speaks of shapes was raised.
+        UserError: if a RuntimeError about shapes is raised.
     """
     try:
         yield

@@ -1,7 +1,7 @@
-"""Validation and testing: restore, save and measure images, in one process or in several.
+"""Validation and testing: restore, save and measure images in one or several processes.
 
-:func:`validate` needs of a model what BasicSR's SRModel has: ``feed_data``, ``test`` and ``get_current_visuals``. The
-inputs themselves are measured for a model with the attributes of :class:`restormixer_arch.protocol.MeasuresInputs`.
+:func:`validate` needs a model with the interface of BasicSR's SRModel: ``feed_data``, ``test`` and
+``get_current_visuals``. If it is a :class:`restormixer_arch.protocol.MeasuresInputs`, the inputs are measured too.
 
 Results are also reported per label, see :mod:`.label_results`.
 """
@@ -34,14 +34,20 @@ from restormixer_arch.models.shape_errors import explain_shape_error
 from restormixer_arch.output import user_path
 from restormixer_arch.protocol import MeasuresInputs
 
-PICTURES = 4  # of each dataset that tensorboard gets
-PICTURE_SIDE = 384  # pixels at most; of a larger picture its middle is shown
+PICTURES = 4  # images per dataset that are shown in TensorBoard
+PICTURE_SIDE = 384  # largest side in pixels; larger images are center-cropped
 
 
 class Measured(NamedTuple):
-    """One restored image.
+    """The results of one restored image.
 
-    Its position in the dataset, name, label, metric -> value, the same of the input, and whether the output is finite.
+    Attributes:
+        index: position in the dataset.
+        name: file name of the input.
+        label: label of the image.
+        values: metric -> value of the restored image.
+        inputs: metric -> value of the input.
+        finite: whether the output is finite.
     """
 
     index: int
@@ -53,7 +59,7 @@ class Measured(NamedTuple):
 
 
 class ValidationStopped(Exception):
-    """Validation was aborted because training should stop."""
+    """Raised to abort a validation because training should stop."""
 
 
 def run_validation(
@@ -64,14 +70,14 @@ def run_validation(
     save_img: bool,
     stop: Callable[[], bool] | None = None,
 ) -> bool:
-    """Validate any model of BasicSR: by :func:`validate`, unless the model has a validation of its own.
+    """Validate any BasicSR model with :func:`validate`, or with the model's own method if it overrides SRModel's.
 
     Args:
         model, loader, current_iter, tb_logger, save_img: see :func:`validate`.
         stop: called before each image; if it returns True, validation is aborted.
 
     Returns:
-        False if it was aborted.
+        False if validation was aborted, else True.
     """
     kind = type(model)
     known = getattr(kind, "nondist_validation", None) in (SRModel.nondist_validation, validate)
@@ -84,7 +90,7 @@ def run_validation(
 
 
 class _StoppableLoader:
-    """A validation's loader that is left where ``stop()`` is true."""
+    """A loader that raises :class:`ValidationStopped` once ``stop()`` returns True."""
 
     def __init__(self, loader: Any, stop: Callable[[], bool]) -> None:
         self.loader, self.dataset, self._stop = loader, loader.dataset, stop
@@ -102,22 +108,22 @@ class _StoppableLoader:
 def validate(model: Any, loader: Any, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
     """Restore, save and measure the images of a loader.
 
-    Each process of a job takes every n-th image, and saves and measures it, with the first one's statistics of
-    BatchNorm; afterwards all have the means over all images in ``model.metric_results`` and
-    ``model.best_metric_results``, as BasicSR's SRModel does, and those of each dataset in ``model.last_means``.
+    Each of n processes handles every n-th image, using the BatchNorm statistics of the first process. Afterwards, all
+    processes have the means over all images in ``model.metric_results`` and ``model.best_metric_results``, as in
+    BasicSR's SRModel, and the means of each dataset in ``model.last_means``.
 
-    Where an output is not finite, all metrics of the dataset are NaN, and a warning names the images; BasicSR writes
-    NaN as black and measures that.
+    If an output is not finite, all metrics of the dataset are NaN and a warning names the images. BasicSR instead
+    writes NaN as black and measures the result.
 
     Args:
-        model: a model with the interface of SRModel; ``val`` of its options holds the metrics.
-        loader: yields single images, with ``lq_path``.
-        current_iter: of the training, or the name of a test.
-        tb_logger: takes scalars and, while training, pictures; or None.
-        save_img: write the restored images.
+        model: model with the interface of SRModel, whose options contain the metrics under ``val``.
+        loader: loader of single images with ``lq_path``.
+        current_iter: training iteration, or the name of a test.
+        tb_logger: TensorBoard writer for scalars and, during training, images; or None.
+        save_img: whether to write the restored images.
 
     Raises:
-        UserError: there are no images, or the network cannot take them.
+        UserError: if the dataset is empty or the network cannot process an image.
     """
     name, metrics = loader.dataset.opt["name"], model.opt["val"].get("metrics") or {}
     if len(loader.dataset) == 0:
@@ -147,11 +153,11 @@ def _record_means(
     current_iter: int | str,
     tb_logger: Any,
 ) -> None:
-    """Give the model the means over a dataset, log them, and keep the best ones."""
+    """Store the means over a dataset in the model, log them and update the best values."""
     means = {metric: sum(one.values[metric] for one in measured) / len(measured) for metric in metrics}
     for options in metrics.values():
         if better(options) == "lower":
-            options["better"] = "lower"  # BasicSR's models take higher where nothing is said
+            options["better"] = "lower"  # BasicSR's models default to "higher"
     model.metric_results = means
     vars(model).setdefault("last_means", {})[dataset] = means
     model._initialize_best_metric_results(dataset)
@@ -162,7 +168,7 @@ def _record_means(
 
 
 def _warn_of_broken(dataset: str, measured: list[Measured]) -> None:
-    """Warn of outputs that are not finite."""
+    """Log a warning if outputs are not finite."""
     broken = [one.name for one in measured if not one.finite]
     if broken:
         images = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
@@ -173,15 +179,16 @@ def _warn_of_broken(dataset: str, measured: list[Measured]) -> None:
 
 
 def last_means(model: Any, dataset: str, current_iter: int | str | None = None) -> dict[str, float]:
-    """Return metric -> mean of a model's last validation of a dataset.
+    """Return metric -> mean for the last validation of a dataset.
 
-    Of a model with a validation of its own these are its ``metric_results`` where they are numbers, else the best
-    values. A video model's ``metric_results`` are folder -> tensor (frames, metrics).
+    For a model with its own validation method, these are its ``metric_results`` if they are numbers and
+    ``current_iter`` is given, otherwise its best values. The ``metric_results`` of a video model are folder -> tensor
+    (frames, metrics).
 
     Args:
-        model: any model of BasicSR, after a validation.
+        model: any BasicSR model after a validation.
         dataset: name of the dataset.
-        current_iter: of the validation: values of other iterations are left out. None takes the best of any.
+        current_iter: iteration of the validation; values of other iterations are omitted. None returns all best values.
     """
     own = vars(model).get("last_means", {})
     if dataset in own:
@@ -199,10 +206,10 @@ def last_means(model: Any, dataset: str, current_iter: int | str | None = None) 
 
 @torch.no_grad()
 def _share_statistics(model: Any) -> None:
-    """Give all processes the buffers of the first one, which are those that are saved.
+    """Copy the buffers of the first process, which are the ones that are saved, to all processes.
 
-    Without SyncBatchNorm, on the CPU, each process has taken statistics of its own part of the last batch. So it has,
-    anywhere, of the batches from which a schedule-free optimizer takes those of the averaged weights.
+    Without SyncBatchNorm, that is on the CPU, each process has statistics of its own part of the last batch. On any
+    device, each process has its own batches for the statistics of a schedule-free optimizer's averaged weights.
     """
     for network in (getattr(model, name, None) for name in ("net_g", "net_g_ema")):
         for buffer in network.buffers() if network is not None else ():
@@ -212,7 +219,7 @@ def _share_statistics(model: Any) -> None:
 
 
 def _add_missing_records(records: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> None:
-    """Begin the records of metrics that a resumed training measures for the first time, or takes the other way."""
+    """Create records for metrics that are new in a resumed training run, or whose ``better`` has changed."""
     for metric, options in metrics.items():
         way = options.get("better", "higher")
         if records.get(metric, {}).get("better") != way:
@@ -220,7 +227,7 @@ def _add_missing_records(records: dict[str, Any], metrics: dict[str, dict[str, A
 
 
 def _place(model: Any) -> tuple[int, int]:
-    """Return the number of this process in its job, and the number of processes."""
+    """Return the rank of this process and the number of processes."""
     if not model.opt["dist"]:
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -229,7 +236,7 @@ def _place(model: Any) -> tuple[int, int]:
 def _restore_and_measure(
     model: Any, loader: Any, current_iter: int | str, tb_logger: Any, save_img: bool
 ) -> list[Measured]:
-    """Restore, save and measure the images of this process."""
+    """Restore, save and measure this process's share of the images."""
     dataset, options = loader.dataset, model.opt["val"]
     name, metrics = dataset.opt["name"], options.get("metrics") or {}
     rank, world_size = _place(model)
@@ -245,7 +252,7 @@ def _restore_and_measure(
     if extended:
         model.validating = True
     wrapped = getattr(model, "net_g", None)
-    if wrapped is not None:  # the forward pass of DistributedDataParallel would wait for processes that have no image
+    if wrapped is not None:  # DistributedDataParallel would wait for processes that have no image
         model.net_g = model.get_bare_model(wrapped)
     try:
         for number, item in enumerate(loader):
@@ -278,13 +285,13 @@ def _restore_and_measure(
 
 
 def _result_names(dataset: Any) -> dict[str, str]:
-    """Return image -> what names its result, of a dataset of BasicSR that lists its images."""
+    """Return image path -> name of its result for a BasicSR dataset that lists its images."""
     paths = [path for path in getattr(dataset, "paths", []) if isinstance(path, str)]
     return dict(zip(paths, result_names(paths, user_path(dataset.opt.get("dataroot_lq") or "")), strict=True))
 
 
 def _restore(model: Any, item: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the model's visuals of an item, (1, C, H, W) on the CPU, and let its tensors go."""
+    """Return the model's visuals of an item, (1, C, H, W) on the CPU, and free the model's tensors."""
     model.feed_data(item)
     model.test()
     visuals = model.get_current_visuals()
@@ -296,22 +303,22 @@ def _restore(model: Any, item: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _enlarged_input(visuals: dict[str, Tensor]) -> Tensor:
-    """The input itself, enlarged where the task is super-resolution."""
+    """Return the input, upsampled to the size of the result in super-resolution."""
     return enlarge(visuals["lq"], visuals["result"].shape[-2:])
 
 
 def _image_path(model: Any, dataset: str, stem: str, current_iter: int | str) -> str:
-    """Where SRModel writes a restored image; in a training with several sets, below the name of its set."""
+    """Return SRModel's path of a restored image; with several datasets in training, in a folder per dataset."""
     root = model.opt["path"]["visualization"]
     if model.opt["is_train"]:
         sets = [phase for phase in model.opt.get("datasets", {}) if phase != "train"]
-        folder = osp.join(root, dataset) if len(sets) > 1 else root  # two sets may have images of one name
+        folder = osp.join(root, dataset) if len(sets) > 1 else root  # two datasets may have images with the same name
         return osp.join(folder, stem, f"{stem}_{current_iter}.png")
     return osp.join(root, dataset, f"{stem}_{model.opt['val'].get('suffix') or model.opt['name']}.png")
 
 
 def _show(tb_logger: Any, title: str, visuals: dict[str, Tensor], current_iter: int | str) -> None:
-    """Show input, restored image and truth side by side."""
+    """Add the input, the restored image and the ground truth side by side to TensorBoard."""
     pictures = [_enlarged_input(visuals), visuals["result"], *([visuals["gt"]] if "gt" in visuals else [])]
     height, width = pictures[0].shape[-2:]
     top, left = max(0, height - PICTURE_SIDE) // 2, max(0, width - PICTURE_SIDE) // 2
@@ -320,7 +327,7 @@ def _show(tb_logger: Any, title: str, visuals: dict[str, Tensor], current_iter: 
 
 
 def _label(item: dict[str, Any], root: str | None) -> str:
-    """Return the label of an item; the folders above the dataset say nothing about an image."""
+    """Return the label of an item, ignoring folders above the dataset."""
     if "label" in item:
         return item["label"][0]
     path = item["lq_path"][0]
@@ -331,7 +338,7 @@ def _label(item: dict[str, Any], root: str | None) -> str:
 
 def _of_all_processes(measured: list[Measured]) -> list[Measured]:
     """Return the results of all processes, in the order of the dataset."""
-    # As bytes of the CPU: nccl and MPS would need tensors on another device, and MPS has no float64.
+    # As pickled objects: tensors would have to be on the device for NCCL and MPS, and MPS lacks float64.
     shares: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(shares, measured)
     return sorted((one for share in shares for one in share), key=lambda one: one.index)

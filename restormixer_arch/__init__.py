@@ -1,7 +1,7 @@
 """RestorMixer for BasicSR: the network of arXiv 2504.10967 with CPU and CUDA selective scans.
 
-Importing this package is cheap: torch is loaded when one of its names is first asked for, so that the
-command line can check an option file before anything heavy is imported.
+Importing this package is cheap: torch is loaded when ``RestorMixer`` or ``restore`` is first accessed, so the command
+line can check an option file before it imports anything heavy.
 """
 
 from __future__ import annotations

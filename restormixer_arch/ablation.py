@@ -1,6 +1,6 @@
-"""Variants of RestorMixer for an ablation study: fewer scans, another last norm.
+"""Variants of RestorMixer for an ablation study: fewer scans or a different last norm.
 
-Windows, the merge of the scans, deep supervision and blocks are arguments of the network itself.
+Windows, the merge of the scans, deep supervision and block counts are arguments of RestorMixer itself.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ from restormixer_arch.layers import ConvNorm
 from restormixer_arch.restormixer_arch import RestorMixer
 
 PER_DIRECTION = ("x_proj", "dt_proj", "dt_bias", "A_log", "D_skip")
-SCANS = (0, 1, 2, 4)  # directions of an EMVM block: none, S1 alone, S1 and one or all three of S3
+SCANS = (0, 1, 2, 4)  # scan directions of an EMVM block: none; S1 only; S1 and one of S3; S1 and all three of S3
 LAST_NORMS = ("zero", "one", "none")
 
 
 class RestorMixerAblation(RestorMixer):
-    """A :class:`~restormixer_arch.restormixer_arch.RestorMixer` with other scans or another last norm.
+    """A :class:`~restormixer_arch.restormixer_arch.RestorMixer` with fewer scans or a different last norm.
 
     Args:
-        scans: directions of an EMVM block. 4: all, as in RestorMixer; 2: S1 by rows and the one of S3 by columns; 1:
-            S1 alone; 0: S1 without its scan, that is, its depthwise convolution and gate. With 1 and 0, S3 is left out
-            as a whole, its convolutions too.
-        last_norm: norm of the last convolution. ``zero``: BatchNorm whose scale starts at 0, as in RestorMixer;
-            ``one``: at 1, as in the released code; ``none``: no BatchNorm, and the convolution starts at 0.
-        options: those of RestorMixer.
+        scans: number of scan directions in an EMVM block. 4: all, as in RestorMixer; 2: S1 (by rows) and one of S3 (by
+            columns); 1: S1 only; 0: S1 without its scan, only its depthwise convolution and gate. With 1 and 0, S3 is
+            removed completely, including its convolutions.
+        last_norm: norm of the last convolution. ``zero``: BatchNorm with an initial scale of 0, as in RestorMixer;
+            ``one``: initial scale of 1, as in the released code; ``none``: no BatchNorm, and convolution weights that
+            are initially 0.
+        options: arguments of RestorMixer.
 
     Shape:
-        those of RestorMixer
+        same as RestorMixer
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: if an argument is out of range.
     """
 
     def __init__(self, *, scans: int = 4, last_norm: str = "zero", **options: Any) -> None:
@@ -54,14 +55,14 @@ class RestorMixerAblation(RestorMixer):
             self.decoder.head_full = _PlainConv(self.decoder.head_full.conv)
 
     def save_pretrained(self, *arguments: Any, **options: Any) -> Path:
-        """Raises NotImplementedError: the files in a folder cannot store ``scans`` and ``last_norm``."""
+        """Raise NotImplementedError, since the files in a folder cannot store ``scans`` and ``last_norm``."""
         raise NotImplementedError("variants of an ablation are kept as .pth only, with their option file")
 
     push_to_hub = save_pretrained
 
 
 class _PlainConv(ConvNorm):
-    """A :class:`ConvNorm` without its norm, whose convolution starts at 0. Shape: that of ``conv``"""
+    """A :class:`ConvNorm` without norm and with weights that are initially 0. Shape: same as ``conv``"""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(conv)
@@ -69,18 +70,18 @@ class _PlainConv(ConvNorm):
         nn.init.zeros_(conv.weight)
 
     def fuse(self) -> None:
-        """Does nothing: there is no norm."""
+        """Do nothing, since there is no norm to fuse."""
 
 
 class _NoScan(nn.Module):
-    """Takes the place of S3. (B, H, W, C) -> a scalar 0, which is added to (B, H, W, C)"""
+    """Replacement of S3 that returns a scalar 0. (B, H, W, C) -> ()"""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.new_zeros(())
 
 
 def _identity(tokens: Tensor) -> Tensor:
-    """Takes the place of S1's scan. (B, H, W, D) -> (B, H, W, D)"""
+    """Return the tokens unchanged, as a replacement of S1's scan. (B, H, W, D) -> (B, H, W, D)"""
     return tokens
 
 

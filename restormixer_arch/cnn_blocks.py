@@ -1,4 +1,4 @@
-"""The CNN blocks of RestorMixer (arXiv 2504.10967): RDCNN at full resolution, SCM and FAM for the reduced inputs.
+"""The CNN blocks of RestorMixer (arXiv 2504.10967): RDCNN at full resolution, SCM and FAM for downsampled inputs.
 
 Shape letters: B batch, C channels, H x W size.
 """
@@ -14,10 +14,10 @@ from restormixer_arch.layers import ConvNorm, ConvNormAct, conv, gelu, rowwise
 class RDCNN(nn.Module):
     """3x3 convolution, BatchNorm, GELU, 3x3 depthwise and 1x1 convolution, BatchNorm, residual, GELU.
 
-    The paper's figure ends at the addition; the released code, and so this block, has a GELU after it.
+    The paper's figure ends at the addition; the released code and this block apply a GELU after it.
 
     Args:
-        channels: C.
+        channels: number of channels C.
 
     Shape:
         (B, C, H, W) -> (B, C, H, W)
@@ -30,7 +30,7 @@ class RDCNN(nn.Module):
         self.pointwise = ConvNorm(conv(channels, channels, 1))
         for weight in (self.conv.conv.weight, self.depthwise.weight, self.pointwise.conv.weight):
             nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
-        # The block starts as GELU(x), as the residual blocks of Goyal et al. (arXiv 1706.02677) start as the identity.
+        # The block starts as GELU(x), just as residual blocks in Goyal et al. (arXiv 1706.02677) start as the identity.
         nn.init.zeros_(self.pointwise.norm.weight)
 
     @rowwise(dim=2, halo=2)
@@ -39,13 +39,13 @@ class RDCNN(nn.Module):
 
 
 class SCM(nn.Module):
-    """Shallow convolution module: turns the reduced input image into features of a stage.
+    """Shallow convolution module: converts the downsampled input image to features of a stage.
 
     3x3, 1x1 and 3x3 convolutions with BatchNorm and GELU, a 1x1 convolution, then InstanceNorm.
 
     Args:
-        in_channels: channels of the image.
-        out_channels: C, a multiple of 4.
+        in_channels: number of image channels.
+        out_channels: number of feature channels C, a multiple of 4.
 
     Shape:
         (B, in_channels, H, W) -> (B, C, H, W)
@@ -61,16 +61,16 @@ class SCM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.norm(self.conv4(self.conv3(self.conv2(self.conv1(x)))))
-        return features.contiguous(memory_format=torch.channels_last)  # torch's InstanceNorm puts the channels first
+        return features.contiguous(memory_format=torch.channels_last)  # InstanceNorm returns channels-first
 
 
 class FAM(nn.Module):
-    """Feature attention module: the features of the input image join those of the encoder.
+    """Feature attention module: merges the features of the downsampled input image into those of the encoder.
 
-    As in the later networks of the MIMO-UNet family, a concatenation and one 3x3 convolution.
+    As in later networks derived from MIMO-UNet, this is a concatenation and a 3x3 convolution.
 
     Args:
-        channels: C of both inputs and of the output.
+        channels: number of channels C of both inputs and of the output.
 
     Shape:
         (B, C, H, W), (B, C, H, W) -> (B, C, H, W)

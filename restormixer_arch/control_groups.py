@@ -1,4 +1,4 @@
-"""The control groups of this process on Linux: the limits that containers, SLURM and systemd set for it."""
+"""The control groups of this process on Linux, in which containers, SLURM and systemd set limits."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ ROOT, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def groups(controller: str) -> Iterator[Path]:
-    """Yield the folders in which the groups of this process would be, from the root down, of version 2 and version 1.
+    """Yield possible folders of this process's control groups, versions 2 and 1, each tree from the root down.
 
     Args:
-        controller: such as ``memory``; in version 1 each has a tree of its own.
+        controller: name of a controller, such as ``memory``; in version 1, each has a separate tree.
     """
-    trees = {ROOT: "/", ROOT / controller: "/"}  # tree -> the path of the process's own group
+    trees = {ROOT: "/", ROOT / controller: "/"}  # tree -> path of the process's group
     for line in read(OWN).splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers or controller in controllers.split(","):
@@ -28,7 +28,7 @@ def groups(controller: str) -> Iterator[Path]:
 
 
 def read(file: Path) -> str:
-    """Return what a file holds, "" where there is none: of another version, or that a container does not show."""
+    """Return the text of a file, or "" if it is missing: it belongs to the other version, or a container hides it."""
     try:
         return file.read_text(encoding="utf-8").strip()
     except OSError:

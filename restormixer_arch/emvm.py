@@ -17,30 +17,30 @@ from restormixer_arch.layers import Mlp, by_rows, channels_last, conv_act, linea
 from restormixer_arch.selective_scan import selective_scan_2d
 
 SCAN_MERGES = ("paper", "official")
-DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # the time steps that delta starts at
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # range and lower bound of the initial time steps (delta)
 
 
 def _initial_dt_bias(directions: int, channels: int) -> Tensor:
-    """(K, D) biases whose softplus is log-uniform in [DT_MIN, DT_MAX], as in Mamba (arXiv 2312.00752)."""
+    """Return biases (K, D) whose softplus is log-uniform in [DT_MIN, DT_MAX], as in Mamba (arXiv 2312.00752)."""
     dt = torch.exp(torch.empty(directions, channels).uniform_(math.log(DT_MIN), math.log(DT_MAX)))
     dt = dt.clamp(min=DT_FLOOR)
     return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus
 
 
 class DirectionalScan(nn.Module):
-    """Gated selective scan of an image in one or more directions, each with its own parameters.
+    """Gated selective scan of an image in one or more directions, each with separate parameters.
 
     Args:
-        channels: C.
-        directions: K names out of ``row``, ``column``, ``row_reverse``, ``column_reverse``.
-        d_state: N.
-        expand: D = int(expand * C).
+        channels: number of channels C.
+        directions: K scan directions: ``row``, ``column``, ``row_reverse`` or ``column_reverse``.
+        d_state: number of states N.
+        expand: expansion factor; D = int(expand * C).
 
     Shape:
         (B, H, W, C) -> (B, H, W, C)
 
     Raises:
-        ValueError: ``d_state`` or D is less than 1.
+        ValueError: if ``d_state`` or D is less than 1.
     """
 
     def __init__(self, channels: int, *, directions: tuple[str, ...], d_state: int, expand: float) -> None:
@@ -55,7 +55,7 @@ class DirectionalScan(nn.Module):
         self.in_proj = nn.Linear(channels, inner, bias=False)
         self.gate_proj = nn.Linear(channels, inner, bias=False)
         self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
-        bound = inner**-0.5  # that of nn.Linear(inner, ...)
+        bound = inner**-0.5  # as in nn.Linear(inner, ...)
         self.x_proj = nn.Parameter(torch.empty(count, rank + 2 * d_state, inner).uniform_(-bound, bound))
         self.dt_proj = nn.Parameter(torch.empty(count, inner, rank).uniform_(-(rank**-0.5), rank**-0.5))
         self.dt_bias = nn.Parameter(_initial_dt_bias(count, inner))
@@ -75,17 +75,17 @@ class DirectionalScan(nn.Module):
         return linear_act(self.out_proj, self.norm(y) * linear_act(self.gate_proj, x, "swish"))
 
     def merge_scans(self, tokens: Tensor) -> Tensor:
-        """The sum of the scans over all directions. (B, H, W, D) -> (B, H, W, D)"""
+        """Return the sum of the scans over all directions. (B, H, W, D) -> (B, H, W, D)"""
         return self.scan(tokens)
 
     def scan(self, tokens: Tensor, chosen: slice = slice(None)) -> Tensor:
-        """The sum of the scans over the ``chosen`` directions. (B, H, W, D) -> (B, H, W, D)"""
+        """Return the sum of the scans over the ``chosen`` directions. (B, H, W, D) -> (B, H, W, D)"""
         x_proj = self.x_proj[chosen]
-        # Every direction reads the same tokens, so that one product gives dt, B and C of all.
+        # All directions read the same tokens, so one product computes dt, B and C for all of them.
         projected = linear(tokens, rearrange(x_proj, "k e d -> (k e) d"))
         projected = rearrange(projected, "b h w (k e) -> b h w k e", k=len(x_proj))  # (B, H, W, K, R + 2N)
         dt, b, c = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        precise = torch.promote_types(tokens.dtype, torch.float32)  # the state is never below float32
+        precise = torch.promote_types(tokens.dtype, torch.float32)  # the state has at least float32 precision
         return selective_scan_2d(
             tokens,
             delta=torch.einsum("bhwkr,kdr->bhwkd", dt, self.dt_proj[chosen]),
@@ -102,18 +102,18 @@ class StridedScan(DirectionalScan):
     """S3: three scans at half the stage's resolution, between a strided and a transposed depthwise convolution.
 
     Args:
-        channels: C.
-        d_state: N.
-        expand: D = int(expand * C).
-        scan_merge: ``paper`` sums the three scans. ``official`` does what the released code does, where a bug replaces
-            the column-backward output by the row-backward one, read as (W, H) and transposed, so that the
-            column-backward direction never trains.
+        channels: number of channels C.
+        d_state: number of states N.
+        expand: expansion factor; D = int(expand * C).
+        scan_merge: ``paper`` sums the three scans. ``official`` reproduces a bug of the released code: the
+            column-backward output is replaced by the row-backward output, read as (W, H) and transposed, so the
+            column-backward direction is never trained.
 
     Shape:
         (B, H, W, C) -> (B, H, W, C), H and W even
 
     Raises:
-        ValueError: ``scan_merge`` is neither of the two.
+        ValueError: if ``scan_merge`` is unknown.
     """
 
     DIRECTIONS = ("column", "row_reverse", "column_reverse")
@@ -142,8 +142,8 @@ class EMVM(nn.Module):
     """Two sub-layers with learned skip scales: scans at two resolutions (S1 and S3), then an MLP.
 
     Args:
-        channels: C.
-        d_state: N, states of a scan.
+        channels: number of channels C.
+        d_state: number of states N of a scan.
         expand: inner channels of a scan as a multiple of C.
         scan_merge: see :class:`StridedScan`.
 

@@ -1,4 +1,4 @@
-"""Keep other processes out of a folder that this one writes into."""
+"""Locks that keep other processes out of a folder while this process writes into it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import TextIO
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import note, shown_path
 
-LOCK = ".lock"  # in a folder that a process is writing into
+LOCK = ".lock"  # lock file in a folder that is being written to
 
 
 class FolderLock:
     """Locks on folders.
 
-    Args:
-        instead: what the user may choose where another process has a folder.
+    Each is a system lock on the file ``.lock``. It is released when the process ends for any reason, and is not
+    inherited by loader processes. If the system or file system does not support such locks, nothing is locked.
 
-    Each is a lock of the system on the file ``.lock``, which ends with the process, however that ends, and which loader
-    processes do not inherit. Where the system or the file system has no such locks, nothing is locked.
+    Args:
+        instead: alternative that the error message suggests if another process has locked a folder.
     """
 
     def __init__(self, instead: str = "another name") -> None:
@@ -31,10 +31,10 @@ class FolderLock:
         self._files: list[TextIO] = []
 
     def take(self, folder: str | Path) -> None:
-        """Lock the folder, if it is there and can be written into: what is prepared on a read-only disk may be used.
+        """Lock a folder if it exists and is writable, so that data on a read-only disk can still be used.
 
         Raises:
-            UserError: another process has it; the message names it.
+            UserError: if another process has locked it; the message names the process.
         """
         try:
             import fcntl
@@ -49,14 +49,14 @@ class FolderLock:
         except PermissionError:
             note(f"{shown_path(place)} is another user's, so that the folder is not locked")
             return
-        if is_new:  # whoever may write into the folder may lock it
+        if is_new:  # anyone with write access to the folder may lock it
             with suppress(OSError):
                 place.chmod(0o600 | Path(folder).stat().st_mode & 0o666)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                file.close()  # a file system without locks
+                file.close()  # the file system does not support locks
                 return
             file.seek(0)
             owner = file.read().strip() or "another process"

@@ -1,7 +1,7 @@
-"""A network in a folder or on the Hugging Face Hub: ``model.safetensors``, ``config.json`` and a model card.
+"""Loading and saving of networks in folders and on the Hugging Face Hub: weights, configuration and model card.
 
-The files are those of huggingface_hub's ``PyTorchModelHubMixin``, so each can read what the other wrote.
-huggingface_hub is imported only to fetch or upload something: a folder is read and written without it.
+The files ``model.safetensors``, ``config.json`` and ``README.md`` are compatible with ``PyTorchModelHubMixin`` of
+huggingface_hub in both directions. huggingface_hub is imported only for downloads and uploads, not for folders.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-LATEST_WEIGHTS = "net_g_latest.pth"  # of a training, in its folder models
+LATEST_WEIGHTS = "net_g_latest.pth"  # weights of a training run, in its folder ``models``
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".onnx")  # of files, which no name of a repository ends in
+SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".onnx")  # suffixes of files; repository names do not end in them
 CARD_TEXT = """---
 license: {license}
 library_name: restormixer
@@ -58,7 +58,7 @@ network = RestorMixer.from_pretrained({name!r})  # (B, {channels}, H, W) in [0, 
 
 
 class HubMixin:
-    """``from_pretrained``, ``save_pretrained`` and ``push_to_hub`` of a network."""
+    """Mixin that adds ``from_pretrained``, ``save_pretrained`` and ``push_to_hub`` to a network."""
 
     @classmethod
     def from_pretrained(
@@ -71,22 +71,22 @@ class HubMixin:
         force_download: bool = False,
         local_files_only: bool = False,
     ) -> Self:
-        """Build the network of a folder or repository and load its weights.
+        """Build a network from a folder or repository and load its weights.
 
         Args:
-            name: a folder with ``model.safetensors``, such a file itself, or a repository ``organization/name``. What
-                exists on this computer is taken first.
+            name: folder with ``model.safetensors``, a ``.safetensors`` file, or repository ``organization/name``. Local
+                files take precedence.
             revision: branch, tag or commit of the repository.
-            cache_dir: where repositories are kept; by default huggingface_hub's own place.
-            token: for private repositories; by default the one of ``hf auth login``.
-            force_download: fetch again what is in the cache.
-            local_files_only: take what is in the cache, without the network.
+            cache_dir: cache folder of repositories; by default that of huggingface_hub.
+            token: access token for private repositories; by default that of ``hf auth login``.
+            force_download: download files again even if they are in the cache.
+            local_files_only: use only files in the cache, without internet access.
 
         Returns:
-            The network in eval mode, on the CPU.
+            The network in eval mode on the CPU.
 
         Raises:
-            UserError: it cannot be found, fetched or read.
+            UserError: if the network cannot be found, downloaded or read.
         """
         fetching = {"revision": revision, "cache_dir": cache_dir, "token": token}
         path = locate(name, **fetching, force_download=force_download, local_files_only=local_files_only)
@@ -100,11 +100,11 @@ class HubMixin:
             raise UserError(f"{name}: no {cls.__name__} can be built from it ({reason})") from error
 
     def save_pretrained(self, folder: str | Path, *, license: str = "apache-2.0") -> Path:
-        """Write the network to a folder; what was there before is replaced, except for ``README.md``.
+        """Write the network to a folder. Existing files are replaced, except for ``README.md``.
 
         Args:
-            folder: made if it is missing.
-            license: of the weights, as the model card names it.
+            folder: output folder; it is created if it is missing.
+            license: license of the weights for the model card.
 
         Returns:
             The folder.
@@ -124,21 +124,21 @@ class HubMixin:
         revision: str | None = None,
         token: str | None = None,
     ) -> str:
-        """Upload the network; the repository is made if it is missing, and a model card that is there stays.
+        """Upload the network. The repository is created if it is missing, and an existing model card is kept.
 
         Args:
-            repo_id: the repository, ``organization/name``.
-            license: of the weights, as the model card names it.
-            commit_message: of the commit.
-            private: for a repository that is made; by default what the organization has set.
-            revision: the branch; ``main`` by default.
-            token: by default the one of ``hf auth login``.
+            repo_id: repository, ``organization/name``.
+            license: license of the weights for the model card.
+            commit_message: message of the commit.
+            private: whether a new repository is private; by default the organization's setting.
+            revision: branch; ``main`` by default.
+            token: access token; by default that of ``hf auth login``.
 
         Returns:
             The URL of the commit.
 
         Raises:
-            UserError: huggingface_hub is not installed, or the upload fails.
+            UserError: if huggingface_hub is not installed or the upload fails.
         """
         with _errors_of_the_hub(repo_id, "uploaded"), tempfile.TemporaryDirectory() as folder:
             from huggingface_hub import HfApi
@@ -163,14 +163,14 @@ def locate(
     force_download: bool = False,
     local_files_only: bool = False,
 ) -> Path:
-    """Return the file of the weights that a user named: a file, a folder, or a repository, which is fetched.
+    """Return the weight file for a name that the user gave; a file of a repository is downloaded.
 
     Args:
-        name: what exists on this computer is taken first.
+        name: file, folder or repository; local files take precedence.
         revision, cache_dir, token, force_download, local_files_only: see :meth:`HubMixin.from_pretrained`.
 
     Raises:
-        UserError: there is no such file, or it cannot be fetched.
+        UserError: if the file does not exist or cannot be downloaded.
     """
     if found := find_here(name):
         return found
@@ -185,15 +185,15 @@ def locate(
         try:
             hf_hub_download(repo_id, CONFIG, **settings, local_files_only=local_files_only)
         except EntryNotFoundError:
-            pass  # our weights hold it all
+            pass  # weights written by this project need no configuration
         return Path(file)
 
 
 def find_here(name: str | Path) -> Path | None:
-    """Return the file of the weights that a user named, None where it can only be a repository.
+    """Return the local weight file for a name that the user gave, or None if it can only be a repository.
 
     Raises:
-        UserError: it can be neither.
+        UserError: if it is neither a weight file nor a possible repository name.
     """
     path = user_path(name)
     if path.is_file() or (path / WEIGHTS).is_file():
@@ -223,7 +223,7 @@ def _may_hold_weights(path: Path) -> bool:
 
 @contextmanager
 def _errors_of_the_hub(repo_id: str, done: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into UserErrors."""
+    """Turn errors of huggingface_hub into UserErrors."""
     try:
         from huggingface_hub import errors
     except ImportError as error:
@@ -232,10 +232,10 @@ def _errors_of_the_hub(repo_id: str, done: str) -> Iterator[None]:
             "pip install 'restormixer[hub]'"
         ) from error
     at = f"{repo_id}: cannot be {done}"
-    import_module("huggingface_hub.utils.logging")  # loaded later, it would set the level itself
+    import_module("huggingface_hub.utils.logging")  # importing it later would reset the level
     log = logging.getLogger("huggingface_hub")
     level = log.level
-    log.setLevel(logging.ERROR)  # without a line for each time that it tries again
+    log.setLevel(logging.ERROR)  # hides the messages about retries
     try:
         yield
     except errors.GatedRepoError as error:
@@ -261,10 +261,10 @@ def _errors_of_the_hub(repo_id: str, done: str) -> Iterator[None]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a file on the CPU, by name.
+    """Read the tensors of a safetensors file to the CPU, by name.
 
     Raises:
-        UserError: it is damaged, or cannot be read.
+        UserError: if the file is damaged or cannot be read.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -276,7 +276,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def to_safetensors(network: nn.Module) -> bytes:
-    """Return a RestorMixer as the content of a file: its tensors, and the options that they do not show."""
+    """Return a RestorMixer in safetensors format: its tensors, and the options that these do not show."""
     from safetensors.torch import save
 
     state = add_stamp(network.state_dict(), network)
@@ -284,12 +284,13 @@ def to_safetensors(network: nn.Module) -> bytes:
 
 
 def network_options(network: type[nn.Module], weights: Path, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Return the arguments of a network from ``config.json`` beside its weights, or None if there is no such file.
+    """Return the arguments of a network from ``config.json`` next to its weights, or None if that file is missing.
 
-    What the weights themselves show counts more; only files without a stamp leave something to the configuration.
+    Options that the weights show take precedence. The configuration supplies ``deep_supervision`` and, for weights
+    without a stamp, heads, window size and scan merge.
 
     Raises:
-        ValueError: the file is no JSON object, or ``state`` is not that of a RestorMixer.
+        ValueError: if the file is not a JSON object, or ``state`` is not the state dict of a RestorMixer.
     """
     path = weights.with_name(CONFIG)
     if weights.name != WEIGHTS or not path.is_file():
@@ -305,7 +306,7 @@ def network_options(network: type[nn.Module], weights: Path, state: Mapping[str,
 
 
 def _write(network: nn.Module, folder: Path, name: str, license: str) -> None:
-    """Write weights, configuration and, unless there is one, the model card."""
+    """Write weights, configuration and, unless it exists, the model card."""
     options = options_from_weights(add_stamp(network.state_dict(), network))
     config = {**options, "deep_supervision": network.deep_supervision}
     tags = ["image-restoration", "restormixer", *(["super-resolution"] if network.upscale > 1 else [])]

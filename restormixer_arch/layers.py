@@ -1,4 +1,4 @@
-"""Layers that more than one block uses: convolution with norm, MLP, padding, and work in strips of rows.
+"""Layers shared by several blocks: convolution with norm, MLP, padding, and computation in strips of rows.
 
 Shape letters: B batch, C channels, H x W size.
 """
@@ -19,25 +19,25 @@ from torch.utils.flop_counter import register_flop_formula
 
 from restormixer_arch.native import blocks as native_blocks
 
-STRIP_ELEMENTS = 1 << 21  # 8 MB of float32: fits the last-level cache
-GPU_STRIP_ELEMENTS = 1 << 25  # 128 MB of float32: takes much longer than to launch its kernels
+STRIP_ELEMENTS = 1 << 21  # 8 MiB of float32: fits into the last-level cache
+GPU_STRIP_ELEMENTS = 1 << 25  # 128 MiB of float32: computation takes much longer than kernel launches
 
 
 def by_rows(
     function: Callable[..., Tensor], *features: Tensor, dim: int = 1, multiple: int = 1, halo: int = 0
 ) -> Tensor:
-    """Return ``function(*features)``, computed in strips of rows where no gradient is wanted, to save memory.
+    """Return ``function(*features)``, computed in strips of rows to save memory if gradients are off.
 
     Args:
-        function: keeps the height of its inputs. A row of its output depends only on the rows of its group of
-            ``multiple`` rows, and on ``halo`` rows above and below.
-        features: one or more tensors of the same shape apart from the channels.
-        dim: the dimension of the height: 1 for (B, H, W, C), 2 for (B, C, H, W).
-        multiple: rows that belong together.
-        halo: further rows on each side that a row of the output depends on.
+        function: function that keeps the height of its inputs. A row of its output depends only on the rows in its
+            group of ``multiple`` rows, and on ``halo`` rows above and below.
+        features: one or more tensors with the same shape apart from the channels.
+        dim: dimension of the height: 1 for (B, H, W, C), 2 for (B, C, H, W).
+        multiple: number of rows in a group.
+        halo: number of additional rows on each side that a row of the output depends on.
 
     Shape:
-        that of ``function``
+        same as ``function``
     """
     height = features[0].shape[dim]
     most = STRIP_ELEMENTS if features[0].device.type == "cpu" else GPU_STRIP_ELEMENTS
@@ -58,13 +58,13 @@ def by_rows(
 
 
 def rowwise(*, dim: int = 1, multiple: int | str = 1, halo: int = 0) -> Callable:
-    """Decorate a ``forward`` to run by :func:`by_rows`.
+    """Return a decorator that runs a ``forward`` method with :func:`by_rows`.
 
-    Where the module or a part of it, such as a norm, trains, it runs on the whole batch, which BatchNorm needs.
+    If the module or a submodule, such as a norm, is in training mode, complete images are used, as BatchNorm needs.
 
     Args:
         dim, halo: see :func:`by_rows`.
-        multiple: see :func:`by_rows`; a string names the attribute of the module that holds it.
+        multiple: see :func:`by_rows`; a string is the name of the module's attribute that holds the number.
     """
 
     def decorate(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -91,21 +91,22 @@ def _has_hooks(layer: nn.Module) -> bool:
 
 
 def _overwrites(source: nn.Module | None) -> bool:
-    """Whether an activation may run in place: gradients are off, and no hook on ``source``, the layer that made its
-    input, can have kept that tensor.
+    """Return whether an activation may run in place.
+
+    It may if gradients are off and ``source``, the layer that computed its input, has no hook that could keep it.
     """
     return not torch.is_grad_enabled() and (source is None or not _has_hooks(source))
 
 
 def gelu(x: Tensor, source: nn.Module | None = None) -> Tensor:
-    """GELU, in place where :func:`_overwrites` allows it."""
+    """Apply GELU, in place if :func:`_overwrites` allows it."""
     if native_blocks.usable(x):
         return native_blocks.gelu_(x) if _overwrites(source) else native_blocks.gelu(x)
     return torch.ops.aten.gelu_(x) if _overwrites(source) else F.gelu(x)
 
 
 def silu(x: Tensor, source: nn.Module | None = None) -> Tensor:
-    """SiLU, in place where :func:`_overwrites` allows it."""
+    """Apply SiLU, in place if :func:`_overwrites` allows it."""
     return F.silu(x, inplace=_overwrites(source))
 
 
@@ -117,23 +118,25 @@ def _has_onednn() -> bool:
 
 
 ONEDNN = _has_onednn()
-ACTIVATIONS = {"none": lambda x, source=None: x, "gelu": gelu, "swish": silu}  # by oneDNN's names
+ACTIVATIONS = {"none": lambda x, source=None: x, "gelu": gelu, "swish": silu}  # under oneDNN's names
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer only computes its formula with its weight and bias, so that a kernel may take its place.
+    """Return whether a layer only applies its weight and bias, so a kernel may replace it.
 
-    Its class is torch's own, not that of an adapter or a quantized layer, and nothing has hooked into it, as spectral
-    norm, pruning and counters of operations do, or replaced its ``forward``.
+    Its class must be torch's own, not that of an adapter or a quantized layer. It must not have hooks, which spectral
+    norm, pruning and operation counters use, a replaced ``forward``, or padding other than zeros.
     """
     plain = type(layer) in (nn.Linear, nn.Conv2d, nn.BatchNorm2d) and "forward" not in layer.__dict__
     return plain and not _has_hooks(layer) and getattr(layer, "padding_mode", "zeros") == "zeros"
 
 
 def _fuses(x: Tensor, layer: nn.Module | None = None) -> bool:
-    """Whether oneDNN can add a residual or apply an activation while it writes a result: without a gradient, which
-    these operators of torch lack, and in place of a plain layer. Plain products go to it too: with odd numbers of
-    channels they are up to 1.6 times as fast there."""
+    """Return whether oneDNN can add a residual or apply an activation while it writes a result.
+
+    It can if gradients are off, since these operators of torch have none, and the layer is plain. It is also used for
+    products without either, which are up to 1.6 times as fast for odd numbers of channels.
+    """
     allowed = ONEDNN and torch.backends.mkldnn.enabled and not torch.is_grad_enabled()
     return allowed and native_blocks.on_cpu(x) and (layer is None or _is_plain(layer))
 
@@ -145,17 +148,17 @@ def conv_act(
     fused: tuple[Tensor, Tensor] | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """A convolution, plus ``residual``, then an activation of ACTIVATIONS.
+    """Apply a convolution, add ``residual``, and apply an activation.
 
     Args:
-        conv: with its own weight and bias, or with those of ``fused`` in their place.
-        x: its input.
-        activation: a name in ACTIVATIONS.
-        fused: weight and bias.
-        residual: of the shape of the output.
+        conv: convolution layer.
+        x: input of the layer.
+        activation: name in ACTIVATIONS.
+        fused: weight and bias that replace those of the layer.
+        residual: tensor with the shape of the output.
 
     Shape:
-        that of ``conv``
+        same as ``conv``
     """
     weight, bias = fused or (conv.weight, conv.bias)
     if _fuses(x, conv):
@@ -171,14 +174,14 @@ def conv_act(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
-    """A product with a weight (C', C), then an activation of ACTIVATIONS. (..., C) -> (..., C')"""
+    """Multiply by a weight (C', C) and apply an activation of ACTIVATIONS. (..., C) -> (..., C')"""
     if _fuses(x):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
     return ACTIVATIONS[activation](F.linear(x, weight, bias))
 
 
 def linear_act(layer: nn.Linear, x: Tensor, activation: str = "none") -> Tensor:
-    """A linear layer, then an activation of ACTIVATIONS. (..., C) -> (..., C')"""
+    """Apply a linear layer and an activation of ACTIVATIONS. (..., C) -> (..., C')"""
     if _fuses(x, layer):
         return linear(x, layer.weight, layer.bias, activation)
     return ACTIVATIONS[activation](layer(x), layer)
@@ -189,7 +192,7 @@ if ONEDNN:
     @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
     def _convolution_flops(x: Any, *shapes: Any, out_shape: Sequence[int], **_: Any) -> int:
         weight, bias = shapes[:2]
-        if bias is not None and len(bias) == 4:  # a residual comes before the weight
+        if bias is not None and len(bias) == 4:  # the residual is passed before the weight
             weight = bias
         return 2 * math.prod(weight[1:]) * math.prod(out_shape)
 
@@ -204,10 +207,10 @@ def channels_last(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def pad(x: Tensor, right: int, bottom: int) -> Tensor:
-    """Pad an image at the right and bottom by reflection; beyond a whole reflection, repeat the edge.
+    """Pad an image at the right and bottom by reflection; beyond a full reflection, repeat the edge.
 
     Shape:
-        (B, C, H, W) -> (B, C, H + bottom, W + right); ``x`` itself where there is nothing to pad
+        (B, C, H, W) -> (B, C, H + bottom, W + right); ``x`` itself if no padding is needed
     """
     height, width = x.shape[-2:]
     reflected = (0, min(right, width - 1), 0, min(bottom, height - 1))
@@ -218,30 +221,30 @@ def pad(x: Tensor, right: int, bottom: int) -> Tensor:
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """:func:`pad` to a height and width that are multiples of ``multiple``. (B, C, H, W) -> (B, C, H', W')"""
+    """Pad height and width to multiples of ``multiple`` with :func:`pad`. (B, C, H, W) -> (B, C, H', W')"""
     height, width = x.shape[-2:]
     return pad(x, right=-width % multiple, bottom=-height % multiple)
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, bias: bool = False) -> nn.Conv2d:
-    """A convolution with an odd kernel, padded so that stride 1 keeps the size and stride 2 halves it."""
+    """Return a convolution with an odd kernel, padded so that stride 1 keeps the size and stride 2 halves it."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=bias)
 
 
 def _fuse_again(module: ConvNorm, keys: object) -> None:
-    """After other weights were loaded, by whichever module around this one."""
+    """Update the fused weights after weights were loaded, also through a parent module."""
     if module.fused_weight is not None:
         module.fuse()
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, then BatchNorm; after :meth:`fuse` a single convolution.
+    """Convolution without bias, then BatchNorm; a single convolution after :meth:`fuse`.
 
     Args:
-        conv: an ``nn.Conv2d`` or ``nn.ConvTranspose2d`` without bias, since BatchNorm would cancel it.
+        conv: an ``nn.Conv2d`` or ``nn.ConvTranspose2d`` without bias, which BatchNorm would cancel.
 
     Shape:
-        that of ``conv``; a ``residual`` of that shape is added to the result
+        same as ``conv``; a ``residual`` with the shape of the output is added to the result
     """
 
     def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
@@ -262,7 +265,7 @@ class ConvNorm(nn.Module):
         return y if residual is None else residual + y
 
     def fuse(self) -> None:
-        """Fold the running statistics of the norm into the convolution, for inference; :meth:`train` undoes it."""
+        """Fold the norm with its running statistics into the convolution for inference; ``train()`` undoes it."""
         norm, transposed = self.norm, isinstance(self.conv, nn.ConvTranspose2d)
         weight, bias = fuse_conv_bn_weights(
             self.conv.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias, transposed
@@ -276,10 +279,10 @@ class ConvNorm(nn.Module):
 
 
 class ConvNormAct(ConvNorm):
-    """:class:`ConvNorm`, then GELU.
+    """:class:`ConvNorm` followed by GELU.
 
     Shape:
-        that of ``conv``
+        same as ``conv``
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -290,13 +293,13 @@ class ConvNormAct(ConvNorm):
         y = self.conv(x)
         if self.norm.training or not native_blocks.usable(y) or not _is_plain(self.norm):
             return gelu(self.norm(y), source=self.norm)
-        norm = self.norm  # its statistics stay: a scale and a shift
+        norm = self.norm  # with fixed statistics, it is a scale and a shift
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         return native_blocks.gelu(y, scale, norm.bias - norm.running_mean * scale)
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, Linear on the last dimension.
+    """Linear layer, GELU and linear layer on the last dimension.
 
     Shape:
         (..., channels) -> (..., channels)

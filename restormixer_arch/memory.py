@@ -1,4 +1,4 @@
-"""The memory of this process: its peak, freed memory that the C library keeps, the lack of it, and amounts in bytes."""
+"""Memory of this process: peak and available memory, freed memory, out-of-memory errors, and parsing of amounts."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 from restormixer_arch.control_groups import groups, read
 
 MEMINFO = Path("/proc/meminfo")
-GROUPS = (  # limit, what is held, and the line of memory.stat that says how much of it is a cache of files
+GROUPS = (  # limit, memory in use, and the line of memory.stat with the size of the file cache in it
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-MAX_KEPT_BYTES = 100 << 20  # bytes; with larger ones kept too, gaps between them cost more memory than they save time
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+MAX_KEPT_BYTES = 100 << 20  # in bytes; keeping larger blocks too is not worth the memory lost in gaps between them
 OPENCV_NO_MEMORY = -4  # cv2.Error.StsNoMem
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
-OUT_OF_MEMORY += ("could not create a primitive",)  # oneDNN's
+OUT_OF_MEMORY += ("could not create a primitive",)  # of oneDNN
 OUT_OF_MEMORY += ("cublas_status_alloc_failed", "cudnn_status_alloc_failed")
-OUT_OF_MEMORY += ("failed to allocate memory", "bad allocation", "bad_alloc")  # onnxruntime's, and C++'s own
+OUT_OF_MEMORY += ("failed to allocate memory", "bad allocation", "bad_alloc")  # of ONNX Runtime and C++
 
 
 def peak_bytes() -> int | None:
-    """The most memory that this process has held, since :func:`reset_peak` on Linux; None if it is not known."""
+    """Return the peak memory of this process in bytes, on Linux since :func:`reset_peak`, or None if it is unknown."""
     if (peak := _status("VmHWM")) is not None:
         return peak
     try:
@@ -37,12 +37,12 @@ def peak_bytes() -> int | None:
 
 
 def available_bytes(*, swap: bool = False) -> int | None:
-    """The memory that is free, up to the limits of the process's control groups, as a container or SLURM sets them.
+    """Return the available memory in bytes within the limits of the process's control groups (containers, SLURM).
 
-    A cache of files counts as free, as the kernel drops it. None if it is not known: only Linux shows it.
+    The file cache counts as available, since the kernel can drop it. None if unknown; only Linux reports it.
 
     Args:
-        swap: count the free swap space of the machine, too.
+        swap: whether to include the machine's free swap space.
     """
     try:
         text = MEMINFO.read_text()
@@ -61,19 +61,19 @@ def available_bytes(*, swap: bool = False) -> int | None:
 
 
 def resident_bytes() -> int | None:
-    """The memory that this process holds now; None if it is not known: only Linux tells."""
+    """Return the current memory of this process in bytes, or None if it is unknown; only Linux reports it."""
     return _status("VmRSS")
 
 
 def _status(name: str) -> int | None:
-    """An amount of Linux's /proc/self/status in bytes, or None."""
+    """Return an amount of /proc/self/status in bytes, or None if it is missing."""
     status = Path("/proc/self/status")
     lines = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.exists() else {}
     return int(lines[name].split()[0]) * 1024 if name in lines else None
 
 
 def reset_peak() -> bool:
-    """Set the peak to what is held now. Returns whether the system can: only Linux."""
+    """Reset the peak to the current memory, and return whether the system supports this; only Linux does."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -82,14 +82,14 @@ def reset_peak() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Reuse the memory of freed tensors up to 100 MB instead of returning it to the system; glibc only.
+    """Reuse the memory of freed tensors up to 100 MiB instead of returning it to the system; glibc only.
 
-    By default glibc maps every tensor above 32 MB again and unmaps it when it is freed, and the kernel clears each
-    page at its first use: more than half of the time of a forward pass at 1024x1024. The setting holds for the whole
-    process, so a command may make it and a library must not.
+    By default, glibc maps memory for every tensor above 32 MiB and unmaps it when the tensor is freed, and the kernel
+    clears each page at its first use. This takes more than half of the time of a forward pass at 1024x1024. The setting
+    affects the complete process, so a command may change it but a library must not.
 
     Returns:
-        Whether the C library accepted it.
+        Whether the C library accepted the setting.
     """
     mallopt = _glibc("mallopt")
     return mallopt is not None and all(
@@ -99,10 +99,10 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> bool:
-    """Return the memory of freed objects to the system, so that what is held is in use; glibc only.
+    """Return the memory of freed objects to the system, so the process holds only memory in use; glibc only.
 
     Returns:
-        Whether the C library can.
+        Whether the C library supports it.
     """
     trim = _glibc("malloc_trim")
     if trim is None:
@@ -112,15 +112,15 @@ def release_freed_memory() -> bool:
 
 
 def _glibc(name: str) -> ctypes._CFuncPtr | None:
-    """A function of glibc, or None where there is another C library."""
+    """Return a function of the C library, or None if it is missing or this is not Linux."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of ``3G``, ``800M``, ``1.5GB`` or ``3000000000``; the units are powers of 1000.
+    """Return the number of bytes in ``3G``, ``800M``, ``1.5GB`` or ``3000000000``; units are powers of 1000.
 
     Raises:
-        ValueError: it is none of these, 0, or too large.
+        ValueError: if the text has another format, or the number is 0 or too large.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
     try:
@@ -133,13 +133,13 @@ def parse_bytes(text: str) -> int:
 
 
 def format_bytes(size: float) -> str:
-    """A number of bytes as ``1.50 GB``."""
+    """Format a number of bytes as ``1.50 GB``."""
     return f"{size / 1e9:.2f} GB"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error of torch, OpenCV or Python is a lack of memory, on the CPU or a GPU."""
-    torch = sys.modules.get("torch")  # which is not imported for this: it may be what is missing
+    """Return whether an error of torch, OpenCV or Python is due to a lack of CPU or GPU memory."""
+    torch = sys.modules.get("torch")  # not imported here, since torch may be missing
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.cuda.OutOfMemoryError)):
         return True
     if type(error).__module__ == "cv2" and getattr(error, "code", 0) == OPENCV_NO_MEMORY:

@@ -1,7 +1,7 @@
 """MWSA, the multi-scale window self-attention block of RestorMixer (arXiv 2504.10967).
 
-"Multi-scale" is across blocks: the i-th block of a stage attends in windows of 8 (i + 1) pixels. There is no
-shift, no relative position bias and no mask.
+"Multi-scale" refers to the sequence of blocks: the i-th block of a stage, from i = 0, attends in windows of 8 (i + 1)
+pixels by default. There is no shift, no relative position bias and no mask.
 
 Shape letters: B batch, H x W size of the stage, C channels, w window side, G windows in the batch, T = w * w.
 """
@@ -17,31 +17,31 @@ from restormixer_arch.native import blocks as native_blocks
 
 
 def to_windows(x: Tensor, side: int) -> Tensor:
-    """Cut an image into windows, after padding it with zeros at the right and bottom. (B, H, W, C) -> (G, T, C)"""
+    """Pad an image with zeros at the right and bottom and split it into windows. (B, H, W, C) -> (G, T, C)"""
     x = F.pad(x, (0, 0, 0, -x.shape[2] % side, 0, -x.shape[1] % side))
     return rearrange(x, "b (rows i) (columns j) c -> (b rows columns) (i j) c", i=side, j=side)
 
 
 def from_windows(windows: Tensor, like: Tensor, side: int) -> Tensor:
-    """Put windows back in place and crop the padding. (G, T, C) -> (B, H, W, C), the shape of ``like``"""
+    """Reassemble windows to an image and crop the padding. (G, T, C) -> (B, H, W, C), the shape of ``like``"""
     height, width = like.shape[1:3]
     counts = {"rows": -(-height // side), "columns": -(-width // side)}
     x = rearrange(windows, "(b rows columns) (i j) c -> b (rows i) (columns j) c", **counts, i=side)
-    return x[:, :height, :width].contiguous()  # channels-last convolutions follow
+    return x[:, :height, :width].contiguous()  # followed by channels-last convolutions
 
 
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside each window.
 
     Args:
-        channels: C, a multiple of ``heads``.
+        channels: number of channels C, a multiple of ``heads``.
         heads: number of attention heads.
 
     Shape:
         (G, T, C) -> (G, T, C)
 
     Raises:
-        ValueError: ``channels`` is not a multiple of ``heads``.
+        ValueError: if ``channels`` is not a multiple of ``heads``.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -64,20 +64,20 @@ class WindowAttention(nn.Module):
 class MWSA(nn.Module):
     """Window self-attention and MLP, both pre-norm and residual, on channels-last features.
 
-    The features are padded with zeros on the right and at the bottom to whole windows *before* the LayerNorm, and
-    the padded tokens take part in the attention as any other, as in the released code.
+    The features are padded to complete windows with zeros at the right and bottom *before* the LayerNorm. As in the
+    released code, the padded tokens take part in the attention like all others.
 
     Args:
-        channels: C.
-        heads: attention heads.
+        channels: number of channels C.
+        heads: number of attention heads.
         window_size: side of the windows in pixels of the stage.
-        mlp_ratio: hidden channels of the MLP are ``int(channels * mlp_ratio)``.
+        mlp_ratio: hidden channels of the MLP as a multiple of C, rounded down.
 
     Shape:
         (B, H, W, C) -> (B, H, W, C)
 
     Raises:
-        ValueError: a window, or the MLP, has no size.
+        ValueError: if ``window_size`` or the number of hidden channels is less than 1.
     """
 
     def __init__(self, channels: int, *, heads: int, window_size: int, mlp_ratio: float) -> None:

@@ -1,8 +1,7 @@
 """Output: results on stdout, notes and errors on stderr, and atomic writes of files and folders.
 
-A file or folder is written under a temporary name beside its place and renamed at the end. The name is the process's
-own, so that two processes may write the same file: the last one's stays. What a killed process has left is removed by a
-later one.
+A file or folder is written under a temporary name in the target folder and renamed at the end. The name is unique, so
+two processes can write the same file; the last one to finish wins. Leftovers of killed processes are removed later.
 """
 
 from __future__ import annotations
@@ -21,27 +20,27 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
-# Characters that a terminal obeys or reorders text by, and bytes of file names that are no text.
+# Characters that control a terminal or reorder text, and surrogates for undecodable bytes in file names.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-PART = re.compile(r"\.part-[0-9a-f]{8}-")  # starts the name of an unfinished file or folder
-LONGEST_NAME = 255  # bytes of a file's name, nearly everywhere
-ABANDONED = 7 * 24 * 3600  # seconds after which what is unfinished and has not grown is that of a killed process
-RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # pauses before a rename is tried again
+PART = re.compile(r"\.part-[0-9a-f]{8}-")  # prefix of unfinished files and folders
+LONGEST_NAME = 255  # in bytes, the limit of nearly all file systems
+ABANDONED = 7 * 24 * 3600  # seconds without change after which an unfinished file is considered abandoned
+RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # pauses between attempts to rename
 _shared_job = False  # see set_shared_job
 
 
 def set_shared_job(shared: bool) -> None:
     """Set whether this process is part of a multi-process job, in which only the first process prints.
 
-    The environment alone does not show it: in a pod of a cluster RANK is set for whatever command is run.
+    The environment does not show this: in a pod of a cluster, RANK is set for every command.
     """
     global _shared_job
     _shared_job = shared
 
 
 def is_first_process() -> bool:
-    """True for the process that may print: the first process of a job, or any standalone process."""
-    distributed = sys.modules.get("torch.distributed")  # of a training that this project's commands have not started
+    """Return whether this process may print: it is the first process of a job, or a standalone process."""
+    distributed = sys.modules.get("torch.distributed")  # set if other code started distributed training
     started = distributed is not None and distributed.is_available() and distributed.is_initialized()
     if not _shared_job and not started:
         return True
@@ -49,14 +48,14 @@ def is_first_process() -> bool:
 
 
 def printable(text: str, stream: TextIO | None) -> str:
-    """Return a text with escapes for terminal control characters, and for characters that the stream cannot encode."""
+    """Return a text with control characters, and characters that the stream cannot encode, replaced by escapes."""
     text = UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def print_result(text: str) -> None:
-    """Write a result to stdout. Where that cannot be written, a line on stderr says so, and the work stays done."""
+    """Write a result to stdout. If this fails, report it on stderr; only BrokenPipeError is raised."""
     if not is_first_process() or sys.stdout is None:
         return
     try:
@@ -67,28 +66,28 @@ def print_result(text: str) -> None:
     except (OSError, ValueError) as error:  # the disk is full, or the stream is closed
         print_error(f"stdout cannot be written ({getattr(error, 'strerror', None) or error})")
         if not sys.stdout.closed:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at exit
 
 
 def note(text: str, *, any_process: bool = False) -> None:
-    """Write a one-line note to stderr that needs no action.
+    """Write a one-line note to stderr that requires no action.
 
     Args:
-        text: the line.
-        any_process: print from every process of a job, since the notes differ.
+        text: line to write.
+        any_process: whether every process of a job prints the note, for notes that differ between processes.
     """
     if any_process or is_first_process():
         print_error(f"note: {text}")
 
 
 def warn(text: str) -> None:
-    """Write one line to stderr about something that was changed or left out."""
+    """Write a one-line warning to stderr about something that was changed or skipped."""
     if is_first_process():
         print_error(f"warning: {text}")
 
 
 def print_error(text: str) -> None:
-    """Write a line to stderr under the command's name, from any process; nothing where stderr is closed or gone."""
+    """Write a line with the command's name to stderr, from any process; do nothing if stderr is closed or missing."""
     if sys.stderr is not None:
         with suppress(OSError, ValueError):
             line = printable(text, sys.stderr).replace("\n", "\\n")  # the name of a file may have a line break
@@ -97,18 +96,18 @@ def print_error(text: str) -> None:
 
 
 def user_path(text: str | Path) -> Path:
-    """Return the path that a user named: ``~`` is the home folder; a name such as ``~backup.png`` of no user stays."""
+    """Return a user's path with ``~`` expanded to the home folder; ``~name`` is kept if there is no such user."""
     return Path(os.path.expanduser(text))
 
 
 def shell_join(arguments: Sequence[str | Path]) -> str:
-    """Return a command as the user's shell takes it; that of Windows knows double quotes alone."""
+    """Return a command quoted for the user's shell; that of Windows supports only double quotes."""
     words = [str(argument) for argument in arguments]
     return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 
 def shown_path(path: str | Path) -> str:
-    """Return a path relative to the working directory, or as it is where it lies on another drive of Windows."""
+    """Return a path relative to the working directory, or unchanged if it is on another Windows drive."""
     try:
         return os.path.relpath(path)
     except ValueError:
@@ -116,10 +115,10 @@ def shown_path(path: str | Path) -> str:
 
 
 def rename(source: str | Path, target: str | Path) -> None:
-    """Rename a file, or a folder to a place where none is. Raises OSError.
+    """Rename a file, or a folder to a path that does not exist yet. Raises OSError if this fails.
 
-    On Windows another program, such as a virus scanner, may have a new file open for a moment: it is tried again for
-    some seconds.
+    On Windows, another program such as a virus scanner may briefly keep a new file open, so the attempt is repeated for
+    several seconds.
     """
     pauses = RETRY_SECONDS if sys.platform == "win32" else ()
     for pause in (*pauses, None):
@@ -134,10 +133,11 @@ def rename(source: str | Path, target: str | Path) -> None:
 
 @contextmanager
 def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Yield temporary names for files to write: renamed at the end, removed if anything fails or is stopped.
+    """Yield temporary paths for files to write. They are renamed at the end, or removed on an error or interruption.
 
     Raises:
-        OSError: it names the file, or the folder of several; the system says nothing of the place of a full disk.
+        OSError: if writing fails. It names the file, or the folder if several files are written to a full disk, since
+            the system then reports no file name.
     """
     for folder in {path.parent for path in paths}:
         _remove_abandoned(str(folder.absolute()))
@@ -149,16 +149,16 @@ def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
                 rename(part, path)
     finally:
         for part in parts:
-            with suppress(OSError):  # which would hide why the writing failed
+            with suppress(OSError):  # an error here would hide the cause of the failure
                 part.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder to write into: renamed at the end, removed if anything fails or is stopped.
+    """Yield a temporary folder to write into. It is renamed at the end, or removed on an error or interruption.
 
     Raises:
-        OSError: it names the folder or the file in it.
+        OSError: if writing fails. It names the folder or the file in it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(str(path.parent.absolute()))
@@ -175,7 +175,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _final_names(place: Path) -> Iterator[None]:
-    """Let errors of the system name files as the user knows them, or ``place`` where they name none: a full disk."""
+    """Replace temporary names in OSErrors by final names, and missing names (full disk) by ``place``."""
     try:
         yield
     except OSError as error:
@@ -186,7 +186,7 @@ def _final_names(place: Path) -> Iterator[None]:
 
 
 def _part_name(path: Path) -> str:
-    start = f".part-{os.urandom(4).hex()}-"  # not the number of the process: another machine may have it, too
+    start = f".part-{os.urandom(4).hex()}-"  # not the process ID, which another machine may use too
     if len(os.fsencode(start + path.name)) <= LONGEST_NAME:
         return start + path.name
     return start + hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16] + path.suffix
@@ -194,7 +194,7 @@ def _part_name(path: Path) -> str:
 
 @lru_cache(maxsize=1024)
 def _remove_abandoned(folder: str) -> None:
-    """Remove what killed processes have left in a folder. Once for each folder, since it may hold many files."""
+    """Remove leftovers of killed processes from a folder. Cached, so a folder with many files is searched once."""
     try:
         with os.scandir(folder) as entries:
             for part in [Path(entry) for entry in entries if PART.match(entry.name)]:
@@ -205,12 +205,12 @@ def _remove_abandoned(folder: str) -> None:
                     shutil.rmtree(part)
                 else:
                     part.unlink()
-    except OSError:  # it is not there, or another process was faster
+    except OSError:  # it is missing, or another process was faster
         pass
 
 
 def write_text_atomically(path: Path, text: str) -> Path:
-    """Write a text in UTF-8 and return its path. Raises OSError; what was there before is kept."""
+    """Write a UTF-8 text file and return its path. If OSError is raised, an existing file is kept."""
     with atomic_paths([path]) as [part]:
         part.write_text(text, encoding="utf-8")
     return path

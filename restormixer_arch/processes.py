@@ -1,4 +1,4 @@
-"""Processes of their own for modules of this package, and how many cores there are for them."""
+"""Run modules of this package in separate processes, and count the available CPU cores."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ from restormixer_arch.errors import UserError
 
 
 def module_command(module: str) -> list[str]:
-    """Return the command that runs a module of this package as it is installed.
+    """Return the command that runs a module of the installed package.
 
-    ``python -m`` would look into the working directory first. In a clone that is the package's source, which lacks the
-    compiled library and the folders that installing maps.
+    ``python -m`` would search the working directory first. In a clone, that is the source of the package, which lacks
+    the compiled library and the folders that are mapped during installation.
     """
     installed = "import runpy, sys; sys.path = [place for place in sys.path if place]"
     return [sys.executable, "-c", f"{installed}; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"]
 
 
 def utf8() -> dict[str, str]:
-    """Return an environment in which Python writes UTF-8, whatever the system's encoding is."""
+    """Return an environment in which Python writes UTF-8 regardless of the system's encoding."""
     return {**os.environ, "PYTHONIOENCODING": "utf-8:backslashreplace"}
 
 
 def run_in_process(module: str, job: dict[str, Any], label: str) -> Any:
-    """Run a module in a process of its own, so that its memory and settings are its own.
+    """Run a module in a separate process, so its memory and settings are separate, and return its result.
 
-    It reads the job as JSON on stdin and prints its result as its last line.
+    The module reads the job as JSON from stdin and prints the result as JSON in its last line.
 
     Args:
-        module: whose main part does it.
-        job: what to do.
-        label: of the work, for messages.
+        module: name of a module that runs as ``__main__``.
+        job: input of the module.
+        label: name of the job for error messages.
 
     Raises:
-        UserError: it failed; the message is that of the user's mistake, or names the work and ends with its last line.
+        UserError: if the process fails. The message is that of its user errors, or else ``label`` with the exit code
+            and the last line of stderr.
     """
     command, text = module_command(module), {"encoding": "utf-8", "errors": "replace"}
     done = subprocess.run(command, input=json.dumps(job), capture_output=True, env=utf8(), check=False, **text)
@@ -54,7 +55,7 @@ def run_in_process(module: str, job: dict[str, Any], label: str) -> Any:
 
 
 def cores() -> int:
-    """Return how many cores this process may use: those of its affinity, fewer by a quota of a container or job."""
+    """Return the number of cores this process may use, limited by CPU affinity, SLURM and control-group quotas."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limits = [allowed, slurm_cores() or allowed]
     for group in groups("cpu"):
@@ -66,13 +67,13 @@ def cores() -> int:
 
 
 def slurm_cores() -> int | None:
-    """Return how many cores srun gave this process by ``--cpus-per-task``, None where it did not start it alone."""
+    """Return the cores that srun assigned with ``--cpus-per-task``, or None without srun or under torchrun."""
     number = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    alone = "SLURM_STEP_ID" in os.environ and "LOCAL_WORLD_SIZE" not in os.environ  # which torchrun sets
+    alone = "SLURM_STEP_ID" in os.environ and "LOCAL_WORLD_SIZE" not in os.environ  # torchrun sets the latter
     return int(number) if alone and number.isdecimal() and int(number) else None
 
 
 def omp_threads() -> int | None:
-    """Return the first number of OMP_NUM_THREADS, whose others are for nested work; None where none is above 0."""
+    """Return the first number in OMP_NUM_THREADS (others are for nested parallelism), or None if it is not positive."""
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(first) or None if first.isdecimal() else None

@@ -1,6 +1,6 @@
-"""What a model, a network or a dataset may have beyond BasicSR's interface. All of it is optional.
+"""Optional interfaces of models and networks, in addition to BasicSR's.
 
-Each protocol is one thing that this project does for whoever has the members: ``isinstance(model, KeepsState)`` asks.
+Each protocol enables one feature for objects that have its members, as tested by ``isinstance(model, KeepsState)``.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class KeepsState(Protocol):
-    """A model with more to save in a checkpoint than weights, optimizers and schedules."""
+    """A model whose checkpoints contain more than weights, optimizers and schedules."""
 
     def extra_state(self) -> dict[str, Any]:
-        """Return it in tensors and plain values."""
+        """Return the additional state as tensors and plain values."""
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`extra_state` returned."""
@@ -23,7 +23,7 @@ class KeepsState(Protocol):
 
 @runtime_checkable
 class ReportsGain(Protocol):
-    """A model whose results show what was gained."""
+    """A model that reports metrics before and after restoration."""
 
     def gain(self) -> dict[str, dict[str, tuple[float, float]]]:
         """Return dataset -> metric -> (mean of the inputs, mean of the restored images)."""
@@ -31,14 +31,14 @@ class ReportsGain(Protocol):
 
 @runtime_checkable
 class MeasuresInputs(ReportsGain, Protocol):
-    """A model whose inputs are measured too in validation.
+    """A model whose inputs are also measured in validation.
 
-    :func:`restormixer_arch.models.validation.validate` fills the attributes, and shows pictures in tensorboard.
+    :func:`restormixer_arch.models.validation.validate` sets the attributes and shows images in TensorBoard.
 
     Attributes:
-        last_means: dataset -> metric -> mean over the restored images of its last validation.
-        input_values: dataset -> for each image: metric -> value of the input. They are measured once.
-        validating: True while the images of a validation are fed and restored.
+        last_means: dataset -> metric -> mean over the restored images of the last validation.
+        input_values: dataset -> list with metric -> value of each input, which is measured only once.
+        validating: True while the images of a validation are loaded and restored.
     """
 
     last_means: dict[str, dict[str, float]]
@@ -51,31 +51,34 @@ class MeasuresInputs(ReportsGain, Protocol):
 
 @runtime_checkable
 class ExemptsFromWeightDecay(Protocol):
-    """A network some of whose parameters take no weight decay."""
+    """A network with parameters that are exempt from weight decay."""
 
     def no_weight_decay(self) -> set[str]:
-        """Return their names."""
+        """Return the names of these parameters."""
 
 
 @runtime_checkable
 class Checkpointable(Protocol):
-    """A network that chooses itself what is computed twice to save memory."""
+    """A network that chooses which of its blocks use gradient checkpointing."""
 
     def set_checkpointing(self, on: bool) -> int:
-        """Switch gradient checkpointing; return the number of blocks it applies to."""
+        """Switch gradient checkpointing on or off, and return the number of its blocks."""
 
 
 @runtime_checkable
 class DeeplySupervised(Protocol):
-    """A network that returns outputs at lower resolutions too while training."""
+    """A network that also returns outputs at lower resolutions during training."""
 
     def set_deep_supervision(self, on: bool) -> None:
-        """Switch them. Off, what only they use must not keep ``DistributedDataParallel`` waiting."""
+        """Switch these outputs on or off.
+
+        If off, ``DistributedDataParallel`` must not wait for gradients of parameters that only they use.
+        """
 
 
 @runtime_checkable
 class Fusable(Protocol):
-    """A network that runs faster once its BatchNorm is folded into the convolutions."""
+    """A network that runs faster if its BatchNorm is folded into the convolutions."""
 
     def fuse(self) -> Any:
-        """Fold it, in place, for inference only."""
+        """Fold BatchNorm in place, for inference only."""

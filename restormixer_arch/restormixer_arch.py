@@ -1,10 +1,10 @@
 """RestorMixer, a general-purpose image-restoration network (arXiv 2504.10967).
 
-A three-stage encoder-decoder: RDCNN blocks at full resolution, and M-T units, an EMVM block (Mamba scans) followed
-by an MWSA block (window attention), at 1/2 and 1/4. The input image joins at each lower resolution, and a head at
-each of the three predicts a residual (deep supervision).
+A three-stage encoder-decoder with RDCNN blocks at full resolution and M-T units at 1/2 and 1/4. An M-T unit is an EMVM
+block (Mamba scans) followed by an MWSA block (window attention). The downsampled input image is merged into the encoder
+at both lower resolutions, and a head at each of the three resolutions predicts a residual (deep supervision).
 
-Shape letters: B batch, C_in channels of the image, C base channels, H x W size.
+Shape letters: B batch, C_in image channels, C base channels, H x W size.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ SIZE_MULTIPLE = 8  # two halvings, and one more inside the EMVM block
 
 
 class MTStage(nn.Module):
-    """M-T units in a row: an EMVM block, then an MWSA block whose window grows with the unit's number.
+    """A sequence of M-T units: an EMVM block, then an MWSA block whose windows grow from unit to unit.
 
     Args:
-        channels: channels of the stage.
-        units: how many units.
-        heads: attention heads.
-        window_size: window of the first unit; the i-th has ``window_size * (i + 1)``.
-        mlp_ratio: of the MWSA blocks.
-        d_state: states of a scan.
+        channels: number of channels of the stage.
+        units: number of units.
+        heads: number of attention heads.
+        window_size: window side of the first unit; unit i, counted from 0, has ``window_size * (i + 1)``.
+        mlp_ratio: hidden channels of the MWSA blocks' MLP as a multiple of ``channels``.
+        d_state: number of states of a scan.
         expand: inner channels of a scan as a multiple of ``channels``.
         scan_merge: ``paper`` or ``official``, see :class:`~restormixer_arch.emvm.StridedScan`.
 
     Shape:
-        (B, channels, H, W) -> the same; H and W even
+        (B, channels, H, W) -> same shape; H and W even
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class MTStage(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Features at the three resolutions.
+    """Encoder that computes features at the three resolutions.
 
     Shape:
         three images (B, C_in, H, W), (B, C_in, H/2, W/2), (B, C_in, H/4, W/4)
@@ -114,7 +114,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Residuals at the three resolutions, the coarsest first; ``coarse=False`` leaves out the two lower heads.
+    """Decoder that predicts residuals, coarsest first; with ``coarse=False`` only the one at full resolution.
 
     Shape:
         features (B, C, H, W), (B, 2C, H/2, W/2), (B, 4C, H/4, W/4)
@@ -160,35 +160,35 @@ class Decoder(nn.Module):
 class RestorMixer(HubMixin, nn.Module):
     """RestorMixer for restoration (``upscale=1``) and super-resolution.
 
-    The defaults are the paper's base network (3.195 M parameters); ``num_blocks=(8, 8, 8)`` is the large one
-    (5.68 M). Images of any size are padded inside to a multiple of 8 and cropped back.
+    The defaults are the paper's base network (3.195 M parameters); ``num_blocks=(8, 8, 8)`` is the large one (5.68 M).
+    The network accepts images of any size: it pads them to multiples of 8 and crops the outputs.
 
     Args:
-        in_channels: channels of the image: 3 for RGB, 1 for gray.
-        out_channels: the same number, since the network predicts a residual.
-        base_channels: C, channels at full resolution; 2C and 4C below.
-        num_blocks: RDCNN blocks at full resolution, and blocks at 1/2 and at 1/4, half of them EMVM and half of them
-            MWSA, so even. The same counts are used in the encoder and in the decoder.
-        window_size: window of a stage's first MWSA block; the i-th has i times that.
-        encoder_heads: attention heads at 1/2 and 1/4 in the encoder.
-        decoder_heads: the same in the decoder, where the released code has 4 at both.
+        in_channels: number of image channels: 3 for RGB, 1 for gray.
+        out_channels: number of output channels; must equal ``in_channels``, since the network predicts a residual.
+        base_channels: number of channels C at full resolution; the lower resolutions have 2C and 4C.
+        num_blocks: number of RDCNN blocks at full resolution, and of blocks at 1/2 and at 1/4. The latter two are even,
+            since half of the blocks are EMVM and half are MWSA. Encoder and decoder have the same counts.
+        window_size: window side of the first MWSA block of a stage; the i-th block, from 1, has i times this side.
+        encoder_heads: number of attention heads at 1/2 and 1/4 in the encoder.
+        decoder_heads: number of attention heads at 1/2 and 1/4 in the decoder; both 4 in the released code.
         mlp_ratio: hidden channels of the MWSA blocks' MLP as a multiple of the stage's channels.
-        d_state: states of a scan.
+        d_state: number of states of a scan.
         expand: inner channels of a scan as a multiple of the stage's channels.
-        deep_supervision: return all three outputs while training.
-        upscale: 1, 2, 3 or 4. Above 1 the residual is added to the bicubic enlargement of the input.
+        deep_supervision: whether to return all three outputs during training.
+        upscale: scale factor, 1, 2, 3 or 4. Above 1, the residual is added to the bicubically upsampled input.
         scan_merge: ``paper``, or ``official`` for checkpoints trained with the bug of the released code, see
             :class:`~restormixer_arch.emvm.StridedScan`.
 
     Shape:
-        (B, C_in, H, W) in [0, 1] -> (B, C_in, upscale * H, upscale * W), not clamped; in training with deep
-        supervision the list of :meth:`forward_multiscale`.
+        (B, C_in, H, W) in [0, 1] -> (B, C_in, upscale * H, upscale * W), not clamped. In training mode with deep
+        supervision, the output is the list of :meth:`forward_multiscale`.
 
     Raises:
-        ValueError: an argument that the network cannot be built with, or an input of another shape.
+        ValueError: if an argument is invalid, or an input has the wrong shape or is empty.
     """
 
-    pads_itself = True  # takes images of any size
+    pads_itself = True  # accepts images of any size
 
     def __init__(
         self,
@@ -224,8 +224,8 @@ class RestorMixer(HubMixin, nn.Module):
         self.encoder = Encoder(in_channels, base_channels, num_blocks, encoder_heads, stage)
         self.decoder = Decoder(out_channels, base_channels, num_blocks, decoder_heads, upscale, stage)
         self.apply(_init_linear)
-        # With a last scale of 1 the residual would start at variance 1, a hundred times too much, and training would
-        # spend its first thousands of steps on shrinking it. With 0 the network starts as the identity.
+        # With a last scale of 1, the residual would initially have variance 1, a hundred times too much, and training
+        # would spend thousands of steps reducing it. With 0, the network is initially the identity.
         nn.init.zeros_(self.decoder.head_full.norm.weight)
         self.set_deep_supervision(deep_supervision)
 
@@ -244,7 +244,7 @@ class RestorMixer(HubMixin, nn.Module):
         return self._restore(x, coarse=True)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters without weight decay: A, D and dt bias of the scans, norms, biases, skip scales."""
+        """Return names of parameters without weight decay: A, D and dt bias of scans, norms, biases, skip scales."""
         scan_parameters = ("A_log", "D_skip", "dt_bias")
         return {
             name
@@ -253,10 +253,10 @@ class RestorMixer(HubMixin, nn.Module):
         }
 
     def set_checkpointing(self, on: bool) -> int:
-        """Switch gradient checkpointing of the M-T units: the backward pass computes each unit a second time.
+        """Switch gradient checkpointing on or off; with it, the backward pass recomputes each M-T unit.
 
         Returns:
-            The number of units.
+            Number of M-T units.
         """
         stages = [module for module in self.modules() if isinstance(module, MTStage)]
         for stage in stages:
@@ -264,9 +264,9 @@ class RestorMixer(HubMixin, nn.Module):
         return sum(len(stage.units) for stage in stages)
 
     def set_deep_supervision(self, on: bool) -> None:
-        """Switch the outputs at 1/4 and 1/2 in training. Off, their heads get no gradient.
+        """Switch the outputs at 1/4 and 1/2 in training on or off. If off, their heads get no gradient.
 
-        A ``DistributedDataParallel`` that wraps the network afterwards does not wait for the heads' gradients.
+        A ``DistributedDataParallel`` that wraps the network afterwards then does not wait for these gradients.
         """
         self.deep_supervision = on
         heads = ("decoder.head_quarter.", "decoder.head_half.")
@@ -275,15 +275,15 @@ class RestorMixer(HubMixin, nn.Module):
 
     @classmethod
     def from_weights(cls, state_dict: Mapping[str, Tensor], options: Mapping[str, Any] | None = None) -> RestorMixer:
-        """Build the network of a state dict and load it; its keys may be those of the released code.
+        """Build the network for a state dict and load it; the keys may be those of the released code.
 
         Args:
             state_dict: tensors by name, with or without a stamp, see :mod:`~restormixer_arch.weight_options`.
-            options: keyword arguments of the network. None: those that the state dict shows.
+            options: keyword arguments of the network; None derives them from the state dict.
 
         Raises:
-            ValueError: without ``options``, this is no state dict of a RestorMixer, or it lacks a key that shows one.
-            RuntimeError: the tensors do not fit the network, or some are missing.
+            ValueError: if ``options`` are invalid, or are None and cannot be derived from the state dict.
+            RuntimeError: if tensors do not fit the network or are missing.
         """
         tensors, stamp = canonical(state_dict)
         network = cls(**(options_of(tensors, stamp) if options is None else options))
@@ -291,7 +291,7 @@ class RestorMixer(HubMixin, nn.Module):
         return network
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As in ``nn.Module``; also takes the keys of the authors' released code, and ignores a stamp."""
+        """Load a state dict as ``nn.Module`` does; keys of the released code are accepted, and a stamp is ignored."""
         tensors, _ = canonical(state_dict)
         return super().load_state_dict(tensors, strict=strict, assign=assign)
 
@@ -326,7 +326,7 @@ class RestorMixer(HubMixin, nn.Module):
 
 
 def _merge(layer: nn.Conv2d, up: Tensor, skip: Tensor) -> Tensor:
-    """Join the features of the decoder and of the encoder. (B, C, H, W), (B, C, H, W) -> (B, C, H, W)"""
+    """Merge features of the decoder and of the encoder. (B, C, H, W), (B, C, H, W) -> (B, C, H, W)"""
     return by_rows(lambda up, skip: gelu(layer(torch.cat([up, skip], dim=1)), source=layer), up, skip, dim=2)
 
 

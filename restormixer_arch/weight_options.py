@@ -1,11 +1,11 @@
-"""The state dict of a RestorMixer: names of the authors' released code, and the options that it was built with.
+"""State dicts of RestorMixer: conversion of the released code's names, and the network options they contain.
 
-Nearly all arguments of the network show in the shapes. Heads, windows, the merge of the scans and the deep supervision
-do not: files that this project writes hold the first three as small tensors, the stamp, under keys that begin with
-:data:`STAMP`; a ``.pth`` of a training holds them in an entry of its own, :data:`STAMP_ENTRY`, so that the weights have
-the keys of the network alone.
+Nearly all arguments of the network can be derived from the shapes, except heads, window size, merge of the scans and
+deep supervision. Files written by this project contain the first three as small tensors, called the stamp, under keys
+that start with :data:`STAMP`. The ``.pth`` file of a training run contains them in a separate entry,
+:data:`STAMP_ENTRY`, so its weights have only the network's keys.
 
-The released names are facts of a file format: the tables below are all of that format that is known here.
+The tables below contain everything that this project needs to know about the format of the released checkpoints.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from restormixer_arch.emvm import SCAN_MERGES
 
 STAMP = "restormixer_options."
-STAMP_ENTRY = "restormixer_options"  # in a .pth, beside "params"
-# Every RestorMixer has keys under these prefixes: ours, or the released ones.
+STAMP_ENTRY = "restormixer_options"  # in a .pth file, next to "params"
+# Every RestorMixer has keys with these prefixes: (this project's, the released code's).
 MARKS = (
     ("encoder.stem.", "encoder.cnn_stem."),
     ("encoder.scm_quarter.", "encoder.SCM2."),
     ("decoder.head_full.", "decoder.output."),
 )
 
-# Where a tensor lies: released prefix -> ours.
+# Prefix in the released code -> prefix in this project.
 _PREFIXES = {
     "encoder.cnn_stem": "encoder.stem",
     "encoder.ecnn_stage": "encoder.rdcnn",
@@ -55,7 +55,7 @@ _PREFIXES = {
     "decoder.decoder_out_conv.1.main.0": "decoder.head_half",
     "decoder.output": "decoder.head_full",
 }
-# What a part of the rest of the name is called; a part that is not here keeps its name.
+# The same for the parts of the remaining name; parts that are not listed keep their names.
 _PARTS = {
     "main.0": "conv",
     "main.1": "norm",
@@ -84,28 +84,28 @@ _UNIT_BLOCKS = {"0": "emvm", "1": "mwsa"}
 
 
 def is_restormixer(state: Mapping[str, Any]) -> bool:
-    """Whether this is the state dict of a RestorMixer, of this project or of the released code."""
+    """Return whether this is the state dict of a RestorMixer, of this project or of the released code."""
     return all(any(name.startswith(marks) for name in state) for marks in MARKS)
 
 
 def canonical(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Split a state dict into tensors under this project's names, and its stamp.
+    """Split a state dict into its weights, with this project's names, and its stamp.
 
     Returns:
-        Tensors by name in the same order, and the tensors of the stamp by name, without :data:`STAMP`.
+        The weights by name in the same order, and the stamp's tensors by name without the prefix :data:`STAMP`.
     """
     stamp = {name.removeprefix(STAMP): value for name, value in state.items() if name.startswith(STAMP)}
     return from_released({name: value for name, value in state.items() if not name.startswith(STAMP)}), stamp
 
 
 def from_released(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename the tensors of a released checkpoint; other keys stay as they are.
+    """Rename the tensors of a released checkpoint; other keys are unchanged.
 
-    The released code keeps a scan's A and D as (K * D, N) and (K * D); here they are (K, D, N) and (K, D). Its in_proj
-    is in_proj and gate_proj here.
+    A and D of a scan have shapes (K * D, N) and (K * D) in the released code, and (K, D, N) and (K, D) here. Its
+    in_proj is split into in_proj and gate_proj here.
 
     Args:
-        state_dict: tensors by name, left untouched.
+        state_dict: tensors by name; it is not modified.
 
     Returns:
         A new dict in the same order.
@@ -137,12 +137,12 @@ def _rename(key: str) -> str:
 
 
 def add_stamp(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """A copy of ``state`` with the stamp of a RestorMixer."""
+    """Return a copy of ``state`` with the stamp of a RestorMixer."""
     return {**state, **stamp_of(network)}
 
 
 def stamp_of(network: nn.Module) -> dict[str, Tensor]:
-    """The options of a RestorMixer that the shapes do not show, as int64 tensors under keys with :data:`STAMP`."""
+    """Return the options that the shapes do not show, as int64 tensors under keys with the prefix :data:`STAMP`."""
     stamp = {
         "window_size": [network.window_size],
         "encoder_heads": list(network.encoder_heads),
@@ -153,7 +153,7 @@ def stamp_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def stamp_problem(network: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """Say in what the options of a RestorMixer differ from those in the stamp of weights, "" if they do not."""
+    """Return a message on how a RestorMixer's options differ from the stamp of weights, "" if they do not."""
     stamp = canonical(state)[1]
     if not stamp:
         return ""
@@ -167,7 +167,7 @@ def stamp_problem(network: nn.Module, state: Mapping[str, Tensor]) -> str:
 
 
 def _read_stamp(stamp: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The options in a stamp. Raises ValueError, IndexError or RuntimeError: it is incomplete or damaged."""
+    """Return the options in a stamp. Raises ValueError, IndexError or RuntimeError if it is incomplete or damaged."""
     written = _Complete({STAMP + name: value for name, value in stamp.items()})
     return {
         "window_size": written[STAMP + "window_size"].item(),
@@ -178,19 +178,19 @@ def _read_stamp(stamp: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def options_from_weights(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The keyword arguments that build the RestorMixer of ``state``.
+    """Return the keyword arguments of the RestorMixer with the state dict ``state``.
 
-    Without a stamp, as in files of other tools, heads, ``window_size`` and ``scan_merge`` are left out: the network's
-    defaults hold.
+    Without a stamp, as in files from other tools, heads, ``window_size`` and ``scan_merge`` are omitted, so the
+    network's defaults apply.
 
     Raises:
-        ValueError: this is not the state dict of a RestorMixer, or a key is missing that shows an option.
+        ValueError: if this is not the state dict of a RestorMixer, or a key that an option is derived from is missing.
     """
     return options_of(*canonical(state))
 
 
 def options_of(tensors: Mapping[str, Tensor], stamp: Mapping[str, Tensor]) -> dict[str, Any]:
-    """:func:`options_from_weights` for what :func:`canonical` returned."""
+    """Return the result of :func:`options_from_weights` for the outputs of :func:`canonical`."""
     if not is_restormixer(tensors):
         raise ValueError("not the weights of a RestorMixer: keys of its stem, SCM and head were expected")
     shapes = _Complete({name: tuple(value.shape) for name, value in tensors.items()})
@@ -222,17 +222,17 @@ def options_of(tensors: Mapping[str, Tensor], stamp: Mapping[str, Tensor]) -> di
 
 
 class _Complete(dict[str, Any]):
-    """What a state dict holds, by key; a missing key is a ValueError."""
+    """A dict of the entries of a state dict that raises ValueError if a key is missing."""
 
     def __missing__(self, key: str) -> Any:
         raise ValueError(f"not the complete weights of a RestorMixer: {key!r} is missing")
 
 
 def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
-    """How many numbered modules there are under ``prefix``."""
+    """Return the number of numbered modules under ``prefix``."""
     return len({match[1] for name in shapes if (match := re.match(re.escape(prefix) + r"\.(\d+)\.", name))})
 
 
 def _ratio(hidden_and_channels: list[tuple[int, int]]) -> float:
-    """A ratio with ``int(ratio * channels) == hidden`` for each: the network rounds such products down."""
+    """Return a ratio with ``int(ratio * channels) == hidden`` for each pair, as the network rounds products down."""
     return max(hidden / channels for hidden, channels in hidden_and_channels) + 1e-9

@@ -1,1 +1,1 @@
-"""Degradations of clean images: one file each, their mixtures, and what they cover."""
+"""Degradations of clean images, one file each, with their compositions, mixtures and coverage of real pairs."""

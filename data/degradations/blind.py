@@ -1,12 +1,14 @@
-"""Second-order blind degradation: an image that is shrunk, compressed and shared again.
+"""Second-order blind degradation: an image that is resized, compressed and shared twice.
 
 The model of Wang et al. ("Real-ESRGAN: Training Real-World Blind Super-Resolution with Pure Synthetic Data", ICCVW
-2021), with the ranges of BasicSR's ``options/train/RealESRGAN``: blur, resizing, noise and JPEG, all of it twice, and
-at the end a sinc filter, which rings as sharpening does, before or after the second JPEG. The kernels are BasicSR's.
-Unlike there, the ground truth is not sharpened, kernels always have 21 pixels (there 7 to 21, which cuts wide ones),
-and the shape ``beta`` of a generalized or plateau-shaped kernel is uniform (there half of them have 1 or less).
+2021), with the ranges of BasicSR's ``options/train/RealESRGAN``: blur, resizing, noise and JPEG, all applied twice, and
+a final sinc filter, which rings like sharpening, before or after the second JPEG. The kernels are BasicSR's.
+Unlike in BasicSR, the ground truth is not sharpened, kernels are always 21 pixels wide (there 7 to 21, which truncates
+wide kernels), and the shape ``beta`` of generalized and plateau kernels is uniform (there half of the values are at
+most 1).
 
-Strength scales every part at once: standard deviations and noise in proportion, sizes and sinc cut-offs towards none.
+Strength scales all parts together. The standard deviations of blur and noise are proportional to it; resizing, sinc
+filters and JPEG compression vanish as it approaches 0.
 """
 
 from __future__ import annotations
@@ -32,9 +34,9 @@ from restormixer_arch.data.degradations.noise import poisson_signal
 
 KERNEL_SIZE = 21
 KERNELS = {"gaussian": 0.7, "generalized": 0.15, "plateau": 0.15}  # name -> probability
-ISOTROPIC = {"gaussian": 0.45 / 0.7, "generalized": 0.8, "plateau": 0.8}  # name -> share that is round
+ISOTROPIC = {"gaussian": 0.45 / 0.7, "generalized": 0.8, "plateau": 0.8}  # name -> probability of an isotropic kernel
 INTERPOLATIONS = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-MIN_SIGMA = 0.05  # standard deviation in pixels from which on a blur changes anything
+MIN_SIGMA = 0.05  # standard deviation in pixels below which a blur has no effect
 
 
 def _check_interpolation(name: str) -> None:
@@ -47,21 +49,21 @@ class Order:
     """One round of blur, resizing, noise and compression.
 
     Args:
-        kernel: ``gaussian``, ``generalized``, ``plateau``, or ``sinc``.
-        sigma: standard deviations along the kernel's two axes in pixels; below 0.05 nothing is blurred.
-        angle: of the first axis, in radians.
-        beta: shape of the generalized and the plateau-shaped kernel; 1 is a Gaussian's exponent.
-        cutoff: of the sinc filter, in radians for a pixel.
-        factor: by which the sides are multiplied; of the second order before the last resizing.
-        interpolation: ``area``, ``bilinear`` or ``bicubic``.
-        noise: standard deviation of Gaussian noise, in units of [0, 1].
-        photon: variance of Poisson noise for each unit of signal.
-        gray: the noise is the same in all channels.
-        quality: of JPEG, None for no compression.
-        seed: of the noise.
+        kernel: blur kernel, ``gaussian``, ``generalized``, ``plateau`` or ``sinc``.
+        sigma: standard deviations along the two axes of the kernel in pixels; no blur if both are below 0.05.
+        angle: angle of the first axis in radians.
+        beta: shape of the generalized and plateau kernels; 1 is the exponent of a Gaussian.
+        cutoff: cut-off frequency of the sinc filter in radians per pixel.
+        factor: resize factor, relative to the input for the first order and to the output size for the second.
+        interpolation: interpolation of the resizing, ``area``, ``bilinear`` or ``bicubic``.
+        noise: standard deviation of Gaussian noise, for images in [0, 1].
+        photon: variance of Poisson noise per unit of signal.
+        gray: whether the noise is the same in all channels.
+        quality: JPEG quality, None for no compression.
+        seed: random seed of the noise.
 
     Raises:
-        ValueError: a value out of its range, or an unknown name.
+        ValueError: if a value is out of its range, or a name is unknown.
     """
 
     kernel: str = "gaussian"
@@ -89,17 +91,17 @@ class Order:
 
 @dataclass(frozen=True)
 class BlindParameters:
-    """Everything that determines the degradation.
+    """Parameters of the second-order degradation.
 
     Args:
-        first, second: the two orders.
-        scale: how many pixels become one along each side in the end.
-        interpolation: of the last resizing.
-        cutoff: of the last sinc filter, None for no filter.
-        sinc_first: the last resizing and the sinc filter come before the second JPEG.
+        first, second: parameters of the two orders.
+        scale: factor by which the output is smaller than the input along each side.
+        interpolation: interpolation of the final resizing.
+        cutoff: cut-off frequency of the final sinc filter in radians per pixel, None for no filter.
+        sinc_first: whether the final resizing and the sinc filter come before the second JPEG.
 
     Raises:
-        ValueError: the scale is less than 1, or the interpolation unknown.
+        ValueError: if the scale is less than 1, or the interpolation is unknown.
     """
 
     first: Order
@@ -116,15 +118,15 @@ class BlindParameters:
 
 
 def draw_blind(rng: np.random.Generator, strength: float | None = None, scale: int = 1) -> BlindParameters:
-    """Draw both orders; None draws the strength from [0, 1].
+    """Draw the parameters of both orders.
 
     Args:
         rng: the only source of randomness; it advances by the same amount for any ``strength``.
-        strength: from 0, which changes nothing but the size, to 1, the ranges of Real-ESRGAN.
-        scale: of the task.
+        strength: value from 0 (only the size changes) to 1 (the ranges of Real-ESRGAN); None draws it from [0, 1].
+        scale: scale of the task.
 
     Raises:
-        ValueError: ``strength`` is not in [0, 1], or ``scale`` is less than 1.
+        ValueError: if ``strength`` is not in [0, 1], or ``scale`` is less than 1.
     """
     strong = draw_strength(rng, strength)
     first = _draw_order(rng, strong, widest=3.0, blurred=1.0, sizes=(0.15, 1.5), enlarged=0.2, reduced=0.7, noise=30)
@@ -156,9 +158,17 @@ def _draw_order(
     reduced: float,
     noise: float,
 ) -> Order:
-    """Draw an order whose share ``blurred`` is blurred, ``enlarged`` and ``reduced`` resized, with ``noise`` of 255.
+    """Draw the parameters of one order.
 
-    The cut-off of its sinc filter is that of Real-ESRGAN's kernels of 13 pixels and more.
+    The cut-off of the sinc filter has the range of Real-ESRGAN's kernels of 13 pixels or more.
+
+    Args:
+        rng: random generator.
+        strong: strength in [0, 1].
+        widest: largest standard deviation of the blur in pixels.
+        blurred, enlarged, reduced: probabilities of blurring, enlarging and reducing.
+        sizes: smallest and largest resize factor.
+        noise: largest standard deviation of the Gaussian noise, in units of 1/255.
     """
     sinc, cutoff = rng.uniform() < 0.1, rng.uniform(np.pi / 5, np.pi)
     kernel = str(rng.choice(list(KERNELS), p=list(KERNELS.values())))
@@ -188,18 +198,18 @@ def _draw_order(
 
 
 def add_blind(image: np.ndarray, parameters: BlindParameters) -> np.ndarray:
-    """Return the image after both orders, reduced by ``scale``.
+    """Return the image after both orders, downsampled by ``scale``.
 
     Args:
-        image: (H, W, 3) RGB or (H, W, 1), float32 in [0, 1].
-        parameters: what :func:`draw_blind` drew.
+        image: RGB image (H, W, 3) or gray image (H, W, 1), float32 in [0, 1].
+        parameters: parameters drawn by :func:`draw_blind`.
 
     Returns:
-        float32 (H / scale, W / scale, C) in [0, 1].
+        Degraded image, float32 (H / scale, W / scale, C) in [0, 1].
 
     Raises:
-        TypeError: the image is not a float32 array.
-        ValueError: its shape or value range is invalid, or a side is not a multiple of ``scale``.
+        TypeError: if the image is not a float32 array.
+        ValueError: if its shape or value range is invalid, or a side is not a multiple of ``scale``.
     """
     check_image(image)
     (height, width), scale = image.shape[:2], parameters.scale
@@ -229,7 +239,7 @@ def _blur(image: np.ndarray, order: Order) -> np.ndarray:
 
 
 def blur_kernel(order: Order) -> np.ndarray:
-    """Return BasicSR's kernel of an order that is not a sinc filter: float32 (21, 21), sum 1."""
+    """Return BasicSR's kernel for an order other than ``sinc``, float32 (21, 21) with sum 1."""
     along, across = (max(deviation, MIN_SIGMA) for deviation in order.sigma)
     names = {"gaussian": "Gaussian", "generalized": "generalized_Gaussian", "plateau": "plateau"}
     make = getattr(_kernels(), f"bivariate_{names[order.kernel]}")
@@ -243,7 +253,7 @@ def _sinc_kernel(cutoff: float) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _kernels():  # noqa: ANN202
-    """BasicSR's module of kernels; imported here, since it loads torchvision."""
+    """Return BasicSR's module of kernels, which is imported only here since it loads torchvision."""
     compat.apply()
     from basicsr.data import degradations
 

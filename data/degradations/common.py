@@ -1,9 +1,9 @@
-"""What the degradations share: checks of images and parameters, the draw of a strength, points, noise, linear light.
+"""Helpers of the degradations: checks, random draws, point splatting, smooth noise, linear light and convolution.
 
-A degradation is two functions. ``draw_<name>(rng, strength)`` draws parameters into a frozen dataclass and is the only
-source of randomness. ``add_<name>(image, parameters)`` is deterministic: noise and positions come from the ``seed`` in
-the parameters. Images are float32 RGB (H, W, 3), or gray (H, W, 1), in [0, 1], display-referred (sRGB). Strength 0 is
-the identity.
+A degradation consists of two functions. ``draw_<name>(rng, strength)`` draws parameters into a frozen dataclass and is
+the only source of randomness. ``add_<name>(image, parameters)`` is deterministic: noise and positions come from the
+``seed`` in the parameters. Images are float32 RGB (H, W, 3) or gray (H, W, 1) in [0, 1], display-referred (sRGB).
+Strength 0 is the identity.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import cv2
 import numpy as np
 
 # The transfer function of sRGB (IEC 61966-2-1:1999).
-CUT = np.float32(0.04045)  # the stored value below which the function is a straight line
+CUT = np.float32(0.04045)  # stored value up to which the function is linear
 SLOPE = np.float32(12.92)
 OFFSET = np.float32(0.055)
 POWER = np.float32(2.4)
-LINEAR_SHARE = 0.7  # of the drawn blurs, which blur linear light; the others blur stored values
+LINEAR_SHARE = 0.7  # share of the drawn blurs that act on linear light; the others act on stored values
 
 
 def check_image(image: np.ndarray) -> None:
-    """Raise TypeError or ValueError unless it is a float32 image (H, W, 3) or (H, W, 1) in [0, 1]."""
+    """Raise TypeError or ValueError unless ``image`` is a float32 image (H, W, 3) or (H, W, 1) in [0, 1]."""
     if not isinstance(image, np.ndarray) or image.dtype != np.float32:
         raise TypeError(f"image must be a float32 array, got {getattr(image, 'dtype', type(image).__name__)}")
     if image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
@@ -39,31 +39,31 @@ def check_scale(image: np.ndarray, scale: int) -> None:
 
 
 def require_unit(parameters: Any, *names: str) -> None:
-    """Raise ValueError unless the attributes named are in [0, 1]."""
+    """Raise ValueError unless the named attributes are in [0, 1]."""
     for name in names:
         if not 0 <= getattr(parameters, name) <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {getattr(parameters, name)}")
 
 
 def require_not_negative(parameters: Any, *names: str) -> None:
-    """Raise ValueError unless the attributes named are finite numbers of at least 0."""
+    """Raise ValueError unless the named attributes are finite numbers of at least 0."""
     for name in names:
         if not 0 <= getattr(parameters, name) < np.inf:
             raise ValueError(f"{name} must not be negative, got {getattr(parameters, name)}")
 
 
 def require_positive(parameters: Any, *names: str) -> None:
-    """Raise ValueError unless the attributes named are finite numbers greater than 0."""
+    """Raise ValueError unless the named attributes are finite numbers greater than 0."""
     for name in names:
         if not 0 < getattr(parameters, name) < np.inf:
             raise ValueError(f"{name} must be positive, got {getattr(parameters, name)}")
 
 
 def draw_strength(rng: np.random.Generator, strength: float | None) -> float:
-    """Return ``strength``, or one drawn uniformly from [0, 1]; the generator advances by the same amount in both cases.
+    """Return ``strength``, or a uniform draw from [0, 1] if it is None; ``rng`` advances by the same amount either way.
 
     Raises:
-        ValueError: ``strength`` is not in [0, 1].
+        ValueError: if ``strength`` is not in [0, 1].
     """
     drawn = float(rng.uniform(0, 1))
     if strength is None:
@@ -74,7 +74,7 @@ def draw_strength(rng: np.random.Generator, strength: float | None) -> float:
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """Return a number whose logarithm is uniform: each doubling is as likely as the next."""
+    """Draw a number from [low, high] whose logarithm is uniformly distributed."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
@@ -83,21 +83,22 @@ def draw_seed(rng: np.random.Generator) -> int:
 
 
 def splat(shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, amounts: np.ndarray) -> np.ndarray:
-    """Sum points into an image, each shared out among the four pixels around it by its distances from them.
+    """Add points to an empty image, each distributed bilinearly over the four pixels around it.
 
     Args:
-        shape: (H, W) of the result.
-        rows, columns: (N,) where pixel (i, j) has its center at (i, j); points outside are left out.
-        amounts: (N,).
+        shape: shape (H, W) of the result.
+        rows, columns: coordinates (N,) of the points; the center of pixel (i, j) is (i, j). Points a pixel or more
+            outside are ignored.
+        amounts: values (N,) of the points.
 
     Returns:
-        float32 (H, W).
+        Sum of the points, float32 (H, W).
     """
     return splat_slices(shape, [(rows, columns, amounts)])
 
 
 def splat_slices(shape: tuple[int, int], slices: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Do what :func:`splat` does with (rows, columns, amounts) of some points after others, to save memory."""
+    """Do the same as :func:`splat` for slices (rows, columns, amounts) of the points, which needs less memory."""
     sums: np.ndarray | None = None
     for points in slices:
         added = _sums(shape, *points)
@@ -106,9 +107,9 @@ def splat_slices(shape: tuple[int, int], slices: Iterable[tuple[np.ndarray, np.n
 
 
 def _sums(shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, amounts: np.ndarray) -> np.ndarray:
-    """Return the sums as float64 (H + 2, W + 2), with a frame of one pixel around."""
+    """Return the sums as float64 (H + 2, W + 2), with a border of one pixel."""
     height, width = shape
-    rows, columns = rows + 1, columns + 1  # before the test of what lies inside, as it rounds
+    rows, columns = rows + 1, columns + 1  # before the test for points inside, since this addition rounds
     inside = (rows > 0) & (rows < height + 1) & (columns > 0) & (columns < width + 1)
     rows, columns, amounts = rows[inside], columns[inside], amounts[inside]
     top, left = rows.astype(np.intp), columns.astype(np.intp)
@@ -123,34 +124,34 @@ def _sums(shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, amounts
 
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: int) -> np.ndarray:
-    """Return Gaussian noise of low frequency: ``cells`` x ``cells`` values, interpolated. Float32 (H, W)."""
+    """Return low-frequency Gaussian noise, ``cells`` x ``cells`` values interpolated to float32 (H, W)."""
     coarse = rng.standard_normal((cells, cells), np.float32)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def to_linear(stored: np.ndarray) -> np.ndarray:
-    """Return the light, proportional to photons, that stored values stand for. Float32 in and out."""
+    """Convert stored (sRGB) values to linear light, which is proportional to photons. Float32 in and out."""
     return np.where(stored <= CUT, stored / SLOPE, ((stored + OFFSET) / (1 + OFFSET)) ** POWER)
 
 
 def to_stored(linear: np.ndarray) -> np.ndarray:
-    """Return the stored values of linear light. Float32 in and out."""
+    """Convert linear light to stored (sRGB) values. Float32 in and out."""
     curve = (1 + OFFSET) * np.maximum(linear, CUT / SLOPE) ** (1 / POWER) - OFFSET
     return np.where(linear <= CUT / SLOPE, linear * SLOPE, curve)
 
 
 def convolve(image: np.ndarray, kernel: np.ndarray, *, linear: bool = True) -> np.ndarray:
-    """Return an image convolved with a kernel, mirrored at its edges.
+    """Convolve an image, mirrored at its edges, with a kernel.
 
     Args:
-        image: (H, W, C), float32 in [0, 1].
-        kernel: (K, K), float32, K odd, sum 1.
-        linear: convolve linear light, which a sensor adds up, instead of stored values.
+        image: image (H, W, C), float32 in [0, 1].
+        kernel: kernel (K, K), float32, with K odd and sum 1.
+        linear: whether to convolve linear light, which a sensor integrates, instead of stored values.
 
     Returns:
-        float32 (H, W, C) in [0, 1].
+        Convolved image, float32 (H, W, C) in [0, 1].
     """
-    turned = np.ascontiguousarray(kernel[::-1, ::-1])  # OpenCV correlates
+    turned = np.ascontiguousarray(kernel[::-1, ::-1])  # filter2D computes a correlation
     light = to_linear(image) if linear else image
     blurred = cv2.filter2D(light, -1, turned, borderType=cv2.BORDER_REFLECT)
     blurred = np.clip(blurred.reshape(image.shape), 0, 1)

@@ -1,15 +1,15 @@
-"""Several degradations of one image, named by a label as in CDD-11 (Guo et al., "OneRestore", ECCV 2024).
+"""Apply several degradations to an image, named by a label as in CDD-11 (Guo et al., "OneRestore", ECCV 2024).
 
-They are applied in physical order, along the path of the light, whatever their order in the label:
+They are applied in physical order, along the path of the light, regardless of their order in the label:
 
-1. ``haze`` lies between the scene and the camera, all the way.
-2. ``rain`` and ``snow`` are seen singly only where they are near, so in front of the haze.
-3. ``blur``: the camera moves during the exposure and smears all it sees; ``defocus``: so does its lens.
-4. ``down``: the sensor's pixels sample the image; what follows happens at each pixel.
-5. ``low``: there is less light, on the haze and the drops as on the scene, and the sensor's noise comes in here.
-6. ``noise``, ``poisson`` and ``camera``: noise of further sources, on stored values.
-7. ``jpeg``: the file is written last.
-8. ``blind``: it is shrunk, compressed and shared again, twice.
+1. ``haze`` fills the complete distance between the scene and the camera.
+2. ``rain`` and ``snow``: single drops and flakes are visible only near the camera, so they are in front of the haze.
+3. ``blur``: the camera moves during the exposure and smears everything in view; ``defocus``: so does its lens.
+4. ``down``: the sensor samples the image; the later steps act on its pixels.
+5. ``low``: less light falls on the scene, the haze and the drops, and the sensor adds its noise.
+6. ``noise``, ``poisson`` and ``camera``: noise of other sources is added to the stored values.
+7. ``jpeg``: the image is written to a file.
+8. ``blind``: the file is resized, compressed and shared twice.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Draw = Callable[[np.random.Generator, float | None], Any]
 Add = Callable[[np.ndarray, Any], np.ndarray]
 
 
-# name -> (draws parameters, applies them), in the order of application; the scale of `down` is given and not drawn
+# name -> (function that draws parameters, function that applies them), in order of application; `down` draws nothing
 DEGRADATIONS: dict[str, tuple[Draw | None, Add]] = {
     "haze": (draw_haze, add_haze),
     "rain": (draw_rain, add_rain),
@@ -66,7 +66,7 @@ DEGRADATIONS: dict[str, tuple[Draw | None, Add]] = {
 }
 
 
-# name -> the class of its parameters; of rain, that of one shower
+# name -> class of its parameters; for rain, the class of one shower
 PARAMETERS: dict[str, type] = {
     "haze": HazeParameters,
     "rain": RainParameters,
@@ -85,13 +85,13 @@ PARAMETERS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Composition:
-    """A label and its ``steps``, each a name and its parameters, in the order of application."""
+    """A label and its ``steps``, pairs of a degradation's name and its parameters, in order of application."""
 
     label: str
     steps: tuple[tuple[str, Any], ...]
 
     def unclipped(self) -> Composition:
-        """Return the same with Gaussian noise that is not clipped to [0, 1]."""
+        """Return a copy whose Gaussian noise is not clipped to [0, 1]."""
         steps = (
             (name, replace(parameters, clip=False) if name == "noise" else parameters)
             for name, parameters in self.steps
@@ -106,13 +106,13 @@ def draw_composition(
 
     Args:
         rng: the only source of randomness; it advances by the same amount for any ``strength``.
-        label: names joined by ``_``, or ``clean`` for none.
-        strength: of every one, from 0 to 1; None draws one for each from [0, 1].
-        scale: of ``down`` and ``blind``.
+        label: names joined by ``_``, or ``clean`` for no degradation.
+        strength: strength of all degradations, from 0 to 1; None draws one for each from [0, 1].
+        scale: downsampling factor of ``down`` and ``blind``.
 
     Raises:
-        UserError: the label is none.
-        ValueError: ``strength`` is not in [0, 1], or ``scale`` is less than 1.
+        UserError: if the label is invalid.
+        ValueError: if ``strength`` is not in [0, 1], or ``scale`` is less than 1.
     """
     names = parse_label(label)
     steps = []
@@ -126,18 +126,18 @@ def draw_composition(
 
 
 def add_composition(image: np.ndarray, composition: Composition) -> np.ndarray:
-    """Return the image with every step applied, one after the other.
+    """Apply all steps to an image, one after the other.
 
     Args:
-        image: (H, W, 3) RGB or (H, W, 1), float32 in [0, 1].
-        composition: what :func:`draw_composition` drew.
+        image: RGB image (H, W, 3) or gray image (H, W, 1), float32 in [0, 1].
+        composition: composition drawn by :func:`draw_composition`.
 
     Returns:
-        float32 (H, W, C) in [0, 1]; with ``down`` or ``blind`` the sides are divided by its scale.
+        Degraded image, float32 (H, W, C) in [0, 1]; ``down`` and ``blind`` divide its sides by their scale.
 
     Raises:
-        TypeError: the image is not a float32 array.
-        ValueError: its shape or value range is invalid, or a side is not a multiple of the scale.
+        TypeError: if the image is not a float32 array.
+        ValueError: if its shape or value range is invalid, or a side is not a multiple of the scale.
     """
     result = image.copy()
     for name, parameters in composition.steps:
@@ -147,7 +147,7 @@ def add_composition(image: np.ndarray, composition: Composition) -> np.ndarray:
 
 
 def compositions_text(compositions: Mapping[str, Mapping[str, Composition]]) -> str:
-    """Return label -> image -> composition as the JSON text that :func:`read_compositions` reads."""
+    """Return a mapping label -> image -> composition as JSON text for :func:`read_compositions`."""
     table = {
         label: {name: {step: asdict(parameters) for step, parameters in one.steps} for name, one in images.items()}
         for label, images in compositions.items()
@@ -156,10 +156,10 @@ def compositions_text(compositions: Mapping[str, Mapping[str, Composition]]) -> 
 
 
 def read_compositions(source: Path) -> dict[str, dict[str, Composition]]:
-    """Return label -> image -> composition from a JSON file.
+    """Read a mapping label -> image -> composition from a JSON file.
 
     Raises:
-        UserError: it cannot be read, or holds parameters that a degradation does not have.
+        UserError: if the file cannot be read, or a parameter is unknown, missing or invalid.
     """
     try:
         return compositions_of(json.loads(source.read_text(encoding="utf-8")))
@@ -170,7 +170,7 @@ def read_compositions(source: Path) -> dict[str, dict[str, Composition]]:
 
 
 def compositions_of(table: Mapping[str, Any]) -> dict[str, dict[str, Composition]]:
-    """Return label -> image -> composition from the plain values of a JSON file."""
+    """Convert the parsed values of a JSON file to a mapping label -> image -> composition."""
     return {
         label: {
             name: Composition(label, tuple((step, _parameters(step, values)) for step, values in steps.items()))

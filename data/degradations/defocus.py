@@ -1,10 +1,10 @@
-"""Defocus: a lens focused at another distance spreads each point over a disc, the image of its aperture.
+"""Defocus blur: a lens focused at another distance spreads each point over a disc, the image of its aperture.
 
-The disc of a thin lens has one brightness and sharp edges (Lee et al., "Iterative Filter Adaptive Network for Single
-Image Defocus Deblurring", CVPR 2021). An iris of few blades makes it a polygon; aberrations and diffraction soften it,
-which a blend with a Gaussian of the same standard deviation stands for. Light is added up, so linear values are
-blurred; a part of the draws blurs stored values, as in ``motion_blur.py``. One disc serves the whole image: the scene
-is far, or flat.
+The disc of a thin lens has uniform brightness and sharp edges (Lee et al., "Iterative Filter Adaptive Network for
+Single Image Defocus Deblurring", CVPR 2021). An iris of few blades makes it a polygon; aberrations and diffraction
+soften it, which is modeled by blending it with a Gaussian of the same standard deviation. Since light adds up, linear
+values are blurred; some of the draws blur stored values, as in ``motion_blur.py``. The complete image has the same
+disc, as if the scene were distant or flat.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from restormixer_arch.data.degradations.common import (
     require_unit,
 )
 
-SUBPIXELS = 8  # along each side of a pixel, by which the disc's edge is drawn
+SUBPIXELS = 8  # sub-pixels along each side of a pixel, which antialias the disc
 
 
 @dataclass(frozen=True)
 class DefocusParameters:
-    """Everything that determines the blur.
+    """Parameters of the defocus blur.
 
     Args:
-        radius: of the disc, in pixels.
-        blades: of the iris, at least 3; 0 for a circle.
-        turn: of the iris, in radians.
+        radius: radius of the disc in pixels.
+        blades: number of blades of the iris, at least 3; 0 for a circle.
+        turn: rotation of the iris in radians.
         soft: share of the Gaussian, in [0, 1].
-        linear: blur linear light instead of stored values.
+        linear: whether to blur linear light instead of stored values.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: if a value is out of its range.
     """
 
     radius: float
@@ -54,10 +54,10 @@ class DefocusParameters:
 
 
 def draw_defocus(rng: np.random.Generator, strength: float | None = None) -> DefocusParameters:
-    """Draw a disc of up to 6 pixels; None draws the strength from [0, 1].
+    """Draw a disc with a radius of up to 6 pixels. If ``strength`` is None, it is drawn from [0, 1].
 
     Raises:
-        ValueError: ``strength`` is not in [0, 1].
+        ValueError: if ``strength`` is not in [0, 1].
     """
     strong = draw_strength(rng, strength)
     return DefocusParameters(
@@ -70,18 +70,18 @@ def draw_defocus(rng: np.random.Generator, strength: float | None = None) -> Def
 
 
 def add_defocus(image: np.ndarray, parameters: DefocusParameters) -> np.ndarray:
-    """Return the image out of focus, mirrored at its edges; with ``radius`` 0 it is unchanged.
+    """Blur an image, mirrored at its edges, with the disc; ``radius`` 0 leaves it unchanged.
 
     Args:
-        image: (H, W, 3) RGB or (H, W, 1), float32 in [0, 1].
-        parameters: what :func:`draw_defocus` drew.
+        image: RGB image (H, W, 3) or gray image (H, W, 1), float32 in [0, 1].
+        parameters: parameters drawn by :func:`draw_defocus`.
 
     Returns:
-        float32 (H, W, C) in [0, 1].
+        Degraded image, float32 (H, W, C) in [0, 1].
 
     Raises:
-        TypeError: the image is not a float32 array.
-        ValueError: its shape or value range is invalid.
+        TypeError: if the image is not a float32 array.
+        ValueError: if its shape or value range is invalid.
     """
     check_image(image)
     if parameters.radius == 0:
@@ -90,16 +90,16 @@ def add_defocus(image: np.ndarray, parameters: DefocusParameters) -> np.ndarray:
 
 
 def defocus_kernel(parameters: DefocusParameters) -> np.ndarray:
-    """Return the image of a point: float32 (K, K), K odd, sum 1."""
+    """Return the image of a point, float32 (K, K) with K odd and sum 1."""
     radius = parameters.radius
     half = int(np.ceil(radius + 0.5))
-    fine = (np.arange((2 * half + 1) * SUBPIXELS) + 0.5) / SUBPIXELS - half - 0.5  # sub-pixels' centers
+    fine = (np.arange((2 * half + 1) * SUBPIXELS) + 0.5) / SUBPIXELS - half - 0.5  # centers of the sub-pixels
     rows, columns = fine[:, None], fine[None]
     distance = np.hypot(rows, columns)
     if parameters.blades:
         wedge = 2 * np.pi / parameters.blades
         around = np.mod(np.arctan2(rows, columns) + parameters.turn, wedge) - wedge / 2
-        distance = distance * np.cos(around) / np.cos(wedge / 2)  # the radius is that of the corners
+        distance = distance * np.cos(around) / np.cos(wedge / 2)  # the corners of the polygon have the radius
     inside = (distance <= radius).astype(np.float64)
     disc = inside.reshape(2 * half + 1, SUBPIXELS, 2 * half + 1, SUBPIXELS).sum((1, 3))
     if disc.sum() == 0:

@@ -1,5 +1,6 @@
-"""Bicubic down-sampling as MATLAB's ``imresize`` does it, with antialiasing: the field's degradation for
-super-resolution. The weights are BasicSR's; they are applied to whole images instead of row by row.
+"""Bicubic downsampling with antialiasing as in MATLAB's ``imresize``, the standard degradation for super-resolution.
+
+The weights are BasicSR's, but they are applied to complete images instead of row by row.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ compat.apply()  # basicsr can be imported from here on
 
 from basicsr.utils.matlab_functions import calculate_weights_indices  # noqa: E402
 
-KERNEL_WIDTH = 4  # of the cubic kernel, at scale 1
+KERNEL_WIDTH = 4  # width of the cubic kernel in pixels, at scale 1
 
 
 @dataclass(frozen=True)
 class DownsampleParameters:
-    """``scale``, how many pixels become one along each side. Raises ValueError if it is less than 1."""
+    """Downsampling factor ``scale`` along each side. Raises ValueError if it is less than 1."""
 
     scale: int
 
@@ -31,18 +32,18 @@ class DownsampleParameters:
 
 
 def add_downsample(image: np.ndarray, parameters: DownsampleParameters) -> np.ndarray:
-    """Return the image reduced by ``scale``, clipped to [0, 1]; with ``scale`` 1 it is unchanged.
+    """Downsample an image by ``scale`` and clip it to [0, 1]; ``scale`` 1 leaves it unchanged.
 
     Args:
-        image: (H, W, 3) RGB or (H, W, 1), float32 in [0, 1].
-        parameters: the scale.
+        image: RGB image (H, W, 3) or gray image (H, W, 1), float32 in [0, 1].
+        parameters: downsampling factor.
 
     Returns:
-        float32 (H / scale, W / scale, C) in [0, 1].
+        Degraded image, float32 (H / scale, W / scale, C) in [0, 1].
 
     Raises:
-        TypeError: the image is not a float32 array.
-        ValueError: its shape or value range is invalid, or a side is not a multiple of ``scale``.
+        TypeError: if the image is not a float32 array.
+        ValueError: if its shape or value range is invalid, or a side is not a multiple of ``scale``.
     """
     check_image(image)
     scale = parameters.scale
@@ -55,7 +56,7 @@ def add_downsample(image: np.ndarray, parameters: DownsampleParameters) -> np.nd
 
 
 def _reduce_rows(image: np.ndarray, scale: int) -> np.ndarray:
-    """Return (H, W, C) reduced to (H / scale, W, C), float32, tap by tap of the kernel."""
+    """Downsample (H, W, C) to (H / scale, W, C), float32, one kernel tap at a time."""
     weights, places = taps(image.shape[0], scale)
     reduced = np.zeros((len(places), *image.shape[1:]), np.float32)
     for weight, place in zip(weights.T, places.T, strict=True):
@@ -65,12 +66,13 @@ def _reduce_rows(image: np.ndarray, scale: int) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def taps(length: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weights (length / scale, n), float32, and places (length / scale, n) of the n pixels of a line that
-    each pixel of the reduced line is made of; pixels beyond its ends are mirrored.
+    """Return weights and indices, both (length / scale, n), of the n pixels that form each pixel of a downsampled line.
+
+    The weights are float32. Indices beyond the ends of the line are mirrored.
     """
     weights, indices, before, _ = calculate_weights_indices(
         length, length // scale, 1 / scale, "cubic", KERNEL_WIDTH, True
     )
     weights = weights.numpy()
-    places = np.mod(indices.numpy().astype(np.intp) - before, 2 * length)  # mirroring repeats after two lengths
+    places = np.mod(indices.numpy().astype(np.intp) - before, 2 * length)  # mirroring has a period of two lengths
     return weights.astype(np.float32), np.where(places < length, places, 2 * length - 1 - places)

@@ -1,14 +1,14 @@
-"""Haze: light lost on its way from the scene, and daylight scattered into the way.
+"""Haze: light from the scene is attenuated on its way to the camera, and daylight is scattered into it.
 
 ``I = J t + A (1 - t)`` with the transmission ``t = exp(-beta d)`` at distance ``d`` (Koschmieder, "Theorie der
 horizontalen Sichtweite", 1924; Narasimhan and Nayar, "Vision and the Atmosphere", IJCV 2002). ``J`` is the scene, ``A``
-the airlight, nearly white, ``beta`` the scattering coefficient, here for the farthest distance as unit. The
-equation is applied to stored (sRGB) values, as the field's datasets do (RESIDE: Li et al., TIP 2019; CDD-11: Guo et
+the airlight, which is nearly white, and ``beta`` the scattering coefficient for distances in units of the farthest one.
+The equation is applied to stored (sRGB) values, as in the public datasets (RESIDE: Li et al., TIP 2019; CDD-11: Guo et
 al., "OneRestore", ECCV 2024).
 
-A photograph has no depth sensor, so the distances are synthetic and say nothing about the objects in the picture: a
-ground plane, whose inverse distance grows linearly from the horizon downwards, times smooth noise for what
-stands on it.
+A photograph has no depth map, so the distances are synthetic and unrelated to the objects in the image. They are those
+of a ground plane, whose inverse distance grows linearly from the horizon downwards, multiplied by smooth noise that
+represents objects standing on it.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from restormixer_arch.data.degradations.common import (
     smooth_noise,
 )
 
-NEAREST = 0.01  # least distance, in units of the farthest
+NEAREST = 0.01  # smallest distance, in units of the farthest
 
 
 @dataclass(frozen=True)
 class HazeParameters:
-    """Everything that determines the haze on an image.
+    """Parameters of the haze.
 
     Args:
         beta: scattering coefficient; ``exp(-beta)`` is the transmission of the farthest distance.
-        airlight: of red, green and blue, in [0, 1]; a gray image takes their mean.
-        horizon: row of the horizon as a part of the height, below 1; negative above the picture.
+        airlight: airlight in red, green and blue, in [0, 1]; gray images use the mean.
+        horizon: row of the horizon as a fraction of the height, less than 1; negative if above the image.
         near: distance at the lower edge in units of the farthest, in [0.01, 1]; 1 for the same distance everywhere.
-        relief: standard deviation of the logarithm of the distances around the plane.
-        seed: of the relief.
+        relief: standard deviation of the logarithm of the distances relative to the plane.
+        seed: random seed of the relief.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: if a value is out of its range.
     """
 
     beta: float
@@ -65,14 +65,14 @@ class HazeParameters:
 
 
 def draw_haze(rng: np.random.Generator, strength: float | None = None) -> HazeParameters:
-    """Draw haze between a thin mist and fog that hides the distance, under bright or gray light.
+    """Draw haze from thin mist to fog that hides distant objects, under bright or gray light.
 
     Args:
         rng: the only source of randomness; it advances by the same amount for any ``strength``.
-        strength: from 0, clear air, to 1; None draws it from [0, 1].
+        strength: value from 0 (clear air) to 1 (densest haze); None draws it from [0, 1].
 
     Raises:
-        ValueError: ``strength`` is not in [0, 1].
+        ValueError: if ``strength`` is not in [0, 1].
     """
     strong = draw_strength(rng, strength)
     light = np.clip(rng.uniform(0.5, 1) + rng.uniform(-0.05, 0.05, 3), 0, 1)
@@ -87,18 +87,18 @@ def draw_haze(rng: np.random.Generator, strength: float | None = None) -> HazePa
 
 
 def add_haze(image: np.ndarray, parameters: HazeParameters) -> np.ndarray:
-    """Return the image in haze; with ``beta`` 0 it is unchanged.
+    """Add haze to an image; ``beta`` 0 leaves it unchanged.
 
     Args:
-        image: (H, W, 3) RGB or (H, W, 1), float32 in [0, 1].
-        parameters: what :func:`draw_haze` drew.
+        image: RGB image (H, W, 3) or gray image (H, W, 1), float32 in [0, 1].
+        parameters: parameters drawn by :func:`draw_haze`.
 
     Returns:
-        float32 (H, W, C) in [0, 1].
+        Degraded image, float32 (H, W, C) in [0, 1].
 
     Raises:
-        TypeError: the image is not a float32 array.
-        ValueError: its shape or value range is invalid.
+        TypeError: if the image is not a float32 array.
+        ValueError: if its shape or value range is invalid.
     """
     check_image(image)
     transmission = np.exp(-np.float32(parameters.beta) * depth_map(image.shape[0], image.shape[1], parameters))
@@ -109,13 +109,13 @@ def add_haze(image: np.ndarray, parameters: HazeParameters) -> np.ndarray:
 
 
 def scatter(image: np.ndarray, transmission: np.ndarray, airlight: np.ndarray) -> np.ndarray:
-    """Return ``image * t + airlight * (1 - t)``: image (H, W, C), transmission (H, W), airlight (C,)."""
+    """Return ``image * t + airlight * (1 - t)`` for image (H, W, C), transmission t (H, W) and airlight (C,)."""
     through = transmission[..., None]
     return np.clip(image * through + airlight * (1 - through), 0, 1)
 
 
 def depth_map(height: int, width: int, parameters: HazeParameters) -> np.ndarray:
-    """Return distances in units of the farthest: float32 (H, W) in [0.01, 1]."""
+    """Return synthetic distances in units of the farthest, float32 (H, W) in [0.01, 1]."""
     rows = (np.arange(height, dtype=np.float32) + np.float32(0.5)) / np.float32(height)
     below = np.maximum(rows - np.float32(parameters.horizon), 0) / np.float32(1 - parameters.horizon)
     plane = 1 / (1 + below * np.float32(1 / parameters.near - 1))  # 1 at the horizon, `near` at the lower edge

@@ -1,4 +1,4 @@
-"""JPEG compression (ITU-T T.81) with color at half resolution (4:2:0), by OpenCV's libjpeg; it rounds to 8 bits."""
+"""JPEG compression (ITU-T T.81) by OpenCV's libjpeg, with chroma at half resolution (4:2:0) and rounding to 8 bits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BEST, WORST = 100, 10  # qualities at strength 0 and 1
 
 @dataclass(frozen=True)
 class JpegParameters:
-    """``quality`` from 1 to 100, None for no compression. Raises ValueError for other values."""
+    """JPEG ``quality`` from 1 to 100, or None for no compression. Raises ValueError for other values."""
 
     quality: int | None
 
@@ -24,33 +24,33 @@ class JpegParameters:
 
 
 def draw_jpeg(rng: np.random.Generator, strength: float | None = None) -> JpegParameters:
-    """Draw a quality of ``100 - 90 * strength``, none at strength 0; None draws the strength from [0, 1].
+    """Return quality ``100 - 90 * strength``, or None at strength 0. A ``strength`` of None is drawn from [0, 1].
 
     Raises:
-        ValueError: ``strength`` is not in [0, 1].
+        ValueError: if ``strength`` is not in [0, 1].
     """
     strong = draw_strength(rng, strength)
     return JpegParameters(quality=round(BEST - (BEST - WORST) * strong) if strong > 0 else None)
 
 
 def add_jpeg(image: np.ndarray, parameters: JpegParameters) -> np.ndarray:
-    """Return the image as a JPEG file gives it back; with ``quality`` None it is unchanged.
+    """Compress an image as JPEG and decode it; ``quality`` None leaves it unchanged.
 
     Args:
-        image: (H, W, 3) RGB or (H, W, 1), float32 in [0, 1].
-        parameters: what :func:`draw_jpeg` drew.
+        image: RGB image (H, W, 3) or gray image (H, W, 1), float32 in [0, 1].
+        parameters: parameters drawn by :func:`draw_jpeg`.
 
     Returns:
-        float32 (H, W, C) in [0, 1], multiples of 1/255.
+        Degraded image, float32 (H, W, C) in [0, 1], multiples of 1/255.
 
     Raises:
-        TypeError: the image is not a float32 array.
-        ValueError: its shape or value range is invalid.
+        TypeError: if the image is not a float32 array.
+        ValueError: if its shape or value range is invalid.
     """
     check_image(image)
     if parameters.quality is None:
         return image.copy()
-    stored = np.round(image[..., ::-1] * 255).astype(np.uint8)  # OpenCV's colors are blue, green, red
+    stored = np.round(image[..., ::-1] * 255).astype(np.uint8)  # OpenCV's channel order is BGR
     flags = [cv2.IMWRITE_JPEG_QUALITY, parameters.quality]
     if image.shape[2] == 3:
         flags += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]

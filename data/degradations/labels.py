@@ -1,6 +1,6 @@
-"""Degradation labels, and the option that mixes them: which labels, how often, how strong.
+"""Parse degradation labels and the ``degradations`` option, which sets their weights and strengths.
 
-A label is names joined by ``_``, such as ``low_haze_rain``, as CDD-11 names its folders.
+A label consists of names joined by ``_``, such as ``low_haze_rain``, as in the folder names of CDD-11.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from restormixer_arch.errors import UserError, did_you_mean
 
-# In the order in which they stand in a label.
+# In the order of the names in a label.
 NAMES = {
     "low": "low light with sensor noise",
     "haze": "haze",
@@ -35,16 +35,17 @@ CDD11 = (
     *("low_haze", "low_rain", "low_snow", "haze_rain", "haze_snow"),
     *("low_haze_rain", "low_haze_snow"),
 )
-CLEAN = "clean"  # of an image without any degradation
+CLEAN = "clean"  # label of an image without any degradation
 GROUPS = {"cdd11": CDD11}
 KEYS = ("weight", "strength")
 
 
 def parse_label(label: str) -> tuple[str, ...]:
-    """Return the names in a label; none for ``clean``.
+    """Return the names in a label, an empty tuple for ``clean``.
 
     Raises:
-        UserError: it is not a label: a name is unknown or repeated, or the names are in the wrong order.
+        UserError: if a name is unknown or repeated, the names are in the wrong order, or ``down`` and ``blind`` are
+            combined.
     """
     if label == CLEAN:
         return ()
@@ -64,7 +65,7 @@ def parse_label(label: str) -> tuple[str, ...]:
 
 
 def is_label(text: str) -> bool:
-    """Return whether :func:`parse_label` takes the text."""
+    """Return whether :func:`parse_label` accepts the text."""
     try:
         parse_label(text)
     except UserError:
@@ -73,11 +74,13 @@ def is_label(text: str) -> bool:
 
 
 def label_of(name: str) -> str | None:
-    """Return the label in an image's name: that of the innermost folder that is one, else one at the stem's end or
-    beginning (``0001_low_haze``, ``haze-0001``); None if there is none.
+    """Return the label in an image's name, or None if it has none.
+
+    The innermost folder that is a label comes first, then the end or beginning of the stem (``0001_low_haze``,
+    ``haze-0001``).
 
     Args:
-        name: a key, or a path relative to the dataset's folder, with or without an extension.
+        name: key, or path relative to the dataset's folder, with or without an extension.
     """
     path = PurePosixPath(name.replace("\\", "/"))
     for folder in reversed(path.parent.parts):
@@ -87,8 +90,8 @@ def label_of(name: str) -> str | None:
 
 
 def split_label(stem: str) -> tuple[str, str | None]:
-    """Return an image's stem without the label at its end or beginning, and that label, None if there is none."""
-    parts = re.split("([-_])", stem)  # names and separators in turn
+    """Return an image's stem without the label at its end or beginning, and that label (or None)."""
+    parts = re.split("([-_])", stem)  # names and separators alternate
     for size in range(len(parts) - 2, 0, -2):  # the longest label first
         for label, rest in ((parts[-size:], parts[: -size - 1]), (parts[:size], parts[size + 1 :])):
             text = "".join(label).replace("-", "_")
@@ -99,14 +102,14 @@ def split_label(stem: str) -> tuple[str, str | None]:
 
 @dataclass(frozen=True)
 class Ingredient:
-    """A label, its weight among the others, and the range of its strength; None for each degradation's own draw."""
+    """A label, its relative weight and its range of strengths; None lets each degradation draw its own strength."""
 
     label: str
     weight: float = 1.0
     strength: tuple[float, float] | None = None
 
     def draw_strength(self, rng: np.random.Generator) -> float | None:
-        """Return one strength for all degradations of the label, or None; the generator is advanced alike."""
+        """Draw one strength for all degradations of the label, or None. ``rng`` advances equally in both cases."""
         part = float(rng.uniform())
         if self.strength is None:
             return None
@@ -120,11 +123,11 @@ def read_mixture(option: Any, scale: int = 1) -> tuple[Ingredient, ...]:
     Args:
         option: ``cdd11`` for its eleven labels, a list of labels, or a table label -> {weight, strength} where strength
             is a number or a range [low, high] in [0, 1].
-        scale: of the task; ``down`` or ``blind`` belongs to every label if it is greater than 1; ``down`` to none
-            otherwise.
+        scale: scale of the task. If it is greater than 1, every label must include ``down`` or ``blind``; otherwise no
+            label may include ``down``.
 
     Raises:
-        UserError: another value; the message names it.
+        UserError: if the option has any other value, which the message names.
     """
     if isinstance(option, str):
         if option not in GROUPS:

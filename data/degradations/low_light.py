@@ -1,11 +1,12 @@
-"""Low light: less light on the scene, and the noise of a sensor that counts its few photons.
+"""Low light: a darker scene, and the noise of a sensor that detects few photons.
 
 In linear light (sRGB's transfer function, IEC 61966-2-1), a scene is reflectance times illumination (Land and McCann,
-"Lightness and Retinex Theory", 1971). Darkness is a lower illumination: ``2 ** -stops`` of it, uneven by a smooth
-factor. Lamps and flashes light what is around them, by the inverse square of the distance; a bright sky behind a dark
-scene keeps its light. The sensor adds noise of variance ``photon * signal + read ** 2`` (Foi et al., "Practical
-Poissonian-Gaussian noise modeling and fitting for single-image raw-data", TIP 2008), Poissonian for the photons,
-Gaussian for reading them out. The picture is clipped and stored as sRGB again; no gain makes up for the dark.
+"Lightness and Retinex Theory", 1971). In the dark, the illumination is multiplied by ``2 ** -stops``, which varies
+smoothly over the image. Lamps and flashes light their surroundings by the inverse square of the distance; a bright sky
+behind a dark scene keeps its light. The sensor adds noise of variance ``photon * signal + read ** 2`` (Foi et al.,
+"Practical Poissonian-Gaussian noise modeling and fitting for single-image raw-data", TIP 2008): Poisson noise of the
+photons and Gaussian noise of the read-out. The image is clipped and stored as sRGB again; no gain compensates for the
+darkness.
 """
 
 from __future__ import annotations
@@ -27,25 +28,25 @@ from restormixer_arch.data.degradations.common import (
 )
 from restormixer_arch.data.degradations.noise import poisson_signal
 
-SKY_FROM, SKY_TO = 0.3, 0.6  # linear brightness from which on a surface keeps some, and all, of its light
-SKY_BLUR = 0.01  # standard deviation of the border between dark and lit surfaces, of the shorter side
+SKY_FROM, SKY_TO = 0.3, 0.6  # linear brightness above which a surface keeps some, and all, of its light
+SKY_BLUR = 0.01  # standard deviation of the blur between dark and lit surfaces, relative to the shorter side
 
 
 @dataclass(frozen=True)
 class LowLightParameters:
-    """Everything that determines the darkness of an image.
+    """Parameters of the low light.
 
     Args:
-        stops: how often the light is halved.
-        uneven: standard deviation of the illumination over the picture, in stops.
-        photon: what one photon adds to the signal, 0 for no photon noise; linear light, white is 1.
-        read: standard deviation of the read-out noise; linear light, white is 1.
-        lamps: how many lights the scene has, in the picture or just outside.
-        backlit: bright surfaces, such as the sky, keep their light.
-        seed: of illumination, lamps and noise.
+        stops: number of times that the light is halved.
+        uneven: standard deviation of the illumination over the image, in stops.
+        photon: signal of one photon in linear light with white at 1; 0 for no photon noise.
+        read: standard deviation of the read-out noise in linear light with white at 1.
+        lamps: number of lamps in the image or just outside.
+        backlit: whether bright surfaces, such as the sky, keep their light.
+        seed: random seed of illumination, lamps and noise.
 
     Raises:
-        ValueError: a value is negative.
+        ValueError: if a value is negative.
     """
 
     stops: float
@@ -61,14 +62,14 @@ class LowLightParameters:
 
 
 def draw_low_light(rng: np.random.Generator, strength: float | None = None) -> LowLightParameters:
-    """Draw darkness between dusk and night; 60 % of the scenes have lamps, a bright sky or both.
+    """Draw darkness from dusk to night; 60 % of the scenes have lamps, a bright sky or both.
 
     Args:
         rng: the only source of randomness; it advances by the same amount for any ``strength``.
-        strength: from 0, the picture as it is, to 1; None draws it from [0, 1].
+        strength: value from 0 (unchanged image) to 1 (darkest scenes); None draws it from [0, 1].
 
     Raises:
-        ValueError: ``strength`` is not in [0, 1].
+        ValueError: if ``strength`` is not in [0, 1].
     """
     strong = draw_strength(rng, strength)
     return LowLightParameters(
@@ -83,18 +84,18 @@ def draw_low_light(rng: np.random.Generator, strength: float | None = None) -> L
 
 
 def add_low_light(image: np.ndarray, parameters: LowLightParameters) -> np.ndarray:
-    """Return the image in low light; with all parameters 0 it is unchanged.
+    """Darken an image and add noise; it is unchanged if ``stops``, ``uneven``, ``photon`` and ``read`` are 0.
 
     Args:
-        image: (H, W, 3) RGB or (H, W, 1), float32 in [0, 1].
-        parameters: what :func:`draw_low_light` drew.
+        image: RGB image (H, W, 3) or gray image (H, W, 1), float32 in [0, 1].
+        parameters: parameters drawn by :func:`draw_low_light`.
 
     Returns:
-        float32 (H, W, C) in [0, 1].
+        Degraded image, float32 (H, W, C) in [0, 1].
 
     Raises:
-        TypeError: the image is not a float32 array.
-        ValueError: its shape or value range is invalid.
+        TypeError: if the image is not a float32 array.
+        ValueError: if its shape or value range is invalid.
     """
     check_image(image)
     if not (parameters.stops or parameters.uneven or parameters.photon or parameters.read):
@@ -110,12 +111,12 @@ def add_low_light(image: np.ndarray, parameters: LowLightParameters) -> np.ndarr
 
 
 def illumination(rng: np.random.Generator, scene: np.ndarray, parameters: LowLightParameters) -> np.ndarray:
-    """Return the part of the light that is left: float32 (H, W) in (0, 1].
+    """Return the fraction of the light that remains, float32 (H, W) in (0, 1].
 
     Args:
-        rng: of the unevenness and the lamps' places.
-        scene: the lit scene in linear light, float32 (H, W, C).
-        parameters: what :func:`draw_low_light` drew.
+        rng: random generator of the unevenness and the lamps.
+        scene: fully lit scene in linear light, float32 (H, W, C).
+        parameters: parameters drawn by :func:`draw_low_light`.
     """
     height, width = scene.shape[:2]
     stops = np.full((height, width), parameters.stops, np.float32)

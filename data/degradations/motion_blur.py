@@ -1,14 +1,14 @@
-"""Motion blur: the camera moves on a random path during the exposure.
+"""Motion blur of a camera that moves along a random path during the exposure.
 
 The path follows Boracchi and Foi, "Modeling the Performance of Image Restoration From Motion Blur" (TIP 2012), in the
-form of Kupyn et al., "DeblurGAN" (CVPR 2018): a particle whose velocity has inertia, is pushed at random at each step,
-pulled back towards the start, and now and then shaken abruptly. The kernel is the time spent at each place, with
-sub-pixel accuracy, its center of mass in the middle, so that the blurred image stays in register with the sharp one.
+form of Kupyn et al., "DeblurGAN" (CVPR 2018): a particle whose velocity has inertia, is pushed randomly at each step,
+pulled back towards the start, and occasionally turned abruptly. The kernel is the time spent at each position, with
+sub-pixel accuracy. Its center of mass is in the middle, so the blurred image remains aligned with the sharp one.
 
-The sensor adds up light, so the image is blurred in linear light and stored as sRGB again (``linear``); bright points
-then draw their path, as in GoPro's sets made from frames with the camera's curve undone (Nah et al., CVPR 2017). A
-part of the draws blurs stored values, as most other generators do: a camera that lifts shadows and compresses lights is
-between the two. One kernel serves the whole image: the camera turns, the scene stands still.
+The sensor integrates light, so the image is blurred in linear light and stored as sRGB again (``linear``). Bright
+points then trace the path, as in GoPro datasets built from frames with inverted camera response (Nah et al., CVPR
+2017). Some of the draws blur stored values, as most other generators do; a camera that lifts shadows and compresses
+highlights is between the two. The complete image has the same kernel, as if the camera rotated in a static scene.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from restormixer_arch.data.degradations.common import (
     splat,
 )
 
-STEPS = 96  # of the path
-POINTS_PER_PIXEL = 4  # of the path, when it is drawn into the kernel
-PULL = 0.02  # towards the start, per step and unit of way
-STRAIGHT = 0.3  # share of straight paths: short exposures, cameras on vehicles
+STEPS = 96  # number of steps of the path
+POINTS_PER_PIXEL = 4  # sampling of the path when it is drawn into the kernel
+PULL = 0.02  # pull towards the start per step and unit of distance, multiplied by `shake`
+STRAIGHT = 0.3  # share of straight paths, as for short exposures and cameras on vehicles
 
 
 @dataclass(frozen=True)
 class MotionBlurParameters:
-    """Everything that determines the blur.
+    """Parameters of the motion blur.
 
     Args:
-        extent: the longer side of the path, in pixels.
+        extent: longer side of the path's bounding box in pixels.
         shake: standard deviation of the random push at each step, in units of the speed.
         jerk: probability of an abrupt turn at each step, in [0, 1].
-        linear: blur linear light instead of stored values.
-        seed: of the path.
+        linear: whether to blur linear light instead of stored values.
+        seed: random seed of the path.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: if a value is out of its range.
     """
 
     extent: float
@@ -61,14 +61,14 @@ class MotionBlurParameters:
 
 
 def draw_motion_blur(rng: np.random.Generator, strength: float | None = None) -> MotionBlurParameters:
-    """Draw blur between a slight tremble and a path of 36 pixels; a part of the paths is straight.
+    """Draw blur from a slight tremble to a path of 36 pixels; 30 % of the paths are straight.
 
     Args:
         rng: the only source of randomness; it advances by the same amount for any ``strength``.
-        strength: from 0, a camera at rest, to 1; None draws it from [0, 1].
+        strength: value from 0 (camera at rest) to 1 (longest paths); None draws it from [0, 1].
 
     Raises:
-        ValueError: ``strength`` is not in [0, 1].
+        ValueError: if ``strength`` is not in [0, 1].
     """
     strong = draw_strength(rng, strength)
     extent, shake, jerk = strong * rng.uniform(4, 36), rng.uniform(0.02, 0.18), rng.uniform(0, 0.03)
@@ -81,18 +81,18 @@ def draw_motion_blur(rng: np.random.Generator, strength: float | None = None) ->
 
 
 def add_motion_blur(image: np.ndarray, parameters: MotionBlurParameters) -> np.ndarray:
-    """Return the image as a moving camera sees it, mirrored at its edges; with ``extent`` 0 it is unchanged.
+    """Blur an image, mirrored at its edges, along the camera's path; ``extent`` 0 leaves it unchanged.
 
     Args:
-        image: (H, W, 3) RGB or (H, W, 1), float32 in [0, 1].
-        parameters: what :func:`draw_motion_blur` drew.
+        image: RGB image (H, W, 3) or gray image (H, W, 1), float32 in [0, 1].
+        parameters: parameters drawn by :func:`draw_motion_blur`.
 
     Returns:
-        float32 (H, W, C) in [0, 1].
+        Degraded image, float32 (H, W, C) in [0, 1].
 
     Raises:
-        TypeError: the image is not a float32 array.
-        ValueError: its shape or value range is invalid.
+        TypeError: if the image is not a float32 array.
+        ValueError: if its shape or value range is invalid.
     """
     check_image(image)
     if parameters.extent == 0:
@@ -101,7 +101,7 @@ def add_motion_blur(image: np.ndarray, parameters: MotionBlurParameters) -> np.n
 
 
 def blur_kernel(parameters: MotionBlurParameters) -> np.ndarray:
-    """Return the image of a point: float32 (K, K), K odd, sum 1, center of mass in the middle."""
+    """Return the image of a point, float32 (K, K) with K odd, sum 1 and the center of mass in the middle."""
     rows, columns = camera_path(parameters)
     half = int(np.ceil(max(np.abs(rows).max(), np.abs(columns).max())))
     drawn = splat((2 * half + 1, 2 * half + 1), rows + half, columns + half, np.ones(len(rows)))
@@ -109,9 +109,9 @@ def blur_kernel(parameters: MotionBlurParameters) -> np.ndarray:
 
 
 def camera_path(parameters: MotionBlurParameters) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows and columns of places visited at equal intervals of time, in pixels around their mean."""
+    """Return the rows and columns of the camera at equal time intervals, in pixels relative to their mean."""
     rng = np.random.default_rng(parameters.seed)
-    velocity = np.exp(1j * rng.uniform(0, 2 * np.pi))  # the plane's points as complex numbers
+    velocity = np.exp(1j * rng.uniform(0, 2 * np.pi))  # points of the plane are complex numbers
     pushes = parameters.shake * (rng.standard_normal(STEPS) + 1j * rng.standard_normal(STEPS))
     jerks = rng.uniform(0, 1, STEPS) < parameters.jerk
     turns = np.exp(1j * rng.uniform(np.pi / 2, 3 * np.pi / 2, STEPS))
@@ -120,7 +120,7 @@ def camera_path(parameters: MotionBlurParameters) -> tuple[np.ndarray, np.ndarra
         if jerks[step]:
             velocity *= turns[step]
         velocity += pushes[step] - PULL * path[step] * parameters.shake
-        velocity /= max(abs(velocity), 1e-6)  # the hand keeps its speed
+        velocity /= max(abs(velocity), 1e-6)  # the speed is constant
         path[step + 1] = path[step] + velocity
     path *= parameters.extent / max(np.ptp(path.real), np.ptp(path.imag))
     way = np.abs(np.diff(path)).sum()

@@ -1,32 +1,32 @@
-"""Rain: streaks of falling drops, from one or several directions, and the mist of those too far away to be seen singly.
+"""Rain: streaks of falling drops from one or several directions, and the mist of drops too distant to be seen singly.
 
-Two functions: :func:`draw_rain` draws parameters from a generator, :func:`add_rain` applies them and draws nothing
-that the parameters do not determine. Images are float32 RGB (H, W, 3), or gray (H, W, 1), in [0, 1].
+:func:`draw_rain` draws parameters from a random generator; :func:`add_rain` applies them and depends on nothing else.
+Images are float32 RGB (H, W, 3) or gray (H, W, 1) in [0, 1].
 
 The model of one shower (:class:`RainParameters`):
 
-- A falling drop crosses a pixel in a small part of the exposure, so a streak mixes the scene with the drop's own
-  radiance, ``(1 - a) * scene + a * light`` with ``a`` the part of the exposure. A drop gathers light from a wide field
-  of view, mostly sky, so ``light`` is bright and nearly the same for all drops
-  (Garg and Nayar, "Vision and Rain", IJCV 2007).
-- Where drops are lit from behind or by a lamp they add light and hide nothing, ``scene + a * light``. Most public sets
-  are made this way (Yang et al., "Deep Joint Rain Detection and Removal from a Single Image", CVPR 2017; Zhang and
-  Patel, "Density-aware Single Image De-raining", CVPR 2018).
-- The image of a drop is smeared along its path during the exposure: length is speed times exposure.
+- A falling drop covers a pixel for a small fraction ``a`` of the exposure, so a streak mixes the scene with the drop's
+  radiance, ``(1 - a) * scene + a * light``. A drop gathers light from a wide field of view, mostly sky, so ``light`` is
+  bright and nearly the same for all drops (Garg and Nayar, "Vision and Rain", IJCV 2007).
+- Drops lit from behind or by a lamp add light and hide nothing, ``scene + a * light``. Most public datasets are created
+  this way (Yang et al., "Deep Joint Rain Detection and Removal from a Single Image", CVPR 2017; Zhang and Patel,
+  "Density-aware Single Image De-raining", CVPR 2018).
+- The image of a drop is smeared along its path during the exposure: its length is speed times exposure.
 - Drop diameters D are exponentially distributed (Marshall and Palmer, "The distribution of raindrops with size", 1948).
-  Speed grows about as the square root of D, and so does the length of the streak; the drop passes its own diameter in
-  a time that grows as D / sqrt(D), and so does ``a``. The width is left the same within a layer.
+  Speed, and thus the length of a streak, is about proportional to the square root of D. The time in which a drop falls
+  by its own diameter, and thus ``a``, is proportional to D / sqrt(D). The width is constant within a layer.
 - Drops at twice the distance are half as long and half as wide in the image, and their number in the field of view
-  grows with the square of the distance. A streak narrower than a pixel covers it in part only. So far layers are
-  many, short and faint.
-- Layers do not see each other: what one lets through, the next mixes with light.
+  grows with the square of the distance. A streak narrower than a pixel covers only part of it. The streaks of far
+  layers are therefore numerous, short and faint.
+- Layers are independent: each mixes light into what the other layers let through.
 - The camera focuses on the scene, so near streaks can be blurred by ``defocus``.
-- Rain that is too far for single streaks adds a veil over everything, ``(1 - v) * image + v * light``
+- Rain that is too distant for single streaks adds a veil over the complete image, ``(1 - v) * image + v * light``
   (Li, Cheong and Tan, "Heavy Rain Image Restoration", CVPR 2019, with one transmission for all pixels).
 
-:class:`Rain` is what a photograph shows: one to four showers, since gusts turn the drops within an exposure and public
-sets draw up to five directions, behind them a mist that grows with the distance (Hu et al., "Depth-attentional Features
-for Single-image Rain Removal", CVPR 2019), see :mod:`restormixer_arch.data.degradations.haze`.
+:class:`Rain` describes the rain of a photograph. It has one to four showers, since gusts deflect the drops within an
+exposure and public datasets draw up to five directions, and behind them a mist that grows with the distance (Hu et al.,
+"Depth-attentional Features for Single-image Rain Removal", CVPR 2019), see
+:mod:`restormixer_arch.data.degradations.haze`.
 """
 
 from __future__ import annotations
@@ -48,41 +48,41 @@ from restormixer_arch.data.degradations.common import (
 )
 from restormixer_arch.data.degradations.haze import HazeParameters, add_haze
 
-PIXELS_PER_DENSITY = 10_000  # the area that `density` counts streaks in
+PIXELS_PER_DENSITY = 10_000  # area in which `density` counts streaks
 DISTANCE_STEP = 1.6  # how much farther each layer is than the one before it
-SHOWERS = (0.62, 0.2, 0.1, 0.08)  # probability of one, two, three and four
-MIN_STREAK = 4  # pixels, of the streaks of a layer that is drawn
-MODERATE = 0.25  # share of moderate rain from one direction: the commonest, which wide ranges would make rare
-MISTY = 0.2  # share of the other rain with mist
-VEILED = 0.25  # share of its showers with a veil
-DIAMETERS = (0.3, 2.5)  # smallest and largest drop, in mean diameters
-MAX_POINTS = 2**20  # that are drawn at once, or an eighth of the pixels of a large image; each takes 200 bytes
-SOFT_END = 0.3  # part of a streak, at each end, over which it fades, where the parameters give no other
-TENT_VARIANCE = 1 / 6  # of a point shared out among its four pixels; that much blur is there already
+SHOWERS = (0.62, 0.2, 0.1, 0.08)  # probabilities of one, two, three and four showers
+MIN_STREAK = 4  # shortest mean length of the streaks of a layer, in pixels
+MODERATE = 0.25  # share of moderate rain from one direction, the commonest kind, which the wide ranges would make rare
+MISTY = 0.2  # share of the remaining rain that has mist
+VEILED = 0.25  # share of the showers of the remaining rain that have a veil
+DIAMETERS = (0.3, 2.5)  # smallest and largest drop, relative to the mean diameter
+MAX_POINTS = 2**20  # points drawn at a time, or an eighth of the image's pixels if that is more; 200 bytes per point
+SOFT_END = 0.3  # fraction of a streak, at each end, over which it fades by default
+TENT_VARIANCE = 1 / 6  # variance of a point distributed over four pixels, which is blur that is already applied
 FWHM = 2 * np.sqrt(2 * np.log(2))  # full width at half maximum of a Gaussian of standard deviation 1
 
 
 @dataclass(frozen=True)
 class RainParameters:
-    """Everything that determines one shower; the lengths are in pixels.
+    """Parameters of one shower; lengths are in pixels.
 
     Args:
-        angle: of fall in degrees, 0 straight down, positive towards the right.
-        angle_spread: standard deviation of single streaks around it, in degrees.
-        length: of the nearest streaks of mean diameter.
-        width: of the nearest streaks at half their opacity.
-        density: streaks in the nearest layer for 10,000 pixels.
-        intensity: opacity of the nearest streaks of mean diameter, in [0, 1].
+        angle: mean direction of fall in degrees, 0 straight down, positive towards the right.
+        angle_spread: standard deviation of the directions of single streaks in degrees.
+        length: length of the nearest streaks of mean drop diameter.
+        width: width of the nearest streaks at half their opacity.
+        density: number of streaks per 10,000 pixels in the nearest layer.
+        intensity: opacity of the nearest streaks of mean drop diameter, in [0, 1].
         layers: number of depth layers.
         light: radiance of drops and veil, in [0, 1].
         veil: opacity of the veil, in [0, 1].
-        soft_end: part of a streak, at each end, over which it fades, in [0, 0.5]; 0 for sharp ends.
+        soft_end: fraction of a streak, at each end, over which it fades, in [0, 0.5]; 0 for sharp ends.
         defocus: standard deviation of a Gaussian blur of all streaks.
-        additive: streaks add light to the scene instead of hiding it in part.
-        seed: of the drops' places and diameters.
+        additive: whether streaks add light to the scene instead of partly hiding it.
+        seed: random seed of the positions, diameters and directions of the drops.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: if a value is out of its range.
     """
 
     angle: float
@@ -111,21 +111,21 @@ class RainParameters:
 
 @dataclass(frozen=True)
 class Rain:
-    """The ``showers`` on a photograph, the farthest first, and the ``mist`` behind them, or None."""
+    """The ``showers`` of an image, the farthest first, and the ``mist`` behind them or None."""
 
     showers: tuple[RainParameters, ...]
     mist: HazeParameters | None = None
 
 
 def draw_rain(rng: np.random.Generator, strength: float | None = None) -> Rain:
-    """Draw rain between a drizzle and a downpour that covers the scene.
+    """Draw rain from a drizzle to a downpour that covers the scene.
 
     Args:
         rng: the only source of randomness; it advances by the same amount for any ``strength``.
-        strength: from 0, no rain at all, to 1; None draws it from [0, 1].
+        strength: value from 0 (no rain) to 1 (heaviest rain); None draws it from [0, 1].
 
     Raises:
-        ValueError: ``strength`` is not in [0, 1].
+        ValueError: if ``strength`` is not in [0, 1].
     """
     strong = draw_strength(rng, strength)
     moderate, common = rng.uniform() < MODERATE, _draw_moderate_shower(rng, strong)
@@ -146,7 +146,7 @@ def draw_rain(rng: np.random.Generator, strength: float | None = None) -> Rain:
 
 
 def _draw_moderate_shower(rng: np.random.Generator, strength: float) -> RainParameters:
-    """Draw bright streaks that hide the scene in part, with a thin veil."""
+    """Draw a shower of bright streaks that partly hide the scene, with a thin veil."""
     return RainParameters(
         angle=float(np.clip(rng.normal(0, 18), -45, 45)),
         angle_spread=float(rng.uniform(0.5, 3)),
@@ -162,21 +162,21 @@ def _draw_moderate_shower(rng: np.random.Generator, strength: float) -> RainPara
 
 
 def _draw_wide_shower(rng: np.random.Generator, strength: float, count: int) -> RainParameters:
-    """Draw one of ``count`` showers; coverage, the streaks' area in parts of the picture's, is what strength scales."""
+    """Draw one of ``count`` showers; strength scales its coverage (streaks' area relative to the image) and veil."""
     length, width = log_uniform(rng, 6, 120), log_uniform(rng, 0.7, 4.5)
     length = max(length, 4 * width)  # a streak is longer than wide
-    resolved = 1 + int(np.log(length / MIN_STREAK) / np.log(DISTANCE_STEP))  # beyond them, streaks are too short
+    resolved = 1 + int(np.log(length / MIN_STREAK) / np.log(DISTANCE_STEP))  # streaks of farther layers are too short
     layers = min(int(rng.integers(1, 5)), resolved)
     coverage = strength * log_uniform(rng, 0.03, 2.2) / np.sqrt(count)
     intensity, additive = rng.uniform(0.12, 1), bool(rng.uniform() < 0.5)
     if additive:
-        intensity /= np.sqrt(1 + coverage)  # light that is added up blinds the camera
+        intensity /= np.sqrt(1 + coverage)  # keeps added light from saturating the image
     return RainParameters(
         angle=float(np.clip(rng.normal(0, 25), -75, 75)),
         angle_spread=float(log_uniform(rng, 0.2, 10)),
         length=float(length),
         width=float(width),
-        density=float(coverage / layers * PIXELS_PER_DENSITY / (length * width)),  # each layer covers the same
+        density=float(coverage / layers * PIXELS_PER_DENSITY / (length * width)),  # all layers have the same coverage
         intensity=float(intensity),
         layers=layers,
         light=float(rng.uniform(0.65, 1) if rng.uniform() < 0.88 else rng.uniform(0.35, 0.65)),
@@ -189,19 +189,19 @@ def _draw_wide_shower(rng: np.random.Generator, strength: float, count: int) -> 
 
 
 def add_rain(image: np.ndarray, parameters: RainParameters | Rain) -> np.ndarray:
-    """Return the image in rain. The same image and parameters give the same bytes; the image itself is kept.
+    """Add rain to a copy of an image. The same image and parameters give the same bytes.
 
     Args:
-        image: (H, W, 3) RGB or (H, W, 1), float32 in [0, 1].
-        parameters: one shower or several with their mist. With every ``intensity`` or ``density`` 0, every ``veil`` 0
-            and no mist the image is returned unchanged.
+        image: RGB image (H, W, 3) or gray image (H, W, 1), float32 in [0, 1].
+        parameters: one shower, or several with their mist. The image is unchanged if every shower has ``intensity`` or
+            ``density`` 0 and ``veil`` 0, and there is no mist.
 
     Returns:
-        float32 (H, W, C) in [0, 1].
+        Degraded image, float32 (H, W, C) in [0, 1].
 
     Raises:
-        TypeError: the image is not a float32 array.
-        ValueError: its shape or value range is invalid.
+        TypeError: if the image is not a float32 array.
+        ValueError: if its shape or value range is invalid.
     """
     check_image(image)
     rain = parameters if isinstance(parameters, Rain) else Rain((parameters,))
@@ -216,13 +216,13 @@ def _add_shower(image: np.ndarray, shower: RainParameters) -> np.ndarray:
     light, clear = np.float32(shower.light), np.float32(1 - shower.veil)
     if shower.additive:
         return np.minimum((image + opacity * light) * clear + light * (1 - clear), 1)
-    # Streaks and veil are lit alike, so that both are one mixture.
+    # Streaks and veil have the same light, so both are one mixture.
     through = (1 - opacity) * clear
     return image * through + light * (1 - through)
 
 
 def streak_opacity(height: int, width: int, parameters: RainParameters) -> np.ndarray:
-    """Return how much of each pixel's exposure the drops take: float32 (H, W) in [0, 1]."""
+    """Return the fraction of each pixel's exposure that the drops cover, float32 (H, W) in [0, 1]."""
     rng = np.random.default_rng(parameters.seed)
     through = np.ones((height, width), np.float32)
     for layer in range(parameters.layers):
@@ -237,7 +237,7 @@ def _layer_opacity(
     rng: np.random.Generator, height: int, width: int, parameters: RainParameters, distance: float
 ) -> np.ndarray:
     length, streak_width = parameters.length / distance, parameters.width / distance
-    margin = length * np.sqrt(DIAMETERS[1]) / 2  # streaks centered up to here outside still reach in
+    margin = length * np.sqrt(DIAMETERS[1]) / 2  # streaks centered this far outside still reach into the image
     area = (height + 2 * margin) * (width + 2 * margin)
     count = rng.poisson(parameters.density * distance**2 * area / PIXELS_PER_DENSITY)
     centers = rng.uniform((-margin, -margin), (height + margin, width + margin), (count, 2))
@@ -245,7 +245,7 @@ def _layer_opacity(
     angles = np.radians(rng.normal(parameters.angle, parameters.angle_spread, count))
 
     deviation = streak_width / FWHM
-    # Opacity summed over the width of a Gaussian of this height: what one pixel of streak length adds in total.
+    # Integral across a Gaussian with this peak opacity: the total that one pixel of streak length adds.
     across = np.minimum(parameters.intensity * speeds, 1) * deviation * np.sqrt(2 * np.pi)
     lines = _draw_lines((height, width), centers, length * speeds, angles, across, parameters.soft_end)
     blur = np.sqrt(max(deviation**2 - TENT_VARIANCE, 0.0))
@@ -262,16 +262,17 @@ def _draw_lines(
     weights: np.ndarray,
     soft_end: float = SOFT_END,
 ) -> np.ndarray:
-    """Sum fading line segments, each of ``weight`` per pixel of length, as points shared out among four pixels.
+    """Sum fading line segments, each drawn as points that are distributed over four pixels.
 
     Args:
-        shape: (H, W) of the result.
-        centers: (N, 2) rows and columns, where pixel (i, j) has its center at (i, j).
-        lengths, angles, weights: (N,); angles in radians, 0 along the rows' axis.
-        soft_end: part of a line, at each end, over which it fades.
+        shape: shape (H, W) of the result.
+        centers: rows and columns (N, 2) of the line centers; the center of pixel (i, j) is (i, j).
+        lengths, angles, weights: arrays (N,) of lengths in pixels, angles in radians with 0 for vertical lines, and
+            sums per pixel of length.
+        soft_end: fraction of a line, at each end, over which it fades.
     """
-    points = max(int(np.ceil(lengths.max(initial=1))), 2)  # at most a pixel apart
-    along = (np.arange(points) + 0.5) / points - 0.5  # (P,), in lengths
+    points = max(int(np.ceil(lengths.max(initial=1))), 2)  # at most one pixel apart
+    along = (np.arange(points) + 0.5) / points - 0.5  # (P,), relative to the length
     fade = np.clip((0.5 - np.abs(along)) / soft_end, 0, 1) if soft_end > 0 else np.ones(points)
     step = max(max(MAX_POINTS, shape[0] * shape[1] // 8) // points, 1)
 

@@ -1,4 +1,4 @@
-"""A picture sheet of all degradations on one photograph (``basicsr degrade sheet``), and their speed."""
+"""Create a sheet of all degradations of one photograph (``basicsr degrade sheet``), and measure their speed."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from restormixer_arch.output import atomic_paths, print_result
 
 LABELS = (CLEAN, *CDD11, "blur", "defocus", "noise", "poisson", "camera", "jpeg", "down", "blur_noise_jpeg", "blind")
 COLUMNS = 6
-CELL = (240, 320)  # height and width of a picture
-CAPTION = 26  # height of the line below it
-STRENGTH = 0.7  # of single degradations; compositions are weaker, so that the scene can still be seen
-SCALE = 4  # of "down", shown enlarged by repeating pixels
-QUALITY = 85  # of a sheet in JPEG
+CELL = (240, 320)  # height and width of an image in pixels
+CAPTION = 26  # height of the caption below it in pixels
+STRENGTH = 0.7  # strength of single degradations; compositions are weaker to keep the scene recognizable
+SCALE = 4  # scale of "down", whose result is enlarged by repeating pixels
+QUALITY = 85  # JPEG quality of a sheet
 
 
 def make_sheet(photo: np.ndarray, labels: Sequence[str] = LABELS, seed: int = 0) -> np.ndarray:
-    """Return a sheet, a picture for each label with its name below: uint8 RGB (H, W, 3).
+    """Return a sheet with a captioned image for each label, uint8 RGB (H, W, 3).
 
     Args:
-        photo: float32 RGB (H, W, 3) in [0, 1]; its middle is shown.
-        labels: what to show.
-        seed: of the parameters; each label draws its own.
+        photo: photograph, float32 RGB (H, W, 3) in [0, 1]; its center is shown.
+        labels: labels to show.
+        seed: random seed; each label draws its own parameters from it.
     """
     clean = fill(photo, CELL)
     rows = []
@@ -44,7 +44,7 @@ def make_sheet(photo: np.ndarray, labels: Sequence[str] = LABELS, seed: int = 0)
 
 
 def fill(photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return the middle of a photograph, resized by area averaging until it covers ``size`` (height, width)."""
+    """Return the center of a photograph resized to cover ``size`` (height, width), by area averaging or bilinearly."""
     height, width = size
     factor = max(height / photo.shape[0], width / photo.shape[1])
     sides = max(round(photo.shape[1] * factor), width), max(round(photo.shape[0] * factor), height)
@@ -67,13 +67,14 @@ def write_sheet(photo: Path, out: Path, seed: int = 0, *, overwrite: bool = Fals
     """Write the sheet of a photograph.
 
     Args:
-        photo: its file.
-        out: file to write, ``.png`` or ``.jpg``.
-        seed: of the parameters.
-        overwrite: replace a file that exists.
+        photo: file of the photograph.
+        out: output file, PNG or JPEG.
+        seed: random seed.
+        overwrite: whether to replace an existing file.
 
     Raises:
-        UserError: the photograph cannot be read, or ``out`` exists, is the photograph, or cannot be written.
+        UserError: if the photograph cannot be read, or ``out`` exists, is the photograph, has another extension, or
+            cannot be written.
     """
     try:
         content = photo.read_bytes()
@@ -96,13 +97,13 @@ def write_sheet(photo: Path, out: Path, seed: int = 0, *, overwrite: bool = Fals
 
 
 def speeds(size: int, seconds: float) -> dict[str, float]:
-    """Return label -> images per second on one thread, drawing of parameters included.
+    """Measure the images per second of each label on one thread, including the drawing of parameters.
 
-    The labels are every single degradation and the two triples of CDD-11.
+    The labels are all single degradations and the two triples of CDD-11.
 
     Args:
-        size: side of the square RGB images in pixels; of an odd one, labels that reduce an image leave out the last.
-        seconds: to measure each label for, more than 0.
+        size: side of the square RGB images in pixels; if it is odd, labels that downsample use one pixel less.
+        seconds: duration of each measurement in seconds, greater than 0.
     """
     image = np.random.default_rng(0).uniform(0, 1, (size, size, 3)).astype(np.float32)
     image = cv2.GaussianBlur(image, (0, 0), 3)
@@ -119,7 +120,7 @@ def _speed(image: np.ndarray, label: str, seconds: float) -> float:
     rng = np.random.default_rng(0)
     if {"down", "blind"} & set(parse_label(label)):
         image = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]
-    add_composition(image, draw_composition(rng, label, scale=2))  # tables are made at the first call
+    add_composition(image, draw_composition(rng, label, scale=2))  # the first call builds tables
     done, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         add_composition(image, draw_composition(rng, label, scale=2))
@@ -128,7 +129,7 @@ def _speed(image: np.ndarray, label: str, seconds: float) -> float:
 
 
 def report_speeds(size: int, seconds: float) -> None:
-    """Print a line for each degradation."""
+    """Print the speed of each degradation. See :func:`speeds` for the arguments."""
     print_result(f"images/s of {size}x{size} RGB on one thread")
     for label, speed in speeds(size, seconds).items():
         print_result(f"  {label:<14} {speed:7.0f}")

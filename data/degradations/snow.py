@@ -1,19 +1,19 @@
-"""Snow: flakes at several distances, blurred by motion and defocus, and the veil of those too far to be seen singly.
+"""Snow: flakes at several distances, blurred by motion and defocus, and the veil of flakes too distant to be resolved.
 
-The model, in the order of the light's way:
+The model, along the path of the light:
 
-- A flake is an aggregate of crystals, drawn as a cloud of points around a few centers, which covers what is behind it
-  by ``1 - exp(-thickness)``. It scatters daylight diffusely, so it is bright: snow mixes the scene with light,
+- A flake is an aggregate of crystals, drawn as a cloud of points around a few centers, with an opacity of
+  ``1 - exp(-thickness)``. It scatters daylight diffusely, so it is bright: snow mixes the scene with light,
   ``(1 - z) * scene + z * light`` (Liu et al., "DesnowNet", TIP 2018, the model of Snow100K).
 - Diameters are exponentially distributed (Gunn and Marshall, "The distribution with size of aggregate snowflakes",
   1958).
-- Flakes at twice the distance are half as large in the image, and their number grows with its square: large ones are
-  few and near, small ones many and far.
-- Flakes fall at about 1 m/s, one speed for all sizes, and drift with the wind; a streak is as long as the way in the
-  exposure, and shorter with distance.
-- The camera is focused on the scene. The circle of confusion of a thin lens grows with the difference of inverse
-  distances, so that near flakes are out of focus.
-- Snow that is too far for single flakes adds a veil, ``(1 - v) * image + v * light`` (Chen et al., "JSTASR", ECCV
+- Flakes at twice the distance are half as large in the image, and their number grows with the square of the distance:
+  large flakes are few and near, small ones numerous and far.
+- Flakes of all sizes fall at about 1 m/s and drift with the wind. A streak is as long as the path during the exposure,
+  and shorter with increasing distance.
+- The camera is focused on the scene. The circle of confusion of a thin lens grows with the difference of the inverse
+  distances, so near flakes are out of focus.
+- Snow that is too distant for single flakes adds a veil, ``(1 - v) * image + v * light`` (Chen et al., "JSTASR", ECCV
   2020, the model of SRRS; Chen et al., "ALL Snow Removed", ICCV 2021, the model of CSD).
 """
 
@@ -35,35 +35,34 @@ from restormixer_arch.data.degradations.common import (
     splat,
 )
 
-PIXELS_PER_DENSITY = 10_000  # the area that `density` counts flakes in
-SMALLEST = 1.2  # pixels, of the mean flakes of a layer that is drawn
+PIXELS_PER_DENSITY = 10_000  # area in which `density` counts flakes
+SMALLEST = 1.2  # smallest mean flake size of a layer, in pixels
 DISTANCE_STEP = 1.7  # how much farther each layer is than the one before it
-DIAMETERS = (0.4, 2.5)  # smallest and largest flake, in mean diameters
-CRYSTALS = 4  # centers that the points of a flake lie around
-SPREAD = 0.45  # of the centers around the middle, in radii
-POINTS_PER_PIXEL = 1.2  # of a flake's area
+DIAMETERS = (0.4, 2.5)  # smallest and largest flake, relative to the mean diameter
+CRYSTALS = 4  # number of centers of the point cloud of a flake
+SPREAD = 0.45  # standard deviation of the centers around the middle, in radii
+POINTS_PER_PIXEL = 1.2  # number of points per pixel of a flake's area
 THICKNESS = 2.5  # optical thickness in the middle of a flake
 
 
 @dataclass(frozen=True)
 class SnowParameters:
-    """Everything that determines the snow on an image; the lengths are in pixels.
+    """Parameters of the snow; lengths are in pixels.
 
     Args:
-        angle: of fall in degrees, 0 straight down, positive towards the right.
-        size: diameter of the nearest flakes of mean size.
-        density: flakes in the nearest layer for 10,000 pixels.
+        angle: direction of fall in degrees, 0 straight down, positive towards the right.
+        size: mean diameter of the nearest flakes.
+        density: number of flakes per 10,000 pixels in the nearest layer.
         opacity: largest opacity of a flake, in [0, 1].
-        streak: way of the nearest flakes during the exposure.
-        defocus: standard deviation of the blur of a flake at the distance of the nearest layer with the focus at
-            infinity.
+        streak: distance that the nearest flakes move during the exposure.
+        defocus: standard deviation of the defocus blur of the nearest layer, with the focus at infinity.
         layers: number of depth layers.
         light: radiance of flakes and veil, in [0, 1].
         veil: opacity of the veil, in [0, 1].
-        seed: of the flakes' places and shapes.
+        seed: random seed of the positions, shapes and directions of the flakes.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: if a value is out of its range.
     """
 
     angle: float
@@ -86,20 +85,20 @@ class SnowParameters:
 
 
 def draw_snow(rng: np.random.Generator, strength: float | None = None) -> SnowParameters:
-    """Draw snow between a few flakes and a blizzard, fine or coarse, sharp or out of focus, with and without a veil.
+    """Draw snow from a few flakes to a blizzard, fine or coarse, sharp or out of focus, with or without a veil.
 
     Args:
         rng: the only source of randomness; it advances by the same amount for any ``strength``.
-        strength: from 0, no snow at all, to 1; None draws it from [0, 1].
+        strength: value from 0 (no snow) to 1 (heaviest snow); None draws it from [0, 1].
 
     Raises:
-        ValueError: ``strength`` is not in [0, 1].
+        ValueError: if ``strength`` is not in [0, 1].
     """
     strong = draw_strength(rng, strength)
     size = log_uniform(rng, 2, 18)
-    resolved = 1 + int(np.log(size / SMALLEST) / np.log(DISTANCE_STEP))  # beyond them flakes are a veil
+    resolved = 1 + int(np.log(size / SMALLEST) / np.log(DISTANCE_STEP))  # flakes of farther layers are too small
     layers = min(int(rng.integers(1, 6)), resolved)
-    coverage = strong * log_uniform(rng, 0.01, 0.5)  # area of the flakes in parts of the picture's
+    coverage = strong * log_uniform(rng, 0.01, 0.5)  # area of the flakes relative to the image
     return SnowParameters(
         angle=float(np.clip(rng.normal(0, 30), -80, 80)),
         size=size,
@@ -115,28 +114,28 @@ def draw_snow(rng: np.random.Generator, strength: float | None = None) -> SnowPa
 
 
 def add_snow(image: np.ndarray, parameters: SnowParameters) -> np.ndarray:
-    """Return the image in snow. The same image and parameters give the same bytes; the image itself is kept.
+    """Add snow to a copy of an image. The same image and parameters give the same bytes.
 
     Args:
-        image: (H, W, 3) RGB or (H, W, 1), float32 in [0, 1].
-        parameters: with ``opacity`` or ``density`` 0 and ``veil`` 0 the image is returned unchanged.
+        image: RGB image (H, W, 3) or gray image (H, W, 1), float32 in [0, 1].
+        parameters: parameters of the snow; ``opacity`` or ``density`` 0 and ``veil`` 0 leave the image unchanged.
 
     Returns:
-        float32 (H, W, C) in [0, 1].
+        Degraded image, float32 (H, W, C) in [0, 1].
 
     Raises:
-        TypeError: the image is not a float32 array.
-        ValueError: its shape or value range is invalid.
+        TypeError: if the image is not a float32 array.
+        ValueError: if its shape or value range is invalid.
     """
     check_image(image)
     opacity = flake_opacity(image.shape[0], image.shape[1], parameters)
-    # Flakes and veil are lit alike, so that both are one mixture.
+    # Flakes and veil have the same light, so both are one mixture.
     through = ((1 - opacity) * np.float32(1 - parameters.veil))[..., None]
     return image * through + np.float32(parameters.light) * (1 - through)
 
 
 def flake_opacity(height: int, width: int, parameters: SnowParameters) -> np.ndarray:
-    """Return how much of the scene's light the flakes keep away: float32 (H, W) in [0, 1]."""
+    """Return the fraction of the scene's light that the flakes block, float32 (H, W) in [0, 1]."""
     rng = np.random.default_rng(parameters.seed)
     through = np.ones((height, width), np.float32)
     for layer in range(parameters.layers):
@@ -150,7 +149,7 @@ def _layer_opacity(
 ) -> np.ndarray:
     size, streak = parameters.size / distance, parameters.streak / distance
     defocus = parameters.defocus / distance
-    margin = int(np.ceil(size * DIAMETERS[1] / 2 + streak / 2 + 2 * defocus))  # what lies outside and reaches in
+    margin = int(np.ceil(size * DIAMETERS[1] / 2 + streak / 2 + 2 * defocus))  # for flakes that reach into the image
     height, width = shape[0] + 2 * margin, shape[1] + 2 * margin
     count = rng.poisson(parameters.density * distance**2 * height * width / PIXELS_PER_DENSITY)
     centers = rng.uniform((0, 0), (height, width), (count, 2))
@@ -170,19 +169,19 @@ def _layer_opacity(
 def _flake_points(
     rng: np.random.Generator, centers: np.ndarray, radii: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return rows, columns and thickness times area of the points that make up the flakes.
+    """Return the row, the column and the product of thickness and area for each point of the flakes.
 
     Args:
-        rng: of the flakes' shapes.
-        centers: (N, 2) rows and columns.
-        radii: (N,) in pixels.
+        rng: random generator of the flakes' shapes.
+        centers: rows and columns (N, 2) of the flakes.
+        radii: radii (N,) of the flakes in pixels.
     """
     areas = np.pi * radii**2
     counts = np.maximum(np.ceil(areas * POINTS_PER_PIXEL), CRYSTALS).astype(np.intp)
-    flake = np.repeat(np.arange(len(radii)), counts)  # (P,) which flake a point belongs to
+    flake = np.repeat(np.arange(len(radii)), counts)  # (P,) index of the flake of each point
     crystals = rng.normal(0, SPREAD, (len(radii), CRYSTALS, 2))
     crystal = crystals[flake, rng.integers(0, CRYSTALS, len(flake))]  # (P, 2)
-    reach = np.sqrt(rng.uniform(0, 1, len(flake))) * (1 - SPREAD)  # evenly over a disc
+    reach = np.sqrt(rng.uniform(0, 1, len(flake))) * (1 - SPREAD)  # uniform on a disc
     turn = rng.uniform(0, 2 * np.pi, len(flake))
     offsets = crystal + reach[:, None] * np.stack((np.sin(turn), np.cos(turn)), axis=1)
     places = centers[flake] + radii[flake, None] * offsets
@@ -190,7 +189,7 @@ def _flake_points(
 
 
 def line_kernel(length: float, angle: float) -> np.ndarray:
-    """Return a line through the middle that sums to 1: float32 (K, K), K odd; ``angle`` in radians from the rows."""
+    """Return a centered line, float32 (K, K) with K odd and sum 1; ``angle`` is in radians, 0 for a vertical line."""
     half = int(np.ceil(length / 2))
     points = max(int(np.ceil(2 * length)), 1)
     along = ((np.arange(points) + 0.5) / points - 0.5) * length

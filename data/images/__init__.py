@@ -1,4 +1,4 @@
-"""Image and video files. Importing this package loads no decoder."""
+"""Define the supported image and video formats and the pixel limit; importing this package loads no decoder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from restormixer_arch.errors import UserError
 
 T = TypeVar("T")
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # of datasets
-MORE_IMAGE_SUFFIXES = (".avif", ".heic", ".heif", ".hif", ".jfif", ".jpe")  # that can be restored
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # accepted in datasets
+MORE_IMAGE_SUFFIXES = (".avif", ".heic", ".heif", ".hif", ".jfif", ".jpe")  # also accepted for restoring
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
-VIDEO_FORMATS = {  # suffix -> FFmpeg's name of the container
+VIDEO_FORMATS = {  # suffix -> FFmpeg's container name
     ".avi": "avi",
     ".m4v": "mp4",
     ".mkv": "matroska",
@@ -24,17 +24,17 @@ VIDEO_FORMATS = {  # suffix -> FFmpeg's name of the container
     ".mp4": "mp4",
     ".webm": "webm",
 }
-OTHER_SUFFIXES = frozenset(  # images and videos that are not read
+OTHER_SUFFIXES = frozenset(  # images and videos that are not supported
     ".3gp .apng .arw .cr2 .cr3 .cur .dds .dng .exr .flv .gif .hdr .ico .j2k .jls .jp2 .jpf .jpx .jxl .m2ts .mpeg .mpg"
     " .mts .nef .ogv .orf .pam .pbm .pcx .pef .pfm .pnm .psb .psd .qoi .raf .rw2 .sgi .svg .tga .ts .wmv .xcf".split()
 )
 
-MAX_PIXELS = 178_956_970  # of an image, unless the user allows more: 2**30 bytes / 6, where Pillow has its limit
-MAX_PIXELS_VARIABLE = "RESTORMIXER_MAX_PIXELS"  # the environment variable that allows more
+MAX_PIXELS = 178_956_970  # default limit for one image: 2**30 bytes / 6, above which Pillow raises an error
+MAX_PIXELS_VARIABLE = "RESTORMIXER_MAX_PIXELS"  # environment variable that overrides the limit
 
 
 def parse_pixels(text: str) -> int:
-    """Return a number of pixels such as ``200M``, ``0.5G`` or ``600``. Raises ValueError if it is not one, or 0."""
+    """Parse a number of pixels such as ``200M``, ``0.5G`` or ``600``. Raises ValueError if it is invalid or 0."""
     found = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)([kKmMgG]?)", text)
     number = int(float(found[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[found[2].lower()]) if found else 0
     if not number:
@@ -43,10 +43,10 @@ def parse_pixels(text: str) -> int:
 
 
 def pixel_limit() -> int:
-    """Return the most pixels that an image may have, in every command: a small file can claim to be huge.
+    """Return the maximum number of pixels of an image in every command: a small file can claim to be huge.
 
     Raises:
-        UserError: the environment variable is set, but not to a number of pixels.
+        UserError: if the environment variable is set, but not to a number of pixels.
     """
     text = os.environ.get(MAX_PIXELS_VARIABLE, "")
     try:
@@ -56,11 +56,11 @@ def pixel_limit() -> int:
 
 
 def override(exchange: Callable[[T], T], value: T) -> Callable[[], AbstractContextManager[None]]:
-    """Return a context manager that overrides a setting of the whole process; several threads may be inside at once.
+    """Return a context manager that overrides a process-wide setting; several threads may enter it at the same time.
 
     Args:
-        exchange: sets the setting and returns its previous value.
-        value: of the setting, until the last thread leaves.
+        exchange: function that sets the setting and returns its previous value.
+        value: value of the setting until the last thread leaves.
     """
     previous: list[T] = []
     lock = threading.Lock()
@@ -85,12 +85,12 @@ def _exchange_pillow_limit(limit: int | None) -> int | None:
     return previous
 
 
-# Pillow's own limit of pixels is lower than what a user may allow. Check with pixel_problem() before decoding.
+# Pillow's own pixel limit is lower than what a user may allow. Check pixel_problem() before decoding.
 without_pillow_limit = override(_exchange_pillow_limit, None)
 
 
 def pixel_problem(width: int, height: int, limit: int | None = None) -> str:
-    """Return what is wrong with the size of an image, "" if nothing is. ``limit`` is in pixels; None for the usual."""
+    """Return why an image is too large, "" if it is not. ``limit`` is in pixels; None means :func:`pixel_limit`."""
     limit = limit or pixel_limit()
     if width * height <= limit:
         return ""

@@ -1,6 +1,6 @@
-"""EXIF of a result: that of the input, but for what would describe the input's pixels. All else stays byte for byte.
+"""Adapt the input's EXIF to the result: its size, orientation and thumbnail change, all other bytes are kept.
 
-Pillow would rewrite all of it. That moves maker notes, whose tables hold offsets within the EXIF.
+Pillow would rewrite the complete EXIF. That moves maker notes, whose tables contain offsets within the EXIF.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-ORIENTATION = 274  # the tag
-UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # orientation -> what turns the image upright
+ORIENTATION = 274  # tag
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # orientation -> function that makes the image upright
     1: lambda image: image,
     2: lambda image: image[:, ::-1],
     3: lambda image: image[::-1, ::-1],
@@ -28,14 +28,14 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # orientation -> wha
 EXIF_PREFIX = re.compile(rb"(Exif\0\0)*")
 XMP_ORIENTATION = r'(tiff:Orientation(?:="|>))[2-8]'
 DAMAGES = (OSError, SyntaxError, ValueError, struct.error, LookupError, TypeError, ArithmeticError)
-DIRECTORY = 34665  # the tag that points to the directory of further tags
-SIZES, FURTHER_SIZES = (256, 257), (40962, 40963)  # tags of width and height, in the first directory and in that one
-THUMBNAIL = {513, 273}  # tags of its place, as JPEG or as plain pixels
-NUMBERS = {3: "H", 4: "I"}  # kinds of whole numbers, which TIFF calls SHORT and LONG
+DIRECTORY = 34665  # tag that points to the EXIF sub-directory
+SIZES, FURTHER_SIZES = (256, 257), (40962, 40963)  # width and height tags in the main directory and in the EXIF one
+THUMBNAIL = {513, 273}  # tags with the thumbnail's offset, as JPEG or as uncompressed pixels
+NUMBERS = {3: "H", 4: "I"}  # integer types SHORT and LONG of TIFF -> struct format
 
 
 def exif_of_size(exif: bytes, width: int, height: int) -> bytes:
-    """Return EXIF without its thumbnail and with this size where it has one."""
+    """Return the EXIF without its thumbnail, and with its size tags, if any, set to this size in pixels."""
 
     def change(content: bytearray, order: str) -> None:
         tags, end = _directory(content, _number(content, 4, order), order)
@@ -51,7 +51,7 @@ def exif_of_size(exif: bytes, width: int, height: int) -> bytes:
 
 
 def upright_exif(exif: bytes) -> bytes:
-    """Return EXIF with orientation 1 where it has one."""
+    """Return the EXIF with its orientation tag, if any, set to 1."""
 
     def change(content: bytearray, order: str) -> None:
         tags, _ = _directory(content, _number(content, 4, order), order)
@@ -62,9 +62,9 @@ def upright_exif(exif: bytes) -> bytes:
 
 
 def turn_info(image: Image.Image) -> tuple[int, dict[str, Any]]:
-    """Return the orientation of Pillow's image, 1 if it has none or is damaged, and its ``info`` once it is upright.
+    """Return the orientation of a Pillow image (1 if missing or damaged), and the ``info`` of the upright image.
 
-    Pillow takes the orientation from EXIF, or else from XMP. EXIF that would still turn the image is left out.
+    Pillow reads the orientation from EXIF, or else from XMP. EXIF that would still rotate the image is removed.
     """
     info = dict(image.info)
     orientation = _orientation(image.getexif)
@@ -89,7 +89,7 @@ def _load(exif: bytes) -> Image.Exif:
 
 
 def _orientation(read: Callable[[], Image.Exif]) -> int:
-    """Return the orientation in the EXIF that ``read`` returns, 1 if it has none or is damaged."""
+    """Return the orientation in the EXIF that ``read`` returns, 1 if it is missing or damaged."""
     try:
         orientation = read().get(ORIENTATION, 1)
     except DAMAGES:
@@ -98,7 +98,7 @@ def _orientation(read: Callable[[], Image.Exif]) -> int:
 
 
 def _changed(exif: bytes, change: Callable[[bytearray, str], None]) -> bytes:
-    """Apply a change to the TIFF within EXIF, given its byte order; what is damaged stays as it is."""
+    """Apply ``change`` to the TIFF within the EXIF and its byte order; damaged parts are left unchanged."""
     prefix = EXIF_PREFIX.match(exif).group()
     content = bytearray(exif[len(prefix) :])
     order = {b"II": "<", b"MM": ">"}.get(bytes(content[:2]))
@@ -116,7 +116,7 @@ def _number(content: bytearray, place: int, order: str, kind: str = "I") -> int:
 
 
 def _directory(content: bytearray, place: int, order: str) -> tuple[dict[int, int], int]:
-    """Return the places of a directory's tags that are there as a whole, and of the number that points to the next."""
+    """Return tag -> offset of each complete entry of a directory, and the offset of the pointer to the next one."""
     end = place + 2 + 12 * _number(content, place, order, "H")
     whole = range(place + 2, min(end, len(content) - 11), 12)
     return {_number(content, entry, order, "H"): entry for entry in whole}, end

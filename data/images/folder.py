@@ -1,4 +1,4 @@
-"""The images of a folder, as a dataset reads them; errors name the image.
+"""Read the images of a folder as a dataset does; errors name the image.
 
 Decoded images are float32 BGR (H, W, 3) in [0, 1], as BasicSR's image functions expect them.
 """
@@ -18,9 +18,9 @@ from restormixer_arch.output import note, user_path
 
 
 def existing_folder(root: str | Path, option: str) -> Path:
-    """Return the folder that an option names. Raises UserError, with similar names, if there is none."""
+    """Return the folder that an option names. Raises UserError, with similar names, if it does not exist."""
     folder = user_path(root)
-    if not str(root):  # which would be the working directory
+    if not str(root):  # would mean the working directory
         raise UserError(f"{option}: expected the name of a folder, got an empty string")
     if not folder.is_dir():
         reason = "is a file, a folder was expected" if folder.is_file() else not_found(folder)
@@ -29,31 +29,31 @@ def existing_folder(root: str | Path, option: str) -> Path:
 
 
 def without_suffix(name: str) -> str:
-    """Return a name without its image extension; any other dot belongs to the name."""
+    """Return a name without its image extension; other dots are part of the name."""
     stem, dot, suffix = name.rpartition(".")
     return stem if dot + suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def decode_image(content: bytes, source: str) -> np.ndarray:
-    """Decode to float32 BGR (H, W, 3) in [0, 1]; gray gets three channels, alpha is dropped, 16 bits become 8.
+    """Decode to float32 BGR (H, W, 3) in [0, 1]; gray is expanded to three channels, alpha dropped, 16 bits become 8.
 
     Args:
-        content: of an image file.
-        source: name of the image for messages.
+        content: encoded image file.
+        source: name of the image in error messages.
 
     Raises:
-        UserError: OpenCV cannot decode it, or it has too many pixels.
+        UserError: if OpenCV cannot decode it, or it has too many pixels.
     """
     return decode_color(content, source).astype(np.float32) / 255
 
 
 def image_names(root: Path, recursive: bool, skipped: Container[Path] = ()) -> tuple[list[str], int]:
-    """Return the names of the images in a folder, sorted, and the number of its linked sub-folders, which are not read.
+    """Return the sorted names of the images in a folder, and the number of linked sub-folders, which are not read.
 
     Args:
-        root: the folder.
-        recursive: include sub-folders, but hidden ones; names then start with the sub-folder.
-        skipped: resolved sub-folders that are left out.
+        root: path of the folder.
+        recursive: whether to include sub-folders, except hidden ones; names then start with the sub-folder.
+        skipped: resolved paths of sub-folders to skip.
     """
 
     def stop(error: OSError) -> None:
@@ -78,12 +78,13 @@ class FolderImages:
     """The images of a folder, recognized by their extension; other files are ignored.
 
     Args:
-        root: the folder.
-        option: the option that names it, for messages.
-        recursive: include sub-folders; names then start with the sub-folder. Linked ones are left out with a note.
+        root: path of the folder.
+        option: name of the option that specifies it, for messages.
+        recursive: whether to include sub-folders; names then start with the sub-folder. Linked ones are skipped with
+            a note.
 
     Raises:
-        UserError: the folder does not exist or has no image in it.
+        UserError: if the folder does not exist or contains no images.
     """
 
     def __init__(self, root: str | Path, option: str, recursive: bool = False) -> None:
@@ -99,7 +100,7 @@ class FolderImages:
             note(f"{option}: {str(root)!r}: left out {left_out}")
 
     def locate(self, name: str) -> str:
-        """Return the path of an image, after which BasicSR names results."""
+        """Return the path of an image, from which BasicSR derives the names of results."""
         return str(self.root / name)
 
     def describe(self, name: str) -> str:

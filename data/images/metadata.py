@@ -27,7 +27,7 @@ NCLX = ("color_primaries", "transfer_characteristics", "matrix_coefficients")  #
 HEAD = 2**16  # bytes at the start of an AVIF file that contain its properties
 MARKER = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")  # marker of a JPEG segment; the others occur within the pixels
 START, END = 0xD8, 0xD9  # JPEG markers without a length field
-PADDING = 4  # up to so many bytes after an image are ignored, not counting filler such as zeros and line ends
+PADDING = 4  # maximum bytes after an image that are ignored, not counting filler such as zeros and line ends
 BEHIND = "data behind the image, such as a motion photo's video"
 
 

@@ -117,7 +117,7 @@ def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:
-    """Return (width, height) in pixels from a file's header. Raises UserError if it cannot be read or is too large."""
+    """Return a header's (width, height) in pixels, not rotated. Raises UserError if unreadable or too large."""
     with _user_errors(path):
         with Path(path).open("rb") as file:
             start = file.read(33)
@@ -279,7 +279,7 @@ def _user_errors(path: str | Path) -> Iterator[None]:
 
 
 def _formats(start: bytes) -> tuple[str, ...]:
-    """Return the formats to try for a file with this start; GIF is included so that the error names it."""
+    """Return the formats to try for a file that starts with these bytes, including GIF so that the error names it."""
     if start.startswith((b"\xff\xd8", b"BM", b"P", b"GIF")):
         return "JPEG", "BMP", "PPM", "GIF"  # Pillow loads its other plug-ins only for other formats
     Image.init()

@@ -1,7 +1,7 @@
-"""PNG files chunk by chunk, so that what surrounds the pixels is copied as it is: any size, any kind.
+"""Read and write PNG files chunk by chunk, so that metadata of any size and kind is copied unchanged.
 
-Pillow and OpenCV read the pixels from a copy of the file with the chunks of the pixels alone. They refuse large texts
-and profiles, lose the color chunks, and (OpenCV) have no 16-bit gray with alpha.
+Pillow and OpenCV read the pixels from a copy of the file that contains only the pixel chunks. They reject large texts
+and profiles, and lose the color chunks; OpenCV also has no 16-bit gray with alpha.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from restormixer_arch.errors import UserError
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 COLORS = (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"mDCV", b"cLLI", b"sBIT")
-KEPT = (*COLORS, b"bKGD")  # and all that PNG calls safe to copy: texts, EXIF, pHYs, ...
-OUTDATED = (b"PLTE", b"tRNS", b"hIST", b"tIME", b"acTL", b"fcTL", b"fdAT")  # the new pixels have none, or others
-MAX_EXIF_BYTES = 2**20  # bytes of a chunk that may hold an orientation
-CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by color type, a palette as RGB
-WIDENED = {1: 255, 2: 85, 4: 17}  # by depth: what makes 8 bits of a gray sample
+KEPT = (*COLORS, b"bKGD")  # in addition to chunks marked as safe to copy: texts, EXIF, pHYs, ...
+OUTDATED = (b"PLTE", b"tRNS", b"hIST", b"tIME", b"acTL", b"fcTL", b"fdAT")  # not valid for the new pixels
+MAX_EXIF_BYTES = 2**20  # maximum size of a chunk from which an orientation or a profile is read
+CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # color type -> channels; a palette becomes RGB
+WIDENED = {1: 255, 2: 85, 4: 17}  # bit depth -> factor that converts a gray sample to 8 bits
 COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 
 Chunk = tuple[bytes, bytes]  # type, content
 
 
 class PngFile:
-    """A PNG in its parts.
+    """A PNG file, split into its parts.
 
     Attributes:
-        width, height: in pixels.
+        width, height: size in pixels.
         depth: bits per sample.
         color: PNG's color type: 0 gray, 2 RGB, 3 palette, 4 gray with alpha, 6 RGBA.
         frames: number of images, more than one in an animation.
-        pixels: a PNG of the pixels alone.
-        damage: what is wrong with the chunks of the pixels, "" if nothing is.
-        transparent: the color that is transparent, as samples of 8 or 16 bits, or None; not of palettes.
-        chunks: all that can stay, in the file's order.
-        left_out: types of the other chunks, and what follows the image.
+        pixels: PNG file with only the pixel chunks.
+        damage: description of damage to the pixel chunks, "" if there is none.
+        transparent: transparent color as 8- or 16-bit samples, or None; not set for palettes.
+        chunks: all chunks that can be kept, in the file's order.
+        left_out: types of the other chunks, and a description of any data after the image.
 
     Raises:
-        UserError: the content does not start as a PNG does.
+        UserError: if the content does not start like a PNG file.
     """
 
     def __init__(self, content: bytes, source: str) -> None:
@@ -64,7 +64,7 @@ class PngFile:
             data = content[place + 8 : end - 4]
             sound = zlib.crc32(data, zlib.crc32(kind)) == int.from_bytes(content[end - 4 : end], "big")
             if kind in PIXELS:
-                pixels.append(content[place:end])  # of a file cut short too: Pillow reports it
+                pixels.append(content[place:end])  # also of a truncated file: Pillow reports it
                 damaged = damaged or not sound
             elif kind == b"acTL" and length == 8:
                 self.frames = int.from_bytes(data[:4], "big")
@@ -82,11 +82,11 @@ class PngFile:
         self.pixels = b"".join(pixels)
         planes = CHANNELS.get(self.color, 0) + any(part[4:8] == b"tRNS" for part in pixels)
         for chunk in [chunk for chunk in self.chunks if chunk[0] == b"sBIT" and len(chunk[1]) != planes]:
-            self.chunks.remove(chunk)  # of the samples before transparency became a channel of its own
+            self.chunks.remove(chunk)  # it describes the samples before transparency became a separate channel
             self.left_out.append("sBIT")
 
     def check_deep(self) -> None:
-        """Raise ValueError if the pixels are damaged: OpenCV's libpng would print a line of its own."""
+        """Raise ValueError if the 16-bit pixels are damaged: OpenCV's libpng would print a message for them."""
         if self.damage:
             raise ValueError(self.damage)
         unpack, place, size = zlib.decompressobj(), 8, 0
@@ -113,29 +113,29 @@ class PngFile:
             self.left_out.append(kind.decode("latin-1"))
 
     def _widened(self, sample: int) -> int:
-        """Return a sample as one of the pixels that are written, which have 8 or 16 bits."""
+        """Scale a sample to the 8 or 16 bits of the pixels that are written."""
         return min(sample * WIDENED.get(self.depth, 1), 65535)
 
     def open(self) -> Image.Image:
-        """Return Pillow's image of the pixels and of the orientation that EXIF or XMP give."""
+        """Open the pixels with Pillow, together with the EXIF or XMP chunks that state the orientation."""
         turning = [chunk for chunk in self.chunks if _may_turn(chunk) and len(chunk[1]) <= MAX_EXIF_BYTES]
         for added in (turning, []):
             try:
                 return Image.open(BytesIO(with_chunks(self.pixels, added)), formats=("PNG",))
-            except ValueError:  # a text that is too large to be unpacked
+            except ValueError:  # a text chunk that is too large to decompress
                 if not added:
                     raise
         raise AssertionError
 
     def turned(self, info: Mapping[str, Any]) -> list[Chunk]:
-        """Return the chunks for upright pixels, with EXIF and XMP from ``info`` of Pillow's upright image."""
+        """Return the chunks for upright pixels, with EXIF and XMP from the ``info`` of the upright Pillow image."""
         others = [chunk for chunk in self.chunks if not _may_turn(chunk)]
         kept = {"exif": info.get("exif"), "xmp": info.get("xmp") or info.get("XML:com.adobe.xmp")}
         return others + chunks_of({name: value for name, value in kept.items() if value})
 
 
 def chunks_of(metadata: Mapping[str, Any]) -> list[Chunk]:
-    """Return the chunks of Pillow's ``icc_profile``, ``dpi``, ``exif``, ``xmp`` and ``comment``."""
+    """Return PNG chunks for Pillow's ``icc_profile``, ``dpi``, ``exif``, ``xmp`` and ``comment``."""
     chunks = []
     if metadata.get("icc_profile"):
         chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(metadata["icc_profile"])))
@@ -152,22 +152,22 @@ def chunks_of(metadata: Mapping[str, Any]) -> list[Chunk]:
 
 
 def chunks_of_size(chunks: Iterable[Chunk], width: int, height: int) -> list[Chunk]:
-    """Return the chunks with EXIF that fits a result of this size."""
+    """Return the chunks, with EXIF adapted to a result of this size in pixels."""
     return [(kind, exif_of_size(data, width, height) if kind == b"eXIf" else data) for kind, data in chunks]
 
 
 def with_chunks(content: bytes, chunks: Iterable[Chunk]) -> bytes:
-    """Return a PNG with chunks added behind its header."""
+    """Return a PNG file with chunks inserted after its header."""
     return content[:33] + b"".join(_chunk(kind, data) for kind, data in chunks) + content[33:]
 
 
 def encode_16_bit(planes: np.ndarray) -> bytes:
-    """Return uint16 (H, W, 1 to 4), gray or RGB with or without alpha, as PNG."""
+    """Encode uint16 (H, W, 1 to 4), gray or RGB with or without alpha, as PNG."""
     height, width, channels = planes.shape
     rows = planes.astype(">u2").view(np.uint8).reshape(height, -1)
     step = 2 * channels
     coded = np.empty((height, 1 + rows.shape[1]), np.uint8)
-    coded[:, 0] = 1  # the filter: differences to the pixel on the left
+    coded[:, 0] = 1  # filter type: differences to the pixel on the left
     coded[:, 1 : 1 + step] = rows[:, :step]
     coded[:, 1 + step :] = rows[:, step:] - rows[:, :-step]
     header = struct.pack(">IIBBBBB", width, height, 16, COLOR_TYPES[channels], 0, 0, 0)
@@ -176,7 +176,7 @@ def encode_16_bit(planes: np.ndarray) -> bytes:
 
 
 def profile_of(chunks: Iterable[Chunk]) -> bytes | None:
-    """Return the ICC profile of a PNG's chunks, None if it has none or one of more than a megabyte."""
+    """Return the ICC profile in PNG chunks, None if it is missing, damaged or larger than 1 MiB."""
     for kind, data in chunks:
         if kind == b"iCCP":
             try:
@@ -200,6 +200,6 @@ def _may_turn(chunk: Chunk) -> bool:
 
 
 def alpha_of_color(pixels: np.ndarray, transparent: tuple[int, ...]) -> np.ndarray:
-    """Return the alpha (H, W) of pixels (H, W, C) of which one color is transparent."""
+    """Return the alpha (H, W) of pixels (H, W, C) with one transparent color."""
     white = np.iinfo(pixels.dtype).max
     return np.where((pixels == np.array(transparent)).all(axis=2), 0, white).astype(pixels.dtype)

@@ -1,4 +1,4 @@
-"""Write restored videos with PyAV: H.264, or VP9 in WebM; sound, subtitles and tags are copied."""
+"""Write restored videos with PyAV as H.264, VP9 or ProRes; audio, subtitles and tags are copied."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from restormixer_arch.data.images.video import (
 )
 from restormixer_arch.errors import UserError
 
-QUALITY, WORST = 12, 51  # constant rate factor of H.264: 0 is lossless
+QUALITY, WORST = 12, 51  # default and maximum constant rate factor of H.264; 0 is lossless
 VP9_WORST = 63
 OWN_TAGS = (
     "major_brand",
@@ -45,22 +45,22 @@ def transform_video(
     on_frame: Callable[[int], None],
     quality: int = QUALITY,
 ) -> int:
-    """Restore a video and write one or more videos from its frames and their restorations.
+    """Restore a video, and write one or more videos from its original and restored frames.
 
     Args:
-        source: the video to read. What cannot be kept is added to its ``left_out``.
-        targets: file to write -> function of (frame, restored frame) that returns the frame to write; all are
-            uint8 or uint16 (H, W, 3 or 4), RGB or RGBA. The suffix decides the container.
-        restore: restores a frame.
-        on_frame: called after each frame with its number, from 1.
-        quality: constant rate factor from 0, lossless, to 51.
+        source: video to read. What cannot be kept is added to its ``left_out``.
+        targets: output file -> function of (frame, restored frame) that returns the frame to write; all are uint8 or
+            uint16 (H, W, 3 or 4), RGB or RGBA. The suffix determines the container.
+        restore: function that restores a frame.
+        on_frame: function that is called after each frame with its number, starting at 1.
+        quality: constant rate factor from 0 (lossless) to 51.
 
     Returns:
         The number of frames.
 
     Raises:
-        UserError: a file cannot be written, or no frame can be read.
-        OSError: of the file system.
+        UserError: if a file cannot be written, or no frame can be read.
+        OSError: if the file system reports an error, such as a full disk.
     """
     writers = {path: _Writer(path, source, quality) for path in targets}
     number, waiting = 0, []
@@ -68,7 +68,7 @@ def transform_video(
         for item in source.packets():
             if not isinstance(item, VideoFrame):
                 if number == 0:
-                    waiting.append(item)  # the files begin with the first frame
+                    waiting.append(item)  # the output starts with the first frame
                 else:
                     _copy(item, writers)
                 continue
@@ -95,7 +95,7 @@ def transform_video(
 
 
 def _copy(packet: av.Packet, writers: dict[Path, _Writer]) -> None:
-    """Write a packet of another track to each file; writing changes it, so that all but the last get a copy."""
+    """Write a packet of another track to each file; writing changes it, so all files but the last get a copy."""
     *others, last = writers.values()
     for writer in others:
         copied = av.Packet(bytes(packet))
@@ -106,7 +106,7 @@ def _copy(packet: av.Packet, writers: dict[Path, _Writer]) -> None:
 
 
 class _Writer:
-    """One video file that grows."""
+    """A video file that is written frame by frame."""
 
     def __init__(self, path: Path, source: VideoSource, quality: int) -> None:
         self.path, self.source, self.quality = path, source, quality
@@ -122,7 +122,7 @@ class _Writer:
         height, width = planes.shape[1::-1] if turned else planes.shape[:2]
         codec, pixels, options = _encoder(self.kind, source, (height, width), self.quality)
         self._tags = _own(source.container.metadata)
-        # Without it MOV and MP4 hold the tags of a list alone; with it all, but some players miss the title.
+        # Without use_metadata_tags, MOV and MP4 keep only listed tags; with it all, but some players miss the title.
         of_device = self.kind in ("mov", "mp4") and any("." in key for key in self._tags)  # com.apple.quicktime.make
         container = {"movflags": "use_metadata_tags"} if of_device else {}
         self._output = output = av.open(self._file, "w", format=self.kind, container_options=container)
@@ -151,7 +151,7 @@ class _Writer:
             output.set_chapters(chapters)
 
     def _add_track(self, track: Any) -> None:
-        """Add a track to copy, or name it among what is left out."""
+        """Add a track to copy, or list it in ``left_out`` if that is not possible."""
         try:
             if track.type == "attachment":
                 self._output.add_attachment(track.name or "file", track.mimetype or "", track.data)
@@ -208,11 +208,11 @@ class _Writer:
         packet.stream = self._tracks[track.index]
         try:
             self._output.mux(packet)
-        except (av.InvalidDataError, av.ArgumentError):  # no time, or one that was before
+        except (av.InvalidDataError, av.ArgumentError):  # a timestamp is missing or too early
             self.source.left_out.add(f"damaged parts of a {track.type} track")
 
     def finish(self) -> None:
-        """Write what the encoder still holds, and the end of the file."""
+        """Write the remaining frames of the encoder, complete the file, and list missing tags in ``left_out``."""
         if self._output is not None:
             self._mux(self._stream.encode(None))
             self._output.close()
@@ -224,16 +224,16 @@ class _Writer:
         self._file.close()
 
     def close(self) -> None:
-        """Close the file, also where it stays unfinished."""
-        self._file.close()  # before the container, which then does not write an end
+        """Close the file, even if it is incomplete."""
+        self._file.close()  # before the container, which then does not write a trailer
 
 
 def _encoder(kind: str, source: VideoSource, size: tuple[int, int], quality: int) -> tuple[str, str, dict[str, str]]:
-    """Return codec, pixel format and options; what they cannot hold is named in ``source.left_out``."""
+    """Return the codec, pixel format and options; list what they cannot keep in ``source.left_out``."""
     bits, alpha = bits_of(source.format), has_alpha(source.format)
     chroma = _chroma(source.format)
     most = 8 if kind == "webm" or (alpha and kind == "matroska") else 10
-    if bits > most and source.stream.codec_context.name != "prores":  # ProRes has 10 bits, FFmpeg decodes to 12
+    if bits > most and source.stream.codec_context.name != "prores":  # ProRes has 10 bits, but FFmpeg decodes it to 12
         source.left_out.add(f"{bits - most} of {bits} bits per sample")
     if alpha and kind == "mov":
         return "prores_ks", "yuva444p10le", {"profile": "4444"}
@@ -248,7 +248,7 @@ def _encoder(kind: str, source: VideoSource, size: tuple[int, int], quality: int
         source.left_out.add("the alpha channel (kept in MKV, MOV and WebM)")
     height, width = size
     if (width % 2 and chroma != "444") or (height % 2 and chroma == "420"):
-        chroma = "444"  # H.264 shares colors among pairs of pixels, and has no half pair
+        chroma = "444"  # with chroma subsampling, H.264 needs even sides
     pixels = f"yuv{chroma}p" + ("10le" if bits > 8 else "")
     rate = {"qp": "0"} if quality == 0 else {"crf": str(quality)}  # crf 0 is lossless for 8 bits only
     options = {**rate, "preset": "medium", "rc-lookahead": "20", "chromaoffset": "-3"}
@@ -256,7 +256,7 @@ def _encoder(kind: str, source: VideoSource, size: tuple[int, int], quality: int
 
 
 def _chroma(format: av.VideoFormat) -> str:
-    """Return how a pixel format shares colors among pixels: 444, 422 or 420."""
+    """Return the chroma subsampling of a pixel format: 444, 422 or 420."""
     if format.is_rgb or len(format.components) < 3:
         return "444" if format.is_rgb else "420"
     across, down = format.chroma_width(64), format.chroma_height(64)
@@ -264,12 +264,12 @@ def _chroma(format: av.VideoFormat) -> str:
 
 
 def _base(key: str) -> str:
-    """Return the name of a tag without its language, as in ``title-eng``; containers differ in its capitals."""
+    """Return a tag's name without its language (``title-eng``), in lower case because containers differ in case."""
     return key.lower().partition("-")[0]
 
 
 def _own(metadata: dict[str, str]) -> dict[str, str]:
-    """Return the tags that are the user's, without those that describe the file that was read."""
+    """Return the user's tags, without those that describe the input file."""
     return {
         key: value
         for key, value in metadata.items()

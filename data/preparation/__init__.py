@@ -1,1 +1,1 @@
-"""Public datasets, as they are distributed, turned into what the option files expect."""
+"""Convert public datasets, as they are distributed, to what the option files expect."""

@@ -19,11 +19,11 @@ from restormixer_arch.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Unit:
-    """A clean image and the degraded ones that belong to it.
+    """A clean image and its degraded images.
 
     Args:
-        name: of the clean image in what is written.
-        gt: the clean image.
+        name: name of the clean image in the output.
+        gt: file of the clean image.
         degraded: (kind, name, path) of each degraded image; the kind is that of its LMDB or folder, such as ``lq``.
     """
 
@@ -38,14 +38,14 @@ class Unit:
 
 @dataclass
 class Found:
-    """What is there of a part of a set.
+    """The images that were found for a part of a set.
 
     Args:
-        public, part: which.
-        units: sorted by name.
-        folders: the clean and degraded folders they come from.
-        ignored: files in them that are not images.
-        deeper: folder -> number of images in its sub-folders, which are left out; of folders that the user named.
+        public, part: the set and its part.
+        units: units sorted by name.
+        folders: clean and degraded folders of the units.
+        ignored: files in these folders that are not images.
+        deeper: folder -> number of images in its sub-folders, which are skipped; only for folders that the user named.
     """
 
     public: PublicSet
@@ -61,30 +61,30 @@ class Found:
 
     @property
     def formatted_count(self) -> str:
-        """How many pairs there are, or clean images where there are only these."""
+        """The number of pairs, or of clean images if there are no pairs, as text."""
         pairs = sum(len(unit.degraded) for unit in self.units)
         return f"{pairs} pairs" if pairs else f"{len(self.units)} images"
 
 
 @dataclass
 class _Images:
-    """Images of a folder by name without extension, and what else is in it."""
+    """The images of a folder by name without extension, and its other files."""
 
     by_stem: dict[str, Path]
     ignored: list[Path]
 
 
 def find_part(root: Path, public: PublicSet, part: Part) -> Found | None:
-    """Return what is there of a part, or None.
+    """Find the images of a part. Return None if there are none.
 
     Raises:
-        UserError: a folder's partner is not there, or an image's partner, or two images have one name.
+        UserError: if the partner of a folder or an image is missing, or two images have the same name.
     """
     found, taken = Found(public, part, []), set()
     for layout in part.layouts:
         for gt, labelled, prefix in _folders(root, layout):
             folders = tuple(folder.resolve() for folder in (gt, *labelled.values()))
-            if folders in taken:  # by another layout, where the root is the set's own folder
+            if folders in taken:  # found by another layout, if the root is the set's own folder
                 continue
             taken.add(folders)
             images = {folder: _images(folder) for folder in (gt, *labelled.values())}
@@ -103,10 +103,10 @@ def find_part(root: Path, public: PublicSet, part: Part) -> Found | None:
 
 
 def pair_folders(public: PublicSet, part: Part, layout: Layout, gt: Path, labelled: dict[str, Path]) -> Found:
-    """Return the pairs of a clean folder and the degraded folders of each label, wherever they are.
+    """Return the pairs of a clean folder and the degraded folder of each label, wherever they are.
 
     Raises:
-        UserError: there is no image, an image has no partner, or two have one name.
+        UserError: if there is no image, an image has no partner, or two have the same name.
     """
     images = {folder: _images(folder) for folder in (gt, *labelled.values())}
     if not images[gt].by_stem:
@@ -120,7 +120,7 @@ def pair_folders(public: PublicSet, part: Part, layout: Layout, gt: Path, labell
 
 
 def _count_deeper(folder: Path, named: Sequence[Path] = ()) -> int:
-    """Return how many images are in a folder's sub-folders, but for those in folders that are named themselves."""
+    """Return how many images are in a folder's sub-folders, except in the folders ``named``."""
     names, _ = image_names(folder, True, [path.resolve() for path in named])
     return sum("/" in name and not any(part.startswith(".") for part in name.split("/")) for name in names)
 
@@ -137,7 +137,7 @@ def images_in(folder: Path) -> dict[str, Path]:
 
 
 def expected_layouts(public: PublicSet) -> str:
-    """Say in which folders a set's parts are looked for, those of the most usual layouts."""
+    """Describe the folders in which the parts of a set are expected, by the most common layout of each part."""
     texts = []
     for part in public.parts:
         layout = part.layouts[0]
@@ -147,7 +147,7 @@ def expected_layouts(public: PublicSet) -> str:
 
 
 def _folders(root: Path, layout: Layout) -> Iterator[tuple[Path, dict[str, Path], str]]:
-    """Yield (clean folder, label -> degraded folder, prefix of names) for all that are there of a layout."""
+    """Yield (clean folder, label -> degraded folder, prefix of names) for everything that matches a layout."""
     if not layout.labelled:
         for gt, prefix in _matching(root, layout.gt):
             if _images(gt).by_stem:
@@ -162,7 +162,7 @@ def _folders(root: Path, layout: Layout) -> Iterator[tuple[Path, dict[str, Path]
         if prefix in gts:
             yield gts[prefix], folders, prefix
     alone = labelled.keys() ^ gts.keys()
-    if alone and labelled.keys() & gts.keys():  # one sequence of several
+    if alone and labelled.keys() & gts.keys():  # one of several sequences lacks a folder
         prefix = sorted(alone)[0]
         folder = gts.get(prefix) or next(iter(labelled[prefix].values()))
         raise UserError(f"{folder}: its partner folder is missing ({layout.gt} and {_first(layout)} belong together)")
@@ -173,14 +173,14 @@ def _first(layout: Layout) -> str:
 
 
 def _check_half(root: Path, part: Part) -> None:
-    """Raise UserError where one folder of a layout is there and its partner is not."""
+    """Raise UserError if one folder of a layout exists and its partner is missing."""
     for layout in part.layouts:
         if not layout.labelled:
             continue
         lq = [folder for pattern in layout.labelled.values() for folder, _ in _matching(root, pattern)]
         gt = [folder for folder, _ in _matching(root, layout.gt)]
         there, wanted = (lq, layout.gt) if lq else (gt, _first(layout))
-        # A folder of clean images alone is no sign of the set where it is the set's own, or shared by several parts.
+        # A clean folder alone does not indicate this part if it is the set's own folder or is shared by several parts.
         if bool(lq) == bool(gt) or (gt and (layout.gt_is_larger or "/" not in layout.gt)):
             continue
         near = [folder.name for folder in there[0].parent.iterdir() if folder.is_dir()]
@@ -189,9 +189,12 @@ def _check_half(root: Path, part: Part) -> None:
 
 
 def _matching(root: Path, pattern: str) -> list[tuple[Path, str]]:
-    """Return (folder, what its stars stand for and a ``_``); capitals do not matter, and root may be the set itself."""
+    """Return (folder, prefix) of the folders that match a pattern, ignoring case; ``root`` may be the set's own folder.
+
+    The prefix contains the name of each folder that a ``*`` matches, followed by ``_``.
+    """
     found, names = [(root, "")], pattern.split("/")
-    own_name = Path(os.path.abspath(root)).name.lower()  # of "." too
+    own_name = Path(os.path.abspath(root)).name.lower()  # also for "."
     if names[0].lower() == own_name and own_name not in _subfolders(root):
         names = names[1:]
     for name in names:
@@ -232,13 +235,13 @@ def _images(folder: Path) -> _Images:
 
 
 def _check_name(path: Path) -> None:
-    """Raise UserError if the name cannot be stored in a list of names."""
+    """Raise UserError if a file name cannot be used as a key in a list of names."""
     if problem := key_problem(path.name):
         raise UserError(f"{path.parent}: the name {path.name!r} {problem}; rename it")
 
 
 def forget_folders() -> None:
-    """Read folders again: they may have changed since they were read."""
+    """Clear the cached contents of folders, which may have changed since they were read."""
     _subfolders.cache_clear()
     _images.cache_clear()
 
@@ -275,7 +278,7 @@ def _units(layout: Layout, gt: Path, labelled: dict[str, Path], prefix: str, ima
 
 
 def stored_name(stem: str) -> str:
-    """Return a name that BasicSR's readers take: they end it at its first dot."""
+    """Return a name with dots replaced by ``_``, since BasicSR's readers end it at its first dot."""
     return stem.replace(".", "_")
 
 

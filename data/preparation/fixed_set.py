@@ -1,4 +1,4 @@
-"""Write a fixed validation or test set: clean images under every label, as folders or LMDBs of pairs."""
+"""Write a fixed validation or test set: clean images degraded with every label, as folders or LMDBs of pairs."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ COMPOSITIONS = "compositions.json"
 Compositions = dict[str, dict[str, Composition]]  # label -> image -> parameters
 OPTIONS = ("degradations", "seed", "scale", "gt_size", "recursive")
 PNG_LEVEL = 6
-BATCH = 2**24  # bytes of images that are held in memory
-FORMATS = {False: ("folder", ""), True: ("lmdb", ".lmdb")}  # lmdb -> how the images are stored, and the ending
+BATCH = 2**24  # bytes of encoded images that are held in memory before they are written
+FORMATS = {False: ("folder", ""), True: ("lmdb", ".lmdb")}  # lmdb -> (format, suffix)
 
 
 def write_fixed_set(
@@ -48,23 +48,23 @@ def write_fixed_set(
 ) -> tuple[int, tuple[str, ...]]:
     """Write ``gt`` and ``lq`` (folders, or ``gt.lmdb`` and ``lq.lmdb``) with images ``<label>/<image>_<label>``.
 
-    PairedRestorationDataset reads them, folders with ``recursive: true``, and shows results per label. The pairs are
-    those of a DegradedDataset with the same options in validation. ``made_with.json`` records the options, the clean
-    images with their sizes in bytes, and the format. ``compositions.json`` has the parameters of every degradation:
-    the pairs can be made again from them alone.
+    PairedRestorationDataset reads them (folders with ``recursive: true``) and reports results per label. The pairs are
+    the same as those of a DegradedDataset with the same options in validation. ``made_with.json`` records the options,
+    the clean images with their sizes in bytes, and the format. ``compositions.json`` contains the parameters of every
+    degradation, which suffice to create the pairs again without drawing parameters.
 
     Args:
         gt: folder or LMDB of the clean images.
-        out: folder to make; it is whole or not there at all.
-        degradations, seed, scale, gt_size, recursive: as in the options of DegradedDataset.
-        lmdb: write LMDBs.
-        compositions: label -> image -> parameters to take instead of drawn ones.
+        out: folder to create; it is created completely or not at all.
+        degradations, seed, scale, gt_size, recursive: options of DegradedDataset.
+        lmdb: whether to write LMDBs.
+        compositions: label -> image -> parameters to use instead of drawn ones.
 
     Returns:
-        the number of pairs, and the labels.
+        The number of pairs, and the labels.
 
     Raises:
-        UserError: ``out`` exists, an option is wrong, an image cannot be read, or two have the same name.
+        UserError: if ``out`` exists, an option is invalid, an image cannot be read, or two have the same name.
     """
     if out.exists():
         raise UserError(f"{out}: already exists; remove it first or choose another folder")
@@ -106,7 +106,7 @@ def _write_pairs(folder: Path, dataset: DegradedDataset, gt: str, lmdb: bool) ->
 
 
 def recorded_options(out: Path) -> dict[str, Any]:
-    """Return the options that a fixed set was made with. Raises UserError if ``out`` is not a fixed set."""
+    """Return the options that a fixed set was created with. Raises UserError if ``out`` is not a fixed set."""
     return _record(out)[0]
 
 
@@ -116,16 +116,16 @@ def labels_of(recorded: dict[str, Any]) -> list[str]:
 
 
 def difference_of_set(out: Path, gt: str, options: dict[str, Any], lmdb: bool) -> str:
-    """Say how a fixed set that is there differs from the one that would be made, "" if it does not.
+    """Describe how an existing fixed set differs from the one that would be created, "" if it does not.
 
     Args:
         out: folder of the set.
         gt: folder or LMDB of the clean images.
-        options: those that are not left at their defaults.
-        lmdb: it would be written as LMDBs.
+        options: options that are not left at their defaults.
+        lmdb: whether it would be written as LMDBs.
 
     Raises:
-        UserError: ``out`` is not a fixed set, or the clean images cannot be read.
+        UserError: if ``out`` is not a fixed set, or the clean images cannot be read.
     """
     recorded, known = _record(out)
     if not options.items() <= recorded.items():
@@ -136,7 +136,7 @@ def difference_of_set(out: Path, gt: str, options: dict[str, Any], lmdb: bool) -
     now = clean_images(gt, recorded["recursive"])
     if known is not None:
         return "" if known == now else "was made of other clean images"
-    # An earlier version recorded no images, but their names are in those of the pairs.
+    # An earlier version did not record the images, but the names of the pairs contain theirs.
     there = open_reader(out / f"gt{suffix}", form).names
     pair_name = _pair_names(there, lmdb)
     wanted = {pair_name(label, name) for label in labels_of(recorded) for name in now}
@@ -153,7 +153,7 @@ def clean_images(gt: str, recursive: bool = False) -> dict[str, int]:
 
 
 def _record(out: Path) -> tuple[dict[str, Any], dict[str, int] | None]:
-    """Return the options of a fixed set and its clean images, None for those where they are not recorded."""
+    """Return the options of a fixed set, and its clean images or None if they are not recorded."""
     try:
         record = json.loads((out / RECORD).read_text(encoding="utf-8"))
         options = {key: record[key] for key in OPTIONS}
@@ -164,16 +164,16 @@ def _record(out: Path) -> tuple[dict[str, Any], dict[str, int] | None]:
 
 
 def check_fixed_set(gt: str, out: Path, lmdb: bool, compositions: Compositions | None = None) -> tuple[int, list[str]]:
-    """Make the pairs again from what is recorded beside them and compare. Returns the number of images, and problems.
+    """Create the pairs again from the records next to them and compare. Returns the number of images and the problems.
 
     Args:
         gt: folder or LMDB of the clean images.
         out: folder of the set.
-        lmdb: the set is written as LMDBs.
-        compositions: parameters for a set that has no ``compositions.json``, as earlier versions wrote it.
+        lmdb: whether the set consists of LMDBs.
+        compositions: parameters for a set without ``compositions.json``, as written by earlier versions.
 
     Raises:
-        UserError: ``out`` is not a fixed set, or the clean images cannot be read.
+        UserError: if ``out`` is not a fixed set, or the clean images cannot be read.
     """
     form, suffix = FORMATS[lmdb]
     readers = {kind: open_reader(out / f"{kind}{suffix}", form) for kind in ("gt", "lq")}
@@ -207,7 +207,7 @@ def _dataset(gt: str, options: dict[str, Any], compositions: Compositions | None
 def _pairs(
     dataset: DegradedDataset, gt: str, pair_name: Callable[[str, str], str]
 ) -> Iterator[tuple[str, Sample, dict[str, np.ndarray]]]:
-    """Yield name, sample, and the two images, BGR uint8, of each pair. Raises UserError if two have the same name."""
+    """Yield the name, sample and two BGR uint8 images of each pair. Raises UserError if two have the same name."""
     seen: set[str] = set()
     for number in range(len(dataset)):
         sample = dataset.sample(0, number)
@@ -224,7 +224,7 @@ def _pair_name(label: str, name: str, dots: bool) -> str:
 
 
 def _pair_names(there: Sequence[str], lmdb: bool) -> Callable[[str, str], str]:
-    """Return what names the pairs of a set that is there: an LMDB of an earlier version may have dots in its keys."""
+    """Return the function that names an existing set's pairs: LMDBs of earlier versions may have dots in their keys."""
     return partial(_pair_name, dots=not lmdb or any("." in name for name in there))
 
 

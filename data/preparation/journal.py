@@ -1,7 +1,7 @@
-"""The record of a preparation: what was made from which files, a line of JSON each, so that it can be resumed.
+"""Record in JSON lines what a preparation created from which files, so that it can be resumed.
 
-The first line holds the settings; each further one a unit that is on disk. It ends up as ``<part>.jsonl`` beside the
-LMDBs and shows later what they were made from.
+The first line contains the settings, each further line a unit that is on disk. The finished file is kept as
+``<part>.jsonl`` next to the LMDBs and documents what they were created from.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from restormixer_arch.data.preparation.store import meta_line
 from restormixer_arch.data.preparation.sub_images import Prepared, Recipe
 from restormixer_arch.output import write_text_atomically
 
-VERSION = 2  # 1 recorded files by folder and name, of which two folders of one name have the same
+VERSION = 2  # version 1 recorded files by folder and name, which is ambiguous for folders of the same name
 
 
 class Journal:
-    """A file of records by unit name.
+    """A file with one record per unit.
 
     Args:
-        path: the file; if it is there, it is read, up to a line that was cut short or damaged.
-        settings: the first line's content.
+        path: file of the journal; if it exists, it is read up to the first truncated or damaged line.
+        settings: content of the first line.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
@@ -46,33 +46,33 @@ class Journal:
         self._file = None
 
     def fits(self, units: Iterable[Unit], whole: bool = False) -> bool:
-        """Whether it has these settings and only records of these units, whose files are still the same.
+        """Return whether the journal has these settings and only records of these units, whose files are unchanged.
 
         Args:
-            units: those that are to be prepared.
-            whole: all of them must be in it.
+            units: units to prepare.
+            whole: whether all of them must be recorded.
         """
         by_name = {unit.name: unit for unit in units}
         if not self.has_settings() or not self.records.keys() <= by_name.keys():
             return False
         if whole and self.records.keys() != by_name.keys():
             return False
-        # when a preparation is resumed, skipped units are tried again whatever their files are
+        # when a preparation is resumed, skipped units are tried again, even if their files have changed
         return all(
             ("skipped" in record and not whole) or _same_files(record["files"], by_name[name])
             for name, record in self.records.items()
         )
 
     def has_settings(self) -> bool:
-        """Whether it was written with these settings, by this version or an earlier one."""
+        """Return whether the journal was written with these settings, by this version or an earlier one."""
         return bool(self.found_settings) and {**self.found_settings, "version": VERSION} == self.settings
 
     def clear(self) -> None:
-        """Forget what was read."""
+        """Discard the records that were read."""
         self.records, self.finished = {}, False
 
     def start(self) -> None:
-        """Write what is known and be ready for more; skipped units are tried again."""
+        """Write the known records and open the file for more; skipped units are dropped, so they are tried again."""
         self.records = {name: record for name, record in self.records.items() if "skipped" not in record}
         lines = [json.dumps(record) for record in (self.settings, *self.records.values())]
         write_text_atomically(self.path, "".join(f"{line}\n" for line in lines))
@@ -93,7 +93,7 @@ class Journal:
             self._write(record)
 
     def finish(self) -> None:
-        """Record that all is on disk, and close."""
+        """Record that all units are on disk, and close the file."""
         self._write({"finished": True})
         self.close()
 
@@ -117,20 +117,20 @@ class Journal:
 
 
 def settings_of(recipe: Recipe, form: str) -> dict[str, Any]:
-    """Return what the first line holds."""
+    """Return the content of the journal's first line."""
     return {"version": VERSION, "format": form, **asdict(recipe), "scales": list(recipe.scales)}
 
 
 def recipe_of(settings: dict[str, Any]) -> Recipe:
-    """The reverse of :func:`settings_of`."""
+    """Return the recipe in settings from :func:`settings_of`."""
     return Recipe(settings["crop"], settings["step"], tuple(settings["scales"]), settings["multiple"])
 
 
 def signature(unit: Unit) -> dict[str, list[int] | None]:
-    """Return file -> size and time of change, by which one sees whether it is still the same, wherever the set lies.
+    """Return file -> size in bytes and modification time in ns, to detect changed files even if the set was moved.
 
-    Files are named by what they are: ``gt/0001.png``, ``lq/0001.png``, ``lq/low_haze/0001.png``. One that cannot be
-    read has None.
+    Files are named by their role: ``gt/0001.png``, ``lq/0001.png``, ``lq/low_haze/0001.png``. The value is None for a
+    file that cannot be read.
     """
     found = {f"gt/{unit.gt.name}": _state(unit.gt)}
     for kind, name, path in unit.degraded:
@@ -139,7 +139,7 @@ def signature(unit: Unit) -> dict[str, list[int] | None]:
 
 
 def _same_files(known: dict[str, list[int] | None], unit: Unit) -> bool:
-    """Whether a unit's files are those of a record, also of one of version 1 that has all of them."""
+    """Return whether a unit's files are those of a record, also of a version 1 record that contains all of them."""
     if known == signature(unit):
         return True
     by_folder = {f"{path.parent.name}/{path.name}": _state(path) for path in unit.files}
@@ -158,7 +158,7 @@ def _records(path: Path) -> Iterable[dict[str, Any]]:
     for line in path.read_bytes().splitlines():
         try:
             record = json.loads(line.decode())
-        except ValueError:  # no JSON, or not UTF-8
+        except ValueError:  # not JSON, or not UTF-8
             return
         if not isinstance(record, dict):
             return
@@ -170,7 +170,7 @@ def _is_settings(record: dict[str, Any]) -> bool:
 
 
 def _is_whole(record: dict[str, Any]) -> bool:
-    """Whether a unit's record has all that :meth:`Journal.add` writes."""
+    """Return whether a unit's record has all fields that :meth:`Journal.add` writes."""
     kinds = {"unit": str, "files": dict}
     kinds |= {"skipped": str} if "skipped" in record else {"images": dict, "bytes": dict, "sizes": list}
     return all(isinstance(record.get(key), kind) for key, kind in kinds.items())

@@ -1,10 +1,10 @@
-"""The public datasets: how they lie on disk as they are distributed, and how their images pair.
+"""Define the folders and pairing rules of the public datasets, as they are distributed.
 
-One table, :data:`SETS`. A folder in it is relative to ``--root``; capitals do not matter. ``*`` stands for any one
-folder (a sequence), and its name goes in front of the image's (``GOPR0372_07_00_000047``). The first layout of a part
-that is there is taken; where a part is ``gathered``, all that are there.
+The table is :data:`SETS`. Its folders are relative to ``--root``; case is ignored. ``*`` matches any one folder (a
+sequence), whose name becomes a prefix of the image's name (``GOPR0372_07_00_000047``). The first layout of a part that
+exists is used, or all that exist if the part is ``gathered``.
 
-Pairing rules: from the name of a degraded image without its extension, that of its clean one.
+A pairing rule maps the name of a degraded image, without its extension, to that of its clean image.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from restormixer_arch.data.degradations.labels import CDD11
 
 
 def same(stem: str) -> str:
-    """Both have the same name; their extensions may differ."""
+    """Return the same name, for pairs that differ in their extensions at most."""
     return stem
 
 
 def before_last_underscore(stem: str) -> str:
-    """Many to one, as in Rain1400: ``901_1`` to ``901_14`` belong to ``901``."""
+    """Return the name up to its last ``_``: in Rain1400, ``901_1`` to ``901_14`` belong to ``901``."""
     return stem.rpartition("_")[0]
 
 
 def no_in_front(stem: str) -> str:
-    """As in Rain100H and Rain100L: ``rain-001`` belongs to ``norain-001``."""
+    """Return the name with ``no`` in front: in Rain100H and Rain100L, ``rain-001`` belongs to ``norain-001``."""
     return f"no{stem}"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the images of a part are.
+    """The folders that contain the images of a part.
 
     Args:
         gt: folder of the clean images.
-        lq: folder of the degraded ones, or label -> folder; none where they are made from the clean ones.
-        rule: the pairing rule.
-        gt_is_larger: the clean folder also holds partners of other parts' images.
+        lq: folder of the degraded ones, or label -> folder; None if they are created from the clean ones.
+        rule: pairing rule.
+        gt_is_larger: whether the clean folder also contains partners of other parts' images.
     """
 
     gt: str
@@ -48,7 +48,7 @@ class Layout:
 
     @property
     def labelled(self) -> dict[str, str]:
-        """Label -> folder of degraded images; the label is empty where there is one kind alone."""
+        """Label -> folder of degraded images; the label is empty if there is only one kind."""
         if self.lq is None:
             return {}
         return self.lq if isinstance(self.lq, dict) else {"": self.lq}
@@ -56,14 +56,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a set, which becomes ``<part>_gt`` and ``<part>_lq``; labels become folders in the latter.
+    """A part of a set, which becomes ``<part>_gt`` and ``<part>_lq``; labels become sub-folders of the latter.
 
     Args:
-        name: such as train or test.
-        layouts: where it may be.
-        crop: side of the sub-images that are cut for training, 0 for none.
-        step: pixels between the corners of two sub-images.
-        gathered: take all layouts that are there instead of the first.
+        name: name of the part, such as train or test.
+        layouts: possible layouts of the part.
+        crop: side in pixels of the sub-images that are cut for training, 0 for none.
+        step: distance in pixels between the corners of adjacent sub-images.
+        gathered: whether to use all existing layouts instead of the first.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Part:
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A dataset. ``scales`` are those at which degraded images are made by bicubic reduction."""
+    """A dataset; ``scales`` are the factors of the bicubic downsampling that creates degraded images."""
 
     name: str
     task: str
@@ -84,7 +84,7 @@ class PublicSet:
 
 
 def _restormer(part: str, name: str) -> tuple[Layout, ...]:
-    """The layouts in which MPRNet's and Restormer's authors distribute deraining and deblurring sets."""
+    """Return the layouts in which MPRNet's and Restormer's authors distribute deraining and deblurring sets."""
     folders = (f"{part}/{name}", f"{name}/{part}", f"Datasets/{part}/{name}", f"{name}/{part}/{name}")
     return tuple(Layout(f"{folder}/target", f"{folder}/input") for folder in folders)
 
@@ -143,7 +143,7 @@ def _benchmark(name: str, *other_names: str) -> PublicSet:
 
 
 def _clean_test(name: str, task: str, *folders: str) -> PublicSet:
-    """Return a set of clean pictures, whose degraded ones are made while testing."""
+    """Return a set of clean images, whose degraded ones are created during testing."""
     return PublicSet(name, task, (Part("test", tuple(Layout(f"{name}/{folder}".rstrip("/")) for folder in folders)),))
 
 

@@ -1,7 +1,7 @@
-"""Find training images that are also in a test set, by content: whatever their names, formats and sizes are.
+"""Find training images that are also in a test set by comparing content, regardless of name, format and size.
 
-Images are compared by thumbnails of 16 x 16 gray values. A copy that was saved again as JPEG, or resized, has nearly
-the same thumbnail; one that was cropped, turned or strongly edited has another.
+Images are compared by thumbnails of 16 x 16 gray values. A copy that was resized or saved again as JPEG has nearly the
+same thumbnail; one that was cropped, rotated or strongly edited has a different one and is not found.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.output import warn
 
 SIDE = 16
-MAX_DIFFERENCE = 2.0  # mean difference of two thumbnails of the same picture, in levels of 255
-FLAT = 4.0  # standard deviation of a thumbnail below which a picture is too plain to be distinguished from others
+MAX_DIFFERENCE = 2.0  # maximum mean difference of two thumbnails of the same image, in levels of 255
+FLAT = 4.0  # standard deviation of a thumbnail below which an image is too uniform to be distinguished from others
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
@@ -32,9 +32,9 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def find_copies(training: Iterable[Path], root: Path) -> list[tuple[Path, str]]:
-    """Return the training images that are also in a prepared test set, each with the set and the image's name there.
+    """Return the training images that are also in a prepared test set, each with the test set and its name there.
 
-    Images that cannot be read are left out. A test set that cannot be opened is left out with a warning.
+    Images that cannot be read are skipped. A test set that cannot be opened is skipped with a warning.
 
     Args:
         training: files of the clean training images.
@@ -70,7 +70,7 @@ def find_copies(training: Iterable[Path], root: Path) -> list[tuple[Path, str]]:
 
 
 def _decoded(read: Callable[[], bytes | None]) -> np.ndarray | None:
-    """The thumbnail of an encoded image; None if it cannot be read, is not there or is too plain."""
+    """Return the thumbnail of an encoded image, None if it cannot be read, is missing or is too uniform."""
     try:
         content = read()
     except (OSError, UserError):

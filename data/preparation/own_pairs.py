@@ -1,7 +1,7 @@
-"""Your own images: a folder of clean ones, with or without a folder of degraded ones, for training and validation.
+"""Split the user's images for training and validation: a folder of clean ones, with or without degraded ones.
 
 They become a set like the public ones: ``train_gt``, ``train_lq``, ``val_gt`` and ``val_lq``. Without degraded images
-there are only clean ones, and pairs for validation are made of them once.
+there are only clean ones, from which validation pairs are created once.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from restormixer_arch.data.preparation.find_pairs import Found, images_in, pair_
 from restormixer_arch.data.preparation.layouts import Layout, Part, PublicSet, before_last_underscore, no_in_front, same
 from restormixer_arch.errors import UserError
 
-VAL_SHARE, MAX_VAL = 10, 50  # every tenth image, and not more than 50, is for validation
+VAL_SHARE, MAX_VAL = 10, 50  # one in ten images, at most 50, is used for validation
 
 
-ENDINGS = ("_lq", "_rain", "_input", "_noisy", "_blur")  # of degraded images
+ENDINGS = ("_lq", "_rain", "_input", "_noisy", "_blur")  # endings of the names of degraded images
 
 
 def without_ending(clean: str = "") -> Callable[[str], str]:
-    """A rule: ``0001_lq`` belongs to ``0001``, or with ``clean="_gt"``, as does ``0001``, to ``0001_gt``."""
+    """Return a rule: ``0001_lq`` belongs to ``0001``; with ``clean="_gt"``, it and ``0001`` belong to ``0001_gt``."""
 
     def rule(stem: str) -> str:
         bare = next((stem[: -len(ending)] for ending in ENDINGS if stem.lower().endswith(ending)), stem)
@@ -40,19 +40,19 @@ RULES = (
 
 
 def find_own_images(gt: Path, lq: Path | None, val: int | None) -> list[Found]:
-    """Return the parts ``train`` and ``val`` of two folders, or of one.
+    """Return the parts ``train`` and ``val`` of one or two folders.
 
-    Images are paired by name: the same one, or by the first of :data:`RULES` that fits all. Clean images are chosen
-    for validation, with all degraded ones that belong to them. The choice depends on the names alone. Added images
-    may replace others in validation, which are then used for training.
+    Images are paired by name, with the first of :data:`RULES` that fits all. Clean images are chosen for validation,
+    together with all their degraded images. The choice depends only on the names. Images that are added later may
+    replace others in validation, which are then used for training.
 
     Args:
         gt: folder of the clean images.
-        lq: folder of the degraded ones.
-        val: how many clean images are for validation; None for every tenth, at least one and at most 50.
+        lq: folder of the degraded images, or None.
+        val: number of clean images for validation; None for one in ten, at least one and at most 50.
 
     Raises:
-        UserError: an image has no partner, two have one name, or there are too few.
+        UserError: if an image has no partner, two have the same name, or there are too few.
     """
     found = _pair(gt, lq)
     clean = {unit.gt for unit in found.units}
@@ -85,5 +85,5 @@ def _pair(gt: Path, lq: Path | None) -> Found:
         if degraded and {rule(stem) for stem in degraded} <= clean.keys():
             break
     else:
-        rule = same  # whose message names the first image without a partner
+        rule = same  # its error names the first image without a partner
     return pair_folders(public, Part("train", ()), Layout("", "", rule), gt, {"": lq})

@@ -1,11 +1,11 @@
-"""The set ``photos``: free photographs out of public packages, split by photograph, with fixed pairs made of them.
+"""Find the free photographs of the dataset ``photos``, from public packages, and define fixed pairs of them.
 
-``photos.tsv`` beside this file is the split: the part of each photograph, the package, version and path that it comes
-from, and its licence. Photographs for validation and testing are in the public domain or under CC0, so that pictures of
-them can be shown; pictures of gcompris-qt-data, which are strongly compressed, are trained on alone.
+``photos.tsv`` next to this file defines the split: the part of each photograph, the package, version and path that it
+comes from, and its license. Photographs for validation and testing are in the public domain or under CC0, so that their
+images can be shown; those of gcompris-qt-data, which are strongly compressed, are only used for training.
 
-``photos_pairs.json`` has the parameters of the degradations of the fixed pairs, so that a test set stays the same when
-the draws of a later version become others: ``test_derain`` and ``test_mixed`` are those of the first weights.
+``photos_pairs.json`` contains the degradation parameters of the fixed pairs, so that a test set remains the same when a
+later version draws other parameters. ``test_derain`` and ``test_mixed`` use the parameter ranges of the first weights.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from restormixer_arch.errors import UserError
 TABLE = Path(__file__).with_name("photos.tsv")
 PHOTOS = PublicSet("photos", "photos", (Part("train", (), crop=256, step=192), Part("val", ()), Part("test", ())))
 PAIRS = Path(__file__).with_name("photos_pairs.json")
-SIZES = {"val": 192, "test": 256}  # side of the crop out of the middle of each photograph
+SIZES = {"val": 192, "test": 256}  # side in pixels of the center crop of each photograph
 
 
 @dataclass(frozen=True)
 class FixedPairs:
-    """Pairs that are made once, ``<part>_<task>/{gt,lq}``: folder, clean images, parameters, and size of the crop."""
+    """Pairs that are created once, ``<part>_<task>/{gt,lq}``: folder, clean images, parameters, and crop size."""
 
     out: Path
     gt: Path
@@ -52,7 +52,7 @@ def find_photos(root: Path) -> tuple[list[Found], list[Path]]:
     """Return the parts of the set, and the images under ``root`` that are not in the split.
 
     Raises:
-        UserError: a photograph is missing: the set would be another one.
+        UserError: if a photograph is missing, since the set would differ.
     """
     rows = read_table()
     missing = [row for row in rows if not (root / row["file"]).is_file()]
@@ -73,8 +73,8 @@ def fixed_pairs(folder: Path, form: str) -> Iterator[FixedPairs]:
     """Yield the fixed pairs that belong to a prepared set.
 
     Args:
-        folder: of the set.
-        form: ``lmdb`` or ``folder``.
+        folder: folder of the set.
+        form: format of the set, ``lmdb`` or ``folder``.
     """
     suffix = ".lmdb" if form == "lmdb" else ""
     for name, table in json.loads(PAIRS.read_text(encoding="utf-8")).items():

@@ -1,7 +1,7 @@
-"""Turn parts of public datasets into LMDBs or folders of pairs: in parallel, resumable, and checked afterwards.
+"""Convert parts of public datasets to LMDBs or folders of pairs, in parallel and resumably, and check the results.
 
-A part grows in ``<part>.partial`` beside its place and is renamed when it is whole. What exists and was made
-from the same files with the same settings is left as it is.
+A part is written to ``<part>.partial`` in the folder of its set and moved when it is complete. An existing part that
+was created from the same files with the same settings is kept.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.folder_lock import locked
 from restormixer_arch.output import PART, rename
 
-JOURNAL = "journal.jsonl"  # in a part that is not finished
-CHUNK = 16  # most units that a worker takes, and that are written, at once
-CHUNK_BYTES = 2**23  # most bytes of their files, if they are several: JPEGs, cut and as PNG, grow to 20 times that
-CHUNKS_PER_WORKER = 3  # chunks in work for each worker: more would pile up in memory where the disk is slow
-SHOWN = 5  # problems of one kind that are listed
-MAX_WORKERS = 61 if sys.platform == "win32" else 2**16  # Windows cannot wait for more at once
+JOURNAL = "journal.jsonl"  # in the folder of an unfinished part
+CHUNK = 16  # maximum number of units that a worker processes, and that are written, at a time
+CHUNK_BYTES = 2**23  # maximum total size of several units' files: JPEGs, cut and as PNG, grow to 20 times that
+CHUNKS_PER_WORKER = 3  # pending chunks per worker: more would accumulate in memory if the disk is slow
+SHOWN = 5  # maximum number of listed problems of one kind
+MAX_WORKERS = 61 if sys.platform == "win32" else 2**16  # Windows cannot wait for more processes
 NOT_MADE_HERE = "already exists and was not created by this command"
-WORKER = "PoolWorker"  # in the names of processes: restormixer_arch/cli/__init__.py loads no torch in them
+WORKER = "PoolWorker"  # in process names: restormixer_arch/cli/__init__.py does not load torch in these processes
 
 
 @dataclass(frozen=True)
 class Job:
-    """A part, how it is to be prepared, and where to.
+    """A part to prepare, with its recipe and destination.
 
     Args:
-        found: the part's images.
-        recipe: what is done to them.
-        form: ``lmdb`` or ``folder``.
-        folder: of the set; the part's LMDBs or folders are made in it.
+        found: images of the part.
+        recipe: settings of the preparation.
+        form: output format, ``lmdb`` or ``folder``.
+        folder: folder of the set, in which the part's LMDBs or folders are created.
     """
 
     found: Found
@@ -58,7 +58,7 @@ class Job:
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of images that are made, the clean ones first."""
+        """The kinds of images that are created, the clean ones first."""
         kinds = dict.fromkeys(kind for unit in self.found.units for kind, _, _ in unit.degraded)
         return ["gt", *kinds, *(f"x{scale}_lq" for scale in self.recipe.scales)]
 
@@ -78,7 +78,7 @@ class Job:
 
 @dataclass
 class Summary:
-    """What became of a part: images and bytes by kind, smallest and largest clean image, what was left out."""
+    """The result for a part: images and bytes by kind, smallest and largest clean image, skipped pairs."""
 
     job: Job
     images: dict[str, int] = field(default_factory=dict)
@@ -94,13 +94,13 @@ def prepare_part(job: Job, workers: int, skip_bad: bool = False) -> Summary:
     """Prepare a part.
 
     Args:
-        job: the part.
-        workers: processes beside this one; with fewer than two all is done in this one.
-        skip_bad: leave out pairs that cannot be read or differ in size, instead of stopping at the first.
+        job: part to prepare.
+        workers: number of worker processes; with fewer than two, this process does all the work.
+        skip_bad: whether to skip pairs that cannot be read or differ in size, instead of stopping at the first.
 
     Raises:
-        UserError: a pair is bad, two images would be stored under one name, the place is taken by something else,
-            another process writes into it, or a worker process was killed.
+        UserError: if a pair is invalid, two images would be stored under the same name, the destination contains
+            something else, another process writes to it, or a worker process was killed.
     """
     with locked(job.folder, "another --out"):
         return _prepare_part(job, workers, skip_bad)
@@ -111,7 +111,7 @@ def _prepare_part(job: Job, workers: int, skip_bad: bool) -> Summary:
     settings = settings_of(job.recipe, job.form)
     journal = Journal(job.partial / JOURNAL, settings)
     if journal.finished and journal.has_settings():
-        _move(job, journal)  # it was stopped while the last step was under way
+        _move(job, journal)  # it was interrupted during the last step
     if _is_there(job, settings):
         summary = _summary(job, Journal(job.record, settings))
         summary.was_there = True
@@ -134,13 +134,13 @@ def _prepare_part(job: Job, workers: int, skip_bad: bool) -> Summary:
 
 
 def _can_resume(job: Job, journal: Journal) -> bool:
-    """Whether there is a part that this job began and can resume, whose LMDBs are not damaged."""
+    """Return whether there is an unfinished part with undamaged LMDBs that this job can resume."""
     begun = journal.records and not journal.finished and journal.fits(job.found.units)
     return begun and all(STORES[job.form].can_grow(job.partial / kind) for kind in job.kinds)
 
 
 def _clear_partial(job: Job) -> None:
-    """Remove what another preparation started. Raises UserError if something else is in its place."""
+    """Remove what another preparation started. Raises UserError if the folder was not created by this command."""
     if not job.partial.is_dir():
         return
     if not (job.partial / JOURNAL).is_file() and any(not PART.match(path.name) for path in job.partial.iterdir()):
@@ -151,12 +151,12 @@ def _clear_partial(job: Job) -> None:
 
 
 def check_part(job: Job, workers: int) -> tuple[int, list[str]]:
-    """Compare what was prepared with its sources. Returns the number of images and what is wrong, a line each.
+    """Compare prepared images with their sources. Returns the number of images and a line for each problem.
 
-    Images are prepared again, with the settings recorded beside them where they are, and compared by content.
+    Images are prepared again, with the settings recorded next to them if there are any, and compared by content.
 
     Raises:
-        UserError: an LMDB is not there, or none of BasicSR's format, or a worker process was killed.
+        UserError: if an LMDB is missing or not in BasicSR's format, or a worker process was killed.
     """
     record = Journal(job.record, {})
     recipe = recipe_of(record.found_settings) if record.found_settings else job.recipe
@@ -185,7 +185,7 @@ def check_part(job: Job, workers: int) -> tuple[int, list[str]]:
 
 
 def _is_there(job: Job, settings: dict[str, object]) -> bool:
-    """Whether the part exists, complete and of the same files. Raises UserError if something else is in its place."""
+    """Return whether the complete part from the same files exists. Raises UserError if something else is in the way."""
     paths, why = obstacles(job, settings)
     if paths:
         raise place_taken(paths, why)
@@ -193,7 +193,7 @@ def _is_there(job: Job, settings: dict[str, object]) -> bool:
 
 
 def place_taken(paths: Sequence[Path], why: str) -> UserError:
-    """Return the error that names all folders of a set that must go before it can be prepared."""
+    """Return the error that names all folders of a set that must be removed before it can be prepared."""
     *others, last = ["it", *(path.name for path in paths[1:])]
     it = f"{', '.join(others)} and {last}" if others else last
     if why == NOT_MADE_HERE:
@@ -202,10 +202,10 @@ def place_taken(paths: Sequence[Path], why: str) -> UserError:
 
 
 def obstacles(job: Job, settings: dict[str, object] | None = None) -> tuple[list[Path], str]:
-    """Return the LMDBs and folders of a part that were not made by this job, and why they are not its own.
+    """Return the LMDBs and folders of a part that were not created by this job, and the reason.
 
-    They are those of the job's kinds, and of kinds and formats that it does not make: a later training would take them
-    for its own. There are none where the part is whole and of the same files, or where it only has to be moved.
+    They include kinds and formats that the job does not create: a later training run would use them.
+    There are none if the part is complete and from the same files, or if it only has to be moved.
     """
     settings = settings or settings_of(job.recipe, job.form)
     places = list(job.places.values())
@@ -231,7 +231,7 @@ def obstacles(job: Job, settings: dict[str, object] | None = None) -> tuple[list
 
 
 def places_of_part(folder: Path, part: str) -> list[Path]:
-    """Return all LMDBs and folders of a part in the folder of a set, whatever the kinds and formats are."""
+    """Return all LMDBs and folders of a part in the folder of a set, of any kind and format."""
     kinds = re.compile(rf"{re.escape(part)}_(gt|(x\d+_)?lq)(\.lmdb)?")
     return sorted(path for path in folder.iterdir() if kinds.fullmatch(path.name)) if folder.is_dir() else []
 
@@ -266,7 +266,7 @@ def _write(job: Job, journal: Journal, left: Sequence[Unit], workers: int, skip_
 
 
 def _check_keys(outcomes: Iterable[Prepared], taken: dict[tuple[str, str], str]) -> None:
-    """Enter the images in ``taken``, (kind, key) -> unit. Raises UserError if one would overwrite another."""
+    """Add the images to ``taken``, (kind, key) -> unit. Raises UserError if one would overwrite another."""
     for outcome in outcomes:
         for kind, entries in outcome.entries.items():
             for entry in entries:
@@ -279,7 +279,7 @@ def _check_keys(outcomes: Iterable[Prepared], taken: dict[tuple[str, str], str])
 
 
 def _move(job: Job, journal: Journal) -> None:
-    """Put what is whole into its place; may be repeated after a stop."""
+    """Move a complete part to its destination; can be repeated after an interruption."""
     for kind, path in job.places.items():
         if (job.partial / kind).exists():
             rename(job.partial / kind, path)
@@ -288,10 +288,10 @@ def _move(job: Job, journal: Journal) -> None:
 
 
 def _outcomes(units: Sequence[Unit], recipe: Recipe, workers: int, title: str) -> Iterator[list[Prepared]]:
-    """Yield the prepared units in their order, some at once, while a bar on a terminal shows how far it is.
+    """Yield the prepared units in order, several at a time, and show a progress bar if there is a terminal.
 
     Raises:
-        UserError: a worker process was killed.
+        UserError: if a worker process was killed.
     """
     chunks = list(_chunks(units))
     shown = sys.stderr.isatty()
@@ -308,7 +308,7 @@ def _outcomes(units: Sequence[Unit], recipe: Recipe, workers: int, title: str) -
 
 
 def _chunks(units: Sequence[Unit]) -> Iterator[list[Unit]]:
-    """Yield the units in their order, a few at once; a large one is alone."""
+    """Yield the units in order, several at a time; a large one is yielded alone."""
     chunk: list[Unit] = []
     content = 0
     for unit in units:
@@ -323,7 +323,7 @@ def _chunks(units: Sequence[Unit]) -> Iterator[list[Unit]]:
 
 
 class _Workers(SpawnContext):
-    """Makes worker processes by spawning: forking is not safe beside threads, which torch and OpenCV start."""
+    """A context that spawns worker processes: forking is not safe with threads, which torch and OpenCV start."""
 
     @staticmethod
     def Process(*args: Any, **kwargs: Any) -> SpawnProcess:  # noqa: N802, the name that is asked for
@@ -331,7 +331,7 @@ class _Workers(SpawnContext):
 
 
 def _parallel(chunks: Sequence[Sequence[Unit]], recipe: Recipe, workers: int) -> Iterator[list[Prepared]]:
-    """Yield the outcomes of chunks in their order, made by several processes. Raises UserError if one was killed."""
+    """Yield the outcomes of chunks in order, using several processes. Raises UserError if one was killed."""
     waiting: deque = deque()
     with ProcessPoolExecutor(workers, _Workers(), start_worker) as pool:
         try:
@@ -343,7 +343,7 @@ def _parallel(chunks: Sequence[Sequence[Unit]], recipe: Recipe, workers: int) ->
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise UserError("a process was killed; if the memory ran out, lower --workers") from error
-        except BaseException:  # what is in work is not waited for
+        except BaseException:  # do not wait for pending chunks
             for child in multiprocessing.active_children():
                 if child.name == WORKER:
                     child.terminate()

@@ -1,4 +1,4 @@
-"""Where prepared images go: LMDBs in BasicSR's format, or folders. Written beside their place, then renamed."""
+"""Store prepared images in LMDBs in BasicSR's format or in folders, and read them for comparison."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from restormixer_arch.data.preparation.sub_images import PNG_LEVEL, Entry
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import atomic_paths
 
-SLACK = 2**26  # bytes that an LMDB may grow to beyond twice what is written at once
+SLACK = 2**26  # initial map size of an LMDB in bytes; half of it is the reserve when the map grows
 
 
 class LmdbStore:
-    """An LMDB that grows; a batch is on disk when :meth:`put` returns.
+    """An LMDB that is written in batches; a batch is on disk when :meth:`put` returns.
 
     Args:
-        path: the folder, which need not end in ``.lmdb`` while it grows.
+        path: folder of the LMDB, whose name need not end in ``.lmdb`` while it is unfinished.
     """
 
     suffix = ".lmdb"
@@ -37,7 +37,7 @@ class LmdbStore:
 
     @staticmethod
     def can_grow(path: Path) -> bool:
-        """Whether there is an LMDB to resume that is not damaged."""
+        """Return whether there is an undamaged LMDB to resume."""
         try:
             check_database(path)
         except (OSError, UserError):
@@ -45,7 +45,7 @@ class LmdbStore:
         return True
 
     def put(self, entries: Iterable[Entry]) -> None:
-        """Write entries in one transaction, over those of the same keys."""
+        """Write entries in one transaction, replacing those with the same keys."""
         entries = list(entries)
         info, page = self._environment.info(), self._environment.stat()["psize"]
         space = space_for([len(entry.content) for entry in entries], page)
@@ -58,12 +58,12 @@ class LmdbStore:
                     transaction.put(entry.key.encode(), entry.content)
 
     def close(self, lines: Iterable[str]) -> None:
-        """Write ``meta_info.txt``, a line for each image, and close."""
+        """Write ``meta_info.txt``, with a line for each image, and close the LMDB."""
         self._environment.close()
         (self.path / "meta_info.txt").write_text("".join(f"{line}\n" for line in sorted(lines)), encoding="utf-8")
 
     def abandon(self) -> None:
-        """Close and keep what was written."""
+        """Close the LMDB and keep what was written."""
         self._environment.close()
 
 
@@ -78,11 +78,11 @@ class FolderStore:
 
     @staticmethod
     def can_grow(path: Path) -> bool:
-        """Whether there is a folder to resume."""
+        """Return whether there is a folder to resume."""
         return path.is_dir()
 
     def put(self, entries: Iterable[Entry]) -> None:
-        """Write entries as files, each under another name first."""
+        """Write entries as files, each under a temporary name first."""
         for entry in entries:
             target = self.path / f"{entry.key}{entry.suffix}"
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,14 +90,14 @@ class FolderStore:
                 part.write_bytes(entry.content)
 
     def close(self, lines: Iterable[str]) -> None:
-        """Nothing is left to do: a folder has no list of its images."""
+        """Do nothing: a folder has no list of its images."""
 
     def abandon(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 class FolderReader:
-    """The images of a folder and its sub-folders by name without extension, as :class:`LmdbImages` has them."""
+    """The images of a folder and its sub-folders by name without extension, like :class:`LmdbImages`."""
 
     def __init__(self, path: Path) -> None:
         files = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != ".")
@@ -105,7 +105,7 @@ class FolderReader:
         self.names = sorted(self._files)
 
     def content(self, name: str) -> bytes | None:
-        """Return the encoded image, None if it is not there."""
+        """Return the encoded image, None if it is missing."""
         file = self._files.get(name)
         return file.read_bytes() if file else None
 
@@ -121,12 +121,12 @@ def meta_line(entry: Entry, level: int = PNG_LEVEL) -> str:
 
 
 def image_key(line: str) -> str:
-    """Return the key in what :func:`meta_line` gives."""
+    """Return the key in a line from :func:`meta_line`."""
     return without_suffix(line.rpartition(" (")[0])
 
 
 def place(out: Path, name: str, kind: str, form: str) -> Path:
-    """Return the LMDB or folder of a kind of images of a part, ``out / <part>_<kind>[.lmdb]``."""
+    """Return the path of a part's LMDB or folder for a kind of images, ``out / <part>_<kind>[.lmdb]``."""
     return out / f"{name}_{kind}{STORES[form].suffix}"
 
 
@@ -138,7 +138,7 @@ def open_reader(path: Path, form: str) -> LmdbImages | FolderReader:
 
 
 def difference(reader: LmdbImages | FolderReader, entry: Entry) -> str:
-    """Say how a stored image differs from what its source gives, "" if it does not."""
+    """Describe how a stored image differs from the one that its source yields, "" if it does not."""
     stored = reader.content(entry.key)
     if stored is None:
         return "is missing"
@@ -148,7 +148,7 @@ def difference(reader: LmdbImages | FolderReader, entry: Entry) -> str:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder and all in it, if it is there."""
+    """Remove a folder and its contents, if it exists."""
     shutil.rmtree(path, ignore_errors=True)
 
 

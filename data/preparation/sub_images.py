@@ -19,20 +19,20 @@ from restormixer_arch.data.preparation.find_pairs import Unit
 from restormixer_arch.errors import UserError
 
 PNG_LEVEL = 1
-# Of what is cut or made. For photographs Huffman coding alone is smaller than level 1's search for repeats, and faster.
+# For new images. With photographs, Huffman coding alone is smaller and faster than level 1's search for repeats.
 PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY)
-KEPT = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg"}  # stored as they are where nothing is cut
+KEPT = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg"}  # formats that are stored unchanged if nothing is cut
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How images are prepared.
+    """The settings of a preparation.
 
     Args:
-        crop: side of sub-images in clean pixels, 0 for whole images.
-        step: pixels between the corners of two sub-images.
-        scales: bicubic reductions that are made of the clean image.
-        multiple: clean images are cut to multiples of it, so that every scale divides them.
+        crop: side of the sub-images in pixels of the clean image, 0 for complete images.
+        step: distance between the corners of adjacent sub-images, in pixels of the clean image.
+        scales: factors by which the clean image is downsampled bicubically.
+        multiple: number to whose multiples clean images are cropped, so that every scale divides their sides.
     """
 
     crop: int = 0
@@ -53,7 +53,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The outcome for a unit: its entries by kind (``gt``, ``lq``, ``x2_lq``, ...), or why there are none."""
+    """The result for a unit: its entries by kind (``gt``, ``lq``, ``x2_lq``, ...), or why there are none."""
 
     unit: Unit
     entries: dict[str, list[Entry]]
@@ -61,20 +61,20 @@ class Prepared:
 
 
 def start_worker() -> None:
-    """Let the main process handle Ctrl-C, use one thread, and exit when the main process is killed."""
+    """Set up a worker: leave Ctrl-C to the main process, use one thread, and exit when the main process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent is gone; otherwise it would wait for work forever."""
+    """Exit when the parent process has ended; otherwise this process would wait for work forever."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
 def prepare_units(units: Sequence[Unit], recipe: Recipe) -> list[Prepared]:
-    """Prepare several units; a problem is returned and not raised."""
+    """Prepare several units; problems are returned, not raised."""
     return [prepare_unit(unit, recipe) for unit in units]
 
 
@@ -86,7 +86,7 @@ def prepare_unit(unit: Unit, recipe: Recipe) -> Prepared:
 
 
 def windows(height: int, width: int, crop: int, step: int) -> list[tuple[int, int, int, int]]:
-    """Return (top, left, height, width) of overlapping sub-images that cover an image; the last are at its edge."""
+    """Return (top, left, height, width) of overlapping sub-images that cover an image; the last end at its edges."""
     if not crop:
         return [(0, 0, height, width)]
     rows, columns = (_starts(side, crop, step) for side in (height, width))
@@ -120,7 +120,7 @@ def _entries(unit: Unit, recipe: Recipe) -> dict[str, list[Entry]]:
 
 
 def _cut(name: str, content: bytes | None, image: np.ndarray, recipe: Recipe, scale: int = 1) -> Iterator[Entry]:
-    """Yield the sub-images, or the whole image; ``content`` is what the image was read from, if it is still that."""
+    """Yield the sub-images, or the complete image; ``content`` is its file if it is unchanged, otherwise None."""
     parts = windows(*image.shape[:2], recipe.crop // scale, recipe.step // scale)
     if len(parts) == 1:
         suffix = next((end for start, end in KEPT.items() if content and content.startswith(start)), None)
@@ -133,7 +133,7 @@ def _cut(name: str, content: bytes | None, image: np.ndarray, recipe: Recipe, sc
 
 
 def _read(path: Path) -> tuple[bytes, np.ndarray]:
-    """Return the file and its image, BGR uint8 (H, W, 3), as training will decode it."""
+    """Return the content of a file and its image, BGR uint8 (H, W, 3), as training will decode it."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -146,7 +146,7 @@ def _encode(image: np.ndarray) -> bytes:
 
 
 def reduce_image(image: np.ndarray, scale: int) -> np.ndarray:
-    """Return an image reduced as MATLAB's imresize does, with BasicSR's code; imported here, since torch is slow."""
+    """Downsample an image like MATLAB's imresize, with BasicSR's code; imported here, since torch loads slowly."""
     from restormixer_arch.basicsr_adapter import compat
 
     compat.apply()

@@ -1,1 +1,1 @@
-"""Everything that ties RestorMixer and other plug-ins to BasicSR. Importing this package imports nothing heavy."""
+"""Integrate RestorMixer and other plug-ins with BasicSR. Importing this package loads no heavy dependency."""

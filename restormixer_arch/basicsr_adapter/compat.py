@@ -1,8 +1,8 @@
-"""Let BasicSR run on today's Python, torch, torchvision and SciPy, and on a machine without a GPU.
+"""Make BasicSR run on current versions of Python, torch, torchvision and SciPy, and on a machine without a GPU.
 
-BasicSR's last release is of 2022. :func:`apply` imports it and fixes what breaks. :data:`PATCHES` lists every name that
-is replaced, with the reason; some are there only while BasicSR is imported, the others last for the process. If
-upstream works, a patch does nothing.
+BasicSR's last release dates from 2022. :func:`apply` imports it and fixes what breaks. :data:`PATCHES` lists every
+replaced name with the reason. Some patches are active only while BasicSR is imported, the others until the process
+ends. A patch that this installation does not need is skipped.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _states: dict[str, str] = {}
 
 
 def apply() -> None:
-    """Import BasicSR with all patches. May be called any number of times; only the first call does something.
+    """Import BasicSR and apply all patches. Once this has succeeded, further calls do nothing.
 
     Raises:
-        UserError: BasicSR is not installed, or torch and torchvision do not fit together.
+        UserError: if BasicSR, torch or torchvision is not installed, or torch and torchvision are of different builds.
     """
     if _states:
         return
@@ -44,7 +44,7 @@ def apply() -> None:
     states, imported = {}, "basicsr" in sys.modules
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
-        # Python 3.10 and 3.11 and setuptools' copy warn about distutils, which BasicSR imports.
+        # BasicSR imports distutils, which is deprecated in Python 3.10 and 3.11; setuptools' copy also warns.
         warnings.filterwarnings("ignore", message=".*distutils", category=DeprecationWarning)
         for patch in PATCHES:
             if patch.during_import and not imported and patch.needed():
@@ -59,12 +59,12 @@ def apply() -> None:
 
 
 def report() -> list[tuple[Patch, str]]:
-    """Return every patch with ``applied`` or ``not needed``; empty before :func:`apply`."""
+    """Return every patch with its state, ``applied`` or ``not needed``; an empty list before :func:`apply`."""
     return [(patch, _states[patch.name]) for patch in PATCHES] if _states else []
 
 
 def installed_as() -> list[tuple[str, str]]:
-    """Return (distribution, version) of everything installed that provides ``basicsr``; more than one collide."""
+    """Return (name, version) of each installed distribution of ``basicsr``; several overwrite each other."""
     found = []
     for name in DISTRIBUTIONS:
         try:
@@ -77,7 +77,7 @@ def installed_as() -> list[tuple[str, str]]:
 def _import_torchvision() -> None:
     try:
         importlib.import_module("torchvision")
-    except (ImportError, RuntimeError, AttributeError) as error:  # builds that differ fail in any of these ways
+    except (ImportError, RuntimeError, AttributeError) as error:  # mismatched builds raise any of these
         reason = str(error).partition("\n")[0]
         try:
             found = f"torch {version('torch')}, torchvision {version('torchvision')}"
@@ -93,7 +93,7 @@ def _import_torchvision() -> None:
 
 
 def basicsr_source_mentions(file: str, text: str) -> bool:
-    """True if a source file of the installed BasicSR has the text; it is read, not imported."""
+    """Return whether a source file of the installed BasicSR contains a text, without importing the file."""
     spec = find_spec("basicsr")
     for folder in spec.submodule_search_locations if spec else ():
         path = Path(folder, file)
@@ -104,7 +104,7 @@ def basicsr_source_mentions(file: str, text: str) -> bool:
 
 @contextmanager
 def module_in_place(name: str, content: dict[str, object]) -> Iterator[None]:
-    """Let ``import name`` find a module with this content, and put back what was there before."""
+    """Let ``import name`` find a module with this content, and restore ``sys.modules`` afterwards."""
     stub = ModuleType(name)
     vars(stub).update(content)
     before = sys.modules.get(name)
@@ -142,7 +142,7 @@ def distutils_missing() -> bool:
 
 @contextmanager
 def distutils_of_setuptools() -> Iterator[None]:
-    importlib.import_module("setuptools")  # puts its own copy of distutils in place as it is imported
+    importlib.import_module("setuptools")  # its import makes its own copy of distutils importable
     yield
 
 
@@ -154,14 +154,14 @@ def always() -> bool:
 
 
 def replace_everywhere(name: str, original: Callable[..., Any], replacement: Callable[..., Any]) -> None:
-    """Replace a function in every module of BasicSR that imported it by name."""
+    """Replace a function in every BasicSR module that has imported it by name."""
     for module_name, module in list(sys.modules.items()):
         if module_name.split(".")[0] == "basicsr" and getattr(module, name, None) is original:
             setattr(module, name, replacement)
 
 
 class NamedBytes(bytes):
-    """The bytes of a file that remember where they came from."""
+    """The content of an image file, with the path or LMDB key that it was read from."""
 
     source: str = "an image"
 
@@ -176,7 +176,7 @@ def name_images() -> None:
     original_get, original_decode = FileClient.get, basicsr.utils.img_util.imfrombytes
 
     def get(self: FileClient, filepath: str | Path, client_key: str = "default") -> NamedBytes:
-        """Read an image's bytes. Raises UserError if it cannot be read, or the LMDB has no such key."""
+        """Read the bytes of an image. Raises UserError if it cannot be read or the LMDB has no such key."""
         source = str(filepath)
         if self.backend == "lmdb":
             database = dict(zip(self.client._client, self.client.db_paths, strict=True)).get(client_key)
@@ -192,12 +192,12 @@ def name_images() -> None:
         return named
 
     def imfrombytes(content: bytes, flag: str = "color", float32: bool = False) -> Any:
-        """Decode an image. Raises UserError if OpenCV cannot read it, or it has too many pixels."""
+        """Decode an image. Raises UserError if OpenCV cannot decode it or it has too many pixels."""
         source = getattr(content, "source", NamedBytes.source)
         check_pixels(content, source)
         try:
             image = original_decode(content, flag, float32) if len(content) else None
-        except (AttributeError, cv2.error):  # None.astype where decoding fails
+        except (AttributeError, cv2.error):  # a failed decode calls None.astype
             image = None
         if image is None:
             raise UserError(f"{source}: cannot be decoded as an image ({len(content)} bytes)")
@@ -271,14 +271,14 @@ class Patch:
     """One fix of BasicSR.
 
     Attributes:
-        name: short, for the doctor's list.
-        replaces: every name that is replaced.
-        breaks: what goes wrong without it.
-        versions: where it goes wrong.
-        why: why the fix is right.
-        needed: whether this installation has the problem.
-        during_import: returns the context in which BasicSR is imported.
-        after_import: replaces the names for the process.
+        name: short name, shown by ``basicsr doctor``.
+        replaces: all names that the patch replaces.
+        breaks: problem without the patch.
+        versions: versions with the problem.
+        why: reason why the patch is correct.
+        needed: function that returns whether this installation has the problem.
+        during_import: function that returns the context in which BasicSR is imported; None for a later patch.
+        after_import: function that replaces the names until the process ends.
     """
 
     name: str
@@ -365,6 +365,6 @@ PATCHES = (
         breaks="a checkpoint is written in place, so a killed run leaves a damaged one; one that fails is ignored",
         versions="all",
         why="the files keep BasicSR's names and keys; they are renamed into place, and a failure ends the training",
-        # replaced by restormixer_arch.training.checkpoint, on the model alone that it trains
+        # replaced by restormixer_arch.training.checkpoint, only on the model that is trained
     ),
 )

@@ -1,4 +1,4 @@
-"""Values of the option file that a network, a loss or an optimizer refuses: one line in place of a traceback."""
+"""Report option values that a network, loss or optimizer rejects in one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from restormixer_arch.memory import is_out_of_memory
 
 
 def explaining_build(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``build_network`` or ``build_loss`` with UserErrors."""
+    """Wrap ``build_network`` or ``build_loss`` to raise UserError for invalid options."""
 
     @functools.wraps(original)
     def build(opt: dict[str, Any]) -> Any:
@@ -27,7 +27,7 @@ def explaining_build(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def explaining_get_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``BaseModel.get_optimizer`` with UserErrors; that there is no such optimizer stays as it is."""
+    """Wrap ``BaseModel.get_optimizer`` likewise; its NotImplementedError for an unknown optimizer is not changed."""
 
     @functools.wraps(original)
     def get_optimizer(self: Any, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Any:
@@ -39,14 +39,14 @@ def explaining_get_optimizer(original: Callable[..., Any]) -> Callable[..., Any]
 
 @contextmanager
 def explain_invalid_options(what: str, *passed: type[Exception]) -> Iterator[None]:
-    """Turn whatever a class raises while it is built into one line.
+    """Turn an exception raised while an object is built into a UserError of one line.
 
     Args:
-        what: the class, for the message.
-        passed: errors that are left as they are.
+        what: name of the class, for the message.
+        passed: exceptions that are passed on unchanged.
 
     Raises:
-        UserError: it cannot be built.
+        UserError: if the object cannot be built.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Loading weights into the networks of any model of BasicSR; every file that does not fit is one line."""
+"""Load weights into the networks of any BasicSR model; a file that does not fit is reported in one line."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from restormixer_arch.inference.weights import entries_in, read_file, weights_in
 from restormixer_arch.restormixer_arch import RestorMixer
 from restormixer_arch.weight_options import canonical, stamp_problem
 
-AVERAGED, TRAINED = "params_ema", "params"  # BasicSR takes the second where the first is missing
+AVERAGED, TRAINED = "params_ema", "params"  # BasicSR uses the second if the first is missing
 
 
 def load_network(
     self: Any, net: nn.Module, load_path: str | Path, strict: bool = True, param_key: str | None = TRAINED
 ) -> None:
-    """Load weights of any tool of the field into a network of a model, on any device.
+    """Load weights from a checkpoint of any common tool into a network of a BasicSR model, on any device.
 
     Args:
-        self: a model of BasicSR.
-        net: one of its networks.
-        load_path: see :func:`restormixer_arch.inference.weights.read_weights`.
-        strict: all tensors must be there and fit. Otherwise those that are missing or have another shape are left out.
-        param_key: entry of the file. One that ``path.param_key_*`` asks for must be there, but for ``params_ema``, in
-            place of which ``params`` is taken; of others the file's own best one is.
+        self: BasicSR model.
+        net: network of that model.
+        load_path: file, see :func:`restormixer_arch.inference.weights.read_weights`.
+        strict: whether all tensors must exist and fit. If not, missing tensors and those of another shape are skipped.
+        param_key: entry of the file. If ``path.param_key_*`` names it, it must exist, except that ``params`` replaces
+            a missing ``params_ema``. Otherwise a missing entry is replaced by the best one in the file.
 
     Raises:
-        UserError: the file is missing, damaged, has no such entry, or does not fit the network.
+        UserError: if the file is missing or damaged, has no such entry, or does not fit the network.
     """
     from basicsr.utils import get_root_logger
 
@@ -56,7 +56,7 @@ def load_network(
         state = {name: tensor for name, tensor in state.items() if tensor.shape == shapes.get(name, tensor.shape)}
     try:
         keys = bare.load_state_dict(state, strict=strict)
-    except RuntimeError as error:  # what torch raises for missing, unexpected and misshapen tensors
+    except RuntimeError as error:  # raised by torch for missing, unexpected or misshapen tensors
         reasons = describe_mismatch(bare, state, error)
         raise UserError(f"{load_path}: does not fit the network of {section}: {reasons}") from error
     parameters = {name for name, _ in bare.named_parameters()}
@@ -75,12 +75,12 @@ def describe_mismatch(net: nn.Module, given: Mapping[str, Tensor], error: Runtim
     """Describe in one line why weights do not fit a network.
 
     Args:
-        net: the network.
-        given: the weights.
-        error: what torch raised when it loaded them, the answer where no tensor is missing, unexpected or misshapen.
+        net: network.
+        given: weights.
+        error: torch's exception, whose text is returned if no tensor is missing, unexpected or misshapen.
 
     Returns:
-        The number of tensors of each kind, with the name of the first.
+        The number of missing, unexpected and misshapen tensors, with the first name of each kind.
     """
     own = net.state_dict()
     kinds = {
@@ -97,7 +97,7 @@ def describe_mismatch(net: nn.Module, given: Mapping[str, Tensor], error: Runtim
 
 
 def _section(model: Any, net: nn.Module) -> str:
-    """Return the section of the option file that describes a network of a model, such as ``network_g``."""
+    """Return the name of the option file's section that describes a network of a model, such as ``network_g``."""
     name = next((name for name, value in vars(model).items() if value is net), "net_g")
     return f"network_{name.removeprefix('net_').removesuffix('_ema')}"
 
@@ -105,19 +105,19 @@ def _section(model: Any, net: nn.Module) -> str:
 def read_entry(
     path: str | Path, param_key: str | None, asked_by: str | None = None, expected: Collection[str] = ()
 ) -> tuple[dict[str, Tensor], str | None, list[str]]:
-    """Read weights, and say which entry of the file they are.
+    """Read weights and find out which entry of the file they are from.
 
     Args:
-        path: see :func:`restormixer_arch.inference.weights.read_weights`.
-        param_key: the wanted entry, or None: the best one that the file has.
-        asked_by: the option that names the entry, which must then be there; None where nobody has asked for it.
-        expected: names of the tensors of the network that they are for.
+        path: file, see :func:`restormixer_arch.inference.weights.read_weights`.
+        param_key: entry to read, or None for the best one in the file.
+        asked_by: option that names the entry, which must then exist (or ``params`` instead of ``params_ema``), or None.
+        expected: names of the tensors of the network to be loaded.
 
     Returns:
-        The weights, the name of their entry, None where the file holds nothing but tensors, and those of all entries.
+        The weights, the name of their entry (None if the file contains only tensors), and the names of all entries.
 
     Raises:
-        UserError: as ``read_weights`` does, or the file lacks the entry that was asked for.
+        UserError: if ``read_weights`` would raise it, or the file lacks the entry that the option names.
     """
     place = locate(path)
     content = read_file(place)

@@ -1,4 +1,4 @@
-"""Networks as a restorer takes them: for images of any size, which some, such as BasicSR's SwinIR, do not take."""
+"""Pad images for networks that do not accept every image size, such as BasicSR's SwinIR."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from restormixer_arch.layers import pad_to_multiple
 
 
 def window_of(network: nn.Module) -> int:
-    """Return the multiple that the sides of images must have for a network of windows, 1 where any size will do."""
+    """Return the largest window size in a network, of which image sides must be a multiple; 1 if any size works."""
     if getattr(network, "pads_itself", False):
         return 1
     own = getattr(network, "window_size", None)
@@ -18,7 +18,7 @@ def window_of(network: nn.Module) -> int:
 
 
 def restore_padded(restore: Callable[[Tensor], Tensor], x: Tensor, multiple: int) -> Tensor:
-    """Mirror images at the right and lower edges up to a multiple, restore them, and cut the result.
+    """Pad images at the right and bottom to a multiple by reflection, restore them, and crop the result.
 
     Shape:
         (B, C, H, W) -> (B, C, scale * H, scale * W)
@@ -32,15 +32,15 @@ def restore_padded(restore: Callable[[Tensor], Tensor], x: Tensor, multiple: int
 
 
 class Padded(nn.Module):
-    """A network whose images are mirrored at the right and lower edges to a multiple, and cut again.
+    """A network that pads images at the right and bottom to a multiple by reflection, and crops the result.
 
-    It runs without ``torch.compile``, which would compile it again for each size.
+    The network runs without ``torch.compile``, which would compile it again for each size.
 
     Args:
-        network: restores images whose sides are multiples.
-        multiple: of the sides.
-        upscale: of the network, where it does not say it itself.
-        channels: of the images, where the network does not say it.
+        network: network for images whose sides are multiples of ``multiple``.
+        multiple: number of pixels that the sides are padded to a multiple of.
+        upscale: upscaling factor, if the network has no integer attribute ``upscale``.
+        channels: number of image channels, if the network has no attribute ``in_channels``.
 
     Shape:
         (B, C, H, W) -> (B, C, upscale * H, upscale * W)
@@ -50,7 +50,7 @@ class Padded(nn.Module):
         super().__init__()
         self.network = network
         self.multiple = multiple
-        own = getattr(network, "upscale", None)  # of some networks it is a layer
+        own = getattr(network, "upscale", None)  # in some networks this is a layer
         self.upscale = own if isinstance(own, int) else upscale
         self.in_channels = getattr(network, "in_channels", channels)
 

@@ -1,14 +1,14 @@
-"""Registration in BasicSR: importing this module registers RestorMixer's networks, models, losses, metrics, data.
+"""Register RestorMixer's networks, models, losses, metrics and datasets in BasicSR when this module is imported.
 
-:func:`load_plugins` also finds those of other installed packages.
+:func:`load_plugins` also loads the plug-ins of other installed packages.
 
-A package names its plug-in in the entry-point group ``basicsr.plugins``::
+A package declares its plug-in in the entry-point group ``basicsr.plugins``::
 
     [project.entry-points."basicsr.plugins"]
     mine = "mypackage.register"          # a module, which is imported
     other = "mypackage.setup:register"   # or a function, which is called
 
-Either registers its classes in BasicSR's registries. RestorMixer is the first such plug-in.
+Either form registers the package's classes in BasicSR's registries. RestorMixer itself is registered this way.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from importlib.metadata import EntryPoint, entry_points
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.output import warn
 
-# These modules use BasicSR's decorators themselves. The network's module does not depend on BasicSR.
+# These modules register their classes with BasicSR's decorators. The network's module does not depend on BasicSR.
 REGISTERING_MODULES = (
     "restormixer_arch.models.losses",
     "restormixer_arch.models.metrics",
@@ -50,7 +50,7 @@ def register() -> None:
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plug-in that was found: its name, what it loads, the package it is from, and why it failed, if it did."""
+    """A plug-in that was found: its name, entry-point target, package, and the error if it could not be loaded."""
 
     name: str
     target: str
@@ -62,7 +62,7 @@ _loaded: dict[tuple[str, str], Plugin] = {}
 
 
 def load_plugins() -> list[Plugin]:
-    """Import BasicSR and load every plug-in once. One that fails is left out with a warning; the others work."""
+    """Import BasicSR and load every plug-in once. A plug-in that fails is skipped with a warning."""
     compat.apply()
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         key = (entry.name, entry.value)

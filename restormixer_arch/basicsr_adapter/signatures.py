@@ -1,7 +1,7 @@
-"""The second look at an option file, once BasicSR and the plug-ins are imported and before data or model are built.
+"""Check an option file again, after BasicSR and the plug-ins are imported and before datasets or model are built.
 
 Every ``type`` is looked up in its registry, and the arguments of networks, losses, metrics and optimizers are
-compared with the signature of the class or function that will receive them.
+compared with the signature of the class or function that receives them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from restormixer_arch.config.check import expected_of, unknown_name
 from restormixer_arch.config.train_schema import TORCH_OPTIMIZERS
 from restormixer_arch.errors import OptionErrors, Problem, closest
 
-TENSOR_METRICS = {"calculate_psnr_pt", "calculate_ssim_pt"}  # of BasicSR; no model hands them tensors
-# What BasicSR passes to a metric besides the keys of its section; 'better' is read by the model.
+TENSOR_METRICS = {"calculate_psnr_pt", "calculate_ssim_pt"}  # of BasicSR; no model passes tensors to metrics
+# Arguments that BasicSR passes to a metric in addition to the keys of its section; 'better' is read by the model.
 METRIC_DATA = ("img", "img2")
 METRIC_KEYS = {"better"}
 
@@ -30,14 +30,14 @@ def check_names(options: dict[str, Any], shown: str, is_train: bool) -> None:
     """Check type names and arguments.
 
     Raises:
-        OptionErrors: with every problem found.
+        OptionErrors: if there are problems; it contains all of them.
     """
     if problems := name_problems(options, is_train):
         raise OptionErrors(shown, problems)
 
 
 def name_problems(options: dict[str, Any], is_train: bool) -> list[Problem]:
-    """Return what :func:`check_names` raises."""
+    """Return the problems that :func:`check_names` raises."""
     named = [(("model_type",), options["model_type"], "model", MODEL_REGISTRY)]
     for phase, dataset in options["datasets"].items():
         named.append((("datasets", phase, "type"), dataset["type"], "dataset", DATASET_REGISTRY))
@@ -65,7 +65,7 @@ def name_problems(options: dict[str, Any], is_train: bool) -> list[Problem]:
 
 
 def network_problems(section: dict[str, Any], at: tuple[str, ...]) -> list[Problem]:
-    """Check a section that builds a network; one of spandrel's is registered if it is asked for."""
+    """Return the problems of a section that builds a network, after registering it if it is one of spandrel's."""
     if _registered(section.get("type"), ARCH_REGISTRY) is None:
         from restormixer_arch.basicsr_adapter import spandrel_networks
 
@@ -82,16 +82,17 @@ def argument_problems(
     given: Iterable[str] = (),
     other: Iterable[str] = (),
 ) -> Iterator[Problem]:
-    """Compare the keys of a section, and the types of its values, with the parameters of what is called with them.
+    """Compare the keys of a section and the types of its values with the parameters of the target.
 
-    Where the target takes ``**kwargs`` an unknown key may be meant, so only a near miss of a parameter is a problem.
+    If the target accepts ``**kwargs``, an unknown key may be intended, so it is a problem only if it resembles the
+    name of a parameter.
 
     Args:
-        target: class or function.
-        section: the section; its ``type`` is left out.
-        at: path of the section.
-        given: parameters that the caller fills in.
-        other: keys that are read by somebody else.
+        target: class or function that is called with the section.
+        section: section of the option file; its ``type`` is ignored.
+        at: path of the section in the option file.
+        given: parameters that the caller supplies.
+        other: keys that are read elsewhere.
     """
     parameters = inspect.signature(target).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -125,7 +126,7 @@ def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _type_expected(annotation: Any, default: Any, value: Any) -> str | None:
-    """Say what type a value should have had by a parameter's annotation, or by its default: a number, true or false."""
+    """Return a description of the expected type if a value does not fit a parameter's annotation or default."""
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
     try:
@@ -135,7 +136,7 @@ def _type_expected(annotation: Any, default: Any, value: Any) -> str | None:
             return None
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        wrong = [item for item in errors if item["type"] != "missing"]  # else values of a list are missing
+        wrong = [item for item in errors if item["type"] != "missing"]  # if empty, a list is too short
         return " or ".join(dict.fromkeys(map(expected_of, wrong))) or f"{len(value) + len(errors)} values"
     except Exception:  # noqa: BLE001 - an annotation of foreign code may be anything
         return None
@@ -147,7 +148,7 @@ def _type_expected(annotation: Any, default: Any, value: Any) -> str | None:
 
 def _registered(name: Any, registry: Any) -> Any | None:
     known = dict(iter(registry))
-    return known.get(name, known.get(f"{name}_basicsr"))  # BasicSR tries the suffix, too
+    return known.get(name, known.get(f"{name}_basicsr"))  # BasicSR also tries this suffix
 
 
 def _class_problems(
@@ -175,18 +176,18 @@ def _optimizer_section_problems(
     options: dict[str, Any], section: dict[str, Any], at: tuple[str, ...]
 ) -> Iterator[Problem]:
     name, model = section["type"], _registered(options["model_type"], MODEL_REGISTRY)
-    # A plug-in's model may bring optimizers of its own; what BasicSR's models can build depends on its version.
+    # A plug-in's model may have its own optimizers; what BasicSR's models can build depends on BasicSR's version.
     if getattr(model, "get_optimizer", None) is BaseModel.get_optimizer:
         known = _buildable_optimizers(model)
         if name not in known:
             yield Problem((*at, "type"), unknown_name(name, f"optimizer of {model.__name__}", known))
             return
-    if name in TORCH_OPTIMIZERS:  # other names that torch has too, such as Muon, may be another package's there
+    if name in TORCH_OPTIMIZERS:  # other names, such as Muon, may be torch's or another package's
         yield from argument_problems(getattr(torch.optim, name), section, at, given=["params"])
 
 
 def _buildable_optimizers(model: type[BaseModel]) -> list[str]:
-    """The optimizers that BasicSR's own get_optimizer builds: Adam alone in 1.4.2, more in later versions."""
+    """Return the optimizers that BasicSR's own get_optimizer builds: only Adam in 1.4.2, more in later versions."""
     names = []
     for name in TORCH_OPTIMIZERS:
         try:

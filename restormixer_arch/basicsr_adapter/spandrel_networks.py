@@ -1,10 +1,10 @@
-"""Every network of spandrel in BasicSR's ARCH_REGISTRY, by one adapter: ``type: NAFNet_spandrel``.
+"""Make every network of spandrel available in BasicSR's ARCH_REGISTRY, for example ``type: NAFNet_spandrel``.
 
-The name is that of spandrel's class with the suffix ``_spandrel``, as BasicSR itself keeps architectures of one name
-apart (``SwinIR`` is BasicSR's, ``SwinIR_spandrel`` spandrel's), so that none is in the way of another plug-in. The keys
-of the section are the arguments of the class, and are compared with its signature like those of any other network.
+The name is that of spandrel's class with the suffix ``_spandrel``. BasicSR itself distinguishes architectures of the
+same name by a suffix (``SwinIR`` is BasicSR's, ``SwinIR_spandrel`` spandrel's), so no name conflicts with another
+plug-in. The keys of the section are the arguments of the class and are compared with its signature, as for any network.
 
-spandrel takes a second to import, and is asked only for names that end in the suffix.
+Importing spandrel takes a second, so :func:`provide` imports it only for names that are not registered yet.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ INSTALL = "pip install spandrel spandrel-extra-arches"
 
 
 def provide(name: Any) -> str | None:
-    """Register the network if the name is one of spandrel's, and return what is wrong with the name, if anything.
+    """Register the network if the name is one of spandrel's. Return an error message if the name is wrong, else None.
 
-    A name that neither ends in the suffix nor names a class of spandrel is left to others.
+    A name that neither ends in the suffix nor is the name of a spandrel class is ignored.
     """
     if not isinstance(name, str) or name in ARCH_REGISTRY or f"{name}_basicsr" in ARCH_REGISTRY:
         return None
@@ -52,14 +52,14 @@ def provide(name: Any) -> str | None:
 
 
 def build(section: Mapping[str, Any], where: str) -> nn.Module:
-    """Build the network of a section ``network_g``, BasicSR's own, a plug-in's or spandrel's; the section is kept.
+    """Build the network of a section ``network_g``: BasicSR's, a plug-in's or spandrel's. The section is not modified.
 
     Args:
-        section: type and arguments.
-        where: what a message begins with.
+        section: type and arguments of the network.
+        where: start of an error message.
 
     Raises:
-        UserError: there is no network of that type.
+        UserError: if no network has that type.
     """
     from basicsr.archs import build_network
 
@@ -72,7 +72,7 @@ def build(section: Mapping[str, Any], where: str) -> nn.Module:
 
 @cache
 def networks() -> dict[str, tuple[type[nn.Module], Any]]:
-    """Return the name of each network -> (its class, spandrel's description of the architecture)."""
+    """Return a mapping from the name of each network to (class, spandrel's description of the architecture)."""
     found = {}
     for support in supports():
         module = importlib.import_module(type(support.architecture).__module__)
@@ -84,7 +84,7 @@ def networks() -> dict[str, tuple[type[nn.Module], Any]]:
 
 
 def supports() -> list[Any]:
-    """Return what spandrel and, where it is installed, ``spandrel_extra_arches`` know about their architectures."""
+    """Return the ``ArchSupport`` objects of spandrel and, if it is installed, of ``spandrel_extra_arches``."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
         registries = [importlib.import_module("spandrel").MAIN_REGISTRY]
@@ -94,7 +94,7 @@ def supports() -> list[Any]:
 
 
 def model_loader() -> Any | None:
-    """Return spandrel's loader, which recognizes networks by their weights, or None where spandrel is not installed."""
+    """Return spandrel's loader, which recognizes networks by their weights, or None if spandrel is not installed."""
     if find_spec("spandrel") is None:
         return None
     from spandrel import ArchRegistry, ModelLoader
@@ -105,20 +105,20 @@ def model_loader() -> Any | None:
 
 
 def adapt(name: str, kind: type[nn.Module], architecture: Any) -> type[nn.Module]:
-    """Derive a class that takes pictures of any size and returns one picture, as BasicSR expects of a network.
+    """Derive a class that accepts images of any size and returns one image, as BasicSR expects of a network.
 
-    Arguments, names of parameters and checkpoints are those of ``kind``.
+    Its arguments, parameter names and checkpoints are those of ``kind``.
 
     Args:
-        name: of the class to make.
-        kind: a network of spandrel.
-        architecture: spandrel's description of it, which has the sizes that it takes.
+        name: name of the new class.
+        kind: network class of spandrel.
+        architecture: spandrel's description of it, which includes the supported image sizes.
     """
 
     class Adapted(kind):
-        """A network of spandrel; smaller or odd pictures are padded, by mirroring, and the result is cut again.
+        """A network of spandrel that pads images of unsupported sizes by reflection and crops the result.
 
-        Of several outputs the first one is taken, which in spandrel's networks is the restored picture.
+        If the network has several outputs, the first is returned: in spandrel's networks, the restored image.
 
         Shape:
             (B, C, H, W) -> (B, C, scale * H, scale * W)
@@ -126,7 +126,7 @@ def adapt(name: str, kind: type[nn.Module], architecture: Any) -> type[nn.Module
 
         pads_itself = True
 
-        @wraps(kind.__init__)  # whose signature is compared with an option file
+        @wraps(kind.__init__)  # option files are compared with this signature
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.size_requirements = size_requirements(architecture, self.state_dict())
@@ -134,7 +134,7 @@ def adapt(name: str, kind: type[nn.Module], architecture: Any) -> type[nn.Module
         def forward(self, x: Tensor) -> Tensor:
             height, width = x.shape[-2:]
             right, down = self.size_requirements.get_padding(width, height)
-            padded = pad(x, right, down)  # some networks, such as RCAN, compute in place
+            padded = pad(x, right, down)  # cloned below: some networks, such as RCAN, compute in place
             out = super().forward(padded.clone() if padded is x else padded)
             out = out[0] if isinstance(out, Sequence) else out
             scale = out.shape[-1] // (width + right)
@@ -145,10 +145,10 @@ def adapt(name: str, kind: type[nn.Module], architecture: Any) -> type[nn.Module
 
 
 def size_requirements(architecture: Any, state: Mapping[str, Tensor]) -> Any:
-    """Ask spandrel which sizes a network with these weights takes; torch's random numbers are left as they are.
+    """Return spandrel's size requirements of a network with these weights; torch's random state does not change.
 
     Raises:
-        UserError: spandrel does not know such a network, because of arguments that nobody uses.
+        UserError: if spandrel does not recognize the network because its arguments are unusual.
     """
     try:
         with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""What to say where torchvision's trained backbones, which some losses and metrics are made of, are not there."""
+"""Report missing weights of torchvision's pretrained backbones, which some losses and metrics use."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from restormixer_arch.errors import UserError
 
 @contextmanager
 def explain_missing_weights(needed_by: str, backbone: str) -> Iterator[None]:
-    """Turn the errors of fetching a backbone into one line that says where its file is looked for.
+    """Turn a failed download of a backbone into a UserError of one line that states where its file is expected.
 
     Args:
-        needed_by: the loss or metric, for the message.
-        backbone: torchvision's name, such as ``vgg19``.
+        needed_by: name of the loss or metric, for the message.
+        backbone: torchvision's name of the backbone, such as ``vgg19``.
 
     Raises:
-        UserError: the file is not there and cannot be fetched.
+        UserError: if the file is missing and cannot be downloaded.
     """
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".* deprecated since 0.13", category=UserWarning)  # BasicSR's way
+            warnings.filterwarnings("ignore", message=".* deprecated since 0.13", category=UserWarning)  # by BasicSR
             yield
     except UserError:
         raise

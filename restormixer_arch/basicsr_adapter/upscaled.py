@@ -1,4 +1,4 @@
-"""Any restoration network of ARCH_REGISTRY as one for super-resolution, to compare networks that have no upscaler."""
+"""Use any restoration network of ARCH_REGISTRY for super-resolution, to compare networks that have no upscaler."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from restormixer_arch.protocol import DeeplySupervised
 
 
 class Upscaled(nn.Module):
-    """A network at the resolution of the input whose last channels become pixels of the output (pixel shuffle).
+    """A network that runs at input resolution and whose output channels become pixels (pixel shuffle).
 
-    The network is given each channel ``upscale**2`` times and returns as many; what it adds to them is added to the
-    bicubic enlargement, as RestorMixer does.
+    The network receives each channel ``upscale**2`` times and returns as many channels. Its residual, after the pixel
+    shuffle, is added to the bicubically upsampled input, as in RestorMixer.
 
     Args:
-        network: a section ``network_g`` of a network that takes and returns ``3 * upscale**2`` channels.
-        upscale: of each side. With 1 this only adds the input to the output, for networks that do not, such as DRUNet
-            (``residual: false``).
-        residual: the network adds its own input to its output, as NAFNet and Restormer do; otherwise its output is
-            taken for the residual itself.
+        network: section ``network_g`` of a network with ``3 * upscale**2`` input and output channels.
+        upscale: upscaling factor of each side. With 1, only the input is added to the output, for networks that do not
+            do this themselves, such as DRUNet (``residual: false``).
+        residual: whether the network adds its input to its output, as NAFNet and Restormer do; if not, its output is
+            the residual.
 
     Shape:
         (B, C, H, W) in [0, 1] -> (B, C, upscale * H, upscale * W), not clamped
 
     Raises:
-        UserError: there is no network of that type.
+        UserError: if no network has that type.
     """
 
     def __init__(self, *, network: dict[str, Any], upscale: int = 2, residual: bool = True) -> None:
@@ -36,7 +36,7 @@ class Upscaled(nn.Module):
         self.network = spandrel_networks.build(network, "network_g.network.type")
         if isinstance(self.network, DeeplySupervised):
             self.network.set_deep_supervision(False)
-            unused = getattr(self.network, "_ddp_params_and_buffers_to_ignore", ())  # which torch asks the root for
+            unused = getattr(self.network, "_ddp_params_and_buffers_to_ignore", ())  # read by torch from the root only
             names = [f"network.{name}" for name in unused]
             nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, names)
         self.upscale = upscale

@@ -1,1 +1,1 @@
-"""What ``basicsr bench`` measures: speed, memory and operations of RestorMixer beside other networks, in one run."""
+"""Measure speed, memory and operations of RestorMixer and other networks in one run, for ``basicsr bench``."""

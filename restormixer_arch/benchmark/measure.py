@@ -1,7 +1,7 @@
-"""Time, memory and operations of one piece of work.
+"""Measure the time, memory and operations of one piece of work.
 
-``python -m restormixer_arch.benchmark.measure`` runs one job, given as JSON on stdin, and prints the result as JSON.
-Times of several networks are taken in turn, round by round, so that a machine that slows down slows all of them.
+``python -m restormixer_arch.benchmark.measure`` runs one job, read as JSON from stdin, and prints the result as JSON.
+Several networks are timed alternately, round by round, so a machine that slows down slows all of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from restormixer_arch.protocol import Fusable
 def forward_work(
     name: str, size: int, dtype: str = "float32", device: str = "cpu", batch: int = 1
 ) -> Callable[[], object]:
-    """One restoration of (batch, 3, size, size) pictures by a network of the benchmark."""
+    """Return a function that restores (batch, 3, size, size) images with a network of the benchmark."""
     network = COMPETITORS[name].build().eval().to(device)
     if isinstance(network, Fusable):
         network.fuse()
@@ -40,7 +40,7 @@ def forward_work(
 def restoring(
     network: nn.Module, size: int, dtype: str = "float32", device: str = "cpu", batch: int = 1
 ) -> Callable[[], object]:
-    """One restoration of (batch, 3, size, size) pictures by any network, as it is; the network is on the device."""
+    """Return a function that restores (batch, 3, size, size) images with ``network``, which must be on ``device``."""
     x = torch.rand(batch, 3, size, size, device=device)
     if dtype == "float32":
         run = network
@@ -59,7 +59,7 @@ def restoring(
 
 
 def step_work(name: str, size: int, batch: int, device: str = "cpu") -> Callable[[], object]:
-    """One training step, L1 loss and AdamW, on a (batch, 3, size, size) picture."""
+    """Return a function that runs one training step (L1 loss, AdamW) on a batch of shape (batch, 3, size, size)."""
     network = COMPETITORS[name].build().train().to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
     x, target = torch.rand(2, batch, 3, size, size, device=device).unbind(0)
@@ -78,7 +78,7 @@ def step_work(name: str, size: int, batch: int, device: str = "cpu") -> Callable
 def scan_work(
     backend: str, batch: int, channels: int, length: int, states: int, device: str = "cpu"
 ) -> Callable[[], object]:
-    """One selective scan, forward and backward."""
+    """Return a function that runs one selective scan, forward and backward."""
     tensors = {
         "u": torch.randn(batch, channels, length),
         "delta": torch.rand(batch, channels, length) * 0.1,
@@ -104,7 +104,7 @@ def _own_scan(backend: str) -> Callable[..., Tensor]:
 
 
 def _mambapy_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """The fastest scan in pure torch that PyPI has, as its own Mamba block calls it: tensors of (B, L, D, N)."""
+    """Run the fastest pure-torch scan on PyPI, as its own Mamba block does: on (B, L, D, N) tensors."""
     from mambapy.pscan import pscan
 
     u, delta, B, C = (t.transpose(1, 2) for t in (u, delta, B, C))  # (B, L, ...)
@@ -114,13 +114,13 @@ def _mambapy_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> 
 
 
 def gemm_work(size: int, device: str = "cpu") -> Callable[[], object]:
-    """One product of two square matrices."""
+    """Return a function that multiplies two square matrices."""
     a, b = torch.rand(2, size, size, device=device).unbind(0)
     return lambda: a @ b
 
 
 def picture_work(task: str, height: int, width: int, device: str = "cpu") -> Callable[[], object]:
-    """One restoration of a picture by installed weights, in tiles, as ``basicsr restore`` does it."""
+    """Return a function that restores an image with installed weights, in tiles, as ``basicsr restore`` does."""
     from restormixer_arch.inference.installed import installed_weights
     from restormixer_arch.inference.restorer import load_restorer
 
@@ -130,7 +130,7 @@ def picture_work(task: str, height: int, width: int, device: str = "cpu") -> Cal
 
 
 def start_work(command: str, device: str = "cpu") -> Callable[[], object]:
-    """A new Python process: ``torch``, its import alone, or ``restore``, the restoration of a picture of 384x256."""
+    """Return a function that starts Python to import torch (``torch``) or to restore a 384x256 image (``restore``)."""
     if command == "torch":
         return lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True)
 
@@ -157,7 +157,7 @@ WORKS = {
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """Keep processes running that never rest."""
+    """Keep ``count`` processes running in busy loops."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -168,7 +168,7 @@ def busy_processes(count: int) -> Iterator[None]:
 
 
 def finished(work: Callable[[], object]) -> Callable[[], None]:
-    """The same work, left when the GPU has done it."""
+    """Wrap ``work`` so that it returns only after the GPU has finished it."""
 
     def wait() -> None:
         work()
@@ -178,7 +178,7 @@ def finished(work: Callable[[], object]) -> Callable[[], None]:
 
 
 def times(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each piece of work, in turn, ``rounds`` times after two warm-ups."""
+    """Return the times of each piece of work in seconds: ``rounds`` alternating measurements after two warm-up runs."""
     for work in works.values():
         work()
         work()
@@ -192,13 +192,13 @@ def times(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, list
 
 
 def operations(work: Callable[[], object]) -> float:
-    """Floating-point operations of a forward pass, two for a multiply-add; scans and attention included."""
+    """Count the floating-point operations of a forward pass, two per multiply-add, including scans and attention."""
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     custom = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
     before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # torch counts nothing of nn.MultiheadAttention's fused operator
+    torch.backends.mha.set_fastpath_enabled(False)  # torch does not count the fused operator of nn.MultiheadAttention
     try:
-        work()  # the kernel's operator, which brings its count, is registered at its first use
+        work()  # the kernel's operator, with its FLOP count, is registered at first use
         if hasattr(torch.ops.torchvision, "deform_conv2d"):
             custom[torch.ops.torchvision.deform_conv2d] = _deform_conv_flops
         with FlopCounterMode(display=False, custom_mapping=custom) as counter:
@@ -209,14 +209,14 @@ def operations(work: Callable[[], object]) -> float:
 
 
 def _deform_conv_flops(x: Any, weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
-    """The products of a deformable convolution, as of a plain one; where it reads its input is not counted."""
+    """Count a deformable convolution as a plain one, without the sampling of its input."""
     return 2 * math.prod(weight[1:]) * math.prod(out_shape)
 
 
 def thop_figures(network: nn.Module, size: int) -> tuple[float, float] | None:
-    """(multiply-adds, parameters) as the counter ``thop`` prints them, or None where it is not installed.
+    """Return (multiply-adds, parameters) as counted by ``thop``, or None if it is not installed.
 
-    thop leaves its marks on the network, which is of no further use.
+    thop modifies the network, which must not be used afterwards.
     """
     try:
         import thop
@@ -231,7 +231,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     device = job.get("device", "cpu")
     on_gpu = device == "cuda"
     if not job.get("own_malloc"):
-        keep_freed_memory()  # as the command does, for every network
+        keep_freed_memory()  # as the basicsr command does, for every network
     torch.manual_seed(0)
     torch.set_num_threads(job["threads"])
     if job["kind"] == "times":

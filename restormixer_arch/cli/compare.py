@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def run(arguments: list[str]) -> int:
-    """Compare; the option file is checked before torch and basicsr are imported.
+    """Run the comparison; the option file is checked before torch and basicsr are imported.
 
     Returns:
-        The exit code: 0, or 128 and the number of the signal that has ended the comparison.
+        Exit code: 0, or 128 plus the number of the signal that stopped the comparison.
     """
     parser = Parser("compare", "Train, restore and measure several networks side by side, from an option file.")
     add_option_file(parser, "resume an earlier run in its folder; networks trained there are kept", required=False)
@@ -82,7 +82,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _compare(args: Namespace, arguments: list[str]) -> int:
-    """Compare by the option file; ``arguments`` are those that ``args`` was made of."""
+    """Run the comparison of an option file; ``args`` was parsed from ``arguments``."""
     from restormixer_arch.compare.options import name_problems_of, read_compare_file
 
     options = read_compare_file(args.opt, args.force_yml, needs_steps=not args.steps)
@@ -129,7 +129,7 @@ def _study(options: dict[str, Any], resume: bool) -> None:
         note(f"results: {_show(_write(comparison, folder))}")
         found.append((comparison, folder))
         result, root = study_run.study_of(options, [comparison for comparison, _ in found]), folder.parent
-        # The study as far as it is: the next run may take hours.
+        # Write the study so far, since the next run may take hours.
         places = [*study_page.write(result, root), study_plots.draw(result, root / "study.png")]
     if options.get("context"):
         fields = root / study_plots.CONTEXT
@@ -152,10 +152,10 @@ def _show(places: list[Path]) -> str:
 
 
 def _measure_steps(options: dict[str, Any], shown: str) -> None:
-    """Print what ``step_seconds`` of each competitor is on this machine.
+    """Measure and print ``step_seconds`` of each competitor on this machine.
 
     Raises:
-        UserError: none is trained.
+        UserError: if no competitor is trained.
     """
     import tempfile
 

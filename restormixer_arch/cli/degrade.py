@@ -1,4 +1,4 @@
-"""``basicsr degrade``: overview sheets, fixed test sets, test sets from other libraries, speed and coverage."""
+"""``basicsr degrade``: write overview sheets, fixed sets and sets from other libraries; measure speed and coverage."""
 
 from __future__ import annotations
 

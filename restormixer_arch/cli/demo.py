@@ -1,4 +1,4 @@
-"""``basicsr demo``: a web page on this computer where a picture is dropped, restored, compared and downloaded."""
+"""``basicsr demo``: serve a local web page to upload an image, restore it, compare it and download the result."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> int:
     """Serve the page until Ctrl-C, which the caller handles as for every command, or until SIGTERM (exit code 143).
 
     Raises:
-        UserError: gradio is missing, there are no weights, or the port is not available.
+        UserError: if gradio or the weights are missing, or the port is not available.
     """
     args = parser().parse_args(arguments)
     if importlib.util.find_spec("gradio") is None:
@@ -50,17 +50,17 @@ def run(arguments: list[str]) -> int:
     choices = _choices(args)
     _check_address(args.host, args.port)
 
-    @lru_cache(maxsize=1)  # only the network of the last task stays in memory
+    @lru_cache(maxsize=1)  # keeps only the network of the last task in memory
     def restorer_for(task: str) -> Restorer:
         return restorer_of(args, choices[task])
 
-    restorer_for(next(iter(choices)))  # a mistake in the arguments or the weights is reported now
+    restorer_for(next(iter(choices)))  # reports invalid arguments or weights before serving
     _serve(args, list(choices), restorer_for)
     return 0
 
 
 def _choices(args: argparse.Namespace) -> dict[str, str | Path]:
-    """What can be picked on the page and its weights, the first of them at first."""
+    """Return the choices on the page and their weights; the first choice is preselected."""
     from restormixer_arch.inference.installed import DEFAULT_TASK, installed_tasks, installed_weights
 
     if args.weights:
@@ -80,7 +80,7 @@ def _check_address(host: str, port: int) -> None:
 
 def _serve(args: argparse.Namespace, tasks: list[str], restorer_for: Callable[[str], Restorer]) -> None:
     with tempfile.TemporaryDirectory(prefix="restormixer-demo-", ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # what is uploaded, and what the page shows
+        os.environ["GRADIO_TEMP_DIR"] = folder  # for uploads and the images that the page shows
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         _ask_no_proxy(args.host)
         from restormixer_arch.cli.demo_page import Page
@@ -101,7 +101,7 @@ def _serve(args: argparse.Namespace, tasks: list[str], restorer_for: Callable[[s
 
 
 def _ask_no_proxy(host: str) -> None:
-    """Let gradio ask its own server directly whether it runs, where a proxy is set for other addresses."""
+    """Exclude the server's address from a configured proxy, so gradio can check directly that the server runs."""
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), *HERE, host]))
 
@@ -111,7 +111,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _host(text: str) -> str:
-    if not text:  # of a shell variable that is not set
+    if not text:  # such as from an unset shell variable
         raise argparse.ArgumentTypeError("expected a name, got an empty string")
     return text
 

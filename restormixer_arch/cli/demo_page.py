@@ -1,4 +1,4 @@
-"""The page of ``basicsr demo``. The only module that imports gradio."""
+"""Build and serve the page of ``basicsr demo``; the only module that imports gradio."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from restormixer_arch.inference.restorer import Restorer
 
 MAX_BYTES = 100 * 2**20
 MAX_PIXELS = 50 * 10**6
-PREVIEW = 1600  # pixels: the longer side of what the slider shows
-WAITING = 8  # pictures in the queue
-KEPT = 3600  # seconds that pictures stay in the temporary folder while the server runs
+PREVIEW = 1600  # longer side of the images in the slider, in pixels
+WAITING = 8  # maximum number of images in the queue
+KEPT = 3600  # seconds for which images are kept in the temporary folder while the server runs
 INTRODUCTION = f"""# RestorMixer
 Drop a picture, restore it, compare, download. Pictures stay on the computer that runs this page.
 Up to {MAX_BYTES // 2**20} MB and {MAX_PIXELS // 10**6} megapixels: {", ".join(FORMATS)}."""
@@ -50,9 +50,9 @@ class Page:
     """A page and its server.
 
     Args:
-        tasks: the choices; the first one is preselected.
-        restorer_for: a task -> its restorer.
-        folder: for everything that is written, gradio's temporary folder; the caller removes it.
+        tasks: tasks to choose from; the first one is preselected.
+        restorer_for: function that returns the restorer of a task.
+        folder: gradio's temporary folder, for all files that are written; the caller removes it.
     """
 
     def __init__(self, tasks: list[str], restorer_for: Callable[[str], Restorer], folder: Path) -> None:
@@ -75,7 +75,7 @@ class Page:
             start.click(self._restored, [upload, task], results, show_progress_on=slider, api_name="restore")
 
     def open(self, host: str, port: int) -> None:
-        """Serve the page from a thread."""
+        """Serve the page in a background thread."""
         self._blocks.queue(max_size=WAITING, default_concurrency_limit=1)
         self._blocks.launch(
             server_name=host,
@@ -95,11 +95,11 @@ class Page:
         )
 
     def close(self) -> None:
-        """Stop the server, and a restoration after its tile: torch aborts a process that leaves in the middle."""
+        """Stop the server, and a restoration after its current tile: torch aborts a process that exits during it."""
         self._closing = True
         if self._blocks.is_running:
-            logging.getLogger("uvicorn.error").disabled = True  # it logs each connection that is cut off
-            self._blocks.server.force_exit = True  # not to wait for browsers that keep their connections
+            logging.getLogger("uvicorn.error").disabled = True  # it logs each connection that is closed
+            self._blocks.server.force_exit = True  # do not wait for browsers that keep their connections open
         self._blocks.close(verbose=False)
         with self._working:
             pass
@@ -113,7 +113,7 @@ class Page:
         task: str,
         progress: gr.Progress = gr.Progress(),  # noqa: B008, gradio's way
     ) -> tuple[tuple[str, str], dict, str]:
-        """The two pictures of the slider, the file to download, and a line on both."""
+        """Return the two images of the slider, the file to download, and a line with size and duration."""
         if upload is None:
             raise gr.Error("No image was uploaded.", print_exception=False)
         name, began = Path(upload).name, time.monotonic()
@@ -132,7 +132,7 @@ class Page:
         return (str(pair[0]), str(pair[1])), gr.update(value=str(target), interactive=True), remark
 
     def _pair(self, upload: Path, task: str, progress: gr.Progress) -> tuple[Picture, Picture]:
-        """The picture before and after."""
+        """Return the image before and after restoration."""
 
         def on_tile(done: int, total: int) -> None:
             if self._closing:
@@ -147,10 +147,10 @@ class Page:
 
 
 class LocalRequests:
-    """Answers requests for this computer alone: by an address, ``localhost`` or the name that is listened on.
+    """Middleware that accepts only requests to an IP address, ``localhost`` or the host name of ``--host``.
 
-    A page of another site can have a name of its own that points here (DNS rebinding); its requests carry that name in
-    ``Host``, or the site in ``Origin``, which is this page's own otherwise, and are refused.
+    Another site can use a host name that points to this computer (DNS rebinding). Requests of its pages have that name
+    in ``Host``, or the site in ``Origin``, which otherwise is that of this page, and are rejected.
     """
 
     def __init__(self, app: ASGIApp, host: str) -> None:
@@ -173,19 +173,19 @@ class LocalRequests:
 
 
 def _place(address: str, scheme_of: str = "") -> tuple[str | None, int | None]:
-    """Return the host and port of an address, its port by default that of its own scheme or of another address."""
+    """Return the host and port of an address; the port defaults to that of its scheme, or of ``scheme_of``'s scheme."""
     parts = urlsplit(address)
     default = {"http": 80, "https": 443}.get(parts.scheme or urlsplit(scheme_of).scheme)
     try:
         return parts.hostname, parts.port or default
-    except ValueError:  # no number
+    except ValueError:  # the port is not a number
         return parts.netloc, None
 
 
 def _refuse_addresses(upload: gr.File) -> None:
-    """Accept only uploaded files: gradio would also fetch a URL that is given instead of a file.
+    """Accept only uploaded files, since gradio would also fetch a URL that is given instead of a file.
 
-    For this component alone, and not by a class of its own, for which gradio would write a file beside this one.
+    This component is patched instead of subclassed: for a subclass, gradio would write a file next to this module.
     """
     move = upload.async_move_resource_to_block_cache
 
@@ -198,7 +198,7 @@ def _refuse_addresses(upload: gr.File) -> None:
 
 
 def check_picture(path: Path) -> None:
-    """Raise UserError for a picture too large to be decoded, by its file's size and header."""
+    """Raise UserError if an image is too large to decode, according to its file size and header."""
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise UserError(f"{path}: has {size / 2**20:.0f} MB, the limit is {MAX_BYTES // 2**20} MB")
@@ -208,7 +208,7 @@ def check_picture(path: Path) -> None:
 
 
 def write_preview(picture: Picture, result: Picture, path: Path) -> Path:
-    """Write what the slider shows of a picture: 8 bits, of the size of ``result`` or :data:`PREVIEW`."""
+    """Write an image for the slider: 8 bits, in the size of ``result`` but at most :data:`PREVIEW` pixels on a side."""
     pixels = picture.pixels if picture.pixels.dtype == np.uint8 else (picture.pixels >> 8).astype(np.uint8)
     alpha = picture.alpha if picture.alpha is None or picture.alpha.dtype == np.uint8 else picture.alpha >> 8
     image = to_pillow(Picture(pixels, None if alpha is None else alpha.astype(np.uint8)))

@@ -1,4 +1,4 @@
-"""``basicsr doctor``: what is installed and found, what is wrong, and how to fix it."""
+"""``basicsr doctor``: report what is installed and found, what is wrong, and how to fix it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from restormixer_arch.cli.parsing import Parser
 from restormixer_arch.output import print_result
 from restormixer_arch.processes import cores
 
-# distribution, module, what it is for; training needs them. BasicSR has a section of its own.
+# (distribution, module, purpose) of packages that training needs. BasicSR has a separate section.
 REQUIRED = (
     ("torch", "torch", "everything"),
     ("torchvision", "torchvision", "BasicSR"),
@@ -38,7 +38,7 @@ REQUIRED = (
     ("tqdm", "tqdm", "progress bars"),
 )
 MAMBA = "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm"  # newer releases omit the scan
-# distribution, module, what it is for, the extra that installs it; "" where none does alone
+# (distribution, module, purpose, extra that installs it, or "" if none does)
 OPTIONAL = (
     ("av", "av", "videos", "video"),
     ("pillow-heif", "pillow_heif", "HEIC pictures", "heif"),
@@ -58,7 +58,7 @@ OPTIONAL = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. ``state``: ``ok``, ``--`` for what is absent but not needed, ``!!`` for a problem."""
+    """A line of the report. ``state``: ``ok``, ``--`` for something missing but not needed, ``!!`` for a problem."""
 
     what: str
     text: str
@@ -93,11 +93,11 @@ def versions() -> Iterator[Finding]:
 
 
 def _package(name: str, module: str, use: str, state: str) -> Finding:
-    """Report a distribution; ``state`` is that of one that is not installed."""
+    """Return the finding on a distribution; ``state`` is its state if it is not installed."""
     try:
         text = version(name)
     except PackageNotFoundError:
-        if find_spec(module) is not None:  # another distribution has it, such as opencv-python-headless
+        if find_spec(module) is not None:  # provided by another distribution, such as opencv-python-headless
             return Finding(name, "installed under another name")
         return Finding(name, f"not installed ({use})", state)
     if state == "!!" and (reason := _import_error(module)):
@@ -183,7 +183,7 @@ def scan() -> Iterator[Finding]:
 
 
 def _import_error(module: str) -> str | None:
-    """Import a module; return why it fails, or None."""
+    """Import a module and return why that fails, or None."""
     try:
         importlib.import_module(module)
     except Exception as error:  # noqa: BLE001 - a broken binary package may fail in any way, and is reported
@@ -192,7 +192,7 @@ def _import_error(module: str) -> str | None:
 
 
 def _with_errors(section: Callable[[], Iterator[Finding]]) -> Callable[[], Iterator[Finding]]:
-    """Turn an exception of a section into a finding, so that the report continues."""
+    """Wrap a section so that an exception becomes a finding and the report continues."""
 
     def findings() -> Iterator[Finding]:
         try:

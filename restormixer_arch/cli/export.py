@@ -1,4 +1,4 @@
-"""``basicsr export``: weights of a RestorMixer for other tools, as safetensors or as ONNX."""
+"""``basicsr export``: write a RestorMixer as safetensors or ONNX for other tools."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> int:
     """Write the file. Returns the exit code.
 
     Raises:
-        UserError: the weights are not those of a RestorMixer, or the file cannot be written.
+        UserError: if the weights are not those of a RestorMixer, or the file cannot be written.
     """
     args = parser().parse_args(arguments)
     write = _writer(args.output)
@@ -89,10 +89,10 @@ def _writer(output: Path) -> Callable[[RestorMixer, Path, Namespace], str]:
 
 
 def _network_options(option_file: str) -> dict[str, Any]:
-    """Return the arguments of ``network_g``, with which a RestorMixer can be built.
+    """Return the arguments in the section ``network_g``, from which a RestorMixer can be built.
 
     Raises:
-        UserError: it is the section of another network, or has unknown or wrong arguments.
+        UserError: if the section describes another network, or has unknown or invalid arguments.
     """
     section = read_options(locate_option_file(option_file), option_file).get("network_g")
     if not isinstance(section, dict) or section.get("type") != "RestorMixer":

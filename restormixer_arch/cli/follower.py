@@ -1,6 +1,6 @@
-"""``basicsr train`` in a process that ends, with a checkpoint, when the process that started it is gone.
+"""Run ``basicsr train`` in a process that saves a checkpoint and exits when the process that started it is gone.
 
-A comparison that is killed would leave a training behind otherwise, which the resumed comparison would then run a
+Otherwise, a comparison that is killed would leave a training run behind, and the resumed comparison would start it a
 second time in the same folder.
 """
 
@@ -13,7 +13,7 @@ from restormixer_arch import cli
 
 
 def follow() -> None:
-    """Wait until the other end of stdin is closed, then end this process as SIGTERM does."""
+    """Wait until the other end of stdin is closed, then raise SIGTERM in this process."""
     os.read(0, 1)
     signal.raise_signal(signal.SIGTERM)
 

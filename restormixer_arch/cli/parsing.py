@@ -123,10 +123,10 @@ def switches_for(**switches: str) -> Iterator[None]:
     """Report errors about keys of an option file under the command-line options that set them.
 
     Args:
-        switches: option of the command line per key, such as ``dataroot_gt="--gt"``.
+        switches: command-line option for each key, such as ``dataroot_gt="--gt"``.
 
     Raises:
-        UserError: the same error under the name that the user typed.
+        UserError: if one is raised in the block; it names the option that the user typed.
     """
     try:
         yield

@@ -258,7 +258,7 @@ def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> 
 
     limit_threads()
     gpu = gpu_of_process() if args.device == "auto" else "cuda"
-    device = pick_device(args.device, weights or args.weights or "", gpu=gpu)  # an error here is reported first
+    device = pick_device(args.device, weights or args.weights or "", gpu=gpu)  # an unusable device is reported first
     if args.task == AUTO and weights is None:
         from restormixer_arch.inference.auto import AutoRestorer
 
@@ -294,7 +294,7 @@ def _restore_or_report(job: Job, restorer: Restorer | AutoRestorer, options: Fil
         outcome = restore_file(job, restorer, options=options, show=show)
     except UserError as error:
         outcome.failures.append(str(error))
-    except BrokenPipeError:  # stderr has no reader any more
+    except BrokenPipeError:  # the reader of stderr has exited
         raise
     except Exception as error:  # noqa: BLE001 - one odd file must not end the run
         from restormixer_arch.memory import is_out_of_memory

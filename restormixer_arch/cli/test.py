@@ -8,7 +8,7 @@ from restormixer_arch.output import print_result, warn
 
 
 def run(arguments: list[str]) -> int:
-    """Test; the option file is checked before torch and basicsr are imported. Returns the exit code."""
+    """Run the test; the option file is checked before torch and basicsr are imported. Returns the exit code."""
     parser = option_file_parser("test", "Restore and measure images from an option file.")
     parser.add_argument("--skip-missing", action="store_true", help="leave out datasets that are not there")
     args = parser.parse_args(arguments)

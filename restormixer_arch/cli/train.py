@@ -1,4 +1,4 @@
-"""``basicsr train``: train from an option file."""
+"""``basicsr train``: train a network from an option file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LOST_LOADER = re.compile(r"DataLoader worker (?:\(pid(?:\(s\))? [\d, ]+\) )?(.*?
 
 
 def run(arguments: list[str]) -> int:
-    """Train; the option file is checked before torch and basicsr are imported.
+    """Run the training; the option file is checked before torch and basicsr are imported.
 
     Returns:
-        The exit code: 0, or 128 and the number of the signal that stopped the training.
+        Exit code: 0, or 128 plus the number of the signal that stopped the training.
     """
     parser = option_file_parser("train", "Train a network from an option file.")
     parser.add_argument(
@@ -80,18 +80,18 @@ def run(arguments: list[str]) -> int:
 
 
 def print_once(training: Training, line: str) -> None:
-    """Write a line from the first process of a job only."""
+    """Print a line to stderr in the first process of a job only."""
     if training.opt.get("rank", 0) == 0:
         print_error(line)
 
 
 def place(training: Training) -> str:
-    """Name a process of a job."""
+    """Return the name of this process within its job, such as ``process 0 of 2``."""
     return f"process {training.opt['rank']} of {training.opt['world_size']}"
 
 
 def interruption(training: Training, arguments: list[str], cause: str = "") -> str:
-    """Return one line: how far the training came, what was saved last, and how to resume."""
+    """Return a line that states the last iteration, the last checkpoint and how to resume."""
     from restormixer_arch.training.checkpoint import saved_states
 
     if not training.opt:

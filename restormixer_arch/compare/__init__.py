@@ -1,1 +1,1 @@
-"""What ``basicsr compare`` does: train competitors under one budget, restore with each, measure, and make tables."""
+"""Implement ``basicsr compare``: train networks with one budget, restore with each, measure, and write tables."""

@@ -1,4 +1,4 @@
-"""The columns of a comparison's table, in Markdown and in ``report.html``, and how values are shown."""
+"""Build the columns of a comparison's table, for Markdown and ``report.html``, and format their values."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ UNITS = {"psnr": "dB"}
 
 @dataclass(frozen=True)
 class Cell:
-    """A value of the table.
+    """A cell of the table.
 
     Attributes:
-        text: as it is shown.
-        value: to sort by, None where there is none.
-        best: whether it is shown like the best of its column.
-        note: what stands below it in small print.
+        text: displayed text.
+        value: number to sort by, or None if the cell has no value.
+        best: whether the cell is displayed as the best one of its column.
+        note: small print below the text.
     """
 
     text: str = ""
@@ -35,10 +35,10 @@ class Column:
     """A column of the table.
 
     Attributes:
-        title: its head.
-        tip: explains it in a sentence or two.
-        better: which way is better, None where neither is.
-        cells: one of the inputs, and one of each competitor.
+        title: column heading.
+        tip: explanation of the column in one or two sentences.
+        better: ``higher`` or ``lower``, or None if neither is better.
+        cells: a cell for the inputs, then one for each competitor.
     """
 
     title: str
@@ -53,20 +53,20 @@ def columns(comparison: Comparison) -> list[Column]:
 
 
 def show_metric(metric: Metric, value: float) -> str:
-    """Return a value of a metric as text."""
+    """Return a metric's value as text."""
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     return "not a number" if math.isnan(value) else f"{value:.{metric.digits}f}".replace("-", "−")
 
 
 def with_unit(name: str, metric: Metric) -> str:
-    """Return the name of a metric, with its unit where it has one."""
+    """Return the name of a metric, followed by its unit if it has one."""
     units = [unit for part, unit in UNITS.items() if part in metric.type]
     return f"{name} ({units[0]})" if units else name
 
 
 def show_values(values: list[float | None], show: Callable[[float], str], better: str | None) -> list[tuple[str, bool]]:
-    """Return the text of each value, "" for None, and whether it looks like the best where there are several."""
+    """Return each value as text ("" for None), and if there are several, whether the text equals that of the best."""
     known = [value for value in values if value is not None and not math.isnan(value)]
     best = show((max if better == "higher" else min)(known)) if better and len(known) > 1 else None
     texts = ["" if value is None else show(value) for value in values]
@@ -74,7 +74,7 @@ def show_values(values: list[float | None], show: Callable[[float], str], better
 
 
 def show_difference(difference: Difference, show: Callable[[float], str]) -> str:
-    """Return a paired difference as ``+0.12 (+0.05 to +0.19)``, the interval where there is one."""
+    """Return a paired difference as ``+0.12 (+0.05 to +0.19)``, without brackets if it has no interval."""
 
     def signed(value: float) -> str:
         return ("+" if value > 0 else "") + show(value)
@@ -85,7 +85,7 @@ def show_difference(difference: Difference, show: Callable[[float], str]) -> str
 
 
 def quality_titles(comparison: Comparison) -> list[str]:
-    """Return the titles of the columns of metrics: with the dataset, where there are several."""
+    """Return the titles of the metric columns, including the dataset if there are several."""
     several = len(comparison.datasets) > 1
     return [
         f"{dataset.name} {with_unit(name, metric)}" if several else with_unit(name, metric)
@@ -160,7 +160,7 @@ def _costs(comparison: Comparison) -> Iterator[Column]:
 def _cells(
     values: list[float | None], show: Callable[[float], str], better: str | None, notes: list[str]
 ) -> list[Cell]:
-    """Return cells; all that look like the best one are marked, where there are several to choose from."""
+    """Return the cells; if there are several values, mark all whose text equals that of the best one."""
     shown = zip(values, show_values(values, show, better), notes, strict=True)
     return [Cell(text, value, best, note) for value, (text, best), note in shown]
 

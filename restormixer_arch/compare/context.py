@@ -1,7 +1,7 @@
-"""How much of a picture a network uses: its effective receptive field, and what a larger crop gains in the same place.
+"""Measure how much of an image a network uses: its effective receptive field, and the gain of larger crops.
 
-The effective receptive field (Luo et al., NeurIPS 2016, arXiv 1701.04128) is the gradient of the restored middle pixel
-by the input.
+The effective receptive field (Luo et al., NeurIPS 2016, arXiv 1701.04128) is the gradient of the restored center pixel
+with respect to the input.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHARES = (50, 90, 99)  # percent of the gradient
 
 
 class Measured(ResultModel):
-    """What is kept of one competitor: its use of a picture, and what that follows from."""
+    """The record of one competitor: the context that it uses, and the settings that this depends on."""
 
     settings: dict[str, Any]
     use: ContextUse | None = None
@@ -37,15 +37,15 @@ class Measured(ResultModel):
 def measure_context(
     options: dict[str, Any], context: dict[str, Any], comparison: Comparison, folder: Path, out: Path
 ) -> dict[str, ContextUse]:
-    """Measure the competitors of a comparison, each in a process of its own; what was measured alike is kept.
+    """Measure each competitor of a comparison in a separate process; reuse results with the same settings.
 
     Args:
-        options: of the comparison.
-        context: the section of that name.
-        comparison: whose competitors are measured.
-        folder: of the comparison.
-        out: what each competitor uses is written here, ``<competitor>.json``, and its receptive field, ``.png``, see
-            :func:`.study_plots.write_field`.
+        options: options of the comparison.
+        context: section ``context`` of the option file.
+        comparison: comparison whose competitors are measured.
+        folder: folder of the comparison.
+        out: output folder for the context that each competitor uses, ``<competitor>.json``, and its receptive field,
+            ``<competitor>.png``, see :func:`.study_plots.write_field`.
     """
     uses = {}
     for competitor in comparison.competitors:
@@ -80,19 +80,19 @@ def _read_use(kept: Path, field: Path, settings: dict[str, Any]) -> ContextUse |
 
 
 def use_of(network: nn.Module, options: dict[str, Any], sizes: list[int]) -> tuple[ContextUse, Tensor]:
-    """Measure one network on the dataset of an option file.
+    """Measure the context that a network uses on the dataset of an option file.
 
     Args:
-        network: restores (1, C, H, W) of any size, in evaluation mode.
-        options: for ``basicsr test``; pictures that are smaller than the largest crop are left out.
-        sizes: sides of the crops of the inputs.
+        network: network in evaluation mode that restores images (1, C, H, W) of any size.
+        options: options of ``basicsr test``; images smaller than the largest crop are skipped.
+        sizes: sides of the input crops in pixels.
 
     Returns:
-        What it uses, and the size of the gradient (side, side) around the middle pixel, which is left out. Each
-        picture's gradient is divided by its sum, so that pictures with small or large gradients count alike.
+        The context used, and the mean absolute gradient (side, side) around the center pixel, which is set to 0. Each
+        image's gradient is divided by its sum, so images with small and large gradients have the same weight.
 
     Raises:
-        UserError: the dataset cannot be read, or has no picture of that size.
+        UserError: if the dataset cannot be read, or has no image as large as the largest crop.
     """
     psnr: dict[int, dict[str, float]] = {size: {} for size in sizes}
     total, largest = torch.zeros(()), max(sizes)
@@ -114,24 +114,24 @@ def use_of(network: nn.Module, options: dict[str, Any], sizes: list[int]) -> tup
 
 
 def center_crop(picture: Tensor, side: int) -> Tensor:
-    """Return the middle (B, C, side, side) of a picture (B, C, H, W)."""
+    """Return the center (B, C, side, side) of images (B, C, H, W)."""
     top, left = (picture.shape[-2] - side) // 2, (picture.shape[-1] - side) // 2
     return picture[..., top : top + side, left : left + side]
 
 
 def center_psnr(network: nn.Module, lq: Tensor, gt: Tensor, size: int, center: int) -> float:
-    """Return the PSNR in dB of the middle pixels of a crop.
+    """Return the PSNR in dB of the center pixels of a crop.
 
     Args:
-        network: restores (1, C, H, W).
-        lq: (1, C, H, W) in [0, 1].
-        gt: (1, C, scale * H, scale * W) in [0, 1].
-        size: side of the crop that the network is given.
-        center: side of its middle, in pixels of ``lq``.
+        network: network that restores images (1, C, H, W).
+        lq: LQ image (1, C, H, W) in [0, 1].
+        gt: GT image (1, C, scale * H, scale * W) in [0, 1].
+        size: side of the network's input crop, in pixels of ``lq``.
+        center: side of the compared region at its center, in pixels of ``lq``.
     """
     scale = gt.shape[-1] // lq.shape[-1]
     inner = (size - center) // 2
-    top, left = ((length - center) // 2 - inner for length in lq.shape[-2:])  # the same middle for every size
+    top, left = ((length - center) // 2 - inner for length in lq.shape[-2:])  # the same center for every size
     with torch.inference_mode():
         restored = _last(network(lq[..., top : top + size, left : left + size]))
     rows, columns = (slice(scale * inner, scale * (inner + center)) for _ in range(2))
@@ -141,7 +141,10 @@ def center_psnr(network: nn.Module, lq: Tensor, gt: Tensor, size: int, center: i
 
 
 def receptive_field(network: nn.Module, lq: Tensor) -> Tensor:
-    """Return the size of the gradient of the restored middle pixel's sum by the input, (1, C, H, W) -> (H, W)."""
+    """Return the absolute gradient of the restored center pixel (all channels) with respect to the input.
+
+    It is summed over the input channels: (1, C, H, W) -> (H, W).
+    """
     lq = lq.clone().requires_grad_()
     restored = _last(network(lq))
     restored[..., restored.shape[-2] // 2, restored.shape[-1] // 2].sum().backward()

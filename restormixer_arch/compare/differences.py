@@ -1,4 +1,4 @@
-"""How much better one competitor is than another on the same images: mean difference and 95% interval."""
+"""Compute the mean difference between two competitors on the same images, and its 95% interval."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from scipy import stats
 from restormixer_arch.compare.results import Difference
 from restormixer_arch.data.degradations.labels import split_label
 
-CONFIDENCE = 0.95  # of the intervals
+CONFIDENCE = 0.95  # level of the intervals
 
 
 def paired_difference(values: Sequence[float], first: Sequence[float]) -> Difference:
-    """Compare two competitors on the same pictures.
+    """Compare two competitors on the same images.
 
     The interval is Student's t for the mean of the differences. It treats the images as a random sample, so
-    those of one photograph must be averaged before, see :func:`mean_per_photograph`. With one picture, and where a
-    value is not finite, there is none.
+    those of one photograph must be averaged first, see :func:`mean_per_photograph`. There is no interval for a single
+    image, or if a difference is not finite.
 
     Args:
-        values: of a competitor, picture by picture.
-        first: of the first competitor, on the same pictures.
+        values: values of a competitor, one per image.
+        first: values of the first competitor, for the same images.
 
     Raises:
-        ValueError: they are not as many, or none.
+        ValueError: if the numbers of values differ, or there are none.
     """
     if len(values) != len(first) or not values:
         raise ValueError(f"as many values were expected, at least one, got {len(values)} and {len(first)}")
@@ -35,14 +35,14 @@ def paired_difference(values: Sequence[float], first: Sequence[float]) -> Differ
 
 
 def mean_per_photograph(names: Sequence[str], values: np.ndarray) -> np.ndarray:
-    """Average the pictures of each photograph under several labels, which are not independent.
+    """Average the values of each photograph's images with different labels, which are not independent.
 
     Args:
-        names: of the pictures.
-        values: (..., pictures).
+        names: names of the images.
+        values: values (..., images).
 
     Returns:
-        (..., photographs), in the order of their first pictures.
+        Means (..., photographs), in the order of each photograph's first image.
     """
     places: dict[str, list[int]] = {}
     for place, name in enumerate(names):
@@ -52,12 +52,12 @@ def mean_per_photograph(names: Sequence[str], values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SeedVariance:
-    """Mean squares of an analysis of variance, seeds x photographs, without replication, pooled over networks.
+    """Mean squares of an analysis of variance (seeds x photographs, without replication), pooled over networks.
 
     Attributes:
-        ms_seeds: of the means of the seeds, times the photographs.
-        ms_residual: of what is left without the means of seeds and photographs.
-        df_seeds, df_residual: degrees of freedom of both.
+        ms_seeds: mean square of the seeds' means, times the number of photographs.
+        ms_residual: mean square of the residual after removing the means of seeds and photographs.
+        df_seeds, df_residual: degrees of freedom of the two.
     """
 
     ms_seeds: float
@@ -67,12 +67,12 @@ class SeedVariance:
 
     @property
     def adds(self) -> bool:
-        """Whether seeds differ by more than what is left makes them differ by chance."""
+        """Whether the seeds differ by more than the residual makes them differ by chance."""
         return self.ms_seeds > self.ms_residual
 
 
 def seed_variance(tables: Iterable[np.ndarray]) -> SeedVariance | None:
-    """Pool the variance of networks that were trained with several seeds; None if there are none.
+    """Return the pooled variance of networks that were trained with several seeds, or None if there are none.
 
     Args:
         tables: values (seeds, photographs) of each network under each budget.
@@ -93,20 +93,20 @@ def seed_variance(tables: Iterable[np.ndarray]) -> SeedVariance | None:
 
 
 def difference_over_seeds(own: np.ndarray, first: np.ndarray, of_seeds: SeedVariance | None = None) -> Difference:
-    """Return how much the mean of one network is above that of another, and its interval.
+    """Return the mean difference between two networks, and its interval.
 
-    Without ``of_seeds`` it is Student's t over the photographs, and says nothing about other seeds. With it the
-    variance of both networks' seeds is added, each network's taken to be the pooled one, whatever the number of seeds.
-    The degrees of freedom are Satterthwaite's, but no fewer than those of the parts: his are too few where little is
-    left of a variance that another one is taken from. It is None with fewer than two photographs, and where a
-    difference is not finite.
+    Without ``of_seeds``, the interval is Student's t over the photographs and does not cover other seeds. With it, the
+    seed variance of both networks is added; each is assumed to have the pooled one, whatever its number of seeds.
+    The degrees of freedom are Satterthwaite's, but not fewer than the smallest of the components': his formula gives
+    too few when one variance is subtracted from another and little remains. The interval is None with fewer than two
+    photographs, or if a difference is not finite.
 
     Args:
         own: values (seeds, photographs) of a network.
-        first: of the first network, on the same photographs; it may have other seeds, and another number of them.
-        of_seeds: of all networks.
+        first: values of the first network on the same photographs; its seeds and their number may differ.
+        of_seeds: pooled seed variance of all networks.
     """
-    with np.errstate(invalid="ignore"):  # the PSNR of pictures that are restored exactly is infinite
+    with np.errstate(invalid="ignore"):  # the PSNR of exactly restored images is infinite
         differences = own.mean(axis=0) - first.mean(axis=0)
     (photographs,) = differences.shape
     mean = float(differences.mean())

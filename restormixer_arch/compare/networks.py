@@ -1,4 +1,4 @@
-"""The networks of a comparison: how each is given in the option file, and how it is built."""
+"""Locate the weights of a comparison's networks, and build the networks."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ ITERATION = re.compile(r"net_g_(\d+)\.pth")
 
 @dataclass(frozen=True)
 class Entry:
-    """A competitor as it is measured.
+    """A competitor to measure.
 
     Attributes:
-        name: of the option file.
-        network: the section ``network_g``, or None: read from the weights.
-        weights: file of weights, or None: the values that the network starts with.
-        param_key: entry of that file, or None: the averaged weights if it has them.
-        multiple_of: pictures are padded to a multiple of this, or None: of what the network asks for.
+        name: name in the option file.
+        network: section ``network_g``, or None to recognize the network from the weights.
+        weights: weight file, or None for the network's initial values.
+        param_key: entry of the weight file, or None for the EMA weights if it has them.
+        multiple_of: multiple that images are padded to, or None for the multiple that the network needs.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Entry:
 
 @dataclass
 class Built:
-    """A network that is ready to restore (B, C, H, W), and what it is."""
+    """A network ready to restore images (B, C, H, W), with the name and arguments of its architecture."""
 
     network: nn.Module
     arch: str
@@ -56,17 +56,17 @@ class Built:
 
 
 def entry_of_run(name: str, run: str, checkpoint: str | None, multiple_of: int | None) -> Entry:
-    """Find network and weights of a previous training.
+    """Find the network and weights of a previous training run.
 
     Args:
-        name: of the competitor.
-        run: folder of the training, with its option file and ``models``.
-        checkpoint: ``best`` takes the best weights by the first metric on the first validated set of its option file;
-            ``newest`` or None those saved last.
-        multiple_of: as of :class:`Entry`.
+        name: name of the competitor.
+        run: folder of the training run, with its option file and ``models``.
+        checkpoint: ``best`` for the best weights by the first metric on the first validation set of its option file;
+            ``newest`` or None for those saved last.
+        multiple_of: see :class:`Entry`.
 
     Raises:
-        UserError: the folder has no option file, no network or no such weights.
+        UserError: if the folder has no option file, no network or no such weights.
     """
     folder = user_path(run)
     files = sorted(folder.glob("*.yml"), key=lambda path: path.stat().st_mtime)
@@ -86,7 +86,7 @@ def entry_of_run(name: str, run: str, checkpoint: str | None, multiple_of: int |
 
 
 def _newest(models: Path) -> Path | None:
-    """Return the weights saved last: those of the highest iteration, or the latest ones unless they are older."""
+    """Return the weights saved last: ``net_g_latest.pth``, or those of the highest iteration if they are newer."""
     numbered = [(int(match[1]), path) for path in models.glob("*.pth") if (match := ITERATION.fullmatch(path.name))]
     last, latest = max(numbered, default=(0, None))[1], models / LATEST_WEIGHTS
     if latest.is_file() and (last is None or latest.stat().st_mtime >= last.stat().st_mtime):
@@ -106,7 +106,7 @@ def build(entry: Entry) -> Built:
     """Build a competitor in evaluation mode, with its weights.
 
     Raises:
-        UserError: the weights cannot be read, do not fit the network, or do not show their network.
+        UserError: if the weights cannot be read, do not fit the network, or do not identify their network.
     """
     built = _from_section(entry) if entry.network else _from_weights(entry.weights)
     multiple = entry.multiple_of or window_of(built.network)
@@ -125,7 +125,7 @@ def _from_section(entry: Entry) -> Built:
             raise UserError(f"{entry.weights}: its weights {problem}, as competitors.{entry.name}.network_g says")
         try:
             network.load_state_dict(state)
-        except RuntimeError as error:  # what torch raises for missing, unexpected and misshapen tensors
+        except RuntimeError as error:  # torch raises it for missing, unexpected and wrongly shaped tensors
             reasons = describe_mismatch(network, state, error)
             raise UserError(f"{entry.weights}: does not fit competitors.{entry.name}: {reasons}") from error
     return Built(network, entry.network["type"], {key: value for key, value in entry.network.items() if key != "type"})
@@ -135,7 +135,7 @@ def _from_weights(path: str) -> Built:
     state = read_weights(path)
     if is_restormixer(state):
         options = options_from_weights(state)
-        with explain_unbuildable(path, "; name it by network_g"):  # weights of an ablation, for one
+        with explain_unbuildable(path, "; name it by network_g"):  # such as weights of an ablation
             return Built(RestorMixer.from_weights(state, options), "RestorMixer", options)
     loader = spandrel_networks.model_loader()
     if loader is None:
@@ -154,7 +154,7 @@ def _from_weights(path: str) -> Built:
 
 
 class SpandrelModule(nn.Module):
-    """A network as spandrel calls it, with its padding, further inputs and range.
+    """A network called through spandrel, which pads the image, adds further inputs and clamps the output.
 
     Shape:
         (1, C, H, W) in [0, 1] -> (1, C, scale * H, scale * W) in [0, 1]

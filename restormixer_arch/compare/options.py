@@ -1,8 +1,8 @@
-"""Read and check an option file of ``basicsr compare``, and make of it those that ``basicsr train`` takes.
+"""Read and check option files of ``basicsr compare``, and derive those of ``basicsr train`` and ``basicsr test``.
 
-What a competitor is trained and measured with is looked at as the option file of ``basicsr train`` and ``basicsr test``
-that it amounts to, so that the same checks apply, under the keys of the compare file. Neither torch nor basicsr
-is imported by :func:`read_compare_file`.
+The settings of each competitor are checked as the equivalent option files of ``basicsr train`` and ``basicsr test``,
+so the same checks apply; problems are reported under the keys of the compare file. :func:`read_compare_file` imports
+neither torch nor basicsr.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from restormixer_arch.config.check import (
 from restormixer_arch.config.compare_schema import CompareFile, CompareTrain
 from restormixer_arch.errors import Problem
 
-ANY_TOTAL = 1000  # stands for the iterations while they are not known
+ANY_TOTAL = 1000  # placeholder for the iterations until they are known
 MODEL = "RestorMixerModel"  # trains any network of ARCH_REGISTRY
-# Keys of the section 'train' that 'basicsr train' takes; the two others become its iterations and schedule.
+# Keys of the section 'train' that 'basicsr train' accepts; the other two become its iterations and schedule.
 TRAIN_KEYS = CompareTrain.model_fields.keys() - {"budget", "eta_min"}
 DEFAULTS = {"scale": 1, "manual_seed": 0}
 SHARED = ("scale", "num_gpu", "manual_seed", "device", "num_threads")
 LOGGER = {"print_freq": 100, "use_tb_logger": False, "keep_last": 1}
-CHECKPOINTS = 20  # of a training, where the file has no 'logger'
+CHECKPOINTS = 20  # per training run, if the file has no 'logger'
 
 
 def read_compare_file(
     option_file: str, force_yml: list[str] | None = None, *, needs_steps: bool = True
 ) -> dict[str, Any]:
-    """Find, read and check a compare file as far as that goes without torch; the defaults and ``file`` are filled in.
+    """Find, read and check a compare file as far as possible without torch; add the defaults and ``file``.
 
     Args:
-        option_file: as the user named it.
-        force_yml: values that replace those of the file.
-        needs_steps: in a study every competitor that is trained must have ``step_seconds``.
+        option_file: option file as given by the user.
+        force_yml: values that override those of the file.
+        needs_steps: whether every competitor trained in a study must have ``step_seconds``.
 
     Raises:
-        UserError: it cannot be found or read.
-        OptionErrors: it has problems; all of them are listed.
+        UserError: if the file cannot be found or read.
+        OptionErrors: if it has problems; all of them are listed.
     """
     given = read_option_file(option_file, force_yml)[1]
     refuse_file_of_another_command(given, option_file, "compare")
@@ -61,15 +61,15 @@ def read_compare_file(
 
 
 def is_trained(options: dict[str, Any], name: str) -> bool:
-    """Whether a competitor is trained here: it has neither weights nor a run of its own."""
+    """Return whether a competitor is trained here: there is a ``train``, but the competitor has no weights or run."""
     competitor = options["competitors"][name]
     return bool(options.get("train")) and competitor.get("weights") is None and competitor.get("run") is None
 
 
 def options_of_run(options: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
-    """Return the compare file that one of the ``runs`` of a study amounts to.
+    """Return the compare file that is equivalent to one of the ``runs`` of a study.
 
-    Its results are in ``<results_root>/<name of the study>/<name of the run>``.
+    Its results are written to ``<results_root>/<name of the study>/<name of the run>``.
     """
     names = run.get("competitors") or options["competitors"]
     root = (options.get("path") or {}).get("results_root") or "results"
@@ -89,9 +89,9 @@ def name_of_run(run: dict[str, Any]) -> str:
 
 
 def merge_train(options: dict[str, Any], name: str) -> dict[str, Any]:
-    """The section ``train`` of one competitor: the common one, with its own keys in their place.
+    """Return the section ``train`` of one competitor: the common one, overridden by the competitor's own keys.
 
-    A subsection such as ``pixel_opt`` keeps the common keys beside its own, unless it names another ``type``.
+    A subsection such as ``pixel_opt`` keeps the common keys that it does not override, unless its ``type`` differs.
     """
     train, own = deepcopy(options["train"]), options["competitors"][name].get("train") or {}
     for key, value in own.items():
@@ -100,19 +100,19 @@ def merge_train(options: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _is_merged(common: Any, own: Any) -> bool:
-    """Whether the keys of two subsections of ``train`` go together: one of another type has keys of its own."""
+    """Return whether two subsections of ``train`` can be merged: those of different types have different keys."""
     both = isinstance(common, dict) and isinstance(own, dict)
     return both and own.get("type", common.get("type")) == common.get("type")
 
 
 def training_options(options: dict[str, Any], name: str, total_iter: int, folder: str) -> dict[str, Any]:
-    """Return the content of the option file by which ``basicsr train`` trains one competitor.
+    """Return the content of the option file with which ``basicsr train`` trains one competitor.
 
     Args:
-        options: a checked compare file.
-        name: of the competitor.
-        total_iter: iterations that the budget gives it.
-        folder: that its experiment is made in.
+        options: checked compare file.
+        name: name of the competitor.
+        total_iter: number of iterations in its budget.
+        folder: parent folder of its experiment.
     """
     train = merge_train(options, name)
     schedule = {"type": "CosineAnnealingRestartLR", "periods": [total_iter], "restart_weights": [1]}
@@ -137,13 +137,13 @@ def training_options(options: dict[str, Any], name: str, total_iter: int, folder
 
 
 def crop_side(options: dict[str, Any]) -> int | None:
-    """Return the side of the trainings' crops in pixels of the input, None where they have no fixed size."""
+    """Return the side of the training crops in input pixels, or None if they have no fixed size."""
     size = options["datasets"]["train"].get("gt_size")
     return None if size is None else size // options["scale"]
 
 
 def testing_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of the option file by which ``basicsr test`` would measure a RestorMixer on the datasets."""
+    """Return the content of the option file with which ``basicsr test`` would measure a RestorMixer on the datasets."""
     sets = {phase: dataset for phase, dataset in options["datasets"].items() if phase != "train"}
     return deepcopy(
         {
@@ -159,7 +159,7 @@ def testing_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_compare_file(options: dict[str, Any], name: str, path: tuple[str, ...]) -> tuple[str, ...]:
-    """Where a key of a competitor's own option file stands in the compare file."""
+    """Convert the path of a key in a competitor's option file to its path in the compare file."""
     own = ("competitors", name)
     if path[:1] == ("network_g",):
         return (*own, *path)
@@ -169,7 +169,7 @@ def in_compare_file(options: dict[str, Any], name: str, path: tuple[str, ...]) -
 
 
 def _is_own(options: dict[str, Any], name: str, path: tuple[str, ...]) -> bool:
-    """Whether a key below ``train`` is the competitor's: it gives the key, or replaces the subsection that lacks it."""
+    """Return whether a key below ``train`` is the competitor's: it sets the key, or replaces the key's subsection."""
     common, own = options["train"], options["competitors"][name].get("train")
     if _holds(own, path):
         return True
@@ -185,7 +185,7 @@ def _holds(section: Any, path: tuple[str, ...]) -> bool:
 
 
 def _shared_problems(options: dict[str, Any]) -> list[Problem]:
-    """What the checks of ``basicsr test`` and ``basicsr train`` find, under the keys of the compare file."""
+    """Return the problems that ``basicsr test`` and ``basicsr train`` find, under the keys of the compare file."""
     problems = _testing_problems(testing_options(options))
     for name in options["competitors"]:
         if not is_trained(options, name):
@@ -198,7 +198,7 @@ def _shared_problems(options: dict[str, Any]) -> list[Problem]:
 
 
 def _run_problems(options: dict[str, Any], needs_steps: bool) -> list[Problem]:
-    """What is wrong with the runs of a study, and with the measure of context that belongs to one."""
+    """Return the problems of a study's runs, and of the section ``context``, which only a study may have."""
     if not options.get("runs"):
         return [Problem(("context",), "is measured in a study: 'runs' is missing")] if options.get("context") else []
     if (options.get("train") or {}).get("budget") is not None:
@@ -237,18 +237,18 @@ def _context_problems(options: dict[str, Any]) -> list[Problem]:
 
 
 def context_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of the option file by which ``basicsr test`` would take the pictures of the context."""
+    """Return the content of the option file with which ``basicsr test`` would read the images for the context."""
     return testing_options({**options, "datasets": {"test": options["context"]["dataset"]}})
 
 
 def _in_context(problems: list[Problem]) -> list[Problem]:
-    """Of the problems of :func:`context_options`, those of the dataset, under the keys of the compare file."""
+    """Select the dataset's problems from those of :func:`context_options`, under the keys of the compare file."""
     at = ("datasets", "test")
     return [Problem(("context", "dataset", *p.path[2:]), p.text) for p in problems if p.path[:2] == at]
 
 
 def _testing_problems(options: dict[str, Any]) -> list[Problem]:
-    """What the checks of ``basicsr test`` find, but for what :func:`_mean_problems` refuses altogether."""
+    """Return the problems that ``basicsr test`` finds, except for the keys that :func:`_mean_problems` rejects."""
     found = option_problems(options, is_train=False)
     return [problem for problem in found if problem.path[-1:] not in (("mean",), ("std",))]
 
@@ -312,9 +312,9 @@ def _competitor_problems(options: dict[str, Any], name: str, competitor: dict[st
 
 
 def name_problems_of(options: dict[str, Any], folder: str) -> list[Problem]:
-    """Check the types and arguments of networks, datasets, losses, metrics and the optimizer.
+    """Return the problems with types and arguments of networks, datasets, losses, metrics and the optimizer.
 
-    BasicSR and the plug-ins must be imported by now.
+    BasicSR and the plug-ins must have been imported.
     """
     from restormixer_arch.basicsr_adapter.signatures import name_problems, network_problems
 

@@ -1,8 +1,8 @@
-"""The format of ``results.json``: everything that a comparison has measured, and where its pictures lie.
+"""Define the format of ``results.json``: all measurements of a comparison, and the paths of its images.
 
-All paths are relative to the folder that ``results.json`` lies in, with forward slashes. Infinite values (the PSNR of
-two identical pictures) stand as the text ``Infinity``. Competitors are known by their names, and keep the order of the
-option file; the first one is what the others are compared with.
+All paths are relative to the folder of ``results.json``, with forward slashes. Infinite values (the PSNR of two
+identical images) are stored as the text ``Infinity``. Competitors are identified by their names, and are in the order
+of the option file; the others are compared with the first one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FILE = "results.json"
 
 
 class ResultModel(BaseModel):
-    """A part of ``results.json`` or ``study.json``: no key may be unknown, and infinity is kept."""
+    """A part of ``results.json`` or ``study.json``; unknown keys are rejected, and infinity is kept."""
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
@@ -30,7 +30,7 @@ Kind = TypeVar("Kind", bound=ResultModel)
 
 
 class Metric(ResultModel):
-    """A measure: the registered function, its arguments, and which way is better."""
+    """A metric: the registered function, its arguments, and whether higher or lower is better."""
 
     type: str
     arguments: dict[str, Any] = {}
@@ -38,12 +38,12 @@ class Metric(ResultModel):
 
     @property
     def digits(self) -> int:
-        """Digits to show after the point: two of PSNR and NIQE, four of the others, which lie in [0, 1]."""
+        """Number of decimal places to show: two for PSNR and NIQE, four for the others, which are in [0, 1]."""
         return 2 if any(name in self.type for name in ("psnr", "niqe")) else 4
 
 
 class Latency(ResultModel):
-    """Seconds of restoring one (1, C, size, size) picture: median, lower and upper quartile, number of runs."""
+    """Seconds for restoring one (1, C, size, size) image: median, lower and upper quartile, and number of runs."""
 
     median: float
     low: float
@@ -52,11 +52,11 @@ class Latency(ResultModel):
 
 
 class Training(ResultModel):
-    """How a competitor was trained: iterations, pictures of a batch, and seconds of the whole process.
+    """How a competitor was trained: iterations, images per batch, and seconds of the complete process.
 
-    The seconds of a resumed training are the sum of its parts, without those of a part that was killed. ``flops`` are
-    the operations of one forward pass of one of its crops, a multiply-add counts two; None where crops have no fixed
-    size.
+    The seconds of a resumed training run are the sum of its parts, without any part that was killed. ``flops`` are the
+    operations of a forward pass of one training crop (a multiply-add is two operations), or None if crops have no
+    fixed size.
     """
 
     iterations: int
@@ -66,22 +66,22 @@ class Training(ResultModel):
 
 
 class Competitor(ResultModel):
-    """A network that is compared.
+    """A network of the comparison.
 
     Attributes:
-        name: of the option file.
+        name: name in the option file.
         arch: registered name of the architecture, such as ``RestorMixer``, or ``NAFNet (spandrel)``.
-        arguments: the keys of ``network_g`` without ``type``; empty where spandrel recognized the weights.
-        weights: the file that was loaded.
-        training: how it was trained in this comparison, None where the weights came from elsewhere.
-        parameters: how many the network has.
-        flops: floating-point operations of one forward pass of (1, C, size, size), scans and attention included; a
-            multiply-add counts two. ``macs`` is half of it.
-        thop_macs: multiply-adds of the same pass as the counter thop prints them, None where it is not installed.
-        thop_parameters: parameters as thop prints them.
-        latency: of the same pass.
-        peak_bytes: the most memory that a process held which did nothing but load the network and run that pass;
-            None where the system does not report it.
+        arguments: keys of ``network_g`` without ``type``; empty if spandrel recognized the weights.
+        weights: weight file that was loaded.
+        training: how it was trained in this comparison, or None if the weights came from elsewhere.
+        parameters: number of parameters.
+        flops: floating-point operations of one forward pass of (1, C, size, size), including scans and attention; a
+            multiply-add is two operations. ``macs`` is half of it.
+        thop_macs: multiply-adds of the same pass as counted by thop, or None if it is not installed.
+        thop_parameters: number of parameters as counted by thop.
+        latency: latency of the same pass.
+        peak_bytes: peak memory of a process that only loads the network and runs that pass, or None if the system
+            does not report it.
     """
 
     name: str
@@ -102,13 +102,13 @@ class Competitor(ResultModel):
 
 
 class Picture(ResultModel):
-    """One picture of a dataset.
+    """One image of a dataset.
 
     Attributes:
-        name: of the picture, unique in its dataset.
-        input: the degraded picture as PNG, in super-resolution enlarged by bicubic interpolation to the truth's size.
-        truth: the true picture as PNG, None where there is none.
-        restored: competitor -> its picture, as PNG.
+        name: name of the image, unique in its dataset.
+        input: path of the degraded image (PNG), for super-resolution enlarged to the GT size by bicubic interpolation.
+        truth: path of the GT image (PNG), or None if there is none.
+        restored: competitor -> path of its restored image (PNG).
         input_values: metric -> value of ``input``.
         values: metric -> competitor -> value.
     """
@@ -122,11 +122,12 @@ class Picture(ResultModel):
 
 
 class Difference(ResultModel):
-    """A competitor's values minus those of the first competitor on the same pictures: mean and 95% interval.
+    """A competitor's values minus those of the first competitor on the same images: mean and 95% interval.
 
     Attributes:
-        mean: over the photographs, and in a study over the seeds.
-        low, high: interval of the mean, see :mod:`.differences`; None with fewer than two photographs.
+        mean: mean over the photographs, and in a study also over the seeds.
+        low, high: interval of the mean, see :mod:`.differences`; None with fewer than two photographs, or if a
+            difference is not finite.
     """
 
     mean: float
@@ -135,10 +136,10 @@ class Difference(ResultModel):
 
 
 class DataSet(ResultModel):
-    """The pictures of one dataset, and what follows from them.
+    """The images of one dataset, and the differences between the competitors.
 
     Attributes:
-        difference: metric -> competitor (all but the first) -> paired difference to the first one.
+        difference: metric -> competitor (all but the first) -> paired difference from the first one.
     """
 
     name: str
@@ -146,25 +147,25 @@ class DataSet(ResultModel):
     difference: dict[str, dict[str, Difference]]
 
     def mean(self, metric: str, competitor: str) -> float:
-        """The mean of a metric over the pictures."""
+        """Return the mean of a metric over a competitor's images."""
         return fmean(picture.values[metric][competitor] for picture in self.pictures)
 
     def input_mean(self, metric: str) -> float:
-        """The mean of a metric over the inputs."""
+        """Return the mean of a metric over the inputs."""
         return fmean(picture.input_values[metric] for picture in self.pictures)
 
 
 class Comparison(ResultModel):
-    """All of a comparison.
+    """All results of a comparison.
 
     Attributes:
-        format: of this file.
-        name: of the option file.
+        format: version of the file format.
+        name: name of the comparison in the option file.
         machine: processor, threads and versions, as ``basicsr bench`` writes them.
-        size: side of the square picture that latency, memory and operations were measured with.
-        budget: what every competitor was given, in words, such as ``600 iterations``; None where nothing was trained.
-        metrics: name in the option file -> the measure.
-        settings: what the values follow from: datasets, metrics, networks, weights and how they were trained.
+        size: side of the square image for latency, memory and operations, in pixels.
+        budget: training budget of every competitor as text, such as ``600 iterations``; None if nothing was trained.
+        metrics: name in the option file -> metric.
+        settings: settings that the values depend on: datasets, metrics, networks, weights and how they were trained.
     """
 
     format: Literal[1] = FORMAT
@@ -179,20 +180,20 @@ class Comparison(ResultModel):
 
 
 def write(comparison: Comparison, folder: Path) -> Path:
-    """Write ``results.json``; return its place."""
+    """Write ``results.json`` and return its path."""
     return write_text_atomically(folder / FILE, comparison.model_dump_json(indent=1) + "\n")
 
 
 def read(folder: Path) -> Comparison:
-    """Read the ``results.json`` of a folder. Raises UserError if it cannot be read or is not such a file."""
+    """Read the ``results.json`` of a folder. Raises UserError if it cannot be read or has another format."""
     return read_part(Comparison, folder / FILE)
 
 
 def read_part(kind: type[Kind], file: Path) -> Kind:
-    """Read a file of one of these formats.
+    """Read a file in the format of ``kind``.
 
     Raises:
-        UserError: it cannot be read, or is no such file.
+        UserError: if it cannot be read, or has another format.
     """
     try:
         return kind.model_validate_json(file.read_bytes())

@@ -1,4 +1,4 @@
-"""A whole comparison: train, restore, measure, and put the results together."""
+"""Run a complete comparison: train, restore, measure, and combine the results."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from restormixer_arch.training.options import move_aside, usable_gpus
 
 
 def compare(options: dict[str, Any], *, resume: bool, reuse: bool = False) -> tuple[Comparison, Path]:
-    """Compare by a checked file; BasicSR and the plug-ins are imported.
+    """Run the comparison of a checked option file; BasicSR and the plug-ins must have been imported.
 
     Args:
-        options: as :func:`.options.read_compare_file` returns them.
-        resume: in the folder of an earlier run, which is renamed otherwise.
-        reuse: with ``resume``, take existing results where all trainings were finished before.
+        options: options from :func:`.options.read_compare_file`.
+        resume: whether to resume in the folder of an earlier run, which is renamed otherwise.
+        reuse: with ``resume``, whether to return existing results if settings and training runs are unchanged.
 
     Returns:
-        The results, and the folder that the pictures are in.
+        The results, and the folder of the images.
 
     Raises:
-        UserError: weights, data or a training make a part of it impossible.
-        ComparisonInterrupted: a signal has ended a training.
+        UserError: if weights, data or a training run make part of the comparison impossible.
+        ComparisonInterrupted: if a signal ended a training run.
     """
     folder = user_path(options["path"]["results_root"] or "results") / options["name"]
     threads = threads_of(options)
@@ -59,10 +59,10 @@ def compare(options: dict[str, Any], *, resume: bool, reuse: bool = False) -> tu
 
 @contextmanager
 def folder_of_results(folder: Path, *, resume: bool) -> Iterator[None]:
-    """Keep other processes out of a folder, which is made; that of an earlier run is renamed unless it is resumed.
+    """Create a folder and keep other processes out of it; rename that of an earlier run unless it is resumed.
 
     Raises:
-        UserError: another process is writing into it.
+        UserError: if another process is writing to it.
     """
     with closing(FolderLock()) as lock:
         lock.take(folder)
@@ -74,12 +74,12 @@ def folder_of_results(folder: Path, *, resume: bool) -> Iterator[None]:
 
 
 def threads_of(options: dict[str, Any]) -> int:
-    """The threads of each process of a comparison."""
+    """Return the number of threads of each process of a comparison."""
     return options.get("num_threads") or omp_threads() or cores()
 
 
 def _earlier_results(folder: Path, settings: dict[str, Any]) -> Comparison | None:
-    """Return what was measured in this folder before, if it was measured with these settings."""
+    """Return the earlier results in this folder if they were measured with these settings, else None."""
     try:
         found = results.read(folder)
     except UserError:
@@ -88,7 +88,7 @@ def _earlier_results(folder: Path, settings: dict[str, Any]) -> Comparison | Non
 
 
 def settings_of(options: dict[str, Any], entries: list[Entry], trained: dict[str, Training]) -> dict[str, Any]:
-    """What the values of a comparison follow from, as JSON holds it."""
+    """Return the settings that the values of a comparison depend on, as JSON types."""
     settings = {
         **{key: options.get(key) for key in ("scale", "val", "measure")},
         "datasets": {phase: section for phase, section in options["datasets"].items() if phase != "train"},
@@ -99,7 +99,7 @@ def settings_of(options: dict[str, Any], entries: list[Entry], trained: dict[str
 
 
 def _find_entry(options: dict[str, Any], name: str) -> Entry | None:
-    """Return a competitor whose weights exist already, else None."""
+    """Return a competitor whose weights already exist, or None if it is trained in this comparison."""
     if is_trained(options, name):
         return None
     given = options["competitors"][name]
@@ -114,7 +114,7 @@ def _find_entry(options: dict[str, Any], name: str) -> Entry | None:
 
 
 def trained_entry(options: dict[str, Any], name: str, folder: Path) -> Entry:
-    """Return a competitor that was trained in the comparison of a folder."""
+    """Return a competitor that was trained in the comparison in ``folder``."""
     given = options["competitors"][name]
     return Entry(name, given["network_g"], str(weights_of(name, folder)), None, given.get("multiple_of"))
 
@@ -122,7 +122,7 @@ def trained_entry(options: dict[str, Any], name: str, folder: Path) -> Entry:
 def measure(
     options: dict[str, Any], entries: list[Entry], trained: dict[str, Training], folder: Path, threads: int
 ) -> Comparison:
-    """Restore all pictures by all competitors, and measure their costs, each job in a process of its own."""
+    """Restore all images with all competitors and measure their costs, each job in a separate process."""
     size, rounds, device = options["measure"]["size"], options["measure"]["rounds"], restoring_device(options)
     whole = {entry.name: entry.as_job() for entry in entries}
     pictures = {"options": {**testing_options(options), "file": options["file"]}, "folder": str(folder)}
@@ -163,11 +163,11 @@ def _with_flops(training: Training | None, flops: float | None) -> Training | No
 
 
 def join_pictures(inputs: dict[str, list[Any]], restored: dict[str, dict[str, list[Any]]]) -> list[DataSet]:
-    """Put the pictures of all competitors side by side, and compare them with the first one, photograph by photograph.
+    """Combine the images of all competitors, and compare each with the first one, photograph by photograph.
 
     Args:
-        inputs: dataset -> for each picture its name, values and paths.
-        restored: competitor -> the same of what it has restored.
+        inputs: dataset -> name, values and paths of each image.
+        restored: competitor -> the same for its restored images.
     """
     first, *others = restored
     sets = []
@@ -191,14 +191,14 @@ def join_pictures(inputs: dict[str, list[Any]], restored: dict[str, dict[str, li
 
 
 def restoring_device(options: dict[str, Any]) -> str:
-    """The device that pictures are restored on; costs are always measured on the CPU."""
+    """Return the device for restoring images; costs are always measured on the CPU."""
     if options.get("device"):
         return options["device"]
     return "cuda" if torch.cuda.is_available() and usable_gpus(options["num_gpu"], None) else "cpu"
 
 
 def format_budget(options: dict[str, Any]) -> str:
-    """What each training was given. Minutes are an estimate, by steps measured before it or on another machine."""
+    """Return the budget of each training run as text; minutes are estimated from step times measured earlier."""
     budget = options["train"]["budget"]
     if budget.get("iterations"):
         return f"{budget['iterations']} iterations"

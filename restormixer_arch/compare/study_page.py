@@ -1,4 +1,4 @@
-"""The page of a study: its tables in Markdown, beside the pictures of :mod:`.study_plots`."""
+"""Create the pages of studies: tables in Markdown, with the plots of :mod:`.study_plots`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.output import print_result, write_text_atomically
 from restormixer_arch.training.results import markdown_text
 
-STUDY = "study.json"  # in the folder of its results
-JOINT = "studies"  # name of the curves of several studies
+STUDY = "study.json"  # in the results folder of a study
+JOINT = "studies"  # file name, without extension, of the curves of several studies
 
 
 def write(study: Study, folder: Path) -> list[Path]:
-    """Write ``study.json`` and ``study.md``; return their places."""
+    """Write ``study.json`` and ``study.md``, and return their paths."""
     return [
         write_text_atomically(folder / STUDY, study.model_dump_json() + "\n"),
         write_text_atomically(folder / "study.md", markdown(study)),
@@ -32,7 +32,7 @@ def write(study: Study, folder: Path) -> list[Path]:
 
 
 def markdown(study: Study) -> str:
-    """Return the tables of a study: costs, means, differences to the first network, crossings, labels and context."""
+    """Return the tables of a study: costs, means, differences from the first network, crossings, labels and context."""
     first = markdown_text(study.networks[0].name)
     interval = "only over the photographs, since each network was trained with one seed"
     if any(study.seed_variance(measure) for measure in study.measures):
@@ -96,10 +96,10 @@ def _means(study: Study, measure: tuple[str, str]) -> str:
 
 
 def crossings(study: Study, measure: tuple[str, str]) -> list[str]:
-    """Say where a competitor and the first one change places between two budgets, log-linear in the minutes.
+    """Report where the lead changes between a competitor and the first one, interpolated log-linearly in the minutes.
 
-    They do so if one is ahead under a budget, and the other under a later one, each by more than the interval of the
-    difference; and where the sign of the difference changes first between these two.
+    It changes if one is ahead under one budget and the other under a longer one, and both intervals of the difference
+    exclude 0. The crossing is where the difference first changes sign between these two budgets.
     """
     first, found = markdown_text(study.networks[0].name), []
     for network in study.networks[1:]:
@@ -115,14 +115,14 @@ def crossings(study: Study, measure: tuple[str, str]) -> list[str]:
 
 
 def _zero(minutes: float, before: float, later: float, after: float) -> float:
-    """Return the minutes at which a line on a logarithmic scale is 0, from ``before`` to ``after``."""
+    """Return the minutes at which a line from ``before`` to ``after`` is 0, on a logarithmic scale of minutes."""
     return math.exp(math.log(minutes) + (math.log(later) - math.log(minutes)) * before / (before - after))
 
 
 def _per_label(study: Study, measure: tuple[str, str]) -> list[str]:
-    """Return the means by label, over the seeds that all have; nothing for one label.
+    """Return the means per label over the seeds that all networks have in common; empty for fewer than two labels.
 
-    They are those of the longest of the runs that most networks were trained for.
+    They are for the budget for which the most networks were trained; if there are several, for the longest of these.
     """
     digits = study.metrics[measure[1]].digits
     by_minutes = {minutes: study.trained(minutes, measure) for minutes in study.minutes}
@@ -145,7 +145,7 @@ def _per_label(study: Study, measure: tuple[str, str]) -> list[str]:
 
 
 def is_sure(difference: Difference) -> bool:
-    """Whether the interval of a difference is known and does not hold 0."""
+    """Return whether a difference has an interval that excludes 0."""
     return difference.low is not None and difference.high is not None and difference.low * difference.high > 0
 
 
@@ -188,10 +188,10 @@ def _context(study: Study) -> str:
 
 
 def write_joined(folders: list[Path], out: Path) -> None:
-    """Join the parts of one study, the folders of its results; write what the folder of a whole one holds.
+    """Join the result folders of the parts of one study; write the files that the folder of a complete study contains.
 
     Raises:
-        UserError: a folder holds no study, or they are not parts of one.
+        UserError: if a folder contains no study, or they are not parts of one study.
     """
     parts = {folder / STUDY: read_part(Study, folder / STUDY) for folder in folders}
     joined = join(parts)
@@ -209,15 +209,14 @@ def write_joined(folders: list[Path], out: Path) -> None:
 
 
 def write_pages(files: list[Path], out: Path) -> None:
-    """Write tables (``<name>.md``) and curves (``<name>.png``) of studies, named as their files are.
+    """Write tables (``<name>.md``) and curves (``<name>.png``) of studies, named after their files.
 
-    A file that is called ``study.json``, as in the folder of its results, has the name of the study instead. Of several
-    studies also ``studies.png``, a row for the first dataset of each. A study with a context whose receptive fields
-    lie beside the file, in ``context/``, has a ``<name>_context.png``.
+    For a file called ``study.json``, as in a results folder, the name of the study is used instead. For several
+    studies, also write ``studies.png``, with a row for the first dataset of each. For a study with a context whose
+    receptive fields are in ``context/`` next to the file, also write ``<name>_context.png``.
 
     Raises:
-        UserError: a file is no study, two have one name, so that a page would take another's place, or a receptive
-            field cannot be read.
+        UserError: if a file is not a study, two pages would have the same name, or a receptive field cannot be read.
     """
     studies: dict[str, Study] = {}
     fields: dict[str, Path] = {}

@@ -1,4 +1,4 @@
-"""The pictures of a study as PNG: curves, receptive fields, and what larger crops gain."""
+"""Draw the plots of a study as PNG: curves, receptive fields, and the gain of larger crops."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from restormixer_arch.training.reports import plot_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CONTEXT = "context"  # name of the folder of the receptive fields, and of the picture that shows them
-COLORS, MARKERS = 10, "osD^v"  # matplotlib's colors before they repeat; then the marker changes
-COLUMNS = 3  # of receptive fields
-SIDE_BY_SIDE = 1.03  # factor between the places of two networks that were trained for the same minutes
-HEIGHT = 0.7  # of the networks of a label, in rows
-DECADES = 5  # of the gradient, from the largest one off the middle down to black
+CONTEXT = "context"  # name of the folder of receptive fields, and of the plot that shows them
+COLORS, MARKERS = 10, "osD^v"  # number of matplotlib's colors before they repeat; then the marker changes
+COLUMNS = 3  # receptive fields per row
+SIDE_BY_SIDE = 1.03  # factor between the positions of two networks that were trained for the same minutes
+HEIGHT = 0.7  # total height of a label's networks, as a fraction of a row
+DECADES = 5  # range of the gradient shown, from its largest value off the center down to black
 
 
 def draw(study: Study, path: Path) -> Path:
@@ -34,7 +34,7 @@ def draw(study: Study, path: Path) -> Path:
 
 
 def draw_curves(rows: list[tuple[Study, tuple[str, str]]], path: Path) -> Path:
-    """Draw datasets with metrics against minutes and against the operations of the training, a row each, as PNG."""
+    """Draw metrics against minutes and against training operations as PNG, with one row for each dataset and metric."""
     figure = _figure(11, 3.8 * len(rows))
     all_panels = figure.subplots(len(rows), 2, squeeze=False, sharey="row")
     for (study, measure), panels in zip(rows, all_panels, strict=True):
@@ -59,7 +59,7 @@ def draw_curves(rows: list[tuple[Study, tuple[str, str]]], path: Path) -> Path:
 
 
 def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any, marker: str) -> None:
-    """A line through the means; its bars are the interval of the difference to the first one, small dots the seeds."""
+    """Draw a line through a network's means, with intervals of the difference from the first, and dots for seeds."""
 
     def side_by_side(row: Row) -> float:
         names = list(study.trained(row.minutes, measure))
@@ -67,7 +67,7 @@ def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any
 
     found = [(minutes, rows) for minutes in study.minutes if (rows := study.rows_by_seed(name, minutes, measure))]
     means = [study.mean(name, minutes, measure) for minutes, _ in found]
-    is_first = name == study.networks[0].name  # which has no difference to itself
+    is_first = name == study.networks[0].name  # which has no difference from itself
     bars = _bars(None if is_first else study.difference(name, minutes, measure) for minutes, _ in found)
     label = plot_text(name)
     for panel, of in ((panels[0], side_by_side), (panels[1], lambda row: row.operations)):
@@ -81,7 +81,7 @@ def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any
 
 
 def _bars(differences: Iterable[Difference | None]) -> np.ndarray:
-    """Return how far the intervals reach below and above their means, (2, differences); 0 where there is none."""
+    """Return how far the intervals extend below and above their means, (2, differences); 0 without an interval."""
     return np.array(
         [
             (d.mean - d.low, d.high - d.mean) if d and d.low is not None and d.high is not None else (0.0, 0.0)
@@ -91,10 +91,10 @@ def _bars(differences: Iterable[Difference | None]) -> np.ndarray:
 
 
 def write_field(field: np.ndarray, path: Path) -> None:
-    """Write a receptive field (H, W) as an 8-bit PNG: the logarithm of it, divided by its largest value off the middle.
+    """Write a receptive field (H, W) as an 8-bit PNG: its logarithm, relative to its largest value off the center.
 
-    White is that largest value, black 10**-:data:`DECADES` of it or less; each step between is a fiftieth of a decade.
-    The middle pixel is left out, which is black.
+    White is that largest value, black 10**-:data:`DECADES` of it or less; each gray level is 1/51 of a decade.
+    The center pixel is left out and is black.
     """
     shown = field.astype(np.float64)
     shown[shown.shape[0] // 2, shown.shape[1] // 2] = 0
@@ -106,7 +106,7 @@ def write_field(field: np.ndarray, path: Path) -> None:
 
 
 def copy_field(source: Path, target: Path) -> None:
-    """Copy what :func:`write_field` wrote. Raises UserError if it cannot be read."""
+    """Copy a file of :func:`write_field`. Raises UserError if it cannot be read."""
     try:
         content = source.read_bytes()
     except OSError as error:
@@ -116,15 +116,15 @@ def copy_field(source: Path, target: Path) -> None:
 
 
 def draw_context(uses: dict[str, ContextUse], fields: Path, path: Path) -> Path:
-    """Draw the receptive fields, the PSNR of the middle by the size of the crop, and by label what the largest gains.
+    """Draw the receptive fields, the PSNR of the center against the crop size, and the gain of large crops per label.
 
     Args:
-        uses: competitor -> how much of a picture it uses.
-        fields: folder with the PNG of each that :func:`write_field` wrote.
-        path: of the picture.
+        uses: competitor -> how much of an image it uses.
+        fields: folder with a PNG from :func:`write_field` for each competitor.
+        path: output file, PNG.
 
     Raises:
-        UserError: one of the PNGs cannot be read.
+        UserError: if one of the PNGs cannot be read.
     """
     rows = -(-len(uses) // COLUMNS)
     figure = _figure(11, 3.5 * rows + 4.2)
@@ -150,7 +150,7 @@ def _read_field(file: Path) -> np.ndarray:
 
 
 def _draw_gains(uses: dict[str, ContextUse], by_size: Any, per_label: Any) -> None:
-    """PSNR against the side of the crop; and for each label what the largest crop gains over the smallest."""
+    """Draw the PSNR against the side of the crop, and for each label the gain of the largest crop over the smallest."""
     any_use = next(iter(uses.values()))
     sizes, labels = list(any_use.psnr), any_use.labels
     rows: list[str | None] = [*labels] if len(labels) > 1 else [None]

@@ -1,4 +1,4 @@
-"""Run a study: the comparisons of one option file under several budgets and seeds, each in a folder of its own."""
+"""Run a study: the comparisons of one option file with several budgets and seeds, each in its own folder."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from restormixer_arch.compare.run import compare, folder_of_results
 from restormixer_arch.compare.study import DIGITS, Network, Row, Study
 from restormixer_arch.output import note, user_path
 
-BACKWARD = 2  # operations of a backward pass, in forward passes
+BACKWARD = 2  # operations of a backward pass, relative to a forward pass
 
 
 def run_study(options: dict[str, Any], *, resume: bool) -> Iterator[tuple[Comparison, Path]]:
-    """Run the comparisons of a study in their order; each is yielded as soon as it is measured.
+    """Run the comparisons of a study in order, and yield each as soon as it is measured.
 
     Args:
-        options: as :func:`.options.read_compare_file` returns them, with ``runs``.
-        resume: in the folder of an earlier study, whose trainings and results are kept; it is renamed otherwise.
+        options: options from :func:`.options.read_compare_file`, with ``runs``.
+        resume: whether to resume in the folder of an earlier study and keep its training runs and results; otherwise
+            that folder is renamed.
 
     Raises:
-        as :func:`.run.compare` does.
+        UserError, ComparisonInterrupted: see :func:`.run.compare`.
     """
     folder = user_path(options_of_run(options, options["runs"][0])["path"]["results_root"])
     with folder_of_results(folder, resume=resume):
@@ -34,17 +35,17 @@ def run_study(options: dict[str, Any], *, resume: bool) -> Iterator[tuple[Compar
 
 
 def study_of(options: dict[str, Any], comparisons: list[Comparison]) -> Study:
-    """Put the comparisons of a study together.
+    """Combine the comparisons of a study.
 
     Args:
-        options: of the study.
-        comparisons: of its runs, in their order; fewer while the later ones are still to come.
+        options: options of the study.
+        comparisons: comparisons of its runs, in order; the last ones may be missing if they have not been run yet.
     """
     rows: list[Row] = []
     for run, comparison in zip(options["runs"], comparisons, strict=False):
         for competitor in comparison.competitors:
             training = competitor.training
-            if training is None:  # options.py sees to it that every competitor of a study is trained
+            if training is None:  # options.py ensures that every competitor of a study is trained
                 raise AssertionError(f"{competitor.name} was not trained")
             common = {
                 "competitor": competitor.name,
@@ -82,7 +83,7 @@ def study_of(options: dict[str, Any], comparisons: list[Comparison]) -> Study:
 
 
 def training_operations(competitor: Competitor) -> float | None:
-    """Return the operations of a competitor's training, None where they were not counted."""
+    """Return the operations of a competitor's training, or None if they were not counted."""
     training = competitor.training
     if training is None or training.flops is None:
         return None
@@ -90,7 +91,7 @@ def training_operations(competitor: Competitor) -> float | None:
 
 
 def add_context(study: Study, options: dict[str, Any], found: list[tuple[Comparison, Path]], out: Path) -> None:
-    """Measure how much of a picture the networks of the longest run use; their receptive fields go to ``out``."""
+    """Measure how much of an image the networks of the longest run use; write their receptive fields to ``out``."""
     longest = max(study.minutes)
     at = next(i for i, run in enumerate(options["runs"]) if run["minutes"] == longest)
     own = options_of_run(options, options["runs"][at])

@@ -1,4 +1,4 @@
-"""The tables of a comparison: Markdown to read, CSV in full precision."""
+"""Write the tables of a comparison: Markdown for reading, and CSV in full precision."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ INPUT = "input"
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write ``table.md`` and ``table.csv``; return their places."""
+    """Write ``table.md`` and ``table.csv``, and return their paths."""
     texts = {"table.md": markdown(comparison), "table.csv": comma_separated(comparison)}
     return [write_text_atomically(folder / name, text) for name, text in texts.items()]
 
 
 def markdown(comparison: Comparison) -> str:
-    """Return the means and costs of all competitors, and their differences to the first one, in Markdown."""
+    """Return the means and costs of all competitors, and their differences from the first one, in Markdown."""
     table = columns(comparison)
     names = [INPUT, *(markdown_text(competitor.name) for competitor in comparison.competitors)]
     cells = [[f"**{cell.text}**" if cell.best else cell.text for cell in column.cells] for column in table]
@@ -41,7 +41,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def comma_separated(comparison: Comparison) -> str:
-    """Return a row for the inputs and one for each competitor, in SI units and full precision."""
+    """Return CSV with a row for the inputs and one for each competitor, in SI units and full precision."""
     cells = [{"competitor": INPUT}, *map(_cost_cells, comparison.competitors)]
     for dataset, metric in _measures(comparison):
         title, difference = _title(dataset, metric), dataset.difference.get(metric, {})
@@ -128,6 +128,6 @@ def _title(dataset: DataSet, metric: str) -> str:
 
 
 def markdown_table(head: list[str], rows: Iterable[tuple[str, ...] | list[str]]) -> str:
-    """Return a table whose first column is to the left, the others to the right."""
+    """Return a Markdown table with a left-aligned first column and right-aligned other columns."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

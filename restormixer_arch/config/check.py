@@ -1,4 +1,4 @@
-"""Read and check an option file before anything heavy is imported: no torch, no basicsr, no OpenCV here."""
+"""Read and check an option file before slow imports; this module imports neither torch, basicsr nor OpenCV."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from restormixer_arch.config.yaml_file import apply_overrides, find_in_package, 
 from restormixer_arch.errors import OptionErrors, Problem, UserError, closest, did_you_mean
 from restormixer_arch.output import note, user_path, warn
 
-# pydantic's error type -> what to say was expected, with pydantic's own context filled in
+# pydantic's error type -> the expected value for messages, formatted with the context of pydantic's error
 EXPECTED = {
     "int_type": "a whole number",
     "float_type": "a number",
@@ -43,7 +43,7 @@ IN_QUOTES = "; put a number, date, null, on, off, yes or no in quotes to use it 
 
 
 class NoDataSet(UserError):
-    """None of the datasets of an option file is there."""
+    """All datasets of an option file are missing."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,13 @@ class Request:
     """A checked option file and the switches of the command line.
 
     Attributes:
-        shown: the option file as the user named it, for messages.
-        path: the option file.
-        options: its content with ``--force_yml`` applied and packaged paths filled in.
-        is_train: for training, else for testing.
-        overrides: the entries of ``--force_yml``.
+        shown: option file as the user named it, for messages.
+        path: path of the option file.
+        options: content of the file, with ``--force_yml`` applied and the paths of packaged files filled in.
+        is_train: True for training, False for testing.
+        overrides: entries of ``--force_yml``.
         launcher: ``none``, ``pytorch`` or ``slurm``.
+        auto_resume, debug: command-line switches of the same names.
     """
 
     shown: str
@@ -82,16 +83,16 @@ def read_request(
     """Find, read and check an option file.
 
     Args:
-        option_file: the option file as the user named it.
-        is_train: for training, else for testing.
-        force_yml: overrides ``key:key=value``.
+        option_file: option file as the user named it.
+        is_train: True for training, False for testing.
+        force_yml: overrides of the form ``key:key=value``.
         launcher, auto_resume, debug: see :class:`Request`.
-        skip_missing: leave out the datasets whose folder or LMDB is not there, with a note.
+        skip_missing: leave out datasets whose folder or LMDB is missing, with a note.
 
     Raises:
-        UserError: it cannot be found or read.
-        NoDataSet: all of its datasets are missing.
-        OptionErrors: it has problems; all of them are listed.
+        UserError: if the file cannot be found or read.
+        NoDataSet: if all of its datasets are missing and ``skip_missing`` is True.
+        OptionErrors: if the file has problems; the error lists all of them.
     """
     path, options = read_option_file(option_file, force_yml)
     if skip_missing:
@@ -104,7 +105,7 @@ def read_request(
 
 
 def _leave_out_missing(options: dict[str, Any], shown: str) -> None:
-    """Remove the datasets of which a folder or LMDB is not there."""
+    """Remove the datasets with a missing folder or LMDB."""
     datasets = options.get("datasets")
     if not isinstance(datasets, dict):
         return  # reported by the check
@@ -123,13 +124,13 @@ def _leave_out_missing(options: dict[str, Any], shown: str) -> None:
 
 
 def read_option_file(option_file: str, force_yml: list[str] | None = None) -> tuple[Path, dict[str, Any]]:
-    """Find and read an option file, apply overrides, and point paths that only the installed package has to it.
+    """Find and read an option file, apply overrides, and redirect paths that exist only in the installed package.
 
     Returns:
-        Where the file is, and its content, unchecked.
+        The path of the file and its unchecked content.
 
     Raises:
-        UserError: it cannot be found or read, or an override is wrong.
+        UserError: if the file cannot be found or read, or an override is invalid.
     """
     path = locate_option_file(option_file)
     options = read_options(path, option_file)
@@ -148,7 +149,7 @@ def read_option_file(option_file: str, force_yml: list[str] | None = None) -> tu
 
 
 def _write_whole_numbers(node: Any) -> None:
-    """Make ``5e3`` or ``5000.0`` a whole number, in place, under every key that takes whole numbers alone."""
+    """Convert ``5e3`` or ``5000.0`` to an integer in place, under every key that accepts only integers."""
     if isinstance(node, list):
         for value in node:
             _write_whole_numbers(value)
@@ -166,7 +167,7 @@ def _whole(value: Any) -> Any:
 
 @cache
 def _whole_number_keys() -> frozenset[str]:
-    """Return the keys of all sections whose values are whole numbers, or lists of them, wherever they stand."""
+    """Return the keys that accept integers or lists of integers in some section, and floats in none."""
     from restormixer_arch.config import compare_schema  # noqa: F401, whose sections are subclasses too
 
     models, keys, others = [Section, OpenSection], set(), set()
@@ -188,17 +189,17 @@ def _plain_types(annotation: Any) -> list[Any]:
 
 
 def check_options(options: dict[str, Any], shown: str, is_train: bool, *, paths: bool = True) -> None:
-    """Compare the options with the schema and with each other.
+    """Check the options against the schema and against each other.
 
     Args:
-        options: the content of the file.
-        shown: the file's name in messages.
-        is_train: for ``basicsr train``, else for ``basicsr test``.
-        paths: also that the files and folders it names exist.
+        options: content of the file.
+        shown: name of the file in messages.
+        is_train: True for ``basicsr train``, False for ``basicsr test``.
+        paths: also check that the files and folders named in the options exist.
 
     Raises:
-        UserError: it is a file for another command.
-        OptionErrors: with every problem found.
+        UserError: if the file is for another command.
+        OptionErrors: if the options have problems; the error lists all of them.
     """
     refuse_file_of_another_command(options, shown, "train" if is_train else "test")
     raise_problems(option_problems(options, is_train, paths=paths), options, shown)
@@ -224,9 +225,9 @@ def raise_problems(problems: list[Problem], options: dict[str, Any], shown: str)
 
 
 def option_problems(options: dict[str, Any], is_train: bool, *, paths: bool = True) -> list[Problem]:
-    """Return what :func:`check_options` raises."""
+    """Return the problems that :func:`check_options` raises."""
     found = [*_schema_problems(options, is_train), *rules.file_problems(options, is_train, paths=paths)]
-    problems = list(dict.fromkeys(found))  # 'train' is looked at in the whole file, and by itself
+    problems = list(dict.fromkeys(found))  # 'train' is checked with the complete file and as a section
     reported = {problem.path for problem in problems}
     return problems + [problem for problem in rules.large_numbers(options) if problem.path not in reported]
 
@@ -252,7 +253,7 @@ def _schema_problems(options: dict[str, Any], is_train: bool) -> list[Problem]:
 def _scheduler_problems(scheduler: Any) -> list[Problem]:
     at = ("train", "scheduler")
     if not isinstance(scheduler, dict):
-        return []  # reported already, as missing or as no section
+        return []  # already reported as missing or as not a section
     kind = scheduler.get("type")
     if kind is None:
         return [Problem((*at, "type"), "required key is missing (the kind of schedule)")]
@@ -262,7 +263,7 @@ def _scheduler_problems(scheduler: Any) -> list[Problem]:
 
 
 def _position(options: dict[str, Any], path: tuple[str, ...]) -> list[int]:
-    """Return where a key stands in the file, to list problems from top to bottom; a missing key comes last."""
+    """Return a sort key for the position of a key in the file; a missing key comes last in its section."""
     place, node = [], options
     for key in path:
         keys = [str(name) for name in node] if isinstance(node, dict) else []
@@ -277,9 +278,9 @@ def section_problems(section: type[BaseModel], options: Any, at: tuple[str, ...]
     """Validate one section and return its problems, at most one per key.
 
     Args:
-        section: the pydantic model.
-        options: the section as read.
-        at: the path of the section in the file.
+        section: pydantic model of the section.
+        options: content of the section as read.
+        at: path of the section in the file.
     """
     try:
         section.model_validate(options)
@@ -309,13 +310,13 @@ def section_problems(section: type[BaseModel], options: Any, at: tuple[str, ...]
     for path, (value, texts) in expected.items():
         problems.append(Problem(at + path, f"got {value!r}, expected {', or '.join(dict.fromkeys(texts))}"))
     for path in missing:
-        if path not in corrected:  # else the misspelled key was reported already
+        if path not in corrected:  # otherwise the misspelled key was already reported
             problems.append(Problem(at + path, _missing_key(_model_at(section, path[:-1]), path, options)))
     return problems
 
 
 def _keys_that_are_no_text(errors: list[Any], options: Any, at: tuple[str, ...]) -> tuple[list[Problem], list[Any]]:
-    """Return a problem for each key that is not text, such as ``on:``, and the errors that are about other keys."""
+    """Return a problem for each key that is not text, such as ``on:``, and the errors of all other keys."""
     problems, wrong = [], []
     for item in errors:
         if item["type"] == "invalid_key" or (item["type"], item["loc"][-1]) == ("string_type", "[key]"):
@@ -327,13 +328,13 @@ def _keys_that_are_no_text(errors: list[Any], options: Any, at: tuple[str, ...])
 
 
 def expected_of(error: Mapping[str, Any]) -> str:
-    """Say what was expected, from an error as pydantic lists it."""
+    """Return a description of the expected value for an error that pydantic lists."""
     text = EXPECTED.get(error["type"])
     return error["msg"] if text is None else text.format(**error.get("ctx", {}))
 
 
 def _missing_key(model: type[BaseModel], path: tuple[str, ...], options: Any) -> str:
-    """Say that a key is missing, and name the similar key of an open section that may be meant for it."""
+    """Return a message that a key is missing, and suggest a similar extra key of an open section."""
     for key in path[:-1]:
         options = options.get(key) if isinstance(options, dict) else None
     further = [str(key) for key in options if key not in model.model_fields] if isinstance(options, dict) else []
@@ -343,13 +344,13 @@ def _missing_key(model: type[BaseModel], path: tuple[str, ...], options: Any) ->
 
 
 def unknown_name(value: Any, kind: str, known: Iterable[str]) -> str:
-    """Return a message that a name is unknown, with the closest match, if any, and the whole list."""
+    """Return a message that a name is unknown, with the closest match, if any, and all known names."""
     names = sorted(known)
     return f"{value!r} is not a known {kind}.{did_you_mean(str(value), names)} Known: {', '.join(names) or 'none'}"
 
 
 def _key_path(item: dict[str, Any], options: Any) -> tuple[str, ...]:
-    """Pydantic's location without the marks it adds for members of a union."""
+    """Return the key path of a pydantic error, without the parts that pydantic adds for union members."""
     path, node = [], options
     for part in item["loc"]:
         if isinstance(node, dict) and part in node or isinstance(node, list) and isinstance(part, int):

@@ -1,4 +1,4 @@
-"""What an option file of ``basicsr compare`` may hold; see :mod:`restormixer_arch.config.schema`."""
+"""Define the sections of option files of ``basicsr compare``; see :mod:`restormixer_arch.config.schema`."""
 
 from __future__ import annotations
 

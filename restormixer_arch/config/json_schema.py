@@ -1,7 +1,7 @@
-"""The schema of option files as JSON Schema, by which editors complete and check keys.
+"""Generate the JSON Schema of option files, which editors use to complete and check keys.
 
-It is made of the same models as the check of the command line, so it says the same about every single key. What no
-single key shows, such as the sum of a schedule's periods, only the command checks.
+It is generated from the same models that the commands use, so both agree on every single key. Rules beyond single
+keys, such as the sum of a schedule's periods, are checked only by the commands.
 
 ``python -m restormixer_arch.config.json_schema > options/schema.json`` writes the published file.
 """
@@ -22,7 +22,7 @@ from restormixer_arch.config.train_schema import SCHEDULERS, TRAIN_SECTIONS
 
 
 def json_schema() -> dict[str, Any]:
-    """Return one schema for all files: comparing ones have ``competitors``, training ones a section ``train``."""
+    """Return one schema for all files: those for comparison have ``competitors``, those for training ``train``."""
     result = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Option file of basicsr train, basicsr test and basicsr compare",
@@ -67,7 +67,7 @@ def _compare_file() -> dict[str, Any]:
 
 
 def _datasets(train: str | None, measured: str) -> dict[str, Any]:
-    """Schemas of the phases to train on and of those to validate or test on, by the patterns of their names."""
+    """Return the schema of ``datasets``; the patterns match the phases to train on and to validate or test on."""
     phases = {measured: _by("type", {name: _ref(s) for name, s in schema.DATASETS.items()}, _open(schema.Dataset))}
     if train:
         known = {name: _ref(section) for name, section in schema.TRAIN_DATASETS.items()}
@@ -76,7 +76,7 @@ def _datasets(train: str | None, measured: str) -> dict[str, Any]:
 
 
 def _by(key: str, cases: dict[str, dict[str, Any]], otherwise: dict[str, Any] | bool) -> dict[str, Any]:
-    """A schema that depends on the value of ``key``."""
+    """Return a schema that depends on the value of ``key``."""
     result: Any = otherwise
     for value, case in reversed(cases.items()):
         result = {"if": {"properties": {key: {"const": value}}, "required": [key]}, "then": case, "else": result}

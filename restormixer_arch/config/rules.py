@@ -1,7 +1,8 @@
-"""The rules of option files that no single key shows: sums, lengths, pairs of keys, and paths. Each stands here once.
+"""Define the rules of option files beyond single keys: sums, lengths, pairs of keys, and paths.
 
-Functions named after an option value return what is wrong with it as text, or None; datasets and models call them
-too. The others take a whole file and yield problems. Nothing beyond Python's own library is imported here.
+Each rule is defined only here. The ``*_problem`` functions check one value and return an error message or None;
+datasets and models also call them. The others accept a complete file and yield problems. Apart from this project, only
+the standard library is imported.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from typing import Any
 from restormixer_arch.errors import Problem, did_you_mean, not_found
 from restormixer_arch.output import user_path
 
-NAME_PATTERN = r'^[^/\\:*?"<>|\x00-\x1f]*[^/\\:*?"<>|\x00-\x1f.][^/\\:*?"<>|\x00-\x1f]*$'  # not . or ..
+NAME_PATTERN = r'^[^/\\:*?"<>|\x00-\x1f]*[^/\\:*?"<>|\x00-\x1f.][^/\\:*?"<>|\x00-\x1f]*$'  # excludes . and ..
 RESERVED = ("CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)))
-SURROGATES = "[\ud800-\udfff]"  # "\ud800" in YAML, which no file name can hold
-NAME_LENGTH = 150  # of its UTF-8, since file systems allow 255 bytes with what is added to it
-NAMES_LENGTH = 230  # of a dataset's and a metric's name together, which net_g_best_<set>_<metric>.pth has
-COLUMNS = ("iteration", "dataset", "set", "images")  # of the tables of results, beside those of the metrics
+SURROGATES = "[\ud800-\udfff]"  # such as "\ud800" in YAML, which file names cannot contain
+NAME_LENGTH = 150  # bytes in UTF-8; file systems allow 255 bytes, including what is added to the name
+NAMES_LENGTH = 230  # bytes of the names of a dataset and a metric together, as in net_g_best_<set>_<metric>.pth
+COLUMNS = ("iteration", "dataset", "set", "images")  # columns of the result tables besides the metrics
 MAX_INTEGER = 2**63 - 1
-AVERAGE = "average"  # the row of the results below those of the datasets
+AVERAGE = "average"  # name of the row below those of the datasets in the results
 STORABLE = 'a name of at most 150 bytes that every system can store, without / \\ : * ? " < > |'
 WITH_LOSS = ("SRModel", "SwinIRModel", "RestorMixerModel")
 WITH_ONE_OUTPUT = ("SRModel", "SwinIRModel", "SRGANModel", "ESRGANModel", "RealESRNetModel", "RealESRGANModel")
 GANS = ("SRGANModel", "ESRGANModel")
 DEEPLY_SUPERVISED = ("RestorMixer", "RestorMixerAblation")
 WITH_TRUTH = ("PairedImageDataset", "PairedRestorationDataset", "DegradedDataset")
-FILES = ("meta_info_file", "compositions")  # of a dataset, to read
+FILES = ("meta_info_file", "compositions")  # keys of a dataset that name files to read
 WITHOUT_TRUTH = ("SingleImageDataset",)
 NO_REFERENCE_METRICS = ("calculate_niqe",)  # need no ground truth
 LESS_IS_BETTER = ("calculate_niqe", "calculate_lpips", "calculate_dists")
@@ -40,12 +41,12 @@ LESS_IS_BETTER = ("calculate_niqe", "calculate_lpips", "calculate_dists")
 
 
 def crop_problem(gt_size: int, scale: int) -> str | None:
-    """A crop of the ground truth is that of the input times ``scale``."""
+    """Return a message if ``gt_size`` is not a positive multiple of ``scale``, by which the LQ crop is smaller."""
     return f"got {gt_size}, expected a multiple of scale {scale}" if gt_size < 1 or gt_size % scale else None
 
 
 def database_problem(root: str | Path, backend: str) -> str | None:
-    """``io_backend.type: lmdb`` and paths ending in ``.lmdb`` go together, and an LMDB folder has its two files."""
+    """Return a message if only one of path and backend is for LMDB, or an LMDB folder lacks one of its two files."""
     is_database, folder = str(root).endswith(".lmdb"), user_path(root)
     if backend == "lmdb" and not is_database:
         return f"{str(root)!r} must end in '.lmdb' because io_backend.type is 'lmdb'"
@@ -59,17 +60,17 @@ def database_problem(root: str | Path, backend: str) -> str | None:
 
 
 def path_problem(path: str) -> str | None:
-    """A path to read must exist."""
+    """Return a message if a path to read is empty, does not exist or cannot be looked up."""
     if not path:
         return "got '', expected the name of a file or folder, or ~ for none"
     try:
         return None if user_path(path).exists() else f"{path!r} {not_found(path)}"
-    except OSError as error:  # such as a name that is too long, or a folder that may not be read
+    except OSError as error:  # such as a name that is too long, or a folder that is not readable
         return f"{path!r} cannot be looked up ({error.strerror or type(error).__name__})"
 
 
 def name_problem(name: str) -> str | None:
-    """What names a file or a folder can be stored on each system: an option file is for all of them."""
+    """Return a message if a file or folder name is not valid on every system, since option files are portable."""
     if re.search('[:*?"<>|]', name) or name.endswith((".", " ")) or name.partition(".")[0].upper() in RESERVED:
         return f'got {name!r}, which Windows cannot store: expected a name without : * ? " < > |, a last dot or blank'
     fits = re.fullmatch(NAME_PATTERN, name) and _bytes(name) <= NAME_LENGTH and not re.search(SURROGATES, name)
@@ -85,12 +86,12 @@ def phase_kind(phase: Any) -> str:
 
 
 def file_problems(options: dict[str, Any], is_train: bool, *, paths: bool = True) -> Iterator[Problem]:
-    """Yield what is wrong with the content of a file for ``basicsr train`` or ``basicsr test``.
+    """Yield the problems of an option file for ``basicsr train`` or ``basicsr test``.
 
     Args:
-        options: the content; sections of a wrong type are left to the schema.
-        is_train: for ``basicsr train``.
-        paths: also that the files and folders it names exist.
+        options: content of the file; sections of a wrong type are left to the schema.
+        is_train: True for ``basicsr train``, False for ``basicsr test``.
+        paths: also check that the files and folders named in the options exist.
     """
     yield from phases(options, is_train)
     if is_train:
@@ -116,7 +117,7 @@ def file_problems(options: dict[str, Any], is_train: bool, *, paths: bool = True
 
 
 def phases(options: dict[str, Any], is_train: bool) -> Iterator[Problem]:
-    """BasicSR takes ``train`` and ``val*`` for training, ``val*`` and ``test*`` for testing."""
+    """Check the phases (``train`` and ``val*`` to train, ``val*`` and ``test*`` to test) and the dataset names."""
     datasets = _section(options, "datasets")
     kinds = ("train", "val") if is_train else ("val", "test")
     allowed = "'train', 'val' or 'val_<n>'" if is_train else "'test', 'test_<n>' or 'val'"
@@ -144,7 +145,7 @@ def phases(options: dict[str, Any], is_train: bool) -> Iterator[Problem]:
 
 
 def schedule(options: dict[str, Any]) -> Iterator[Problem]:
-    """BasicSR fails in the middle of training where the schedule ends before it does."""
+    """Check the restart weights, and that the schedule does not end before training, or else BasicSR fails."""
     train = _section(options, "train")
     scheduler, total = _section(train, "scheduler"), train.get("total_iter")
     periods, at = scheduler.get("periods"), ("train", "scheduler")
@@ -160,7 +161,7 @@ def schedule(options: dict[str, Any]) -> Iterator[Problem]:
 
 
 def crops(options: dict[str, Any]) -> Iterator[Problem]:
-    """The crops to train on, see :func:`crop_problem`."""
+    """Check the size of the training crops; see :func:`crop_problem`."""
     size, factor = _section(_section(options, "datasets"), "train").get("gt_size"), options.get("scale", 1)
     if isinstance(size, int) and isinstance(factor, int) and min(size, factor) >= 1:  # else reported by the schema
         if text := crop_problem(size, factor):
@@ -168,7 +169,7 @@ def crops(options: dict[str, Any]) -> Iterator[Problem]:
 
 
 def progressive(options: dict[str, Any]) -> Iterator[Problem]:
-    """The stages of growing patches, see :func:`progressive_problems`."""
+    """Check the progressive stages, see :func:`progressive_problems`, and that the dataset covers the largest."""
     table, factor = _section(_section(options, "train"), "progressive"), options.get("scale", 1)
     lists = [table.get(key) for key in ("iters", "gt_sizes", "batch_sizes")]
     if all(map(_is_numbers, lists)) and isinstance(factor, int) and factor >= 1:  # else reported by the schema
@@ -182,7 +183,7 @@ def progressive(options: dict[str, Any]) -> Iterator[Problem]:
 
 
 def mixing(options: dict[str, Any]) -> Iterator[Problem]:
-    """Mixup needs another image in the batch."""
+    """Check that mixup has more than one image in a batch."""
     train, data = _section(options, "train"), _section(_section(options, "datasets"), "train")
     stages = _section(train, "progressive").get("batch_sizes") or [data.get("batch_size_per_gpu")]
     if train.get("mixup") and all(size == 1 for size in stages):
@@ -191,7 +192,7 @@ def mixing(options: dict[str, Any]) -> Iterator[Problem]:
 
 
 def progressive_problems(table: Mapping[str, Sequence[int]], scale: int) -> Iterator[Problem]:
-    """Yield what is wrong with ``train.progressive``: its lists are of one length, and ``scale`` divides the sizes."""
+    """Check that the lists of ``train.progressive`` have the same length and ``scale`` divides the sizes."""
     at, lengths = ("train", "progressive"), [len(table[key]) for key in ("iters", "gt_sizes", "batch_sizes")]
     if len(set(lengths)) > 1 or not lengths[0]:
         listed = "{}, {} and {}".format(*lengths)
@@ -202,7 +203,7 @@ def progressive_problems(table: Mapping[str, Sequence[int]], scale: int) -> Iter
 
 
 def logging(options: dict[str, Any]) -> Iterator[Problem]:
-    """BasicSR starts wandb where it has a project, by what is written for tensorboard."""
+    """Check that tensorboard logging, which wandb follows, is on and wandb is installed if it has a project."""
     logger = _section(options, "logger")
     if not _section(logger, "wandb").get("project"):
         return
@@ -213,14 +214,14 @@ def logging(options: dict[str, Any]) -> Iterator[Problem]:
 
 
 def losses(options: dict[str, Any]) -> Iterator[Problem]:
-    """SRModel and the models made of it need a loss."""
+    """Check that SRModel and the models derived from it have a loss."""
     train = _section(options, "train")
     if options.get("model_type") in WITH_LOSS and train.get("pixel_opt") is train.get("perceptual_opt") is None:
         yield Problem(("train", "pixel_opt"), "a loss is missing: expected pixel_opt or perceptual_opt")
 
 
 def outputs(options: dict[str, Any]) -> Iterator[Problem]:
-    """In training RestorMixer has outputs at three scales, which BasicSR's own models do not know."""
+    """Check that RestorMixer's outputs at three scales in training are off for models that support only one."""
     network, model = _section(options, "network_g"), options.get("model_type")
     if network.get("type") in DEEPLY_SUPERVISED and model in WITH_ONE_OUTPUT:
         if network.get("deep_supervision", True) is True:
@@ -229,7 +230,7 @@ def outputs(options: dict[str, Any]) -> Iterator[Problem]:
 
 
 def judged_size(options: dict[str, Any]) -> Iterator[Problem]:
-    """BasicSR's VGGStyleDiscriminator judges images of one size."""
+    """Check that ``gt_size`` is the only image size that BasicSR's VGGStyleDiscriminator accepts."""
     judge, model = _section(options, "network_d"), options.get("model_type")
     size, expected = _section(_section(options, "datasets"), "train").get("gt_size"), judge.get("input_size", 128)
     if (
@@ -243,7 +244,7 @@ def judged_size(options: dict[str, Any]) -> Iterator[Problem]:
 
 
 def windows(options: dict[str, Any]) -> Iterator[Problem]:
-    """SwinIRModel pads the images that it restores to a multiple of the network's windows."""
+    """Check that ``window_size`` is set for SwinIRModel, which pads the images to restore to a multiple of it."""
     network = _section(options, "network_g")
     restores = options.get("model_type") == "SwinIRModel" and options.get("val") is not None
     if restores and network and "window_size" not in network:
@@ -251,7 +252,7 @@ def windows(options: dict[str, Any]) -> Iterator[Problem]:
 
 
 def large_numbers(node: Any, at: tuple[str, ...] = ()) -> Iterator[Problem]:
-    """Torch computes with whole numbers of 64 bits."""
+    """Check that all integers fit into the 64 bits of torch's integers."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield from large_numbers(value, (*at, str(key)))
@@ -263,7 +264,7 @@ def large_numbers(node: Any, at: tuple[str, ...] = ()) -> Iterator[Problem]:
 
 
 def columns(options: dict[str, Any]) -> Iterator[Problem]:
-    """The tables of results have a column for each metric, beside their own and those of the inputs."""
+    """Check that no metric has the name of another column of the result tables, including those of the inputs."""
     metrics = _section(_section(options, "val"), "metrics")
     taken = (*COLUMNS, *(f"{name}_input" for name in metrics))
     for name in metrics:
@@ -273,14 +274,14 @@ def columns(options: dict[str, Any]) -> Iterator[Problem]:
 
 
 def scale(options: dict[str, Any]) -> Iterator[Problem]:
-    """BasicSR hands the file's ``scale`` on to the datasets; those with a ground truth need it."""
+    """Check that ``scale``, which BasicSR passes to the datasets, is set if a dataset has ground truth."""
     types = [dataset.get("type") for dataset in _section(options, "datasets").values() if isinstance(dataset, dict)]
     if "scale" not in options and any(kind in WITH_TRUTH for kind in types):
         yield Problem(("scale",), "required key is missing (1 where images keep their size)")
 
 
 def best_weights(options: dict[str, Any]) -> Iterator[Problem]:
-    """The best weights by a metric of a validated set are a file that is named after both."""
+    """Check the total length of dataset and metric names, which the file names of the best weights contain."""
     metrics = _section(_section(options, "val"), "metrics")
     longest = max((str(name) for name in metrics), key=_bytes, default="")
     for phase, dataset in _section(options, "datasets").items():
@@ -292,7 +293,7 @@ def best_weights(options: dict[str, Any]) -> Iterator[Problem]:
 
 
 def averages(options: dict[str, Any]) -> Iterator[Problem]:
-    """The results of several sets have a row of their average, by that name."""
+    """Check that no dataset has the name of the row with the average of several datasets."""
     datasets = _section(options, "datasets")
     for phase, dataset in datasets.items() if len(datasets) > 1 else ():
         if isinstance(dataset, dict) and dataset.get("name") == AVERAGE:
@@ -301,7 +302,7 @@ def averages(options: dict[str, Any]) -> Iterator[Problem]:
 
 
 def normalization(options: dict[str, Any]) -> Iterator[Problem]:
-    """Images are normalized by a mean and a standard deviation."""
+    """Check that ``mean`` and ``std`` are given together, since normalization needs both."""
     for phase, dataset in _section(options, "datasets").items():
         given = [key for key in ("mean", "std") if isinstance(dataset, dict) and dataset.get(key) is not None]
         if len(given) == 1:
@@ -310,7 +311,7 @@ def normalization(options: dict[str, Any]) -> Iterator[Problem]:
 
 
 def databases(options: dict[str, Any]) -> Iterator[Problem]:
-    """The folders of images, see :func:`database_problem`."""
+    """Check the folders and LMDBs of images; see :func:`database_problem`."""
     for phase, dataset in _section(options, "datasets").items():
         for key in ("dataroot_lq", "dataroot_gt") if isinstance(dataset, dict) else ():
             root, backend = dataset.get(key), _section(dataset, "io_backend").get("type")
@@ -319,7 +320,7 @@ def databases(options: dict[str, Any]) -> Iterator[Problem]:
 
 
 def metrics_without_truth(options: dict[str, Any]) -> Iterator[Problem]:
-    """BasicSR measures every validated set with the same metrics, and most need a ground truth."""
+    """Check that no dataset lacks the ground truth that a metric needs; BasicSR uses all metrics on all datasets."""
     metrics = _section(_section(options, "val"), "metrics")
     types = [metric.get("type") for metric in metrics.values() if isinstance(metric, dict)]
     full_reference = [str(kind) for kind in types if kind not in NO_REFERENCE_METRICS]
@@ -331,7 +332,7 @@ def metrics_without_truth(options: dict[str, Any]) -> Iterator[Problem]:
 
 
 def missing_paths(options: dict[str, Any]) -> Iterator[Problem]:
-    """Every file or folder to read, see :func:`path_problem`."""
+    """Check every file or folder to read; see :func:`path_problem`."""
     for section, path in path_keys(options):
         if text := path_problem(section[path[-1]]):
             yield Problem(path, text)
@@ -350,27 +351,27 @@ def path_keys(options: dict[str, Any]) -> Iterator[tuple[dict[str, Any], tuple[s
 
 
 def expand_paths(options: dict[str, Any]) -> None:
-    """Put the home folder in place of ``~`` in every key of :func:`path_keys`."""
+    """Replace ``~`` with the home folder in every key of :func:`path_keys`."""
     for section, path in path_keys(options):
         section[path[-1]] = os.path.expanduser(section[path[-1]])
 
 
 def better(metric: Mapping[str, Any]) -> str:
-    """Return which way a metric is better: what its section says, or else what its type has by nature."""
+    """Return whether ``higher`` or ``lower`` is better: from the metric's section, or else by its type."""
     return metric.get("better") or ("lower" if metric["type"] in LESS_IS_BETTER else "higher")
 
 
 def window_advice(options: dict[str, Any]) -> str | None:
-    """Return advice where RestorMixer's largest windows are twice as wide as what is left of a crop, or wider.
+    """Return advice if RestorMixer's largest windows are at least twice as wide as the downsampled crop.
 
     Args:
-        options: a file without problems.
+        options: content of a file without problems.
     """
     size, network = options["datasets"]["train"].get("gt_size"), options["network_g"]
     blocks, window = network.get("num_blocks", (4, 4, 4)), network.get("window_size", 8)
     if network["type"] != "RestorMixer" or not _is_numbers(blocks) or len(blocks) != 3:
         return None
-    if not isinstance(size, int) or not isinstance(window, int):  # reported with the arguments' types
+    if not isinstance(size, int) or not isinstance(window, int):  # reported when the argument types are checked
         return None
     for halvings, count in ((1, blocks[1]), (2, blocks[2])):
         side, largest = size // options.get("scale", 1) // 2**halvings, window * (count // 2)

@@ -1,4 +1,4 @@
-"""What the sections of an option file are made of; see :mod:`restormixer_arch.config.schema`."""
+"""Define the base classes of the sections of option files; see :mod:`restormixer_arch.config.schema`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 
 class Section(BaseModel):
-    """A section that knows all of its keys. Values are compared as they are: ``"5"`` is not a number."""
+    """A section that rejects unknown keys. Values are not converted: ``"5"`` is not a number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -21,7 +21,7 @@ class OpenSection(BaseModel):
 
 @cache
 def open_section(section: type[BaseModel]) -> type[BaseModel]:
-    """Return the same section, named ``Open...``, to which a plug-in may add keys."""
+    """Return a subclass of the section, named ``Open...``, to which a plug-in may add keys."""
     return create_model(f"Open{section.__name__}", __base__=section, __cls_kwargs__={"extra": "allow"})
 
 

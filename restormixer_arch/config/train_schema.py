@@ -1,4 +1,4 @@
-"""What the section ``train`` of an option file may hold, by its model; see :mod:`restormixer_arch.config.schema`."""
+"""Define the section ``train`` of option files for each model; see :mod:`restormixer_arch.config.schema`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from restormixer_arch.config.section import Section, Typed
 from restormixer_arch.config.values import Count, Crop, Positive, Rate
 
-TORCH_OPTIMIZERS = ("Adam", "AdamW", "Adamax", "SGD", "ASGD", "RMSprop", "Rprop")  # those of BasicSR's models
+TORCH_OPTIMIZERS = ("Adam", "AdamW", "Adamax", "SGD", "ASGD", "RMSprop", "Rprop")  # those that BasicSR's models support
 
 
-COMMON_KEYS = ("type", "lr", "weight_decay")  # of every optimizer
+COMMON_KEYS = ("type", "lr", "weight_decay")  # keys of every optimizer
 
 
 def _leave_open_for_other_packages(json_schema: dict[str, Any]) -> None:
-    """Apply all but the common keys to torch's optimizers alone, in the schema for editors."""
+    """Restrict all but the common keys to torch's optimizers in the JSON Schema for editors."""
     own = {key: json_schema.pop(key) for key in ("properties", "additionalProperties")}
     json_schema["properties"] = {key: own["properties"][key] for key in COMMON_KEYS}
     json_schema["if"] = {"properties": {"type": {"enum": list(TORCH_OPTIMIZERS)}}}
@@ -85,13 +85,13 @@ class Warmup(Section):
 
 
 class Train(Warmup):
-    """What BasicSR's training loop itself reads."""
+    """Keys that BasicSR's training loop itself reads."""
 
     total_iter: Positive = Field(description="iterations to train")
 
 
 class Optimization(Section):
-    """What is optimized, and how, without the schedule."""
+    """Keys of the optimizer and the losses, without the schedule."""
 
     optim_g: Optimizer = Field(description="type and lr of the optimizer")
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -106,7 +106,7 @@ class SRTrain(Train, Optimization):
 
 
 class Steps(Section):
-    """How RestorMixerModel takes the steps of the optimizer."""
+    """Keys that define the training steps of RestorMixerModel."""
 
     grad_clip: Rate = Field(default=0.01, description="maximum norm of the gradient, 0 for no clipping")
     amp: Literal["off", "bf16", "fp16", False] = Field(default="off", description="16 bits in the forward pass")
@@ -147,7 +147,7 @@ class GanTrain(SRTrain):
     net_d_init_iters: Count = Field(default=0, description="iterations at the start that train the discriminator alone")
 
 
-# model -> section; another model's file may have whatever keys it likes beside those of Train
+# model -> section; for other models, any keys are allowed besides those of Train
 TRAIN_SECTIONS: dict[str, type[BaseModel]] = {
     "SRModel": SRTrain,
     "SwinIRModel": SRTrain,
@@ -161,7 +161,7 @@ TRAIN_SECTIONS: dict[str, type[BaseModel]] = {
     "VideoRecurrentGANModel": GanTrain,
     "EDVRModel": SRTrain,
 }
-# those of them whose files may have further keys in any section
+# models of TRAIN_SECTIONS whose files may have further keys in any section
 WITH_MORE_KEYS = (
     "RealESRNetModel",
     "RealESRGANModel",

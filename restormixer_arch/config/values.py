@@ -1,4 +1,4 @@
-"""Types of single values of an option file, which the sections of :mod:`restormixer_arch.config.schema` are made of."""
+"""Define the types of single values in the sections of :mod:`restormixer_arch.config.schema`."""
 
 from __future__ import annotations
 

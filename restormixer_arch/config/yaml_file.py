@@ -1,8 +1,8 @@
-"""Find and read option files: plain YAML with the floats of YAML 1.2, and no key twice.
+"""Find and read option files: plain YAML with the floats of YAML 1.2 and without duplicate keys.
 
 BasicSR resolves every relative path of an option file against the working directory. The option files, the sample
 data and the weights that ship with this project are installed inside the package, so ``options/x.yml``, ``data/y`` and
-``restormixer_arch/weights/z`` are looked up there when the working directory has no such file.
+``restormixer_arch/weights/z`` are looked up there if the working directory has no such file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import yaml
 from restormixer_arch.errors import UserError, closest, did_you_mean, similar_file
 from restormixer_arch.output import user_path
 
-# The first folder of a relative path -> the package that it is installed as.
+# first folder of a relative path -> package as which it is installed
 PACKAGED = {
     "options": "restormixer_arch.options",
     "data": "restormixer_arch.data",
@@ -30,13 +30,13 @@ PACKAGED = {
 
 
 def package_folders(top: str) -> list[Path]:
-    """Return the installed folders behind a key of :data:`PACKAGED` without importing them."""
+    """Return the installed folders of a key of :data:`PACKAGED` without importing the package."""
     spec = find_spec(PACKAGED[top])
     return [Path(folder) for folder in spec.submodule_search_locations] if spec else []
 
 
 def find_in_package(path: str | Path) -> Path | None:
-    """Return the installed file that a relative path such as ``data/samples/x.lmdb`` names, or None."""
+    """Return the installed file for a relative path such as ``data/samples/x.lmdb``, or None if it is missing."""
     parts = PurePath(path).parts
     if not parts or parts[0] not in PACKAGED or ".." in parts:
         return None
@@ -45,10 +45,10 @@ def find_in_package(path: str | Path) -> Path | None:
 
 
 def locate_option_file(path: str | Path) -> Path:
-    """Return the option file, from the working directory or else from the package.
+    """Return the path of an option file in the working directory or else in the package.
 
     Raises:
-        UserError: there is no such file; neighbors and shipped files with a similar name are offered.
+        UserError: if no such file exists; the message suggests neighboring or shipped files with a similar name.
     """
     given = user_path(path)
     found = given if given.exists() else find_in_package(path)
@@ -60,18 +60,18 @@ def locate_option_file(path: str | Path) -> Path:
     return found
 
 
-MAX_BYTES = 1_000_000  # bytes of an option file
+MAX_BYTES = 1_000_000  # maximum size of an option file in bytes
 MAX_VALUES = 100_000
 
 
 class OptionLoader(yaml.SafeLoader):
-    """PyYAML's safe loader (YAML 1.1) that refuses a key given twice and takes ``1e-3`` for a number, as YAML 1.2."""
+    """PyYAML's safe loader (YAML 1.1), which also rejects duplicate keys and reads ``1e-3`` as a number (YAML 1.2)."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key, _ in node.value:
-            # '<<' may come twice and is not a key; keys that are not scalars are refused while constructing.
+            # '<<' is not a key and may be repeated; keys that are not scalars are rejected during construction.
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue
             if key.value in lines:
@@ -87,10 +87,10 @@ OptionLoader.add_implicit_resolver(
 
 
 def load_yaml(text: str) -> Any:
-    """Return what a YAML text holds.
+    """Parse a YAML text.
 
     Raises:
-        yaml.YAMLError: it is not YAML, or aliases in it stand for more than 100,000 values, or for themselves.
+        yaml.YAMLError: if it is not YAML, or its aliases expand to more than 100,000 values or contain themselves.
     """
     loader = OptionLoader(text)
     try:
@@ -104,12 +104,12 @@ def load_yaml(text: str) -> Any:
 
 
 def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
-    """Return how many values a node stands for once its aliases are written out."""
+    """Return the number of values of a node after its aliases are expanded."""
     if id(node) in counts:
         if counts[id(node)] == 0:
             raise yaml.YAMLError("an alias stands for a value that it is part of")
         return counts[id(node)]
-    counts[id(node)] = 0  # not known yet
+    counts[id(node)] = 0  # not yet known
     inner = node.value if isinstance(node, yaml.CollectionNode) else []
     values = (value for item in inner for value in (item if isinstance(item, tuple) else (item,)))
     counts[id(node)] = 1 + sum(_count_values(value, counts) for value in values)
@@ -119,7 +119,7 @@ def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
 
 
 def _written_out(value: Any) -> Any:
-    """Return a value in which each alias is a copy, so that changing one section changes no other."""
+    """Return a copy in which aliases do not share objects, so changing one section does not change another."""
     if isinstance(value, dict):
         return {key: _written_out(inner) for key, inner in value.items()}
     return [_written_out(inner) for inner in value] if isinstance(value, list) else value
@@ -129,11 +129,12 @@ def read_options(path: Path, shown: str) -> dict[str, Any]:
     """Read an option file.
 
     Args:
-        path: the file.
-        shown: its name in messages, as the user wrote it.
+        path: path of the file.
+        shown: name of the file in messages, as the user wrote it.
 
     Raises:
-        UserError: unreadable, not YAML, a key given twice, or not a mapping; the message has line and column.
+        UserError: if the file is unreadable, too large, not YAML, not a mapping, or has a duplicate key; messages
+            about its syntax contain the line and column.
     """
     try:
         with path.open("rb") as file:
@@ -150,7 +151,7 @@ def read_options(path: Path, shown: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise UserError(f"{shown}:{mark.line + 1}:{mark.column + 1}: {_reason(error)}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that only looks like one
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date or number
         raise UserError(f"{shown}: is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(options, dict):
         kind = "nothing" if options is None else type(options).__name__
@@ -159,10 +160,10 @@ def read_options(path: Path, shown: str) -> dict[str, Any]:
 
 
 def apply_overrides(options: dict[str, Any], entries: Sequence[str]) -> None:
-    """Set values from ``--force_yml``, each ``section:key=value`` with the value written as in YAML.
+    """Set values from ``--force_yml``, each of the form ``section:key=value`` with the value in YAML.
 
     Raises:
-        UserError: no '=', a section that is not there, or a value that is not YAML.
+        UserError: if '=' or the section is missing, or the value is not YAML.
     """
     for entry in entries:
         keys, equals, text = entry.partition("=")
@@ -187,16 +188,18 @@ def apply_overrides(options: dict[str, Any], entries: Sequence[str]) -> None:
             place[last] = load_yaml(text)
         except RecursionError as error:
             raise UserError(f"--force_yml: {keys}: is nested too deeply for an option") from error
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that only looks like one
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date or number
             reason = _reason(error) if isinstance(error, yaml.MarkedYAMLError) else " ".join(str(error).split())
             raise UserError(f"--force_yml: {entry!r}: {reason}") from error
 
 
 def copy_option_file(path: Path, overrides: Sequence[str], folder: Path) -> None:
-    """Copy an option file into a folder, below the time and the command; with overrides, the options that result.
+    """Copy an option file into a folder, under a header with the time and the command.
+
+    With overrides, the resulting options are written instead.
 
     Raises:
-        OSError, UserError: it can no longer be read.
+        OSError, UserError: if the file can no longer be read.
     """
     text = path.read_text(encoding="utf-8-sig")
     if overrides:
@@ -204,7 +207,7 @@ def copy_option_file(path: Path, overrides: Sequence[str], folder: Path) -> None
         apply_overrides(options, overrides)
         text = "# The option file with its --force_yml; its comments are left out.\n"
         text += yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-    command = " ".join(sys.argv).encode(errors="replace").decode()  # a name of a file need not be UTF-8
+    command = " ".join(sys.argv).encode(errors="replace").decode()  # file names need not be UTF-8
     head = f"# GENERATE TIME: {time.asctime()}\n# CMD:\n# {command}\n\n"
     (folder / path.name).write_text(head.replace("\r", " ") + text, encoding="utf-8")
 

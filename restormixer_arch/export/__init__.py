@@ -1,1 +1,1 @@
-"""The network in other programs: ONNX, spandrel, ComfyUI."""
+"""Use the network in other programs: ONNX, spandrel and ComfyUI."""

@@ -1,9 +1,9 @@
-"""A node for ComfyUI (https://github.com/comfyanonymous/ComfyUI): restore images with the installed weights.
+"""A ComfyUI node (https://github.com/comfyanonymous/ComfyUI) that restores images with the installed weights.
 
-Make the file ``custom_nodes/restormixer/__init__.py`` with the line
+Create the file ``custom_nodes/restormixer/__init__.py`` with the line
 ``from restormixer_arch.export.comfyui_node import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS``.
-Weights of your own, from ``basicsr export``, go into ``models/upscale_models``: ComfyUI's "Load Upscale Model" knows
-them by then, since it loads networks by spandrel.
+Put your own weights, from ``basicsr export``, into ``models/upscale_models``. ComfyUI's "Load Upscale Model" can then
+load them, since it uses spandrel and this module registers RestorMixer there.
 
 Shape letters: B batch, H x W size in pixels, C channels, s the network's upscale.
 """
@@ -29,7 +29,7 @@ register()
 
 
 class RestorMixerRestore:
-    """Images in, restored images out; ComfyUI reads the constants below."""
+    """A node that restores images. ComfyUI reads the constants below."""
 
     CATEGORY = "image/restoration"
     FUNCTION = "restore"
@@ -56,15 +56,15 @@ class RestorMixerRestore:
         """Restore a batch on ComfyUI's device.
 
         Args:
-            image: float32 in [0, 1], RGB; further channels, such as alpha, stay as they are, enlarged bicubically
-                if the task enlarges.
+            image: float32 RGB images in [0, 1]. Further channels, such as alpha, are kept, and upsampled bicubically
+                if the task upsamples.
             task, strength, tile: see ``INPUT_TYPES``.
 
         Shape:
             (B, H, W, C) -> (B, s * H, s * W, C)
 
         Raises:
-            UserError: not enough memory, or the tile is too small.
+            UserError: if there is not enough memory or the tile is too small.
         """
         restorer = _cached_restorer(task, tile, str(comfy.model_management.get_torch_device()))
         bar = comfy.utils.ProgressBar(image.shape[0])

@@ -1,9 +1,9 @@
-"""The network as ``torch.export`` can follow it where batch, height and width are unknown.
+"""Make the network traceable by ``torch.export`` for unknown batch size, height and width.
 
-Two parts cannot be followed: the selective scans, loops over a number of tokens that is not known, and the windows of
-the attention, since the padding to whole windows makes expressions of sizes that grow from block to block until they
-cannot be simplified any more. Within :func:`exportable` both are single operators, of which the exporter knows the
-results' shapes only; :mod:`restormixer_arch.export.onnx_operators` has their bodies in ONNX.
+Two parts cannot be traced: the selective scans, which loop over an unknown number of tokens, and the attention windows,
+because padding to complete windows creates size expressions that grow from block to block until they can no longer be
+simplified. Within :func:`exportable` both are single operators of which the exporter knows only the output shapes;
+:mod:`restormixer_arch.export.onnx_operators` implements them in ONNX.
 
 Shape letters: B batch, H x W size of the stage, C channels, w window side, G windows in the batch, K scan directions,
 D inner channels of a scan, N states, R rank of dt.
@@ -56,7 +56,7 @@ def _features_shape(windows: Tensor, like: Tensor, side: int) -> Tensor:
 
 
 def _scan(self: DirectionalScan, tokens: Tensor, chosen: slice = slice(None)) -> Tensor:
-    """In the place of :meth:`DirectionalScan.scan`: dt, B and C are put in order before dt grows to D channels."""
+    """Replace :meth:`DirectionalScan.scan`: order dt, B and C by direction before dt expands from R to D channels."""
     projected = F.linear(tokens, rearrange(self.x_proj[chosen], "k e d -> (k e) d"))
     dt_proj, A = (
         rearrange(t, "k d e -> k e d") for t in (self.dt_proj[chosen], -torch.exp(self.A_log[chosen].float()))
@@ -68,7 +68,7 @@ def _scan(self: DirectionalScan, tokens: Tensor, chosen: slice = slice(None)) ->
 
 @contextmanager
 def exportable() -> Iterator[None]:
-    """Within, scans and windows are operators, which can be traced but not run."""
+    """Within this context, scans and windows are operators that can be traced but not run."""
     before = DirectionalScan.scan, mwsa.to_windows, mwsa.from_windows
     DirectionalScan.scan, mwsa.to_windows, mwsa.from_windows = _scan, TO_WINDOWS, FROM_WINDOWS
     try:

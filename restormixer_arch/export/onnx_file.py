@@ -1,4 +1,4 @@
-"""Write a RestorMixer as an ONNX file, and compare what onnxruntime makes of it with torch.
+"""Write a RestorMixer as an ONNX file and compare its outputs in onnxruntime with those of torch.
 
 Shape letters: B batch, C channels, H x W size, s the network's upscale.
 """
@@ -21,13 +21,13 @@ from restormixer_arch.export.exportable import exportable
 from restormixer_arch.export.onnx_operators import OPSET, TRANSLATIONS
 from restormixer_arch.restormixer_arch import SIZE_MULTIPLE, RestorMixer
 
-MAX_DIM = 4096  # images of a batch, and times SIZE_MULTIPLE the largest side, that the file expects
-TRACED = (2, 64, 72)  # batch, height and width that the network is followed with: two of its windows and a part of one
+MAX_DIM = 4096  # largest batch size and, times SIZE_MULTIPLE, largest side that the export declares
+TRACED = (2, 64, 72)  # batch, height and width of the traced input, which has complete and partial windows
 COMPARED = ((1, 64, 72), (2, 40, 136))
 
 
 class _Half(nn.Module):
-    """A network in float16 behind float32 inputs and outputs. (B, C, H, W) -> (B, C, s * H, s * W)"""
+    """A network in float16 with float32 inputs and outputs. (B, C, H, W) -> (B, C, s * H, s * W)"""
 
     def __init__(self, network: RestorMixer) -> None:
         super().__init__()
@@ -38,15 +38,15 @@ class _Half(nn.Module):
 
 
 def export_onnx(network: RestorMixer, path: Path, *, half: bool = False) -> None:
-    """Write the network for batches of any number, height and width, the sides in multiples of 8.
+    """Write the network for any batch size, height and width; both sides must be multiples of 8.
 
-    ``input`` (B, C, H, W) float32 in [0, 1], RGB, gives ``output`` (B, C, s * H, s * W), float32, not clamped. The
-    same stands in the file's metadata.
+    ``input`` (B, C, H, W), float32 RGB in [0, 1], gives ``output`` (B, C, s * H, s * W), float32, not clamped. The
+    metadata of the file state the same.
 
     Args:
-        network: fused, in eval mode, on the CPU.
-        path: file to write.
-        half: weights and arithmetic in float16, except within the scans; inputs and outputs stay float32.
+        network: fused network in eval mode on the CPU.
+        path: output file.
+        half: whether weights and arithmetic are float16, except within the scans; inputs and outputs remain float32.
     """
     batch, height, width = (torch.export.Dim(name, min=1, max=MAX_DIM) for name in ("batch", "h", "w"))
     picture = torch.full((TRACED[0], network.in_channels, *TRACED[1:]), 0.5, device="cpu")
@@ -54,9 +54,9 @@ def export_onnx(network: RestorMixer, path: Path, *, half: bool = False) -> None
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
-        # With gradients, since without them the network works on strips, whose number depends on the size.
+        # Gradients are enabled, since without them the network works in strips, whose number depends on the size.
         with exportable(), torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's, of what is its own
+            warnings.simplefilter("ignore")  # about the exporter's own internals
             program = torch.onnx.export(
                 _Half(network) if half else network,
                 (picture,),
@@ -79,7 +79,7 @@ def export_onnx(network: RestorMixer, path: Path, *, half: bool = False) -> None
         opset=str(OPSET),
         precision="float16 inside, float32 inputs and outputs" if half else "float32",
     )
-    for node in program.model.graph.all_nodes():  # where in the source each came from: as much as the weights
+    for node in program.model.graph.all_nodes():  # source locations of the nodes, as large as the weights
         node.metadata_props.clear()
     program.save(path)
 
@@ -92,9 +92,9 @@ def _pictures(network: RestorMixer, sizes: tuple[tuple[int, int, int], ...]) -> 
 
 @torch.no_grad()
 def overflows_in_half(network: RestorMixer) -> bool:
-    """Return whether float16 arithmetic gives values that are not finite for random pictures.
+    """Return whether float16 arithmetic gives non-finite values for random images.
 
-    onnxruntime would not show it on a CPU, where it computes in float32.
+    onnxruntime would not reveal this on a CPU, where it computes in float32.
     """
     half = _Half(network)
     return not all(torch.isfinite(half(picture)).all() for picture in _pictures(network, COMPARED))
@@ -104,15 +104,15 @@ def overflows_in_half(network: RestorMixer) -> bool:
 def compare_outputs(
     network: RestorMixer, path: Path, sizes: tuple[tuple[int, int, int], ...] = COMPARED
 ) -> tuple[float, float]:
-    """Compare onnxruntime's outputs with torch's for random pictures.
+    """Compare onnxruntime's outputs with torch's for random images.
 
     Args:
-        network: that was written.
-        path: the file.
-        sizes: batch, height and width of each.
+        network: network that was exported.
+        path: ONNX file.
+        sizes: batch size, height and width of each input.
 
     Returns:
-        The largest absolute difference, and the PSNR in dB of the one output against the other.
+        The largest absolute difference, and the PSNR in dB between the two outputs.
     """
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     differences = []

@@ -1,12 +1,13 @@
-"""The scan and the attention's windows in standard ONNX operators.
+"""Implement the scan and the attention windows with standard ONNX operators.
 
-ONNX knows no selective scan, and its Scan would visit the tokens one by one: 16384 steps for the first scan of a
-256x256 picture, each of a few microseconds of work. Here the tokens come in chunks, which follow one another, and the
-S * T tokens of a chunk are cut into S parts of T tokens, which advance side by side. Three Scans within a chunk: over
-T from empty states, for what each part ends with; over S, for the state that enters each part; over T again, from these
-states, for the outputs. No decay is ever divided by.
+ONNX has no selective scan, and its Scan would process the tokens one by one: 16384 steps for the first scan of a
+256x256 image, each with a few microseconds of work. Here chunks of tokens are processed one after the other, and the
+S * T tokens of a chunk are divided into S parts of T tokens that advance in parallel. A chunk needs three Scans: over T
+from zero states, for the final state of each part; over S, for the initial state of each part; and over T again, from
+these initial states, for the outputs. Nothing is divided by a decay.
 
-Shape letters: B batch, H x W image, L tokens, K scan directions, D channels, N states, R rank of dt, w window side.
+Shape letters: B batch, H x W image, L tokens, K scan directions, D channels, N states, R rank of dt, w window side,
+G windows in the batch, E any number of channels.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from restormixer_arch.selective_scan.definition import ORDERS
 OPSET = 18
 NAMES = {number: name for name, number in ORDERS.items()}
 STEPS = 32  # T
-LANES = 32768  # at most, of all parts: S * K * N * D, so that the second-level cache holds a step of the parts
-PARTS = (2, 16)  # the least and the largest S
+LANES = 32768  # upper limit of S * K * N * D, so that one step of all parts fits in the second-level cache
+PARTS = (2, 16)  # smallest and largest S
 FLOATS = FLOAT[...]  # onnxscript reads annotations as ONNX types
 
 
@@ -39,17 +40,17 @@ def scan_of_chunks(
     """(chunks, K, S, T, B, D), (chunks, K, S * T * B, R), (chunks, T, N, K, S, B, 1), (chunks, T, K, S, B, 1, N),
     (K, R, D), (K, 1, D), (N, K, S, B, D), (N, K, B, D) -> (chunks, K, S, T, B, D)
 
-    The states (N, K, S, B, D) have N in front so that a product with a decay rate runs over many numbers in a row.
+    The states (N, K, S, B, D) start with N so that a product with a decay rate runs over many consecutive numbers.
     """
 
     @graph()
     def scan_chunk(number: INT64, going: BOOL, before: FLOATS):
         x_c = op.Gather(x, number, axis=0)
-        # dt = softplus(v) = log(1 + exp(v)), of operators that onnxruntime has vectorized, which its Softplus is not
+        # dt = softplus(v) = log(1 + exp(v)), from operators that onnxruntime vectorizes, unlike its Softplus
         v = op.Add(op.MatMul(op.Gather(ranks, number, axis=0), dt_proj), dt_bias)
         z = op.Exp(op.Neg(op.Abs(v)))
         w = op.Add(z, 1.0)
-        lost = op.Sub(z, op.Sub(w, 1.0))  # by rounding the sum: all of z where it is small
+        lost = op.Sub(z, op.Sub(w, 1.0))  # rounding error of the sum: all of z if z is small
         softplus = op.Add(op.Max(v, 0.0), op.Add(op.Log(w), op.Div(lost, w)))
         in_parts = op.Reshape(softplus, op.Shape(x_c))
         dt_u = op.Transpose(op.Mul(in_parts, x_c), perm=[2, 0, 1, 3, 4])
@@ -71,7 +72,7 @@ def scan_of_chunks(
             kept = op.Identity(entry)
             return following, kept
 
-        # A Scan must know how many dimensions its results have, which those of a Loop's state do not show.
+        # A Scan must know the number of dimensions of its results, which a Loop's state does not provide.
         entry_of_chunk = op.Reshape(before, op.Shape(op.Gather(A, 0, axis=2)))  # (N, K, B, D)
         last, entries = op.Scan(
             entry_of_chunk, of_parts, ends, body=join, num_scan_inputs=2, scan_input_axes=[2, 2], scan_output_axes=[2]
@@ -89,13 +90,13 @@ def scan_of_chunks(
         on = op.Identity(going)
         return on, last, y_c
 
-    # OpenVINO has no Scan within a Scan, and within a Loop one that uses its own inputs only.
+    # OpenVINO supports no Scan within a Scan; a Scan within a Loop may use only its own inputs.
     end, y = op.Loop(op.Squeeze(op.Shape(x, start=0, end=1)), op.Cast(1, to=9), empty, body=scan_chunk)
     return y
 
 
 def scan_directions(x: Any, projected: Any, dt_proj: Any, dt_bias: Any, A: Any, orders: Sequence[int]) -> Any:
-    """``restormixer::directions``: the sum of one scan per direction, without the skips; float32 inside"""
+    """Translate ``restormixer::directions``: the sum of one scan per direction, without the skips, in float32."""
     given, shapes = x, (dt_proj.shape, A.shape)
     x, projected, dt_proj, dt_bias, A = (op.Cast(t, to=FLOAT.dtype) for t in (x, projected, dt_proj, dt_bias, A))
     names = [NAMES[number] for number in orders]
@@ -108,7 +109,7 @@ def scan_directions(x: Any, projected: Any, dt_proj: Any, dt_bias: Any, A: Any, 
     missing = op.Mod(op.Neg(length), _ints(parts * STEPS))
 
     def in_chunks(images: Sequence[Any], lanes: int) -> Any:
-        """K images (B, H, W, E) -> (chunks, K, S, T, B, E), each in its direction's order, zeros up to whole chunks"""
+        """K images (B, H, W, E) -> (chunks, K, S, T, B, E), in their directions' orders, zero-padded to full chunks"""
         zeros = op.ConstantOfShape(op.Concat(missing, batch, _ints(lanes), axis=0))
         shape = op.Concat(_ints(-1, 1, parts, STEPS), batch, _ints(lanes), axis=0)
         tokens = [_tokens(image, name, batch, lanes) for image, name in zip(images, names, strict=True)]
@@ -138,7 +139,7 @@ def scan_directions(x: Any, projected: Any, dt_proj: Any, dt_bias: Any, A: Any, 
 
 
 def to_windows(x: Any, side: int) -> Any:
-    """``restormixer::to_windows``: (B, H, W, C) -> (G, w * w, C), padded with zeros to whole windows"""
+    """Translate ``restormixer::to_windows``: (B, H, W, C) -> (G, w * w, C), zero-padded to complete windows."""
     channels = x.shape[3]
     size, counts = _window_counts(x, side)
     missing = op.Sub(op.Mul(counts, _ints(side)), size)
@@ -149,7 +150,7 @@ def to_windows(x: Any, side: int) -> Any:
 
 
 def from_windows(windows: Any, like: Any, side: int) -> Any:
-    """``restormixer::from_windows``: (G, w * w, C) -> (B, H, W, C), the padding cropped"""
+    """Translate ``restormixer::from_windows``: (G, w * w, C) -> (B, H, W, C), without the padding."""
     channels = like.shape[3]
     size, counts = _window_counts(like, side)
     tiles = op.Reshape(windows, op.Concat(_ints(-1), counts, _ints(side, side, channels), axis=0))
@@ -159,7 +160,7 @@ def from_windows(windows: Any, like: Any, side: int) -> Any:
 
 
 def gelu(x: Any, approximate: str = "none") -> Any:
-    """``aten::gelu`` in the form that onnxruntime replaces by a single kernel"""
+    """Translate ``aten::gelu`` into the form that onnxruntime replaces by a single kernel."""
 
     def like(value: float) -> Any:
         return op.CastLike(op.Constant(value_float=value), x)
@@ -188,19 +189,19 @@ def _part(x: Any, axis: int, first: int, size: int) -> Any:
 
 
 def _reverse(tokens: Any) -> Any:
-    """(L, ...) from the last to the first"""
+    """Reverse the order of tokens (L, ...)."""
     return op.Slice(tokens, _ints(-1), _ints(-sys.maxsize), _ints(0), _ints(-1))
 
 
 def _tokens(image: Any, direction: str, batch: Any, lanes: int) -> Any:
-    """(B, H, W, E) -> (L, B, E), in the order in which ``direction`` visits the image"""
+    """(B, H, W, E) -> (L, B, E), in the order in which ``direction`` visits the image."""
     axes = [2, 1, 0, 3] if direction.startswith("column") else [1, 2, 0, 3]
     tokens = op.Reshape(op.Transpose(image, perm=axes), op.Concat(_ints(-1), batch, _ints(lanes), axis=0))
     return _reverse(tokens) if direction.endswith("_reverse") else tokens
 
 
 def _image(tokens: Any, direction: str, height: Any, width: Any, batch: Any, lanes: int) -> Any:
-    """(L, B, E) -> (B, H, W, E), the reverse of :func:`_tokens`"""
+    """(L, B, E) -> (B, H, W, E), the inverse of :func:`_tokens`."""
     if direction.endswith("_reverse"):
         tokens = _reverse(tokens)
     by_columns = direction.startswith("column")
@@ -210,6 +211,6 @@ def _image(tokens: Any, direction: str, height: Any, width: Any, batch: Any, lan
 
 
 def _window_counts(x: Any, side: int) -> tuple[Any, Any]:
-    """The size H and W, and the counts of windows that cover it, two numbers each."""
+    """Return H and W, and the numbers of windows that cover them, two numbers each."""
     size = op.Shape(x, start=1, end=3)
     return size, op.Div(op.Add(size, _ints(side - 1)), _ints(side))

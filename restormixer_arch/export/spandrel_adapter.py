@@ -1,4 +1,4 @@
-"""RestorMixer for spandrel (https://github.com/chaiNNer-org/spandrel), which many image tools use to load networks.
+"""Add RestorMixer to spandrel (https://github.com/chaiNNer-org/spandrel), by which many image tools load networks.
 
 ::
 
@@ -29,20 +29,20 @@ from restormixer_arch.weight_options import is_restormixer, options_from_weights
 
 
 class RestorMixerArchitecture(Architecture[RestorMixer]):
-    """Detects weights of RestorMixer, with our keys or those of the authors' released code, and builds the network.
+    """Detects RestorMixer weights, with keys of this project or of the authors' released code, and builds the network.
 
-    Options that a file does not show keep their defaults, see
-    :func:`~restormixer_arch.weight_options.options_from_weights`; files of ``basicsr export`` hold all of them.
+    Options that cannot be determined from a file keep their defaults, see
+    :func:`~restormixer_arch.weight_options.options_from_weights`; files of ``basicsr export`` contain all of them.
     """
 
     def __init__(self) -> None:
         super().__init__(id="RestorMixer", detect=is_restormixer)
 
     def load(self, state_dict: StateDict) -> ImageModelDescriptor[RestorMixer]:
-        """Build the network for inference, with its BatchNorm folded.
+        """Build the network for inference, with BatchNorm folded.
 
-        It takes images of any size, since it pads inside. Tiling is discouraged: the scans run over the whole image
-        and an InstanceNorm normalizes by its statistics, so that tiles are restored slightly differently.
+        It accepts images of any size, since it pads internally. Tiling is discouraged: the scans cover the complete
+        image and an InstanceNorm normalizes by its statistics, so tiles are restored slightly differently.
         """
         options = options_from_weights(state_dict)
         network = RestorMixer(**options).fuse()  # the descriptor loads the weights, and loading folds again
@@ -67,9 +67,9 @@ def register(registry: ArchRegistry = MAIN_REGISTRY) -> list[ArchSupport]:
     """Add RestorMixer to a registry of spandrel.
 
     Args:
-        registry: by default the one that every ``ModelLoader`` uses.
+        registry: registry, by default the one that every ``ModelLoader`` uses.
 
     Returns:
-        What was added: an empty list if RestorMixer was there already.
+        The added entries: an empty list if RestorMixer was already registered.
     """
     return registry.add(ArchSupport.from_architecture(RestorMixerArchitecture()), ignore_duplicates=True)

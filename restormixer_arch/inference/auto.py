@@ -1,4 +1,4 @@
-"""``basicsr restore --task auto``: choose the weights for each file. What is chosen, and how: ``choose_task.py``."""
+"""Choose the weights for each file of ``basicsr restore --task auto``; ``choose_task.py`` describes the method."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from restormixer_arch.inference.installed import installed_weights
 from restormixer_arch.inference.jobs import Job
 from restormixer_arch.inference.restorer import WHITE, Progress, Restorer, no_progress
 
-FRAMES, STEP = 5, 8  # how many frames of a video are looked at, and how far they lie apart
+FRAMES, STEP = 5, 8  # number of frames that are examined in a video, and the distance between them in frames
 
 
 class Unchanged:
-    """Stands in for a restorer where there is nothing to restore: returns its images in [0, 1]."""
+    """A stand-in for a restorer that only converts its images to [0, 1]."""
 
     scale = 1
 
     def __call__(self, images: Tensor, on_tile: Progress = no_progress) -> Tensor:
-        """Return float32: (B, C, H, W) -> (B, C, H, W)."""
+        """Return the images as float32: (B, C, H, W) -> (B, C, H, W)."""
         return images.to(torch.float32) / WHITE.get(images.dtype, 1)
 
 
@@ -33,7 +33,7 @@ class AutoRestorer:
     """Restorers by task, each loaded when a file first needs it.
 
     Args:
-        load: returns the restorer of a file of weights.
+        load: function that returns the restorer of a weight file.
     """
 
     def __init__(self, load: Callable[[Path], Restorer]) -> None:
@@ -41,14 +41,14 @@ class AutoRestorer:
         self._loaded: dict[str, Restorer] = {}
 
     def choose(self, job: Job, max_pixels: int | None) -> tuple[Restorer | Unchanged, str]:
-        """Return what restores a file, and a line for the user that says why.
+        """Return the restorer for a file, and a line for the user that explains the choice.
 
         Raises:
-            UserError: the file cannot be read, or the weights not be loaded.
+            UserError: if the file cannot be read or the weights cannot be loaded.
         """
         from restormixer_arch.inference.choose_task import CLEAN, MIN_PROBABILITY, choose_task
 
-        choice = choose_task(_images(job, max_pixels))  # not held while weights are loaded, which note what is held
+        choice = choose_task(_images(job, max_pixels))  # frees the images before load() records the memory in use
         text = f"{choice.task} ({choice.probability:.0%})"
         if choice.task == CLEAN:
             return Unchanged(), f"{job.source}: {text}; copied unchanged"

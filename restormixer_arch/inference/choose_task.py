@@ -1,8 +1,8 @@
-"""Which of the installed weights suit a picture: ``--task auto`` of ``basicsr restore``.
+"""Choose the installed weights that suit an image, for ``basicsr restore --task auto``.
 
-A picture is looked at in up to five windows. Each gives the statistics of :data:`STATISTICS`, most of them logarithms;
-multinomial logistic regression turns them into a probability for ``clean``, for each task, and for ``mixed``, two or
-more degradations at once. Its coefficients, in ``choose_task.json``, are fitted by
+Up to five windows of an image are examined. Each gives the statistics of :data:`STATISTICS`, most of them logarithms;
+multinomial logistic regression turns them into a probability for ``clean``, for each task, and for ``mixed`` (two or
+more degradations at the same time). Its coefficients in ``choose_task.json`` are fitted by
 ``python -m restormixer_arch.benchmark.task_choice``, which also measures how often the choice is right.
 
 Shape letters: H x W size in pixels, C channels (1 gray, 3 RGB).
@@ -21,10 +21,10 @@ import numpy as np
 
 CLEAN, MIXED = "clean", "mixed"
 MODEL = Path(__file__).with_name("choose_task.json")
-SIDE, PER_SIDE = 256, 3  # of a window in pixels; windows along each side of a large picture
-MIN_PROBABILITY = 0.5  # of a task that is chosen: below, the picture stays as it is
-DARK, TINY = 0.01, 1e-4  # added below logarithms of brightness, and of differences
-NOISE_MASK = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32) / 6  # no edge or plane passes (Immerkaer)
+SIDE, PER_SIDE = 256, 3  # side of a window in pixels; windows along each side of a large image
+MIN_PROBABILITY = 0.5  # of the chosen task; below this, the image is left unchanged
+DARK, TINY = 0.01, 1e-4  # added before the logarithm of brightness, and of differences
+NOISE_MASK = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32) / 6  # suppresses edges and planes (Immerkaer)
 STATISTICS = (
     *("bright_5", "bright_50", "bright_95", "contrast", "saturation"),
     *("dark_mean", "dark_5", "dark_95"),
@@ -38,11 +38,11 @@ STATISTICS = (
 
 @dataclass(frozen=True)
 class Choice:
-    """What a picture needs.
+    """The task that an image needs.
 
     Attributes:
-        task: ``clean``, ``mixed`` or a task, with the highest probability.
-        probability: of that task, in [0, 1].
+        task: ``clean``, ``mixed`` or a task, whichever has the highest probability.
+        probability: probability of ``task`` in [0, 1].
     """
 
     task: str
@@ -50,10 +50,10 @@ class Choice:
 
 
 def choose_task(images: Sequence[np.ndarray]) -> Choice:
-    """Choose the task of a picture, or of some frames of a video.
+    """Choose the task of an image, or of some frames of a video.
 
     Args:
-        images: each (H, W, C), RGB or gray, uint8 or uint16.
+        images: one or several arrays (H, W, C), RGB or gray, uint8 or uint16.
     """
     model = _model()
     windows = np.array([window_statistics(window) for image in images for window in windows_of(image)])
@@ -65,9 +65,9 @@ def choose_task(images: Sequence[np.ndarray]) -> Choice:
 
 @dataclass(frozen=True)
 class Model:
-    """Logistic regression: ``tasks``, and for each statistic its ``center`` and ``spread``, (S,).
+    """Logistic regression of T ``tasks``; ``center`` and ``spread``, both (S,), standardize the S statistics.
 
-    ``weights`` (2 S + 1, T) are those of the statistics, their squares and a constant.
+    ``weights``, (2 S + 1, T), apply to the statistics, their squares and a constant.
     """
 
     tasks: tuple[str, ...]
@@ -94,7 +94,7 @@ def _model() -> Model:
 
 
 def windows_of(image: np.ndarray) -> list[np.ndarray]:
-    """Return up to five windows, at the corners and in the middle, float32 RGB in [0, 1]; a small picture has one."""
+    """Return up to five windows, near the corners and in the middle, float32 RGB in [0, 1]; a small image gives one."""
     white = np.float32(np.iinfo(image.dtype).max)
     starts = [_starts(side) for side in image.shape[:2]]
     grid = [(y, x) for row, y in enumerate(starts[0]) for column, x in enumerate(starts[1]) if (row + column) % 2 == 0]
@@ -123,7 +123,7 @@ def _percentiles(values: np.ndarray, *wanted: int) -> list[float]:
 
 
 def _blocks(values: np.ndarray) -> np.ndarray:
-    """Return the means of blocks of 8 pixels."""
+    """Return the means of blocks of 8 x 8 pixels."""
     height, width = values.shape
     return cv2.resize(values, (max(1, width // 8), max(1, height // 8)), interpolation=cv2.INTER_AREA)
 
@@ -154,7 +154,7 @@ def _noise(color: np.ndarray, gray: np.ndarray) -> list[float]:
 
 
 def _bands(gray: np.ndarray) -> list[float]:
-    """Return the logarithmic energy of four octaves, how heavy the tails of the finest are, and its sharpest blocks."""
+    """Return the log energy of four octaves, and the weight of the tails and the sharpest blocks of the finest one."""
     values, image = [], gray
     for level in range(4):
         smaller = cv2.pyrDown(image)
@@ -170,7 +170,7 @@ def _bands(gray: np.ndarray) -> list[float]:
 
 
 def _directions(gray: np.ndarray) -> list[float]:
-    """Return how upright the structure is, and how far it has one direction, in the finest and the third octave."""
+    """Return how vertical the structure is and how uniform its direction is, in the finest and the third octave."""
     upright, coherence = [], []
     for image in (gray, cv2.pyrDown(cv2.pyrDown(gray))):
         dx, dy = cv2.Sobel(image, -1, 1, 0), cv2.Sobel(image, -1, 0, 1)
@@ -182,7 +182,7 @@ def _directions(gray: np.ndarray) -> list[float]:
 
 
 def _spots(gray: np.ndarray, least: np.ndarray) -> list[float]:
-    """Return statistics of small bright spots (snow) and streaks (rain), beside those of dark ones."""
+    """Return statistics of small bright spots (snow) and streaks (rain), also relative to dark ones."""
     values = []
     for side in (3, 9):
         square = np.ones((side, side), np.uint8)

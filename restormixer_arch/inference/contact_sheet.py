@@ -1,6 +1,6 @@
-"""A contact sheet: one picture that shows inputs, results and their difference, for ``--sheet`` of ``basicsr restore``.
+"""Write a contact sheet, one image of inputs, results and their differences, for ``basicsr restore --sheet``.
 
-It is made from the files when the run is over, so it also shows results that were there before.
+It is created from the files at the end of the run, so it also shows results that existed before.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from restormixer_arch.inference.jobs import Job, Jobs, is_within, matches_patter
 from restormixer_arch.inference.shards import Shard
 from restormixer_arch.output import atomic_paths, note, printable
 
-MAX_IMAGES = 24  # pictures on a sheet
-NAMED = 8  # pictures that the line at the bottom names
+MAX_IMAGES = 24  # maximum number of images on a sheet
+NAMED = 8  # maximum number of images that the line at the bottom names
 WIDTH, HEIGHT = 256, 192  # pixels of a thumbnail
 GAP, LINE, FONT_SIZE = 8, 24, 14
-GAIN = 4  # of the difference
+GAIN = 4  # factor that amplifies the difference
 COLUMNS = ("input", "restored", f"difference x{GAIN}")
-PAPER, INK, SQUARES = (255, 255, 255), (0, 0, 0), (170, 210)  # the squares show through where a picture does
+PAPER, INK, SQUARES = (255, 255, 255), (0, 0, 0), (170, 210)  # the squares show where an image is transparent
 SQUARE = 8  # pixels
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-QUALITY = 90  # of a JPEG
+QUALITY = 90  # JPEG quality
 
 
 def check_sheet(path: Path, jobs: Jobs, inputs: Sequence[str], shard: Shard, *, overwrite: bool) -> Path:
-    """Return where the sheet goes, with several shards such as ``sheet.1-of-4.png``. Called before the work begins.
+    """Return the path of the sheet, such as ``sheet.1-of-4.png`` with several shards. Call it before the work begins.
 
     Raises:
-        UserError: a sheet cannot or should not be written there.
+        UserError: if a sheet cannot or should not be written there.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"--sheet: {path} must end in {', '.join(SUFFIXES)}")
@@ -72,16 +72,16 @@ def _check_new(path: Path, overwrite: bool) -> None:
 
 
 def write_sheet(path: Path, jobs: Jobs, *, overwrite: bool, max_pixels: int | None = None) -> None:
-    """Write the sheet of a run, or a note if there is nothing to show. What is not shown is named.
+    """Write the sheet of a run, or print a note if there is nothing to show. The sheet names files that it omits.
 
     Args:
-        path: of the sheet, PNG or JPEG.
-        jobs: of the run; at most :data:`MAX_IMAGES` images are shown, evenly from first to last, and no videos.
-        overwrite: replace a file that exists.
-        max_pixels: most pixels of a picture that is read.
+        path: output file, PNG or JPEG.
+        jobs: jobs of the run; at most :data:`MAX_IMAGES` images are shown, evenly from first to last, and no videos.
+        overwrite: whether to replace an existing file.
+        max_pixels: maximum number of pixels of an input image; None for the usual limit.
 
     Raises:
-        UserError: the file exists already or cannot be written.
+        UserError: if the file exists and must not be replaced, or cannot be written.
     """
     pictures = [place for place, job in enumerate(jobs) if not job.is_video]
     chosen = {pictures[round(step)] for step in np.linspace(0, len(pictures) - 1, min(MAX_IMAGES, len(pictures)))}
@@ -89,10 +89,10 @@ def write_sheet(path: Path, jobs: Jobs, *, overwrite: bool, max_pixels: int | No
     for place in sorted(chosen):
         try:
             rows.append(_row(jobs[place], jobs.out, max_pixels))
-        except UserError:  # it failed, and the run has said so
+        except UserError:  # it failed, and the run has reported it
             absent.append(place)
     if not rows:
-        note(f"--sheet: no picture to show, {path} is not written", any_process=True)  # each share has its own sheet
+        note(f"--sheet: no picture to show, {path} is not written", any_process=True)  # each shard has its own sheet
         return
     missing = [place for place in range(len(jobs)) if place not in chosen or place in absent]
     sheet = _join(rows, _names_of(missing, jobs))
@@ -133,7 +133,7 @@ def _row(job: Job, out: Path, max_pixels: int | None) -> Image.Image:
 
 
 def _flat(picture: Picture) -> np.ndarray:
-    """Return 8-bit RGB (H, W, 3) over squares where the picture is transparent."""
+    """Return 8-bit RGB (H, W, 3), blended over a checkerboard where the image is transparent."""
     planes = picture.planes if picture.planes.dtype == np.uint8 else (picture.planes // 257).astype(np.uint8)
     channels = picture.pixels.shape[2]
     pixels = np.repeat(planes[..., :channels], 3 // channels, axis=2)
@@ -147,7 +147,7 @@ def _flat(picture: Picture) -> np.ndarray:
 
 
 def _small(image: np.ndarray) -> np.ndarray:
-    """Return the image in the size of a thumbnail; small ones are enlarged by a whole number, pixel by pixel."""
+    """Resize an image to a thumbnail; small images are enlarged by an integer factor by repeating pixels."""
     height, width = image.shape[:2]
     factor = min(WIDTH / width, HEIGHT / height)
     if factor >= 1:
@@ -157,7 +157,7 @@ def _small(image: np.ndarray) -> np.ndarray:
 
 
 def _join(rows: Sequence[Image.Image], last_line: str) -> Image.Image:
-    """Put rows below each other, in two columns if there are more than four, under a line of headings."""
+    """Stack rows under a line of headings and above ``last_line``, in two columns if there are more than four."""
     columns = 2 if len(rows) > 4 else 1
     lines = -(-len(rows) // columns)
     width, height = rows[0].size
@@ -176,7 +176,7 @@ def _join(rows: Sequence[Image.Image], last_line: str) -> Image.Image:
 
 
 def _write(image: Image.Image, place: tuple[int, int], text: str, width: int, ending: str = "") -> None:
-    """Write a text and its ending in one line, without the middle of the text if it is too long."""
+    """Draw a text and its ending in one line; the middle of the text is omitted if it is too long."""
     draw, font = ImageDraw.Draw(image), _font()
     shown, kept = text, len(text)
     while kept > 2 and draw.textlength(shown + ending, font) > width:
@@ -186,7 +186,7 @@ def _write(image: Image.Image, place: tuple[int, int], text: str, width: int, en
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return DejaVu Sans, which matplotlib brings along and which holds most alphabets."""
+    """Return DejaVu Sans, which is part of matplotlib and supports most alphabets, or else Pillow's default font."""
     found = importlib.util.find_spec("matplotlib")
     file = Path(found.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf" if found and found.origin else None
     return ImageFont.truetype(str(file), FONT_SIZE) if file and file.is_file() else ImageFont.load_default(FONT_SIZE)

@@ -1,4 +1,4 @@
-"""The weights that are installed with the package; found without importing torch."""
+"""Find the weights that are installed with the package, without importing torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def installed_weights(task: str) -> Path:
     """Return the file of the installed weights for a task.
 
     Raises:
-        UserError: there are none; the message lists the tasks that have weights.
+        UserError: if there are none; the message lists the tasks that have weights.
     """
     path, tasks = WEIGHTS_FOLDER / f"{PREFIX}{task}.safetensors", installed_tasks()
     if path.is_file():
@@ -33,7 +33,7 @@ def installed_weights(task: str) -> Path:
 
 
 def scale_of_task(task: str) -> int:
-    """Return how many times larger the installed weights for a task make an image."""
+    """Return the upscale factor of the installed weights for a task."""
     return int(task.removeprefix("sr_x")) if task.startswith("sr_x") else 1
 
 

@@ -1,4 +1,4 @@
-"""Which files ``basicsr restore`` reads, and where their results go. Nothing is decoded here."""
+"""Find the files that ``basicsr restore`` reads and the paths of their results, without decoding anything."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Job:
     """One file to restore.
 
     Attributes:
-        source: the image or video.
-        target: where its restoration goes.
-        pair: where the image or video of before and after goes, or None.
+        source: image or video to restore.
+        target: path of the result.
+        pair: path of the image or video of before and after, or None.
     """
 
     source: Path
@@ -57,11 +57,11 @@ class Job:
 
 
 class Jobs(Sequence[Job]):
-    """The files to restore, in little memory: about 150 bytes for each, so that there may be millions."""
+    """The files to restore, stored in about 150 bytes each, so there may be millions."""
 
     def __init__(self, out: Path, *, compare: bool = False) -> None:
         self.out, self.compare = out, compare
-        self._folders: list[str] = []  # of the inputs; those of one argument share it
+        self._folders: list[str] = []  # of the inputs; inputs of one argument may share a string
         self._names: list[str] = []
 
     def append(self, folder: str, name: str) -> None:
@@ -70,7 +70,7 @@ class Jobs(Sequence[Job]):
         self._names.append(name)
 
     def select(self, wanted: Callable[[Job], bool]) -> Jobs:
-        """Return those that ``wanted`` returns True for."""
+        """Return the jobs for which ``wanted`` returns True."""
         jobs = Jobs(self.out, compare=self.compare)
         for folder, name, job in zip(self._folders, self._names, self, strict=True):
             if wanted(job):
@@ -87,29 +87,30 @@ class Jobs(Sequence[Job]):
 
 
 def find_jobs(inputs: Sequence[str], out: Path, *, compare: bool = False, shard: Shard = ALL) -> Jobs:
-    """Find the files to restore and where their results go. What is left out of a folder is shown with its number.
+    """Find the files to restore and the paths of their results. Skipped files and folders are counted in a note.
 
     Args:
-        inputs: files, folders (with their sub-folders, but hidden ones), and patterns such as ``"holiday/**/*.jpg"``.
-        out: the folder to write into; it is not read if it is inside an input folder, or inside the folder in which a
-            pattern begins.
-        compare: also write ``<name>_compare.<suffix>``.
-        shard: which of the files; all of them are checked.
+        inputs: files, folders (with sub-folders, except hidden ones), and patterns such as ``"holiday/**/*.jpg"``.
+        out: output folder; it is not read if it is inside an input folder, or inside the folder in which a pattern
+            begins.
+        compare: whether to also write ``<name>_compare.<suffix>``.
+        shard: shard of the files to return; all files are checked.
 
     Raises:
-        UserError: an input does not exist, cannot be read, is not an image or video, or contains none; two outputs
-            would have the same name; an output would replace an input; or ``out`` is named as an image or video is.
+        UserError: if an input does not exist, cannot be read, is not an image or video, or contains none; if two
+            outputs would have the same name; if an output would replace an input; or if ``out`` has the name of an
+            image or video.
     """
     if out.suffix.lower() in SUFFIXES and not out.exists():
         raise UserError(f"-o: expected a folder, got {str(out)!r}; results have the names of their inputs")
-    _real_folder.cache_clear()  # the working directory and links may be others than at the last call
+    _real_folder.cache_clear()  # the working directory and links may have changed since the last call
     jobs, sources = Jobs(out, compare=compare), set()
-    links = set()  # what inputs that are links point to
+    links = set()  # targets of inputs that are links
     for text in inputs:
         for folder, name in _named_files(text, out):
             path = os.path.join(folder, name)
             key = hash(path_key(os.path.join(_real_folder(os.path.dirname(path)), os.path.basename(path))))
-            if key not in sources:  # an input may be given twice, and a link keeps its name
+            if key not in sources:  # an input may be given twice; a link keeps its own name
                 sources.add(key)
                 jobs.append(folder, name)
                 if os.path.islink(path):
@@ -130,16 +131,16 @@ def find_jobs(inputs: Sequence[str], out: Path, *, compare: bool = False, shard:
 
 
 def path_key(path: str | Path) -> str:
-    """Return what two resolved names of one file share.
+    """Return a key that is the same for all resolved names of one file.
 
-    Windows and macOS do not distinguish capitals, and macOS does not distinguish composed from decomposed Unicode.
+    Windows and macOS ignore case, and macOS does not distinguish composed from decomposed Unicode.
     """
     text = unicodedata.normalize("NFC", str(path)) if sys.platform == "darwin" else str(path)
     return text.casefold() if sys.platform in ("win32", "darwin") else text
 
 
 def is_within(path: str | Path, folder: str | Path) -> bool:
-    """Return whether a resolved path lies below a resolved folder."""
+    """Return whether a resolved path is below a resolved folder."""
     return path_key(path).startswith(path_key(os.path.join(folder, "")))
 
 
@@ -153,11 +154,11 @@ def _real_path(path: Path) -> str:
 
 
 def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
-    """Yield the files of one argument: an input folder, and the name below it and below the output folder."""
-    if not text:  # of a shell variable that is not set
+    """Yield the files of one argument as (input folder, name relative to it and to the output folder)."""
+    if not text:  # such as from an unset shell variable
         raise UserError("INPUT: expected the name of a file or folder, got an empty string")
     given, left_out, number = user_path(text), Counter[str](), 0
-    if os.path.isdir(given):  # and not is_dir(), which raises for a name that is too long
+    if os.path.isdir(given):  # Path.is_dir() raises for a name that is too long
         results = os.path.realpath(out)
         is_input = path_key(results) == path_key(os.path.realpath(given))
         found = _files_below(str(given), None if is_input else results, left_out)
@@ -175,7 +176,7 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
         found = (
             (str(match.parent), match.name) for match in matches if match.is_file() and not _is_below(match, results)
         )
-        if "**" not in given.parts:  # which matches what is in the folders, too
+        if "**" not in given.parts:  # ** also matches the files in the folders
             left_out[MATCHED] = sum(match.is_dir() and not _is_below(match / "x", results) for match in matches)
         nothing = f"{text}: matches no image or video ({' '.join(SUFFIXES)})"
         nothing += "" if results is None else f" outside {out}"
@@ -193,7 +194,7 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
 
 
 def _format_count(number: int, kind: str) -> str:
-    """Return a number with its kind, which is in the plural."""
+    """Return a number and what it counts; ``kind`` is in the plural."""
     if number == 1:
         for plural, singular in SINGULAR.items():
             kind = kind.replace(plural, singular)
@@ -201,14 +202,14 @@ def _format_count(number: int, kind: str) -> str:
 
 
 def split_pattern(text: str) -> tuple[Path, tuple[str, ...]]:
-    """Return the folder in which an input begins, resolved, and the parts of its pattern; none if it is a name."""
+    """Return the resolved folder in which an input begins, and the parts of its pattern, () if it has no pattern."""
     given = user_path(text)
     count = 0 if os.path.exists(given) else len(list(dropwhile(lambda part: not glob.has_magic(part), given.parts)))
     return Path(*given.parts[: len(given.parts) - count]).resolve(), given.parts[len(given.parts) - count :]
 
 
 def matches_pattern(names: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Return whether a pattern in its parts, of which ``**`` are any folders, matches a path in its parts."""
+    """Return whether a pattern matches a path, both split into parts; ``**`` matches any number of folders."""
     if not pattern or not names:
         return not names and all(part == "**" for part in pattern)
     if pattern[0] == "**":
@@ -217,7 +218,7 @@ def matches_pattern(names: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _is_below(path: Path, folder: Path | None) -> bool:
-    """Return whether a file, or what it links to, lies below a resolved folder; False for no folder."""
+    """Return whether a file, or the target of a link, is below a resolved folder; False if ``folder`` is None."""
     if folder is None:
         return False
     return is_within(os.path.join(_real_folder(str(path.parent)), path.name), folder) or is_within(
@@ -226,8 +227,8 @@ def _is_below(path: Path, folder: Path | None) -> bool:
 
 
 def _files_below(folder: str, results: str | None, left_out: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Yield the files in a folder and its sub-folders, in alphabetical order, but what is hidden or in ``results``."""
-    waiting = [("", True, False)]  # no recursion: folders may be nested deeper than Python's limit
+    """Yield the files below a folder in alphabetical order, except hidden ones and those in ``results``."""
+    waiting = [("", True, False)]  # no recursion, since folders may be nested deeper than Python's recursion limit
     while waiting:
         below, is_folder, is_link = waiting.pop()
         path = os.path.join(folder, below)
@@ -245,25 +246,25 @@ def _files_below(folder: str, results: str | None, left_out: Counter[str]) -> It
 
 
 def _entries(folder: str, below: str, results: str | None) -> list[tuple[str, bool, bool]]:
-    """List a folder: names below ``folder``, and whether each is a folder, and a link. ``results`` counts as empty."""
+    """List a folder as (name relative to ``folder``, is a folder, is a link). ``results`` is treated as empty."""
     place = os.path.join(folder, below)
     with os.scandir(place) as entries:
         kinds = ((entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in entries)
-        found = sorted(kind for kind in kinds if not kind[0].startswith("."))  # .Trash-1000, .thumbnails
+        found = sorted(kind for kind in kinds if not kind[0].startswith("."))  # such as .Trash-1000, .thumbnails
     if results is not None and path_key(os.path.realpath(place)) == path_key(results):
         return []
     return [(os.path.join(below, name), is_folder, is_link) for name, is_folder, is_link in found]
 
 
 def _missing_extra(suffix: str) -> str:
-    """Return the extra that reads files of a suffix, if it is not installed."""
+    """Return the extra that is needed to read files of a suffix but not installed, or ""."""
     needed = {**dict.fromkeys(HEIF_SUFFIXES, ("pillow_heif", "heif")), **dict.fromkeys(VIDEO_FORMATS, ("av", "video"))}
     module, extra = needed.get(suffix, ("", ""))
     return extra if module and importlib.util.find_spec(module) is None else ""
 
 
 def _is_readable(name: str, left_out: Counter[str]) -> bool:
-    """Return whether a file is an image or video that can be read here; count others that look like one."""
+    """Return whether a file is a readable image or video; count unreadable images and videos in ``left_out``."""
     suffix = os.path.splitext(name)[1].lower()
     if extra := _missing_extra(suffix):
         left_out[f"{suffix} (pip install 'restormixer[{extra}]' to read them)"] += 1
@@ -274,12 +275,12 @@ def _is_readable(name: str, left_out: Counter[str]) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Make an output folder. Raises UserError if it cannot be made or written into."""
+    """Create an output folder. Raises UserError if it cannot be created or written to."""
     missing = [folder]
     try:
         while not missing[-1].parent.exists():  # ends at the root or at '.'
             missing.append(missing[-1].parent)
-        for path in reversed(missing):  # mkdir(parents=True) calls itself for each folder
+        for path in reversed(missing):  # mkdir(parents=True) would recurse for each folder
             path.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"-o: {str(folder)!r} cannot be created ({error.strerror})") from error

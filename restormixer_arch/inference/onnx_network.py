@@ -1,4 +1,4 @@
-"""An ONNX file of ``basicsr export`` in the place of a network, run by onnxruntime on the CPU.
+"""Run an ONNX file of ``basicsr export`` as a network, by onnxruntime on the CPU.
 
 Shape letters: B batch, C channels, H x W size in pixels, s the network's upscale.
 """
@@ -19,25 +19,25 @@ SUFFIX = ".onnx"
 
 
 def is_onnx(weights: str | Path) -> bool:
-    """Return whether a file is an ONNX file by its name."""
+    """Return whether the name of a file ends in ``.onnx``."""
     return Path(weights).suffix.lower() == SUFFIX
 
 
 class OnnxNetwork(nn.Module):
-    """A RestorMixer in an ONNX file, with the attributes of the network that restoring reads.
+    """A RestorMixer in an ONNX file, with the attributes of a network that the restorer needs.
 
     Args:
-        path: written by :func:`restormixer_arch.export.onnx_file.export_onnx`.
+        path: file written by :func:`restormixer_arch.export.onnx_file.export_onnx`.
 
     Attributes:
-        in_channels, upscale: as of the network.
+        in_channels, upscale: number of input channels and upscale factor of the network.
 
     Shape:
         (B, C, H, W) in [0, 1] -> (B, C, s * H, s * W), not clamped; any H and W
 
     Raises:
-        UserError: onnxruntime is not installed, or the file is missing, damaged or of another tool.
-        RuntimeError: when it is applied: onnxruntime's errors, a lack of memory among them.
+        UserError: if onnxruntime is not installed, or the file is missing, damaged or from another tool.
+        RuntimeError: if onnxruntime fails in ``forward``, for example for lack of memory.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -54,7 +54,7 @@ class OnnxNetwork(nn.Module):
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4  # what is wrong is in the exception
+        options.log_severity_level = 4  # the exception states what is wrong
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001 - onnxruntime has a dozen of its own, all direct heirs of Exception
@@ -64,7 +64,7 @@ class OnnxNetwork(nn.Module):
             raise UserError(f"{path}: is not a file of 'basicsr export' (its metadata has no scale and size_multiple)")
         self.in_channels = self.session.get_inputs()[0].shape[1]
         self.upscale, self.size_multiple = int(made["scale"]), int(made["size_multiple"])
-        self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # shows that it is on the CPU
+        self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # shows callers that the device is the CPU
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]

@@ -33,8 +33,8 @@ from restormixer_arch.output import user_path
 
 PILLOW_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B")
 DEEP_MODES = ("I;16", "I;16L", "I;16B")
-TOLERANCE = 1e-4  # of the range of floating-point images: resizing and rounding leave it a little
-Restore = Callable[..., Tensor]  # called as a Restorer is
+TOLERANCE = 1e-4  # allowed excess of floating-point images beyond [0, 1], from resizing and rounding
+Restore = Callable[..., Tensor]  # called like a Restorer
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -57,27 +57,28 @@ def restore(
     Args:
         image: a numpy array (H, W), (H, W, 1), RGB (H, W, 3) or with alpha (H, W, 2) or (H, W, 4); a tensor (C, H, W)
             or (B, C, H, W) with C 1 or 3, on any device; or a PIL image. Arrays and tensors are uint8, uint16, or
-            floating point in [0, 1]; up to 1e-4 outside is clipped. The EXIF orientation of a PIL image is not applied.
-        weights: a file of weights, ``.pth`` or ``.safetensors``, an ONNX file of ``basicsr export``, or a folder or
+            floating point in [0, 1]; values up to 1e-4 outside are clipped. The EXIF orientation of a PIL image is not
+            applied.
+        weights: a weight file, ``.pth`` or ``.safetensors``, an ONNX file of ``basicsr export``, or a folder or
             repository, see :func:`restormixer_arch.hub.locate`.
-        task: which of the installed weights to use, if ``weights`` is None.
-        device: a name as in torch, or ``auto``.
-        precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: ``bf16`` where it is faster and costs under 0.02 dB.
-        self_ensemble: average over eight flips and rotations; eight times the work.
+        task: task of the installed weights to use, if ``weights`` is None.
+        device: device name as in torch, or ``auto``.
+        precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: ``bf16`` if it is faster and costs less than 0.02 dB.
+        self_ensemble: whether to average over eight flips and rotations, at eight times the work.
         tile: largest side of a tile in pixels. Default: as large as ``max_memory`` allows.
-        max_memory: bytes, or text such as ``"3G"``; on a CPU for the whole process. Default: on a CPU 3 GB more than
-            the process holds when the network is loaded, on a GPU 80 % of its free memory; an image that needs more
-            is restored in the smallest tiles. It can only be measured on Linux and NVIDIA GPUs: elsewhere, tiles are
-            512 pixels wide, and a warning shows that the limit is not enforced.
+        max_memory: memory limit in bytes, or text such as ``"3G"``; on a CPU for the complete process. Default: on a
+            CPU 3 GB more than the process holds when the network is loaded, on a GPU 80 % of its free memory; an image
+            that needs more is restored in the smallest tiles. Memory can only be measured on Linux and NVIDIA GPUs:
+            elsewhere, tiles are 512 pixels wide, and a warning reports that the limit is not enforced.
         strength: share of the restored image in the result, in [0, 1]; the rest is the input.
 
     Returns:
-        As ``image``: the same kind, type, range, channels and device; larger by the network's ``upscale``. The alpha
-        is that of the input. PIL images have mode L, LA, RGB, RGBA or I;16.
+        The restored image: the same kind, type, range, channels and device as ``image``, enlarged by the network's
+        ``upscale``. The alpha is that of the input. PIL images have mode L, LA, RGB, RGBA or I;16.
 
     Raises:
-        UserError: the weights, the device or a setting cannot be used, or there is not enough memory.
-        TypeError, ValueError: ``image`` is none of the above.
+        UserError: if the weights, the device or a setting cannot be used, or there is not enough memory.
+        TypeError, ValueError: if ``image`` is none of the above.
     """
     path = user_path(weights) if weights is not None else installed_weights(task)
     try:
@@ -111,7 +112,7 @@ def restore_picture(
 
 
 def side_by_side(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Join (H, W, C), enlarged bicubically, and (s * H, s * W, C) to (s * H, 2 * s * W, C)."""
+    """Join ``before`` (H, W, C), enlarged bicubically, and ``after`` (s * H, s * W, C) to (s * H, 2 * s * W, C)."""
     enlarged = _resize(before, after.shape[:2])
     return np.hstack([enlarged.reshape(*after.shape[:2], -1), after])
 
@@ -180,8 +181,8 @@ def _restore_pillow(restorer: Restore, image: Image.Image) -> Image.Image:
 
 
 def _restore_deep_pillow(restorer: Restore, image: Image.Image) -> Image.Image:
-    """Restore 16-bit gray. Pillow has no 16-bit alpha: one gray level is transparent. Pixels of that level stay so, and
-    restored pixels that have it by chance are moved by one level.
+    """Restore 16-bit gray. Pillow has no 16-bit alpha, but one gray level may be transparent: pixels of that level keep
+    it, and other pixels that are restored to it are moved by one level.
     """
     dtype = {"I;16": "<u2", "I;16L": "<u2", "I;16B": ">u2"}.get(image.mode, "=u2")
     pixels = np.frombuffer(image.tobytes(), dtype).reshape(image.height, image.width)
@@ -198,7 +199,7 @@ def _restore_deep_pillow(restorer: Restore, image: Image.Image) -> Image.Image:
 
 
 def _within_range(image: np.ndarray | Tensor) -> np.ndarray | Tensor:
-    """Return an image whose type and range are those of images; what is a little outside is clipped."""
+    """Check the type and range of an image; return it with values slightly out of range clipped."""
     floating = image.dtype in FLOATS if isinstance(image, Tensor) else np.issubdtype(image.dtype, np.floating)
     dtype = str(image.dtype).removeprefix("torch.") if isinstance(image, Tensor) else image.dtype.name
     if not floating and dtype not in ("uint8", "uint16"):
@@ -217,4 +218,4 @@ def _resize(planes: np.ndarray | None, size: tuple[int, int]) -> np.ndarray | No
     import cv2
 
     resized = cv2.resize(planes, size[::-1], interpolation=cv2.INTER_CUBIC)
-    return resized.clip(0, 1) if np.issubdtype(resized.dtype, np.floating) else resized  # cubic curves overshoot
+    return resized.clip(0, 1) if np.issubdtype(resized.dtype, np.floating) else resized  # bicubic overshoots

@@ -1,4 +1,4 @@
-"""Prepares a network for inference: dtype, self-ensemble, tiles, memory. Image formats are handled elsewhere.
+"""Prepare a network for inference: dtype, self-ensemble, tiles, memory. Image formats are handled elsewhere.
 
 Shape letters: B batch, C channels (1 gray, 3 RGB), H x W size in pixels, s the network's upscale.
 """
@@ -33,7 +33,7 @@ from restormixer_arch.memory import (
 from restormixer_arch.output import note
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CHANNELS = (1, 3)  # of the images that are restored: gray and RGB
+CHANNELS = (1, 3)  # of images that can be restored: gray and RGB
 WHITE = {torch.uint8: 255, torch.uint16: 65535}  # the value of white; 1 for floating-point images
 Progress = Callable[[int, int], None]
 
@@ -55,32 +55,32 @@ def restore_batch(
     allow_non_finite: bool = False,
     on_tile: Progress = no_progress,
 ) -> Tensor:
-    """Restore images in tiles; at most one tile is on the network's device.
+    """Restore images in tiles; at most one tile is on the network's device at a time.
 
     Args:
-        network: in eval mode; (B, C, h, w) of float32 in [0, 1] -> (B, C, s * h, s * w). s is its attribute
-            ``upscale`` (default 1) and its number of channels ``in_channels`` (default 3). Gray images are repeated
-            for a network with 3 channels and its result averaged; RGB goes through a 1-channel network per channel.
-        images: (B, C, H, W), RGB or gray; uint8, uint16, or floating point in [0, 1].
+        network: network in eval mode: float32 (B, C, h, w) in [0, 1] -> (B, C, s * h, s * w). Its attributes
+            ``upscale`` and ``in_channels`` give s (default 1) and C (default 3). For a 3-channel network, gray images
+            are repeated and the result is averaged; RGB images pass through a 1-channel network channel by channel.
+        images: images (B, C, H, W), RGB or gray; uint8, uint16, or floating point in [0, 1].
         tile: largest side of a tile, see :func:`~restormixer_arch.inference.tiles.restore_tiles`.
-        overlap: of the tiles, in pixels.
-        blend: of the tiles, ``hann`` or ``linear``.
-        precision: ``fp32``, or ``bf16`` and ``fp16`` by torch's autocast.
-        self_ensemble: average over the eight flips and quarter turns; eight times the work. For networks that were
-            trained with all of them: a deraining network lost 2.4 dB by it, since it had never seen turned rain.
+        overlap: overlap of the tiles in pixels.
+        blend: blending of the tiles, ``hann`` or ``linear``.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` by torch's autocast.
+        self_ensemble: whether to average over the eight flips and rotations, at eight times the work. For networks
+            trained with all of them: a deraining network lost 2.4 dB, since it had never seen rotated rain.
         strength: share of the restored image in [0, 1]; the rest is the input, enlarged bicubically by s.
-        allow_non_finite: return NaN where the network's output is not finite, instead of an error.
-        on_tile: called after each tile with the number of tiles done and the number of all.
+        allow_non_finite: whether to return NaN where the network's output is not finite, instead of raising an error.
+        on_tile: function that is called after each tile with the number of tiles done and the total number.
 
     Returns:
-        float32 in [0, 1] on the CPU.
+        Restored images, float32 in [0, 1] on the CPU.
 
     Shape:
         (B, C, H, W) -> (B, C, s * H, s * W)
 
     Raises:
-        UserError: not enough memory, or the result is not finite in ``precision``.
-        ValueError: ``tile``, ``overlap``, ``blend`` or ``precision`` is not valid.
+        UserError: if there is not enough memory, or the result is not finite in ``precision``.
+        ValueError: if ``tile``, ``overlap``, ``blend`` or ``precision`` is not valid.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -106,7 +106,7 @@ def restore_batch(
 
 
 def _apply_network(network: nn.Module, part: Tensor, precision: str, self_ensemble: bool) -> Tensor:
-    """Restore a tile of any number type on the network's device. Returns float32."""
+    """Restore a tile of any dtype on the network's device. Returns float32."""
     white = WHITE.get(part.dtype, 1)
     part = part.to(next(network.parameters()).device).float() / white
     channels, wanted = part.shape[1], getattr(network, "in_channels", 3)
@@ -120,9 +120,9 @@ def _apply_network(network: nn.Module, part: Tensor, precision: str, self_ensemb
 
 
 def _enlarge(part: Tensor, result: Tensor) -> Tensor:
-    """Return a tile of any number type as float32 in [0, 1] on the device and of the size of its result.
+    """Return a tile of any dtype as float32 in [0, 1], on the device and in the size of its result.
 
-    Bicubic interpolation overshoots at edges, so that its result is clamped.
+    The output of bicubic interpolation is clamped, since it overshoots at edges.
     """
     part = part.to(result.device).float() / WHITE.get(part.dtype, 1)
     if part.shape == result.shape:
@@ -135,7 +135,7 @@ def _apply_once(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def _apply_ensemble(network: nn.Module, x: Tensor) -> Tensor:
-    """The mean over the eight flips and quarter turns, each result turned back."""
+    """Return the mean over the eight flips and rotations by 90 degrees, each result transformed back."""
     total = None
     for turns in range(4):
         for flipped in (False, True):
@@ -148,23 +148,23 @@ def _apply_ensemble(network: nn.Module, x: Tensor) -> Tensor:
 
 @dataclass
 class Restorer:
-    """A network and how it is applied. The memory of its tiles is measured when it is first needed.
+    """A network and the settings to apply it with. The memory of its tiles is measured when it is first needed.
 
     Attributes:
-        network: as for :func:`restore_batch`, on its device.
+        network: network as for :func:`restore_batch`, on its device.
         tile: largest side of a tile in pixels, or None for as large as ``max_memory`` allows.
-        overlap: of the tiles, in pixels.
-        blend: ``hann`` or ``linear``.
+        overlap: overlap of the tiles in pixels.
+        blend: blending of the tiles, ``hann`` or ``linear``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
-        self_ensemble: average over flips and turns.
-        max_memory: bytes, see :func:`~restormixer_arch.inference.tile_memory.measure_tile_memory`.
+        self_ensemble: whether to average over flips and rotations.
+        max_memory: limit in bytes, see :func:`~restormixer_arch.inference.tile_memory.measure_tile_memory`.
         strength: share of the restored image in the result, in [0, 1]; the rest is the input.
         held: bytes that the process held before any image was read, for ``max_memory`` on a CPU; None for what it
             holds when the memory of the tiles is measured.
-        allow_non_finite: return NaN where the network's output is not finite, instead of an error.
+        allow_non_finite: whether to return NaN where the network's output is not finite, instead of raising an error.
 
     Raises:
-        UserError: see :func:`check_settings`.
+        UserError: if a setting is not valid, see :func:`check_settings`.
     """
 
     network: nn.Module
@@ -195,13 +195,13 @@ class Restorer:
         return measure_tile_memory(restore_tile, channels, device, self.max_memory, self.held)
 
     def tile_for(self, images: Tensor) -> int:
-        """Return the side of the tiles for images (B, C, H, W). Raises UserError if the results alone do not fit."""
+        """Return the tile side for images (B, C, H, W). Raises UserError if the results alone do not fit in memory."""
         if self.tile is not None:
             return self.tile
         batch, channels, height, width = images.shape
         if self.max_memory is None and max(height, width) <= MEDIUM:
-            return max(height, width, self.overlap + ALIGNMENT)  # measuring would take as much memory
-        # Two copies of the input, as decoded and as an array; the float32 result and its conversion to integers.
+            return max(height, width, self.overlap + ALIGNMENT)  # measuring would need as much memory
+        # Two copies of the input (decoded and as an array), the float32 result and its conversion to integers.
         samples = batch * channels * height * width
         result = samples * self.scale**2 * (4 + 2 * images.element_size())
         if (free := available_bytes(swap=True)) is not None and result > free:
@@ -214,8 +214,8 @@ class Restorer:
         """Apply :func:`restore_batch` with these settings to one image after the other.
 
         Args:
-            images, on_tile: see there.
-            strength: in place of the attribute of that name, if it is not None.
+            images, on_tile: see :func:`restore_batch`.
+            strength: value that replaces the attribute of that name, if not None.
 
         Shape:
             (B, C, H, W) -> (B, C, s * H, s * W)
@@ -246,17 +246,18 @@ def load_restorer(
     self_ensemble: bool = False,
     strength: float = 1.0,
 ) -> Restorer:
-    """Load a file of weights and make its network ready on a device.
+    """Load a weight file and prepare its network on a device.
 
     Args:
-        weights: the file; an ONNX file of ``basicsr export`` is run by onnxruntime.
-        device: see :func:`pick_device`.
+        weights: weight file; an ONNX file of ``basicsr export`` is run by onnxruntime.
+        device: device of the network, see :func:`pick_device`.
         tile, overlap, max_memory: see :class:`Restorer`.
         precision: see :class:`Restorer`; or ``auto``, see :func:`pick_precision`.
         blend, self_ensemble, strength: see :class:`Restorer`.
 
     Raises:
-        UserError: the weights cannot be loaded or restore other images than gray and RGB, or a setting is not valid.
+        UserError: if the weights cannot be loaded, the network restores neither gray nor RGB images, or a setting is
+            not valid.
     """
     path = Path(weights)
     if precision == "auto":
@@ -275,7 +276,7 @@ def load_restorer(
     if network.in_channels not in CHANNELS:
         raise UserError(f"{path}: restores images of {network.in_channels} channels, expected 1 or 3")
     overlap = overlap_for(tile) if overlap is None else overlap
-    release_freed_memory()  # of reading the file
+    release_freed_memory()  # used to read the file
     held = resident_bytes()
     return Restorer(network, tile, overlap, blend, precision, self_ensemble, max_memory, strength, held)
 
@@ -291,8 +292,8 @@ def check_settings(
     """Check settings of a :class:`Restorer` that need no network; an overlap of None is the default for the tile.
 
     Raises:
-        UserError: ``strength`` is outside [0, 1], ``tile`` too small for ``overlap``, ``max_memory`` not positive,
-            ``precision`` unknown, or one of them of another type.
+        UserError: if ``strength`` is outside [0, 1], ``tile`` is too small for ``overlap``, ``max_memory`` is not
+            positive, ``precision`` is unknown, or a value has the wrong type.
     """
     for name, value in (("tile", tile), ("overlap", overlap), ("max_memory", max_memory), ("strength", strength)):
         kind, wanted = (Integral, "a whole number") if name in ("tile", "overlap") else (Real, "a number")
@@ -312,9 +313,9 @@ def check_settings(
 
 
 def restorer_of_options(network: nn.Module, val: dict[str, Any]) -> Restorer | None:
-    """Return the restorer that ``val`` of an option file describes, or None to restore images as a whole.
+    """Return the restorer for the section ``val`` of an option file, or None to restore images without tiles.
 
-    It returns NaN where the network's output is not finite: a validation shows that as the value of its metrics.
+    It returns NaN where the network's output is not finite, which shows in the metrics of a validation.
     """
     if not val.get("tile") and not val.get("max_memory"):
         return None
@@ -330,16 +331,16 @@ def restorer_of_options(network: nn.Module, val: dict[str, Any]) -> Restorer | N
 
 
 def pick_device(name: str, weights: str | Path = "", *, shown: str = "--device", gpu: str = "cuda") -> torch.device:
-    """Return the device of a name; ``auto`` is a GPU, or else the CPU, which is where ONNX files run.
+    """Return the device of a name; ``auto`` is a GPU if it is usable, else the CPU, and always the CPU for ONNX files.
 
     Args:
-        name: of the device.
-        weights: to run there.
-        shown: what messages call the setting.
-        gpu: the one that ``auto`` means.
+        name: device name as in torch, or ``auto``.
+        weights: weights to run on the device.
+        shown: name of the setting in messages.
+        gpu: GPU that ``auto`` selects.
 
     Raises:
-        UserError: torch cannot use the device here.
+        UserError: if torch cannot use the device here.
     """
     if name == "auto":
         if is_onnx(weights) or not torch.cuda.is_available():
@@ -353,7 +354,7 @@ def pick_device(name: str, weights: str | Path = "", *, shown: str = "--device",
 
 
 def unusable_reason(name: str) -> str | None:
-    """Why torch cannot compute on a device, or None; its wheels have no kernels for old GPUs."""
+    """Return why torch cannot compute on a device, or None; its wheels have no kernels for old GPUs, for example."""
     try:
         torch.ones(1, device=torch.device(name)).add(1).cpu()
     except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # unknown, not compiled in, or missing
@@ -362,14 +363,14 @@ def unusable_reason(name: str) -> str | None:
 
 
 def pick_precision(weights: Path, device: torch.device) -> str:
-    """Return ``bf16`` where it is faster than float32 and costs less than 0.02 dB, otherwise ``fp32``.
+    """Return ``bf16`` if it is faster than float32 and costs less than 0.02 dB, otherwise ``fp32``.
 
-    It is faster on CPUs that multiply it (AMX, AVX512-BF16) and on GPUs that do (Ampere and later). What it costs has
-    been measured for the installed weights alone.
+    It is faster on CPUs and GPUs that support bfloat16 multiplication (AMX, AVX512-BF16; Ampere and later). Its cost
+    was measured only for the installed weights.
     """
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:  # names that torch does not promise, so an older or newer one may lack them
+    else:  # private names that older or newer versions of torch may lack
         checks = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16"))
         fast = device.type == "cpu" and any(check is not None and check() for check in checks)
     return "bf16" if fast and suits_bf16(weights) else "fp32"

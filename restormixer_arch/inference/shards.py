@@ -1,9 +1,9 @@
 """Shard the files of ``basicsr restore`` over machines or processes: ``--shard i/n``, torchrun and SLURM.
 
-A hash of a file's path below the output folder determines its shard. So each machine can compute its own shard,
-whatever the order of the listing, and even while files are added, removed or finished; positions in a sorted list would
-all change with a single file. The drawback is that shards are only approximately equal: within half a percent for a
-million files on ten machines.
+A hash of a file's path below the output folder determines its shard. Each machine can therefore compute its own shard
+in any listing order, and even while files are added, removed or finished; in a sorted list, a single file would change
+all positions after it. The drawback is that shards are only approximately equal: within half a percent for a million
+files on ten machines.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.output import note, set_shared_job
 from restormixer_arch.processes import cores, omp_threads, slurm_cores
 
-LAUNCHERS = {  # name -> the variables of this process's number, from 0, and of the number of processes
+LAUNCHERS = {  # name -> environment variables of this process's number, from 0, and of the number of processes
     "torchrun": ("RANK", "WORLD_SIZE"),
     "SLURM": ("SLURM_PROCID", "SLURM_NTASKS"),
 }
@@ -31,7 +31,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 @dataclass(frozen=True)
 class Shard:
-    """Shard ``index``, from 1, of ``count``."""
+    """Shard ``index`` of ``count``, counted from 1."""
 
     index: int = 1
     count: int = 1
@@ -40,7 +40,8 @@ class Shard:
         """Return whether a file belongs to this shard.
 
         Args:
-            name: of its result, relative to the output folder. Unicode may be composed or not, as on macOS.
+            name: path of its result, relative to the output folder. Composed and decomposed Unicode, as on macOS, are
+                the same.
         """
         if self.count == 1:
             return True
@@ -50,7 +51,7 @@ class Shard:
 
 
 def parse_shard(text: str) -> Shard:
-    """An argument's type: ``2/8`` is the second of eight shards."""
+    """Parse a shard such as ``2/8``, the second of eight (argparse type)."""
     found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise argparse.ArgumentTypeError(f"expected i/n with i from 1 to n, such as 1/4, got {text!r}")
@@ -58,13 +59,13 @@ def parse_shard(text: str) -> Shard:
 
 
 def shard_of_process(environment: Mapping[str, str] = os.environ) -> Shard:
-    """Return the shard of a process started by torchrun or srun, or all files for any other; report it in a note.
+    """Return the shard of a process started by torchrun or srun, else all files; report the shard in a note.
 
-    SLURM sets its variables in a batch script, too, where they count processes that nobody has started yet. Such a
-    process, which has no SLURM_STEP_ID, gets all files.
+    SLURM also sets its variables in a batch script, where they count processes that have not been started yet. Such a
+    process has no SLURM_STEP_ID and gets all files.
 
     Raises:
-        UserError: the variables are not consistent numbers.
+        UserError: if the variables are not consistent numbers.
     """
     for launcher, names in LAUNCHERS.items():
         texts = [environment.get(name, "") for name in names]
@@ -86,26 +87,27 @@ def shard_of_process(environment: Mapping[str, str] = os.environ) -> Shard:
 
 
 def processes_here(environment: Mapping[str, str] = os.environ, default: int = 1) -> int:
-    """Return how many processes of torchrun or srun share this machine, ``default`` where neither says so."""
+    """Return how many processes of torchrun or srun share this machine, ``default`` if neither states it."""
     number = environment.get("LOCAL_WORLD_SIZE") or environment.get("SLURM_STEP_TASKS_PER_NODE", "")
-    found = re.match(r"[1-9]\d{0,8}", number)  # SLURM's is like 4(x2): four on each of two machines
+    found = re.match(r"[1-9]\d{0,8}", number)  # SLURM writes 4(x2) for four on each of two machines
     return int(found[0]) if found else default
 
 
 def limit_threads() -> None:
-    """Let torch use no more threads than its share of the cores that a container or job allows.
+    """Limit torch's threads to this process's share of the cores that a container or job allows.
 
-    It sees neither a quota of cores nor the other processes of torchrun or srun. OMP_NUM_THREADS is left as it is.
+    torch considers neither a quota of cores nor the other processes of torchrun or srun. If OMP_NUM_THREADS is set,
+    nothing is changed.
     """
     import torch
 
     if omp_threads() is None:
-        processes = 1 if slurm_cores() else processes_here()  # srun gave each process cores of its own
+        processes = 1 if slurm_cores() else processes_here()  # srun gave each process its own cores
         torch.set_num_threads(min(torch.get_num_threads(), max(cores() // processes, 1)))
 
 
 def gpus_are_bound(local: int, environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether srun shows each process its own GPU alone, as by ``--gpus-per-task=1`` or ``--gpu-bind=single:1``.
+    """Return whether srun shows each process only its own GPU, with ``--gpus-per-task=1`` or ``--gpu-bind=single:1``.
 
     Args:
         local: number of this process on its machine, from 0.
@@ -115,7 +117,7 @@ def gpus_are_bound(local: int, environment: Mapping[str, str] = os.environ) -> b
 
 
 def gpu_of_process(environment: Mapping[str, str] = os.environ) -> str:
-    """Return the name of the GPU that this process takes among those of its machine."""
+    """Return the name of the GPU that this process uses among those of its machine."""
     import torch
 
     local = environment.get("LOCAL_RANK", environment.get("SLURM_LOCALID", ""))
@@ -132,7 +134,7 @@ def processes_per_gpu(environment: Mapping[str, str] = os.environ) -> int:
 
 
 def wait_for_all(environment: Mapping[str, str] = os.environ) -> None:
-    """Wait until every process of torchrun is done, as it stops all of them when one ends with an exit code."""
+    """Wait until every process of torchrun is done, since it stops all of them when one exits with an error."""
     if "TORCHELASTIC_RUN_ID" not in environment or "MASTER_ADDR" not in environment:
         return
     import torch.distributed as distributed

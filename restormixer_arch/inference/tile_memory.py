@@ -1,8 +1,8 @@
-"""Choose the tile size for a memory budget, from what a network needs per pixel on this machine.
+"""Choose the tile size for a memory budget from the memory that a network needs per pixel on this machine.
 
 A small and a medium tile are restored, and a line is fitted to the memory that they needed: on the CPU the growth of
 the process's peak, on a GPU the peak of torch's allocator. For two RestorMixers on a CPU (glibc, one thread) the line
-predicted 96 % to 124 % of what tiles of 768 and 1024 pixels took; :data:`SAFETY` covers the rest.
+predicted 96 % to 124 % of the memory that tiles of 768 and 1024 pixels needed; :data:`SAFETY` covers the rest.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from restormixer_arch.memory import (
 from restormixer_arch.output import warn
 
 SMALL, MEDIUM = 128, 512  # sides of the two tiles in pixels
-MAX_TILE = 2048  # side of a tile in pixels: 16 times the area of MEDIUM; its overlaps cost 6 % of the time
+MAX_TILE = 2048  # maximum side of a tile in pixels: 16 times the area of MEDIUM; its overlaps cost 6 % of the time
 SAFETY = 1.25
-CPU_BUDGET = 3 * 10**9  # bytes besides what the process holds, if the user gives no budget
-CPU_SHARE, GPU_SHARE = 0.8, 0.8  # of the free memory, at most and likewise
-UNMEASURED_TILE = 512  # pixels, where the system does not report a peak
+CPU_BUDGET = 3 * 10**9  # default budget in bytes, in addition to what the process holds
+CPU_SHARE, GPU_SHARE = 0.8, 0.8  # of the free memory: limit of the default budget on a CPU; default budget on a GPU
+UNMEASURED_TILE = 512  # pixels, if the system does not report a peak
 
 
 @dataclass(frozen=True)
 class TileMemory:
-    """The memory budget, and how much of it a tile takes.
+    """The memory budget and the memory that a tile needs.
 
     Attributes:
-        budget: bytes that the run may hold, on the CPU the whole process; None if no limit is known.
+        budget: bytes that the run may hold, on the CPU the complete process; None if memory cannot be measured.
         held: bytes held before any image is read.
         fixed: bytes that any tile needs.
-        per_pixel: bytes that each pixel of the input adds.
-        on_host: the tiles share their memory with the images.
-        strict: an image that needs more than the budget is rejected; otherwise the smallest tiles are used.
+        per_pixel: bytes that each input pixel adds.
+        on_host: whether the tiles share their memory with the images.
+        strict: whether an image that needs more than the budget is rejected; otherwise the smallest tiles are used.
     """
 
     budget: int | None
@@ -57,18 +57,19 @@ class TileMemory:
     strict: bool = True
 
     def tile(self, height: int, width: int, image_bytes: int, overlap: int) -> int:
-        """Return the largest tile side in pixels for an image: a multiple of 64, or the whole image.
+        """Return the largest tile side in pixels for an image: a multiple of 64, or enough for the complete image.
 
-        Without a budget it is 512, or what the overlap needs. The sides of an image count as multiples of 64, since the
-        network pads them for its windows: a strip of 2 x 30000 pixels needs more than its pixels show.
+        Without a budget it is 512, or more if the overlap requires it. The sides of an image are rounded up to
+        multiples of 64, since the network pads them for its windows: a strip of 2 x 30000 pixels needs more memory than
+        its area suggests.
 
         Args:
-            height, width: of the image in pixels.
-            image_bytes: CPU memory that the image and its result take.
-            overlap: of the tiles in pixels.
+            height, width: size of the image in pixels.
+            image_bytes: CPU memory of the image and its result.
+            overlap: overlap of the tiles in pixels.
 
         Raises:
-            UserError: even the smallest tile needs more than the budget, which is strict.
+            UserError: if the budget is strict and even the smallest tile exceeds it.
         """
         if self.budget is None:
             return max(UNMEASURED_TILE, overlap + ALIGNMENT)
@@ -99,27 +100,28 @@ def measure_tile_memory(
     """Run ``restore_tile`` on two gray tiles and measure the memory that it needs.
 
     Args:
-        restore_tile: restores a float32 tile (1, ``channels``, h, w) in [0, 1] that is on the CPU.
-        channels: of the network's input.
-        device: of the network.
-        max_memory: bytes, on the CPU of the whole process, on a GPU of its memory. None: 3 GB more than is held on a
-            CPU, or 80 % of what is free there if that is less; 80 % of the free memory of a GPU; processes of torchrun
-            or srun on one machine share what is free. An image for which they do not suffice gets the smallest tiles.
-        held: bytes that the process held before any image was read, on a CPU. None: what it holds now.
+        restore_tile: function that restores a float32 tile (1, ``channels``, h, w) in [0, 1], given on the CPU.
+        channels: number of the network's input channels.
+        device: device of the network.
+        max_memory: limit in bytes, on a CPU for the complete process, on a GPU for its memory. Default: on a CPU 3 GB,
+            or 80 % of the free memory if that is less, in addition to ``held``; on a GPU 80 % of its free memory.
+            Processes of torchrun or srun on one machine share the free memory. An image for which the default does not
+            suffice is restored in the smallest tiles.
+        held: bytes that the process held before any image was read, on a CPU. Default: what it holds now.
 
     Returns:
-        Without a budget where the system does not report a peak, or cannot take it again: only Linux can on a CPU. A
-        ``max_memory`` is then not kept, and a warning says so.
+        The memory of tiles; without a budget if the system does not report a peak or cannot reset it (on a CPU, only
+        Linux can). ``max_memory`` is then not enforced, and a warning reports that.
 
     Raises:
-        UserError: not enough memory for the two tiles.
+        UserError: if there is not enough memory for the two tiles.
     """
     if device.type not in ("cpu", "cuda"):
         return _unmeasured(max_memory)
     try:
         if device.type == "cuda":
             held, needed = _needed_on_gpu(restore_tile, channels, device)
-            torch.cuda.empty_cache()  # blocks of the tiles that were measured, which are free
+            torch.cuda.empty_cache()  # the freed blocks of the measured tiles
             free = torch.cuda.mem_get_info(device)[0] + held
             budget = max_memory or int(GPU_SHARE * free / processes_per_gpu())
         elif not reset_peak():  # an earlier peak, such as that of the imports, would hide what the tiles need
@@ -155,14 +157,14 @@ def _unmeasured(max_memory: int | None) -> TileMemory:
 
 
 def _gray(channels: int, side: int) -> Tensor:
-    """A tile that draws no random numbers, of which a user's seed decides: what it shows needs no memory."""
+    """Return a gray tile: the content does not affect memory, and random content would change a user's random state."""
     return torch.full((1, channels, side, side), 0.5, dtype=torch.float32, device="cpu")
 
 
 def _needed_on_cpu(restore_tile: Callable[[Tensor], Tensor], channels: int) -> tuple[int, list[int]]:
     """Return the bytes that the process held before, and how many more it held at the peak of each tile.
 
-    Freed memory is given back first: a tile that reuses it would seem to need none.
+    Freed memory is returned to the system first, since a tile that reuses it would seem to need none.
     """
     release_freed_memory()
     reset_peak()

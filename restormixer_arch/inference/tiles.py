@@ -1,15 +1,15 @@
 r"""Restore an image in overlapping tiles, so that only one tile is on the device at a time.
 
 Neighboring tiles are blended in their overlap. The grid of tiles is a product of columns and rows, and so are the
-blending weights: each axis has its own, which add up to 1 in every pixel.
+blending weights: each axis has separate weights, which add up to 1 in every pixel.
 
 Tiles start at multiples of 64 pixels, where the windows of RestorMixer's attention start (up to 16 x 16 at a quarter of
-the resolution), so that a tile has the same windows as the whole image. The scans see the whole image, so that a tiled
-result is never exactly the same.
+the resolution), so a tile has the same windows as the complete image. The scans would otherwise run over the complete
+image, so a tiled result is never exactly the same.
 
-How much overlap is enough was measured with the network of ``options/train_derain_demo.yml`` after its training, on
-photographs with this package's rain. "Between" is the PSNR between tiled and whole result, "truth" the change of the
-PSNR against the ground truth by tiling:
+The effect of the overlap was measured with the trained network of ``options/train_derain_demo.yml``, on photographs
+with this package's synthetic rain. "Between" is the PSNR between the tiled and the untiled result, "truth" is the
+change of the PSNR against the ground truth by tiling:
 
 ============================  ========  ===========  ==========
 image, side of the tiles      overlap   between      truth
@@ -29,9 +29,9 @@ photograph 1280 x 800, 512    0         39.6 dB      -0.13 dB
 photograph 1200 x 800, 256    64        48.4 dB      +0.25 dB
 ============================  ========  ===========  ==========
 
-Without an overlap, single pixels at the seams are off by up to 0.6; with 64 pixels by 0.03 to 0.12, which is the
-missing context of the scans and not a seam. Hann and linear weights differ by at most 0.1 dB of "between". Small tiles
-can be better than the whole image, as in the last line: that network was trained on crops of 64 pixels.
+Without an overlap, single pixels at the seams differ by up to 0.6; with 64 pixels by 0.03 to 0.12, due to the missing
+context of the scans and not to a seam. Hann and linear weights differ by at most 0.1 dB in "between". Small tiles can
+be better than the complete image, as in the last line: the network was trained on crops of 64 pixels.
 
 Shape letters: B batch, C channels, H x W size in pixels, s the upscale factor.
 """
@@ -45,7 +45,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-ALIGNMENT = 64  # pixels: every tile starts at a multiple
+ALIGNMENT = 64  # pixels; every tile starts at a multiple of this
 DEFAULT_OVERLAP = 64  # pixels
 
 
@@ -69,23 +69,24 @@ def restore_tiles(
     """Apply ``restore_tile`` to overlapping tiles and blend the results.
 
     Args:
-        restore_tile: (B, C, h, w) of ``images`` -> float32 (B, C', scale * h, scale * w), on any device.
-        images: (B, C, H, W) of any type; they stay on their device.
+        restore_tile: function of a part of ``images``: (B, C, h, w) -> float32 (B, C', scale * h, scale * w), on any
+            device.
+        images: images (B, C, H, W) of any dtype; they remain on their device.
         tile: largest side of a tile in pixels of ``images``, at least 64 more than ``overlap``. Images that fit are
-            passed whole.
-        overlap: least number of pixels that neighbors share.
-        blend: ``hann`` (a squared sine) or ``linear``: how the weights rise over the overlap.
+            not split.
+        overlap: minimum number of pixels that neighbors share.
+        blend: shape of the weights in the overlap, ``hann`` (a squared sine) or ``linear``.
         scale: s, the upscale factor of ``restore_tile``.
-        on_tile: called after each tile with the number of tiles done and the number of all.
+        on_tile: function that is called after each tile with the number of tiles done and the total number.
 
     Returns:
-        float32 on the CPU.
+        Blended results, float32 on the CPU.
 
     Shape:
         (B, C, H, W) -> (B, C', s * H, s * W)
 
     Raises:
-        ValueError: ``tile`` is too small for ``overlap``, or ``blend`` is unknown.
+        ValueError: if ``tile`` is too small for ``overlap``, or ``blend`` is unknown.
     """
     if overlap < 0 or tile < overlap + ALIGNMENT:
         raise ValueError(f"tile must be at least overlap + {ALIGNMENT} = {overlap + ALIGNMENT}, got {tile}")
@@ -114,12 +115,12 @@ def restore_tiles(
 
 
 def overlap_for(tile: int | None) -> int:
-    """Return the overlap for a tile size that was given without one: the default, or what the tile leaves room for."""
+    """Return the overlap for a tile size that was given without one: the default, or less if the tile is too small."""
     return DEFAULT_OVERLAP if tile is None else max(0, min(DEFAULT_OVERLAP, tile - ALIGNMENT))
 
 
 def axis_tiles(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-    """Return (first, last + 1) of the tiles along one side: as few as ``tile`` allows, as small as possible."""
+    """Return (first, last + 1) of each tile along one axis: as few tiles as ``tile`` allows, as small as possible."""
     if length <= tile:
         return [(0, length)]
     longest_step = (tile - overlap) // ALIGNMENT * ALIGNMENT
@@ -130,7 +131,7 @@ def axis_tiles(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 
 def axis_weights(spans: list[tuple[int, int]], overlap: int, blend: str) -> list[Tensor]:
     """Return the float32 weights of the pixels of each span; in each pixel, those of all spans add up to 1."""
-    on_cpu = {"dtype": torch.float64, "device": "cpu"}  # whatever torch's default device is
+    on_cpu = {"dtype": torch.float64, "device": "cpu"}  # independent of torch's default device
     ramp = RAMPS[blend]((torch.arange(overlap, **on_cpu) + 0.5) / max(overlap, 1))
     weights = []
     for number, (first, last) in enumerate(spans):

@@ -1,4 +1,4 @@
-"""Load networks from weight files, those of other tools included."""
+"""Load networks from weight files, including those of other tools."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from restormixer_arch.hub import locate, network_options, read_safetensors
 from restormixer_arch.restormixer_arch import RestorMixer
 from restormixer_arch.weight_options import STAMP_ENTRY, is_restormixer, stamp_problem
 
-# Where common tools store the weights (best first), and the prefixes they add to tensor names.
+# Entries in which common tools store the weights (best first), and the prefixes they add to tensor names.
 PARAM_KEYS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "net_g", "net", "generator", "network")
-WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+WRAPPERS = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
 OWNERS = ("model.", "net_g.", "net.", "generator.", "network.", "netG.", "params.")
-COUNTERS = ("total_ops", "total_params")  # which thop leaves in a network
+COUNTERS = ("total_ops", "total_params")  # left in a network by thop
 
 
 def load_network(
     weights: str | Path, param_key: str | None = None, options: Mapping[str, Any] | None = None
 ) -> RestorMixer:
-    """Build the network of a file of weights, ready to restore: in eval mode, float32, on the CPU, BatchNorm folded.
+    """Build the network of a weight file, ready for inference: in eval mode, float32, on the CPU, BatchNorm folded.
 
     Args:
         weights: a file, a folder, or a repository of the Hugging Face Hub, see :func:`restormixer_arch.hub.locate`.
-        param_key: entry of the file that holds the weights, such as ``params``, which it must have. None for the first
-            of :data:`PARAM_KEYS` that it has, or else the file itself.
-        options: the network's arguments; None to read them from the weights.
+        param_key: entry of the file that holds the weights, such as ``params``, which must exist. None for the first
+            of :data:`PARAM_KEYS` that exists, or else the file itself.
+        options: arguments of the network; None to read them from the weights.
 
     Raises:
-        UserError: the file is missing, damaged, lacks the entry, or holds the weights of another network.
+        UserError: if the file is missing, is damaged, lacks the entry, or holds the weights of another network.
     """
     path = locate(weights)
     state = read_weights(path, param_key, required=True)
@@ -44,7 +44,7 @@ def load_network(
         network = RestorMixer.from_weights(state, options or network_options(RestorMixer, path, state))
     if options and (problem := stamp_problem(network, state)):
         raise UserError(f"{weights}: its weights {problem}, as the given options say")
-    return network.float().fuse()  # whatever torch's default number type is
+    return network.float().fuse()  # independent of torch's default dtype
 
 
 @contextmanager
@@ -60,44 +60,44 @@ def explain_unbuildable(weights: str | Path, advice: str = "") -> Iterator[None]
 def read_weights(path: str | Path, param_key: str | None = None, *, required: bool = False) -> dict[str, Tensor]:
     """Read a state dict on the CPU from ``.pth`` or ``.safetensors``.
 
-    Only tensors and plain containers are unpickled, so a file from a stranger cannot run code.
+    Only tensors and plain containers are unpickled, so an untrusted file cannot run code.
 
     Args:
-        path: the file, or what :func:`restormixer_arch.hub.locate` takes.
-        param_key: entry of a ``.pth`` that holds the weights, such as ``params`` or ``params_ema``. If it is None or
-            not in the file, the first of :data:`PARAM_KEYS` that is there is taken, or else the file itself. BasicSR,
-            too, takes ``params`` where the file lacks the entry that ``param_key_g`` of an option file names.
-        required: a ``param_key`` that is not in the file is a mistake.
+        path: weight file, or anything that :func:`restormixer_arch.hub.locate` accepts.
+        param_key: entry of a ``.pth`` file that holds the weights, such as ``params`` or ``params_ema``. If it is None
+            or missing, the first of :data:`PARAM_KEYS` that exists is used, or else the file itself. BasicSR also uses
+            ``params`` if the file lacks the entry that ``param_key_g`` of an option file names.
+        required: whether a ``param_key`` that is missing in the file is an error.
 
     Returns:
         Tensors by name, with the stamp of the network's options if the file has one; without thop's counters and the
-        prefixes of DistributedDataParallel, torch.compile and, around a RestorMixer, a training's class such as
+        prefixes of DistributedDataParallel, torch.compile and, for a RestorMixer, of training classes, such as
         ``model.``.
 
     Raises:
-        UserError: the file is missing, damaged, or holds no weights, or some that are not finite; or ``param_key`` is
-            required and missing.
+        UserError: if the file is missing or damaged, holds no weights or weights that are not finite, or lacks a
+            required ``param_key``.
     """
     path = locate(path)
     return weights_in(read_file(path), path, param_key, required=required)[0]
 
 
 def read_file(path: Path) -> object:
-    """Return what a ``.pth`` or ``.safetensors`` holds, on the CPU. Raises UserError if it cannot be read."""
+    """Return the content of a ``.pth`` or ``.safetensors`` file on the CPU. Raises UserError if it cannot be read."""
     return read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_pickle(path, "PyTorch weights")
 
 
 def weights_in(
     content: Any, path: Path, param_key: str | None, *, required: bool = False, expected: Collection[str] = ()
 ) -> tuple[dict[str, Tensor], str | None]:
-    """Return the weights of :func:`read_weights` out of what :func:`read_file` has returned for ``path``.
+    """Return the weights, as :func:`read_weights` does, from the content that :func:`read_file` returned for ``path``.
 
     Args:
-        content, path, param_key, required: see there.
-        expected: names of the network's tensors, where it is known: a prefix that they have is the network's own.
+        content, path, param_key, required: see these functions.
+        expected: names of the network's tensors, if known; prefixes that they have are not removed.
 
     Returns:
-        The weights, and the name of the entry that they are; None where the file holds nothing but tensors.
+        The weights, and the name of the entry that holds them; None if the file holds only tensors.
     """
     stamp = content.get(STAMP_ENTRY) if isinstance(content, dict) else None
     entries, taken = entries_in(content), []
@@ -119,7 +119,7 @@ def weights_in(
 
 
 def entries_in(content: Any) -> list[str]:
-    """Return the names of the entries that may hold weights, of what :func:`read_file` has returned."""
+    """Return the names of the entries that may hold weights in the content that :func:`read_file` returned."""
     if not isinstance(content, dict):
         return []
     return [str(key) for key in content if _is_filled(content, key) and key != STAMP_ENTRY]
@@ -131,7 +131,7 @@ def _is_filled(content: dict[Any, Any], key: str | None) -> bool:
 
 def _without_prefixes(state: dict[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
     foreign = [prefix for prefix in (*WRAPPERS, *OWNERS) if not any(name.startswith(prefix) for name in expected)]
-    wrappers = [prefix for prefix in WRAPPERS * 2 if prefix in foreign]  # either may be inside of the other
+    wrappers = [prefix for prefix in WRAPPERS * 2 if prefix in foreign]  # either may enclose the other
     state = _remove_prefixes(state, wrappers)
     if is_restormixer(state):
         return state
@@ -150,14 +150,14 @@ def _remove_prefixes(state: dict[str, Tensor], prefixes: Iterable[str]) -> dict[
 
 
 def read_pickle(path: Path, kind: str) -> object:
-    """Read what torch has saved, on the CPU; only tensors and plain containers are unpickled.
+    """Read a file saved by torch, on the CPU; only tensors and plain containers are unpickled.
 
     Args:
-        path: the file.
-        kind: what was expected, for messages.
+        path: file to read.
+        kind: expected kind of content, for messages.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: if the file cannot be read.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -166,7 +166,7 @@ def read_pickle(path: Path, kind: str) -> object:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Why torch cannot read a file. Its own text advises to switch its protection off."""
+    """Return why torch cannot read a file; torch's own message advises to disable its protection."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     with path.open("rb") as file:

@@ -1,1 +1,1 @@
-"""The compiled library for CPUs: its source in C, how it is loaded and called, and GELU and window attention on it."""
+"""The compiled CPU library: its C source, loading and calling it, and its GELU and window attention in torch."""

@@ -1,8 +1,8 @@
-"""GELU and window attention in the compiled library, as operators of torch with a gradient.
+"""GELU and window attention of the compiled library, as torch operators with a gradient.
 
-They do what ``torch.nn.functional`` does, in float32 on a CPU, in one pass over memory each way: GELU takes the scale
-and shift of a BatchNorm that no longer changes with it, attention reads q, k and v where the projection wrote them.
-:func:`usable` says whether a tensor can be given to them; elsewhere the layers call torch.
+They compute the same as ``torch.nn.functional``, in float32 on a CPU, in one pass over memory each for forward and
+backward: GELU includes the scale and shift of a BatchNorm with fixed statistics, and attention reads q, k and v in the
+layout of the projection's output. If :func:`usable` returns False for a tensor, the layers call torch instead.
 
 Shape letters: G windows, T tokens of a window, C channels.
 """
@@ -30,9 +30,9 @@ _ops.define("window_attention_backward(Tensor grad_y, Tensor qkv, Tensor y, Tens
 
 
 def on_cpu(x: Tensor) -> bool:
-    """Whether a tensor is float32 on a CPU, to be computed now and as it is: not traced, compiled or cast.
+    """Return whether a tensor is a plain float32 tensor on a CPU, without tracing, compilation or autocast.
 
-    Nor with a forward-mode derivative, which the library's operators lack.
+    Also return False in forward-mode differentiation, which the library's operators do not support.
     """
     return (
         x.dtype is torch.float32
@@ -46,36 +46,36 @@ def on_cpu(x: Tensor) -> bool:
 
 
 def usable(x: Tensor) -> bool:
-    """Whether the operators take a tensor: :func:`on_cpu`, and the library is there."""
+    """Return whether the operators support a tensor: :func:`on_cpu` is true and the library is loaded."""
     return not library.REASON and on_cpu(x)
 
 
 def gelu(x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-    """GELU of ``x``, or of ``x * scale + shift`` for each channel.
+    """Return the GELU of ``x``, or of ``x * scale + shift`` per channel.
 
     Args:
-        x: any shape without a scale; (B, C, H, W) with one.
-        scale: (C,), or None.
-        shift: (C,), or None with ``scale``.
+        x: input of any shape without a scale; (B, C, H, W) with one.
+        scale: scale of each channel (C,), or None.
+        shift: shift of each channel (C,), or None if ``scale`` is None.
 
     Returns:
-        the shape and memory format of ``x``.
+        Output of the shape of ``x``: channels-last with a scale, else in the memory format of ``x`` if it is dense.
     """
     return torch.ops.restormixer.gelu.default(x, scale, shift)
 
 
 def gelu_(x: Tensor) -> Tensor:
-    """GELU in place, without a gradient."""
+    """Apply GELU in place, without a gradient."""
     torch.ops.restormixer.gelu_.default(x)
     return x
 
 
 def window_attention(qkv: Tensor, heads: int) -> Tensor:
-    """Softmax attention inside each window, (G, T, 3 C) -> (G, T, C).
+    """Return the softmax attention within each window, (G, T, 3 C) -> (G, T, C).
 
     Args:
         qkv: queries, keys and values, each (heads, C / heads) for every token.
-        heads: a divisor of C.
+        heads: number of heads, a divisor of C.
     """
     keep = torch.is_grad_enabled() and qkv.requires_grad
     return torch.ops.restormixer.window_attention.default(qkv, heads, keep)[0]
@@ -101,7 +101,7 @@ class _AttentionCall(ctypes.Structure):
 
 
 def _dense(x: Tensor, scale: Tensor | None) -> Tensor:
-    """``x`` with its values side by side in memory, the channels of a pixel together if there is a scale."""
+    """Return ``x`` dense in memory, channels-last if there is a scale; copy it only if necessary."""
     if scale is not None:
         return x.contiguous(memory_format=torch.channels_last)
     dense = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
@@ -109,7 +109,7 @@ def _dense(x: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _pattern(values: Tensor | None) -> Tensor | None:
-    """Per-channel values, repeated to a multiple of the kernel's vectors."""
+    """Repeat per-channel values to a multiple of the kernel's vector length."""
     return None if values is None else values.contiguous().repeat(LANES // math.gcd(values.numel(), LANES))
 
 
@@ -260,13 +260,13 @@ torch.library.register_autograd("restormixer::window_attention_backward", _no_se
 
 @register_flop_formula(torch.ops.restormixer.window_attention)
 def _attention_flops(qkv: Any, *_: Any, **__: Any) -> int:
-    """Two products of (T, d) and (d, T) matrices for each head: 4 G T^2 C."""
+    """Return 4 G T^2 C: per window and head two matrix products of 2 T^2 d operations, d = C / heads."""
     windows, tokens, channels = qkv
     return 4 * windows * tokens**2 * channels // 3
 
 
 @register_flop_formula(torch.ops.restormixer.window_attention_backward)
 def _attention_backward_flops(grad_y: Any, qkv: Any, *_: Any, **__: Any) -> int:
-    """Seven such products, of which two repeat others of the seven in the other order."""
+    """Return 14 G T^2 C: seven such products, two of which compute others of the seven again, transposed."""
     windows, tokens, channels = qkv
     return 14 * windows * tokens**2 * channels // 3

@@ -1,7 +1,7 @@
-"""Finds, loads and calls the compiled library (``kernel/``) through ctypes.
+"""Find, load and call the compiled library (``kernel/``) through ctypes.
 
-The library knows nothing of Python or torch, so one file serves every version of both. It is built with the package
-if a C compiler is there. Environment: ``RESTORMIXER_REQUIRE_NATIVE=1`` makes a missing kernel an error,
+The library does not depend on Python or torch, so one file works with every version of both. It is built with the
+package if a C compiler exists. Environment variables: ``RESTORMIXER_REQUIRE_NATIVE=1`` makes a missing kernel an error,
 ``RESTORMIXER_ISA=plain|avx2|avx512|neon`` forces an instruction set.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from restormixer_arch.errors import UserError
 
 ABI = 2  # KERNEL_ABI of kernel.h
-LANES, CHUNK, MAX_STATES = 16, 64, 256  # of kernel.h too
+LANES, CHUNK, MAX_STATES = 16, 64, 256  # also of kernel.h
 FIX = "install a C compiler (gcc or clang), then run `pip install --force-reinstall --no-deps .` in the project"
 NO_STREAM = (0, 0, 0, 0, 0, 0)
 STREAM_DTYPES = (torch.float32, torch.bfloat16)
@@ -30,7 +30,7 @@ _STATUS = {1: "out of memory", 2: "a malformed call"}
 
 
 def load(folder: Path) -> tuple[ctypes.CDLL | None, str, str]:
-    """The library in ``folder``, the instruction set in use, and why there is no library."""
+    """Return the library in ``folder``, the instruction set in use, and the reason if there is no library."""
     found = [path for path in sorted(folder.glob("_kernel*")) if path.suffix in (".so", ".pyd", ".dylib")]
     if not found:
         return None, "", f"the native kernel was not built: {FIX}"
@@ -60,12 +60,12 @@ def _declare(library: ctypes.CDLL) -> None:
 
 
 def _torch_threads() -> int:
-    """Address of GOMP_parallel in the OpenMP runtime that torch itself runs on, 0 if it has none."""
+    """Return the address of GOMP_parallel in the OpenMP runtime that torch uses, 0 if it has none."""
     suffix = {"linux": ".so", "darwin": ".dylib"}.get(sys.platform)
     if suffix is None:
         return 0
     try:
-        # A handle's symbols are looked up in what it links to, so this finds torch's runtime and no other.
+        # Symbols are looked up in the libraries that the handle links to, so this finds only torch's runtime.
         torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu{suffix}"))
         return ctypes.cast(torch_cpu.GOMP_parallel, ctypes.c_void_p).value or 0
     except (OSError, AttributeError):
@@ -80,7 +80,7 @@ if REASON and os.environ.get("RESTORMIXER_REQUIRE_NATIVE") == "1":
 
 
 def _forget_torch_threads() -> None:
-    """In a forked child torch's OpenMP threads are gone and its runtime would wait for them forever."""
+    """Stop using torch's OpenMP threads: a forked child has none, and the runtime would wait for them forever."""
     global _parallel
     _parallel = 0
 
@@ -90,24 +90,24 @@ if hasattr(os, "register_at_fork"):
 
 
 def batch_sum(shares: Tensor) -> Tensor:
-    """(B, ...) -> (...): the kernel leaves gradients of parameters apart for each batch item."""
+    """Sum the gradients of a parameter, which the kernel writes separately per batch item. (B, ...) -> (...)"""
     return shares[0] if shares.shape[0] == 1 else shares.sum(0)
 
 
 def float16_to_float32(tensor: Tensor | None) -> Tensor | None:
-    """Return float16 as float32; other dtypes are left to :func:`check_dtypes`."""
+    """Convert float16 to float32; other dtypes are left to :func:`check_dtypes`."""
     return tensor.float() if tensor is not None and tensor.dtype is torch.float16 else tensor
 
 
 def low_precision_to_float32(tensor: Tensor | None) -> Tensor | None:
-    """Return float16 and bfloat16 parameters as float32; others stay."""
+    """Convert float16 and bfloat16 parameters to float32; return others unchanged."""
     if tensor is None or tensor.dtype not in (torch.float16, torch.bfloat16):
         return tensor
     return tensor.float()
 
 
 def check_dtypes(streams: dict[str, Tensor | None], dense: dict[str, Tensor | None]) -> None:
-    """Raises :class:`TypeError` unless streams are float32 or bfloat16 and dense arrays float32."""
+    """Raise :class:`TypeError` unless streams are float32 or bfloat16 and dense arrays are float32."""
     for name, tensor in (*streams.items(), *dense.items()):
         allowed = STREAM_DTYPES if name in streams else (torch.float32,)
         if tensor is not None and tensor.dtype not in allowed:
@@ -115,35 +115,35 @@ def check_dtypes(streams: dict[str, Tensor | None], dense: dict[str, Tensor | No
 
 
 def check_grad(grad_y: Tensor, y: Tensor) -> None:
-    """Raises unless the gradient of the output fits the output."""
+    """Raise TypeError or ValueError if the dtype or shape of the output's gradient is wrong."""
     check_dtypes({"the output's gradient": grad_y}, {})
     if grad_y.shape != y.shape:
         raise ValueError(f"the output's gradient must have shape {tuple(y.shape)}, got {tuple(grad_y.shape)}")
 
 
 def unusable_reason() -> str | None:
-    """Why the kernel cannot be used and how to fix it, or None if it can."""
+    """Return why the kernel cannot be used and how to fix this, or None if it can be used."""
     return REASON or None
 
 
 def require() -> None:
-    """Raises :class:`UserError`, with the fix, if the kernel is missing."""
+    """Raise :class:`UserError`, with the fix, if the kernel cannot be used."""
     if REASON:
         raise UserError(f"the compiled library, backend 'native', is not usable: {REASON}")
 
 
 def chunks(length: int) -> int:
-    """Number of states saved for ``length`` steps."""
+    """Return the number of states saved for ``length`` steps."""
     return -(-length // CHUNK)
 
 
 def stream(tensor: Tensor, batch: int, part: int, step: int, lane: int) -> Stream:
-    """A float32 or bfloat16 tensor with its strides over batch, part, step and lane, in elements."""
+    """Describe a float32 or bfloat16 tensor with its strides over batch, part, step and lane, in elements."""
     return tensor.data_ptr(), batch, part, step, lane, tensor.dtype is torch.bfloat16
 
 
 def address(tensor: Tensor | None) -> int:
-    """Of a dense float32 tensor; 0 if there is none."""
+    """Return the address of a dense float32 tensor, or 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -158,20 +158,22 @@ def call(
     grad_streams: tuple[Stream, ...] = (NO_STREAM,) * 6,
     grad_dense: tuple[int, int, int, int] = (0, 0, 0, 0),
 ) -> None:
-    """One call of the kernel; the groups of arguments are those of ``struct scan_call``, in its order.
+    """Call the scan kernel. The groups of arguments are those of ``struct scan_call``, in the same order.
 
     Args:
-        backward: the gradients instead of the outputs.
+        backward: whether to compute gradients instead of outputs.
         sizes: batch, parts, height, width, channels of a part, states.
         flags: softplus, summed, constant B, constant C.
-        orders: of the directions, values of ``ORDERS``.
+        orders: scan orders of the directions, values of ``ORDERS``.
         dense: addresses of A, D, bias, saved states, last state.
-        streams: u, delta, z, B, C, y.
-        grad_streams: gradients of y, u, delta, z, B, C.
+        streams: streams of u, delta, z, B, C, y.
+        grad_streams: streams of the gradients of y, u, delta, z, B, C.
         grad_dense: addresses of the gradients of A, D, bias and last state.
 
     Raises:
-        MemoryError, RuntimeError: the kernel's status.
+        UserError: if the library cannot be used.
+        MemoryError: if there is not enough memory.
+        RuntimeError: if the call is malformed.
     """
     require()
     values = _CALL.pack(
@@ -186,11 +188,12 @@ def call(
 
 
 def run(function: str, arguments: ctypes.Structure) -> None:
-    """One call of ``restormixer_gelu`` or ``restormixer_attention``.
+    """Call ``restormixer_gelu`` or ``restormixer_attention``.
 
     Raises:
-        UserError: the library is missing.
-        MemoryError, RuntimeError: the kernel's status.
+        UserError: if the library cannot be used.
+        MemoryError: if there is not enough memory.
+        RuntimeError: if the call is malformed.
     """
     require()
     status = getattr(_LIBRARY, function)(ctypes.byref(arguments), torch.get_num_threads(), _parallel, _ISA)
@@ -199,6 +202,6 @@ def run(function: str, arguments: ctypes.Structure) -> None:
 
 
 def gelu_tiles(count: int, period: int) -> int:
-    """Rows of partial sums that the backward pass of ``restormixer_gelu`` writes."""
+    """Return the number of rows of partial sums that the backward pass of ``restormixer_gelu`` writes."""
     require()
     return _LIBRARY.restormixer_gelu_tiles(count, period)

@@ -1,14 +1,14 @@
-"""The selective scan of Mamba (arXiv 2312.00752) in one and two dimensions, on whichever backend fits the tensors.
+"""Run the selective scan of Mamba (arXiv 2312.00752) in one or two dimensions, on the backend that suits the tensors.
 
-    definition   a plain loop, slow: what every other backend is tested against, and twice differentiable
-    torch        plain torch with a hand-written backward: every device and dtype
+    definition   a plain, slow loop, the reference that all other backends are tested against; twice differentiable
+    torch        plain torch with a hand-written backward pass, for every device and dtype
     native       the compiled kernel of this package, on the CPU
     triton       the Triton kernels of this package, on a GPU
-    cuda         mamba-ssm's kernel on a GPU, where it is installed
+    cuda         mamba-ssm's kernel on a GPU, if it is installed
 
-``backend="auto"`` takes the first that works: native, then torch on a CPU; triton, cuda, then torch on a GPU. An
-explicit name never falls back. The backend that runs is logged once to the logger ``restormixer_arch``, and
-:func:`backend_report` shows why no faster one is used.
+``backend="auto"`` selects the first that works: native, then torch on a CPU; triton, cuda, then torch on a GPU. An
+explicit name never falls back to another backend. Each backend that runs is logged once to the logger
+``restormixer_arch``, and :func:`backend_report` shows why no faster one is used.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 BACKENDS = ("auto", "definition", "torch", "native", "triton", "cuda")
-KERNELS = {"cpu": ("native",), "cuda": ("triton", "cuda")}  # the kernels of a kind of device, best first
+KERNELS = {"cpu": ("native",), "cuda": ("triton", "cuda")}  # kernels of each device type, best first
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -50,7 +50,7 @@ _announced: set[str] = set()
 
 
 def _kernel_reason(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this kernel cannot scan tokens on ``device``, or None if it can."""
+    """Return why this kernel cannot scan tokens on ``device``, or None if it can."""
     if name == "native":
         return (
             native_library.unusable_reason()
@@ -61,16 +61,16 @@ def _kernel_reason(name: str, device: torch.device, dtype: torch.dtype) -> str |
 
 
 def available_backends() -> dict[str, str | None]:
-    """Each backend's name with None if it can be used on this machine, or the reason why not."""
+    """Return, by name of backend, None if it can be used on this machine, else the reason why not."""
     reasons = {"definition": None, "torch": None, "native": native_library.unusable_reason()}
     return reasons | {"triton": triton_scan.unusable_reason(), "cuda": cuda.unusable_reason()}
 
 
-@constant_when_traced  # torch.compile calls it and does not trace the probes of the kernels
+@constant_when_traced  # torch.compile calls it instead of tracing the probes of the kernels
 def _automatic(
     device: torch.device, dtypes: Collection[torch.dtype], states: int, constant_weights: bool = False
 ) -> tuple[str, str]:
-    """The backend that ``auto`` takes and, if that is not the best kernel of the device, why."""
+    """Return the backend that ``auto`` selects and, if it is not the best kernel of the device, the reason."""
     reasons = []
     for name in KERNELS.get(device.type, ()):
         known = NATIVE_DTYPES if name == "native" else CUDA_DTYPES
@@ -90,7 +90,7 @@ def _automatic(
 
 
 def backend_report() -> str:
-    """One line per kind of device: the backend that ``auto`` takes for float32 there, and why not a better one."""
+    """Return one line per device: the backend that ``auto`` selects for float32, and why not a better one."""
     devices = [torch.device("cpu")]
     devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     devices += [torch.device("mps")] * torch.backends.mps.is_available()
@@ -104,7 +104,7 @@ def backend_report() -> str:
 
 
 def _prospect() -> str:
-    """What a GPU would run the scan on, as far as the installed packages show."""
+    """Describe which backend a GPU would use, as far as the installed packages show."""
     reason = triton_scan.package_reason()
     if reason is None:
         compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or os.name == "nt"
@@ -130,14 +130,14 @@ def _choose(
     needs_state_grad: bool,
     constant_weights: bool = False,
 ) -> str:
-    """The name of the backend to run, announced. ``streams`` have values for each token, the tokens first."""
+    """Return the name of the backend to run, and log it. ``streams`` have values per token, u or x first."""
     tokens = streams[0]
     if backend not in BACKENDS:
         hint = did_you_mean(backend, BACKENDS)
         raise UserError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}.{hint}")
     reason = ""
     if backend == "auto":
-        # A GPU's kernels take parameters of any dtype.
+        # GPU kernels accept parameters of any dtype.
         dtypes = [tensor.dtype for tensor in (streams if tokens.is_cuda else (*streams, *parameters))]
         backend, reason = _automatic(tokens.device, dtypes, states, constant_weights)
         if backend == "cuda" and needs_state_grad:
@@ -167,32 +167,32 @@ def selective_scan(
     *,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Selective scan with the signature and meaning of mamba-ssm's ``selective_scan_fn``.
+    """Run a selective scan with the signature and semantics of mamba-ssm's ``selective_scan_fn``.
 
     dt = softplus(delta + delta_bias); h_t = exp(dt A) h_(t-1) + dt B_t u_t; y_t = <C_t, h_t> + D u_t; y *= silu(z).
-    The arithmetic is in float32, in float64 for float64 tokens, also under autocast.
+    Arithmetic is in float32, or float64 for float64 tokens, even under autocast.
 
     Args:
         u: tokens (B, D, L).
         delta: time steps (B, D, L), before bias and softplus.
         A: decay rates (D, N), real, negative for a stable scan.
         B: input weights (B, G, N, L), where channel d reads group d // (D / G); or (B, N, L); or constant (D, N).
-        C: output weights, as ``B``.
-        D: weights of the skip (D,).
+        C: output weights, in one of the shapes of ``B``.
+        D: skip weights (D,).
         z: gate (B, D, L).
-        delta_bias: (D,), added to delta.
+        delta_bias: bias (D,) of delta.
         delta_softplus: whether softplus (linear above 20) is applied to delta + delta_bias.
-        return_last_state: whether to return the state after the last token too.
-        backend: ``auto``, ``definition``, ``torch``, ``native``, ``triton`` or ``cuda``.
+        return_last_state: whether to return also the state after the last token.
+        backend: one of ``auto``, ``definition``, ``torch``, ``native``, ``triton`` or ``cuda``.
 
     Returns:
-        (B, D, L) in the dtype of u; with ``return_last_state`` also the state (B, D, N), float32 or float64. The last
-        state carries a gradient, except on backend ``cuda``, which ``auto`` avoids where that gradient may be needed.
+        Output (B, D, L) in the dtype of u; with ``return_last_state`` also the state (B, D, N), float32 or float64.
+        The last state has a gradient, except on backend ``cuda``, which ``auto`` avoids if it may be needed.
 
     Raises:
-        UserError: an unknown backend, or an explicit one that cannot be used here.
-        ValueError: a shape, or tensors on different devices.
-        TypeError: a dtype, complex A included.
+        UserError: if the backend is unknown, or an explicit one cannot be used here.
+        ValueError: if a shape is wrong, or tensors are on different devices.
+        TypeError: if a dtype is not supported, such as complex A.
     """
     tensors = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
@@ -230,10 +230,10 @@ def selective_scan_2d(
     backend: str = "auto",
     keep_states: bool | None = None,
 ) -> Tensor:
-    """Sum of one selective scan of an image per direction, each put back in place.
+    """Scan an image once per direction and return the sum of the results at each pixel.
 
-    ``row`` visits the image row by row, ``column`` column by column (h runs fastest), ``row_reverse`` and
-    ``column_reverse`` the same tokens from the last to the first. Softplus is always applied to delta + delta_bias.
+    ``row`` visits the image row by row, ``column`` column by column (h varies fastest); ``row_reverse`` and
+    ``column_reverse`` visit the tokens from the last to the first. Softplus is always applied to delta + delta_bias.
 
     Args:
         x: tokens (B, H, W, D).
@@ -241,22 +241,22 @@ def selective_scan_2d(
         A: decay rates (K, D, N), negative for a stable scan.
         B: input weights (B, H, W, K, N).
         C: output weights (B, H, W, K, N).
-        D: weights of the skip (K, D).
-        delta_bias: (K, D).
-        directions: K different names out of ``DIRECTIONS``.
-        backend: as for :func:`selective_scan`.
-        keep_states: whether the forward pass keeps the states from which the backward pass starts. If not, the
-            backward pass scans forward once more: slower, with less memory between the two. Default: the environment
-            variable ``RESTORMIXER_SCAN_STATES``, ``keep`` or ``recompute``, and ``keep`` without it. ``definition``
-            always keeps all states; ``cuda`` decides for itself.
+        D: skip weights (K, D).
+        delta_bias: bias of delta (K, D).
+        directions: K different names from ``DIRECTIONS``.
+        backend: see :func:`selective_scan`.
+        keep_states: whether the forward pass keeps the states that the backward pass starts from. If not, the backward
+            pass scans forward again, which is slower but needs less memory between the two. Default: the environment
+            variable ``RESTORMIXER_SCAN_STATES``, ``keep`` or ``recompute``, or ``keep`` if it is not set.
+            ``definition`` always keeps all states; ``cuda`` ignores this argument.
 
     Returns:
-        (B, H, W, D) in the dtype of x.
+        Output (B, H, W, D) in the dtype of x.
 
     Raises:
-        UserError: an unknown backend, or an explicit one that cannot be used here.
-        ValueError: a shape, an unknown or repeated direction, or tensors on different devices.
-        TypeError: a dtype, complex A included.
+        UserError: if the backend is unknown, or an explicit one cannot be used here.
+        ValueError: if a shape is wrong, a direction is unknown or repeated, or tensors are on different devices.
+        TypeError: if a dtype is not supported, such as complex A.
     """
     given = {"x": x, "delta": delta, "A": A, "B": B, "C": C, "D": D, "delta_bias": delta_bias}
     checks.check_scan_2d(given, directions)
@@ -265,6 +265,6 @@ def selective_scan_2d(
     if name == "definition":
         return selective_scan_2d_loop(*arguments)
     if name == "cuda" and not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode()):
-        return cuda.selective_scan_2d_cuda(*arguments)  # keeps its own states, which the operator cannot
+        return cuda.selective_scan_2d_cuda(*arguments)  # mamba-ssm keeps states, which the operator cannot do
     keep = keep_states_by_default() if keep_states is None else keep_states
     return scan_2d(*arguments, backend=name, keep_states=keep)

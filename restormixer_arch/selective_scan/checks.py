@@ -1,4 +1,4 @@
-"""What the inputs of a selective scan must be; the letters are those of the package's docstrings."""
+"""Check the inputs of a selective scan; the shape letters are those of the package's docstrings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _check_kinds(tensors: Mapping[str, Tensor]) -> None:
-    """Real floating-point tensors on one device, none of them empty."""
+    """Raise unless all tensors are real, floating-point, non-empty and on one device."""
     main = next(iter(tensors))
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
@@ -33,7 +33,7 @@ def _check_shapes(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[str,
 
 
 def check_scan(tensors: Mapping[str, Tensor]) -> None:
-    """Raise :class:`ValueError` or :class:`TypeError` for the first input of ``selective_scan`` that does not fit."""
+    """Raise :class:`ValueError` or :class:`TypeError` for the first invalid input of ``selective_scan``."""
     _check_kinds(tensors)
     u, A = tensors["u"], tensors["A"]
     if u.dim() != 3:
@@ -68,7 +68,7 @@ def check_scan(tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_scan_2d(tensors: Mapping[str, Tensor], directions: Sequence[str]) -> None:
-    """As :func:`check_scan`, for ``selective_scan_2d``."""
+    """Raise :class:`ValueError` or :class:`TypeError` for the first invalid input of ``selective_scan_2d``."""
     for name in directions:
         if name not in DIRECTIONS:
             hint = did_you_mean(name, DIRECTIONS)

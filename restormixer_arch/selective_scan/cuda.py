@@ -1,7 +1,7 @@
-"""The selective scan on CUDA, through the kernel of mamba-ssm where the user has installed it.
+"""Run the selective scan on CUDA by the kernel of mamba-ssm, if it is installed.
 
-This module was written from mamba-ssm's documented interface and is tested with stand-ins for it: it has never been
-run on a GPU. That is why the real kernel is probed before its first use on a device.
+This module was written from mamba-ssm's documented interface, is tested with substitutes for it, and has never been run
+on a GPU. Therefore the real kernel is probed before its first use on a device.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from restormixer_arch.selective_scan.layouts import sum_of_images, tokens_by_dir
 from restormixer_arch.selective_scan.probe import difference, remembered, results
 
 INTERFACE = "mamba_ssm.ops.selective_scan_interface"
-ALIGNMENT = 16  # bytes, of the kernel's loads
-TOLERANCE = 1e-3  # of values around 1; the fast exponentials of a GPU are good to about 1e-5
+ALIGNMENT = 16  # bytes of each load in the kernel
+TOLERANCE = 1e-3  # for values around 1; the fast exponentials of a GPU are accurate to about 1e-5
 
 
 Scan = Callable[..., Tensor | tuple[Tensor, Tensor]]
@@ -31,7 +31,7 @@ def _kernel() -> Scan:
 
 
 def _tiny_scan() -> dict[str, Tensor]:
-    """Inputs of a scan with two groups and every optional part; the same numbers on each device."""
+    """Return inputs of a scan with two groups and all optional arguments, the same numbers on every device."""
     draw = torch.Generator("cpu").manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -43,7 +43,7 @@ def _tiny_scan() -> dict[str, Tensor]:
 
 @remembered
 def probe(device: torch.device) -> str | None:
-    """Run mamba-ssm's kernel once on ``device``: None if it gives the definition's numbers, else the reason."""
+    """Run mamba-ssm's kernel once on ``device``; return None if it matches the definition, else the reason."""
     options = {"delta_softplus": True, "return_last_state": True}
     return difference(
         "mamba-ssm's kernel",
@@ -54,7 +54,7 @@ def probe(device: torch.device) -> str | None:
 
 
 def unusable_reason(device: torch.device | None = None) -> str | None:
-    """Why the kernel cannot be used on ``device`` (default: torch's current CUDA device), or None if it can."""
+    """Return why the kernel cannot be used on ``device`` (default: torch's current CUDA device), or None if it can."""
     if device is not None and device.type != "cuda":
         return f"mamba-ssm's kernel needs a CUDA tensor, this one is on {device}"
     if not torch.cuda.is_available():
@@ -64,7 +64,7 @@ def unusable_reason(device: torch.device | None = None) -> str | None:
 
 
 def _for_kernel(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The dtype that the kernel wants, in memory whose last axis is dense and whose rows it can load 16 bytes wide."""
+    """Convert to the kernel's dtype and a layout with a dense last axis and rows that allow loads of 16 bytes."""
     if tensor is None:
         return None
     tensor = tensor.to(dtype)
@@ -87,11 +87,12 @@ def selective_scan_cuda(
     delta_softplus: bool = False,
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """As :func:`~restormixer_arch.selective_scan.definition.selective_scan_loop`; the kernel has no gradient for the
-    last state, which is therefore returned detached.
+    """Compute the same as :func:`~restormixer_arch.selective_scan.definition.selective_scan_loop`.
+
+    The kernel has no gradient for the last state, which is therefore returned detached.
 
     Raises:
-        TypeError: u is float64, which the kernel does not know.
+        TypeError: if u is float64, which the kernel does not support.
     """
     if u.dtype == torch.float64:
         raise TypeError(f"the CUDA kernel takes float32, float16 and bfloat16, got {u.dtype}: use backend='torch'")
@@ -119,7 +120,10 @@ def selective_scan_2d_cuda(
     delta_bias: Tensor,
     directions: tuple[str, ...],
 ) -> Tensor:
-    """As :func:`~restormixer_arch.selective_scan.definition.selective_scan_2d_loop`: the K directions are groups."""
+    """Compute the same as :func:`~restormixer_arch.selective_scan.definition.selective_scan_2d_loop`.
+
+    The kernel receives the K directions as groups.
+    """
     images = x.unsqueeze(3).expand(-1, -1, -1, len(directions), -1)  # (B, H, W, K, D)
     # (L, B, K, E) -> (B, K, E, L)
     u, dt, B, C = (tokens_by_direction(t, directions).permute(1, 2, 3, 0) for t in (images, delta, B, C))
@@ -131,7 +135,7 @@ def selective_scan_2d_cuda(
 
 
 def kept_states(x: Tensor, A: Tensor) -> Tensor:
-    """Nothing: mamba-ssm's states are out of reach from here."""
+    """Return an empty tensor: mamba-ssm's states are not accessible from here."""
     return x.new_empty(0)
 
 
@@ -152,7 +156,7 @@ def scan_2d_backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 @contextmanager
 def _autograd() -> Iterator[None]:
-    """Record gradients inside of an operator, where torch has switched them off."""
+    """Record gradients inside an operator, where torch has disabled this."""
     with torch._C._PreserveDispatchKeyGuard(), torch.inference_mode(False), torch.enable_grad():
         torch._C._dispatch_tls_set_dispatch_key_excluded(torch._C.DispatchKey.AutogradFunctionality, False)
         yield

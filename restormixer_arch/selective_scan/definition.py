@@ -1,12 +1,12 @@
 """The definition of the selective scan: a plain loop over the tokens, the reference for all faster implementations.
 
-Per channel d and state n, with h before the first token 0:
+Per channel d and state n, with h = 0 before the first token:
 
-    dt_t = softplus(delta_t + delta_bias)           (softplus only where asked for)
+    dt_t = softplus(delta_t + delta_bias)           (softplus only if delta_softplus)
     h_t  = exp(dt_t * A) * h_(t-1) + dt_t * B_t * u_t
-    y_t  = <C_t, h_t> + D * u_t,  then times silu(z_t) where z is given
+    y_t  = <C_t, h_t> + D * u_t,  then multiplied by silu(z_t) if z is given
 
-Source: Mamba (arXiv 2312.00752), as the function ``selective_scan_fn`` of mamba-ssm computes it.
+Source: Mamba (arXiv 2312.00752), as implemented by ``selective_scan_fn`` of mamba-ssm.
 Letters: B batch, D channels, L tokens, N states, G groups that share B and C, H x W image, K scan directions.
 """
 
@@ -21,7 +21,7 @@ ORDERS = {name: number for number, name in enumerate(DIRECTIONS)}  # bit 0: by c
 
 
 def state_dtype(u: Tensor) -> torch.dtype:
-    """The type of the state and of all arithmetic: float64 for float64 tokens, else float32."""
+    """Return the dtype of the state and of all arithmetic: float64 for float64 tokens, else float32."""
     return torch.float64 if u.dtype == torch.float64 else torch.float32
 
 
@@ -46,13 +46,13 @@ def selective_scan_loop(
     delta_softplus: bool = False,
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Selective scan, written to be read; see :func:`restormixer_arch.selective_scan.selective_scan`.
+    """Run a selective scan by readable code; see :func:`restormixer_arch.selective_scan.selective_scan`.
 
-    None of its operations is one that autocast lowers.
+    None of its operations runs in lower precision under autocast.
 
     Shape:
         u, delta, z (B, D, L); A (D, N); B, C (D, N), (B, N, L) or (B, G, N, L); D, delta_bias (D,)
-        -> out (B, D, L) in the dtype of u, and the last state (B, D, N) where asked for
+        -> out (B, D, L) in the dtype of u, and the last state (B, D, N) if requested
     """
     dtype = state_dtype(u)
     batch, channels, length = u.shape
@@ -79,10 +79,10 @@ def selective_scan_loop(
 
 
 def token_order(direction: str, height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """(L,) row-major indices h * W + w of the tokens of an image, in the order in which ``direction`` visits them."""
+    """Return row-major indices h * W + w (L,) of an image's tokens, in the order in which ``direction`` visits them."""
     order = torch.arange(height * width, device=device).view(height, width)
     if direction.startswith("column"):
-        order = order.t()  # h runs fastest
+        order = order.t()  # h varies fastest
     order = order.flatten()
     return order.flip(0) if direction.endswith("_reverse") else order
 
@@ -97,7 +97,7 @@ def selective_scan_2d_loop(
     delta_bias: Tensor,
     directions: tuple[str, ...],
 ) -> Tensor:
-    """Sum of one scan per direction; see :func:`restormixer_arch.selective_scan.selective_scan_2d`.
+    """Return the sum of one scan per direction; see :func:`restormixer_arch.selective_scan.selective_scan_2d`.
 
     Shape:
         x (B, H, W, D); delta (B, H, W, K, D); A (K, D, N); B, C (B, H, W, K, N); D, delta_bias (K, D)

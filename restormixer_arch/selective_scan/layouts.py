@@ -1,4 +1,4 @@
-"""The torch path's two public forms: mamba-ssm's layout and images, brought to the tokens-first layout and back.
+"""Run the torch backend on mamba-ssm's layout and on images, which are converted to a tokens-first layout and back.
 
 Letters: B batch, D channels, L tokens, N states, G groups that share B and C, E = D / G, H x W image, K directions.
 """
@@ -28,7 +28,10 @@ def selective_scan_torch(
     delta_softplus: bool = False,
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """As :func:`~restormixer_arch.selective_scan.definition.selective_scan_loop`, and as differentiable, once."""
+    """Compute the same as :func:`~restormixer_arch.selective_scan.definition.selective_scan_loop`.
+
+    The result is differentiable once.
+    """
     B, C = (w.unsqueeze(1) if w.dim() == 3 else w for w in (B, C))
     groups = next((w.shape[1] for w in (B, C) if w.dim() == 4), 1)
 
@@ -65,7 +68,7 @@ def tokens_of(image: Tensor, direction: str) -> Tensor:
 
 
 def image_of(tokens: Tensor, direction: str, height: int, width: int) -> Tensor:
-    """(L, B, E) -> (B, H, W, E), the reverse of :func:`tokens_of`."""
+    """(L, B, E) -> (B, H, W, E), the inverse of :func:`tokens_of`."""
     if direction.endswith("_reverse"):
         tokens = tokens.flip(0)
     if direction.startswith("column"):
@@ -76,11 +79,11 @@ def image_of(tokens: Tensor, direction: str, height: int, width: int) -> Tensor:
 def tokens_by_direction(images: Tensor, directions: tuple[str, ...]) -> Tensor:
     """(B, H, W, K, E) -> (L, B, K, E), the k-th image in the order of the k-th direction."""
     tokens = [tokens_of(images[:, :, :, k], direction) for k, direction in enumerate(directions)]
-    return torch.stack(tokens, dim=2) if len(tokens) > 1 else tokens[0].unsqueeze(2)  # one alone: no copy
+    return torch.stack(tokens, dim=2) if len(tokens) > 1 else tokens[0].unsqueeze(2)  # no copy for a single one
 
 
 def sum_of_images(tokens: Tensor, directions: tuple[str, ...], height: int, width: int) -> Tensor:
-    """(L, B, K, E) -> (B, H, W, E): every direction put back in place, then summed."""
+    """Convert the tokens of every direction to an image and sum these. (L, B, K, E) -> (B, H, W, E)"""
     first, *others = (image_of(tokens[:, :, k], name, height, width) for k, name in enumerate(directions))
     for image in others:
         first = first + image
@@ -88,12 +91,12 @@ def sum_of_images(tokens: Tensor, directions: tuple[str, ...], height: int, widt
 
 
 def images_of(tokens: Tensor, directions: tuple[str, ...], height: int, width: int) -> Tensor:
-    """(L, B, K, E) -> (B, H, W, K, E), the reverse of :func:`tokens_by_direction`."""
+    """(L, B, K, E) -> (B, H, W, K, E), the inverse of :func:`tokens_by_direction`."""
     return torch.stack([image_of(tokens[:, :, k], name, height, width) for k, name in enumerate(directions)], dim=3)
 
 
 def _scan_2d_inputs(tensors: Sequence[Tensor], names: tuple[str, ...]) -> Inputs:
-    """The seven inputs of ``restormixer::scan_2d`` with the tokens in front; the directions are groups."""
+    """Convert the seven inputs of ``restormixer::scan_2d`` to the tokens-first layout; the directions are groups."""
     x, delta, A, B, C, D, delta_bias = tensors
     dtype = state_dtype(x)
     images = x.unsqueeze(3).expand(-1, -1, -1, len(names), -1)  # (B, H, W, K, D)
@@ -103,7 +106,7 @@ def _scan_2d_inputs(tensors: Sequence[Tensor], names: tuple[str, ...]) -> Inputs
 
 
 def kept_states(x: Tensor, A: Tensor) -> Tensor:
-    """Flat, in the dtype of the state: one state for each segment of tokens."""
+    """Return uninitialized memory for one state per segment of tokens: flat, in the dtype of the state."""
     (batch, height, width, _), per_state = x.shape, A.numel()
     count = len(segments(int(height * width), int(A.shape[2]), int(batch * per_state), x.device))
     return x.new_empty(count * batch * per_state, dtype=state_dtype(x))
@@ -147,7 +150,7 @@ def scan_2d_backward(
         inputs = _scan_2d_inputs(tensors, names)
         state_shape = (x.shape[0], *inputs.A.shape)  # (B, K, N, D)
         starts = states.view(-1, *state_shape) if states.numel() else torch_scan.run_tokens(inputs, keep=True)[2]
-        # A sum over directions: each direction gets the same gradient.
+        # The output is a sum over directions, so each direction gets the same gradient.
         grad = tokens_by_direction(grad_y.unsqueeze(3).expand(-1, -1, -1, len(names), -1), names)
         no_state = inputs.A.new_zeros(state_shape)
         grad_u, grad_dt, grad_a, grad_b, grad_c, *grad_rest = torch_scan.token_gradients(inputs, starts, grad, no_state)

@@ -1,6 +1,6 @@
-"""The compiled kernel's selective scan in one dimension: ``restormixer::scan_1d``, an operator of torch.
+"""Run the 1-D selective scan by the compiled kernel, as the torch operator ``restormixer::scan_1d``.
 
-Streams are float32 or bfloat16, states and sums float32.
+Streams are float32 or bfloat16; states and sums are float32.
 Shape letters: B batch, D channels, L steps, N states, G groups of channels.
 """
 
@@ -32,7 +32,7 @@ INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
 
 def _groups(B: Tensor, C: Tensor) -> int:
-    """G; a tensor without a group axis has one group."""
+    """Return G; a tensor without a group axis has one group."""
     return next((tensor.shape[1] for tensor in (B, C) if tensor.dim() == 4), 1)
 
 
@@ -46,7 +46,7 @@ def _check(*tensors: Tensor | None) -> None:
 
 
 def _channel_stream(tensor: Tensor | None, groups: int) -> library.Stream:
-    """(B, D, L), the channels cut into groups."""
+    """Describe a tensor (B, D, L) with its channels divided into groups."""
     if tensor is None:
         return library.NO_STREAM
     batch, channel, step = tensor.stride()
@@ -54,7 +54,7 @@ def _channel_stream(tensor: Tensor | None, groups: int) -> library.Stream:
 
 
 def _state_stream(tensor: Tensor) -> library.Stream:
-    """(D, N), dense; (B, N, L); or (B, G, N, L)."""
+    """Describe a tensor (D, N), which must be dense, (B, N, L) or (B, G, N, L)."""
     if tensor.dim() == 2:
         return library.stream(tensor, 0, 0, 0, 0)
     group = tensor.stride(1) if tensor.dim() == 4 else 0
@@ -123,7 +123,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     _check(u, delta, A, B, C, D, z, delta_bias)
     groups, constant = _groups(B, C), (B.dim() == 2, C.dim() == 2)
-    if states.numel() != _states(u, A, groups, True).numel():  # the forward pass ran without the promise of a gradient
+    if states.numel() != _states(u, A, groups, True).numel():  # the forward pass expected no gradient
         states = _forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, True)[2]
     grad_y = torch.zeros_like(u) if grad_y is None else grad_y
     library.check_grad(grad_y, u)
@@ -228,10 +228,10 @@ def selective_scan_native(
     delta_softplus: bool = False,
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """As :func:`restormixer_arch.selective_scan.selective_scan`; float16 is computed as float32, N <= 256.
+    """Compute the same as :func:`restormixer_arch.selective_scan.selective_scan`; float16 as float32, N <= 256.
 
     Raises:
-        UserError: the kernel is missing; the message holds the fix.
+        UserError: if the kernel cannot be used; the message states the fix.
     """
     library.require()
     dense = [library.low_precision_to_float32(t) for t in (A, D, delta_bias)]

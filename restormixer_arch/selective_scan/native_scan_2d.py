@@ -1,6 +1,7 @@
-"""The compiled kernel's part of ``restormixer::scan_2d``; see :mod:`restormixer_arch.selective_scan.operator`.
+"""Implement ``restormixer::scan_2d`` by the compiled kernel; see :mod:`restormixer_arch.selective_scan.operator`.
 
-Directions are walked by index and rows of delta, B and C may lie apart: views of a projection are not copied.
+The kernel reads each direction by index, and rows of delta, B and C need not be adjacent in memory, so views of a
+projection are not copied.
 
 Shape letters: B batch, H x W image, K scan directions, D channels, N states.
 """
@@ -16,7 +17,7 @@ from restormixer_arch.native import library
 
 
 def _pixels(tensor: Tensor) -> tuple[Tensor, library.Stream]:
-    """(B, H, W, [K,] lanes) and its strides; copied only if its pixels are not evenly spaced in memory."""
+    """Return a tensor (B, H, W, [K,] lanes) and its strides; copy it only if its pixels are not evenly spaced."""
     height, width = tensor.shape[1:3]
     if height > 1 and width > 1 and tensor.stride(1) != width * tensor.stride(2):
         tensor = tensor.contiguous()
@@ -26,7 +27,7 @@ def _pixels(tensor: Tensor) -> tuple[Tensor, library.Stream]:
 
 
 def _for_kernel(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The seven inputs of the operator in the dtypes of the kernel, parameters dense."""
+    """Convert the seven inputs of the operator to the kernel's dtypes; make parameters dense."""
     for tensor in tensors:
         if tensor.device.type != "cpu":
             raise ValueError(f"the native scan needs CPU tensors, got one on {tensor.device}")
@@ -38,7 +39,7 @@ def _for_kernel(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def kept_states(x: Tensor, A: Tensor) -> Tensor:
-    """Flat, float32: one state for each chunk of tokens."""
+    """Return uninitialized memory for one state per chunk of tokens: flat, float32."""
     blocks = -(-x.shape[3] // library.LANES)
     count = x.shape[0] * A.shape[0] * library.chunks(x.shape[1] * x.shape[2]) * blocks * A.shape[2] * library.LANES
     return x.new_empty(count, dtype=torch.float32)
@@ -63,12 +64,12 @@ def scan_2d_forward(
     directions: Sequence[int],
     keep: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Sum over the directions (B, H, W, D) in the dtype of x, and the states that the backward pass starts from."""
+    """Return the sum over the directions (B, H, W, D) in the dtype of x, and the states for the backward pass."""
     library.require()
     dtype = x.dtype
     x, delta, A, B, C, D, delta_bias = _for_kernel((x, delta, A, B, C, D, delta_bias))
     inputs = [_pixels(tensor) for tensor in (x, delta, B, C)]
-    # A sum over directions is kept in float32 and rounded once.
+    # A sum over directions is accumulated in float32 and rounded once.
     y = torch.empty(x.shape, dtype=x.dtype if len(directions) == 1 else torch.float32)
     states = kept_states(x, A) if keep else None
     library.call(
@@ -94,7 +95,7 @@ def scan_2d_backward(
     states: Tensor,
     directions: Sequence[int],
 ) -> tuple[Tensor, ...]:
-    """Gradients of the seven inputs, each in its dtype."""
+    """Return the gradients of the seven inputs, each in the dtype of its input."""
     library.require()
     dtypes = [tensor.dtype for tensor in (x, delta, A, B, C, D, delta_bias)]
     x, delta, A, B, C, D, delta_bias = _for_kernel((x, delta, A, B, C, D, delta_bias))

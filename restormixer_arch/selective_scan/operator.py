@@ -1,16 +1,16 @@
-"""``restormixer::scan_2d``, the selective scan of an image in K directions, as one operator of torch on every device.
+"""Define ``restormixer::scan_2d``, the selective scan of an image in K directions, as a torch operator for all devices.
 
-The operator is given the name of the backend that runs it, so a traced graph keeps the backend it was traced with.
-torch.compile, torch.export, FLOP counters and activation checkpointing see a single operator: its shapes, its
-gradient and its number of operations are defined here and need neither the C library nor Triton.
+An argument of the operator names the backend, so a traced graph keeps the backend it was traced with. torch.compile,
+torch.export, FLOP counters and activation checkpointing see a single operator: its shapes, its gradient and its number
+of operations are defined here and need neither the C library nor Triton.
 
-A backend is a module with three functions. Each takes any floating-point dtype that the backend knows, does its sums
-in float32 or above, and returns new tensors in the dtypes of the inputs:
+A backend is a module with three functions. Each accepts any floating-point dtype that the backend supports,
+accumulates in float32 or higher precision, and returns new tensors in the dtypes of the inputs:
 
-    kept_states(x, A): uninitialized, of the shape and dtype of the states that a forward pass keeps
-    scan_2d_forward(inputs..., directions, keep): y, and the states, or None unless ``keep``
-    scan_2d_backward(grad_y, inputs..., states, directions): the gradients of the seven inputs; where ``states`` has
-        no elements, they are computed again
+    kept_states(x, A): uninitialized memory with the shape and dtype of the states that a forward pass keeps
+    scan_2d_forward(inputs..., directions, keep): y, and the states if ``keep``, else None
+    scan_2d_backward(grad_y, inputs..., states, directions): the gradients of the seven inputs; if ``states`` has no
+        elements, the states are computed again
 
 Shape letters: B batch, H x W image, K scan directions, D channels, N states.
 """
@@ -41,9 +41,9 @@ _ops = torch.library.Library("restormixer", "FRAGMENT")
 
 
 def constant_when_traced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let torch.compile call a function while it traces, and take the result as a constant.
+    """Make torch.compile call a function while tracing and treat its result as a constant.
 
-    It is ``torch.compiler.assume_constant_result`` without the import of torch._dynamo, which takes seconds.
+    This is ``torch.compiler.assume_constant_result`` without importing torch._dynamo, which takes seconds.
     """
     function._dynamo_marked_constant = True
     return function
@@ -60,7 +60,7 @@ _ops.define(
 
 @constant_when_traced
 def keep_states_by_default() -> bool:
-    """What the environment variable ``RESTORMIXER_SCAN_STATES`` says: ``keep`` (default) or ``recompute``."""
+    """Return True if the environment variable ``RESTORMIXER_SCAN_STATES`` is ``keep`` (default), not ``recompute``."""
     wanted = os.environ.get("RESTORMIXER_SCAN_STATES", "keep")
     if wanted not in KEEP_STATES:
         raise UserError(f"RESTORMIXER_SCAN_STATES must be one of {', '.join(KEEP_STATES)}, got {wanted!r}")
@@ -89,7 +89,7 @@ def scan_2d(
 
 
 def refuse_tangents(tensors: Iterable[Tensor]) -> None:
-    """Raises NotImplementedError where a forward-mode derivative is wanted: torch would take it to be 0."""
+    """Raise NotImplementedError if a tensor has a forward-mode derivative, which torch would take to be 0."""
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return
     if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
@@ -115,7 +115,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     _check(inputs, directions, backend)
     x = inputs[0]
     y, states = _implementation(backend).scan_2d_forward(*inputs, directions, keep_states)
-    return y.contiguous(), x.new_empty(0) if states is None else states  # as _fake_forward promises
+    return y.contiguous(), x.new_empty(0) if states is None else states  # as in _fake_forward
 
 
 def _backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -124,7 +124,7 @@ def _backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     if grad_y.shape != inputs[0].shape:
         raise ValueError(f"grad_y must have the shape of x, {tuple(inputs[0].shape)}, got {tuple(grad_y.shape)}")
     gradients = _implementation(backend).scan_2d_backward(grad_y, *inputs, states, directions)
-    return tuple(gradient.contiguous() for gradient in gradients)  # as _fake_backward promises
+    return tuple(gradient.contiguous() for gradient in gradients)  # as in _fake_backward
 
 
 def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -141,7 +141,7 @@ def _fake_backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.directions, ctx.backend, _ = inputs
-    ctx.set_materialize_grads(False)  # the kept states, which nothing uses outside, would have zeros of their size
+    ctx.set_materialize_grads(False)  # else torch would create zero gradients of the kept states
     ctx.save_for_backward(*tensors, output[1])
 
 
@@ -166,12 +166,12 @@ torch.library.register_autograd("restormixer::scan_2d_backward", no_second_gradi
 
 
 def forward_flops(tokens: int, a_shape: Sequence[int]) -> int:
-    """Of a scan with A (..., D, N): 7 operations a state (dt A, exp, decay h, dt u B, both sums), 6 a channel."""
+    """Return the FLOPs of a scan, A (..., D, N): 7 per state (dt A, exp, decay h, dt u B, both sums), 6 per channel."""
     return tokens * (7 * math.prod(a_shape) + 6 * math.prod(a_shape[:-1]))
 
 
 def backward_flops(tokens: int, a_shape: Sequence[int]) -> int:
-    """19 operations a state, of which 5 repeat the forward pass, and 15 a channel."""
+    """Return the FLOPs of the backward pass: 19 per state, of which 5 repeat the forward pass, and 15 per channel."""
     return tokens * (19 * math.prod(a_shape) + 15 * math.prod(a_shape[:-1]))
 
 

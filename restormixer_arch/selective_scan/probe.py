@@ -1,10 +1,10 @@
-"""Whether a GPU kernel gives the definition's numbers on a device, tried once on a tiny scan.
+"""Test once, on a tiny scan, whether a GPU kernel gives the definition's numbers on a device.
 
-No version number and no import is trusted: a package can be importable without its compiled part, and a kernel can
-compile and be wrong. A failed probe is a reason in the report, not an error.
+A version number or a successful import proves nothing: a package can be importable without its compiled part, and a
+kernel can compile and give wrong numbers. A failed probe becomes a reason in the report, not an error.
 
-A kernel that passes is trusted until the process ends. A failure may be temporary, such as a GPU whose memory
-was full, so it is cached for ``RETRY_SECONDS`` only; the first scan after that probes again.
+A kernel that passes is trusted until the process ends. A failure may be temporary, such as a GPU whose memory was full,
+so it is cached for only ``RETRY_SECONDS``; the first scan after that probes again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Results = dict[str, Tensor]
 
 
 def remembered(check: Check) -> Check:
-    """Cache what ``check`` returns for its arguments: None forever, a reason for ``RETRY_SECONDS``."""
+    """Cache the result of ``check`` by its arguments: None forever, a reason for ``RETRY_SECONDS``."""
     known: dict[tuple[Any, ...], tuple[str | None, float]] = {}
 
     @wraps(check)
@@ -40,7 +40,7 @@ def remembered(check: Check) -> Check:
 
 
 def results(scan: Callable[..., Any], inputs: dict[str, Tensor], device: torch.device, **options: Any) -> Results:
-    """Output, last state if it is returned, and the gradients of all inputs, on the CPU in float32."""
+    """Return the output, the last state if the scan returns it, and all gradients, on the CPU in float32."""
     leaves = {name: tensor.detach().to(device).requires_grad_() for name, tensor in inputs.items()}
     found = scan(**leaves, **options)
     found = dict(zip(("output", "last state"), found, strict=True)) if isinstance(found, tuple) else {"output": found}
@@ -54,9 +54,10 @@ def results(scan: Callable[..., Any], inputs: dict[str, Tensor], device: torch.d
 def difference(
     kernel: str, tolerance: float, wanted: Callable[[], Results], found: Callable[[], Results]
 ) -> str | None:
-    """None if both give the same numbers to ``tolerance`` of the largest (at least of 1), else the reason.
+    """Return None if both give the same numbers, else the reason.
 
-    Modes that trace or watch the caller, such as a fake GPU, inference mode and autocast, do not reach the probe.
+    The error of a tensor may be ``tolerance`` times its largest absolute value, or times 1 if that is larger. The
+    caller's modes, such as fake tensors, inference mode and autocast, do not affect the probe.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -1,8 +1,8 @@
-"""One segment of the tokens of a selective scan: its inputs, its states, and the adjoint recurrence over them.
+"""Compute one segment of the tokens of a selective scan: its inputs, its states, and the adjoint recurrence over them.
 
-Inside a segment, S parts of T tokens advance side by side (:func:`_sweep`), so that a segment takes about 2 T + S
-small tensor operations and not S T. The decay over a whole part is exp(A * sum of dt): nothing is divided by a decay
-and no logarithm is taken, so that neither strong decays nor large time steps can overflow.
+Inside a segment, S parts of T tokens advance in parallel (:func:`_sweep`), so a segment needs about 2 T + S small
+tensor operations instead of S T. The decay over a complete part is exp(A * sum of dt): nothing is divided by a decay
+and no logarithm is taken, so neither strong decays nor large time steps can overflow.
 
 Letters: L tokens, B batch, G groups that share B and C, E channels of a group, N states. Tokens come first in memory
 and channels last: u (L, B, G, E), states (T, S, B, G, N, E).
@@ -18,14 +18,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Numbers that a buffer holds at most, and that one step should at least work on: (a cache, a vector loop) on the
-# CPU; on other devices each step costs a kernel launch, so that fewer and larger steps win.
+# Target numbers of elements of a buffer and of one step. On the CPU a buffer fits a cache and a step fills a vector
+# loop; on other devices each step costs a kernel launch, so fewer and larger steps are faster.
 CPU_SEGMENT, CPU_STEP = 2**19, 2**14
 DEVICE_SEGMENT, DEVICE_STEP = 2**24, 2**20
 
 
 class Inputs(NamedTuple):
-    """Of :func:`scan_tokens`; A, D, bias and constant B and C are in the dtype of the state already."""
+    """Inputs of :func:`scan_tokens`; A, D, bias and constant B and C are already in the dtype of the state."""
 
     u: Tensor
     delta: Tensor
@@ -38,9 +38,9 @@ class Inputs(NamedTuple):
 
 
 def segments(length: int, states: int, per_token: int, device: torch.device) -> list[tuple[int, int, int]]:
-    """Cut L tokens into segments: (first token, tokens of a part T, parts S) each, covering all without padding.
+    """Divide L tokens into segments (first token, tokens of a part T, parts S) that cover all without padding.
 
-    A segment has at least N tokens, so that the kept states, B G N E numbers for each segment, stay within O(B D L).
+    A segment has at least N tokens, so the kept states, B G N E numbers per segment, need at most O(B D L) memory.
     """
     segment, step = (CPU_SEGMENT, CPU_STEP) if device.type == "cpu" else (DEVICE_SEGMENT, DEVICE_STEP)
     tokens = min(length, max(states, segment // per_token))
@@ -58,19 +58,19 @@ def segments(length: int, states: int, per_token: int, device: torch.device) -> 
 def _sweep(
     rows: Sequence[Tensor], decays: Sequence[Tensor], entry: Tensor, totals: Tensor, order: range, entries: Tensor
 ) -> None:
-    """In place, row_i += decay_i * row_(i-1) for S parts at once, where row_(-1) of a part is what enters it.
+    """Compute in place row_i += decay_i * row_(i-1) for S parts in parallel; row_(-1) is the entry of a part.
 
     Args:
         rows: T tensors (S, ...), in the order of the recurrence.
-        decays: as ``rows``.
-        entry: (...), what enters the first part.
-        totals: (S, ...), the product of all decays of a part.
-        order: the order in which the parts follow each other.
-        entries: (S, ...), receives what enters each part.
+        decays: T tensors of decays, in the order of ``rows``.
+        entry: entry of the first part (...).
+        totals: product of all decays of each part (S, ...).
+        order: order in which the parts follow each other.
+        entries: memory for the entry of each part (S, ...), which is written.
     """
     entries[order[0]] = entry
     if len(order) > 1:
-        ends = rows[0].clone()  # where each part would end if nothing entered it
+        ends = rows[0].clone()  # last row of each part for an entry of 0
         for row, decay in zip(rows[1:], decays[1:], strict=True):
             torch.addcmul(row, decay, ends, out=ends)
         for part, following in pairwise(order):
@@ -81,16 +81,16 @@ def _sweep(
 
 
 def _softplus(x: Tensor) -> Tensor:
-    """F.softplus, linear above 20, as accurate and without log1p, which is ten times slower than log on the CPU."""
+    """Compute F.softplus (linear above 20) as accurately, without log1p, which is ten times slower than log on CPUs."""
     power = x.exp()  # may overflow above 20, where it is not used
     rounded = power + 1
-    # log(1 + p) = log(w) + (1 + p - w) / w for w near 1 + p: the second term gives back what rounding took.
+    # log(1 + p) = log(w) + (1 + p - w) / w for w near 1 + p: the second term corrects the rounding.
     result = power.sub_(rounded - 1).div_(rounded).add_(rounded.log_())
     return torch.where(x > 20, x, result)
 
 
 class Segment:
-    """The inputs and states of one segment at a time; the two large buffers are shared by all segments."""
+    """The inputs and states of one segment at a time; all segments share the two large buffers."""
 
     def __init__(self, inputs: Inputs) -> None:
         u, self.A = inputs.u, inputs.A
@@ -104,20 +104,20 @@ class Segment:
         self.state_buffer = self.A.new_empty(rows * self.per_token)
 
     def shaped(self, buffer: Tensor, steps: int) -> Tensor:
-        """A flat buffer as (steps, S, B, G, N, E)."""
+        """View a flat buffer as (steps, S, B, G, N, E)."""
         return buffer[: steps * self.parts * self.per_token].view(steps, self.parts, *self.state_shape)
 
     def take(self, tensor: Tensor) -> Tensor:
-        """This segment's tokens of (L, ...) as (T, S, ...) in the dtype of the state."""
+        """Return this segment's tokens of (L, ...) as (T, S, ...), in the dtype of the state."""
         tokens = tensor[self.first : self.first + self.steps * self.parts].unflatten(0, (self.parts, self.steps))
-        return tokens.transpose(0, 1).to(self.A.dtype).contiguous()  # the matrix products would copy it each time
+        return tokens.transpose(0, 1).to(self.A.dtype).contiguous()  # otherwise each matrix product would copy it
 
     def put(self, tensor: Tensor, values: Tensor) -> None:
-        """The reverse of :meth:`take`: write (T, S, ...) into (L, ...)."""
+        """Write (T, S, ...) into (L, ...), the inverse of :meth:`take`."""
         tensor[self.first : self.first + self.steps * self.parts] = values.transpose(0, 1).flatten(0, 1)
 
     def scan(self, cut: tuple[int, int, int], start: Tensor) -> None:
-        """Load a segment and compute its states from the one before it, ``start`` (B, G, N, E)."""
+        """Load a segment and compute its states from ``start`` (B, G, N, E), the state before it."""
         self.first, self.steps, self.parts = cut
         inputs = self.inputs
         self.u, self.raw_dt = self.take(inputs.u), self.take(inputs.delta)  # (T, S, B, G, E)
@@ -135,17 +135,17 @@ class Segment:
         _sweep(self.states.unbind(0), self.decay.unbind(0), start, totals, range(self.parts), history[0])
 
     def scan_adjoint(self, gradient: Tensor, entry: Tensor, next_dt: Tensor, buffer: Tensor) -> Tensor:
-        """Gradient of every state, (T, S, B, G, N, E).
+        """Return the gradient of every state, (T, S, B, G, N, E).
 
         Args:
-            gradient: (T, S, B, G, E), of the output.
-            entry: (B, G, N, E), the gradient of the state that follows the segment.
-            next_dt: (B, G, E), the time step of that state.
-            buffer: flat, memory for the result.
+            gradient: gradient of the output (T, S, B, G, E).
+            entry: gradient of the state that follows the segment (B, G, N, E).
+            next_dt: time step of that state (B, G, E).
+            buffer: flat memory for the result.
         """
         adjoint = self.shaped(buffer, self.steps)
         torch.mul(gradient.unsqueeze(-2), self.C, out=adjoint)
-        # A state's gradient arrives through the decay of the token after it: that of the next part for a part's last.
+        # A state's gradient passes through the decay of the next token; for a part's last token, that of the next part.
         dt_after = torch.cat([self.dt[0, 1:], next_dt.unsqueeze(0)])  # (S, B, G, E)
         decay_after = torch.exp(dt_after.unsqueeze(-2) * self.A)
         totals = torch.exp((self.dt[1:].sum(0) + dt_after).unsqueeze(-2) * self.A)

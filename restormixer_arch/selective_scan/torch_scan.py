@@ -1,9 +1,10 @@
-"""Selective scan in plain torch, for every device and dtype, with a hand-written backward.
+"""Run the selective scan in plain torch, for every device and dtype, with a hand-written backward pass.
 
-Automatic differentiation of the loop would keep the states of all L tokens, (B, D, L, N). Here the tokens are cut
-into segments; the states of one segment exist at a time, in buffers that are used again for the next. The forward
-keeps the state at the start of each segment; the backward, last segment first, computes the segment's states again
-and then runs the adjoint recurrence. Memory: O(B D L) plus one segment; time: linear in L both ways.
+Automatic differentiation of the loop would keep the states of all L tokens, (B, D, L, N). Here the tokens are divided
+into segments, and only the states of one segment exist at a time, in buffers that are reused for the next. The forward
+pass keeps the state at the start of each segment. The backward pass, from the last segment to the first, computes the
+segment's states again and then runs the adjoint recurrence. Memory: O(B D L) plus one segment; time: linear in L for
+both passes.
 
 Letters: as in :mod:`restormixer_arch.selective_scan.segment`.
 """
@@ -21,22 +22,22 @@ from restormixer_arch.selective_scan.segment import Inputs, Segment
 
 
 def _sum_over_states(states: Tensor, weights: Tensor) -> Tensor:
-    """(T, S, B, G, N, E) and weights (T, S, B, G, N, 1) or (G, N, E) -> (T, S, B, G, E)"""
+    """Sum over N: (T, S, B, G, N, E) and weights (T, S, B, G, N, 1) or (G, N, E) -> (T, S, B, G, E)"""
     if weights.dim() == 3:
         return (states * weights).sum(-2)
     return torch.matmul(weights.transpose(-1, -2), states).squeeze(-2)
 
 
 def _sum_over_channels(states: Tensor, values: Tensor, weights: Tensor) -> Tensor:
-    """The gradient of ``weights``: states (T, S, B, G, N, E), values (T, S, B, G, E) -> (T, S, B, G, N) or (G, N, E)"""
+    """Gradient of ``weights``: states (T, S, B, G, N, E), values (T, S, B, G, E) -> (T, S, B, G, N) or (G, N, E)"""
     if weights.dim() == 3:
         return (states * values.unsqueeze(-2)).sum((0, 1, 2))
-    # The vector on the left: eight times as fast as on the right.
+    # With the vector on the left, this is eight times as fast as on the right.
     return torch.matmul(values.unsqueeze(-2), states.transpose(-1, -2)).squeeze(-2)
 
 
 def run_tokens(inputs: Inputs, *, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Output (L, B, G, E), last state (B, G, N, E) and, where ``keep``, the states that enter the segments."""
+    """Return output (L, B, G, E), last state (B, G, N, E) and, if ``keep``, the states that enter the segments."""
     segment = Segment(inputs)
     y = torch.empty_like(inputs.u, dtype=inputs.A.dtype)
     state = inputs.A.new_zeros(segment.state_shape)
@@ -45,7 +46,7 @@ def run_tokens(inputs: Inputs, *, keep: bool) -> tuple[Tensor, Tensor, Tensor | 
         if starts is not None:
             starts[index] = state
         segment.scan(cut, state)
-        state = segment.states[-1, -1].clone()  # the buffer is about to be written again
+        state = segment.states[-1, -1].clone()  # the buffer will be overwritten
         out = _sum_over_states(segment.states, segment.C)
         segment.put(y, out if inputs.D is None else out.addcmul_(segment.u, inputs.D))
     return y, state, starts
@@ -70,7 +71,7 @@ class _Scan(torch.autograd.Function):
 
 
 def token_gradients(inputs: Inputs, starts: Tensor, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of all tensors of ``inputs``, in their order; segment by segment, from the last to the first."""
+    """Return the gradients of all tensors of ``inputs``, in their order, going from the last segment to the first."""
     segment = Segment(inputs)
     u, _, A, _, _, D, bias, softplus = inputs
     buffer = A.new_empty(segment.tokens * segment.per_token)
@@ -112,7 +113,7 @@ def token_gradients(inputs: Inputs, starts: Tensor, grad_y: Tensor, grad_state: 
 def scan_tokens(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool
 ) -> tuple[Tensor, Tensor]:
-    """Selective scan with the tokens in front; the arithmetic is in the dtype of the state.
+    """Run a selective scan in the tokens-first layout; the arithmetic is in the dtype of the state.
 
     Shape:
         u, delta (L, B, G, E); A (G, N, E); B, C (L, B, G, N), or constant (G, N, E); D, bias (G, E)

@@ -1,25 +1,25 @@
-"""The Triton kernels of the 2-D selective scan. Import only where Triton is installed; triton_scan.py launches them.
+"""Triton kernels of the 2-D selective scan, launched by triton_scan.py. Importing this module requires Triton.
 
-Each way runs in three phases over chunks of TILES * T tokens, so that the tokens of an image need not wait for each
-other:
+The forward and the backward pass each run in three phases over chunks of TILES * T tokens, so that the chunks of an
+image are processed in parallel:
 
-    ends       every chunk on its own: the state it would end in if nothing entered it, and the sum of its dt
-    carry      a scan over the chunks, in place: what really leaves each chunk
-    apply      every chunk again from its true start: y; or
-    gradient   every chunk again from its true end: all gradients
+    ends       each chunk alone: its final state (backward: adjoint) if it started from zero, and the sum of its dt
+    carry      a scan over the chunks, in place: the actual final state (adjoint) of each chunk
+    apply      forward: each chunk again from its actual initial state, which gives y
+    gradient   backward: each chunk again from the actual adjoint at its end, which gives all gradients
 
-``apply`` and ``gradient`` run once for each direction, one after the other, and add to the sum of the directions
-before. So no atomics are needed and results are the same bit by bit.
+``apply`` and ``gradient`` run once per direction, one after the other, and add to the sum of the previous directions.
+Therefore no atomics are needed and results are bitwise reproducible.
 
-A program is one chunk of one image and BD channels. A row is one token's [BD] channels, a tuple of T rows sits in
-registers: every recurrence and every sum over states stays inside a thread, only dB and dC are summed over lanes.
-No tensor has two dimensions, so the compiler needs no shared memory. The states of a chunk pass from tile to tile
-through global memory. Where D is not a multiple of 16 the compiler may load a row with other lanes than it stores it
-with, so a barrier stands between both; a program is one warp, for which it is cheap.
+A program processes one chunk of one image and BD channels. A row is the [BD] channels of one token, and a tuple of T
+rows is kept in registers: every recurrence and every sum over states remains within a thread; only dB and dC are summed
+over lanes. No tensor has two dimensions, so the compiler needs no shared memory. The states of a chunk are passed from
+tile to tile through global memory. If D is not a multiple of 16, the compiler may load and store a row with different
+lanes, so a barrier separates the two; it is cheap because a program is one warp.
 
 Arithmetic is in float32; streams (x, delta, B, C, y) may be float32, bfloat16 or float16 and are converted right after
-each load. A2 is A * log2(e), (K, N, D). Strides are named after the tensor and the axis: _b image, _p pixel, _k
-direction, _n state. Offsets within an image are 64 bits wide where WIDE.
+each load. L is the number of tokens, NC that of chunks. A2 is A * log2(e), (K, N, D). Strides are named after the
+tensor and the axis: _b image, _p pixel, _k direction, _n state. Offsets within an image are 64 bits wide if WIDE.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-SIZES = ("H", "W", "L", "NC", "TILES", "k", "orders")  # one machine code for all values
+SIZES = ("H", "W", "L", "NC", "TILES", "k", "orders")  # one compiled kernel serves all values
 
 
 @triton.jit
 def _pixel(t, order, H, W, L, WIDE: tl.constexpr):
-    """Row-major pixel of token t; bit 0 of an order: by columns, bit 1: from the end."""
+    """Return the row-major pixel of token t; bit 0 of an order: by columns, bit 1: from the end."""
     s = tl.where(order >= 2, L - 1 - t, t)
     p = tl.where(order % 2 == 1, (s % H) * W + s // H, s)
     if WIDE:
@@ -44,7 +44,7 @@ def _pixel(t, order, H, W, L, WIDE: tl.constexpr):
 
 @triton.jit
 def _time_step(z, SOFTPLUS: tl.constexpr):
-    """dt and its derivative; log(1 + p) = log(w) + (p - (w - 1)) / w keeps small p exact."""
+    """Return dt and its derivative; log(1 + p) = log(w) + (p - (w - 1)) / w is accurate for small p."""
     dt = z
     slope = z * 0.0 + 1.0
     if SOFTPLUS:
@@ -63,7 +63,7 @@ def ends_kernel(
     K: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BD: tl.constexpr, REVERSE: tl.constexpr,
     SOFTPLUS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """v, M: x and B forward, dy and C backward. ends (B, K, NC, N, D), sums of dt (B, K, NC, D)."""
+    """Run ``ends``; v, M: x and B forward, dy and C backward. ends (B, K, NC, N, D), sums of dt (B, K, NC, D)."""
     c = tl.program_id(0) % NC
     bk = tl.program_id(0) // NC
     b, k = (bk // K).to(tl.int64), (bk % K).to(tl.int64)
@@ -109,9 +109,9 @@ def carry_kernel(
     ends, sums, A2, initial, NC, D, K: tl.constexpr, N: tl.constexpr, U: tl.constexpr, BD: tl.constexpr,
     REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """In place: what leaves each chunk, now with all chunks before it (after it, if REVERSE); U loads in flight.
+    """Add to each chunk's ``ends`` in place what the chunks before it (after it, if REVERSE) contribute.
 
-    initial (B, K, N, D): what enters the first chunk.
+    initial (B, K, N, D): state that enters the first chunk (the last, if REVERSE). U loads are in flight.
     """
     bkn = tl.program_id(0).to(tl.int64)
     bk, n = bkn // N, bkn % N
@@ -142,8 +142,8 @@ def apply_kernel(
     K: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BD: tl.constexpr, ORDER: tl.constexpr,
     FIRST: tl.constexpr, LAST: tl.constexpr, KEEP: tl.constexpr, SOFTPLUS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """starts: the state before each tile, (B, K, ceil(L / T), N, D), where KEEP; else one that is written again and
-    again for each chunk, (B, K, NC, N, D)."""
+    """Compute y. starts: the state before each tile, (B, K, ceil(L / T), N, D), if KEEP; else one state per chunk that
+    every tile overwrites, (B, K, NC, N, D)."""
     c = tl.program_id(0) % NC
     b = (tl.program_id(0) // NC).to(tl.int64)
     k = k.to(tl.int64)
@@ -199,9 +199,10 @@ def _gradient_of_state(
     n, a2, h, adjoint, d_decay, dm, back, first, L, ps, dts, dtus, gys, drives, parts, Bm, C, dB, dC,
     b_p, b_n, c_p, c_n, w_p, T: tl.constexpr,
 ):  # fmt: skip
-    """One tile of one state: forward from ``h``, the state before the tile, then back from the adjoint after it.
+    """Process one tile of one state: forward from ``h``, the state before it, then back from the adjoint after it.
 
-    Updates adjoint and d_decay, pointers to [BD], and returns what it adds to the gradients of dt * u and dt.
+    Update adjoint and d_decay, pointers to [BD], and return the sums so far of the gradients of dt * u (drives) and,
+    through the decay and divided by LN2, of dt (parts).
     """
     g = tl.load(adjoint, dm, other=0.0)
     d_a = tl.load(d_decay, dm & (back > 0), other=0.0)
@@ -239,9 +240,9 @@ def gradient_kernel(
     K: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BD: tl.constexpr, ORDER: tl.constexpr,
     FIRST: tl.constexpr, LAST: tl.constexpr, SOFTPLUS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """adjoints: what enters each chunk from the one after, slot c + 1, for the last slot 0; the program overwrites it
-    with what enters its tiles. dA (B, K, NC, N, D), dbias (B, K, NC, D), dskips (B, NC, D): each chunk's part.
-    dB, dC (blocks of channels, B, H, W, K, N): each block's part."""
+    """Compute all gradients. adjoints: the adjoint that enters chunk c from the next one, in slot c + 1 (0 for the last
+    chunk); each tile overwrites it. Partial sums: dA (B, K, NC, N, D), dbias (B, K, NC, D) and dskips (B, NC, D) per
+    chunk; dB and dC (blocks of channels, B, H, W, K, N) per block."""
     c = tl.program_id(0) % NC
     b = (tl.program_id(0) // NC).to(tl.int64)
     k = k.to(tl.int64)

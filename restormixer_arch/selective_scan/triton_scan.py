@@ -1,15 +1,15 @@
-"""The selective scan on a GPU, by this package's Triton kernels: launches, memory, and whether they can be used here.
+"""Run the selective scan on a GPU by this package's Triton kernels, if they can be used here.
 
-Triton comes with every CUDA build of torch, so no CUDA compiler and no other package is needed; its launchers are built
-with a C compiler, gcc or clang. The kernels read tokens in all four directions by index: nothing is flipped, transposed
-or copied, except a stream whose channels are not dense or whose pixels are not evenly spaced in memory. Results are the
-same bit by bit from run to run.
+Triton comes with every CUDA build of torch, so no CUDA compiler and no other package is needed; a C compiler, gcc or
+clang, builds its launchers. The kernels read tokens in all four directions by index: nothing is flipped, transposed or
+copied, except a stream whose channels are not dense or whose pixels are not evenly spaced in memory. Results are
+bitwise identical from run to run.
 
-Memory: kept for the backward pass is the state of every T-th token, float32, 4 N / T bytes for each token, channel and
+Memory: the state of every T-th token is kept for the backward pass in float32, 4 N / T bytes per token, channel and
 direction (T = 4: 16 bytes with N = 16). With ``keep_states=False`` nothing is kept, and the backward pass scans
-forward once more to compute them for one scan at a time.
+forward again to compute the states, for one scan at a time.
 
-Under ``TRITON_INTERPRET=1``, set before Triton is imported, the kernels run on CPU tensors, very slowly: for tests.
+If ``TRITON_INTERPRET=1`` is set before Triton is imported, the kernels run on CPU tensors, very slowly, for tests.
 
 Shape letters: B batch, H x W image, K scan directions, D channels, N states, L = H W tokens, G groups of channels.
 """
@@ -31,7 +31,7 @@ from restormixer_arch.selective_scan.definition import selective_scan_2d_loop
 from restormixer_arch.selective_scan.operator import keep_states_by_default, scan_2d
 from restormixer_arch.selective_scan.probe import difference, remembered, results
 
-MINIMUM = (3, 3)  # tuples as values of a kernel
+MINIMUM = (3, 3)  # for tuples as values in a kernel
 NO_CONSTANT_WEIGHTS = "it takes no constant B or C, (D, N)"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -39,24 +39,24 @@ LOG2E = 1.4426950408889634
 
 
 class Config(NamedTuple):
-    """How the work is cut. A program's registers grow with ``rows * channels``."""
+    """How the work is divided. The registers of a program grow with ``rows * channels``."""
 
-    rows: int  # T, tokens in registers at a time; a power of two is not needed
-    tiles: int  # TILES, at most: times T, the tokens of a chunk
-    channels: int  # BD, of a program, a power of two
+    rows: int  # T, tokens in registers at a time; need not be a power of two
+    tiles: int  # largest TILES; a chunk has TILES * T tokens
+    channels: int  # BD, channels of a program, a power of two
     warps: int
-    loads: int  # U, of the carry phase, in flight
+    loads: int  # U, loads in flight in the carry phase
 
 
-# Chosen from the registers of the code for compute capabilities 8.0, 9.0 and 12.0; not yet timed on a GPU.
+# Chosen by the register use of the code for compute capabilities 8.0, 9.0 and 12.0; not yet timed on a GPU.
 CONFIG = Config(rows=4, tiles=16, channels=64, warps=1, loads=8)
-PROGRAMS = 1024  # a launch with fewer gets shorter chunks
-MAX_CHUNKS = 4096  # the carry phase walks them one after the other
-WIDE_OFFSETS = 2**31  # elements of an image from which on offsets take 64 bits
+PROGRAMS = 1024  # a launch with fewer programs gets shorter chunks
+MAX_CHUNKS = 4096  # the carry phase processes them one after the other
+WIDE_OFFSETS = 2**31  # an image of this many elements or more needs 64-bit offsets
 
 
 def package_reason() -> str | None:
-    """Why Triton cannot be used on any device of this machine, or None if it can."""
+    """Return why Triton cannot be used on any device of this machine, or None if it can."""
     try:
         import triton
     except Exception as error:  # noqa: BLE001 - a broken binary package may fail in any way, and is reported
@@ -68,12 +68,12 @@ def package_reason() -> str | None:
 
 
 def interpreted() -> bool:
-    """Whether kernels run on the CPU, in Triton's interpreter."""
+    """Return whether kernels run on the CPU, in Triton's interpreter."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def unusable_reason(device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why the kernels cannot be used for tokens on ``device`` (default: torch's current CUDA device), or None."""
+    """Return why the kernels cannot run on ``device`` (default: torch's current CUDA device), or None if they can."""
     if device is not None and device.type != "cuda" and not (device.type == "cpu" and interpreted()):
         return f"it needs a CUDA tensor, this one is on {device}"
     reason = package_reason()
@@ -88,7 +88,7 @@ def unusable_reason(device: torch.device | None = None, dtype: torch.dtype = tor
 
 
 def _tiny_scan(dtype: torch.dtype) -> dict[str, Tensor]:
-    """Inputs of a scan in two directions, with several chunks and a channel block that is not full."""
+    """Return inputs of a scan in two directions, with several chunks and a channel block that is not full."""
     draw = torch.Generator("cpu").manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -103,7 +103,7 @@ def _tiny_scan(dtype: torch.dtype) -> dict[str, Tensor]:
 
 @remembered
 def probe(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Run the kernels once on ``device``: None if they give the definition's numbers, else the reason."""
+    """Run the kernels once on ``device``; return None if they match the definition, else the reason."""
     names = ("column", "row_reverse")
 
     def exact() -> dict[str, Tensor]:
@@ -121,7 +121,7 @@ def probe(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _tiles(batch: int, tokens: int, blocks: int, config: Config) -> int:
-    """Tiles of a chunk: few enough to fill a GPU with programs, many enough for the carry phase to be short."""
+    """Return the tiles of a chunk: few enough to fill a GPU with programs, many enough for a short carry phase."""
     tiles = config.tiles
     while tiles > 2 and batch * blocks * -(-tokens // (config.rows * tiles)) < PROGRAMS:
         tiles //= 2
@@ -131,32 +131,32 @@ def _tiles(batch: int, tokens: int, blocks: int, config: Config) -> int:
 
 
 def kept_states(x: Tensor, A: Tensor) -> Tensor:
-    """(B, K, ceil(L / T), N, D), float32: the state before every T-th token."""
+    """Return uninitialized memory for the state before every T-th token, (B, K, ceil(L / T), N, D), float32."""
     count, channels, states = A.shape
     rows = -(-(x.shape[1] * x.shape[2]) // CONFIG.rows)
     return x.new_empty(x.shape[0], count, rows, states, channels, dtype=torch.float32)
 
 
 def _even(tensor: Tensor) -> Tensor:
-    """(B, H, W, ...) with pixels evenly spaced and the last axis dense, else a copy."""
+    """Return (B, H, W, ...) with pixels evenly spaced and the last axis dense; copy it only if necessary."""
     height, width = tensor.shape[1:3]
     even = height == 1 or width == 1 or tensor.stride(1) == width * tensor.stride(2)
     return tensor if even and tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:
-    """Of image and pixel, and of direction where there is one."""
+    """Return the strides of image and pixel, and of direction if there is one."""
     pixel = tensor.stride(1 if tensor.shape[2] == 1 else 2)
     return tensor.stride(0), pixel, *((tensor.stride(3),) if tensor.dim() == 5 else ())
 
 
 class _Scan:
-    """One scan of a batch of images: its inputs as the kernels take them, and the launches.
+    """One scan of a batch of images: its inputs in the form that the kernels accept, and the launches.
 
     Args:
         tensors: x (B, H, W, D), delta (B, H, W, K, D), A (K, D, N), B, C (B, H, W, K, N), D, delta_bias (K, D).
-        orders: K numbers of directions.
-        softplus: whether dt is softplus(delta + delta_bias), or delta + delta_bias.
+        orders: scan orders of the K directions, values of ``ORDERS``.
+        softplus: whether dt is softplus(delta + delta_bias); if not, it is delta + delta_bias.
     """
 
     def __init__(self, tensors: Sequence[Tensor], orders: Sequence[int], softplus: bool) -> None:
@@ -166,7 +166,7 @@ class _Scan:
                 raise TypeError(f"{name} must be of dtype {' or '.join(map(str, DTYPES))}, got {tensor.dtype}")
         self.x, self.delta, self.B, self.C = map(_even, (x, delta, B, C))
         self.A2 = (A.float() * LOG2E).transpose(1, 2).contiguous()  # (K, N, D)
-        self.bias, self.skips = delta_bias.float().contiguous(), D.float().sum(0)  # one skip for all directions
+        self.bias, self.skips = delta_bias.float().contiguous(), D.float().sum(0)  # the sum of all directions' skips
         self.orders = orders
         (self.batch, self.height, self.width, self.channels), self.count = x.shape, len(orders)
         self.states, self.length = A.shape[2], self.height * self.width
@@ -182,13 +182,13 @@ class _Scan:
         return self.x.new_empty(shape, dtype=dtype)
 
     def walk(self, *others: Tensor) -> dict[str, Any]:
-        """Constants of the kernels that walk the tokens."""
+        """Return the constants of the kernels that iterate over tokens."""
         streams = (self.x, self.delta, self.B, self.C, *others)
         wide = any(abs(_strides(tensor)[1]) * self.length >= WIDE_OFFSETS for tensor in streams)
         return self.common | {"T": self.config.rows, "SOFTPLUS": self.softplus, "WIDE": wide}
 
     def carried(self, values: Tensor, weights: Tensor, initial: Tensor, *, reverse: bool) -> Tensor:
-        """(B, K, chunks, N, D): what leaves every chunk, the state or, if ``reverse``, its adjoint."""
+        """Return the state or, if ``reverse``, the adjoint that leaves each chunk, (B, K, chunks, N, D)."""
         from restormixer_arch.selective_scan import triton_kernels as kernels
 
         ends = self.new(self.batch, self.count, self.chunks, self.states, self.channels)
@@ -206,7 +206,7 @@ class _Scan:
         return ends
 
     def forward(self, *, keep: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """y (B, H, W, D); the states before every T-th token if ``keep``, else scratch; last states (B, K, N, D)."""
+        """Return y (B, H, W, D), states before every T-th token if ``keep``, else scratch, last states (B, K, N, D)."""
         from restormixer_arch.selective_scan import triton_kernels as kernels
 
         nothing = self.x.new_zeros(self.batch, self.count, self.states, self.channels, dtype=torch.float32)
@@ -225,12 +225,12 @@ class _Scan:
         return y, starts, ends[:, :, -1]
 
     def backward(self, grad_y: Tensor, states: Tensor, grad_last: Tensor | None) -> tuple[Tensor, ...]:
-        """Gradients of the seven inputs, streams in their dtypes, parameters and their sums in float32.
+        """Return the gradients of the seven inputs: x and delta in their dtypes, the others in float32.
 
         Args:
-            grad_y: (B, H, W, D).
-            states: what :meth:`forward` kept.
-            grad_last: of the last states (B, K, N, D), or None for zeros.
+            grad_y: gradient of y (B, H, W, D).
+            states: states kept by :meth:`forward`.
+            grad_last: gradient of the last states (B, K, N, D), or None for zeros.
         """
         from restormixer_arch.selective_scan import triton_kernels as kernels
 
@@ -238,7 +238,7 @@ class _Scan:
         shape = (self.batch, self.count, self.states, self.channels)
         initial = self.x.new_zeros(shape, dtype=torch.float32) if grad_last is None else grad_last.contiguous()
         adjoints = self.carried(grad_y, self.C, initial, reverse=True)
-        adjoints[:, :, 0] = initial  # slot c + 1 is what enters chunk c; nobody needs what leaves chunk 0
+        adjoints[:, :, 0] = initial  # slot c + 1 enters chunk c; what leaves chunk 0 is not needed
         grad_a = self.new(self.batch, self.count, self.chunks, self.states, self.channels)
         grad_bias = self.new(self.batch, self.count, self.chunks, self.channels)
         grad_skips = self.new(self.batch, self.chunks, self.channels)
@@ -262,7 +262,7 @@ class _Scan:
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, whatever device the tensors are on."""
+    """Make ``device`` the current one, since Triton launches there and not on the tensors' device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -286,7 +286,7 @@ def scan_2d_backward(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 class _OneWay(torch.autograd.Function):
-    """The scan of images in one direction, "row", with the last state and without its skip."""
+    """The scan of images in one direction, "row", that also returns the last state."""
 
     @staticmethod
     def forward(ctx: Any, softplus: bool, keep: bool, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -320,13 +320,14 @@ def selective_scan_triton(
     delta_softplus: bool = False,
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """As :func:`~restormixer_arch.selective_scan.definition.selective_scan_loop`: each group is an image of one row.
+    """Compute the same as :func:`~restormixer_arch.selective_scan.definition.selective_scan_loop`.
 
-    Streams whose channels are not dense, as in (B, D, L), are copied to (B, L, D).
+    Each group is scanned as an image of one row. Streams whose channels are not dense, as in (B, D, L), are copied to
+    (B, L, D).
 
     Raises:
-        TypeError: u is float64.
-        ValueError: B or C is constant, (D, N).
+        TypeError: if u is float64.
+        ValueError: if B or C is constant, (D, N).
     """
     if 2 in (B.dim(), C.dim()):
         raise ValueError(f"the Triton kernel: {NO_CONSTANT_WEIGHTS}; use backend='torch'")

@@ -1,5 +1,5 @@
-"""Training and testing by an option file; :mod:`.trainer` holds the loop, the other files its parts."""
+"""Train and test from an option file; :mod:`.trainer` contains the training loop, the other modules its parts."""
 
 from restormixer_arch.basicsr_adapter import compat
 
-compat.apply()  # before any module of this folder imports basicsr
+compat.apply()  # before any module of this package imports basicsr

@@ -1,8 +1,8 @@
-"""Saving checkpoints by atomic writes: beside their place, forced to disk, then renamed.
+"""Save checkpoints atomically: each file is written next to its final path, synced to disk and renamed.
 
 A checkpoint is ``models/net_*_<iteration>.pth`` and then ``training_states/<iteration>.state``. The state is written
-last and holds the digests of the weights, so where it is whole, so is the checkpoint. It also holds the states of all
-random generators of the process.
+last and contains the digests of the weights, so if it is complete, so is the checkpoint. It also contains the states
+of all random generators of the processes.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def saved_states(folder: str | Path) -> list[Path]:
 
 
 def write(content: Any, path: Path) -> str:
-    """Write what ``torch.save`` takes, atomically, and return the SHA-256 of the file.
+    """Write an object with ``torch.save``, atomically, and return the SHA-256 of the file.
 
     Raises:
-        OSError: it cannot be written; what was at ``path`` before is still there.
+        OSError: if the file cannot be written; an existing file at ``path`` is kept.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -63,7 +63,7 @@ def write(content: Any, path: Path) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Force a rename to disk; not every system can open a folder, nor every file system sync it."""
+    """Sync a rename to disk; not every system can open a folder, and not every file system can sync one."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -82,10 +82,10 @@ def digest(path: Path) -> str:
 
 
 def write_or_refuse(content: Any, path: Path, opt: dict[str, Any]) -> str:
-    """Write a part of a checkpoint; return its digest.
+    """Write a part of a checkpoint and return its digest.
 
     Raises:
-        UserError: it cannot be written; the message says which checkpoint remains.
+        UserError: if it cannot be written; the message states which checkpoint remains.
     """
     try:
         return write(content, path)
@@ -97,7 +97,7 @@ def write_or_refuse(content: Any, path: Path, opt: dict[str, Any]) -> str:
 
 
 def replace_saving(model: Any, run_state: Callable[[], dict[str, Any]]) -> None:
-    """Replace ``save_network`` and ``save_training_state``, by which a model of BasicSR saves, on this model.
+    """Replace ``save_network`` and ``save_training_state`` of a BasicSR model with those of CheckpointWriter.
 
     Args:
         model, run_state: see :class:`CheckpointWriter`.
@@ -107,30 +107,30 @@ def replace_saving(model: Any, run_state: Callable[[], dict[str, Any]]) -> None:
 
 
 class CheckpointWriter:
-    """Writes weights and states of a model atomically.
+    """A writer that saves the weights and training states of a model atomically.
 
     Args:
-        model: any model of BasicSR; its ``extra_state()`` is saved if it has one, see
+        model: any BasicSR model; its ``extra_state()`` is also saved if it has one, see
             :class:`restormixer_arch.protocol.KeepsState`.
-        run_state: what the training loop adds to a state.
+        run_state: function that returns the entries that the training loop adds to a state.
     """
 
     def __init__(self, model: Any, run_state: Callable[[], dict[str, Any]]) -> None:
         self.model, self.run_state = model, run_state
-        self._digests: dict[str, str] = {}  # of the weights since the last state
+        self._digests: dict[str, str] = {}  # digests of the weights saved since the last state
         self._options = [options_of(optimizer) for optimizer in model.optimizers]  # before a step changes them
 
     def save_network(self, net: Any, net_label: str, current_iter: int | str, param_key: Any = "params") -> None:
         """Save weights.
 
         Args:
-            net: a network, or several for one file.
-            net_label: start of the file's name, such as ``net_g``.
-            current_iter: end of the file's name, -1 for ``latest``.
-            param_key: the key of each network in the file.
+            net: a network, or a list of networks for one file.
+            net_label: start of the file name, such as ``net_g``.
+            current_iter: end of the file name; -1 means ``latest``.
+            param_key: key of each network in the file.
 
         Raises:
-            UserError: the file cannot be written.
+            UserError: if the file cannot be written.
         """
         if get_dist_info()[0] != 0:
             return
@@ -145,15 +145,15 @@ class CheckpointWriter:
         self._digests[name] = write_or_refuse(weights, path, self.model.opt)
 
     def save_training_state(self, epoch: int, current_iter: int | str) -> None:
-        """Save the state of the training; nothing where ``current_iter`` is not an iteration.
+        """Save the training state; do nothing if ``current_iter`` is not an iteration.
 
-        Besides BasicSR's own (epoch, iteration, optimizers, schedulers) it holds the random generators of every
-        process, the best metrics, the digests of the weights, and what the loop and the model add. All processes of a
-        job must call it.
+        Besides BasicSR's entries (epoch, iteration, optimizers, schedulers), it contains the random generators of every
+        process, the best metrics, the digests of the weights, and what the training loop and the model add. All
+        processes of a job must call this method.
 
         Raises:
-            UserError: it cannot be written.
-            TypeError: ``extra_state()`` holds something else than tensors and plain values.
+            UserError: if the state cannot be written.
+            TypeError: if ``extra_state()`` contains anything but tensors and plain values.
         """
         if not isinstance(current_iter, int) or current_iter < 0:
             return
@@ -183,7 +183,7 @@ class CheckpointWriter:
 
 
 def options_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Return the options of each parameter group."""
+    """Return the options of each parameter group of an optimizer."""
     return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
@@ -205,9 +205,9 @@ def _of_all_processes(value: Any) -> list[Any]:
 
 
 def prune(opt: dict[str, Any], iteration: int) -> None:
-    """Keep the newest ``logger.keep_last`` checkpoints up to ``iteration``; without that option, all.
+    """Remove all but the newest ``logger.keep_last`` checkpoints up to ``iteration``; without that option, none.
 
-    The best weights and the last ones have names without an iteration, and stay.
+    The best and the latest weights have names without an iteration and are kept.
     """
     keep = opt.get("logger", {}).get("keep_last")
     if not keep:
@@ -219,13 +219,13 @@ def prune(opt: dict[str, Any], iteration: int) -> None:
     for path in states[keep:]:
         path.unlink(missing_ok=True)
     for path in Path(opt["path"]["models"]).glob("net_*.pth"):
-        found = None if "_best_" in path.name else WEIGHTS.fullmatch(path.name)  # best_val_psnr_4 is not an iteration
+        found = None if "_best_" in path.name else WEIGHTS.fullmatch(path.name)  # best_val_psnr_4 has no iteration
         if found and int(found[1]) <= iteration and int(found[1]) not in kept:
             path.unlink(missing_ok=True)
 
 
 def remove_unfinished(opt: dict[str, Any]) -> None:
-    """Remove what a killed run left half written."""
+    """Remove the unfinished files of a killed run."""
     for key in ("models", "training_states"):
         for path in Path(opt["path"][key]).glob(f"*{TEMPORARY}"):
             if path.name.removesuffix(TEMPORARY).endswith((".pth", ".state")):
@@ -233,7 +233,7 @@ def remove_unfinished(opt: dict[str, Any]) -> None:
 
 
 def generator_states() -> dict[str, Any]:
-    """Return the states of the generators of Python, NumPy and torch as tensors and plain values."""
+    """Return the states of the random generators of Python, NumPy and torch as tensors and plain values."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     states = {
@@ -249,7 +249,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def set_generator_states(states: dict[str, Any]) -> None:
-    """Put back what :func:`generator_states` returned; the state of a device that is not here is left out."""
+    """Restore the states from :func:`generator_states`; skip that of a device that is not available."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]
@@ -263,7 +263,7 @@ def set_generator_states(states: dict[str, Any]) -> None:
 
 @contextmanager
 def keep_generator_states() -> Iterator[None]:
-    """Restore the states of all random generators afterwards."""
+    """Restore the states of all random generators on exit."""
     states = generator_states()
     try:
         yield

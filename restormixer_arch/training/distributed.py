@@ -1,4 +1,4 @@
-"""Jobs of several processes: joining them, and how each shares its machine's cores with loaders and OpenCV."""
+"""Join jobs of several processes, and share the cores of a machine among processes, loaders and OpenCV."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from restormixer_arch.processes import cores, omp_threads, slurm_cores
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 BACKENDS = ("nccl", "gloo", "mpi", "xccl")
-FIRST_PORT, PORTS = 15000, 30000  # of jobs of SLURM, by their numbers
+FIRST_PORT, PORTS = 15000, 30000  # range of ports for SLURM jobs, chosen by job and step number
 DEFAULT_TIMEOUT = 60  # minutes; a slow disk or a long validation of one process is not an error
 LOST = re.compile(
     r"Connection closed by peer|Connection reset by peer|Broken pipe|remote process exited|Connection refus"
@@ -36,13 +36,14 @@ def start(
     """Join the process group.
 
     Args:
-        launcher: ``pytorch`` (torchrun sets the environment) or ``slurm`` (srun does).
-        dist_params: of the option file: ``backend``, ``port`` (slurm), ``timeout_minutes``.
-        num_gpu, device: of the option file; with 0 or ``cpu`` the processes work on the CPU.
-        is_train: for the command in messages.
+        launcher: ``pytorch`` (torchrun sets the environment) or ``slurm`` (srun sets it).
+        dist_params: options ``backend``, ``port`` (slurm) and ``timeout_minutes`` of the option file.
+        num_gpu, device: values from the option file; with 0 or ``cpu``, the processes run on the CPU.
+        is_train: whether messages name the command ``train`` or ``test``.
 
     Raises:
-        UserError: the launcher has not set the environment, or the backend cannot be used.
+        UserError: if the launcher has not set the environment, the backend cannot be used, there are fewer GPUs
+            than processes, or the processes cannot connect.
     """
     if launcher == "slurm":
         set_slurm_environment(dist_params.get("port"))
@@ -60,10 +61,10 @@ def start(
         if torch.multiprocessing.get_start_method(allow_none=True) is None:
             torch.multiprocessing.set_start_method("spawn")  # a process with CUDA must not be forked
     timeout = timedelta(minutes=dist_params.get("timeout_minutes") or DEFAULT_TIMEOUT)
-    # Of the depthwise convolutions' weights, whose axis of length 1 may have any stride: nothing is slower for it.
+    # Caused by the weights of depthwise convolutions, whose axis of length 1 may have any stride; it costs no time.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     if backend == "nccl" and distributed.is_gloo_available():
-        backend = "cpu:gloo,cuda:nccl"  # what the processes agree on, such as a signal, need not wait for the GPU
+        backend = "cpu:gloo,cuda:nccl"  # values that processes agree on, such as a signal, need not wait for the GPU
     try:
         distributed.init_process_group(backend=backend, timeout=timeout)
     except (distributed.DistError, RuntimeError, ValueError) as error:
@@ -76,10 +77,10 @@ def start(
 
 
 def choose_backend(wanted: str | None, on_gpu: bool) -> str:
-    """Return the backend to use: the wanted one if it works here; if none is named, nccl on GPUs and gloo on CPUs.
+    """Return the backend to use: the one requested if it works here, by default nccl on GPUs and gloo on CPUs.
 
     Raises:
-        UserError: there is none of that name, or torch was built without it.
+        UserError: if the name is unknown, or torch was built without this backend.
     """
     if wanted is None:
         return "nccl" if on_gpu and distributed.is_nccl_available() else "gloo"
@@ -104,10 +105,12 @@ def _own_gpu(backend: str, launcher: str) -> int:
 
 
 def set_slurm_environment(port: int | None) -> None:
-    """Set what torch needs from what srun sets; a MASTER_ADDR or MASTER_PORT that is there is kept.
+    """Set the environment variables that torch needs from those that srun sets.
+
+    An existing MASTER_ADDR is kept, and without ``port`` an existing MASTER_PORT.
 
     Raises:
-        UserError: srun has not started this process.
+        UserError: if srun has not started this process.
     """
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST") or ""
     nodes = nodes or os.environ.get("SLURM_JOB_NODELIST", "")
@@ -123,20 +126,20 @@ def set_slurm_environment(port: int | None) -> None:
     os.environ.setdefault("MASTER_ADDR", first_node(nodes))
     if port is not None:
         os.environ["MASTER_PORT"] = str(port)
-    # Jobs of a node that several share must not meet.
+    # Jobs that share a node need different ports.
     job, step = (int(re.sub(r"\D", "", os.environ.get(name, "")) or 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     os.environ.setdefault("MASTER_PORT", str(FIRST_PORT + (job * 10 + step) % PORTS))
 
 
 def first_node(nodes: str) -> str:
-    """Return the first name of a node list in SLURM's short form: ``a[03-05,9],b1`` -> ``a03``."""
+    """Return the first name of a node list in SLURM's compact form: ``a[03-05,9],b1`` -> ``a03``."""
     found = re.match(r"([^,\[]*)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
     prefix, number, suffix = found.groups()
     return prefix + (number or "") + (suffix or "")
 
 
 def same_for_all(value: Any) -> Any:
-    """Return the first process's value in every process of the job."""
+    """Return the value of the first process in every process of the job."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return value
     values = [value]
@@ -145,15 +148,15 @@ def same_for_all(value: Any) -> Any:
 
 
 def lost_peer(error: BaseException) -> bool:
-    """True if the error only reports that another process of the job has ended."""
+    """Return True if the error only reports that another process of the job has ended."""
     return isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
 
 
 @contextmanager
 def opencv_single_threaded() -> Iterator[None]:
-    """Let OpenCV work without threads of its own, since the loader processes use the other cores.
+    """Run OpenCV in a single thread, since the loader processes use the other cores.
 
-    It must be set before they are forked: threads are not forked with them, and OpenCV would wait for its own forever.
+    This must be set before they are forked: a fork does not copy threads, and OpenCV would wait for them forever.
     """
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
@@ -164,21 +167,21 @@ def opencv_single_threaded() -> Iterator[None]:
 
 
 def share(available: int, processes: int, workers: int) -> int:
-    """Return torch's threads for one of ``processes`` with ``workers`` loader processes each.
+    """Return the number of torch threads for one of ``processes`` with ``workers`` loader processes each.
 
-    A loader of small crops is idle for most of the time, so at least half of the cores are left to the network.
+    Loaders of small crops are idle most of the time, so the network gets at least half of the cores of a process.
     """
     own = max(available // processes, 1)
     return max(own - workers, (own + 1) // 2, 1)
 
 
 def set_threads(wanted: int | None, processes: int, workers: int) -> str:
-    """Set torch's threads on a CPU, and return a line for the log.
+    """Set the number of torch threads on a CPU, and return a line for the log.
 
     Args:
         wanted: ``num_threads`` of the option file.
-        processes: of the job on this machine.
-        workers: loader processes of each.
+        processes: number of processes of the job on this machine.
+        workers: number of loader processes of each.
     """
     outer = omp_threads()
     if wanted:
@@ -193,13 +196,13 @@ def set_threads(wanted: int | None, processes: int, workers: int) -> str:
 
 
 def share_cores(opt: dict[str, Any], workers: int) -> None:
-    """Set torch's threads of this process of a job on CPUs, and log it.
+    """Set the number of torch threads of this process if it runs on the CPU, and log it.
 
     Args:
-        opt: the options of the run.
-        workers: loader processes that work while the network does.
+        opt: options of the run.
+        workers: number of loader processes that run at the same time as the network.
     """
     if opt["num_gpu"] == 0:
-        alone = not opt["dist"] or slurm_cores()  # srun gave each process cores of its own
+        alone = not opt["dist"] or slurm_cores()  # srun gave each process its own cores
         processes = 1 if alone else processes_here(default=opt["world_size"])
         logging.getLogger("basicsr").info(set_threads(opt.get("num_threads"), processes, workers))

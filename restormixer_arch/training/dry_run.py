@@ -1,4 +1,4 @@
-"""``basicsr train --dry-run``: a few iterations in a folder that is removed, and an estimate for the training."""
+"""Run ``basicsr train --dry-run``: a few iterations in a temporary folder, and an estimate for the training run."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from restormixer_arch.protocol import MeasuresInputs
 from restormixer_arch.training.options import gpus_of_one_process
 from restormixer_arch.training.trainer import Training
 
-STEPS = 3  # iterations of each stage of patches; the first, which warms up, is not counted
+STEPS = 3  # iterations of each progressive stage; the first one is a warm-up and is not counted
 
 
 def dry_run(request: Request) -> list[str]:
-    """Build the data, the network and the optimizer, train a few iterations, restore one image of each validation set.
+    """Build data, network and optimizer, train a few iterations, and restore one image of each validation dataset.
 
     Returns:
-        Lines that show memory and time.
+        Lines that report memory and time.
 
     Raises:
-        UserError: with a launcher, or whatever mistake the training itself would meet.
+        UserError: if a launcher is used, or on any user error of the training run itself.
     """
     measured = measure(request)
     return report(request.options, measured.stages, measured.restoring, measured.memory)
@@ -36,12 +36,12 @@ def dry_run(request: Request) -> list[str]:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a few iterations took.
+    """The time and memory of a few iterations.
 
     Args:
-        stages: seconds of an iteration, for each stage of patches.
-        restoring: validation set -> (seconds of its first image, number of images).
-        memory: peak in bytes, if the system reports it.
+        stages: seconds per iteration of each progressive stage.
+        restoring: validation dataset -> (seconds for its first image, number of images).
+        memory: peak memory in bytes, or None if the system does not report it.
     """
 
     stages: list[float]
@@ -50,7 +50,7 @@ class Measured:
 
 
 def measure(request: Request) -> Measured:
-    """Train a few iterations in a folder that is removed; see :func:`dry_run`."""
+    """Train a few iterations in a temporary folder, and return time and memory; see :func:`dry_run`."""
     if request.launcher != "none":
         raise UserError(f"--dry-run: runs in one process, got --launcher {request.launcher}")
     train = request.options["train"]
@@ -65,12 +65,12 @@ def measure(request: Request) -> Measured:
 
 
 def time_training(request: Request) -> tuple[Training, list[float]]:
-    """Train; return the training and the seconds of each iteration, its loading included."""
+    """Train, and return the training run and the seconds of each iteration, including data loading."""
     times: list[float] = []
 
     def keep_time(iteration: int) -> None:
         if run.opt["num_gpu"]:
-            torch.cuda.synchronize()  # the step is only queued
+            torch.cuda.synchronize()  # wait for the step, which is only queued
         times.append(time.perf_counter())
 
     run = Training(request, on_iteration=keep_time, kept=False)
@@ -79,7 +79,7 @@ def time_training(request: Request) -> tuple[Training, list[float]]:
 
 
 def shorten_options(options: dict[str, Any], folder: str, stages: int) -> dict[str, Any]:
-    """The options of a training of ``STEPS`` iterations a stage that writes to ``folder`` only."""
+    """Return the options of a training run with ``STEPS`` iterations per stage that writes only to ``folder``."""
     options = deepcopy(options)
     options["num_gpu"] = gpus_of_one_process(options["num_gpu"], options.get("device"))
     options["path"] = {**options["path"], "experiments_root": folder, "resume_state": None}
@@ -89,7 +89,7 @@ def shorten_options(options: dict[str, Any], folder: str, stages: int) -> dict[s
     train = options["train"]
     train["total_iter"] = STEPS * stages
     if periods := (train.get("scheduler") or {}).get("periods"):
-        periods[-1] += max(0, STEPS * stages - sum(periods))  # a schedule of fewer iterations has no rate for the rest
+        periods[-1] += max(0, STEPS * stages - sum(periods))  # after its periods, a schedule has no rate
     if train.get("progressive"):
         train["progressive"]["iters"] = [STEPS] * stages
     return options
@@ -98,13 +98,11 @@ def shorten_options(options: dict[str, Any], folder: str, stages: int) -> dict[s
 def report(
     options: dict[str, Any], stages: list[float], restoring: dict[str, tuple[float, int]], memory: int | None
 ) -> list[str]:
-    """What was measured, and what follows for the whole training.
+    """Return lines with the measurements and an estimate for the complete training run.
 
     Args:
-        options: of the whole training.
-        stages: seconds of an iteration, for each stage of patches.
-        restoring: validation set -> (seconds of its first image, number of images).
-        memory: peak in bytes, if the system reports it.
+        options: options of the complete training run.
+        stages, restoring, memory: see :class:`Measured`.
     """
     train, total = options["train"], options["train"]["total_iter"]
     lasting, left = [], total
@@ -129,15 +127,18 @@ def report(
 
 
 def _restoring_seconds(run: Training, loader: Any) -> tuple[float, int]:
-    """Return the seconds of a validation image, and the number of images. On a GPU the first one compiles kernels."""
+    """Return the seconds for a validation image, and the number of images.
+
+    On a GPU, the image is restored twice, since kernels are compiled the first time.
+    """
     item = next(iter(loader))
     if isinstance(run.model, MeasuresInputs):
-        run.model.validating = True  # a tile at a time, as val.tile says
+        run.model.validating = True  # tile by tile, according to val.tile
     for _ in range(2 if run.opt["num_gpu"] else 1):
         begin = time.perf_counter()
         run.model.feed_data(item)
         run.model.test()
-        run.model.get_current_visuals()  # copies the result to the CPU, which waits for it
+        run.model.get_current_visuals()  # waits for the result and copies it to the CPU
     return time.perf_counter() - begin, len(loader)
 
 

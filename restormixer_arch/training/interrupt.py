@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP stop a training after the current iteration, with a checkpoint."""
+"""Stop a training run after the current iteration, with a checkpoint, on SIGINT, SIGTERM or SIGHUP."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import torch
 from restormixer_arch.output import is_first_process
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
-TOGETHER = 2.0  # seconds in which a terminal's and a launcher's SIGINT for the same Ctrl-C arrive
+TOGETHER = 2.0  # seconds within which the SIGINTs of terminal and launcher for the same Ctrl-C arrive
 CHECKPOINT = b"saving a checkpoint after this iteration"
 LAST_VALIDATION = b"the last validation is running and will finish"
 HINT = b"basicsr: %s: %s%s\n"
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal stopped the training run; unless it is temporary, its checkpoint is saved.
+    """A signal stopped the training run; unless the run is temporary, its checkpoint is saved.
 
     Attributes:
-        signal: the number of the signal.
+        signal: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -36,14 +36,14 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class Interrupt:
-    """Whether a training was asked to stop. A signal, once set, stays set.
+    """The request to stop a training run. Once set, a signal remains set.
 
     Attributes:
-        signal: the signal that this process or another one of the job received, or 0.
-        running: iterations of a training that is kept are running; else a signal ends it at once.
-        launched: started by a launcher, which sends a second SIGINT besides the terminal's.
-        second_sigint: a second SIGINT has come.
-        hint: what happens after a signal, for the user.
+        signal: number of the signal that this process or another one of the job received, or 0.
+        running: True during the iterations of a run that is kept; otherwise, a signal ends the run immediately.
+        launched: True if a launcher was used, which sends another SIGINT besides the terminal's.
+        second_sigint: True after a second SIGINT, or after the first one if not ``running``.
+        hint: message for the user about what happens after a signal.
     """
 
     signal: int = 0
@@ -54,7 +54,7 @@ class Interrupt:
     _when: float = 0.0
 
     def notice(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: remember the first one, quit at the second SIGINT."""
+        """Handle a signal: store the first one, and quit on the second SIGINT."""
         if not self.running:
             if number != signal.SIGINT:
                 raise Stopped(number)
@@ -64,7 +64,7 @@ class Interrupt:
             self.signal, self._when = number, time.monotonic()
             if is_first_process():
                 name = signal.Signals(number).name.encode()
-                with suppress(OSError):  # the terminal may be gone, which is what SIGHUP says
+                with suppress(OSError):  # the terminal may be gone, as SIGHUP reports
                     os.write(2, HINT % (name, self.hint, b"; Ctrl-C again quits at once" * (number == signal.SIGINT)))
         elif number == signal.SIGINT and not (self.launched and time.monotonic() - self._when < TOGETHER):
             self.second_sigint = True
@@ -73,7 +73,7 @@ class Interrupt:
     def agree_on_signal(self) -> int:
         """Return the signal that any process of the job has received, or 0. All processes must call it together.
 
-        A signal that arrives during the call stays set, and all processes agree on it at the next call.
+        A signal that arrives during the call remains set, and all processes agree on it at the next call.
         """
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return self.signal
@@ -81,14 +81,14 @@ class Interrupt:
         flag = torch.tensor([self.signal], device=device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
         agreed = int(flag.item())
-        if agreed and not self.signal:  # never set back to 0: the handler may have run in the meantime
+        if agreed and not self.signal:  # never reset to 0: the handler may have run in the meantime
             self.signal, self._when = agreed, time.monotonic()
         return agreed
 
 
 @contextmanager
 def handle_signals(interrupt: Interrupt) -> Iterator[None]:
-    """Let ``interrupt`` handle the signals, unless somebody else does, or they are ignored as under nohup."""
+    """Let ``interrupt`` handle signals, except those with other handlers or that are ignored, as under nohup."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:

@@ -1,9 +1,9 @@
-"""The data of a training: datasets, loaders, the order of the samples, and prefetching.
+"""Load the data of a training run: datasets, loaders, the order of the samples, and prefetching.
 
-The order and all random numbers of a sample follow from ``manual_seed``, the epoch and the position in the epoch, or
-its index where a dataset has ``indexed_by_epoch = True``. So every epoch and every seed has its own crops and flips,
-they do not depend on the number of loader processes, and a training that is resumed within an epoch skips what it has
-had without loading it.
+The order and all random numbers of a sample are determined by ``manual_seed``, the epoch and the position in the
+epoch, or its index if the dataset has ``indexed_by_epoch = True``. So every epoch and every seed has its own crops and
+flips, they do not depend on the number of loader processes, and a run that is resumed within an epoch skips the samples
+already used without loading them.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ TOO_SMALL = re.compile(r"(LQ .* is smaller than patch size .*)\. Please remove (
 
 
 class EpochIndex(NamedTuple):
-    """What a dataset with ``indexed_by_epoch = True`` is indexed by; ``index`` counts on where it is enlarged."""
+    """An index of a dataset with ``indexed_by_epoch = True``; in an enlarged one, ``index`` may exceed the length."""
 
     epoch: int
     index: int
 
 
 class Draw(NamedTuple):
-    """A sample to draw: the epoch, the index, which counts on where the dataset is enlarged, and its own seed."""
+    """A sample to load: its epoch, index and seed; in an enlarged dataset, ``index`` may exceed the length."""
 
     epoch: int
     index: int
@@ -50,21 +50,21 @@ class Draw(NamedTuple):
 
 
 class ResumableSampler(Sampler):
-    """Shuffled indices of a dataset, shared between the processes of a job, from any place in an epoch on.
+    """A sampler of shuffled indices that are split between the processes of a job; it can start within an epoch.
 
-    Process r of n takes every n-th position from r on, so that n processes with batches of b see in each iteration
-    what one process with a batch of n * b sees.
+    Process r of n uses every n-th position starting at r, so in each iteration, n processes with a batch size of b
+    use the same samples as one process with a batch size of n * b.
 
     Args:
-        dataset: what is sampled from.
-        num_replicas: processes of the job.
-        rank: number of this process.
+        dataset: dataset to sample from.
+        num_replicas: number of processes of the job.
+        rank: number of this process, from 0.
         ratio: number of passes over the images per epoch; below 1, a different random subset in each epoch.
-        seed: the same for all processes.
+        seed: random seed, the same for all processes.
 
     Attributes:
-        epoch: counted from 0.
-        consumed: positions of this epoch that all processes together have trained on. The training loop counts it.
+        epoch: current epoch, from 0.
+        consumed: positions of this epoch that all processes together have trained on; increased by the training loop.
     """
 
     def __init__(self, dataset: Sized, num_replicas: int, rank: int, ratio: float = 1, *, seed: int) -> None:
@@ -87,7 +87,7 @@ class ResumableSampler(Sampler):
             yield Draw(epoch, order[position], mix_seed(self.seed, epoch, position))
 
     def set_epoch(self, epoch: int) -> None:
-        """Start an epoch: at its first position, unless it is the epoch that :meth:`resume` named."""
+        """Start an epoch at its first position, or at the saved one if it is the epoch passed to :meth:`resume`."""
         self.epoch = epoch
         self.consumed = self._start[1] if epoch == self._start[0] else 0
 
@@ -96,7 +96,7 @@ class ResumableSampler(Sampler):
         return {"epoch": self.epoch, "consumed": self.consumed, "size": self.size, "images": self.images}
 
     def resume(self, position: dict[str, int]) -> bool:
-        """Start from a saved position; False if the dataset has another size, so that its epoch starts again."""
+        """Start from a saved position; return False if the dataset size has changed, so the epoch starts again."""
         same = (position["size"], position["images"]) == (self.size, self.images)
         self._start = (position["epoch"], position["consumed"] if same else 0)
         self.set_epoch(position["epoch"])
@@ -104,9 +104,9 @@ class ResumableSampler(Sampler):
 
 
 class SeededSamples(Dataset):
-    """A dataset whose samples are drawn with the seed that comes with their index.
+    """A dataset that loads each sample with the seed of its :class:`Draw`.
 
-    The seed is that of the global generators of Python, NumPy and torch, from which BasicSR's datasets draw.
+    It seeds the global generators of Python, NumPy and torch, which BasicSR's datasets use.
 
     Args:
         dataset: any map-style dataset.
@@ -146,18 +146,18 @@ def build_dataset(phase: str, section: dict[str, Any], shown: str) -> Any:
 
     Args:
         phase: key under ``datasets``.
-        section: its options.
-        shown: the option file's name in messages.
+        section: options of the dataset.
+        shown: name of the option file in messages.
 
     Raises:
-        UserError: the dataset refuses its options or folders, or has no image.
+        UserError: if the dataset rejects its options or folders, or has no image.
     """
     try:
         for key in ("dataroot_lq", "dataroot_gt"):
             if str(section.get(key)).endswith(".lmdb"):
-                LmdbImages(section[key], key)  # reading beyond the end of one cut short would kill the process
+                LmdbImages(section[key], key)  # reading past the end of a truncated LMDB would kill the process
         dataset = basicsr.data.build_dataset(section)
-    # How datasets refuse their options; UserError is a ValueError.
+    # Errors with which datasets reject their options; UserError is a ValueError.
     except (AssertionError, ValueError, OSError, LookupError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError | TypeError) else error
         raise UserError(f"{shown}: datasets.{phase}: {reason}") from error
@@ -167,8 +167,8 @@ def build_dataset(phase: str, section: dict[str, Any], shown: str) -> Any:
 
 
 def build_loader(dataset: Any, section: dict[str, Any], opt: dict[str, Any], sampler: Sampler | None = None) -> Any:
-    """Build BasicSR's loader, with a random generator of its own, so that it leaves the global ones alone."""
-    section = {**section, "prefetch_mode": None}  # see Batches
+    """Build BasicSR's loader with a separate random generator, so it does not change the global ones."""
+    section = {**section, "prefetch_mode": None}  # Batches does the prefetching
     seed = opt["manual_seed"]
     loader = basicsr.data.build_dataloader(
         dataset, section, num_gpu=opt["num_gpu"], dist=opt["dist"], sampler=sampler, seed=seed
@@ -181,7 +181,7 @@ def build_training_loader(opt: dict[str, Any], shown: str) -> tuple[DataLoader, 
     """Build the loader of ``datasets.train`` and its sampler. A dataset without a ``seed`` gets ``manual_seed``.
 
     Raises:
-        UserError: the images do not fill a batch, or as :func:`build_dataset`.
+        UserError: if the images do not fill a batch, or as in :func:`build_dataset`.
     """
     section, world_size, logger = dict(opt["datasets"]["train"]), opt["world_size"], get_root_logger()
     if section.get("seed") is None:
@@ -216,10 +216,10 @@ def build_validation_loaders(opt: dict[str, Any], shown: str) -> list[DataLoader
 
 
 class Batches:
-    """The training batches, epoch by epoch, prefetched as ``datasets.train.prefetch_mode`` says.
+    """The training batches of each epoch, prefetched according to ``datasets.train.prefetch_mode``.
 
-    Without it they come from the loader; ``cpu`` fetches the next ones in a thread; ``cuda`` copies the next one to the
-    GPU while the network works on the current one.
+    If it is not set, they come directly from the loader; ``cpu`` loads the next ones in a thread; ``cuda`` copies the
+    next one to the GPU while the network processes the current one.
     """
 
     def __init__(self, loader: DataLoader, opt: dict[str, Any]) -> None:
@@ -227,16 +227,17 @@ class Batches:
         self._iterator: Any = None
 
     def epoch(self) -> Iterator[dict[str, Any]]:
-        """Yield the batches of the epoch at which the sampler is.
+        """Yield the batches of the current epoch of the sampler.
 
         Raises:
-            RuntimeError: a loader process was killed. If it was sending a batch, torch reports the pipe's end only.
+            RuntimeError: if a loader process was killed. While it is sending a batch, torch itself reports only the end
+                of the pipe.
         """
         try:
             yield from self._batches()
         except (EOFError, ConnectionResetError) as error:
             if not self.loader.num_workers or str(error).startswith("Caught "):
-                raise  # it comes from the dataset
+                raise  # the error comes from the dataset
             raise RuntimeError("DataLoader worker exited unexpectedly") from error
 
     def _batches(self) -> Iterator[dict[str, Any]]:
@@ -252,19 +253,19 @@ class Batches:
             yield from self._iterator
 
     def close(self) -> None:
-        """End the loader processes at once.
+        """Stop the loader processes immediately.
 
-        If an iterator is only let go of, which the traceback of an exception and reference cycles delay, its processes
-        outlive the training, and at its end the process waits 5 seconds for each of them.
+        If an iterator is only dereferenced, which exception tracebacks and reference cycles delay, its processes
+        outlive the training run, and at exit, the main process waits 5 seconds for each of them.
         """
         for iterator in (self._iterator, getattr(self.loader, "_iterator", None)):
-            shut_down = getattr(iterator, "_shutdown_workers", None)  # torch has no public way
+            shut_down = getattr(iterator, "_shutdown_workers", None)  # torch has no public method
             if shut_down:
                 shut_down()
 
 
 def _fetch_by_thread(iterator: Iterator[Any], count: int) -> Iterator[Any]:
-    """Yield the items of an iterator, of which a thread fetches the next ``count`` ahead; its errors are raised."""
+    """Yield the items of an iterator while a thread loads the next ``count``; errors in the thread are raised here."""
     thread = ThreadPoolExecutor(max_workers=1)
     try:
         pending = deque(thread.submit(next, iterator, None) for _ in range(count))
@@ -276,16 +277,16 @@ def _fetch_by_thread(iterator: Iterator[Any], count: int) -> Iterator[Any]:
 
 
 def start_worker(worker_id: int) -> None:
-    """Prepare a loader process.
+    """Initialize a loader process: seed Python and NumPy from torch's seed, which differs in every epoch.
 
-    torch's own seed differs in every epoch. Ctrl-C reaches all processes of a terminal, but the trainer ends the
-    loaders, after the checkpoint. The same goes for a first SIGTERM, which a batch system sends to all.
+    Ctrl-C, which reaches all processes of a terminal, and the first SIGTERM, which a batch system sends to all
+    processes, are ignored, since the trainer stops the loaders after the checkpoint.
     """
     own = torch.initial_seed()
     random.seed(own)
     np.random.seed(own % 2**32)
     if torch.multiprocessing.get_start_method() != "fork":
-        cv2.setNumThreads(1)  # a forked process has the trainer's setting, and would wait for threads it lacks
+        cv2.setNumThreads(1)  # a forked process has the trainer's setting, and would wait for missing threads
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _ignore_once)
 
@@ -296,11 +297,11 @@ def _ignore_once(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def use_seed(seed: int) -> Iterator[None]:
-    """Start the generators of the CPU from ``seed``, and put them back afterwards."""
+    """Seed the CPU generators with ``seed``, and restore their states on exit."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, too
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
     try:
         yield
     finally:
@@ -310,6 +311,6 @@ def use_seed(seed: int) -> Iterator[None]:
 
 
 def mix_seed(*numbers: int) -> int:
-    """Return a seed in [0, 2**63) that follows from the numbers, and differs for others."""
+    """Return a seed in [0, 2**63) that is a hash of the numbers, so other numbers give another seed."""
     text = "/".join(str(number) for number in numbers)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

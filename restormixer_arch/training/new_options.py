@@ -29,7 +29,8 @@ from restormixer_arch.training.options import usable_gpus
 PATCHES = {"cpu": ((96, 8), (64, 8), (64, 4), (48, 4)), "cuda": ((256, 16), (192, 8), (128, 8), (96, 4))}
 MIN_ITERATIONS = 100
 SLOW = {"cpu": 2.0, "cuda": 1.0}  # seconds per iteration above which the next smaller patch is tried
-MUON_RATE, ADAMW_RATE, FINE_TUNING_RATE = 0.03, 2e-3, 1e-3  # for RATE_BATCH patches; the last with weights
+# learning rates for a batch size of RATE_BATCH; the last one is for pretrained weights
+MUON_RATE, ADAMW_RATE, FINE_TUNING_RATE = 0.03, 2e-3, 1e-3
 RATE_BATCH = 8
 FALLING_TASKS = ("derain", "desnow", "mixed")  # tasks whose images show rain or snow
 NETWORKS = {
@@ -207,7 +208,7 @@ def quoted(value: str | Path) -> str:
 
 
 def _smallest_side(gt: Path) -> int | None:
-    """Return the smallest side of the images, from the list of an LMDB, or the record or image headers of a folder.
+    """Return the smallest side of the images from the list of an LMDB, the record of a folder, or else image headers.
 
     Raises:
         UserError: if the list is not text, or an image cannot be read.
@@ -236,7 +237,7 @@ def _trial(text: str) -> Iterator[Request]:
 
 
 def _choose(wanted: InitRequest, data: _Data, installed: Path | None, gpus: int) -> tuple[int, int, float]:
-    """Return side and number of patches and seconds per iteration, for the largest that are not slow, if any."""
+    """Return side, number and seconds per iteration of the largest patches that are not slow, or else the smallest."""
     device = pick_device("auto").type
     trained_on = replace(data, val="")  # full-size images may need more memory than patches
     tried: tuple[int, int, float] | None = None

@@ -1,8 +1,8 @@
-"""Make the ``opt`` of BasicSR's models and datasets out of a checked option file, and the folders of the results.
+"""Create the ``opt`` dict of BasicSR's models and datasets from a checked option file, and the result folders.
 
-It stands in for ``basicsr.utils.options.parse_options``, which reads ``sys.argv`` itself, sets values by ``exec`` and
-``eval``, takes the seed before ``--force_yml``, and knows no machine without a GPU. The result is the same dict,
-except for values that would fail on this machine, each of which is changed with a warning.
+It replaces ``basicsr.utils.options.parse_options``, which reads ``sys.argv`` itself, sets values by ``exec`` and
+``eval``, uses the seed from before ``--force_yml``, and does not support machines without a GPU. The result is the same
+dict, except that :func:`fit_to_machine` changes values that would fail on this machine.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from restormixer_arch.inference.restorer import pick_device
 from restormixer_arch.output import note, rename, shown_path, warn
 from restormixer_arch.training import distributed
 
-# They degrade images on a CUDA device.
+# These models degrade images on a CUDA device.
 MODELS_OF_GPUS = ("RealESRNetModel", "RealESRGANModel")
 
 
 def make_opt(request: Request, root_path: str) -> dict[str, Any]:
-    """Return BasicSR's ``opt``; with a launcher, join the other processes.
+    """Return BasicSR's ``opt`` dict; with a launcher, join the other processes.
 
     Args:
-        request: the checked option file and the command line's switches.
-        root_path: the folder in which ``experiments`` and ``results`` are made.
+        request: checked option file and command-line switches.
+        root_path: folder in which ``experiments`` and ``results`` are created.
     """
     opt = deepcopy(request.options)
     opt["dist"] = request.launcher != "none"
@@ -72,7 +72,7 @@ def make_opt(request: Request, root_path: str) -> dict[str, Any]:
 
 
 def set_folders(opt: dict[str, Any], root_path: str) -> None:
-    """Fill in where the results of this run go; ``path.experiments_root`` or ``results_root`` may name the base."""
+    """Set the result folders of this run; ``path.experiments_root`` or ``results_root`` may name the parent folder."""
     paths = opt["path"]
     bases = {"experiments_root": paths.pop("experiments_root", None), "results_root": paths.pop("results_root", None)}
     key, default = ("experiments_root", "experiments") if opt["is_train"] else ("results_root", "results")
@@ -85,13 +85,13 @@ def set_folders(opt: dict[str, Any], root_path: str) -> None:
 
 
 def make_folders(opt: dict[str, Any], option_file: Path) -> dict[str, str | None]:
-    """Make the empty folders of a run, in the first process of a job; those of an earlier run are kept aside.
+    """Create the empty folders of a run in the first process of a job, and rename those of an earlier run.
 
     Returns:
-        Each new folder -> where that of an earlier run is now, None where there was none; see :func:`put_back`.
+        New folder -> path of the renamed folder of an earlier run, or None; see :func:`put_back`.
 
     Raises:
-        UserError: the option file, weights or data lie in the folder of an earlier run.
+        UserError: if the option file, weights or data are in the folder of an earlier run.
     """
     if opt["rank"] != 0:
         return {}
@@ -116,7 +116,7 @@ def make_folders(opt: dict[str, Any], option_file: Path) -> dict[str, str | None
 
 
 def put_back(made: dict[str, str | None]) -> None:
-    """Remove the folders of a run that has done nothing, and give those of an earlier run their names again."""
+    """Remove the folders of a run that did nothing, and rename those of an earlier run back."""
     for folder, kept in made.items():
         shutil.rmtree(folder, ignore_errors=True)
         if kept and not os.path.exists(folder):
@@ -125,7 +125,7 @@ def put_back(made: dict[str, str | None]) -> None:
 
 
 def move_aside(folder: str) -> str | None:
-    """Rename a folder if it exists, as ``<folder>_archived_<time>``, and return its new place."""
+    """Rename a folder to ``<folder>_archived_<time>`` and return its new path, or None if it does not exist."""
     if not os.path.exists(folder):
         return None
     kept = stem = f"{folder}_archived_{get_time_str()}"
@@ -138,10 +138,10 @@ def move_aside(folder: str) -> str | None:
 
 
 def choose_device(opt: dict[str, Any]) -> None:
-    """Follow the option ``device`` where it is set; BasicSR itself knows CUDA and the CPU, by ``num_gpu``.
+    """Set ``num_gpu``, by which BasicSR chooses CUDA or the CPU, according to the option ``device`` if it is set.
 
     Raises:
-        UserError: there is no such device here.
+        UserError: if the device is not available, or is MPS with a launcher.
     """
     device = opt.get("device")
     if device is None:
@@ -159,10 +159,10 @@ def choose_device(opt: dict[str, Any]) -> None:
 
 
 def usable_gpus(num_gpu: int | str, device: str | None) -> int:
-    """Return how many GPUs ``num_gpu`` means: ``auto`` means none where torch has no kernels for the GPU.
+    """Return the number of GPUs that ``num_gpu`` requests; ``auto`` means 0 if torch has no kernels for the GPU.
 
     Raises:
-        UserError: a GPU that torch cannot use was asked for, by its number or by ``device``.
+        UserError: if a GPU that torch cannot use is requested by ``num_gpu`` or ``device``.
     """
     if device in ("cpu", "mps"):
         return 0
@@ -175,17 +175,17 @@ def usable_gpus(num_gpu: int | str, device: str | None) -> int:
 
 
 def gpus_of_one_process(num_gpu: int | str, device: str | None) -> int:
-    """Return ``num_gpu`` for one process without a launcher: 0 and 1 as they are, else 1 where there is a GPU."""
+    """Return ``num_gpu`` for one process without a launcher: 0 and 1 unchanged, otherwise 1 if there is a GPU."""
     if num_gpu in (0, 1):
         return num_gpu
     return min(usable_gpus(num_gpu, device), torch.cuda.device_count(), 1)
 
 
 def refuse_videos_on_cpu(opt: dict[str, Any]) -> None:
-    """Refuse a video model where it cannot validate: BasicSR keeps the values of the frames on a CUDA device.
+    """Reject a video model that cannot validate: BasicSR keeps the metrics of the frames on a CUDA device.
 
     Raises:
-        UserError: there is none.
+        UserError: if a video model is to be measured and no CUDA device is used.
     """
     kind = dict(iter(MODEL_REGISTRY)).get(opt.get("model_type"))
     measures = (opt.get("val") or {}).get("metrics")
@@ -197,17 +197,17 @@ def refuse_videos_on_cpu(opt: dict[str, Any]) -> None:
 
 
 def refuse_models_of_gpus(opt: dict[str, Any]) -> None:
-    """Refuse the models that keep a part of their own on a CUDA device, whatever ``num_gpu`` is.
+    """Reject the models that keep a part on a CUDA device, whatever ``num_gpu`` is.
 
     Raises:
-        UserError: none is used.
+        UserError: if such a model is chosen and no CUDA device is used.
     """
     if opt["num_gpu"] == 0 and opt["model_type"].removesuffix("_basicsr") in MODELS_OF_GPUS:
         raise UserError(f"model_type: {opt['model_type']!r} needs a CUDA device, and none is used here; expected a GPU")
 
 
 def fit_to_machine(opt: dict[str, Any]) -> None:
-    """Change what cannot work here: GPUs that are not there, and loader settings that need them or workers."""
+    """Adapt options to this machine, with warnings: missing GPUs, and loader settings that need a GPU or workers."""
     if not torch.cuda.is_available():
         if opt["num_gpu"] != 0:
             warn(f"num_gpu: {opt['num_gpu']} was asked for, but there is no CUDA device; running on the CPU")
@@ -216,16 +216,16 @@ def fit_to_machine(opt: dict[str, Any]) -> None:
             if dataset.get("prefetch_mode") == "cuda":
                 warn(f"datasets.{phase}.prefetch_mode: 'cuda' needs a CUDA device; loading without prefetching")
                 dataset["prefetch_mode"] = None
-            dataset["pin_memory"] = False  # memory is pinned for the copy to a GPU; torch warns without one
+            dataset["pin_memory"] = False  # pinning is for copies to a GPU; without one, torch warns
     for phase, dataset in opt["datasets"].items():
         if dataset.get("prefetch_mode") == "cpu" and not dataset.get("num_worker_per_gpu"):
-            if dataset["phase"] == "train":  # its thread would draw from the random generators of the training
+            if dataset["phase"] == "train":  # its thread would use the random generators of the training loop
                 warn(f"datasets.{phase}.prefetch_mode: 'cpu' needs num_worker_per_gpu of 1 or more; not prefetching")
                 dataset["prefetch_mode"] = None
-        # BasicSR loads validation images in the main process, and torch refuses persistent workers where none are.
+        # BasicSR loads validation images in the main process, and torch rejects persistent_workers without workers.
         if dataset["phase"] != "train" or not dataset.get("num_worker_per_gpu"):
             dataset["persistent_workers"] = False
     if opt.get("val"):
-        opt["val"].setdefault("suffix", None)  # looked up where test images are saved
+        opt["val"].setdefault("suffix", None)  # read when test images are saved
         if not sys.stderr.isatty():
             opt["val"]["pbar"] = False

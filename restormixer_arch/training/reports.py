@@ -1,7 +1,7 @@
-"""Reports of a training run: progress bar, CSV files of losses and validations, and a PNG with curves.
+"""Report on a training run: progress bar, CSV files of losses and validations, and a PNG with curves.
 
-``losses.csv``, ``validations.csv`` and ``learning_curve.png`` are in the experiment's folder. A resumed training
-continues them from its checkpoint.
+``losses.csv``, ``validations.csv`` and ``learning_curve.png`` are in the experiment's folder. A resumed run continues
+them from its checkpoint.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KEY = "iteration"
 LOGGERS = ("basicsr", "restormixer_arch")
 BLUE, GRAY = "#1f6fb4", "#8c8c8c"
 SIZE_INCHES, DPI = (8.0, 6.5), 120
-SMOOTHED = 0.02  # the span of the running mean as a part of the rows
+SMOOTHED = 0.02  # span of the running mean as a fraction of the rows
 
 
 class Progress:
@@ -43,8 +43,8 @@ class Progress:
     above it.
 
     Attributes:
-        psnr: of the last validation, in dB, or None before the first.
-        learning_rate: of the next iteration, or None if it is not known.
+        psnr: PSNR of the last validation in dB, or None before the first.
+        learning_rate: learning rate of the current iteration, or None if it is not known.
     """
 
     def __init__(self, total: int, *, shown: bool | None = None) -> None:
@@ -63,7 +63,7 @@ class Progress:
         self._stack.close()
 
     def start(self, done: int) -> None:
-        """Show the bar at ``done`` iterations."""
+        """Show the bar, starting at ``done`` iterations."""
         if self.shown and self._bar is None:
             loggers = [logging.getLogger(name) for name in LOGGERS]
             self._stack.enter_context(logging_redirect_tqdm(loggers))
@@ -73,7 +73,7 @@ class Progress:
     def step(self, iteration: int, losses: Mapping[str, float]) -> None:
         """Move to ``iteration``, the number of iterations done, and show a recent total loss.
 
-        Losses on a GPU are read twice a second, since reading one waits for it.
+        Losses are read at most twice a second, since reading them from a GPU waits for it.
         """
         if self._bar is None:
             return
@@ -90,14 +90,14 @@ class Progress:
 
 
 class Reports:
-    """The reports of one training.
+    """The reports of one training run.
 
     Args:
         opt: options of the run.
-        start: the iteration from which it is resumed, or 0.
+        start: iteration from which the run is resumed, or 0.
 
     Attributes:
-        sums: losses of the iterations since the last row, which a checkpoint keeps.
+        sums: loss -> its values in the iterations since the last row, which are saved in checkpoints.
     """
 
     def __init__(self, opt: dict[str, Any], start: int) -> None:
@@ -107,12 +107,12 @@ class Reports:
         self.sums: dict[str, list[float]] = {}
 
     def add_losses(self, losses: dict[str, float]) -> None:
-        """Take the losses of one iteration."""
+        """Add the losses of one iteration."""
         for name, value in losses.items():
             self.sums.setdefault(name, []).append(value)
 
     def sums_as_numbers(self) -> dict[str, list[float]]:
-        """Return :attr:`sums` for a checkpoint; on a GPU they are tensors."""
+        """Return :attr:`sums` as numbers for a checkpoint; on a GPU, its values are tensors."""
         return {name: [float(value) for value in values] for name, values in self.sums.items()}
 
     def write_losses(self, iteration: int, learning_rate: float) -> None:
@@ -127,8 +127,10 @@ class Reports:
         """Write the means of a validation.
 
         Args:
-            metrics: metric -> mean of the restored images.
-            inputs: the same of the inputs, where they are measured.
+            iteration: iteration of the validation.
+            dataset: name of the dataset.
+            metrics: metric -> mean over the restored images.
+            inputs: metric -> mean over the input images, if they are measured.
         """
         row: dict[str, Any] = {KEY: iteration, "dataset": dataset}
         for metric, value in metrics.items():
@@ -142,27 +144,27 @@ class Reports:
             path = self.folder / CURVES
             try:
                 draw_curves(self.losses.rows, self.validations.rows, path, self.title)
-            except OSError as error:  # a full disk, which must not hide how the training ended
+            except OSError as error:  # such as a full disk; it must not hide how the run ended
                 get_root_logger().warning(f"{path}: cannot be written ({error})")
 
 
 def as_markdown(opt: dict[str, Any]) -> str:
-    """Return options as tensorboard shows text: Markdown, in which four blanks keep lines as they are."""
+    """Return options as Markdown for tensorboard, with four spaces before each line to keep it unchanged."""
     return "".join(f"    {line}\n" for line in dict2str(opt).splitlines())
 
 
 def _mean(values: list[float]) -> float:
-    """The mean of the finite values, numbers or tensors: the step of the others was skipped."""
+    """Return the mean of the finite values, numbers or tensors; the steps of the others were skipped."""
     finite = [value for value in map(float, values) if math.isfinite(value)]
     return math.fsum(finite) / len(finite) if finite else math.nan
 
 
 class Table:
-    """Rows of an experiment, each with its iteration.
+    """A CSV table of an experiment, in which each row has an iteration.
 
     Args:
-        path: the CSV file; what it holds already is read.
-        start: the iteration from which the training is resumed. Rows beyond it are dropped: they are made again.
+        path: CSV file; existing rows are read.
+        start: iteration from which the run is resumed; later rows are dropped, since they are written again.
     """
 
     def __init__(self, path: Path, start: int) -> None:
@@ -174,12 +176,12 @@ class Table:
             self._rewrite()
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a row; a column that is new gets its place at the right.
+        """Append a row; new columns are added at the right.
 
-        It replaces one of the same iteration and dataset: a validation that a stopped training had still to do.
+        It replaces a row of the same iteration and dataset, whose validation is repeated after a run was stopped.
 
         Raises:
-            UserError: the file cannot be written.
+            UserError: if the file cannot be written.
         """
         first = bisect_left(self.rows, row[KEY], key=lambda old: old[KEY])
         others = [old for old in self.rows[first:] if any(old.get(name) != row.get(name) for name in (KEY, "dataset"))]
@@ -211,7 +213,7 @@ class Table:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """Return the complete rows of a file, numbers as numbers; a killed training may leave half of its last one."""
+    """Return the complete rows of a file, with numbers parsed; a killed run may leave its last row truncated."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -222,7 +224,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _value(column: str, text: str) -> int | float | str:
-    if column == "dataset":  # its name may look like a number
+    if column == "dataset":  # the name may look like a number
         return text
     for kind in (int, float):
         try:
@@ -233,19 +235,19 @@ def _value(column: str, text: str) -> int | float | str:
 
 
 def draw_curves(losses: list[dict[str, Any]], validations: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Write the PNG.
+    """Plot the curves and write them to a PNG file.
 
     Args:
-        losses: rows with ``iteration`` and columns ``l_*``, which are added up.
-        validations: rows with ``iteration``, ``dataset``, and metrics with ``<metric>_input`` where it is known.
-        path: of the PNG.
-        title: of the picture.
+        losses: rows with ``iteration`` and columns ``l_*``, which are summed.
+        validations: rows with ``iteration``, ``dataset``, and metrics, with ``<metric>_input`` if it is known.
+        path: output file, PNG.
+        title: title of the figure.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: if the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # no pyplot, which would look for a display
+    from matplotlib.figure import Figure  # not pyplot, which would look for a display
 
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     FigureCanvasAgg(figure)
@@ -263,7 +265,7 @@ def draw_curves(losses: list[dict[str, Any]], validations: list[dict[str, Any]],
 
 
 def plot_text(text: str) -> str:
-    """Return text as matplotlib shows it as it is: a dollar begins no formula, a first ``_`` hides no line."""
+    """Escape text for matplotlib, where a dollar would start a formula and a first ``_`` would hide the label."""
     shown = text.replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
 
@@ -307,6 +309,6 @@ def _draw_metric(panel: Any, rows: list[dict[str, Any]], metric: str) -> None:
 
 
 def _shown_metric(rows: list[dict[str, Any]]) -> str | None:
-    """The first PSNR there is, or else the first metric."""
+    """Return the first PSNR metric, or else the first metric, or None if there are none."""
     names = [name for row in rows for name in row if name not in ("iteration", "dataset") and name[-6:] != "_input"]
     return next((name for name in names if "psnr" in name.lower()), names[0] if names else None)

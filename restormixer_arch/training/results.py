@@ -1,8 +1,8 @@
-"""The results of a run: its last lines, and tables with a row for each dataset and one for their average.
+"""Report the results of a run: its last lines, and tables with a row for each dataset and one for their average.
 
-A set's value is the mean over its images. The average is the mean over the sets, each counting once however many
-images it has, as deraining papers average. Two identical images have an infinite PSNR; the means over them are
-infinite too, and stand as ``inf`` in all three files.
+The value of a dataset is the mean over its images. The average is the mean over the datasets, each with the same weight
+regardless of its number of images, as in deraining papers. Two identical images have an infinite PSNR; means over them
+are also infinite, and are written as ``inf`` in all three files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from restormixer_arch.training.trainer import Training
 
 @dataclass(frozen=True)
 class Row:
-    """A dataset (or the average): number of images, and metric -> (value of the input or None, of the restored)."""
+    """A row for a dataset or the average: number of images, and metric -> (input value or None, restored value)."""
 
     name: str
     images: int
@@ -36,7 +36,7 @@ class Row:
 
 
 def with_average(rows: list[Row]) -> list[Row]:
-    """Return the rows and, if there are at least two, a last one with their average, by the metrics that all have."""
+    """Return the rows and, if there are at least two, a last one with the average of the metrics that all have."""
     if len(rows) < 2:
         return rows
     metrics = [metric for metric in rows[0].values if all(metric in row.values for row in rows)]
@@ -48,7 +48,7 @@ def with_average(rows: list[Row]) -> list[Row]:
 
 
 def markdown(rows: list[Row]) -> str:
-    """Return a Markdown table; a cell is ``input -> restored`` where the input was measured."""
+    """Return a Markdown table; a cell is ``input -> restored`` if the input was measured."""
     metrics = _metrics(rows)
     lines = [f"| set | images | {' | '.join(metrics)} |", f"| --- | --: |{' --: |' * len(metrics)}"]
     for row in rows:
@@ -58,7 +58,7 @@ def markdown(rows: list[Row]) -> str:
 
 
 def comma_separated(rows: list[Row]) -> str:
-    """Return a CSV table in full precision, with a column ``<metric>_input`` where the input was measured."""
+    """Return a CSV table in full precision, with a column ``<metric>_input`` if the input was measured."""
     columns = ["set", "images"]
     for metric in _metrics(rows):
         measured = any(row.values.get(metric, (None,))[0] is not None for row in rows)
@@ -74,17 +74,17 @@ def comma_separated(rows: list[Row]) -> str:
 
 
 def csv_text(name: str) -> str:
-    """Return a name as a spreadsheet shows it: none is taken for a formula."""
+    """Return a name, escaped if a spreadsheet would read it as a formula."""
     return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def markdown_text(name: str) -> str:
-    """Return a name as a cell of a Markdown table."""
+    """Return a name escaped for a cell of a Markdown table."""
     return " ".join(name.split()).replace("|", "\\|")
 
 
 def json_text(rows: list[Row]) -> str:
-    """Return set -> {images, metric: {restored[, input]}} in JSON; an infinite value is the text ``inf``."""
+    """Return dataset -> {images, metric: {restored[, input]}} in JSON; an infinite value is the string ``inf``."""
     content = {}
     for row in rows:
         values = {}
@@ -95,7 +95,7 @@ def json_text(rows: list[Row]) -> str:
 
 
 def write_tables(folder: Path, rows: list[Row]) -> Path:
-    """Write ``results.md``, ``results.csv`` and ``results.json``, by atomic writes; return the first."""
+    """Write ``results.md``, ``results.csv`` and ``results.json`` atomically; return the path of the first."""
     rows = with_average(rows)
     for suffix, text in (("csv", comma_separated(rows)), ("json", json_text(rows)), ("md", markdown(rows))):
         write_text_atomically(folder / f"results.{suffix}", text)
@@ -118,12 +118,12 @@ def _finite(value: float) -> float | str:
 
 
 def result_lines(model: Any) -> dict[str, str]:
-    """Return dataset -> its metrics of the last validation in words, beside the inputs' where those are measured."""
+    """Return dataset -> text with its metrics of the last validation, and those of the inputs if measured."""
     return {name: _words(metrics) for name, metrics in values(model).items()}
 
 
 def values(model: Any) -> dict[str, dict[str, tuple[float | None, float]]]:
-    """Return dataset -> metric -> (mean of the inputs, None where they were not measured; mean of the restored)."""
+    """Return dataset -> metric -> (mean of the inputs or None if not measured, mean of the restored images)."""
     if isinstance(model, ReportsGain):
         return model.gain()
     names = dict.fromkeys((*getattr(model, "best_metric_results", {}), *vars(model).get("last_means", {})))
@@ -131,7 +131,7 @@ def values(model: Any) -> dict[str, dict[str, tuple[float | None, float]]]:
 
 
 def training_lines(run: Training) -> list[str]:
-    """One line per validated dataset, each with the place of the weights; at least one."""
+    """Return one line per validated dataset, at least one, each with the path of the weights."""
     models = Path(run.opt["path"]["models"])
     latest = models / LATEST_WEIGHTS
     place = f"weights: {shown_path(latest if latest.exists() else models)}"
@@ -140,10 +140,10 @@ def training_lines(run: Training) -> list[str]:
 
 
 def test_lines(run: Testing) -> list[str]:
-    """One line per tested dataset, with the place of the restored images where they were saved.
+    """Return one line per tested dataset, with the folder of the restored images if they were saved.
 
-    The results also go to ``results.md``, ``.csv`` and ``.json`` in the run's folder; a last line gives the average
-    of several datasets and that place.
+    The results are also written to ``results.md``, ``.csv`` and ``.json`` in the run's folder; for several datasets,
+    a last line contains the average and the path of the table.
     """
     images = Path(run.opt["path"]["visualization"])
     texts = result_lines(run.model)
@@ -170,7 +170,7 @@ def _words(metrics: Mapping[str, tuple[float | None, float]]) -> str:
 
 
 def _gain(metric: str, before: float, after: float) -> str:
-    # Two identical pictures have an infinite PSNR, which have no gain to show.
+    # Two identical images have an infinite PSNR, for which there is no gain to show.
     gained = f" ({after - before:+.2f})" if _in_decibels(metric) and math.isfinite(after - before) else ""
     return f"{_title(metric)} {_value(metric, before, unit=False)} -> {_value(metric, after)}{gained}"
 

@@ -1,4 +1,4 @@
-"""Resume a training: find the newest complete checkpoint, and bring the model to its state, on any device."""
+"""Resume a training run: find the newest complete checkpoint, and load it into the model, on any device."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from restormixer_arch.protocol import KeepsState
 from restormixer_arch.training.checkpoint import digest, options_of, prune, remove_unfinished, saved_states
 from restormixer_arch.training.reports import LOSSES, VALIDATIONS
 
-SCHEDULED_KEYS = {"lr", "initial_lr", "params"}  # of an optimizer's group: what the schedule and the network set
-STRUCTURAL = {"amsgrad"}  # they change what an optimizer remembers
+SCHEDULED_KEYS = {"lr", "initial_lr", "params"}  # keys of a parameter group that the schedule and the network set
+STRUCTURAL = {"amsgrad"}  # options that determine which state an optimizer keeps
 
 
 def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     """Return the training state to resume from, or None to start from the beginning.
 
-    With ``auto_resume`` it is the newest complete checkpoint of this experiment, else the one of ``path.resume_state``.
-    As in BasicSR, ``path.pretrain_network_*`` is then set to the weights saved with it. In a job of several
-    processes the first one chooses.
+    With ``auto_resume``, it is the newest complete checkpoint of this experiment, or else that of
+    ``path.resume_state``. As in BasicSR, ``path.pretrain_network_*`` is then set to the weights saved with it. In a job
+    of several processes, the first one chooses.
 
     Raises:
-        UserError: the checkpoint that was named, or all of the experiment's, are damaged or lack their weights.
+        UserError: if all of these checkpoints are damaged or lack their weights.
     """
     chosen = [_choose(opt) if opt.get("rank", 0) == 0 else None]
     if opt.get("dist"):
@@ -47,7 +47,7 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     for key in ("models", "training_states", "visualization"):  # a new experiment may start from another's state
         os.makedirs(opt["path"][key], exist_ok=True)
     for network, place in weights.items():
-        # Those that are trained, whatever key the option file asks for: BasicSR replaces params_ema alone.
+        # Use the trained weights whatever key the option file sets; BasicSR itself replaces only params_ema.
         keys = {f"pretrain_{network}": str(place), f"param_key_{network.removeprefix('network_')}": "params"}
         opt["path"].update(keys)
     if opt.get("rank", 0) == 0:
@@ -56,7 +56,7 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _set_newer_aside(opt: dict[str, Any], state: Path, iteration: int) -> None:
-    """Keep what is newer than the state to resume from in a folder of its own: this run makes others of that name.
+    """Keep files newer than the state to resume from in a separate folder, since this run writes the same names.
 
     Checkpoints and the latest weights are moved; the best weights and the tables of losses and metrics, which this run
     continues, are copied.
@@ -79,7 +79,10 @@ def _set_newer_aside(opt: dict[str, Any], state: Path, iteration: int) -> None:
 
 
 def _choose(opt: dict[str, Any]) -> tuple[Path, dict[str, Path]] | None:
-    """A killed run or a disk failure can damage the newest checkpoint; then the previous one is used."""
+    """Return the path of a training state and its weights by network, or None.
+
+    If a killed run or a disk failure has damaged the newest checkpoint, the previous one is used.
+    """
     candidates = []
     if opt["auto_resume"]:
         remove_unfinished(opt)
@@ -98,16 +101,16 @@ def _choose(opt: dict[str, Any]) -> tuple[Path, dict[str, Path]] | None:
             warn(f"{error}; trying the previous checkpoint")
             continue
         if opt["auto_resume"]:
-            prune(opt, state["iter"])  # the disk may be full
+            prune(opt, state["iter"])  # frees space, since the disk may be full
         return path, weights
     return None
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read a training state to the CPU; only tensors and plain containers are unpickled.
+    """Load a training state to the CPU; only tensors and plain containers are unpickled.
 
     Raises:
-        UserError: it is damaged or no training state.
+        UserError: if the file is damaged or is not a training state.
     """
     torch.serialization.add_safe_globals([Counter])  # the milestones of BasicSR's MultiStepRestartLR
     state = read_pickle(path, "a training state")
@@ -117,10 +120,10 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def find_weights(opt: dict[str, Any], path: Path, state: dict[str, Any]) -> dict[str, Path]:
-    """Return network -> the weights saved with a state, looked for beside it and then in this experiment.
+    """Return network -> file of the weights saved with a state, searched next to it and then in this experiment.
 
     Raises:
-        UserError: they are not there, cannot be read, or are not those that were saved with the state.
+        UserError: if they are missing, cannot be read, or are not those that were saved with the state.
     """
     ignored = opt["path"].get("ignore_resume_networks") or []
     found = {}
@@ -137,7 +140,7 @@ def find_weights(opt: dict[str, Any], path: Path, state: dict[str, Any]) -> dict
 
 
 def _check_weights(weights: Path, state: Path, expected: str | None) -> None:
-    if expected is None:  # a state of BasicSR itself
+    if expected is None:  # a state written by BasicSR itself
         read_pickle(weights, "weights")
         return
     try:
@@ -149,14 +152,14 @@ def _check_weights(weights: Path, state: Path, expected: str | None) -> None:
 
 
 def resume_training(model: Any, resume_state: dict[str, Any]) -> None:
-    """Resume a model's optimizers, schedules, best metrics and own state.
+    """Restore a model's optimizers, schedules, best metrics and extra state.
 
-    The schedule and the optimizers' options are those of the option file: where they differ from the saved ones, the
+    The schedule and the optimizer options are those of the option file: if they differ from the saved ones, the
     schedule is run again up to the saved iteration, and the change is logged. A model with its own
-    ``resume_training()`` resumes its optimizers and schedules itself.
+    ``resume_training()`` restores its optimizers and schedules itself.
 
     Raises:
-        UserError: the state is of other optimizers.
+        UserError: if the state belongs to other optimizers.
     """
     if type(model).resume_training is BaseModel.resume_training:
         _resume_optimizers(model, resume_state)
@@ -190,10 +193,10 @@ def _resume_optimizers(model: Any, resume_state: dict[str, Any]) -> None:
 
 
 def _move_steps(optimizer: torch.optim.Optimizer) -> None:
-    """Move counts of steps beside their parameters where the step is fused now; load_state_dict does so if it was."""
+    """Move step counts to the device of fused parameters; load_state_dict does so only if they were saved as fused."""
     for group in optimizer.param_groups:
         for parameter in group["params"] if group.get("fused") or group.get("capturable") else ():
-            state = optimizer.state.get(parameter, {})  # a parameter without gradient has none
+            state = optimizer.state.get(parameter, {})  # a parameter without a gradient has none
             if state.get("step") is not None:
                 state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(parameter.device)
 
@@ -226,7 +229,7 @@ def _check_optimizers(model: Any, state: dict[str, Any]) -> None:
 
 
 def _counted(optimizers: list[Any], types: list[str]) -> str:
-    """Say how many optimizers there are, and which, where that is known."""
+    """Return text with the number of optimizers, and their types if known."""
     named = f" ({', '.join(types)})" if len(types) == len(optimizers) else ""
     return f"{len(optimizers)} optimizer{'s' * (len(optimizers) != 1)}{named}"
 
@@ -234,12 +237,13 @@ def _counted(optimizers: list[Any], types: list[str]) -> str:
 def _set_options(
     optimizer: torch.optim.Optimizer, group: dict[str, Any], fresh: dict[str, Any], old: dict[str, Any]
 ) -> list[str]:
-    """Set the options of a group that differ from the old ones to those of the option file.
+    """Set the options of a group that differ from the old ones to those of the option file; return the changes.
 
-    Others stay: some optimizers change an option as they go, and what else is in a group is their state, too.
+    Others are kept: some optimizers change an option while training, and other entries of a group are also state.
     """
     edits, arguments = [], inspect.signature(type(optimizer)).parameters
-    options = {key for key in fresh if key in arguments or f"adamw_{key}" in arguments}  # Muon's, for non-matrices
+    # adamw_* are Muon's options for parameters that are not matrices
+    options = {key for key in fresh if key in arguments or f"adamw_{key}" in arguments}
     for key in options - SCHEDULED_KEYS:
         if key not in old:
             group[key] = fresh[key]
@@ -250,7 +254,7 @@ def _set_options(
 
 
 def _schedule_edits(model: Any, state: dict[str, Any], groups: list[list[dict[str, Any]]]) -> list[str]:
-    """Say what of the schedule differs from the saved one."""
+    """Return lines that describe how the schedule differs from the saved one."""
     edits = []
     for optimizer, saved_groups in zip(model.optimizers, groups, strict=True):
         for group, fresh in zip(optimizer.param_groups, saved_groups, strict=True):
@@ -270,7 +274,7 @@ def _schedule_edits(model: Any, state: dict[str, Any], groups: list[list[dict[st
 
 
 def _schedule(state: dict[str, Any]) -> dict[str, Any]:
-    """What of a scheduler's state comes from the option file, sequences made comparable."""
+    """Return the part of a scheduler's state that comes from the option file, with comparable sequences."""
     derived = {"last_epoch", "base_lrs", "cumulative_period", "verbose"}
     kept = {key: value for key, value in state.items() if not key.startswith("_") and key not in derived}
     return {key: list(value) if isinstance(value, tuple) else to_plain_values(value) for key, value in kept.items()}
@@ -287,10 +291,10 @@ def _run_schedule_again(model: Any, iteration: int, groups: list[list[dict[str, 
 
 
 def update_learning_rate(model: Any, iteration: int) -> None:
-    """Set the rates of an iteration, from 1: those of the schedule, or within ``warmup_iter`` of the warm-up.
+    """Set the learning rates of an iteration (from 1): those of the schedule, or of the warm-up until ``warmup_iter``.
 
-    MultiStepLR multiplies the previous rate, which must be its own. In BasicSR it is that of the warm-up: it stays too
-    low for the rest of the training, and milestones within the warm-up are lost.
+    MultiStepLR multiplies the previous rate, which must be that of the schedule. In BasicSR, it is that of the warm-up,
+    so the rate is too low for the rest of the training run, and milestones within the warm-up are lost.
     """
     for scheduler in model.schedulers:
         for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):

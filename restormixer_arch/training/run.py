@@ -1,4 +1,4 @@
-"""A run by an option file: what a training and a test share, and the test."""
+"""Run an option file: the common parts of training and testing, and testing itself."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from restormixer_arch.training.reports import LOGGERS
 
 
 class Run:
-    """A training or a test.
+    """A training or test run.
 
     Attributes:
-        opt: BasicSR's options; empty before they are made.
-        begun: the network has taken a batch, or is built in a test.
-        model: the model; None before it is built.
+        opt: BasicSR's options; empty before they are created.
+        begun: True once the network has processed a training batch, or, in a test, is built.
+        model: BasicSR model; None before it is built.
     """
 
     def __init__(self, request: Request) -> None:
@@ -39,13 +39,13 @@ class Run:
         self.opt: dict[str, Any] = {}
         self.model: Any = None
         self.begun = False
-        self._made: dict[str, str | None] = {}  # new folders -> those of an earlier run
+        self._made: dict[str, str | None] = {}  # new folders -> renamed folders of an earlier run
 
     @contextmanager
     def _prepare(self) -> Iterator[ExitStack]:
-        """Check the names of the option file; at the end close logs and leave the job, so that a run can follow.
+        """Check the names in the option file; on exit, close logs and leave the job, so another run can follow.
 
-        A run that fails before it has begun leaves the folders of an earlier one as they were.
+        If the run fails before it has begun, the folders of an earlier run are restored.
         """
         check_names(self.request.options, self.request.shown, self.request.is_train)
         with ExitStack() as stack:
@@ -55,7 +55,7 @@ class Run:
             yield stack
 
     def _leave(self) -> None:
-        """Close the logs, and leave the job of several processes."""
+        """Close the logs, and leave the process group of a job."""
         for logger in map(logging.getLogger, LOGGERS):
             for handler in logger.handlers[:]:
                 logger.removeHandler(handler)
@@ -66,12 +66,12 @@ class Run:
             torch.distributed.destroy_process_group()
 
     def _lock_folder(self) -> None:
-        """Lock the folder of the results: an earlier run's before it is moved aside, and the new one."""
+        """Lock the result folder: that of an earlier run before it is renamed, and then the new one."""
         if self.opt["rank"] == 0:
             self.lock.take(self.opt["path"]["log"])
 
     def _open_log(self, kind: str) -> logging.Logger:
-        """Open BasicSR's log, to the screen and to a file. What the network logs goes there, too."""
+        """Open BasicSR's log, to the screen and to a file. Messages of this package also go there."""
         log_file = os.path.join(self.opt["path"]["log"], f"{kind}_{self.opt['name']}_{get_time_str()}.log")
         logger = get_root_logger(logger_name="basicsr", log_level=logging.INFO, log_file=log_file)
         ours = logging.getLogger("restormixer_arch")
@@ -83,10 +83,10 @@ class Run:
 
 
 class Testing(Run):
-    """A test by an option file.
+    """A test run from an option file.
 
     Attributes:
-        images: name of a dataset -> its number of images.
+        images: dataset name -> number of images.
     """
 
     def __init__(self, request: Request) -> None:
@@ -94,10 +94,10 @@ class Testing(Run):
         self.images: dict[str, int] = {}
 
     def run(self) -> None:
-        """Restore and measure the images of all datasets; afterwards ``model`` holds what was measured.
+        """Restore and measure the images of all datasets; afterwards, ``model`` contains the metrics.
 
         Raises:
-            UserError: a mistake in the option file or the data that shows only now.
+            UserError: if the option file or the data has an error that can be detected only now.
         """
         with self._prepare():
             opt = self.opt = make_opt(self.request, os.getcwd())
@@ -121,7 +121,7 @@ class Testing(Run):
 
 
 def test(request: Request) -> Testing:
-    """Test by an option file; see :class:`Testing`."""
+    """Test from an option file; see :class:`Testing`."""
     testing = Testing(request)
     testing.run()
     return testing

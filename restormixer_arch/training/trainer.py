@@ -1,4 +1,4 @@
-"""Train by an option file: build, resume, iterate, log, validate, save, stop.
+"""Train from an option file: build, resume, iterate, log, validate, save and stop.
 
 The loop uses BasicSR's registries, builders, loggers and model interface, so every model, network, loss and dataset of
 BasicSR and its plug-ins works as in BasicSR's own loop.
@@ -35,21 +35,21 @@ from restormixer_arch.training.reports import Progress, Reports, as_markdown
 from restormixer_arch.training.resume import load_resume_state, resume_training, update_learning_rate
 from restormixer_arch.training.run import Run
 
-UNUSED_PARAMETERS = "Expected to have finished reduction in the prior iteration"  # of DistributedDataParallel
+UNUSED_PARAMETERS = "Expected to have finished reduction in the prior iteration"  # error of DistributedDataParallel
 
 
 class Training(Run):
     """A training run from an option file. If it is interrupted, the attributes show its progress.
 
     Args:
-        request: the checked option file and the command line's switches.
-        on_iteration: called with the number of iterations done, before the first one and after each.
-        kept: False for a few iterations in a folder that is removed: it is not validated at the end, and stops
+        request: checked option file and command-line switches.
+        on_iteration: function called with the number of iterations done, before the first one and after each.
+        kept: False for a few iterations in a temporary folder: the run is not validated at the end, and stops
             immediately on a signal.
 
     Attributes:
-        iteration: iterations done.
-        val_loaders: of the validation images.
+        iteration: number of iterations done.
+        val_loaders: data loaders of the validation images.
     """
 
     def __init__(self, request: Request, on_iteration: Callable[[int], object] = bool, *, kept: bool = True) -> None:
@@ -59,10 +59,10 @@ class Training(Run):
         self.val_loaders: list[Any] = []
         self.interrupt = Interrupt()
         self.batches: Batches | None = None
-        self.reports: Reports | None = None  # of the first process of a job only
+        self.reports: Reports | None = None  # only in the first process of a job
         self._saved_at = 0  # the iteration of the last checkpoint
-        self._loss_sums: dict[str, list[float]] = {}  # of the checkpoint that it is resumed from
-        self._validated_at: list[int] = []  # for each of val_loaders
+        self._loss_sums: dict[str, list[float]] = {}  # losses saved in the checkpoint to resume from
+        self._validated_at: list[int] = []  # last validated iteration of each of val_loaders
 
     @property
     def total(self) -> int:
@@ -72,8 +72,9 @@ class Training(Run):
         """Train from the beginning or from a checkpoint to the last iteration.
 
         Raises:
-            UserError: a mistake in the option file or the data that shows only now; a checkpoint that cannot be saved.
-            Stopped: a signal has stopped it.
+            UserError: if the option file or the data has an error that can be detected only now, or a checkpoint
+                cannot be saved.
+            Stopped: if a signal has stopped the run.
         """
         with self._prepare() as stack:
             stack.enter_context(opencv_single_threaded())
@@ -86,12 +87,12 @@ class Training(Run):
             begin = time.time()
             self.interrupt.running = self.kept
             if state and self._validation_is_due() and not state.get("validated", True):
-                self.validate()  # the training was stopped before it
+                self.validate()  # the run was stopped before this validation
             self._iterate()
             consumed = datetime.timedelta(seconds=int(time.time() - begin))
             self.logger.info(f"End of training. Time consumed: {consumed}")
             self.logger.info("Save the latest model.")
-            self.model.save(epoch=-1, current_iter=-1)  # -1 stands for the latest
+            self.model.save(epoch=-1, current_iter=-1)  # -1 means latest
             if self.opt.get("val") is not None and self.kept:
                 self.validate()
             if self.tb_logger:
@@ -111,7 +112,7 @@ class Training(Run):
         if state is None:
             self._made = make_folders(opt, self.request.path)
         elif self.request.options.get("manual_seed") is None:
-            opt["manual_seed"] = state.get("manual_seed", opt["manual_seed"])  # the one drawn at the first start
+            opt["manual_seed"] = state.get("manual_seed", opt["manual_seed"])  # the seed drawn at the first start
         self._lock_folder()
         folder = Path(opt["path"]["experiments_root"])
         if opt["rank"] == 0 and self.request.path.resolve().parent != folder.resolve():
@@ -128,7 +129,7 @@ class Training(Run):
         return state
 
     def _resume(self, state: dict[str, Any]) -> None:
-        """Resume model, position in the data, and random numbers."""
+        """Restore the model, the position in the data, and the random generators."""
         resume_training(self.model, state)
         self.logger.info(f"Resuming training from epoch: {state['epoch']}, iter: {state['iter']}.")
         self.iteration = self._saved_at = state["iter"]
@@ -161,7 +162,7 @@ class Training(Run):
         self.logger.info(f"Start training from epoch: {self.sampler.epoch}, iter: {self.iteration}")
 
     def _state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the loop."""
+        """Return the entries of the training loop for a checkpoint."""
         return {
             "position": self.sampler.position(),
             "manual_seed": self.opt["manual_seed"],
@@ -175,7 +176,7 @@ class Training(Run):
         """Train up to the last iteration.
 
         Raises:
-            Stopped: a signal has come; the checkpoint is saved.
+            Stopped: if a signal was received; the checkpoint is saved.
         """
         self.data_timer, self.iter_timer = AvgTimer(), AvgTimer()
         self.on_iteration(self.iteration)
@@ -250,7 +251,7 @@ class Training(Run):
             raise Stopped(number)
 
     def _end(self) -> None:
-        """End the loader processes and draw the curves, also after an error."""
+        """Stop the loader processes and draw the curves, also after an error."""
         if self.batches:
             self.batches.close()
         if self.reports:
@@ -265,11 +266,11 @@ class Training(Run):
     def validate(self) -> None:
         """Validate on every dataset that is not yet validated at this iteration.
 
-        A training that is asked to stop leaves the validation to the one that resumes it.
+        If a signal requests a stop before the last iteration, the rest is left to the run that resumes this one.
         """
         last = self.iteration >= self.total
         self.interrupt.hint = LAST_VALIDATION if last else CHECKPOINT
-        # In a job, the processes could not agree within a validation.
+        # In a job, the processes cannot agree on a signal during a validation.
         stop = None if last or self.opt["dist"] else lambda: bool(self.interrupt.signal)
         for number, loader in enumerate(self.val_loaders):
             if self._validated_at[number] == self.iteration or (self.interrupt.agree_on_signal() and not last):
@@ -282,7 +283,7 @@ class Training(Run):
             self._report_validation(loader.dataset.opt["name"])
 
     def _report_validation(self, dataset: str) -> None:
-        """Write what was measured, and save the weights under the name of each metric that has never been better."""
+        """Report the metrics, and save the weights under the name of each metric that has reached its best value."""
         metrics = last_means(self.model, dataset, self.iteration)
         if metrics and self.reports:
             measured = self.model.gain().get(dataset, {}) if isinstance(self.model, MeasuresInputs) else {}

@@ -24,7 +24,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import network_parts  # first of ours: it makes the package importable
+import network_parts  # before the package's modules: it makes them importable
 import scan_parts
 import torch
 from scan_parts import DEVICE, GPU, Row
@@ -36,7 +36,7 @@ PARTS = (
     *(network_parts.depthwise, network_parts.distributed, network_parts.commands, network_parts.rivals),
     scan_parts.sanitizer,
 )
-WITH = {"spills": "accuracy"}  # a part that reports what the process of another one compiled
+WITH = {"spills": "accuracy"}  # part -> part whose process compiled the kernels that it reports
 PART_SECONDS = 600
 
 
@@ -49,7 +49,7 @@ def machine() -> Row:
 
 
 def failed(result: dict[str, list[Row]]) -> list[str]:
-    """What is wrong, by part."""
+    """Return the failures of all parts, each as text that begins with the name of the part."""
     failures = []
     for part in PARTS:
         for row in result.get(part.__name__, []):
@@ -80,7 +80,7 @@ def write(result: Row, folder: Path) -> None:
 
 
 def run(names: list[str], tiny: bool, result: Row, folder: Path) -> None:
-    """Run parts in this process, and write the result after each row."""
+    """Run parts in this process; write the result after each row."""
     for part in PARTS:
         if part.__name__ not in names:
             continue
@@ -96,7 +96,7 @@ def run(names: list[str], tiny: bool, result: Row, folder: Path) -> None:
 
 
 def run_apart(names: list[str], tiny: bool) -> dict[str, list[Row]]:
-    """Run parts in a process of their own, and return their rows."""
+    """Run parts in a separate process, and return their rows."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--out", folder, "--only", *names, *(["--tiny"] if tiny else [])]
         process = subprocess.Popen(command, start_new_session=True)
@@ -105,12 +105,12 @@ def run_apart(names: list[str], tiny: bool) -> dict[str, list[Row]]:
             ended = f"the process ended with {code}"
         except subprocess.TimeoutExpired:
             code, ended = None, f"stopped after {PART_SECONDS} s"
-            os.killpg(process.pid, signal.SIGKILL)  # with the commands that it runs
+            os.killpg(process.pid, signal.SIGKILL)  # including the commands that it runs
             process.wait()
         file = Path(folder, "acceptance.json")
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     rows = {name: (found or {}).get(name, []) for name in names}
-    if code not in (0, 1) or found is None:  # Python's errors end with 1, too
+    if code not in (0, 1) or found is None:  # an uncaught Python exception also exits with 1
         rows[next((name for name in reversed(names) if rows[name]), names[0])].append({"error": ended})
     return rows
 

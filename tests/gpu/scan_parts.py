@@ -1,6 +1,6 @@
-"""The parts of the acceptance that try the scans, see acceptance.py. Each yields rows: tables of plain values.
+"""Test the scans: parts of acceptance.py, each of which yields rows, dictionaries of plain values.
 
-A row with ``ok`` False, or with an ``error``, is a failure; ``left out`` says what could not run, and why.
+A row with ``ok`` False, or with an ``error``, is a failure; ``left out`` states why something could not run.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from restormixer_arch.selective_scan import DIRECTIONS, available_backends, sele
 from restormixer_arch.selective_scan.definition import selective_scan_2d_loop
 
 S3 = ("column", "row_reverse", "column_reverse")
-LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}  # norm of the error / norm
-BLOCKS = 4  # EMVM blocks at 1/2, and as many at 1/4, of the base network
+LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}  # relative errors: norm of the error / norm
+BLOCKS = 4  # EMVM blocks of the base network at 1/2 resolution, and as many at 1/4
 HERE = Path(__file__).resolve().parent
 GPU = torch.cuda.is_available()
-# A GPU's exp2 is approximate, to 2^-22.5: errors of one sign add up along the scan in these gradients.
-APPROXIMATE = {"A": 3.0, "delta_bias": 3.0}  # times the limit
+# A GPU's exp2 is only accurate to 2^-22.5: in these gradients, errors of the same sign add up along the scan.
+APPROXIMATE = {"A": 3.0, "delta_bias": 3.0}  # factors of the limit
 MAX_SPILLS = 16  # words
 DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
 NAMES = ("y", "x", "delta", "A", "B", "C", "D", "delta_bias")
@@ -41,7 +41,7 @@ Way = tuple[str, bool, tuple[int, int, int] | None]  # backend, states kept, con
 
 
 def scan_inputs(size: tuple[int, int, int], channels: int, states: int, count: int, dtype: torch.dtype) -> list[Tensor]:
-    """Inputs of selective_scan_2d as the network has them: B and C are views of one product."""
+    """Return random inputs of selective_scan_2d as in the network: B and C are views of one tensor."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, device=DEVICE)
@@ -53,7 +53,7 @@ def scan_inputs(size: tuple[int, int, int], channels: int, states: int, count: i
 
 
 def both_ways(scan: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
-    """Output and the gradients of all inputs."""
+    """Return the output and the gradients of all inputs."""
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     y = scan(*leaves)
     return [y.detach(), *torch.autograd.grad(y, leaves, grad.to(y.dtype))]
@@ -79,7 +79,8 @@ def accuracy(tiny: bool) -> Iterator[Row]:
             *(((2, 31, 29), 96, 16, S3), ((1, 24, 40), 256, 5, DIRECTIONS), ((1, 9, 11), 64, 64, ("row",))),
         ]
     for size, channels, states, directions in cases:
-        # Every number of states and dtype is compiled again, so 16 bits are tried on the network's own kernels.
+        # Each number of states and each dtype is compiled separately, so 16-bit types are tested only with 16 states,
+        # as in the network.
         for dtype in LIMITS if states == 16 and size[0] == 2 else (torch.float32,):
             torch.manual_seed(0)
             inputs = scan_inputs(size, channels, states, len(directions), dtype)
@@ -106,11 +107,11 @@ def _errors(inputs: list[Tensor], grad: Tensor, wanted: list[Tensor], directions
     shares = [e / APPROXIMATE.get(n, 1.0) for e, n in zip(errors, NAMES, strict=True)]
     passed = max(shares) <= LIMITS[inputs[0].dtype] and (repeats or backend != "triton")
     row = {"worst": max(zip(errors, NAMES, strict=True)), "repeats": repeats}
-    return row | ({} if backend == "cuda" else {"ok": passed})  # mamba-ssm's kernel is another's
+    return row | ({} if backend == "cuda" else {"ok": passed})  # mamba-ssm's kernel: its accuracy is only reported
 
 
 def milliseconds(work: Callable[[], object], rounds: int = 10) -> float:
-    """Median of some runs, after two to warm up."""
+    """Return the median time of several runs (one without a GPU), after two warm-up runs."""
     work()
     work()
     times = []
@@ -130,7 +131,7 @@ def milliseconds(work: Callable[[], object], rounds: int = 10) -> float:
 
 
 def peak_mib(work: Callable[[], object]) -> int:
-    """Memory that a run takes beyond what is held before it, 0 without a GPU."""
+    """Return the peak memory of a run in MiB beyond what was allocated before it; 0 without a GPU."""
     if not GPU:
         return 0
     torch.cuda.synchronize()
@@ -214,9 +215,9 @@ def sanitizer(tiny: bool) -> Iterator[Row]:
         return
     with tempfile.TemporaryDirectory() as folder:
         script = [sys.executable, str(HERE / "acceptance.py"), "--tiny", "--only", "accuracy", "wide", "--out", folder]
-        # The script runs its parts in processes of their own.
+        # The script runs its parts in separate processes.
         check = [tool, "--target-processes", "all", "--error-exitcode", "9", "--report-api-errors", "no", *script]
-        # With torch's cache small tensors lie in one block, so that writes past their ends would be within bounds.
+        # With torch's cache, small tensors share a block, so writes past their ends would be within bounds.
         alone = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         try:
             done = subprocess.run(check, capture_output=True, text=True, env=alone, timeout=240)

@@ -1,7 +1,7 @@
-"""Stand-ins for what a machine with torch, Triton and numpy alone lacks: einops, OpenCV and the installed package.
+"""Replace what is missing on a machine with only torch, Triton and numpy: einops, OpenCV and the installed package.
 
-``import stubs`` makes the network, the scans and the degradations of rain, haze, snow, low light and Gaussian noise
-importable from a checkout. What is installed is left alone.
+``import stubs`` makes the network, the scans and the degradations rain, haze, snow, low light and Gaussian noise
+importable from a checkout. Installed packages are not replaced.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _plan(pattern: str) -> tuple[tuple[tuple[str, ...], ...], ...]:
-    """Names of each axis, before and after."""
+    """Return the names in each axis, before and after."""
     sides = [re.findall(r"\([^)]*\)|\S+", side) for side in pattern.split("->")]
     return tuple(tuple(tuple(part.strip("()").split()) for part in side) for side in sides)
 
 
-_plan._dynamo_marked_constant = True  # torch.compile calls it and does not trace it
+_plan._dynamo_marked_constant = True  # torch.compile calls it without tracing it
 
 
 def rearrange(x: Tensor, pattern: str, **sizes: int) -> Tensor:
-    """What einops does for patterns of names and of groups of names in brackets."""
+    """Rearrange axes as einops does, for patterns of names and of groups of names in parentheses."""
     left, right = _plan(pattern)
     known = dict(sizes)
     for axis, names in enumerate(left):
@@ -41,7 +41,7 @@ def rearrange(x: Tensor, pattern: str, **sizes: int) -> Tensor:
         unknown = [name for name in names if name not in known]
         for name in names:
             size //= known.get(name, 1)
-        known |= dict.fromkeys(unknown, size)  # one at most
+        known |= dict.fromkeys(unknown, size)  # at most one
     before = [name for names in left for name in names]
     after = [name for names in right for name in names]
     x = x.reshape([known[name] for name in before]).permute([before.index(name) for name in after])
@@ -66,7 +66,7 @@ def _correlate(image: np.ndarray, rows: np.ndarray, columns: np.ndarray | None, 
 
 
 def _mirrored(length: int, margin: int, border: str) -> np.ndarray:
-    """Places of a line with a margin at both ends: ``cba|abc|cba``, or ``cb|abc|ba`` for ``reflect 101``."""
+    """Return the indices of a line mirrored at both ends: ``cba|abc|cba``, or ``cb|abc|ba`` for ``reflect 101``."""
     places = np.arange(-margin, length + margin)
     if border == "reflect":
         places = places % (2 * length)
@@ -89,20 +89,20 @@ def GaussianBlur(image: np.ndarray, size: Any, sigma: float, borderType: str = "
 
 
 def resize(image: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
-    """Of a field (H, W), bicubic."""
+    """Resize a field (H, W) to (width, height) with bicubic interpolation, whatever ``interpolation`` is."""
     x = torch.from_numpy(np.ascontiguousarray(image))[None, None]
     return F.interpolate(x, size=size[::-1], mode="bicubic", align_corners=False)[0, 0].numpy()
 
 
 def _module(name: str, **members: Any) -> ModuleType:
     module = ModuleType(name)
-    module.__spec__ = ModuleSpec(name, None)  # torch asks whether einops can be found
+    module.__spec__ = ModuleSpec(name, None)  # torch checks whether einops can be found
     module.__dict__.update(members)
     return module
 
 
 def prepare() -> None:
-    """Put the stand-ins in place of what cannot be found."""
+    """Install the stand-ins for modules that cannot be found."""
     if importlib.util.find_spec("restormixer_arch") is None:
         sys.path.insert(0, str(ROOT))
     if importlib.util.find_spec("einops") is None:
@@ -112,7 +112,7 @@ def prepare() -> None:
     if importlib.util.find_spec("cv2") is None:
         members = {"filter2D": filter2D, "GaussianBlur": GaussianBlur, "resize": resize}
         sys.modules["cv2"] = _module("cv2", BORDER_REFLECT="reflect", INTER_CUBIC=2, **members)
-    if importlib.util.find_spec("restormixer_arch.data") is None:  # a checkout: data/ lies at its top
+    if importlib.util.find_spec("restormixer_arch.data") is None:  # a checkout, where data/ is at the top level
         sys.modules["restormixer_arch.data"] = _module("restormixer_arch.data", __path__=[str(ROOT / "data")])
 
 

@@ -47,8 +47,8 @@ from restormixer_arch.weight_options import add_stamp
 
 MAGIC = b"crops001"
 PACK_BYTES = 45 << 20
-HELD_OUT = 16  # pictures that are not trained on, but no more than a quarter
-STEPS = (  # in the order of the light's way
+HELD_OUT = 16  # number of images excluded from training, at most a quarter of all
+STEPS = (  # in the order in which they occur along the path of the light
     ("haze", haze.draw_haze, haze.add_haze),
     ("rain", rain.draw_rain, rain.add_rain),
     ("snow", snow.draw_snow, snow.add_snow),
@@ -73,11 +73,11 @@ SIZES = {
 }
 
 
-# --- the pack: an index in JSON, then a zlib stream for each picture -------------------------------------------------
+# --- the pack: an index in JSON, then a zlib stream for each image ---------------------------------------------------
 
 
 def encode(image: np.ndarray) -> bytes:
-    """A picture (H, W, 3), uint8, without loss: differences of channels and of neighbors, then zlib."""
+    """Encode an image (H, W, 3), uint8, losslessly: differences of channels and of neighbors, then zlib."""
     planes = image.copy()
     planes[..., 0] -= image[..., 1]
     planes[..., 2] -= image[..., 1]
@@ -99,11 +99,12 @@ def decode(content: bytes, height: int, width: int) -> np.ndarray:
 
 
 def pack(root: str, out: Path, most: int = PACK_BYTES) -> int:
-    """Write pictures of an LMDB, evenly spread over its list, until the pack is full; return how many."""
+    """Write images of an LMDB, evenly spread over its list, until the pack is full; return their number."""
     from restormixer_arch.data.lmdb_io import LmdbImages
 
     images, total, entries, parts = LmdbImages(root, "--lmdb"), 0, [], []
-    # Golden steps: any beginning of the order is evenly spread over the list, whose neighbors are of one photograph.
+    # Steps of the golden ratio: each prefix of the order is evenly spread over the list, in which neighbors are from
+    # the same photograph.
     order = np.argsort(np.arange(len(images.names)) * 0.6180339887 % 1)
     for number in order:
         image = np.round(images.read(images.names[number])[..., ::-1] * 255).astype(np.uint8)
@@ -134,7 +135,7 @@ def read_pack(path: Path) -> list[np.ndarray]:
 
 
 def degrade(rng: np.random.Generator, image: np.ndarray, label: str) -> np.ndarray:
-    """What a label does to a picture, float32 (H, W, 3) in [0, 1]; ``down`` is done on the GPU."""
+    """Apply the degradations of a label to an image, float32 (H, W, 3) in [0, 1]; ``down`` is done on the GPU."""
     for name, draw, add in STEPS:
         if name in label.split("_"):
             image = add(image, draw(rng, None))
@@ -142,9 +143,9 @@ def degrade(rng: np.random.Generator, image: np.ndarray, label: str) -> np.ndarr
 
 
 class Pairs(torch.utils.data.IterableDataset):
-    """Batches without end: uint8 arrays (B, 3, S, S), degraded and clean, drawn by each worker from its own generator.
+    """Endless batches of degraded and clean crops, uint8 arrays (B, 3, S, S); each worker has its own generator.
 
-    Arrays, since tensors would travel through shared memory, of which a container may have 64 MiB.
+    They are arrays, since tensors would be passed through shared memory, of which a container may have only 64 MiB.
     """
 
     def __init__(self, images: list[np.ndarray], task: str, batch: int, side: int, seed: list[int]) -> None:
@@ -159,7 +160,7 @@ class Pairs(torch.utils.data.IterableDataset):
             yield tuple(np.stack(part).transpose(0, 3, 1, 2).copy() for part in zip(*pairs, strict=True))
 
     def pair(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Degraded and clean crop, uint8 (S, S, 3)."""
+        """Return a degraded and a clean crop, uint8 (S, S, 3)."""
         gt = self.crop(rng, self.images[rng.integers(len(self.images))])
         weights = TASKS[self.task]
         label = rng.choice(list(weights), p=np.array(list(weights.values())) / sum(weights.values()))
@@ -167,7 +168,7 @@ class Pairs(torch.utils.data.IterableDataset):
         return tuple(np.round(image.clip(0, 1) * 255).astype(np.uint8) for image in (lq, gt))
 
     def crop(self, rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-        """A random part at a random scale from 1/2 to 1, mirrored at random; turned only for super-resolution."""
+        """Return a random crop at a random scale (1/2 to 1), flipped at random; rotated only for super-resolution."""
         source = min(round(self.side / rng.uniform(0.5, 1)), *image.shape[:2])
         top, left = (int(rng.integers(length - source + 1)) for length in image.shape[:2])
         part = image[top : top + source, left : left + source].astype(np.float32) / 255
@@ -183,7 +184,10 @@ class Pairs(torch.utils.data.IterableDataset):
 
 
 def on_device(pair: Arrays, device: torch.device, scale: int) -> tuple[Tensor, Tensor]:
-    """float32 in [0, 1]. For super-resolution the input is the clean crop, reduced as MATLAB does but at its edges."""
+    """Return LQ and GT as float32 in [0, 1].
+
+    For super-resolution, LQ is the clean crop, downsampled as in MATLAB except at its edges.
+    """
     lq, gt = (torch.from_numpy(part).to(device).float().div_(255) for part in pair)
     if scale > 1:
         lq = F.interpolate(gt, scale_factor=1 / scale, mode="bicubic", antialias=True, align_corners=False)
@@ -195,7 +199,7 @@ def on_device(pair: Arrays, device: torch.device, scale: int) -> tuple[Tensor, T
 
 
 def loss_of(output: Tensor, gt: Tensor, fft_weight: float) -> Tensor:
-    """L1 of the pictures and of their spectra, in float32."""
+    """Return the L1 loss of the images plus ``fft_weight`` times that of their spectra, in float32."""
     difference = output.float() - gt
     loss = difference.abs().mean()
     if fft_weight:
@@ -204,17 +208,17 @@ def loss_of(output: Tensor, gt: Tensor, fft_weight: float) -> Tensor:
 
 
 def psnr(output: Tensor, gt: Tensor) -> float:
-    """Mean over pictures, of RGB, in dB."""
+    """Return the mean RGB PSNR of the images in dB."""
     errors = (output.float().clamp(0, 1).mul(255).round() / 255 - gt).square().mean((1, 2, 3))
     return (-10 * errors.clamp(min=1e-10).log10()).mean().item()
 
 
 class Training:
-    """A training that can be left at any minute.
+    """A training run that can be interrupted and resumed at any minute.
 
     Args:
-        args: of the command line.
-        device: where to train.
+        args: parsed command line.
+        device: device to train on.
     """
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
@@ -227,7 +231,7 @@ class Training:
         self.average.eval()
         for module in self.network.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.eval()  # a scale and a shift from the start, as in options/train_derain_s.yml
+                module.eval()  # only a scale and a shift from the start, as in options/train_derain_s.yml
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         exempt = self.network.no_weight_decay()
         groups = [
@@ -249,13 +253,13 @@ class Training:
             self.network.compile()
 
     def rate(self) -> float:
-        """The learning rate: 200 steps of warm-up, then a cosine over the minutes of all calls."""
+        """Return the learning rate: a cosine over the minutes of all calls, with 200 warm-up steps."""
         done = min(self.seconds / (60 * self.args.minutes), 1.0)
         warm = min((self.iteration + 1) / 200, 1.0)
         return warm * (1e-6 + (self.args.lr - 1e-6) * (1 + math.cos(math.pi * done)) / 2)
 
     def step(self, lq: Tensor, gt: Tensor) -> Tensor:
-        """One step; returns the loss. Nothing waits for the GPU: a step that is not finite is left out by a flag."""
+        """Run one step and return the loss, without waiting for the GPU: a flag skips steps that are not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         self.optimizer.zero_grad(set_to_none=True)
@@ -275,7 +279,7 @@ class Training:
         return loss.detach()
 
     def save(self) -> None:
-        """Write the state and the averaged weights, each atomically."""
+        """Write the state and the EMA weights, each atomically."""
         networks = {"network": self.network.state_dict(), "average": self.average.state_dict()}
         state = networks | {"optimizer": self.optimizer.state_dict(), "task": self.args.task}
         partial = self.args.out / "state.partial"
@@ -286,7 +290,7 @@ class Training:
 
     @torch.no_grad()
     def measure(self, images: list[np.ndarray]) -> tuple[float, float]:
-        """PSNR of degraded and of restored crops of pictures that are not trained on; the same at each call."""
+        """Return the PSNR of degraded and of restored crops of held-out images; the crops are the same in each call."""
         pairs = iter(Pairs(images, self.args.task, 4 * len(images), self.args.side, [self.args.seed, 0, 0]))
         lq, gt = on_device(next(pairs), self.device, self.scale)
         restored = torch.cat([self.average(part) for part in lq.split(16)])
@@ -310,7 +314,7 @@ class Training:
             waited += time.monotonic() - asked
             losses.append(self.step(*on_device(batch, self.device, self.scale)))
             if len(losses) % 20 == 0 and self.device.type == "cuda":
-                torch.cuda.synchronize()  # else the clock would run ahead of the GPU
+                torch.cuda.synchronize()  # otherwise the clock would run ahead of the GPU
             self.seconds = start + time.monotonic() - begin
             if time.monotonic() - said > min(60, args.now * 20):
                 self.report(losses, waited, time.monotonic() - said)
@@ -334,7 +338,7 @@ def unchanged(batch: Arrays) -> Arrays:
 
 
 def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """The format is a length, a table in JSON and the bytes; the library is not on a bare machine."""
+    """Write a length, a JSON table and the bytes, without the safetensors library, which a bare machine lacks."""
     names = {torch.float32: "F32", torch.int64: "I64"}
     header, parts, at = {"__metadata__": {"format": "pt"}}, [], 0
     for name, tensor in tensors.items():

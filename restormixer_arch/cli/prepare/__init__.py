@@ -1,10 +1,10 @@
-"""``basicsr prepare``: public datasets, or your own images, become the sets that the option files expect."""
+"""``basicsr prepare``: convert public datasets, or your own images, into the datasets that the option files expect."""
 
 from __future__ import annotations
 
 
 def run(arguments: list[str]) -> int:
-    """Prepare public sets, or with ``pairs`` as the first argument your own images. Returns the exit code."""
+    """Prepare public datasets, or your own images if the first argument is ``pairs``. Returns the exit code."""
     if arguments[:1] == ["pairs"]:
         from restormixer_arch.cli.prepare import own_images
 

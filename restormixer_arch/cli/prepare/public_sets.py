@@ -32,7 +32,7 @@ ALL_TASKS = (*TASKS, PHOTOS.task)
 
 
 def run(arguments: list[str]) -> int:
-    """Prepare, check or list. Returns the exit code."""
+    """Prepare, check or list the datasets. Returns the exit code."""
     args = _parser().parse_args(arguments)
     chosen = _chosen(args)
     if args.scale and not any(public.scales for public in chosen):
@@ -95,7 +95,7 @@ def _chosen(args: Namespace) -> list[PublicSet]:
 
 
 def _jobs(args: Namespace, chosen: list[PublicSet], root: Path) -> Iterator[Job]:
-    """Yield a job for each part that is there. Raises UserError: none is, or a set that was asked for is not."""
+    """Return a job for each part that exists. Raises UserError if none exists, or if a set of ``--sets`` is missing."""
     absent = []
     jobs = []
     for public in chosen:
@@ -125,7 +125,7 @@ def _photo_jobs(args: Namespace, root: Path) -> list[Job]:
 
 
 def _fixed_lines(args: Namespace) -> Iterator[str]:
-    """Write the fixed pairs of the photographs, or find them there, and say so."""
+    """Write the fixed pairs of the photographs, unless they exist, and yield a line about each set."""
     for fixed in fixed_pairs(args.out / PHOTOS.name, args.format):
         options = {"degradations": list(fixed.labels), "gt_size": fixed.size}
         shown = f"{PHOTOS.name} {fixed.out.name}: {', '.join(fixed.labels)}; {fixed.size}x{fixed.size}"
@@ -149,7 +149,7 @@ def _check(args: Namespace, jobs: list[Job]) -> int:
 
 
 def _report(line: str, problems: list[str]) -> int:
-    """Show what was checked and its first problems. Returns their number."""
+    """Print what was checked and the first problems. Returns the number of problems."""
     print_result(line)
     for problem in problems[:SHOWN]:
         print_error(f"error: {problem}")

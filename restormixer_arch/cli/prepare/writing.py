@@ -1,4 +1,4 @@
-"""Shared by all preparations: arguments, jobs, summaries, and the warning about copies of test images."""
+"""Provide what all preparations share: arguments, jobs, summaries, and the warning about copies of test images."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from restormixer_arch.data.preparation.fixed_set import Compositions
 
 
-MAX_WORKERS = 16  # by default: more wait for the disk
+MAX_WORKERS = 16  # limit of the default: more processes would wait for the disk
 
 
 def add_writing_options(parser: Parser) -> None:
-    """Add what all preparations take: the format, sub-images, processes, and what happens to bad pairs."""
+    """Add the arguments of all preparations: format, sub-images, processes, and the handling of bad pairs."""
     parser.add_argument("--format", choices=["lmdb", "folder"], default="lmdb", help="default: lmdb")
     parser.add_argument("--crop", type=int, metavar="N", help="side of training sub-images, 0 for whole images")
     parser.add_argument("--step", type=int, metavar="N", help="pixels from one sub-image to the next")
@@ -58,7 +58,11 @@ def check_sizes(crop: int | None, step: int | None) -> None:
 def make_job(
     found: Found, args: Namespace, folder: Path, scales: tuple[int, ...] = (), multiple: int | None = None
 ) -> Job:
-    """Return the job of a part by ``--crop``, ``--step`` and ``--format``. Raises UserError: a step beyond the crop."""
+    """Return the job of a part for ``--crop``, ``--step`` and ``--format``.
+
+    Raises:
+        UserError: if ``--step`` is larger than the crop, or is given for training images that are not cut.
+    """
     part = found.part
     crop = part.crop if args.crop is None or part.name != "train" else args.crop
     step = (args.step or (part.step if crop == part.crop else max(crop // 24 * 12, 12))) if crop else 0
@@ -70,21 +74,21 @@ def make_job(
 
 
 def prepare_jobs(jobs: list[Job], workers: int, skip_bad: bool, root: Path, others: Iterable[Path] = ()) -> bool:
-    """Prepare parts, show what became of each, and warn of training images that are in a test set under ``root``.
+    """Prepare parts, print a summary of each, and warn of training images that are in a test set under ``root``.
 
-    Training images are compared with test sets once all parts are there, if any of them is new.
+    Training images are compared with test sets when all parts exist, if any of the parts is new.
 
     Args:
-        jobs: the parts.
+        jobs: jobs of the parts.
         workers, skip_bad: see :func:`prepare_part`.
         root: folder of the prepared sets.
-        others: what another preparation has left in the place of the set.
+        others: files of another preparation in the folder of the set.
 
     Returns:
-        False if Ctrl-C stopped it.
+        False if Ctrl-C stopped the preparation, else True.
 
     Raises:
-        UserError: see :func:`prepare_part`; what another preparation has left is named as a whole, before any work.
+        UserError: see :func:`prepare_part`. All files of another preparation are listed in one error before any work.
     """
     _check_places(jobs, list(others))
     is_new = False
@@ -123,7 +127,7 @@ def _warn_of_copies(job: Job, root: Path) -> None:
 
 
 def summary_lines(summary: Summary) -> list[str]:
-    """Say what became of a part, in a line, and one more for each pair that was left out, up to a few."""
+    """Return a line with the result of a part, and a line for each skipped pair, up to :data:`SHOWN`."""
     job = summary.job
     images = ", ".join(f"{kind} {count} ({_size(summary.content[kind])})" for kind, count in summary.images.items())
     (least, most) = summary.sizes or ([0, 0], [0, 0])
@@ -150,10 +154,10 @@ def summary_lines(summary: Summary) -> list[str]:
 def write_pairs_once(
     shown: str, gt: Path, out: Path, options: dict[str, Any], form: str, compositions: Compositions | None = None
 ) -> str:
-    """Write a fixed set of pairs, or find it there. Returns a line that says so.
+    """Write a fixed set of pairs, unless it exists. Returns a line about the set.
 
     Raises:
-        UserError: a set is there that was made with other settings, in another format or of other clean images.
+        UserError: if a set exists that was created with other settings, in another format or from other clean images.
     """
     from restormixer_arch.data.preparation.fixed_set import difference_of_set, write_fixed_set  # imports torch
 

@@ -1,1 +1,1 @@
-"""``report.html``: a comparison to look at, in one file that needs no network."""
+"""Create ``report.html``, which shows a comparison in one file that works offline."""

@@ -18,17 +18,17 @@ INSTALL = "pip install jinja2 plotly"
 
 
 def write_report(comparison: Comparison, folder: Path) -> Path:
-    """Write ``report.html`` in an atomic write.
+    """Write ``report.html`` atomically.
 
     Args:
-        comparison: what was measured.
-        folder: that its pictures lie in, and that the report goes to.
+        comparison: results of the comparison.
+        folder: folder of its images, to which the report is written.
 
     Returns:
-        The place of the report.
+        The path of the report.
 
     Raises:
-        UserError: a picture cannot be read, the folder cannot be written to, or a library is not installed.
+        UserError: if an image cannot be read, the folder cannot be written to, or a library is not installed.
     """
     require_libraries()
     place = folder / FILE
@@ -40,10 +40,10 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
 
 
 def require_libraries() -> None:
-    """Check that a report can be made, before anything is measured.
+    """Check that a report can be created, before anything is measured.
 
     Raises:
-        UserError: jinja2 or plotly is not installed.
+        UserError: if jinja2 or plotly is not installed.
     """
     for package in NEEDED:
         if find_spec(package) is None:
@@ -78,7 +78,7 @@ def render(comparison: Comparison, folder: Path) -> str:
 
 
 def facts(machine: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what is known of the machine as (name, text); the versions as one."""
+    """Yield the properties of the machine as (name, text), with all versions as one text."""
     for name, value in machine.items():
         text = ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else str(value)
         yield name.replace("_", " "), text

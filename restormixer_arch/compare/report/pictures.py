@@ -1,4 +1,4 @@
-"""The pictures of ``report.html``: which ones are shown, their error maps, and how they are put into the page."""
+"""Choose the images of ``report.html``, compute their error maps, and encode them for the page."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from restormixer_arch.compare.tables import INPUT
 from restormixer_arch.errors import UserError
 
 TRUTH = "truth"
-EACH = 6  # worst pictures of a dataset, and as many best ones
-SIDE = 800  # the longest side of a picture in the page, in pixels
-CHARACTERS = 24_000_000  # that all pictures of a page may take, unless one alone takes more
+EACH = 6  # number of worst images of a dataset, and of best ones
+SIDE = 800  # longest side of an image in the page, in pixels
+CHARACTERS = 24_000_000  # limit for all images of a page, unless one alone exceeds it
 ERROR_COLORS, LEVELS = "inferno", 64
 ZOOM = 3.0
-PERCENTILE = 99.5  # of the errors has the brightest color
+PERCENTILE = 99.5  # percentile of the errors from which on the color is the brightest
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture in the page: the input, what a competitor made of it, or the truth.
+    """An image in the page: the input, a competitor's output, or the ground truth.
 
     Attributes:
-        name: whose it is.
-        source, error: data URIs of the picture and of its error map, None without a truth and for the truth.
-        values: (metric, value) as text.
+        name: name of the competitor, or ``input`` or ``truth``.
+        source, error: data URIs of the image and of its error map; no map without ground truth and for the GT itself.
+        values: (metric, value) pairs as text.
     """
 
     name: str
@@ -46,16 +46,16 @@ class Tile:
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture of a dataset with all its tiles.
+    """An image of a dataset with all its tiles.
 
     Attributes:
-        name: of the picture.
-        lead: how far the first competitor is ahead, in words.
+        name: name of the image.
+        lead: lead of the first competitor, as text.
         size: (width, height) of the tiles in pixels.
-        scale: of the tiles to the original, at most 1.
-        brightest: the error, of a range of 1, that has the brightest color; None without a truth.
-        corner: upper left corner of the part to look at first, in parts of width and height.
-        tiles: input, competitors, truth.
+        scale: scale of the tiles relative to the original, at most 1.
+        brightest: error that has the brightest color, for values in [0, 1]; None without ground truth.
+        corner: (left, top) of the region to show first, as fractions of width and height.
+        tiles: tiles of the input, the competitors and the ground truth.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Those pictures of a dataset that are shown: worst ones first, and best ones first."""
+    """The images of a dataset that are shown: the worst ones, worst first, and the best ones, best first."""
 
     dataset: DataSet
     worst: list[Shown]
@@ -81,10 +81,10 @@ class Gallery:
 
 
 def galleries(comparison: Comparison, folder: Path) -> list[Gallery]:
-    """Choose and read the pictures; the worst and the best of each dataset in turn, while there is room.
+    """Choose and read images, alternating between datasets and between worst and best, until the page is full.
 
     Raises:
-        UserError: a picture cannot be read.
+        UserError: if an image cannot be read.
     """
     made = [Gallery(dataset, [], []) for dataset in comparison.datasets]
     queue = zip_longest(*(_in_turn(gallery, *extremes(comparison, gallery.dataset)) for gallery in made))
@@ -92,14 +92,14 @@ def galleries(comparison: Comparison, folder: Path) -> list[Gallery]:
     for place, picture in filter(None, chain.from_iterable(queue)):
         shown = read(comparison, picture, folder)
         characters += shown.characters
-        if CHARACTERS < characters != shown.characters:  # the first one is shown in any case
+        if CHARACTERS < characters != shown.characters:  # the first one is always shown
             break
         place.append(shown)
     return made
 
 
 def _in_turn(gallery: Gallery, worst: list[Picture], best: list[Picture]) -> Iterator[tuple[list[Shown], Picture]]:
-    """Yield the list that a picture goes to, and the picture."""
+    """Yield each image after the list that it is added to, worst and best alternately."""
     for bad, good in zip_longest(worst, best):
         yield gallery.worst, bad
         if good is not None:
@@ -107,10 +107,10 @@ def _in_turn(gallery: Gallery, worst: list[Picture], best: list[Picture]) -> Ite
 
 
 def extremes(comparison: Comparison, dataset: DataSet) -> tuple[list[Picture], list[Picture]]:
-    """Return the pictures where the first competitor is furthest behind, and those where it is furthest ahead.
+    """Return the images for which the first competitor is furthest behind, and those for which it is furthest ahead.
 
-    What counts is its lead by the first metric over the best of the others, or over the input where it is alone.
-    With few pictures each is in one of both lists.
+    Its lead is by the first metric over the best of the others, or over the input if there are no others. With few
+    images, each is in exactly one of the two lists.
     """
 
     first, metric = comparison.competitors[0].name, next(iter(comparison.metrics))
@@ -119,7 +119,7 @@ def extremes(comparison: Comparison, dataset: DataSet) -> tuple[list[Picture], l
         lead = lead_of(comparison, picture)[0]
         if not math.isnan(lead):
             return lead
-        return -math.inf if math.isnan(picture.values[metric][first]) else math.inf  # it has failed, or the others have
+        return -math.inf if math.isnan(picture.values[metric][first]) else math.inf  # it failed, or the others did
 
     ordered = sorted(dataset.pictures, key=key)
     worst = min(EACH, (len(ordered) + 1) // 2)
@@ -128,7 +128,7 @@ def extremes(comparison: Comparison, dataset: DataSet) -> tuple[list[Picture], l
 
 
 def lead_of(comparison: Comparison, picture: Picture) -> tuple[float, str, float]:
-    """Return by how much the first competitor is better than the best of the others, that one's name and value."""
+    """Return the first competitor's lead over the best of the others, and that competitor's name and value."""
     name, metric = next(iter(comparison.metrics.items()))
     sign = 1 if metric.better == "higher" else -1
     first, *others = comparison.competitors
@@ -136,14 +136,14 @@ def lead_of(comparison: Comparison, picture: Picture) -> tuple[float, str, float
     known = {rival: value for rival, value in rivals.items() if not math.isnan(value)} or rivals
     rival = max(known, key=lambda rival: sign * known[rival])
     own, value = picture.values[name][first.name], known[rival]
-    return (0.0 if own == value else sign * (own - value)), rival, value  # as equal, if both are infinite
+    return (0.0 if own == value else sign * (own - value)), rival, value  # 0 also if both are infinite
 
 
 def read(comparison: Comparison, picture: Picture, folder: Path) -> Shown:
-    """Read the pictures of all competitors and make their error maps.
+    """Read the images of all competitors and compute their error maps.
 
     Raises:
-        UserError: one cannot be read, or has another size than the others.
+        UserError: if an image cannot be read, or differs in size from the others.
     """
     names = [competitor.name for competitor in comparison.competitors]
     truth = None if picture.truth is None else _read(folder / picture.truth)
@@ -170,12 +170,12 @@ def read(comparison: Comparison, picture: Picture, folder: Path) -> Shown:
 
 
 def error_colors(count: int = 9) -> list[str]:
-    """Return colors of the error maps, from no error to the brightest one, as CSS."""
+    """Return the colors of the error maps from no error to the brightest one, as CSS."""
     return ["#" + color[:3].tobytes().hex() for color in colormaps[ERROR_COLORS](np.linspace(0, 1, count), bytes=True)]
 
 
 def _read(path: Path) -> np.ndarray:
-    """Return uint8 RGB (H, W, 3)."""
+    """Read an image as uint8 RGB (H, W, 3)."""
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
@@ -184,18 +184,18 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _error(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return the mean of |image - truth| over the channels, (H, W), of a range of 1."""
+    """Return the mean of |image - truth| over the channels, (H, W), for values in [0, 1]."""
     return np.abs(image.astype(np.float32) - truth.astype(np.float32)).mean(axis=2) / 255
 
 
 def _color(error: np.ndarray, brightest: float) -> np.ndarray:
-    """Return uint8 RGB (H, W, 3); few colors, which take little room."""
+    """Color an error map as uint8 RGB (H, W, 3), with few colors, which compress well."""
     levels = np.clip(error / brightest * (LEVELS - 1), 0, LEVELS - 1).round() / (LEVELS - 1)
     return colormaps[ERROR_COLORS](levels, bytes=True)[..., :3]
 
 
 def _find_difference(images: list[np.ndarray]) -> tuple[float, float]:
-    """Return the corner of the part, as large as the zoom box, in which pictures differ most."""
+    """Return (left, top), as fractions, of the region of the zoom box's size in which the images differ most."""
     spread = np.ptp([image.sum(axis=2, dtype=np.int32) for image in images], axis=0).astype(np.int64)  # (H, W)
     height, width = (max(1, round(side / ZOOM)) for side in spread.shape)
     total = np.pad(spread.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
@@ -211,20 +211,20 @@ def _size(image: np.ndarray) -> tuple[tuple[int, int], float]:
 
 
 def _resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return (H, W, 3) or (H, W) with that (width, height): means of the pixels."""
+    """Resize an array (H, W, 3) or (H, W) to (width, height) by averaging pixels."""
     picture = Image.fromarray(array)
     return array if picture.size == size else np.asarray(picture.resize(size, Image.Resampling.BOX))
 
 
 def _encode(image: np.ndarray) -> str:
-    """Return a data URI of lossless WebP."""
+    """Encode an image as a data URI of lossless WebP."""
     content = io.BytesIO()
-    Image.fromarray(image).save(content, "WEBP", lossless=True, method=2)  # higher ones take four times as long for 2%
+    Image.fromarray(image).save(content, "WEBP", lossless=True, method=2)  # higher ones save 2% in four times the time
     return "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode("ascii")
 
 
 def _values(comparison: Comparison, picture: Picture, name: str | None) -> Iterator[tuple[str, str]]:
-    """Yield each metric and its value as text, of a competitor or, without a name, of the input."""
+    """Yield each metric and its value as text, for a competitor, or for the input if ``name`` is None."""
     for metric, measure in comparison.metrics.items():
         value = picture.input_values[metric] if name is None else picture.values[metric][name]
         yield metric, show_metric(measure, value)

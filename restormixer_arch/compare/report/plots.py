@@ -1,4 +1,4 @@
-"""The plots of ``report.html``, made with plotly: a metric against latency and against parameters."""
+"""Plot a metric against latency and against parameters for ``report.html``, with plotly."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from restormixer_arch.compare.results import Comparison, Competitor, DataSet
 
 @dataclass(frozen=True)
 class Cost:
-    """An axis of a plot.
+    """The cost on the horizontal axis of a plot.
 
     Attributes:
-        name: of what it shows.
-        title: the same with its unit.
-        value: of a competitor.
-        show: makes text of a value.
-        factor: of the unit.
+        name: name of the cost.
+        title: axis title, with the unit.
+        value: function that returns a competitor's cost.
+        show: function that formats a cost as text.
+        factor: factor that converts a cost to the unit of the title.
     """
 
     name: str
@@ -36,23 +36,23 @@ class Cost:
 
 LATENCY = Cost("latency", "latency in ms, less is better", lambda c: c.latency.median, show_time, 1e3)
 PARAMETERS = Cost("parameters", "parameters in millions, less is better", lambda c: c.parameters, show_parameters, 1e-6)
-# Okabe and Ito, "Color Universal Design" (2008), without black and yellow, then four of Paul Tol's "muted": all of them
-# distinguished by color-blind eyes.
+# Colors that color-blind people can distinguish: those of Okabe and Ito, "Color Universal Design" (2008), without black
+# and yellow, then four of Paul Tol's "muted".
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#332288", "#117733", "#999933")
 NEUTRAL = "#808080"
-ROOM = 0.3  # at both ends of an axis, in parts of its length, for names
-LOGARITHMIC = 3  # is an axis from this ratio of its values on
-NAME = 20  # characters of a name in a plot; the whole name is shown on hover
+ROOM = 0.3  # margin for names at both ends of an axis, as a fraction of the range of its values
+LOGARITHMIC = 3  # minimum ratio of the largest to the smallest value for a logarithmic axis
+NAME = 20  # maximum length of a name in a plot; the full name is shown on hover
 CONFIG = {"displayModeBar": False}
 
 
 def library() -> str:
-    """Return the source of plotly.js, which the plots need once in a page."""
+    """Return the source of plotly.js, which a page with plots must contain once."""
     return get_plotlyjs()
 
 
 def plots(comparison: Comparison, dataset: DataSet) -> list[str]:
-    """Return the HTML of both plots of a dataset, without plotly.js; the metric is the first one."""
+    """Return the HTML of both plots of a dataset for the first metric, without plotly.js."""
     return [_plot(comparison, dataset, cost) for cost in (LATENCY, PARAMETERS)]
 
 
@@ -90,7 +90,7 @@ def _plot(comparison: Comparison, dataset: DataSet, cost: Cost) -> str:
 
 
 def _axis(values: list[float]) -> dict[str, object]:
-    """An axis so wide that names fit: logarithmic with round numbers, where values differ much."""
+    """Return an axis with room for the names, logarithmic with round ticks if the values differ widely."""
     if not values or max(values) < LOGARITHMIC * min(values):
         return {"range": _pad(values)}
     low, high = _pad([math.log10(value) for value in values])
@@ -112,7 +112,7 @@ def _color(comparison: Comparison, competitor: Competitor) -> str:
 
 
 def _sides(points: list[tuple[float, float]]) -> list[str]:
-    """Return where each point's name stands, ``top`` or ``bottom``: away from the point that is nearest to it."""
+    """Return the side on which each point's name is shown, ``top`` or ``bottom``: away from the nearest other point."""
     spans = [(max(values) - min(values)) or 1 for values in zip(*points, strict=True)]
     scaled = [tuple(value / span for value, span in zip(point, spans, strict=True)) for point in points]
     sides = []
@@ -124,7 +124,7 @@ def _sides(points: list[tuple[float, float]]) -> list[str]:
 
 
 def _text(text: str) -> str:
-    """Return text for plotly, which takes its texts for HTML with few entities."""
+    """Escape text for plotly, which interprets text as HTML with few entities."""
     return html.escape(text, quote=False)
 
 
