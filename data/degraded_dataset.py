@@ -18,7 +18,7 @@ from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.data.dataset_options import as_numbers, check_crop, check_shared_options, open_source
 from restormixer_arch.data.degradations.common import log_uniform
 from restormixer_arch.data.degradations.compose import Composition, add_composition, draw_composition, read_compositions
-from restormixer_arch.data.degradations.labels import Ingredient, read_mixture
+from restormixer_arch.data.degradations.labels import WeightedLabel, parse_mixture
 from restormixer_arch.data.images.folder import without_suffix
 from restormixer_arch.data.images.opencv import enlarge
 from restormixer_arch.data.pairing import result_names
@@ -61,7 +61,7 @@ class DegradedDataset(Dataset):
             dataroot_gt: folder or LMDB of the clean images.
             io_backend: ``{type: disk}`` or ``{type: lmdb}``.
             degradations: ``cdd11``, a list of labels, or a table label -> {weight, strength}; see
-                :func:`restormixer_arch.data.degradations.labels.read_mixture`.
+                :func:`restormixer_arch.data.degradations.labels.parse_mixture`.
             phase: ``train``, ``val`` or ``test``; set by BasicSR.
             scale: size of the clean image relative to the degraded one; set by BasicSR. If it is greater than 1, every
                 label must include ``down`` or ``blind``.
@@ -96,7 +96,7 @@ class DegradedDataset(Dataset):
         self.opt = dict(opt)
         _check_options(self.opt)
         self.scale, self.training = self.opt["scale"], self.opt["phase"] == "train"
-        self.mixture = read_mixture(self.opt["degradations"], self.scale)
+        self.mixture = parse_mixture(self.opt["degradations"], self.scale)
         weights = np.array([ingredient.weight for ingredient in self.mixture])
         self._probabilities = weights / weights.sum()
         self._gt = open_source(self.opt, "dataroot_gt")
@@ -152,7 +152,7 @@ class DegradedDataset(Dataset):
         lq = np.round(add_composition(gt, composition) * 255) / np.float32(255)
         return Sample(gt, lq, composition, name)
 
-    def _composition(self, rng: np.random.Generator, ingredient: Ingredient, name: str) -> Composition:
+    def _composition(self, rng: np.random.Generator, ingredient: WeightedLabel, name: str) -> Composition:
         if self.compositions is None or self.training:
             return draw_composition(rng, ingredient.label, ingredient.draw_strength(rng), self.scale)
         try:

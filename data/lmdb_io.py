@@ -32,7 +32,7 @@ from restormixer_arch.data.images.opencv import encode
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import atomic_folder
 
-BROKEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters and line breaks
+CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters and line breaks
 SHAPE = re.compile(r"\((\d+),\s*(\d+),\s*\d+\)(?:\s+\d+)?\Z")  # shape and compression in a meta_info.txt
 
 
@@ -172,7 +172,7 @@ def write_encoded(root: Path, images: Sequence[EncodedPng]) -> None:
     """Write an LMDB of encoded images. Raises UserError under the same conditions as :func:`write_lmdb`."""
     _check_keys(root, [image.key for image in images])
     images = sorted(images, key=lambda image: image.key)
-    size = space_for([len(image.content) for image in images], mmap.PAGESIZE) + 2**20
+    size = required_bytes([len(image.content) for image in images], mmap.PAGESIZE) + 2**20
     with atomic_folder(root) as partial:
         growing = partial / "growing"
         growing.mkdir()
@@ -185,7 +185,7 @@ def write_encoded(root: Path, images: Sequence[EncodedPng]) -> None:
         (partial / "meta_info.txt").write_text("".join(image.line for image in images), encoding="utf-8")
 
 
-def space_for(lengths: Sequence[int], page: int) -> int:
+def required_bytes(lengths: Sequence[int], page: int) -> int:
     """Return an upper bound of the bytes that values of the given lengths need; each may occupy an additional page."""
     return 2 * (sum(lengths) + page * len(lengths))
 
@@ -206,7 +206,7 @@ def key_problem(name: str) -> str:
         name.encode()
     except UnicodeEncodeError:  # Python decodes other bytes of a file name to lone surrogates
         return "is not UTF-8"
-    return "has a control character or a line break in it" if BROKEN.search(name) else ""
+    return "has a control character or a line break in it" if CONTROL_CHARACTERS.search(name) else ""
 
 
 @contextmanager

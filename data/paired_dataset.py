@@ -74,9 +74,9 @@ class PairedRestorationDataset(Dataset):
         template, listing = self.opt.get("filename_tmpl") or "{}", self.opt.get("meta_info_file")
         names = read_listing(self._gt, user_path(listing)) if listing else self._gt.names
         if self.opt.get("shared_gt"):
-            self.pairs = shared_pairs(self._gt, self._lq, names, may_be_part=bool(listing))
+            self.pairs = shared_pairs(self._gt, self._lq, names, allow_unpaired=bool(listing))
         else:
-            self.pairs = pair_names(self._gt, self._lq, names, template, may_be_part=bool(listing))
+            self.pairs = pair_names(self._gt, self._lq, names, template, allow_unpaired=bool(listing))
         paths = [self._result_path(lq_name) for _, lq_name in self.pairs]
         names = result_names(paths, user_path(self.opt["dataroot_lq"]))
         self._names = None if names == [without_suffix(PurePath(path).name) for path in paths] else names

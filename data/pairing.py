@@ -22,7 +22,7 @@ def pair_names(
     lq: Images,
     names: Sequence[str],
     template: str = "{}",
-    may_be_part: bool = False,
+    allow_unpaired: bool = False,
 ) -> list[tuple[str, str]]:
     """Return pairs of (clean, degraded) names with the same extension if such a file exists, else any image extension.
 
@@ -30,7 +30,7 @@ def pair_names(
         gt, lq: sources of images; messages name their options and roots.
         names: names of the clean images to pair.
         template: degraded name without extension, where ``{}`` stands for that of the clean image.
-        may_be_part: whether degraded images may be left over.
+        allow_unpaired: whether degraded images may be left over.
 
     Raises:
         UserError: if an image of one source has no partner in the other.
@@ -56,9 +56,9 @@ def pair_names(
         pairs.append((name, partner))
     if alone:
         hint = similar_name_hint(alone[0], left)
-        raise UserError(f"{_lacks(lq, len(alone), names, gt)}, the first is {alone[0]!r}.{hint}")
-    if left and not may_be_part:
-        raise UserError(f"{_lacks(gt, len(left), lq.names, lq)}, the first is that of {next(iter(left))!r}")
+        raise UserError(f"{_missing_partner(lq, len(alone), names, gt)}, the first is {alone[0]!r}.{hint}")
+    if left and not allow_unpaired:
+        raise UserError(f"{_missing_partner(gt, len(left), lq.names, lq)}, the first is that of {next(iter(left))!r}")
     return pairs
 
 
@@ -68,7 +68,7 @@ def _partner(name: str, template: str) -> str:
     return folder + slash + template.replace("{}", stem) + file[len(stem) :]
 
 
-def _lacks(source: Images, count: int, names: Sequence[str], other: Images) -> str:
+def _missing_partner(source: Images, count: int, names: Sequence[str], other: Images) -> str:
     """Return the message that ``source`` has no partner for ``count`` of the ``names`` in ``other``."""
     return (
         f"{source.option} {str(source.root)!r} has no partner for {count} of {len(names)} images in {other.option} "
@@ -97,13 +97,13 @@ def read_listing(gt: Images, listing: Path) -> list[str]:
     return sorted(names)
 
 
-def shared_pairs(gt: Images, lq: Images, names: Sequence[str], may_be_part: bool = False) -> list[tuple[str, str]]:
+def shared_pairs(gt: Images, lq: Images, names: Sequence[str], allow_unpaired: bool = False) -> list[tuple[str, str]]:
     """Return pairs of (clean, degraded) names, such as ``00001`` and ``low_haze/00001``; extensions may differ.
 
     Args:
         gt, lq: sources of images.
         names: names of the clean images to use.
-        may_be_part: whether degraded images may be left over.
+        allow_unpaired: whether degraded images may be left over.
 
     Raises:
         UserError: if an image has no partner.
@@ -116,13 +116,13 @@ def shared_pairs(gt: Images, lq: Images, names: Sequence[str], may_be_part: bool
             alone.append(name)
         else:
             pairs.append((partner, name))
-    if alone and not may_be_part:
+    if alone and not allow_unpaired:
         stem = without_suffix(alone[0]).rpartition("/")[2]
         hint = similar_name_hint(stem, list(clean))
-        raise UserError(f"{_lacks(gt, len(alone), lq.names, lq)}, the first is that of {alone[0]!r}.{hint}")
+        raise UserError(f"{_missing_partner(gt, len(alone), lq.names, lq)}, the first is that of {alone[0]!r}.{hint}")
     unused = sorted(set(names) - {partner for partner, _ in pairs})
     if unused:
-        raise UserError(f"{_lacks(lq, len(unused), names, gt)}, the first is {unused[0]!r}")
+        raise UserError(f"{_missing_partner(lq, len(unused), names, gt)}, the first is {unused[0]!r}")
     return pairs
 
 

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 
-def norms_with_statistics(network: nn.Module) -> list[nn.Module]:
+def norms_with_running_statistics(network: nn.Module) -> list[nn.Module]:
     """Return the normalization layers of a network that keep running statistics."""
     norms = (module for module in network.modules() if isinstance(module, _NormBase))
     return [norm for norm in norms if norm.running_mean is not None]
 
 
-def statistics_of(norms: list[nn.Module]) -> list[Tensor]:
+def running_statistics(norms: list[nn.Module]) -> list[Tensor]:
     """Return the buffers of normalization layers: running means, running variances and batch counts."""
     return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
@@ -28,8 +28,8 @@ class NormStatistics:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._norms = norms_with_statistics(network)
-        self._buffers = statistics_of(self._norms)
+        self._norms = norms_with_running_statistics(network)
+        self._buffers = running_statistics(self._norms)
         self._groups = [  # one group per dtype: the statistics, and the batch counts
             group
             for floating in (True, False)
@@ -68,10 +68,10 @@ class NormStatistics:
         for norm in self._norms:
             norm.eval()
         if average is not None:
-            torch._foreach_copy_(self._buffers, statistics_of(norms_with_statistics(average)))
+            torch._foreach_copy_(self._buffers, running_statistics(norms_with_running_statistics(average)))
 
 
-def frozen_after(share: float | None, total_iter: int) -> float:
+def last_unfrozen_iteration(share: float | None, total_iter: int) -> float:
     """Return the last iteration that normalizes with batch statistics, or infinity if ``share`` is None."""
     return math.inf if share is None else round(share * total_iter)
 

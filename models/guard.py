@@ -48,13 +48,13 @@ class Step:
     Attributes:
         iteration: number of the iteration.
         flags: two flags: whether the loss and the gradient are finite.
-        bad_forward, bad_gradient: functions that return which tensor or gradient is not finite.
+        describe_non_finite, describe_non_finite_gradient: functions that return which tensor or gradient is not finite.
     """
 
     iteration: int
     flags: Flags
-    bad_forward: Callable[[], str]
-    bad_gradient: Callable[[], str]
+    describe_non_finite: Callable[[], str]
+    describe_non_finite_gradient: Callable[[], str]
 
 
 class Guard:
@@ -91,24 +91,24 @@ class Guard:
             return
         finite_loss, finite_gradient = step.flags.read()
         if not finite_loss:
-            self.skip(step.iteration, step.bad_forward())
+            self.skip(step.iteration, step.describe_non_finite())
         elif not finite_gradient:
-            self.count_overflow(step.iteration, step.bad_gradient)
+            self.count_overflow(step.iteration, step.describe_non_finite_gradient)
         else:
             self.passed()
 
-    def count_overflow(self, iteration: int, culprit: Callable[[], str]) -> None:
+    def count_overflow(self, iteration: int, cause: Callable[[], str]) -> None:
         """Count a skipped step with a non-finite gradient, unless the loss scale of float16 explains it."""
         scale = self.overflowing_scale()
         if scale is None:
-            self.skip(iteration, culprit())
+            self.skip(iteration, cause())
         else:
             self.logger.info(
                 f"Iteration {iteration}: the gradients overflow in float16; the step is skipped and the loss scale "
                 f"is halved to {scale:g}; this is normal and is not counted"
             )
 
-    def skip(self, iteration: int, culprit: str) -> None:
+    def skip(self, iteration: int, cause: str) -> None:
         """Count a skipped step.
 
         Raises:
@@ -118,11 +118,11 @@ class Guard:
         self.consecutive += 1
         if self.consecutive > self.limit:
             raise UserError(
-                f"training stopped at iteration {iteration}: {culprit}, and {self.consecutive} steps in a row had to "
+                f"training stopped at iteration {iteration}: {cause}, and {self.consecutive} steps in a row had to "
                 f"be skipped (train.max_skipped: {self.limit}); lower train.optim_g.lr, or check what is named here"
             )
         self.logger.warning(
-            f"Iteration {iteration}: {culprit}; the step is skipped ({self.consecutive} in a row, {self.total} overall)"
+            f"Iteration {iteration}: {cause}; the step is skipped ({self.consecutive} in a row, {self.total} overall)"
         )
 
     def passed(self) -> None:
@@ -155,7 +155,7 @@ def clip(tensors: list[Tensor], norm: Tensor, limit: float) -> None:
     torch._foreach_mul_(tensors, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
-def bad_gradient(names: Sequence[str], norms: Tensor) -> str:
+def describe_non_finite_gradient(names: Sequence[str], norms: Tensor) -> str:
     """Return a message that names the first parameter whose gradient norm is not finite.
 
     Args:
@@ -168,7 +168,7 @@ def bad_gradient(names: Sequence[str], norms: Tensor) -> str:
     return f"the norm of the gradient is {torch.linalg.vector_norm(norms).item()}"
 
 
-def bad_forward(
+def describe_non_finite(
     network: nn.Module,
     pictures: Mapping[str, Tensor],
     outputs: Iterable[Tensor],
@@ -188,8 +188,8 @@ def bad_forward(
     named |= {f"the parameter {name}": parameter for name, parameter in network.named_parameters()}
     named |= {f"output {number} of the network": output for number, output in enumerate(outputs)}
     named |= {f"the loss {name}": loss for name, loss in losses.items()}
-    culprit = next((name for name, tensor in named.items() if not is_finite(tensor)), None)
+    cause = next((name for name, tensor in named.items() if not is_finite(tensor)), None)
     images = ", ".join(paths)
-    if culprit is None:
+    if cause is None:
         return "the sum of the losses, or the loss of another process, is not finite"
-    return f"{culprit} is not finite" + (f" (images: {images})" if images else "")
+    return f"{cause} is not finite" + (f" (images: {images})" if images else "")

@@ -19,7 +19,7 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.output import write_text_atomically
 
 MEAN = "mean"
-OTHER = "other"  # label of images whose name contains none
+UNLABELED = "other"  # label of images whose name contains none
 
 
 @dataclass
@@ -104,7 +104,7 @@ def report_per_label(
     Raises:
         UserError: if the file cannot be written.
     """
-    if len(set(results.values) - {OTHER}) < 2:
+    if len(set(results.values) - {UNLABELED}) < 2:
         return
     table = results.markdown(inputs)
     get_root_logger().info(f"Validation {dataset} per label, {len(results.values)} labels\n{table}")

@@ -41,7 +41,7 @@ BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # L
 NIQE_SIDE = 96  # side of BasicSR's blocks, of which NIQE needs at least two
 DEEP_SIDE = 32  # smallest image side that all networks of LPIPS and DISTS accept
 # Exceptions that metrics raise for an image they cannot measure; UserError is a ValueError.
-REFUSALS = (AssertionError, ValueError, RuntimeError, AttributeError, TypeError, cv2.error)
+MEASURE_ERRORS = (AssertionError, ValueError, RuntimeError, AttributeError, TypeError, cv2.error)
 
 
 def measure(
@@ -74,7 +74,7 @@ def measure(
             reason = "the result is not a number (NaN)" if math.isnan(values[metric]) else ""
         except np.linalg.LinAlgError as error:
             values[metric], reason = math.nan, str(error)
-        except REFUSALS as error:
+        except MEASURE_ERRORS as error:
             reason = " ".join(str(error).split()) or type(error).__name__  # OpenCV's messages have several lines
             raise UserError(
                 f"val.metrics.{metric}: cannot measure {name!r}{place} {image.shape[:2]}: {reason}"

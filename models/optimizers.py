@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from restormixer_arch.basicsr_adapter.signatures import argument_problems
 from restormixer_arch.errors import UserError, did_you_mean
-from restormixer_arch.models.batch_norm import norms_with_statistics, statistics_of
+from restormixer_arch.models.batch_norm import norms_with_running_statistics, running_statistics
 from restormixer_arch.models.checkpoint_values import to_plain_values
 from restormixer_arch.protocol import ExemptsFromWeightDecay
 
@@ -51,7 +51,7 @@ def build_optimizer(name: str, params: list[dict[str, Any]], lr: float, **option
         raise UserError(*map(str, problems))
     try:
         if name not in FUSED_OPTIMIZERS:
-            _try_out(kind, lr, options)
+            _check_usable(kind, lr, options)
         return _build(kind, params, lr, options)
     except Exception as error:  # noqa: BLE001 - third-party code may raise anything
         reason = str(error).partition("\n")[0] or type(error).__name__
@@ -157,7 +157,7 @@ def _is_optimizer(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
 
 
-def _try_out(kind: type[torch.optim.Optimizer], lr: float, options: dict[str, Any]) -> None:
+def _check_usable(kind: type[torch.optim.Optimizer], lr: float, options: dict[str, Any]) -> None:
     """Test an optimizer on a small convolution and a bias: take two steps, and save and reload the state after each.
 
     Some optimizers need a closure, second derivatives or other keys in their groups; others have a state that cannot
@@ -206,7 +206,7 @@ class ScheduleFree:
 
     def __init__(self, optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
         self._optimizer, self._network = optimizer, network
-        self._norms = norms_with_statistics(network)
+        self._norms = norms_with_running_statistics(network)
         self._inputs: deque[Tensor] = deque(maxlen=MAX_NORM_BATCHES if self._norms else 0)
         self._averaged: list[Tensor] | None = None  # statistics of the averaged weights, None if outdated
         optimizer.train()
@@ -252,7 +252,7 @@ class ScheduleFree:
     @torch.no_grad()
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Load the result of :meth:`extra_state`, after the averaged weights and the optimizer state are loaded."""
-        self._averaged = [buffer.clone() for buffer in statistics_of(self._norms)]
+        self._averaged = [buffer.clone() for buffer in running_statistics(self._norms)]
         self._optimizer.train()
         self._put_back(state["weights"])
         device = next(self._network.parameters()).device
@@ -268,7 +268,7 @@ class ScheduleFree:
     def _set_statistics(self) -> None:
         """Set BatchNorm's statistics to the mean over the latest batches, unless BatchNorm is frozen."""
         if self._averaged is not None:
-            for buffer, value in zip(statistics_of(self._norms), self._averaged, strict=True):
+            for buffer, value in zip(running_statistics(self._norms), self._averaged, strict=True):
                 buffer.copy_(value)
             return
         if self._inputs and any(norm.training for norm in self._norms):
@@ -282,4 +282,4 @@ class ScheduleFree:
                     self._network.forward(inputs)  # not compiled, since each norm would cause a graph break
             for norm, momentum in zip(self._norms, momenta, strict=True):
                 norm.momentum = momentum
-        self._averaged = [buffer.clone() for buffer in statistics_of(self._norms)]
+        self._averaged = [buffer.clone() for buffer in running_statistics(self._norms)]

@@ -118,7 +118,7 @@ def set_tf32(wanted: bool | None) -> str:
 
 
 @contextmanager
-def varying_sizes() -> Iterator[None]:
+def cudnn_benchmark_disabled() -> Iterator[None]:
     """Disable cuDNN's algorithm benchmark, which would be repeated for every image size."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False

@@ -13,11 +13,11 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
-from restormixer_arch.basicsr_adapter.padded import Padded, restore_padded, window_of
+from restormixer_arch.basicsr_adapter.padded import Padded, required_multiple, restore_padded
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.restorer import Restorer, restorer_of_options
 from restormixer_arch.models import guard, memory
-from restormixer_arch.models.batch_norm import NormStatistics, frozen_after
+from restormixer_arch.models.batch_norm import NormStatistics, last_unfrozen_iteration
 from restormixer_arch.models.losses import MultiScaleDualDomainLoss
 from restormixer_arch.models.metrics import load_metric_networks
 from restormixer_arch.models.mixing import cut_blur, mix_pairs
@@ -29,7 +29,7 @@ from restormixer_arch.models.optimizers import (
     parameter_groups,
     tensors_of,
 )
-from restormixer_arch.models.precision import Precision, read_amp, set_tf32, varying_sizes
+from restormixer_arch.models.precision import Precision, cudnn_benchmark_disabled, read_amp, set_tf32
 from restormixer_arch.models.validation import validate
 from restormixer_arch.output import note
 from restormixer_arch.protocol import DeeplySupervised
@@ -90,7 +90,7 @@ class RestorMixerModel(SRModel):
         self._paths: list[str] = []  # paths of the images in the batch
         super().__init__(opt)
         tested, scale = self._tested_network(), opt.get("scale", 1)
-        self._multiple = window_of(tested)  # the sides of the network's inputs must be multiples of it
+        self._multiple = required_multiple(tested)  # the sides of the network's inputs must be multiples of it
         gray = any(isinstance(of, dict) and of.get("color") == "y" for of in (opt.get("datasets") or {}).values())
         padded = Padded(tested, self._multiple, scale, 1 if gray else 3)
         if padded.upscale != scale:
@@ -133,7 +133,7 @@ class RestorMixerModel(SRModel):
         self.grad_clip = options.get("grad_clip", DEFAULT_GRAD_CLIP)
         self._advice = memory.training_advice(self.opt)
         self.accumulate = options.get("accumulate", 1)
-        self._gathered = 0  # number of batches whose gradients are accumulated for the next step
+        self._accumulated = 0  # number of batches whose gradients are accumulated for the next step
         self._grad_norm: float | Tensor | None = None
         if self.device.type == "cuda":
             get_root_logger().info(set_tf32(options.get("tf32")))
@@ -142,7 +142,7 @@ class RestorMixerModel(SRModel):
         limit = options.get("max_skipped", guard.DEFAULT_MAX_SKIPPED)
         self.guard = guard.Guard(limit, get_root_logger(), self.precision.overflowing_scale)
         self._statistics = NormStatistics(network)
-        self.frozen_after = frozen_after(options.get("freeze_norms_after"), options["total_iter"])
+        self.last_unfrozen_iteration = last_unfrozen_iteration(options.get("freeze_norms_after"), options["total_iter"])
         self._seed = f"{self.opt.get('manual_seed')} {self.opt.get('rank', 0)}"
         self.progressive = self._progressive(options.get("progressive"))
         self.mixup, self.cutblur = options.get("mixup"), options.get("cutblur")
@@ -192,11 +192,11 @@ class RestorMixerModel(SRModel):
                 self.lq = cut_blur(self.lq, self.gt, self.cutblur, f"{self._seed} {current_iter}")
             if self.mixup:
                 self.lq, self.gt = mix_pairs(self.lq, self.gt, self.mixup, f"{self._seed} {current_iter}")
-            if self._gathered == 0:
+            if self._accumulated == 0:
                 self.optimizer_g.zero_grad(set_to_none=True)
-            losses = self._gather_gradients(current_iter)
+            losses = self._accumulate_gradients(current_iter)
             due = current_iter % self.accumulate == 0 or current_iter == self.opt["train"]["total_iter"]
-            if due and self._gathered:
+            if due and self._accumulated:
                 self._step(current_iter)
         self.log_dict = self.reduce_loss_dict(losses) if self._waits else self._queued_losses(losses)
         if self._grad_norm is not None:
@@ -223,9 +223,9 @@ class RestorMixerModel(SRModel):
             values /= self.opt["world_size"]
         return dict(zip(losses, values, strict=True))
 
-    def _gather_gradients(self, current_iter: int) -> dict[str, Tensor]:
+    def _accumulate_gradients(self, current_iter: int) -> dict[str, Tensor]:
         """Add the gradients of a batch to the accumulated ones if its loss is finite, and return the losses."""
-        if current_iter > self.frozen_after:
+        if current_iter > self.last_unfrozen_iteration:
             self._statistics.freeze(getattr(self, "net_g_ema", None))
         self._statistics.keep()
         with self.precision.autocast():
@@ -234,11 +234,11 @@ class RestorMixerModel(SRModel):
         self.output = outputs[-1]
         losses = self._losses(outputs)
         total = torch.stack(list(losses.values())).sum()
-        self._finite_loss = self._everywhere(torch.isfinite(total))
+        self._finite_loss = self._in_all_processes(torch.isfinite(total))
         network, pictures = self.get_bare_model(self.net_g), {"lq": self.lq, "gt": self.gt}
         losses_alone = {name: loss.detach() for name, loss in losses.items()}
         outputs = [output.detach() for output in outputs]
-        self._bad_forward = partial(guard.bad_forward, network, pictures, outputs, losses_alone, self._paths)
+        self._bad_forward = partial(guard.describe_non_finite, network, pictures, outputs, losses_alone, self._paths)
         if self._waits and not self._finite_loss:
             self._statistics.restore()
             self.guard.skip(current_iter, self._bad_forward())
@@ -246,7 +246,7 @@ class RestorMixerModel(SRModel):
             if self.schedule_free:  # not fused, so the loss is known to be finite
                 self.schedule_free.see(self.lq)
             self.precision.backward(total)
-            self._gathered += 1
+            self._accumulated += 1
             if not self._waits:
                 self._statistics.restore(unless=self._finite_loss)
         return losses_alone
@@ -266,25 +266,25 @@ class RestorMixerModel(SRModel):
         """Update the weights with the mean of the accumulated gradients if it is finite."""
         self.precision.unscale(self.optimizer_g)
         gradients = guard.gradients(self.net_g)
-        if self._gathered > 1:
-            torch._foreach_div_(gradients, self._gathered)
-        self._gathered = 0
+        if self._accumulated > 1:
+            torch._foreach_div_(gradients, self._accumulated)
+        self._accumulated = 0
         norms = guard.norms_of(gradients)
         norm = torch.linalg.vector_norm(norms)
         finite = torch.isfinite(norm)  # the same in all processes, which average their gradients
         named = self.get_bare_model(self.net_g).named_parameters()
         names = [name for name, parameter in named if parameter.grad is not None]
-        bad_gradient = partial(guard.bad_gradient, names, norms)
+        describe_non_finite_gradient = partial(guard.describe_non_finite_gradient, names, norms)
         if self._waits:
             self._grad_norm = norm.item()
             if not finite:
                 self.precision.skip()
-                self.guard.count_overflow(current_iter, bad_gradient)
+                self.guard.count_overflow(current_iter, describe_non_finite_gradient)
                 return
         else:
             self._grad_norm = norm
             flags = guard.Flags(torch.stack([self._finite_loss, finite]))
-            step = guard.Step(current_iter, flags, self._bad_forward, bad_gradient)
+            step = guard.Step(current_iter, flags, self._bad_forward, describe_non_finite_gradient)
             finite &= self._finite_loss
         if self.grad_clip:
             guard.clip(gradients, norm, self.grad_clip)
@@ -299,7 +299,7 @@ class RestorMixerModel(SRModel):
             if current_iter == self.opt["train"]["total_iter"]:
                 self.guard.count_queued()
 
-    def _everywhere(self, flag: Tensor) -> Tensor:
+    def _in_all_processes(self, flag: Tensor) -> Tensor:
         """Return whether a flag is true in all processes, which must agree on whether to run the backward pass."""
         if self.opt["dist"]:
             flag = flag.float()
@@ -320,7 +320,7 @@ class RestorMixerModel(SRModel):
                 if self.restorer:
                     self.output = self.restorer(self.lq)
                 else:
-                    with varying_sizes():
+                    with cudnn_benchmark_disabled():
                         self.output = restore_padded(network.forward, self.lq, self._multiple)
             finally:
                 network.train(training)
@@ -339,14 +339,14 @@ class RestorMixerModel(SRModel):
         """Return what a checkpoint needs besides weights, optimizer and schedule, as tensors and plain values."""
         self.guard.count_queued()
         waiting = {}
-        if self._gathered:
+        if self._accumulated:
             named = self.get_bare_model(self.net_g).named_parameters()
             scale = self.precision.loss_scale  # the loss scale may differ or be disabled after resuming
             waiting = {name: (p.grad / scale).cpu() for name, p in named if p.grad is not None}
         return {
             "scaler": self.precision.extra_state(),
             "guard": self.guard.extra_state(),
-            "gathered": self._gathered,
+            "gathered": self._accumulated,
             "gradients": waiting,
             "grad_norm": None if self._grad_norm is None else float(self._grad_norm),
             "trained": self.schedule_free.extra_state() if self.schedule_free else {},
@@ -356,7 +356,7 @@ class RestorMixerModel(SRModel):
         """Load the result of :meth:`extra_state`, including accumulated gradients."""
         self.precision.load_extra_state(state["scaler"])
         self.guard.load_extra_state(state["guard"])
-        self._gathered = state["gathered"]
+        self._accumulated = state["gathered"]
         self._grad_norm = state.get("grad_norm")
         for name, parameter in self.get_bare_model(self.net_g).named_parameters():
             if name in state["gradients"]:

@@ -28,7 +28,7 @@ from restormixer_arch.data.images.folder import without_suffix
 from restormixer_arch.data.images.opencv import write_png
 from restormixer_arch.data.pairing import result_names
 from restormixer_arch.errors import UserError
-from restormixer_arch.models.label_results import OTHER, LabelResults, report_per_label
+from restormixer_arch.models.label_results import UNLABELED, LabelResults, report_per_label
 from restormixer_arch.models.metrics import enlarge, measure
 from restormixer_arch.models.shape_errors import explain_shape_error
 from restormixer_arch.output import user_path
@@ -333,7 +333,7 @@ def _label(item: dict[str, Any], root: str | None) -> str:
     path = item["lq_path"][0]
     if root is not None and Path(path).is_relative_to(user_path(root)):
         path = Path(path).relative_to(user_path(root)).as_posix()
-    return label_of(path) or OTHER
+    return label_of(path) or UNLABELED
 
 
 def _of_all_processes(measured: list[Measured]) -> list[Measured]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+ROOT, PROCESS_FILE = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def groups(controller: str) -> Iterator[Path]:
@@ -15,7 +15,7 @@ def groups(controller: str) -> Iterator[Path]:
         controller: name of a controller, such as ``memory``; in version 1, each has a separate tree.
     """
     trees = {ROOT: "/", ROOT / controller: "/"}  # tree -> path of the process's group
-    for line in read(OWN).splitlines():
+    for line in read(PROCESS_FILE).splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers or controller in controllers.split(","):
             trees[ROOT / controller if controllers else ROOT] = path

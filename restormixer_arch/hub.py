@@ -140,7 +140,7 @@ class HubMixin:
         Raises:
             UserError: if huggingface_hub is not installed or the upload fails.
         """
-        with _errors_of_the_hub(repo_id, "uploaded"), tempfile.TemporaryDirectory() as folder:
+        with _explain_hub_errors(repo_id, "uploaded"), tempfile.TemporaryDirectory() as folder:
             from huggingface_hub import HfApi
 
             api = HfApi(token=token)
@@ -172,10 +172,10 @@ def locate(
     Raises:
         UserError: if the file does not exist or cannot be downloaded.
     """
-    if found := find_here(name):
+    if found := find_local_weights(name):
         return found
     repo_id = user_path(name).as_posix()
-    with _errors_of_the_hub(repo_id, "fetched"):
+    with _explain_hub_errors(repo_id, "fetched"):
         note(f"{repo_id}: no such file here, looking for it on the Hugging Face Hub")
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
@@ -189,7 +189,7 @@ def locate(
         return Path(file)
 
 
-def find_here(name: str | Path) -> Path | None:
+def find_local_weights(name: str | Path) -> Path | None:
     """Return the local weight file for a name that the user gave, or None if it can only be a repository.
 
     Raises:
@@ -222,7 +222,7 @@ def _may_hold_weights(path: Path) -> bool:
 
 
 @contextmanager
-def _errors_of_the_hub(repo_id: str, done: str) -> Iterator[None]:
+def _explain_hub_errors(repo_id: str, done: str) -> Iterator[None]:
     """Turn errors of huggingface_hub into UserErrors."""
     try:
         from huggingface_hub import errors

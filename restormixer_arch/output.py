@@ -24,7 +24,7 @@ from typing import TextIO
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 PART = re.compile(r"\.part-[0-9a-f]{8}-")  # prefix of unfinished files and folders
 LONGEST_NAME = 255  # in bytes, the limit of nearly all file systems
-ABANDONED = 7 * 24 * 3600  # seconds without change after which an unfinished file is considered abandoned
+ABANDONED_SECONDS = 7 * 24 * 3600  # seconds without change after which an unfinished file is considered abandoned
 RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # pauses between attempts to rename
 _shared_job = False  # see set_shared_job
 
@@ -199,7 +199,7 @@ def _remove_abandoned(folder: str) -> None:
         with os.scandir(folder) as entries:
             for part in [Path(entry) for entry in entries if PART.match(entry.name)]:
                 inside = part.rglob("*") if part.is_dir() else ()
-                if time.time() - max(path.lstat().st_mtime for path in (part, *inside)) <= ABANDONED:
+                if time.time() - max(path.lstat().st_mtime for path in (part, *inside)) <= ABANDONED_SECONDS:
                     continue
                 if part.is_dir():
                     shutil.rmtree(part)

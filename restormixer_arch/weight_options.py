@@ -22,7 +22,7 @@ from restormixer_arch.emvm import SCAN_MERGES
 STAMP = "restormixer_options."
 STAMP_ENTRY = "restormixer_options"  # in a .pth file, next to "params"
 # Every RestorMixer has keys with these prefixes: (this project's, the released code's).
-MARKS = (
+KEY_PREFIXES = (
     ("encoder.stem.", "encoder.cnn_stem."),
     ("encoder.scm_quarter.", "encoder.SCM2."),
     ("decoder.head_full.", "decoder.output."),
@@ -85,7 +85,7 @@ _UNIT_BLOCKS = {"0": "emvm", "1": "mwsa"}
 
 def is_restormixer(state: Mapping[str, Any]) -> bool:
     """Return whether this is the state dict of a RestorMixer, of this project or of the released code."""
-    return all(any(name.startswith(marks) for name in state) for marks in MARKS)
+    return all(any(name.startswith(marks) for name in state) for marks in KEY_PREFIXES)
 
 
 def canonical(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

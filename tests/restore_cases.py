@@ -1,15 +1,25 @@
 """What the tests of ``basicsr restore`` share: images, and the command by a network that returns its input."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 from PIL import Image
 from tiny_network import save_tiny
 
 from restormixer_arch import cli
+from restormixer_arch.data import lmdb_io
+from restormixer_arch.data.lmdb_io import LmdbImages
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 SMOOTH = cv2.resize(RGB[:5, :8], (64, 48), interpolation=cv2.INTER_CUBIC)
 ARGUMENTS = ["--weights", "w.safetensors", "--device", "cpu"]
+
+
+def photograph():
+    """Part of a sample photograph, float32 RGB (96, 96, 3) in [0, 1]."""
+    images = LmdbImages(Path(lmdb_io.__file__).parent / "samples/rain_val_gt.lmdb", "samples")
+    return np.ascontiguousarray(images.read(images.names[0])[48:144, 48:144])
 
 
 def run(*arguments):

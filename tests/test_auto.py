@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from restore_cases import RGB
+from restore_cases import RGB, photograph
 from tiny_network import save_tiny
 from video_cases import read_video, write_video
 
@@ -121,6 +121,14 @@ def test_8_and_16_bits_and_gray_are_the_same():
         np.testing.assert_allclose(
             module.window_statistics(windows_of(other)[0]), module.window_statistics(windows_of(image)[0]), atol=1e-4
         )
+
+
+def test_the_statistics_of_a_photograph():
+    """Recorded values, in the order of STATISTICS; the choice of a task depends on all of them."""
+    recorded = [-0.9609, -0.6393, -0.0136, -1.3563, 0.2047, -1.2261, -1.9156, -0.3733, -4.1982, -4.598, -0.3925]
+    recorded += [-6.1847, -4.6894, -2.3712, -2.5568, -2.5668, -2.5453, -0.3366, -2.1004, -0.2122, -0.2757, 0.2142]
+    recorded += [0.2835, -3.0958, 2.2095, 0.0831, -1.8895, 1.3979, -0.0068, 0.0835, -0.1051, 0.2344, -0.2926, -0.1865]
+    np.testing.assert_allclose(module.window_statistics(photograph()), recorded, atol=1e-3)
 
 
 def test_windows_are_spread_over_the_picture():

@@ -3,7 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from restormixer_arch import RestorMixer
 from restormixer_arch.cnn_blocks import FAM, RDCNN, SCM
 from restormixer_arch.emvm import EMVM, DirectionalScan, StridedScan
 from restormixer_arch.layers import ConvNorm, ConvNormAct, Mlp, conv, pad_to_multiple
@@ -173,6 +175,22 @@ def test_scan_initialisation():
     torch.testing.assert_close(scan.A_log[0, 5].exp(), torch.arange(1.0, 17.0))
     assert scan.dt_proj.shape == (1, 128, 4) and scan.dt_proj.abs().max() <= 0.5
     assert scan.x_proj.shape == (1, 36, 128) and scan.x_proj.abs().max() <= 128**-0.5
+
+
+def test_initial_values_of_the_network():
+    """A uniform distribution in [-b, b] has the deviation b / sqrt(3)."""
+    torch.manual_seed(0)
+    network = RestorMixer(base_channels=16, num_blocks=(1, 2, 2))
+    parameters = dict(network.named_parameters())
+    ones = [value for name, value in parameters.items() if name.endswith(("D_skip", "skip_scale1", "skip_scale2"))]
+    assert len(ones) >= 6 and all((value == 1).all() for value in ones)
+    for name, value in parameters.items():
+        if name.endswith(("x_proj", "dt_proj")):
+            bound = value.shape[2] ** -0.5
+            assert value.abs().max() <= bound and value.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+    linears = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    assert torch.cat([linear.weight.flatten() for linear in linears]).std().item() == pytest.approx(0.02, rel=0.02)
+    assert all((linear.bias == 0).all() for linear in linears if linear.bias is not None)
 
 
 def test_strided_scan_merges():

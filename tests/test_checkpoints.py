@@ -103,7 +103,7 @@ def test_a_really_full_disk(pairs, train_options, write):
 def test_without_an_earlier_checkpoint_the_message_says_so(tmp_path):
     opt = {"path": {"training_states": str(tmp_path)}}
     with pytest.raises(checkpoints.UserError, match=r"\(No such file or directory\); there is no earlier one"):
-        checkpoints.write_or_refuse({}, tmp_path / "absent/x.pth", opt)
+        checkpoints.write_checkpoint_file({}, tmp_path / "absent/x.pth", opt)
 
 
 def test_the_newest_are_kept_and_the_best(pairs, train_options, write):

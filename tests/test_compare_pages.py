@@ -16,8 +16,8 @@ def example(points):
     common = {"manual_seed": 1, "iterations": 1, "operations": 1.0, "dataset": "d", "metric": "psnr"}
     rows = [
         study.Row(competitor=name, minutes=minutes, values={"a": 30 + lead, "b": 20 + lead}, **common)
-        for minutes, ahead in points.items()
-        for name, lead in (("first", 0.0), ("second", ahead))
+        for minutes, lead_over in points.items()
+        for name, lead in (("first", 0.0), ("second", lead_over))
     ]
     costs = {
         "arch": "x",
@@ -162,8 +162,8 @@ def test_what_larger_crops_gain():
     assert small.gain("rain") == found and small.labels == ["rain"]
     more = other.gain(over=small)
     assert (more.mean, more.low) == pytest.approx((2, 2 - 2 * half))
-    ahead = other.ahead(small)  # 0 and 4 dB in the larger crop
-    assert (ahead.mean, ahead.low) == pytest.approx((2, 2 - 2 * half))
+    lead_over = other.lead_over(small)  # 0 and 4 dB in the larger crop
+    assert (lead_over.mean, lead_over.low) == pytest.approx((2, 2 - 2 * half))
 
 
 def test_pictures_of_one_photograph_count_as_one():

@@ -261,7 +261,7 @@ def test_the_receptive_field_is_a_mean_over_all_pictures(pairs, write):
     data = context_options({**options, "context": {"dataset": options["datasets"]["test"]}})
     pictures = [item["lq"] for _, dataset in datasets(data) for _, item in items(dataset)]
     assert len({float(picture.sum()) for picture in pictures}) > 1
-    use, field = context.use_of(Neighbors(), data, [8, 16])
+    use, field = context.measure_context_use(Neighbors(), data, [8, 16])
     assert len(use.psnr[16]) == len(pictures)
     wanted = torch.zeros(16, 16)
     for picture in pictures:
@@ -290,7 +290,7 @@ def test_too_small_pictures_are_left_out(pairs, write):
     options = read_compare_file(write(study_options()))
     data = {**options, "datasets": {"test": options["context"]["dataset"]}}
     with pytest.raises(UserError, match="context.dataset: no picture has 4096 x 4096 pixels"):
-        context.use_of(nn.Identity(), data, [8, 4096])
+        context.measure_context_use(nn.Identity(), data, [8, 4096])
 
 
 class Identity(nn.Module):

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from restormixer_arch.compare import results, tables
-from restormixer_arch.compare.run import join_pictures
+from restormixer_arch.compare.run import combine_images
 
 MACHINE = {"processor": "Abacus", "threads": 2, "versions": {"torch": "2.9.0"}}
 METRICS = {
@@ -51,7 +51,7 @@ def competitor(name, parameters, flops, latency, **more):
 def comparison(restored=RESTORED):
     training = {"iterations": 600, "batch_size": 4, "seconds": 90}
     ours = competitor("ours", 500_000, 4e9, 0.025, peak_bytes=100 * 2**20, thop_macs=1.5e9, training=training)
-    data = join_pictures(rows(INPUTS, input="i", truth=None), {n: rows(v, restored="r") for n, v in restored.items()})
+    data = combine_images(rows(INPUTS, input="i", truth=None), {n: rows(v, restored="r") for n, v in restored.items()})
     both = [ours, competitor("a|b", 1_250_000, 2e9, 1.2)]
     return results.Comparison(
         name="trial", machine=MACHINE, size=64, budget="600 iterations", metrics=METRICS,
@@ -71,7 +71,7 @@ def test_pictures_of_one_photograph_count_as_one():
         return {"x": [{"name": n, "values": {"psnr": v}, "restored": "r"} for n, v in zip(names, values, strict=True)]}
 
     inputs = {"x": [{"name": n, "values": {"psnr": 20.0}, "input": "i", "truth": None} for n in names]}
-    found = join_pictures(inputs, {"ours": named([30.0] * 4), "b": named([31.0, 33.0, 29.0, 31.0])})
+    found = combine_images(inputs, {"ours": named([30.0] * 4), "b": named([31.0, 33.0, 29.0, 31.0])})
     difference = found[0].difference["psnr"]["b"]
     assert difference.mean == 1.0 and difference.high == pytest.approx(1 + stats.t.ppf(0.975, 1))
 

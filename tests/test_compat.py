@@ -81,7 +81,7 @@ def test_installed_distributions_are_listed(monkeypatch):
         raise compat.PackageNotFoundError(name)
 
     monkeypatch.setattr(compat, "version", version)
-    assert compat.installed_as() == [("basicsr", "1"), ("new-basicsr", "1")]
+    assert compat.installed_distributions() == [("basicsr", "1"), ("new-basicsr", "1")]
 
 
 # --- before the import -----------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def test_the_stub_is_there_within_the_context_only():
 def test_a_module_that_was_there_comes_back(monkeypatch):
     old = ModuleType("some_module")
     monkeypatch.setitem(sys.modules, "some_module", old)
-    with pytest.raises(KeyError), compat.module_in_place("some_module", {"x": 1}):
+    with pytest.raises(KeyError), compat.temporary_module("some_module", {"x": 1}):
         assert sys.modules["some_module"].x == 1
         raise KeyError
     assert sys.modules["some_module"] is old

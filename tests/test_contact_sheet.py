@@ -71,9 +71,9 @@ def test_transparent_and_16_bit_pixels():
     from restormixer_arch.data.images.picture import Picture
 
     deep = Picture(RGB[..., :1].astype(np.uint16) * 257)
-    np.testing.assert_array_equal(contact_sheet._flat(deep), RGB[..., :1].repeat(3, 2))
+    np.testing.assert_array_equal(contact_sheet._to_rgb8(deep), RGB[..., :1].repeat(3, 2))
     half = np.where(np.arange(30) < 15, 0, 255).astype(np.uint8)[None].repeat(20, 0)
-    flat = contact_sheet._flat(Picture(RGB, half))
+    flat = contact_sheet._to_rgb8(Picture(RGB, half))
     assert set(np.unique(flat[:, :15])) == {170, 210}
     np.testing.assert_array_equal(flat[:, 15:], RGB[:, 15:])
 

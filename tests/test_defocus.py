@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from restormixer_arch.data.degradations.common import to_linear, to_stored
+from restormixer_arch.data.degradations.common import linear_to_srgb, srgb_to_linear
 from restormixer_arch.data.degradations.defocus import DefocusParameters, add_defocus, defocus_kernel, draw_defocus
 
 
@@ -40,9 +40,9 @@ def test_linear_light_is_blurred():
     image = np.zeros((41, 41, 3), np.float32)
     image[20, 20] = 1
     result = add_defocus(image, DefocusParameters(3.0))
-    wanted = to_stored(defocus_kernel(DefocusParameters(3.0)))
+    wanted = linear_to_srgb(defocus_kernel(DefocusParameters(3.0)))
     np.testing.assert_allclose(result[16:25, 16:25, 1], wanted, atol=1e-5)
-    assert to_linear(result).sum() == pytest.approx(3, rel=1e-3)
+    assert srgb_to_linear(result).sum() == pytest.approx(3, rel=1e-3)
 
 
 def test_stored_values_are_blurred_on_demand():

@@ -91,7 +91,7 @@ def test_the_scan_s_backends_and_why_one_is_not_used(monkeypatch):
 def test_two_distributions_of_basicsr_are_a_problem(monkeypatch):
     from restormixer_arch.basicsr_adapter import compat
 
-    monkeypatch.setattr(compat, "installed_as", lambda: [("basicsr", "1.4.2"), ("new-basicsr", "1.0.0")])
+    monkeypatch.setattr(compat, "installed_distributions", lambda: [("basicsr", "1.4.2"), ("new-basicsr", "1.0.0")])
     assert lines(doctor.upstream)[0].startswith(
         "!!  distribution       basicsr 1.4.2, new-basicsr 1.0.0: they overwrite"
     )

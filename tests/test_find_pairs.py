@@ -11,7 +11,7 @@ import pytest
 from mini_datasets import MINIATURES, pairs, picture, save
 
 from restormixer_arch import cli
-from restormixer_arch.data.preparation.find_pairs import Unit, find_part, forget_folders
+from restormixer_arch.data.preparation.find_pairs import Unit, clear_folder_cache, find_part
 from restormixer_arch.data.preparation.layouts import SETS, TASKS, before_last_underscore, no_in_front
 from restormixer_arch.data.preparation.sub_images import Recipe, prepare_unit
 from restormixer_arch.errors import UserError
@@ -19,7 +19,7 @@ from restormixer_arch.errors import UserError
 
 @pytest.fixture(autouse=True)
 def fresh():
-    forget_folders()
+    clear_folder_cache()
 
 
 def found(root: Path, name: str, part: str):
@@ -55,7 +55,7 @@ def test_the_root_may_be_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "Rain100L")
     assert [unit.name for unit in found(Path("."), "Rain100L", "test").units] == ["rain-1"]
     monkeypatch.chdir("rain")
-    forget_folders()
+    clear_folder_cache()
     assert [unit.name for unit in found(Path(".."), "Rain100L", "test").units] == ["rain-1"]
 
 
@@ -102,13 +102,13 @@ def test_gathered_sets_below_their_own_folder(tmp_path):
     assert [unit.name for unit in found(tmp_path / "Flickr2K", "DF2K", "train").units] == ["000001", "000002"]
     (tmp_path / "HIDE").mkdir()
     (tmp_path / "HIDE_dataset").rename(tmp_path / "HIDE/HIDE_dataset")
-    forget_folders()
+    clear_folder_cache()
     two = ["1fromGOPR0950", "2fromGOPR0950"]
     for root in (tmp_path, tmp_path / "HIDE", tmp_path / "HIDE/HIDE_dataset"):
         assert [unit.name for unit in found(root, "HIDE", "test").units] == two
     if sys.platform != "win32":
         (tmp_path / "DIV2K_train_HR").symlink_to("DIV2K/DIV2K_train_HR")
-        forget_folders()
+        clear_folder_cache()
         assert len(found(tmp_path, "DF2K", "train").units) == 4
 
 

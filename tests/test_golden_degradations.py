@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from restore_cases import photograph
 
-from restormixer_arch.data import lmdb_io
 from restormixer_arch.data.degradations.compose import (
     add_composition,
     compositions_of,
@@ -18,16 +18,10 @@ from restormixer_arch.data.degradations.compose import (
     draw_composition,
 )
 from restormixer_arch.data.degradations.labels import NAMES
-from restormixer_arch.data.lmdb_io import LmdbImages
 
 GOLDEN = Path(__file__).parent / "golden" / "degradations.json"
 MIXTURES = ("low_haze_rain_snow_blur_defocus_down_noise_poisson_camera_jpeg", "haze_jpeg_blind", "low_haze_snow")
 SEEDS = ("0", "1")
-
-
-def photograph():
-    images = LmdbImages(Path(lmdb_io.__file__).parent / "samples/rain_val_gt.lmdb", "samples")
-    return np.ascontiguousarray(images.read(images.names[0])[48:144, 48:144])
 
 
 def blocks(image):

@@ -108,7 +108,7 @@ def test_a_window_of_bad_batches_makes_no_step(tmp_path):
 def test_the_first_cause_is_named():
     network = torch.nn.Linear(2, 2)
     good, bad = torch.zeros(1), torch.tensor([NAN])
-    call = guard.bad_forward
+    call = guard.describe_non_finite
     assert call(network, {"lq": good, "gt": bad}, [bad], {"l_pix": bad}, []) == "the input gt is not finite"
     assert call(network, {"lq": good}, [good, bad], {"l_pix": bad}, []) == "output 1 of the network is not finite"
     assert call(network, {"lq": good}, [good], {"l_pix": bad}, ["a"]) == "the loss l_pix is not finite (images: a)"
@@ -117,8 +117,9 @@ def test_the_first_cause_is_named():
         network.bias[0] = NAN
     assert call(network, {"lq": good}, [bad], {"l_pix": bad}, []) == "the parameter bias is not finite"
     norms = guard.norms_of([torch.zeros(2, 2), bad.expand(2)])
-    assert guard.bad_gradient(["weight", "bias"], norms) == "the gradient of bias is not finite"
-    assert guard.bad_gradient(["weight", "bias"], torch.full((2,), 3e38)) == "the norm of the gradient is inf"
+    assert guard.describe_non_finite_gradient(["weight", "bias"], norms) == "the gradient of bias is not finite"
+    overflow = guard.describe_non_finite_gradient(["weight", "bias"], torch.full((2,), 3e38))
+    assert overflow == "the norm of the gradient is inf"
 
 
 def test_norm_and_clipping_by_hand():

@@ -179,7 +179,7 @@ def test_the_folder_of_a_training_names_its_weights(folder):
     latest.touch()
     for place in (latest.parent, latest.parent.parent):
         with pytest.raises(UserError, match=f"no model.safetensors; use the weights of the training, {latest}$"):
-            hub.find_here(place)
+            hub.find_local_weights(place)
 
 
 @pytest.mark.parametrize(
@@ -279,8 +279,8 @@ def test_without_a_network(huggingface_hub, capsys):
 
 def test_the_hubs_own_lines_are_not_shown(huggingface_hub):
     """In a process of its own: what huggingface_hub does when it is loaded counts."""
-    code = "import logging; from restormixer_arch.hub import _errors_of_the_hub\n"
-    code += "with _errors_of_the_hub('org/name', 'fetched'):\n"
+    code = "import logging; from restormixer_arch.hub import _explain_hub_errors\n"
+    code += "with _explain_hub_errors('org/name', 'fetched'):\n"
     code += "    from huggingface_hub import hf_hub_download\n"
     code += "    assert logging.getLogger('huggingface_hub').level == logging.ERROR\n"
     code += "assert logging.getLogger('huggingface_hub').level != logging.ERROR\n"

@@ -126,7 +126,7 @@ def test_second_ctrl_c_quits_at_once(train_file, capfd, monkeypatch):
 
 
 def test_a_launcher_s_second_sigint_is_the_same_ctrl_c():
-    interrupt = Interrupt(running=True, launched=True)
+    interrupt = Interrupt(running=True, has_launcher=True)
     interrupt.notice(signal.SIGINT, None)
     interrupt.notice(signal.SIGINT, None)
     assert interrupt.signal == signal.SIGINT and not interrupt.second_sigint
@@ -146,7 +146,7 @@ def job(monkeypatch):
 
 
 def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(job):
-    interrupt = Interrupt(running=True, launched=True)
+    interrupt = Interrupt(running=True, has_launcher=True)
     job.other = lambda flag: interrupt.notice(signal.SIGTERM, None)
     assert interrupt.agree_on_signal() == 0 and interrupt.signal == signal.SIGTERM
     job.other = lambda flag: None
@@ -154,7 +154,7 @@ def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(job):
 
 
 def test_a_ctrl_c_that_another_process_had_first_is_the_same_ctrl_c(job):
-    interrupt = Interrupt(running=True, launched=True)
+    interrupt = Interrupt(running=True, has_launcher=True)
     job.other = lambda flag: flag.fill_(int(signal.SIGINT))
     assert interrupt.agree_on_signal() == signal.SIGINT
     interrupt.notice(signal.SIGINT, None)

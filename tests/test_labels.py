@@ -3,28 +3,28 @@
 import numpy as np
 import pytest
 
-from restormixer_arch.data.degradations.labels import CDD11, Ingredient, read_mixture
+from restormixer_arch.data.degradations.labels import CDD11, WeightedLabel, parse_mixture
 from restormixer_arch.errors import UserError
 
 
 def test_a_group_a_list_and_a_table():
-    assert [ingredient.label for ingredient in read_mixture("cdd11")] == list(CDD11)
-    assert read_mixture(["rain", "low_haze"]) == (Ingredient("rain"), Ingredient("low_haze"))
+    assert [ingredient.label for ingredient in parse_mixture("cdd11")] == list(CDD11)
+    assert parse_mixture(["rain", "low_haze"]) == (WeightedLabel("rain"), WeightedLabel("low_haze"))
     table = {"noise": {"strength": 0.5}, "rain": None, "clean": {"weight": 2, "strength": [0, 1]}}
-    assert read_mixture(table) == (
-        Ingredient("noise", 1.0, (0.5, 0.5)),
-        Ingredient("rain"),
-        Ingredient("clean", 2.0, (0.0, 1.0)),
+    assert parse_mixture(table) == (
+        WeightedLabel("noise", 1.0, (0.5, 0.5)),
+        WeightedLabel("rain"),
+        WeightedLabel("clean", 2.0, (0.0, 1.0)),
     )
-    assert read_mixture(["down", "blur_down"], scale=2)[1].label == "blur_down"
+    assert parse_mixture(["down", "blur_down"], scale=2)[1].label == "blur_down"
 
 
 def test_strengths_are_drawn_from_the_range():
     rng = np.random.default_rng(0)
-    drawn = [Ingredient("rain", 1, (0.2, 0.6)).draw_strength(rng) for _ in range(500)]
+    drawn = [WeightedLabel("rain", 1, (0.2, 0.6)).draw_strength(rng) for _ in range(500)]
     assert 0.2 <= min(drawn) < 0.21 and 0.59 < max(drawn) <= 0.6
     assert np.mean(drawn) == pytest.approx(0.4, abs=0.02)
-    assert Ingredient("rain").draw_strength(rng) is None
+    assert WeightedLabel("rain").draw_strength(rng) is None
 
 
 @pytest.mark.parametrize(
@@ -49,4 +49,4 @@ def test_strengths_are_drawn_from_the_range():
 )
 def test_mistakes(option, scale, message):
     with pytest.raises(UserError, match=message):
-        read_mixture(option, scale)
+        parse_mixture(option, scale)

@@ -1,6 +1,10 @@
 """The order of the samples, the epoch that reaches the dataset with each index, and prefetching."""
 
+import random
+
+import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from restormixer_arch.errors import UserError
@@ -59,6 +63,28 @@ def test_workers_know_the_epoch(workers, persistent):
         ((epochs, numbers),) = list(loader)
         assert epochs.tolist() == [epoch] * 15 and sorted(numbers.tolist()) == list(range(15))
     assert EpochIndex(2, 3) == (2, 3)
+
+
+class Random(Dataset):
+    """Draws from the generators that BasicSR's datasets use."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()], dtype=torch.float64)
+
+
+def test_draws_do_not_depend_on_the_workers_and_differ_by_epoch():
+    def draws(workers, epoch):
+        sampler = ResumableSampler(Random(), 1, 0, 2, seed=0)
+        sampler.set_epoch(epoch)
+        torch.manual_seed(workers)  # the state of the process has no effect
+        return torch.cat(list(DataLoader(SeededSamples(Random()), batch_size=2, sampler=sampler, num_workers=workers)))
+
+    first = draws(0, 0)
+    assert first.shape == (8, 3) and torch.equal(first, draws(2, 0))
+    assert len(first.flatten().unique()) == 24 and not torch.isin(first, draws(0, 1)).any()
 
 
 class Broken(Dataset):

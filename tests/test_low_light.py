@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from restormixer_arch.data.degradations.common import to_linear, to_stored
+from restormixer_arch.data.degradations.common import linear_to_srgb, srgb_to_linear
 from restormixer_arch.data.degradations.low_light import (
     LowLightParameters,
     add_low_light,
@@ -16,24 +16,24 @@ def test_srgb_by_the_standard():
     """Values of IEC 61966-2-1: the line below 0.04045, and the power above."""
     stored = np.array([0, 0.02, 0.04045, 0.5, 1], np.float32)
     wanted = [0, 0.02 / 12.92, 0.04045 / 12.92, ((0.5 + 0.055) / 1.055) ** 2.4, 1]
-    np.testing.assert_allclose(to_linear(stored), wanted, rtol=1e-5)
-    assert to_linear(stored).dtype == to_stored(stored).dtype == np.float32
+    np.testing.assert_allclose(srgb_to_linear(stored), wanted, rtol=1e-5)
+    assert srgb_to_linear(stored).dtype == linear_to_srgb(stored).dtype == np.float32
     values = np.linspace(0, 1, 1001, dtype=np.float32)
-    np.testing.assert_allclose(to_stored(to_linear(values)), values, atol=2e-6)
+    np.testing.assert_allclose(linear_to_srgb(srgb_to_linear(values)), values, atol=2e-6)
 
 
 def test_a_stop_halves_the_light():
     image = np.linspace(0, 1, 300, dtype=np.float32).reshape(10, 10, 3)
     dark = add_low_light(image, LowLightParameters(stops=3))
-    np.testing.assert_allclose(to_linear(dark), to_linear(image) / 8, atol=1e-6)
+    np.testing.assert_allclose(srgb_to_linear(dark), srgb_to_linear(image) / 8, atol=1e-6)
 
 
 def test_the_noise_has_the_variance_promised():
     """photon * signal + read^2 in linear light, at gray 0.5 four stops down."""
     image = np.full((200, 200, 3), 0.5, np.float32)
-    signal = to_linear(np.float32(0.5)) / 16
+    signal = srgb_to_linear(np.float32(0.5)) / 16
     for photon, read in ((1e-4, 0), (0, 1e-3), (2e-4, 1e-3)):
-        dark = to_linear(add_low_light(image, LowLightParameters(stops=4, photon=photon, read=read, seed=3)))
+        dark = srgb_to_linear(add_low_light(image, LowLightParameters(stops=4, photon=photon, read=read, seed=3)))
         assert dark.mean() == pytest.approx(signal, rel=5e-3)
         assert dark.var() == pytest.approx(photon * signal + read**2, rel=0.03)
 
@@ -59,9 +59,9 @@ def test_a_lamp_lights_its_surroundings_by_the_inverse_square():
 
 
 def test_a_bright_sky_keeps_its_light_and_the_scene_before_it_does_not():
-    image = np.full((100, 100, 3), to_stored(np.float32(0.1)), np.float32)
-    image[:50] = to_stored(np.float32(0.8))
-    dark = to_linear(add_low_light(image, LowLightParameters(stops=3, backlit=True)))
+    image = np.full((100, 100, 3), linear_to_srgb(np.float32(0.1)), np.float32)
+    image[:50] = linear_to_srgb(np.float32(0.8))
+    dark = srgb_to_linear(add_low_light(image, LowLightParameters(stops=3, backlit=True)))
     np.testing.assert_allclose(dark[:45], 0.8, rtol=1e-3)
     np.testing.assert_allclose(dark[55:], 0.1 / 8, rtol=1e-3)
     assert np.all(np.diff(dark[:, 50, 0]) <= 1e-6)

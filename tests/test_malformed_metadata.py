@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 from restore_cases import RGB, SMOOTH
 
 from restormixer_arch.data.images.exif import exif_of_size, upright_exif
-from restormixer_arch.data.images.metadata import BEHIND
+from restormixer_arch.data.images.metadata import TRAILING_DATA
 from restormixer_arch.data.images.picture import Picture, read_picture, with_writable_metadata, write_picture
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -200,7 +200,7 @@ def test_what_is_behind_the_last_image_of_an_mpo_is_named(tmp_path, behind):
     Image.fromarray(SMOOTH).save(path, "MPO", save_all=True, append_images=[Image.fromarray(RGB)])
     path.write_bytes(path.read_bytes() + behind)
     picture = read_picture(path)
-    assert (BEHIND in picture.left_out) == bool(behind) and len(picture.left_out) == 1 + bool(behind)
+    assert (TRAILING_DATA in picture.left_out) == bool(behind) and len(picture.left_out) == 1 + bool(behind)
 
 
 def test_of_several_comments_the_last_one_is_kept(tmp_path):

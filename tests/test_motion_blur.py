@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from restormixer_arch.data.degradations.common import to_linear
+from restormixer_arch.data.degradations.common import srgb_to_linear
 from restormixer_arch.data.degradations.motion_blur import (
     MotionBlurParameters,
     add_motion_blur,
@@ -50,7 +50,7 @@ def test_a_point_becomes_the_kernel(linear):
     image = np.zeros((41, 41, 3), np.float32)
     image[20, 20] = 1
     blurred = add_motion_blur(image, dataclasses.replace(PLAIN, linear=linear))
-    light = to_linear(blurred) if linear else blurred
+    light = srgb_to_linear(blurred) if linear else blurred
     wanted = np.zeros((41, 41), np.float32)
     wanted[20 - half : 21 + half, 20 - half : 21 + half] = kernel
     np.testing.assert_allclose(light, np.repeat(wanted[..., None], 3, axis=2), atol=2e-6)

@@ -51,7 +51,7 @@ def wanted(tmp_path):
 
 
 def test_norms_are_by_the_batch_at_first_where_nothing_is_trained_yet(wanted):
-    data = new_options._Data(train="", val="", scale=1, side=None, falls=False)
+    data = new_options._Data(train="", val="", scale=1, side=None, has_falling_weather=False)
     trials = [replace(wanted, task=task) for task in (None, "derain")]
     texts = [new_options._fill(trial, data, "~", 0, (64, 16, 0.5), 1000) for trial in trials]
     nothing, weights = (load_yaml(text)["train"] for text in texts)
@@ -86,7 +86,7 @@ def test_smaller_patches_are_tried_where_memory_runs_out(wanted, monkeypatch, ca
     monkeypatch.setattr(new_options, "_trial", trial)
     monkeypatch.setattr(new_options, "measure", measure)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    data = new_options._Data(train="", val="", scale=1, side=None, falls=False)
+    data = new_options._Data(train="", val="", scale=1, side=None, has_falling_weather=False)
     assert new_options._choose(wanted, data, None, 0) == (48, 4, 0.5)
     assert tried == [96, 64, 64, 48]
     assert capsys.readouterr().err.count("not enough memory") == 3

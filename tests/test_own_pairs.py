@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from paired_folders import init, names, picture, prepare
 
 from restormixer_arch.data.lmdb_io import LmdbImages, write_lmdb
-from restormixer_arch.data.preparation.find_pairs import Found, Unit, forget_folders
+from restormixer_arch.data.preparation.find_pairs import Found, Unit, clear_folder_cache
 from restormixer_arch.data.preparation.layouts import Part, PublicSet
 from restormixer_arch.data.preparation.overlap import find_copies
 from restormixer_arch.data.preparation.own_pairs import find_own_images
@@ -43,7 +43,7 @@ def test_names_that_differ_by_an_ending(own, rename, clean):
         file.rename(file.with_stem(rename(file.stem)))
     for file in sorted(Path("gt").iterdir()):
         file.rename(file.with_stem(file.stem + clean))
-    forget_folders()
+    clear_folder_cache()
     (train, val) = find_own_images(Path("gt"), Path("lq"), 2)
     units = [*train.units, *val.units]
     assert len(units) == 12

@@ -309,13 +309,6 @@ def test_results_of_one_name_are_numbered():
     assert names == ["a_x_png_2", "a_x_png_3", "x", "a_x_png_1"]
 
 
-def test_names_that_differ_only_in_case_are_told_apart():
-    """On Windows and macOS, one file would overwrite the other."""
-    assert result_names(["a/X.png", "b/x.png"], "") == ["a_X", "b_x"]
-    assert result_names(["X.png", "x.png", "y.png"], "") == ["X_png_1", "x_png_2", "y"]
-    assert result_names(["X.png", "x.jpg"], "") == ["X_png", "x_jpg"]
-
-
 class TestOptions:
     @pytest.mark.parametrize("key", ["dataroot_gt", "dataroot_lq", "io_backend", "phase", "scale"])
     def test_needed(self, tmp_path, key):

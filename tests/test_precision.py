@@ -6,7 +6,7 @@ from training_cases import NETWORKS, build, same, step, weights
 
 from restormixer_arch.basicsr_adapter import register
 from restormixer_arch.errors import UserError
-from restormixer_arch.models.precision import Precision, read_amp, set_tf32, varying_sizes
+from restormixer_arch.models.precision import Precision, cudnn_benchmark_disabled, read_amp, set_tf32
 
 register.register()
 
@@ -145,7 +145,7 @@ def test_tf32_is_set_and_said(monkeypatch):
 
 def test_validation_tries_no_algorithms_out(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-    with pytest.raises(RuntimeError), varying_sizes():
+    with pytest.raises(RuntimeError), cudnn_benchmark_disabled():
         assert not torch.backends.cudnn.benchmark
         raise RuntimeError
     assert torch.backends.cudnn.benchmark

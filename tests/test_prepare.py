@@ -205,7 +205,7 @@ def test_copies_in_test_sets_of_the_same_command(root, capsys):
 def test_an_lmdb_grows_as_needed(root, monkeypatch):
     from restormixer_arch.data.preparation import store
 
-    monkeypatch.setattr(store, "SLACK", 2**16)
+    monkeypatch.setattr(store, "INITIAL_MAP_BYTES", 2**16)
     rng = np.random.default_rng(0)
     for number in range(4):
         image = rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)  # 120 kB each
@@ -255,7 +255,7 @@ def test_an_lmdb_grows_by_thousands_of_small_images(tmp_path, monkeypatch):
     from restormixer_arch.data.preparation import store
     from restormixer_arch.data.preparation.sub_images import Entry
 
-    monkeypatch.setattr(store, "SLACK", 2**16)
+    monkeypatch.setattr(store, "INITIAL_MAP_BYTES", 2**16)
     rng = np.random.default_rng(0)
     entries = [Entry(f"{n:05}", ".png", (1, 1), rng.bytes(int(length))) for n, length in enumerate(range(1300, 2100))]
     entries += [Entry(f"s{n:05}", ".png", (1, 1), b"x") for n in range(4500)]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from restormixer_arch.data.pairing import shared_pairs
+from restormixer_arch.data.pairing import result_names, shared_pairs
 from restormixer_arch.errors import UserError
 
 
@@ -18,7 +18,7 @@ def test_every_degraded_image_is_paired():
     gt, lq = source("gt", "1.png", "2.png"), source("lq", "haze/1.jpg", "haze/2.jpg", "low_haze/2.png", "x/y/1.png")
     pairs = [("1.png", "haze/1.jpg"), ("2.png", "haze/2.jpg"), ("2.png", "low_haze/2.png"), ("1.png", "x/y/1.png")]
     assert shared_pairs(gt, lq, gt.names) == pairs
-    assert shared_pairs(gt, lq, ["1.png"], may_be_part=True) == [pairs[0], pairs[3]]
+    assert shared_pairs(gt, lq, ["1.png"], allow_unpaired=True) == [pairs[0], pairs[3]]
 
 
 def test_an_image_without_a_partner_is_named():
@@ -32,3 +32,10 @@ def test_an_image_without_a_partner_is_named():
     lq = source("lq", "haze/0001")
     with pytest.raises(UserError, match="lq 'data/lq' has no partner for 1 of 2 images in gt 'data/gt', .* '0002'"):
         shared_pairs(gt, lq, gt.names)
+
+
+def test_names_that_differ_only_in_case_are_told_apart():
+    """On Windows and macOS, one file would overwrite the other."""
+    assert result_names(["a/X.png", "b/x.png"], "") == ["a_X", "b_x"]
+    assert result_names(["X.png", "x.png", "y.png"], "") == ["X_png_1", "x_png_2", "y"]
+    assert result_names(["X.png", "x.jpg"], "") == ["X_png", "x_jpg"]

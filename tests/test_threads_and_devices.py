@@ -22,7 +22,7 @@ from restormixer_arch.training.options import (  # noqa: E402
     choose_device,
     fit_to_machine,
     gpus_of_one_process,
-    refuse_videos_on_cpu,
+    reject_videos_on_cpu,
     usable_gpus,
 )
 
@@ -170,13 +170,13 @@ def test_restoring_takes_no_more_threads_than_there_are_cores(monkeypatch):
 def test_video_models_are_refused_on_a_cpu():
     opt = {"model_type": "VideoRecurrentModel", "num_gpu": 0, "val": {"metrics": {"psnr": {}}}}
     with pytest.raises(UserError) as error:
-        refuse_videos_on_cpu(opt)
+        reject_videos_on_cpu(opt)
     assert str(error.value) == (
         "model_type: 'VideoRecurrentModel' measures videos on a CUDA device only, and none is used here; expected a "
         "GPU, or val.metrics: null"
     )
     for changes in ({"num_gpu": 1}, {"val": None}, {"val": {"metrics": None}}, {"model_type": "SRModel"}):
-        refuse_videos_on_cpu(opt | changes)
+        reject_videos_on_cpu(opt | changes)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_container_or_job_has_the_cores_of_its_quota(tmp_path, monkeypatch, fi
         (tmp_path / name).write_text(text)
     (tmp_path / "own").write_text("0::/job/step\n")
     monkeypatch.setattr(control_groups, "ROOT", tmp_path)
-    monkeypatch.setattr(control_groups, "OWN", tmp_path / "own")
+    monkeypatch.setattr(control_groups, "PROCESS_FILE", tmp_path / "own")
     monkeypatch.setattr(processes.os, "sched_getaffinity", lambda process: range(64), raising=False)
     assert cores() == wanted
     monkeypatch.setenv("SLURM_STEP_ID", "0")

@@ -208,7 +208,7 @@ def test_what_is_free_ends_at_the_limit_of_a_container_or_job(tmp_path, monkeypa
             stat.write_text("anon 5\n")
     monkeypatch.setattr(process_memory, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(control_groups, "ROOT", tmp_path)
-    monkeypatch.setattr(control_groups, "OWN", tmp_path / "own")
+    monkeypatch.setattr(control_groups, "PROCESS_FILE", tmp_path / "own")
     assert process_memory.available_bytes() == wanted
 
 

@@ -18,7 +18,7 @@ compat.apply()
 
 from basicsr.utils.options import parse_options  # noqa: E402
 
-from restormixer_arch.training.options import fit_to_machine, make_folders, make_opt, refuse_models_of_gpus  # noqa: E402
+from restormixer_arch.training.options import fit_to_machine, make_folders, make_opt, reject_cuda_models  # noqa: E402
 
 
 def upstream(monkeypatch, arguments, is_train):
@@ -112,8 +112,8 @@ def test_models_that_degrade_images_on_a_gpu_are_refused_without_one(
         make_opt(request, str(tmp_path))
     text = f"model_type: {model!r} needs a CUDA device, and none is used here; expected a GPU"
     assert str(error.value) == text
-    refuse_models_of_gpus({"model_type": model, "num_gpu": 1})
-    refuse_models_of_gpus({"model_type": "SRModel", "num_gpu": 0})
+    reject_cuda_models({"model_type": model, "num_gpu": 1})
+    reject_cuda_models({"model_type": "SRModel", "num_gpu": 0})
 
 
 def test_with_a_gpu_everything_stays(monkeypatch, capsys):

@@ -152,7 +152,7 @@ def test_a_kernel_that_does_not_run_fails_the_probe(monkeypatch):
 def test_a_failed_probe_is_tried_again_later_and_a_passed_one_never(monkeypatch):
     now, answers = [0.0], ["no memory", None, "never asked"]
     monkeypatch.setattr(probe.time, "monotonic", lambda: now[0])
-    ask = probe.remembered(lambda device: answers.pop(0))
+    ask = probe.cache_result(lambda device: answers.pop(0))
     assert ask(GPU) == ask(GPU) == "no memory"
     now[0] = probe.RETRY_SECONDS - 1
     assert ask(GPU) == "no memory"

@@ -6,7 +6,7 @@ from torch import nn
 from training_cases import EDSR, RESTORMIXER, SWINIR, batch, build, options, step
 
 from restormixer_arch import RestorMixer
-from restormixer_arch.basicsr_adapter.padded import Padded, window_of
+from restormixer_arch.basicsr_adapter.padded import Padded, required_multiple
 from restormixer_arch.inference.weights import read_weights
 from restormixer_arch.models.restormixer_model import RestorMixerModel
 
@@ -47,13 +47,13 @@ def test_weights_of_a_network_around_a_restormixer_are_loaded(tmp_path, wrapped)
 
 
 def test_windows_of_networks_that_pad_themselves_ask_for_nothing(tmp_path, wrapped):
-    assert window_of(build(tmp_path, wrapped).net_g) == 1
-    assert window_of(build(tmp_path, SWINIR).net_g) == 8
+    assert required_multiple(build(tmp_path, wrapped).net_g) == 1
+    assert required_multiple(build(tmp_path, SWINIR).net_g) == 8
     windows = nn.Sequential(nn.Conv2d(3, 3, 1), build(tmp_path, SWINIR).net_g)
-    assert window_of(windows) == 8
+    assert required_multiple(windows) == 8
     for pads_itself, multiple in ((True, 1), (False, 8)):
         windows.pads_itself = pads_itself
-        assert window_of(windows) == multiple
+        assert required_multiple(windows) == multiple
 
 
 @pytest.mark.parametrize("val", [{"tile": 64}, {"max_memory": "20G"}])

@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 
 # The transfer function of sRGB (IEC 61966-2-1:1999).
-CUT = np.float32(0.04045)  # stored value up to which the function is linear
-SLOPE = np.float32(12.92)
-OFFSET = np.float32(0.055)
-POWER = np.float32(2.4)
+SRGB_THRESHOLD = np.float32(0.04045)  # stored value up to which the function is linear
+SRGB_SLOPE = np.float32(12.92)
+SRGB_OFFSET = np.float32(0.055)
+SRGB_GAMMA = np.float32(2.4)
 LINEAR_SHARE = 0.7  # share of the drawn blurs that act on linear light; the others act on stored values
 
 
@@ -94,10 +94,10 @@ def splat(shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, amounts
     Returns:
         Sum of the points, float32 (H, W).
     """
-    return splat_slices(shape, [(rows, columns, amounts)])
+    return splat_chunks(shape, [(rows, columns, amounts)])
 
 
-def splat_slices(shape: tuple[int, int], slices: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
+def splat_chunks(shape: tuple[int, int], slices: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
     """Do the same as :func:`splat` for slices (rows, columns, amounts) of the points, which needs less memory."""
     sums: np.ndarray | None = None
     for points in slices:
@@ -129,15 +129,16 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: int) 
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def to_linear(stored: np.ndarray) -> np.ndarray:
+def srgb_to_linear(stored: np.ndarray) -> np.ndarray:
     """Convert stored (sRGB) values to linear light, which is proportional to photons. Float32 in and out."""
-    return np.where(stored <= CUT, stored / SLOPE, ((stored + OFFSET) / (1 + OFFSET)) ** POWER)
+    powers = ((stored + SRGB_OFFSET) / (1 + SRGB_OFFSET)) ** SRGB_GAMMA
+    return np.where(stored <= SRGB_THRESHOLD, stored / SRGB_SLOPE, powers)
 
 
-def to_stored(linear: np.ndarray) -> np.ndarray:
+def linear_to_srgb(linear: np.ndarray) -> np.ndarray:
     """Convert linear light to stored (sRGB) values. Float32 in and out."""
-    curve = (1 + OFFSET) * np.maximum(linear, CUT / SLOPE) ** (1 / POWER) - OFFSET
-    return np.where(linear <= CUT / SLOPE, linear * SLOPE, curve)
+    curve = (1 + SRGB_OFFSET) * np.maximum(linear, SRGB_THRESHOLD / SRGB_SLOPE) ** (1 / SRGB_GAMMA) - SRGB_OFFSET
+    return np.where(linear <= SRGB_THRESHOLD / SRGB_SLOPE, linear * SRGB_SLOPE, curve)
 
 
 def convolve(image: np.ndarray, kernel: np.ndarray, *, linear: bool = True) -> np.ndarray:
@@ -152,7 +153,7 @@ def convolve(image: np.ndarray, kernel: np.ndarray, *, linear: bool = True) -> n
         Convolved image, float32 (H, W, C) in [0, 1].
     """
     turned = np.ascontiguousarray(kernel[::-1, ::-1])  # filter2D computes a correlation
-    light = to_linear(image) if linear else image
+    light = srgb_to_linear(image) if linear else image
     blurred = cv2.filter2D(light, -1, turned, borderType=cv2.BORDER_REFLECT)
     blurred = np.clip(blurred.reshape(image.shape), 0, 1)
-    return np.clip(to_stored(blurred), 0, 1) if linear else blurred
+    return np.clip(linear_to_srgb(blurred), 0, 1) if linear else blurred

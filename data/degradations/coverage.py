@@ -26,13 +26,13 @@ import cv2
 import numpy as np
 
 from restormixer_arch.data.degradations.compose import add_composition, draw_composition
-from restormixer_arch.data.degradations.labels import read_mixture
+from restormixer_arch.data.degradations.labels import parse_mixture
 from restormixer_arch.data.images.folder import FolderImages, without_suffix
 from restormixer_arch.data.lmdb_io import LmdbImages, open_images
 from restormixer_arch.errors import UserError
 
 NAMES = ("psnr", "mean", "positive", "skewness", "angle", "coherence", "run", "width", "smooth")
-INNER = (2.5, 97.5)  # percentiles of the drawn pairs between which a public pair is covered
+COVERED_PERCENTILES = (2.5, 97.5)  # percentiles of the drawn pairs between which a public pair is covered
 SMOOTH_SIDE = 31  # side of the averaging window in pixels
 SIDE = 256  # side of the evaluated part of an image, in pixels
 MIN_SIDE = 32  # smallest side of an image, in pixels
@@ -115,7 +115,7 @@ def compare_folders(
         UserError: if a folder is missing, a label is unknown, repeated or includes ``down``, or an image has no partner
             of the same size or is smaller than 32x32 pixels.
     """
-    read_mixture(list(labels))
+    parse_mixture(list(labels))
     degraded, truths = open_images(lq, "--lq"), open_images(gt, "--gt")
     sources = truths if clean is None else open_images(clean, "--clean")
     partners = {without_suffix(name): name for name in truths.names}
@@ -167,7 +167,7 @@ def coverage_table(rows: Sequence[Coverage]) -> str:
 def _compare(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> Iterator[Coverage]:
     for name in NAMES:
         drawn, public = (np.array([one[name] for one in ones]) for ones in (ours, theirs))
-        low, high = np.percentile(drawn, INNER)
+        low, high = np.percentile(drawn, COVERED_PERCENTILES)
         outside = float(np.mean((public < low) | (public > high)))
         levels = [tuple(float(value) for value in np.percentile(values, (5, 50, 95))) for values in (drawn, public)]
         yield Coverage(name, *levels, outside)

@@ -110,8 +110,8 @@ def add_haze(image: np.ndarray, parameters: HazeParameters) -> np.ndarray:
 
 def scatter(image: np.ndarray, transmission: np.ndarray, airlight: np.ndarray) -> np.ndarray:
     """Return ``image * t + airlight * (1 - t)`` for image (H, W, C), transmission t (H, W) and airlight (C,)."""
-    through = transmission[..., None]
-    return np.clip(image * through + airlight * (1 - through), 0, 1)
+    transmission = transmission[..., None]
+    return np.clip(image * transmission + airlight * (1 - transmission), 0, 1)
 
 
 def depth_map(height: int, width: int, parameters: HazeParameters) -> np.ndarray:

@@ -101,7 +101,7 @@ def split_label(stem: str) -> tuple[str, str | None]:
 
 
 @dataclass(frozen=True)
-class Ingredient:
+class WeightedLabel:
     """A label, its relative weight and its range of strengths; None lets each degradation draw its own strength."""
 
     label: str
@@ -117,7 +117,7 @@ class Ingredient:
         return low + (high - low) * part
 
 
-def read_mixture(option: Any, scale: int = 1) -> tuple[Ingredient, ...]:
+def parse_mixture(option: Any, scale: int = 1) -> tuple[WeightedLabel, ...]:
     """Return the ingredients of the ``degradations`` option.
 
     Args:
@@ -151,7 +151,7 @@ def read_mixture(option: Any, scale: int = 1) -> tuple[Ingredient, ...]:
     return ingredients
 
 
-def _ingredient(label: Any, settings: Any) -> Ingredient:
+def _ingredient(label: Any, settings: Any) -> WeightedLabel:
     if not isinstance(label, str):
         raise UserError(f"degradations: expected labels, got {label!r}")
     try:
@@ -169,7 +169,7 @@ def _ingredient(label: Any, settings: Any) -> Ingredient:
     weight = settings.get("weight", 1.0)
     if not _is_number(weight) or not 0 < weight < np.inf:
         raise UserError(f"degradations.{label}.weight: expected a positive number, got {weight!r}")
-    return Ingredient(label, float(weight), _range(label, settings.get("strength")))
+    return WeightedLabel(label, float(weight), _range(label, settings.get("strength")))
 
 
 def _range(label: str, strength: Any) -> tuple[float, float] | None:

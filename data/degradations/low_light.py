@@ -20,11 +20,11 @@ from restormixer_arch.data.degradations.common import (
     check_image,
     draw_seed,
     draw_strength,
+    linear_to_srgb,
     log_uniform,
     require_not_negative,
     smooth_noise,
-    to_linear,
-    to_stored,
+    srgb_to_linear,
 )
 from restormixer_arch.data.degradations.noise import poisson_signal
 
@@ -101,13 +101,13 @@ def add_low_light(image: np.ndarray, parameters: LowLightParameters) -> np.ndarr
     if not (parameters.stops or parameters.uneven or parameters.photon or parameters.read):
         return image.copy()
     rng = np.random.default_rng(parameters.seed)
-    signal = to_linear(image)
+    signal = srgb_to_linear(image)
     signal = signal * illumination(rng, signal, parameters)[..., None]
     if parameters.photon > 0:
         signal = poisson_signal(rng, signal, parameters.photon)
     if parameters.read > 0:
         signal = signal + np.float32(parameters.read) * rng.standard_normal(signal.shape, np.float32)
-    return np.clip(to_stored(np.clip(signal, 0, 1)), 0, 1)
+    return np.clip(linear_to_srgb(np.clip(signal, 0, 1)), 0, 1)
 
 
 def illumination(rng: np.random.Generator, scene: np.ndarray, parameters: LowLightParameters) -> np.ndarray:

@@ -28,7 +28,7 @@ from restormixer_arch.data.degradations.common import (
 
 STRONGEST_SIGMA = 55 / 255
 STRONGEST_PHOTON = 1 / 20
-GAUSSIAN_FROM = 50  # expected photons from which on their count is approximated by a Gaussian
+GAUSSIAN_MIN_COUNT = 50  # expected photons from which on their count is approximated by a Gaussian
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def poisson_signal(rng: np.random.Generator, signal: np.ndarray, photon: float) 
     From 50 expected photons on, the count is a rounded Gaussian of the same mean and variance, which is faster to draw.
     """
     expected = signal / np.float32(photon)
-    few = expected < GAUSSIAN_FROM
+    few = expected < GAUSSIAN_MIN_COUNT
     counts = np.round(expected + np.sqrt(expected) * rng.standard_normal(signal.shape, np.float32))
     counts[few] = rng.poisson(expected[few])
     return counts * np.float32(photon)

@@ -44,7 +44,7 @@ from restormixer_arch.data.degradations.common import (
     require_not_negative,
     require_positive,
     require_unit,
-    splat_slices,
+    splat_chunks,
 )
 from restormixer_arch.data.degradations.haze import HazeParameters, add_haze
 
@@ -217,17 +217,17 @@ def _add_shower(image: np.ndarray, shower: RainParameters) -> np.ndarray:
     if shower.additive:
         return np.minimum((image + opacity * light) * clear + light * (1 - clear), 1)
     # Streaks and veil have the same light, so both are one mixture.
-    through = (1 - opacity) * clear
-    return image * through + light * (1 - through)
+    transmission = (1 - opacity) * clear
+    return image * transmission + light * (1 - transmission)
 
 
 def streak_opacity(height: int, width: int, parameters: RainParameters) -> np.ndarray:
     """Return the fraction of each pixel's exposure that the drops cover, float32 (H, W) in [0, 1]."""
     rng = np.random.default_rng(parameters.seed)
-    through = np.ones((height, width), np.float32)
+    transmission = np.ones((height, width), np.float32)
     for layer in range(parameters.layers):
-        through *= 1 - _layer_opacity(rng, height, width, parameters, DISTANCE_STEP**layer)
-    opacity = 1 - through
+        transmission *= 1 - _layer_opacity(rng, height, width, parameters, DISTANCE_STEP**layer)
+    opacity = 1 - transmission
     if parameters.defocus > 0:
         opacity = cv2.GaussianBlur(opacity, (0, 0), parameters.defocus, borderType=cv2.BORDER_REFLECT)
     return opacity
@@ -284,4 +284,4 @@ def _draw_lines(
         amounts = (weights[these] * lengths[these] / points)[:, None] * fade
         return rows.ravel(), columns.ravel(), amounts.ravel()
 
-    return splat_slices(shape, (some(first) for first in range(0, len(lengths), step)))
+    return splat_chunks(shape, (some(first) for first in range(0, len(lengths), step)))

@@ -130,18 +130,18 @@ def add_snow(image: np.ndarray, parameters: SnowParameters) -> np.ndarray:
     check_image(image)
     opacity = flake_opacity(image.shape[0], image.shape[1], parameters)
     # Flakes and veil have the same light, so both are one mixture.
-    through = ((1 - opacity) * np.float32(1 - parameters.veil))[..., None]
-    return image * through + np.float32(parameters.light) * (1 - through)
+    transmission = ((1 - opacity) * np.float32(1 - parameters.veil))[..., None]
+    return image * transmission + np.float32(parameters.light) * (1 - transmission)
 
 
 def flake_opacity(height: int, width: int, parameters: SnowParameters) -> np.ndarray:
     """Return the fraction of the scene's light that the flakes block, float32 (H, W) in [0, 1]."""
     rng = np.random.default_rng(parameters.seed)
-    through = np.ones((height, width), np.float32)
+    transmission = np.ones((height, width), np.float32)
     for layer in range(parameters.layers):
         distance = DISTANCE_STEP**layer
-        through *= 1 - _layer_opacity(rng, (height, width), parameters, distance)
-    return 1 - through
+        transmission *= 1 - _layer_opacity(rng, (height, width), parameters, distance)
+    return 1 - transmission
 
 
 def _layer_opacity(

@@ -27,7 +27,7 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # orientation -> fun
 }
 EXIF_PREFIX = re.compile(rb"(Exif\0\0)*")
 XMP_ORIENTATION = r'(tiff:Orientation(?:="|>))[2-8]'
-DAMAGES = (OSError, SyntaxError, ValueError, struct.error, LookupError, TypeError, ArithmeticError)
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, LookupError, TypeError, ArithmeticError)
 DIRECTORY = 34665  # tag that points to the EXIF sub-directory
 SIZES, FURTHER_SIZES = (256, 257), (40962, 40963)  # width and height tags in the main directory and in the EXIF one
 THUMBNAIL = {513, 273}  # tags with the thumbnail's offset, as JPEG or as uncompressed pixels
@@ -61,7 +61,7 @@ def upright_exif(exif: bytes) -> bytes:
     return _changed(exif, change)
 
 
-def turn_info(image: Image.Image) -> tuple[int, dict[str, Any]]:
+def upright_info(image: Image.Image) -> tuple[int, dict[str, Any]]:
     """Return the orientation of a Pillow image (1 if missing or damaged), and the ``info`` of the upright image.
 
     Pillow reads the orientation from EXIF, or else from XMP. EXIF that would still rotate the image is removed.
@@ -92,7 +92,7 @@ def _orientation(read: Callable[[], Image.Exif]) -> int:
     """Return the orientation in the EXIF that ``read`` returns, 1 if it is missing or damaged."""
     try:
         orientation = read().get(ORIENTATION, 1)
-    except DAMAGES:
+    except DECODE_ERRORS:
         return 1
     return orientation if orientation in UPRIGHT else 1
 

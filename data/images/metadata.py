@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from restormixer_arch.data.images.exif import DAMAGES
+from restormixer_arch.data.images.exif import DECODE_ERRORS
 
 QUALITY = 95
 IPTC = b"Photoshop 3.0\0"
@@ -28,7 +28,7 @@ HEAD = 2**16  # bytes at the start of an AVIF file that contain its properties
 MARKER = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")  # marker of a JPEG segment; the others occur within the pixels
 START, END = 0xD8, 0xD9  # JPEG markers without a length field
 PADDING = 4  # maximum bytes after an image that are ignored, not counting filler such as zeros and line ends
-BEHIND = "data behind the image, such as a motion photo's video"
+TRAILING_DATA = "data behind the image, such as a motion photo's video"
 
 
 def metadata_of(image: Image.Image, info: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -74,10 +74,10 @@ def _left_out(image: Image.Image, path: Path) -> Iterator[str]:
         if [name for name, _ in image.applist].count("COM") > 1:
             yield "comments but the last one"
     if kind == "JPEG" and is_data(after_jpeg(path.read_bytes())):
-        yield BEHIND
+        yield TRAILING_DATA
     others = getattr(image, "n_frames", 1) - 1
     if kind == "MPO" and is_data(_after_last_image(image, path)):
-        yield BEHIND
+        yield TRAILING_DATA
     if others > 0:
         yield "the other images in the file, such as a preview, gain map or second view"
     if kind == "HEIF":
@@ -120,7 +120,7 @@ def _after_last_image(image: Image.Image, path: Path) -> bytes:
     try:
         image.seek(image.n_frames - 1)
         return after_jpeg(path.read_bytes()[image.offset :])
-    except DAMAGES:
+    except DECODE_ERRORS:
         return b""
 
 

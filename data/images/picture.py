@@ -36,14 +36,14 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from restormixer_arch.data.images import exif, pixel_problem, without_pillow_limit
-from restormixer_arch.data.images.exif import UPRIGHT, exif_of_size, turn_info
+from restormixer_arch.data.images.exif import UPRIGHT, exif_of_size, upright_info
 from restormixer_arch.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "AVIF", "HEIF")
 MPO = "MPO"  # a JPEG followed by a preview or a second view; only the first image is read
 MAX_SIDE = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65536, "HEIF": 16384}  # longest side in pixels that can be written
-CODING = ("quality", "subsampling", "lossless", "exact", "chroma")  # arguments of the writer that are not metadata
-DAMAGES = (*exif.DAMAGES, EOFError, zlib.error, RuntimeError)  # exceptions of decoders and encoders
+ENCODER_ARGUMENTS = ("quality", "subsampling", "lossless", "exact", "chroma")  # of the writer, not metadata
+DECODE_ERRORS = (*exif.DECODE_ERRORS, EOFError, zlib.error, RuntimeError)  # exceptions of decoders and encoders
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 COLOR_MAP = 320  # tag of a TIFF
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
@@ -100,7 +100,7 @@ def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
         with Image.open(path, formats=_formats(start)) as image:
             _check_size(image.size, max_pixels)
             _check_supported(image, path)
-            if image.format == "PPM" and (white := _white_of_pnm(image)) > 255:
+            if image.format == "PPM" and (white := _max_value_of_pnm(image)) > 255:
                 from restormixer_arch.data.images import opencv
 
                 pixels = opencv.decode_16_bit(path.read_bytes(), str(path)) * np.float64(65535 / white)
@@ -108,9 +108,9 @@ def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
             from restormixer_arch.data.images.metadata import left_out, metadata_of
 
             image.load()
-            orientation, info = turn_info(image)
+            orientation, info = upright_info(image)
             plain, metadata = to_rgb(image, metadata_of(image, info, path))
-            pixels, alpha = _turned(orientation, *split_alpha(np.array(plain)))
+            pixels, alpha = _rotate(orientation, *split_alpha(np.array(plain)))
             return Picture(
                 pixels, alpha, "JPEG" if image.format == MPO else image.format, metadata, left_out(image, path)
             )
@@ -156,14 +156,14 @@ def with_writable_metadata(picture: Picture, path: str | Path) -> Picture:
     """
     corner = Picture(picture.pixels[:64, :64], None, picture.format, picture.metadata)
     reason: object = ""
-    attempts = [(tuple(picture.metadata), ""), (CODING, "all metadata")]
+    attempts = [(tuple(picture.metadata), ""), (ENCODER_ARGUMENTS, "all metadata")]
     if picture.metadata.get("icc_profile"):
-        attempts.insert(1, ((*CODING, "icc_profile"), "all metadata but the color profile"))
+        attempts.insert(1, ((*ENCODER_ARGUMENTS, "icc_profile"), "all metadata but the color profile"))
     for names, lost in attempts:
         metadata = {name: picture.metadata[name] for name in names if name in picture.metadata}
         try:
             encode_picture(replace(corner, metadata=metadata))
-        except DAMAGES as error:
+        except DECODE_ERRORS as error:
             reason = reason or error
             continue
         if not lost:
@@ -254,7 +254,7 @@ def split_alpha(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     return planes[..., :-1], planes[..., -1]
 
 
-def _turned(orientation: int, *planes: np.ndarray | None) -> Iterator[np.ndarray | None]:
+def _rotate(orientation: int, *planes: np.ndarray | None) -> Iterator[np.ndarray | None]:
     """Yield the planes upright; an invalid orientation is treated as 1."""
     for plane in planes:
         yield plane if plane is None else np.ascontiguousarray(UPRIGHT.get(orientation, UPRIGHT[1])(plane))
@@ -273,7 +273,7 @@ def _user_errors(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path}: is not a readable image ({', '.join(FORMATS)})") from error
     except MemoryError as error:
         raise UserError(f"{path}: cannot be read as an image (not enough memory)") from error
-    except DAMAGES as error:
+    except DECODE_ERRORS as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path}: cannot be read as an image ({reason})") from error
 
@@ -325,7 +325,7 @@ def _from_cmyk(image: Image.Image, metadata: dict[str, Any]) -> tuple[Image.Imag
     return image.convert("RGB"), metadata
 
 
-def _white_of_pnm(image: Image.Image) -> int:
+def _max_value_of_pnm(image: Image.Image) -> int:
     """Return the maximum sample value of a PGM or PPM; Pillow has it in the decoder's arguments or the mode."""
     arguments = image.tile[0].args if image.tile else ()
     if image.mode == "I" and isinstance(arguments, str):
@@ -341,8 +341,8 @@ def _read_png(path: Path, max_pixels: int | None) -> Picture:
     if png.frames > 1:
         raise UserError(f"{path}: holds {png.frames} images, expected one; write each to its own file")
     with png.open() as image:
-        orientation, info = turn_info(image)
-        chunks = png.turned(info) if orientation != 1 else png.chunks
+        orientation, info = upright_info(image)
+        chunks = png.upright_chunks(info) if orientation != 1 else png.chunks
         if png.depth == 16:
             png.check_deep()
             from restormixer_arch.data.images import opencv
@@ -357,7 +357,7 @@ def _read_png(path: Path, max_pixels: int | None) -> Picture:
             pixels, alpha = split_alpha(np.array(plain))
     if png.transparent:
         alpha = alpha_of_color(pixels, png.transparent)
-    pixels, alpha = _turned(orientation, pixels, alpha)
+    pixels, alpha = _rotate(orientation, pixels, alpha)
     metadata = {"chunks": chunks, "icc_profile": profile_of(chunks)}
     return Picture(pixels, alpha, "PNG", metadata, tuple(png.left_out))
 
@@ -375,7 +375,7 @@ def _read_tiff(path: Path, max_pixels: int | None) -> Picture:
             left_out += damaged
         if not known or structure.deep:
             pixels, alpha, orientation = tiff.read_samples(path, structure.index)
-            return Picture(*_turned(orientation, pixels, alpha), "TIFF", metadata, tuple(left_out))
+            return Picture(*_rotate(orientation, pixels, alpha), "TIFF", metadata, tuple(left_out))
         _check_supported(image, path)
         image.load()
         if image.mode == "P" and max(colors := image.tag_v2[COLOR_MAP]) < 256:  # 8-bit values, as libtiff reads them

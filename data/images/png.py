@@ -17,17 +17,17 @@ import numpy as np
 from PIL import Image
 
 from restormixer_arch.data.images.exif import exif_of_size
-from restormixer_arch.data.images.metadata import BEHIND, is_data
+from restormixer_arch.data.images.metadata import TRAILING_DATA, is_data
 from restormixer_arch.errors import UserError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 COLORS = (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"mDCV", b"cLLI", b"sBIT")
 KEPT = (*COLORS, b"bKGD")  # in addition to chunks marked as safe to copy: texts, EXIF, pHYs, ...
-OUTDATED = (b"PLTE", b"tRNS", b"hIST", b"tIME", b"acTL", b"fcTL", b"fdAT")  # not valid for the new pixels
+INVALIDATED_CHUNKS = (b"PLTE", b"tRNS", b"hIST", b"tIME", b"acTL", b"fcTL", b"fdAT")  # not valid for the new pixels
 MAX_EXIF_BYTES = 2**20  # maximum size of a chunk from which an orientation or a profile is read
 CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # color type -> channels; a palette becomes RGB
-WIDENED = {1: 255, 2: 85, 4: 17}  # bit depth -> factor that converts a gray sample to 8 bits
+SCALE_TO_8_BIT = {1: 255, 2: 85, 4: 17}  # bit depth -> factor that converts a gray sample to 8 bits
 COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 
 Chunk = tuple[bytes, bytes]  # type, content
@@ -70,13 +70,14 @@ class PngFile:
                 self.frames = int.from_bytes(data[:4], "big")
             elif end <= len(content) and sound:
                 self._sort((kind, data))
-            elif kind not in OUTDATED:
+            elif kind not in INVALIDATED_CHUNKS:
                 self.left_out.append(kind.decode("latin-1"))
             if kind == b"tRNS" and self.color in (0, 2) and length == 2 * CHANNELS[self.color] and end <= len(content):
-                self.transparent = tuple(self._widened(sample) for sample in struct.unpack(f">{length // 2}H", data))
+                samples = struct.unpack(f">{length // 2}H", data)
+                self.transparent = tuple(map(self._scale_sample, samples))
             if kind == b"IEND":
                 self.damage = "a checksum is wrong" if damaged else ""
-                self.left_out += [BEHIND] if is_data(content[end:]) else []
+                self.left_out += [TRAILING_DATA] if is_data(content[end:]) else []
                 break
             place = end
         self.pixels = b"".join(pixels)
@@ -104,21 +105,21 @@ class PngFile:
     def _sort(self, chunk: Chunk) -> None:
         kind, data = chunk
         fits = kind != b"bKGD" or self.color != 3
-        safe = kind[3:4].islower() and kind not in OUTDATED
+        safe = kind[3:4].islower() and kind not in INVALIDATED_CHUNKS
         if kind == b"bKGD" and self.color == 0 and len(data) == 2:
-            data = self._widened(int.from_bytes(data, "big")).to_bytes(2, "big")
+            data = self._scale_sample(int.from_bytes(data, "big")).to_bytes(2, "big")
         if (kind in KEPT or safe) and fits:
             self.chunks.append((kind, data))
-        elif kind not in OUTDATED:
+        elif kind not in INVALIDATED_CHUNKS:
             self.left_out.append(kind.decode("latin-1"))
 
-    def _widened(self, sample: int) -> int:
+    def _scale_sample(self, sample: int) -> int:
         """Scale a sample to the 8 or 16 bits of the pixels that are written."""
-        return min(sample * WIDENED.get(self.depth, 1), 65535)
+        return min(sample * SCALE_TO_8_BIT.get(self.depth, 1), 65535)
 
     def open(self) -> Image.Image:
         """Open the pixels with Pillow, together with the EXIF or XMP chunks that state the orientation."""
-        turning = [chunk for chunk in self.chunks if _may_turn(chunk) and len(chunk[1]) <= MAX_EXIF_BYTES]
+        turning = [chunk for chunk in self.chunks if _has_orientation(chunk) and len(chunk[1]) <= MAX_EXIF_BYTES]
         for added in (turning, []):
             try:
                 return Image.open(BytesIO(with_chunks(self.pixels, added)), formats=("PNG",))
@@ -127,9 +128,9 @@ class PngFile:
                     raise
         raise AssertionError
 
-    def turned(self, info: Mapping[str, Any]) -> list[Chunk]:
+    def upright_chunks(self, info: Mapping[str, Any]) -> list[Chunk]:
         """Return the chunks for upright pixels, with EXIF and XMP from the ``info`` of the upright Pillow image."""
-        others = [chunk for chunk in self.chunks if not _may_turn(chunk)]
+        others = [chunk for chunk in self.chunks if not _has_orientation(chunk)]
         kept = {"exif": info.get("exif"), "xmp": info.get("xmp") or info.get("XML:com.adobe.xmp")}
         return others + chunks_of({name: value for name, value in kept.items() if value})
 
@@ -192,7 +193,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def _may_turn(chunk: Chunk) -> bool:
+def _has_orientation(chunk: Chunk) -> bool:
     kind, data = chunk
     return kind == b"eXIf" or (
         kind in (b"iTXt", b"zTXt", b"tEXt") and bool(re.match(rb"XML:com\.adobe\.xmp\0|Raw profile type exif\0", data))

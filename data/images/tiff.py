@@ -35,15 +35,15 @@ STRUCTURE = frozenset(
     + [*range(322, 326), 330, *range(332, 348), 351, *range(400, 406), *range(512, 522), *range(529, 533), 559, PROFILE]
     + [*EXIF_TAGS, 40965, 32995, 32996, 32997, 32998, 37724, 50784, 50838, 50839]
 )
-NAMES = {
+REPORTED_TAGS = {
     330: "sub-images, such as a pyramid",
     37724: "Photoshop layers",
 }  # tags in STRUCTURE whose loss is reported
 BITS = (1, 2, 4, 8, 16)
 MAX_TAG_BYTES = 2**26  # larger tags are not copied
 PIXEL_SCALE, TIE_POINTS, TRANSFORMATION = 33550, 33922, 34264  # GeoTIFF tags that map pixels to coordinates
-GEOMETRY = {PIXEL_SCALE: 3, TIE_POINTS: 6, TRANSFORMATION: 16}  # tag -> how many numbers form a group
-GEO_KEYS, POINTS = 34735, (1025, 0, 1, 2)  # GeoTIFF's key tag, and its key for coordinates of pixel centers
+GEO_GROUP_SIZES = {PIXEL_SCALE: 3, TIE_POINTS: 6, TRANSFORMATION: 16}  # tag -> how many numbers form a group
+GEO_KEYS, PIXEL_IS_POINT = 34735, (1025, 0, 1, 2)  # GeoTIFF's key tag, and its key for coordinates of pixel centers
 DOUBLE = 12  # data type of a tag
 ASSOCIATED, UNASSOCIATED = 1, 2  # values of ExtraSamples: premultiplied and straight alpha
 
@@ -102,7 +102,7 @@ def read_structure(path: Path) -> TiffStructure:
         metadata, left_out = _metadata(page, tiff.byteorder)
         if len(pages) > 1:
             left_out.append("smaller pages, such as a thumbnail")
-        left_out += [name for code, name in NAMES.items() if code in page.tags]
+        left_out += [name for code, name in REPORTED_TAGS.items() if code in page.tags]
         _, extra = _channels(page)
         left_out += ["channels beyond color and alpha"] if extra else []
         gray_or_rgb = page.photometric in (0, 1, 2)
@@ -152,11 +152,11 @@ def read_samples(path: Path, index: int) -> tuple[np.ndarray, np.ndarray | None,
         if page.photometric == 0:
             pixels = white - pixels
         if alpha is not None and alpha_kind == ASSOCIATED:
-            pixels = _straight(pixels, alpha, white)
+            pixels = _unpremultiply(pixels, alpha, white)
         return pixels, alpha, int(orientation)
 
 
-def _straight(pixels: np.ndarray, alpha: np.ndarray, white: int) -> np.ndarray:
+def _unpremultiply(pixels: np.ndarray, alpha: np.ndarray, white: int) -> np.ndarray:
     """Divide premultiplied pixels by alpha; where it is 0, the color is lost and becomes black."""
     divisor = np.maximum(alpha, 1).astype(np.float32)[..., None]
     return np.minimum(np.rint(pixels * (white / divisor)), white).astype(pixels.dtype)
@@ -330,21 +330,21 @@ def write_tiff(planes: np.ndarray, metadata: dict[str, Any]) -> bytes:
             planes[..., 0] if channels == 1 else planes,
             metadata=None,
             software=False,
-            extratags=[*_enlarged(metadata.get("extratags", ()), scale, metadata.get("byteorder", "<")), *pointers],
+            extratags=[*_scale_geo_tags(metadata.get("extratags", ()), scale, order), *pointers],
             **options,
         )
     return _with_directories(file, directories, order) if directories else file.getvalue()
 
 
-def _enlarged(tags: Iterable[tuple[Any, ...]], scale: float, order: str) -> Iterator[tuple[Any, ...]]:
+def _scale_geo_tags(tags: Iterable[tuple[Any, ...]], scale: float, order: str) -> Iterator[tuple[Any, ...]]:
     """Yield the tags, with those of GeoTIFF adapted to an image whose sides are ``scale`` times as long."""
     tags = list(tags)
     keys = b"".join(tag[3] for tag in tags if tag[0] == GEO_KEYS and isinstance(tag[3], bytes))
     keys = np.frombuffer(keys[: len(keys) // 8 * 8], f"{order}u2").reshape(-1, 4).tolist()
-    corner = 0.5 if list(POINTS) in keys else 0.0  # from the point that a pixel's coordinates name to its corner
+    corner = 0.5 if list(PIXEL_IS_POINT) in keys else 0.0  # distance of a pixel's coordinates from its corner
     for code, kind, count, content, once in tags:
-        if scale != 1 and kind == DOUBLE and count % GEOMETRY.get(code, count + 1) == 0:
-            numbers = np.frombuffer(content, f"{order}f8").reshape(-1, GEOMETRY[code]).copy()
+        if scale != 1 and kind == DOUBLE and count % GEO_GROUP_SIZES.get(code, count + 1) == 0:
+            numbers = np.frombuffer(content, f"{order}f8").reshape(-1, GEO_GROUP_SIZES[code]).copy()
             if code == PIXEL_SCALE:
                 numbers[:, :2] /= scale
             elif code == TIE_POINTS:

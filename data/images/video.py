@@ -30,7 +30,7 @@ DEFAULT_RATE = Fraction(25)  # frames per second, for files that do not specify 
 # swscale's default makes every frame one or two levels darker. Chroma values that pixels share are copied to each of
 # them when reading and averaged when writing, so pixels that a network does not change are restored exactly.
 ACCURATE = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-SPREAD, AVERAGE = ACCURATE | Interpolation.POINT, ACCURATE | Interpolation.AREA
+UPSAMPLE_CHROMA, DOWNSAMPLE_CHROMA = ACCURATE | Interpolation.POINT, ACCURATE | Interpolation.AREA
 BT709, BT601 = 1, 5  # FFmpeg's matrix numbers; 0 is RGB
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}  # FFmpeg's number -> swscale's
 LIMITED, FULL = 1, 2  # color ranges
@@ -176,7 +176,7 @@ class VideoSource:
         )
         converted = _centered(frame).reformat(
             format=kind,
-            interpolation=SPREAD,
+            interpolation=UPSAMPLE_CHROMA,
             src_colorspace=MATRICES.get(self.matrix),
             src_color_range=self.range,
             dst_color_range=FULL,

@@ -13,7 +13,7 @@ from av.video.reformatter import ColorRange
 
 from restormixer_arch.data.images import VIDEO_FORMATS
 from restormixer_arch.data.images.video import (
-    AVERAGE,
+    DOWNSAMPLE_CHROMA,
     FULL,
     MATRICES,
     VideoFrame,
@@ -181,7 +181,7 @@ class _Writer:
             width=self._stream.width,
             height=self._stream.height,
             format=self._stream.pix_fmt,
-            interpolation=AVERAGE,
+            interpolation=DOWNSAMPLE_CHROMA,
             dst_colorspace=MATRICES[self.source.matrix],
             src_color_range=FULL,
             dst_color_range=self.source.range,

@@ -94,7 +94,7 @@ def find_part(root: Path, public: PublicSet, part: Part) -> Found | None:
         if found.units and not part.gathered:
             break
     if not found.units:
-        _check_half(root, part)
+        _check_missing_partner(root, part)
         return None
     found.units.sort(key=lambda unit: unit.name)
     found.folders, found.ignored = list(dict.fromkeys(found.folders)), list(dict.fromkeys(found.ignored))
@@ -172,7 +172,7 @@ def _first(layout: Layout) -> str:
     return next(iter(layout.labelled.values()))
 
 
-def _check_half(root: Path, part: Part) -> None:
+def _check_missing_partner(root: Path, part: Part) -> None:
     """Raise UserError if one folder of a layout exists and its partner is missing."""
     for layout in part.layouts:
         if not layout.labelled:
@@ -240,7 +240,7 @@ def _check_name(path: Path) -> None:
         raise UserError(f"{path.parent}: the name {path.name!r} {problem}; rename it")
 
 
-def forget_folders() -> None:
+def clear_folder_cache() -> None:
     """Clear the cached contents of folders, which may have changed since they were read."""
     _subfolders.cache_clear()
     _images.cache_clear()

@@ -14,7 +14,7 @@ import numpy as np
 
 from restormixer_arch import __version__
 from restormixer_arch.data.degradations.compose import Composition, compositions_text, read_compositions
-from restormixer_arch.data.degradations.labels import read_mixture
+from restormixer_arch.data.degradations.labels import parse_mixture
 from restormixer_arch.data.degraded_dataset import DegradedDataset, Sample
 from restormixer_arch.data.images.folder import FolderImages, without_suffix
 from restormixer_arch.data.images.opencv import encode
@@ -87,7 +87,7 @@ def _write_pairs(folder: Path, dataset: DegradedDataset, gt: str, lmdb: bool) ->
     with ExitStack() as stack:
         stores = {kind: STORES[form](folder / f"{kind}{suffix}") for kind in waiting}
         for store in stores.values():
-            stack.callback(store.abandon)
+            stack.callback(store.close_unfinished)
         for name, sample, images in _pairs(dataset, gt, partial(_pair_name, dots=not lmdb)):
             used.setdefault(sample.label, {})[without_suffix(sample.name)] = sample.composition
             if lmdb and (problem := key_problem(name)):
@@ -112,7 +112,7 @@ def recorded_options(out: Path) -> dict[str, Any]:
 
 def labels_of(recorded: dict[str, Any]) -> list[str]:
     """Return the labels in the options that :func:`recorded_options` returns."""
-    return [ingredient.label for ingredient in read_mixture(recorded["degradations"], recorded["scale"])]
+    return [ingredient.label for ingredient in parse_mixture(recorded["degradations"], recorded["scale"])]
 
 
 def difference_of_set(out: Path, gt: str, options: dict[str, Any], lmdb: bool) -> str:

@@ -65,7 +65,7 @@ def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: in
             raise UserError(f"needs {text}")
         note(f"skipped the sets of {text}")
     libraries = tuple(library for library in libraries if library not in absent)
-    images = _middles(gt, gt_size)
+    images = _center_crops(gt, gt_size)
     record: dict[str, Any] = {"gt_size": gt_size, "seed": seed}
     record["images"] = {name: zlib.crc32(image.tobytes()) for name, image in images.items()}
     sets = []
@@ -89,7 +89,7 @@ def write_other_sets(gt: str, out: Path, libraries: tuple[str, ...], gt_size: in
     return sets
 
 
-def _middles(gt: str, size: int) -> dict[str, np.ndarray]:
+def _center_crops(gt: str, size: int) -> dict[str, np.ndarray]:
     """Return name without extension and with ``_`` for dots -> center crop of the image, uint8 BGR (H, W, 3)."""
     source = open_images(gt, "--gt")
     stems: dict[str, str] = {}

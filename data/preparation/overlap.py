@@ -23,7 +23,7 @@ from restormixer_arch.output import warn
 
 SIDE = 16
 MAX_DIFFERENCE = 2.0  # maximum mean difference of two thumbnails of the same image, in levels of 255
-FLAT = 4.0  # standard deviation of a thumbnail below which an image is too uniform to be distinguished from others
+MIN_CONTRAST = 4.0  # standard deviation of a thumbnail; images below it are too uniform to be told apart
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
@@ -79,4 +79,4 @@ def _decoded(read: Callable[[], bytes | None]) -> np.ndarray | None:
     if image is None:
         return None
     small = thumbnail(image)
-    return small if small.std() >= FLAT else None
+    return small if small.std() >= MIN_CONTRAST else None

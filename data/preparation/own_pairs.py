@@ -60,7 +60,7 @@ def find_own_images(gt: Path, lq: Path | None, val: int | None) -> list[Found]:
     wanted = min(max(count // VAL_SHARE, 1), MAX_VAL) if val is None else val
     if wanted >= count:
         raise UserError(f"{gt}: has {count} images, of which {wanted} are for validation: none is left for training")
-    chosen = set(sorted(clean, key=_by_chance)[:wanted])
+    chosen = set(sorted(clean, key=_name_hash)[:wanted])
     parts = {
         "train": [unit for unit in found.units if unit.gt not in chosen],
         "val": [unit for unit in found.units if unit.gt in chosen],
@@ -72,7 +72,7 @@ def find_own_images(gt: Path, lq: Path | None, val: int | None) -> list[Found]:
     ]
 
 
-def _by_chance(clean: Path) -> bytes:
+def _name_hash(clean: Path) -> bytes:
     return hashlib.sha256(stored_name(clean.stem).encode()).digest()
 
 

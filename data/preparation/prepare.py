@@ -34,7 +34,7 @@ JOURNAL = "journal.jsonl"  # in the folder of an unfinished part
 CHUNK = 16  # maximum number of units that a worker processes, and that are written, at a time
 CHUNK_BYTES = 2**23  # maximum total size of several units' files: JPEGs, cut and as PNG, grow to 20 times that
 CHUNKS_PER_WORKER = 3  # pending chunks per worker: more would accumulate in memory if the disk is slow
-SHOWN = 5  # maximum number of listed problems of one kind
+MAX_LISTED = 5  # maximum number of listed problems of one kind
 MAX_WORKERS = 61 if sys.platform == "win32" else 2**16  # Windows cannot wait for more processes
 NOT_MADE_HERE = "already exists and was not created by this command"
 WORKER = "PoolWorker"  # in process names: restormixer_arch/cli/__init__.py does not load torch in these processes
@@ -112,7 +112,7 @@ def _prepare_part(job: Job, workers: int, skip_bad: bool) -> Summary:
     journal = Journal(job.partial / JOURNAL, settings)
     if journal.finished and journal.has_settings():
         _move(job, journal)  # it was interrupted during the last step
-    if _is_there(job, settings):
+    if _is_prepared(job, settings):
         summary = _summary(job, Journal(job.record, settings))
         summary.was_there = True
         return summary
@@ -136,7 +136,7 @@ def _prepare_part(job: Job, workers: int, skip_bad: bool) -> Summary:
 def _can_resume(job: Job, journal: Journal) -> bool:
     """Return whether there is an unfinished part with undamaged LMDBs that this job can resume."""
     begun = journal.records and not journal.finished and journal.fits(job.found.units)
-    return begun and all(STORES[job.form].can_grow(job.partial / kind) for kind in job.kinds)
+    return begun and all(STORES[job.form].can_resume(job.partial / kind) for kind in job.kinds)
 
 
 def _clear_partial(job: Job) -> None:
@@ -184,15 +184,15 @@ def check_part(job: Job, workers: int) -> tuple[int, list[str]]:
     return count, problems
 
 
-def _is_there(job: Job, settings: dict[str, object]) -> bool:
+def _is_prepared(job: Job, settings: dict[str, object]) -> bool:
     """Return whether the complete part from the same files exists. Raises UserError if something else is in the way."""
-    paths, why = obstacles(job, settings)
+    paths, why = conflicting_paths(job, settings)
     if paths:
-        raise place_taken(paths, why)
+        raise destination_error(paths, why)
     return job.places["gt"].exists()
 
 
-def place_taken(paths: Sequence[Path], why: str) -> UserError:
+def destination_error(paths: Sequence[Path], why: str) -> UserError:
     """Return the error that names all folders of a set that must be removed before it can be prepared."""
     *others, last = ["it", *(path.name for path in paths[1:])]
     it = f"{', '.join(others)} and {last}" if others else last
@@ -201,7 +201,7 @@ def place_taken(paths: Sequence[Path], why: str) -> UserError:
     return UserError(f"{paths[0]}: {why}; remove {it}, or choose another --out, to prepare it again")
 
 
-def obstacles(job: Job, settings: dict[str, object] | None = None) -> tuple[list[Path], str]:
+def conflicting_paths(job: Job, settings: dict[str, object] | None = None) -> tuple[list[Path], str]:
     """Return the LMDBs and folders of a part that were not created by this job, and the reason.
 
     They include kinds and formats that the job does not create: a later training run would use them.
@@ -215,7 +215,7 @@ def obstacles(job: Job, settings: dict[str, object] | None = None) -> tuple[list
     moving = Journal(job.partial / JOURNAL, settings)
     if whole or (moving.finished and moving.has_settings()):
         return [], ""
-    there = [*own, *(path for path in places_of_part(job.folder, job.found.part.name) if path not in places)]
+    there = [*own, *(path for path in paths_of_part(job.folder, job.found.part.name) if path not in places)]
     why = NOT_MADE_HERE
     if record.found_settings is not None:
         why = "was prepared from other files, or they have changed since"
@@ -230,7 +230,7 @@ def obstacles(job: Job, settings: dict[str, object] | None = None) -> tuple[list
     return there, why if there else ""
 
 
-def places_of_part(folder: Path, part: str) -> list[Path]:
+def paths_of_part(folder: Path, part: str) -> list[Path]:
     """Return all LMDBs and folders of a part in the folder of a set, of any kind and format."""
     kinds = re.compile(rf"{re.escape(part)}_(gt|(x\d+_)?lq)(\.lmdb)?")
     return sorted(path for path in folder.iterdir() if kinds.fullmatch(path.name)) if folder.is_dir() else []
@@ -259,7 +259,7 @@ def _write(job: Job, journal: Journal, left: Sequence[Unit], workers: int, skip_
     except BaseException:
         journal.close()
         for store in stores.values():
-            store.abandon()
+            store.close_unfinished()
         raise
     for kind, store in stores.items():
         store.close(journal.lines(kind))

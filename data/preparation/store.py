@@ -12,12 +12,12 @@ import numpy as np
 from restormixer_arch.data.images import IMAGE_SUFFIXES
 from restormixer_arch.data.images.folder import without_suffix
 from restormixer_arch.data.images.opencv import decode_color
-from restormixer_arch.data.lmdb_io import LmdbImages, check_database, space_for, writing
+from restormixer_arch.data.lmdb_io import LmdbImages, check_database, required_bytes, writing
 from restormixer_arch.data.preparation.sub_images import PNG_LEVEL, Entry
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import atomic_paths
 
-SLACK = 2**26  # initial map size of an LMDB in bytes; half of it is the reserve when the map grows
+INITIAL_MAP_BYTES = 2**26  # initial map size of an LMDB in bytes; half of it is the reserve when the map grows
 
 
 class LmdbStore:
@@ -33,10 +33,10 @@ class LmdbStore:
         path.mkdir(parents=True, exist_ok=True)
         self.path, self._lines = path, {}
         with writing(path):
-            self._environment = lmdb.open(str(path), map_size=SLACK, lock=False)
+            self._environment = lmdb.open(str(path), map_size=INITIAL_MAP_BYTES, lock=False)
 
     @staticmethod
-    def can_grow(path: Path) -> bool:
+    def can_resume(path: Path) -> bool:
         """Return whether there is an undamaged LMDB to resume."""
         try:
             check_database(path)
@@ -48,8 +48,8 @@ class LmdbStore:
         """Write entries in one transaction, replacing those with the same keys."""
         entries = list(entries)
         info, page = self._environment.info(), self._environment.stat()["psize"]
-        space = space_for([len(entry.content) for entry in entries], page)
-        needed = info["last_pgno"] * page + space + SLACK // 2
+        space = required_bytes([len(entry.content) for entry in entries], page)
+        needed = info["last_pgno"] * page + space + INITIAL_MAP_BYTES // 2
         with writing(self.path):
             if needed > info["map_size"]:
                 self._environment.set_mapsize(max(2 * info["map_size"], needed))
@@ -62,7 +62,7 @@ class LmdbStore:
         self._environment.close()
         (self.path / "meta_info.txt").write_text("".join(f"{line}\n" for line in sorted(lines)), encoding="utf-8")
 
-    def abandon(self) -> None:
+    def close_unfinished(self) -> None:
         """Close the LMDB and keep what was written."""
         self._environment.close()
 
@@ -77,7 +77,7 @@ class FolderStore:
         self.path = path
 
     @staticmethod
-    def can_grow(path: Path) -> bool:
+    def can_resume(path: Path) -> bool:
         """Return whether there is a folder to resume."""
         return path.is_dir()
 
@@ -92,7 +92,7 @@ class FolderStore:
     def close(self, lines: Iterable[str]) -> None:
         """Do nothing: a folder has no list of its images."""
 
-    def abandon(self) -> None:
+    def close_unfinished(self) -> None:
         """Do nothing: no file is open."""
 
 

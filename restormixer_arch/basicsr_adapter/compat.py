@@ -63,7 +63,7 @@ def report() -> list[tuple[Patch, str]]:
     return [(patch, _states[patch.name]) for patch in PATCHES] if _states else []
 
 
-def installed_as() -> list[tuple[str, str]]:
+def installed_distributions() -> list[tuple[str, str]]:
     """Return (name, version) of each installed distribution of ``basicsr``; several overwrite each other."""
     found = []
     for name in DISTRIBUTIONS:
@@ -103,7 +103,7 @@ def basicsr_source_mentions(file: str, text: str) -> bool:
 
 
 @contextmanager
-def module_in_place(name: str, content: dict[str, object]) -> Iterator[None]:
+def temporary_module(name: str, content: dict[str, object]) -> Iterator[None]:
     """Let ``import name`` find a module with this content, and restore ``sys.modules`` afterwards."""
     stub = ModuleType(name)
     vars(stub).update(content)
@@ -124,7 +124,7 @@ def functional_tensor_missing() -> bool:
 
 def functional_tensor() -> AbstractContextManager[None]:
     functional = importlib.import_module("torchvision.transforms.functional")
-    return module_in_place(FUNCTIONAL_TENSOR, {"rgb_to_grayscale": functional.rgb_to_grayscale})
+    return temporary_module(FUNCTIONAL_TENSOR, {"rgb_to_grayscale": functional.rgb_to_grayscale})
 
 
 def scipy_filters_used() -> bool:
@@ -133,7 +133,7 @@ def scipy_filters_used() -> bool:
 
 def scipy_filters() -> AbstractContextManager[None]:
     ndimage = importlib.import_module("scipy.ndimage")
-    return module_in_place(NDIMAGE_FILTERS, {"convolve": ndimage.convolve})
+    return temporary_module(NDIMAGE_FILTERS, {"convolve": ndimage.convolve})
 
 
 def distutils_missing() -> bool:
@@ -166,7 +166,7 @@ class NamedBytes(bytes):
     source: str = "an image"
 
 
-def name_images() -> None:
+def report_image_paths() -> None:
     import basicsr.utils.img_util
     import cv2
     from basicsr.utils import FileClient
@@ -207,7 +207,7 @@ def name_images() -> None:
     replace_everywhere("imfrombytes", original_decode, imfrombytes)
 
 
-def name_invalid_values() -> None:
+def explain_invalid_values() -> None:
     import basicsr.archs
     import basicsr.losses
     from basicsr.models.base_model import BaseModel
@@ -325,7 +325,7 @@ PATCHES = (
         breaks="an unreadable image ends in \"'NoneType' object has no attribute 'astype'\" without its path",
         versions="all",
         why="the path travels with the bytes to where they are decoded; decoding itself is unchanged",
-        after_import=name_images,
+        after_import=report_image_paths,
     ),
     Patch(
         name="invalid_values",
@@ -333,7 +333,7 @@ PATCHES = (
         breaks="a value that a network, loss or optimizer refuses ends in a traceback",
         versions="all",
         why="the arguments come from the option file, so the user has to fix an error of the constructor",
-        after_import=name_invalid_values,
+        after_import=explain_invalid_values,
     ),
     Patch(
         name="weights",

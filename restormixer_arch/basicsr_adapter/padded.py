@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from restormixer_arch.layers import pad_to_multiple
 
 
-def window_of(network: nn.Module) -> int:
+def required_multiple(network: nn.Module) -> int:
     """Return the largest window size in a network, of which image sides must be a multiple; 1 if any size works."""
     if getattr(network, "pads_itself", False):
         return 1
     own = getattr(network, "window_size", None)
-    return max([own if isinstance(own, int) else 1, *map(window_of, network.children())])
+    return max([own if isinstance(own, int) else 1, *map(required_multiple, network.children())])
 
 
 def restore_padded(restore: Callable[[Tensor], Tensor], x: Tensor, multiple: int) -> Tensor:

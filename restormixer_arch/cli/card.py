@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from restormixer_arch.cli.parsing import Parser, add_output, check_new_file
-from restormixer_arch.config.check import NoDataSet, read_request
+from restormixer_arch.config.check import NoDatasetFound, read_request
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.inference.installed import WEIGHTS_FOLDER, installed_tasks
 from restormixer_arch.output import note, print_result, write_text_atomically
@@ -98,7 +98,7 @@ def run(arguments: list[str]) -> int:
             continue
         try:
             texts.append("\n".join(task_lines(measure(measurement), published)) + "\n")
-        except NoDataSet as error:
+        except NoDatasetFound as error:
             note(str(error))
             continue
         print_result(texts[-1])

@@ -95,7 +95,7 @@ def _compare(args: Namespace, arguments: list[str]) -> int:
 
     if not args.steps:
         page.require_libraries()
-    before = signal.signal(signal.SIGTERM, _end)
+    before = signal.signal(signal.SIGTERM, _raise_interrupted)
     try:
         if args.steps:
             _measure_steps(options, args.opt)
@@ -171,7 +171,7 @@ def _measure_steps(options: dict[str, Any], shown: str) -> None:
             print_result(f"{name}: step_seconds: {seconds:.4f}")
 
 
-def _end(number: int, frame: FrameType | None) -> None:
+def _raise_interrupted(number: int, frame: FrameType | None) -> None:
     from restormixer_arch.compare.training import ComparisonInterrupted
 
     raise ComparisonInterrupted(128 + number)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Serve a web page to upload an image, restore it, compare it with the original and download it as PNG.
 Only this computer can open it, unless --host is set; nothing is sent anywhere. Press Ctrl-C to stop."""
-HERE = ("127.0.0.1", "localhost", "::1")
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 def parser() -> Parser:
@@ -82,14 +82,14 @@ def _serve(args: argparse.Namespace, tasks: list[str], restorer_for: Callable[[s
     with tempfile.TemporaryDirectory(prefix="restormixer-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # for uploads and the images that the page shows
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        _ask_no_proxy(args.host)
+        _bypass_proxy(args.host)
         from restormixer_arch.cli.demo_page import Page
 
         page = Page(tasks, restorer_for, Path(folder))
         before = signal.signal(signal.SIGTERM, _leave)
         try:
             page.open(args.host, args.port)
-            if args.host not in HERE:
+            if args.host not in LOCAL_HOSTS:
                 warn(f"--host: anyone who can reach {args.host} over the network can use this page")
             shown = f"[{args.host}]" if ":" in args.host else args.host
             print_result(f"running on http://{shown}:{args.port}; press Ctrl-C to stop")
@@ -100,10 +100,10 @@ def _serve(args: argparse.Namespace, tasks: list[str], restorer_for: Callable[[s
             signal.signal(signal.SIGTERM, before)
 
 
-def _ask_no_proxy(host: str) -> None:
+def _bypass_proxy(host: str) -> None:
     """Exclude the server's address from a configured proxy, so gradio can check directly that the server runs."""
     for name in ("no_proxy", "NO_PROXY"):
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), *HERE, host]))
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), *LOCAL_HOSTS, host]))
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -37,8 +37,8 @@ from restormixer_arch.inference.restorer import Restorer
 MAX_BYTES = 100 * 2**20
 MAX_PIXELS = 50 * 10**6
 PREVIEW = 1600  # longer side of the images in the slider, in pixels
-WAITING = 8  # maximum number of images in the queue
-KEPT = 3600  # seconds for which images are kept in the temporary folder while the server runs
+MAX_QUEUED = 8  # maximum number of images in the queue
+KEEP_SECONDS = 3600  # seconds for which images are kept in the temporary folder while the server runs
 INTRODUCTION = f"""# RestorMixer
 Drop a picture, restore it, compare, download. Pictures stay on the computer that runs this page.
 Up to {MAX_BYTES // 2**20} MB and {MAX_PIXELS // 10**6} megapixels: {", ".join(FORMATS)}."""
@@ -58,7 +58,8 @@ class Page:
     def __init__(self, tasks: list[str], restorer_for: Callable[[str], Restorer], folder: Path) -> None:
         self._restorer_for, self._folder = restorer_for, folder
         self._closing, self._working = False, threading.Lock()
-        with gr.Blocks(title="RestorMixer", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as self._blocks:
+        settings = {"analytics_enabled": False, "delete_cache": (KEEP_SECONDS, KEEP_SECONDS)}
+        with gr.Blocks(title="RestorMixer", **settings) as self._blocks:
             gr.Markdown(INTRODUCTION)
             with gr.Row():
                 with gr.Column(scale=1, min_width=280):
@@ -76,7 +77,7 @@ class Page:
 
     def open(self, host: str, port: int) -> None:
         """Serve the page in a background thread."""
-        self._blocks.queue(max_size=WAITING, default_concurrency_limit=1)
+        self._blocks.queue(max_size=MAX_QUEUED, default_concurrency_limit=1)
         self._blocks.launch(
             server_name=host,
             server_port=port,

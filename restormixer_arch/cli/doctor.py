@@ -131,7 +131,7 @@ def devices() -> Iterator[Finding]:
 def upstream() -> Iterator[Finding]:
     from restormixer_arch.basicsr_adapter import compat
 
-    installed = compat.installed_as()
+    installed = compat.installed_distributions()
     names = ", ".join(f"{name} {number}" for name, number in installed) or "no known distribution"
     if len(installed) > 1:
         yield Finding("distribution", f"{names}: they overwrite each other; uninstall all and install one", "!!")

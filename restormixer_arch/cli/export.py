@@ -121,9 +121,9 @@ def _write_safetensors(network: RestorMixer, path: Path, args: Namespace) -> str
 
 
 def _write_onnx(network: RestorMixer, path: Path, args: Namespace) -> str:
-    from restormixer_arch.export.onnx_file import OPSET, compare_outputs, export_onnx, overflows_in_half
+    from restormixer_arch.export.onnx_file import OPSET, compare_outputs, export_onnx, overflows_in_float16
 
-    if args.half and overflows_in_half(network):
+    if args.half and overflows_in_float16(network):
         raise UserError(f"--half: the network of {args.weights} overflows in float16; export it without --half")
     export_onnx(network, path, half=args.half)
     largest, psnr = compare_outputs(network, path)

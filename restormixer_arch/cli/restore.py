@@ -26,14 +26,14 @@ from restormixer_arch.cli import parsing
 from restormixer_arch.cli.parsing import Parser
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference.files import (
+    ALREADY_PRESENT,
     COMPARED,
     COPIED,
     FAILED,
-    PRESENT,
     RESTORED,
     FileOptions,
     Outcome,
-    is_there,
+    output_exists,
     restore_file,
 )
 from restormixer_arch.inference.installed import AUTO, DEFAULT_TASK, installed_weights
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "Restore images and videos. Folders are read with their sub-folders; names are kept; files that exist"
 DESCRIPTION += " already are skipped. If a file fails, the others are still restored, and the exit code is 2."
-WHAT_STAYS = """what is kept and what is not:
+KEPT_CONTENT = """what is kept and what is not:
   all images   size, 8 or 16 bits, gray or RGB, alpha. The EXIF orientation is applied to the pixels. Palettes become
                RGB, CMYK becomes 8-bit sRGB. Animations and multi-page files are rejected.
   JPEG         ICC profile, EXIF, XMP, IPTC, comment, resolution; written with quality 95, 4:4:4
@@ -69,7 +69,7 @@ Anything else that is lost is listed at the end of the run.
 def parser() -> Parser:
     parser = Parser("restore", DESCRIPTION)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description, parser.epilog = "\n".join(re.findall(r".{1,110}(?: |$)", DESCRIPTION)), WHAT_STAYS
+    parser.description, parser.epilog = "\n".join(re.findall(r".{1,110}(?: |$)", DESCRIPTION)), KEPT_CONTENT
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, or pattern in quotes")
     parsing.add_output(parser, name="output", required=True, metavar="DIR", help="folder to write into")
     add_settings(parser)
@@ -164,8 +164,8 @@ def run(arguments: list[str]) -> int:
         from restormixer_arch.inference.contact_sheet import check_sheet, write_sheet
 
         args.sheet = check_sheet(args.sheet, jobs, args.inputs, shard, overwrite=args.overwrite)
-    todo = jobs.select(lambda job: args.overwrite or not all(map(is_there, job.outputs)))
-    counts, stopped = Counter({PRESENT: len(jobs) - len(todo)}), False
+    todo = jobs.select(lambda job: args.overwrite or not all(map(output_exists, job.outputs)))
+    counts, stopped = Counter({ALREADY_PRESENT: len(jobs) - len(todo)}), False
     left_out: dict[tuple[str, str], int] = defaultdict(int)
     options = FileOptions(args.max_pixels, args.video_quality, args.overwrite)
     if todo:
@@ -196,10 +196,11 @@ def run(arguments: list[str]) -> int:
     def again(state: str) -> str:
         return f" ({whose}--overwrite restores {'it' if counts[state] == 1 else 'them'} again)"
 
-    hints = {} if args.overwrite else {PRESENT: again(PRESENT), COMPARED: f" with what was there{again(COMPARED)}"}
+    hints = {ALREADY_PRESENT: again(ALREADY_PRESENT), COMPARED: f" with what was there{again(COMPARED)}"}
+    hints = {} if args.overwrite else hints
     parts = [
         f"{counts[state]} {state}{hints.get(state, '')}"
-        for state in (RESTORED, COPIED, COMPARED, PRESENT, FAILED)
+        for state in (RESTORED, COPIED, COMPARED, ALREADY_PRESENT, FAILED)
         if counts[state]
     ]
     place = str(args.output) if shard.count == 1 else f"{args.output}, shard {shard.index}/{shard.count}"
@@ -240,9 +241,9 @@ def check_weights(args: argparse.Namespace) -> None:
         if args.task not in (None, AUTO):
             installed_weights(args.task)
     elif not args.weights.is_file():
-        from restormixer_arch.hub import find_here  # takes a second, since it imports torch
+        from restormixer_arch.hub import find_local_weights  # takes a second, since it imports torch
 
-        find_here(args.weights)
+        find_local_weights(args.weights)
 
 
 def restorer_of(args: argparse.Namespace, weights: str | Path | None = None) -> Restorer | AutoRestorer:

@@ -55,10 +55,10 @@ def run(arguments: list[str]) -> int:
     try:
         training.run()
     except Stopped as stopped:
-        print_once(training, interruption(training, arguments, f"{stopped}: "))
+        print_once(training, interruption_message(training, arguments, f"{stopped}: "))
         return 128 + stopped.signal
     except KeyboardInterrupt:
-        print_error(interruption(training, arguments))
+        print_error(interruption_message(training, arguments))
         return 130
     except RuntimeError as error:
         if training.opt.get("dist") and lost_peer(error):
@@ -73,7 +73,7 @@ def run(arguments: list[str]) -> int:
         if "shared memory" in str(error) or "Bus error" in str(error):
             fix = "shared memory ran out: in a container start it with more (docker run --shm-size=2g), or lower "
             fix += "datasets.train.num_worker_per_gpu or batch_size_per_gpu"
-        raise UserError(f"a loader process {lost[1]}; {fix}; {interruption(training, arguments)}") from error
+        raise UserError(f"a loader process {lost[1]}; {fix}; {interruption_message(training, arguments)}") from error
     for line in training_lines(training):
         print_result(line)
     return 0
@@ -90,7 +90,7 @@ def place(training: Training) -> str:
     return f"process {training.opt['rank']} of {training.opt['world_size']}"
 
 
-def interruption(training: Training, arguments: list[str], cause: str = "") -> str:
+def interruption_message(training: Training, arguments: list[str], cause: str = "") -> str:
     """Return a line that states the last iteration, the last checkpoint and how to resume."""
     from restormixer_arch.training.checkpoint import saved_states
 

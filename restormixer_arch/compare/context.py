@@ -27,7 +27,7 @@ from restormixer_arch.processes import run_in_process
 SHARES = (50, 90, 99)  # percent of the gradient
 
 
-class Measured(ResultModel):
+class ContextRecord(ResultModel):
     """The record of one competitor: the context that it uses, and the settings that this depends on."""
 
     settings: dict[str, Any]
@@ -57,7 +57,7 @@ def measure_context(
             "sizes": context["sizes"],
         }
         training = competitor.training and competitor.training.model_dump()
-        measured = Measured(settings=json.loads(json.dumps({**settings, "training": training})))
+        measured = ContextRecord(settings=json.loads(json.dumps({**settings, "training": training})))
         measured.use = _read_use(kept, field, measured.settings)
         if measured.use is None:
             note(f"measuring the context of {name}")
@@ -73,13 +73,13 @@ def measure_context(
 
 def _read_use(kept: Path, field: Path, settings: dict[str, Any]) -> ContextUse | None:
     try:
-        found = read_part(Measured, kept)
+        found = read_part(ContextRecord, kept)
     except UserError:
         return None
     return found.use if found.settings == settings and field.is_file() else None
 
 
-def use_of(network: nn.Module, options: dict[str, Any], sizes: list[int]) -> tuple[ContextUse, Tensor]:
+def measure_context_use(network: nn.Module, options: dict[str, Any], sizes: list[int]) -> tuple[ContextUse, Tensor]:
     """Measure the context that a network uses on the dataset of an option file.
 
     Args:

@@ -135,11 +135,11 @@ def measure_context(
     entry: dict[str, Any], options: dict[str, Any], sizes: list[int], field_file: str
 ) -> dict[str, Any]:
     """Measure how much of an image a network uses, see :mod:`.context`, and write its gradient to ``field_file``."""
-    from restormixer_arch.compare.context import use_of
+    from restormixer_arch.compare.context import measure_context_use
     from restormixer_arch.compare.networks import Entry, build
     from restormixer_arch.compare.study_plots import write_field
 
-    use, field = use_of(build(Entry(**entry)).network, deepcopy(options), sizes)
+    use, field = measure_context_use(build(Entry(**entry)).network, deepcopy(options), sizes)
     write_field(field.numpy(), Path(field_file))
     return use.model_dump()
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from restormixer_arch.basicsr_adapter import spandrel_networks
 from restormixer_arch.basicsr_adapter.loading import describe_mismatch, read_entry
-from restormixer_arch.basicsr_adapter.padded import Padded, window_of
+from restormixer_arch.basicsr_adapter.padded import Padded, required_multiple
 from restormixer_arch.config.yaml_file import read_options
 from restormixer_arch.errors import UserError
 from restormixer_arch.hub import LATEST_WEIGHTS
@@ -47,7 +47,7 @@ class Entry:
 
 
 @dataclass
-class Built:
+class BuiltNetwork:
     """A network ready to restore images (B, C, H, W), with the name and arguments of its architecture."""
 
     network: nn.Module
@@ -102,21 +102,21 @@ def _best(options: dict[str, Any], file: Path) -> str:
     return f"net_g_best_{sets[0]['name']}_{metrics[0]}.pth"
 
 
-def build(entry: Entry) -> Built:
+def build(entry: Entry) -> BuiltNetwork:
     """Build a competitor in evaluation mode, with its weights.
 
     Raises:
         UserError: if the weights cannot be read, do not fit the network, or do not identify their network.
     """
     built = _from_section(entry) if entry.network else _from_weights(entry.weights)
-    multiple = entry.multiple_of or window_of(built.network)
+    multiple = entry.multiple_of or required_multiple(built.network)
     if multiple > 1:
         built.network = Padded(built.network, multiple)
     built.network.eval()
     return built
 
 
-def _from_section(entry: Entry) -> Built:
+def _from_section(entry: Entry) -> BuiltNetwork:
     network = spandrel_networks.build(entry.network, f"competitors.{entry.name}")
     if entry.weights:
         asked = f"competitors.{entry.name}.param_key" if entry.param_key else None
@@ -128,15 +128,16 @@ def _from_section(entry: Entry) -> Built:
         except RuntimeError as error:  # torch raises it for missing, unexpected and wrongly shaped tensors
             reasons = describe_mismatch(network, state, error)
             raise UserError(f"{entry.weights}: does not fit competitors.{entry.name}: {reasons}") from error
-    return Built(network, entry.network["type"], {key: value for key, value in entry.network.items() if key != "type"})
+    arguments = {key: value for key, value in entry.network.items() if key != "type"}
+    return BuiltNetwork(network, entry.network["type"], arguments)
 
 
-def _from_weights(path: str) -> Built:
+def _from_weights(path: str) -> BuiltNetwork:
     state = read_weights(path)
     if is_restormixer(state):
         options = options_from_weights(state)
         with explain_unbuildable(path, "; name it by network_g"):  # such as weights of an ablation
-            return Built(RestorMixer.from_weights(state, options), "RestorMixer", options)
+            return BuiltNetwork(RestorMixer.from_weights(state, options), "RestorMixer", options)
     loader = spandrel_networks.model_loader()
     if loader is None:
         raise UserError(
@@ -150,7 +151,7 @@ def _from_weights(path: str) -> Built:
         raise UserError(f"{path}: spandrel does not recognize its network; specify it with network_g") from error
     if not isinstance(descriptor, ImageModelDescriptor):
         raise UserError(f"{path}: {descriptor.architecture.name} cannot restore images without a mask")
-    return Built(SpandrelModule(descriptor.model, descriptor), f"{descriptor.architecture.name} (spandrel)")
+    return BuiltNetwork(SpandrelModule(descriptor.model, descriptor), f"{descriptor.architecture.name} (spandrel)")
 
 
 class SpandrelModule(nn.Module):

@@ -15,7 +15,7 @@ from restormixer_arch.config.check import (
     option_problems,
     raise_problems,
     read_option_file,
-    refuse_file_of_another_command,
+    reject_other_command,
     section_problems,
     unknown_name,
 )
@@ -47,7 +47,7 @@ def read_compare_file(
         OptionErrors: if it has problems; all of them are listed.
     """
     given = read_option_file(option_file, force_yml)[1]
-    refuse_file_of_another_command(given, option_file, "compare")
+    reject_other_command(given, option_file, "compare")
     options = {**DEFAULTS, **given}
     problems = section_problems(CompareFile, options) or _run_problems(options, needs_steps)
     if not problems:

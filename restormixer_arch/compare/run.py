@@ -153,7 +153,7 @@ def measure(
         budget=format_budget(options) if trained else None,
         metrics={name: _metric(section) for name, section in options["val"]["metrics"].items()},
         competitors=competitors,
-        datasets=join_pictures(inputs, {name: found["pictures"] for name, found in restored.items()}),
+        datasets=combine_images(inputs, {name: found["pictures"] for name, found in restored.items()}),
         settings=settings_of(options, entries, trained),
     )
 
@@ -162,7 +162,7 @@ def _with_flops(training: Training | None, flops: float | None) -> Training | No
     return training and training.model_copy(update={"flops": flops})
 
 
-def join_pictures(inputs: dict[str, list[Any]], restored: dict[str, dict[str, list[Any]]]) -> list[DataSet]:
+def combine_images(inputs: dict[str, list[Any]], restored: dict[str, dict[str, list[Any]]]) -> list[DataSet]:
     """Combine the images of all competitors, and compare each with the first one, photograph by photograph.
 
     Args:

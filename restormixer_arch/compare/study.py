@@ -91,7 +91,7 @@ class ContextUse(ResultModel):
         own = self._gains(label)
         return paired_difference(own, over._gains(label) if over else [0.0] * len(own))
 
-    def ahead(self, of: ContextUse) -> Difference:
+    def lead_over(self, of: ContextUse) -> Difference:
         """Return the lead over another network in the largest crop, in dB."""
         own, other = (list(use.psnr.values())[-1] for use in (self, of))
         return paired_difference(_photographs(own), _photographs({picture: other[picture] for picture in own}))

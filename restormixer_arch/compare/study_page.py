@@ -104,7 +104,7 @@ def crossings(study: Study, measure: tuple[str, str]) -> list[str]:
     first, found = markdown_text(study.networks[0].name), []
     for network in study.networks[1:]:
         points = [(m, d) for m in study.minutes if (d := study.difference(network.name, m, measure))]
-        sure = [place for place, (_, difference) in enumerate(points) if is_sure(difference)]
+        sure = [place for place, (_, difference) in enumerate(points) if is_significant(difference)]
         for start, end in pairwise(sure):
             if points[start][1].mean * points[end][1].mean < 0:
                 between = pairwise((m, d.mean) for m, d in points[start : end + 1])
@@ -144,7 +144,7 @@ def _per_label(study: Study, measure: tuple[str, str]) -> list[str]:
     return [f"Per label, after {minutes:g} minutes, {shown}:", markdown_table(head, table)]
 
 
-def is_sure(difference: Difference) -> bool:
+def is_significant(difference: Difference) -> bool:
     """Return whether a difference has an interval that excludes 0."""
     return difference.low is not None and difference.high is not None and difference.low * difference.high > 0
 
@@ -165,7 +165,7 @@ def _context(study: Study) -> str:
         means = [f"{fmean(psnr.values()):.2f}" for psnr in use.psnr.values()]
         more = ""
         if name != first:
-            means[-1] += f"; {show(use.ahead(any_use))}"
+            means[-1] += f"; {show(use.lead_over(any_use))}"
             more = show(use.gain(over=any_use))
         rows.append([markdown_text(name), *means, show(use.gain()), more, *(f"{use.radius[s]} px" for s in shares)])
     even = [f"{radius_of(np.ones((side, side)), share / 100)} px" for share in shares]

@@ -42,7 +42,7 @@ EXPECTED = {
 IN_QUOTES = "; put a number, date, null, on, off, yes or no in quotes to use it as text"
 
 
-class NoDataSet(UserError):
+class NoDatasetFound(UserError):
     """All datasets of an option file are missing."""
 
 
@@ -116,7 +116,7 @@ def _leave_out_missing(options: dict[str, Any], shown: str) -> None:
         if absent:
             missing[phase] = f"{dataset.get('name', phase)} ({absent[0]})"
     if missing and len(missing) == len(datasets):
-        raise NoDataSet(f"{shown}: datasets: none was found: {', '.join(missing.values())}; see data/DATASETS.md")
+        raise NoDatasetFound(f"{shown}: datasets: none was found: {', '.join(missing.values())}; see data/DATASETS.md")
     for phase in missing:
         del datasets[phase]
     if missing:
@@ -135,7 +135,7 @@ def read_option_file(option_file: str, force_yml: list[str] | None = None) -> tu
     path = locate_option_file(option_file)
     options = read_options(path, option_file)
     apply_overrides(options, force_yml or [])
-    _write_whole_numbers(options)
+    _convert_integral_floats(options)
     taken = [] if user_path(option_file).exists() else [option_file]
     for section, key_path in list(rules.path_keys(options)):
         value = section[key_path[-1]]
@@ -148,17 +148,17 @@ def read_option_file(option_file: str, force_yml: list[str] | None = None) -> tu
     return path, options
 
 
-def _write_whole_numbers(node: Any) -> None:
+def _convert_integral_floats(node: Any) -> None:
     """Convert ``5e3`` or ``5000.0`` to an integer in place, under every key that accepts only integers."""
     if isinstance(node, list):
         for value in node:
-            _write_whole_numbers(value)
+            _convert_integral_floats(value)
     for key, value in node.items() if isinstance(node, dict) else ():
         if key in _whole_number_keys():
             whole = [_whole(one) for one in value] if isinstance(value, list) else _whole(value)
             node[key] = whole
         else:
-            _write_whole_numbers(value)
+            _convert_integral_floats(value)
 
 
 def _whole(value: Any) -> Any:
@@ -201,11 +201,11 @@ def check_options(options: dict[str, Any], shown: str, is_train: bool, *, paths:
         UserError: if the file is for another command.
         OptionErrors: if the options have problems; the error lists all of them.
     """
-    refuse_file_of_another_command(options, shown, "train" if is_train else "test")
+    reject_other_command(options, shown, "train" if is_train else "test")
     raise_problems(option_problems(options, is_train, paths=paths), options, shown)
 
 
-def refuse_file_of_another_command(options: dict[str, Any], shown: str, command: str) -> None:
+def reject_other_command(options: dict[str, Any], shown: str, command: str) -> None:
     """Raise UserError if an option file is clearly for a different command."""
     datasets = options.get("datasets")
     training = ["train" in options, isinstance(datasets, dict) and "train" in datasets]
@@ -291,7 +291,7 @@ def section_problems(section: type[BaseModel], options: Any, at: tuple[str, ...]
     expected: dict[tuple[str, ...], tuple[Any, list[str]]] = {}
     unknown: list[tuple[str, ...]] = []
     missing: list[tuple[str, ...]] = []
-    problems, errors = _keys_that_are_no_text(errors, options, at)
+    problems, errors = _non_string_keys(errors, options, at)
     for item in errors:
         path = _key_path(item, options)
         if item["type"] == "extra_forbidden":
@@ -315,7 +315,7 @@ def section_problems(section: type[BaseModel], options: Any, at: tuple[str, ...]
     return problems
 
 
-def _keys_that_are_no_text(errors: list[Any], options: Any, at: tuple[str, ...]) -> tuple[list[Problem], list[Any]]:
+def _non_string_keys(errors: list[Any], options: Any, at: tuple[str, ...]) -> tuple[list[Problem], list[Any]]:
     """Return a problem for each key that is not text, such as ``on:``, and the errors of all other keys."""
     problems, wrong = [], []
     for item in errors:

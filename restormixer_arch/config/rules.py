@@ -20,8 +20,8 @@ from restormixer_arch.output import user_path
 NAME_PATTERN = r'^[^/\\:*?"<>|\x00-\x1f]*[^/\\:*?"<>|\x00-\x1f.][^/\\:*?"<>|\x00-\x1f]*$'  # excludes . and ..
 RESERVED = ("CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)))
 SURROGATES = "[\ud800-\udfff]"  # such as "\ud800" in YAML, which file names cannot contain
-NAME_LENGTH = 150  # bytes in UTF-8; file systems allow 255 bytes, including what is added to the name
-NAMES_LENGTH = 230  # bytes of the names of a dataset and a metric together, as in net_g_best_<set>_<metric>.pth
+MAX_NAME_BYTES = 150  # bytes in UTF-8; file systems allow 255 bytes, including what is added to the name
+MAX_COMBINED_NAME_BYTES = 230  # a dataset's and a metric's name together, as in net_g_best_<set>_<metric>.pth
 COLUMNS = ("iteration", "dataset", "set", "images")  # columns of the result tables besides the metrics
 MAX_INTEGER = 2**63 - 1
 AVERAGE = "average"  # name of the row below those of the datasets in the results
@@ -73,7 +73,7 @@ def name_problem(name: str) -> str | None:
     """Return a message if a file or folder name is not valid on every system, since option files are portable."""
     if re.search('[:*?"<>|]', name) or name.endswith((".", " ")) or name.partition(".")[0].upper() in RESERVED:
         return f'got {name!r}, which Windows cannot store: expected a name without : * ? " < > |, a last dot or blank'
-    fits = re.fullmatch(NAME_PATTERN, name) and _bytes(name) <= NAME_LENGTH and not re.search(SURROGATES, name)
+    fits = re.fullmatch(NAME_PATTERN, name) and _bytes(name) <= MAX_NAME_BYTES and not re.search(SURROGATES, name)
     return None if fits else f"got {name!r}, expected {STORABLE}"
 
 
@@ -287,8 +287,9 @@ def best_weights(options: dict[str, Any]) -> Iterator[Problem]:
     for phase, dataset in _section(options, "datasets").items():
         name = str(dataset.get("name")) if isinstance(dataset, dict) else ""
         together = _bytes(name) + _bytes(longest)
-        if longest and phase_kind(phase) == "val" and together > NAMES_LENGTH:
-            text = f"has {together} bytes with the metric {longest!r}, expected at most {NAMES_LENGTH}: names of files"
+        if longest and phase_kind(phase) == "val" and together > MAX_COMBINED_NAME_BYTES:
+            most = f"expected at most {MAX_COMBINED_NAME_BYTES}: names of files"
+            text = f"has {together} bytes with the metric {longest!r}, {most}"
             yield Problem(("datasets", str(phase), "name"), text)
 
 

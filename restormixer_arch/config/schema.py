@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, create_model
 
 from restormixer_arch.config.section import OpenSection, Section, Typed, open_section
-from restormixer_arch.config.train_schema import TRAIN_SECTIONS, WITH_MORE_KEYS, GanTrain, Train
+from restormixer_arch.config.train_schema import MODELS_WITH_EXTRA_KEYS, TRAIN_SECTIONS, GanTrain, Train
 from restormixer_arch.config.values import (
     Count,
     Crop,
@@ -256,5 +256,5 @@ def sections(model_type: Any, is_train: bool) -> dict[str, type[BaseModel]]:
     }
     if is_train:
         found |= {"": GanTrainFile if gan else TrainFile, "val": TiledTrainVal if tiled else TrainVal, "train": train}
-    closed = name in TRAIN_SECTIONS and name not in WITH_MORE_KEYS
+    closed = name in TRAIN_SECTIONS and name not in MODELS_WITH_EXTRA_KEYS
     return found if closed else {key: open_section(section) for key, section in found.items()}

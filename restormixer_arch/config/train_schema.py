@@ -162,7 +162,7 @@ TRAIN_SECTIONS: dict[str, type[BaseModel]] = {
     "EDVRModel": SRTrain,
 }
 # models of TRAIN_SECTIONS whose files may have further keys in any section
-WITH_MORE_KEYS = (
+MODELS_WITH_EXTRA_KEYS = (
     "RealESRNetModel",
     "RealESRGANModel",
     "VideoBaseModel",

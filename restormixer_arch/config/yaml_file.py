@@ -98,7 +98,7 @@ def load_yaml(text: str) -> Any:
         if node is None:
             return None
         _count_values(node, {})
-        return _written_out(loader.construct_document(node))
+        return _expand_aliases(loader.construct_document(node))
     finally:
         loader.dispose()
 
@@ -118,11 +118,11 @@ def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
     return counts[id(node)]
 
 
-def _written_out(value: Any) -> Any:
+def _expand_aliases(value: Any) -> Any:
     """Return a copy in which aliases do not share objects, so changing one section does not change another."""
     if isinstance(value, dict):
-        return {key: _written_out(inner) for key, inner in value.items()}
-    return [_written_out(inner) for inner in value] if isinstance(value, list) else value
+        return {key: _expand_aliases(inner) for key, inner in value.items()}
+    return [_expand_aliases(inner) for inner in value] if isinstance(value, list) else value
 
 
 def read_options(path: Path, shown: str) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def _pictures(network: RestorMixer, sizes: tuple[tuple[int, int, int], ...]) -> 
 
 
 @torch.no_grad()
-def overflows_in_half(network: RestorMixer) -> bool:
+def overflows_in_float16(network: RestorMixer) -> bool:
     """Return whether float16 arithmetic gives non-finite values for random images.
 
     onnxruntime would not reveal this on a CPU, where it computes in float32.

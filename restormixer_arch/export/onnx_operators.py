@@ -28,7 +28,7 @@ from restormixer_arch.selective_scan.definition import ORDERS
 OPSET = 18
 NAMES = {number: name for name, number in ORDERS.items()}
 STEPS = 32  # T
-LANES = 32768  # upper limit of S * K * N * D, so that one step of all parts fits in the second-level cache
+MAX_PARALLEL_VALUES = 32768  # upper limit of S * K * N * D: one step of all parts fits in the second-level cache
 PARTS = (2, 16)  # smallest and largest S
 FLOATS = FLOAT[...]  # onnxscript reads annotations as ONNX types
 
@@ -102,7 +102,7 @@ def scan_directions(x: Any, projected: Any, dt_proj: Any, dt_bias: Any, A: Any, 
     names = [NAMES[number] for number in orders]
     count, channels, states, rank = len(names), given.shape[3], shapes[1][1], shapes[0][1]
     parts = PARTS[0]
-    while parts < PARTS[1] and 2 * parts * count * channels * states <= LANES:
+    while parts < PARTS[1] and 2 * parts * count * channels * states <= MAX_PARALLEL_VALUES:
         parts *= 2
     batch, height, width = (op.Shape(x, start=axis, end=axis + 1) for axis in range(3))
     length = op.Mul(height, width)

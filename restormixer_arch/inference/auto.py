@@ -19,7 +19,7 @@ from restormixer_arch.inference.restorer import WHITE, Progress, Restorer, no_pr
 FRAMES, STEP = 5, 8  # number of frames that are examined in a video, and the distance between them in frames
 
 
-class Unchanged:
+class IdentityRestorer:
     """A stand-in for a restorer that only converts its images to [0, 1]."""
 
     scale = 1
@@ -40,7 +40,7 @@ class AutoRestorer:
         self.load = load
         self._loaded: dict[str, Restorer] = {}
 
-    def choose(self, job: Job, max_pixels: int | None) -> tuple[Restorer | Unchanged, str]:
+    def choose(self, job: Job, max_pixels: int | None) -> tuple[Restorer | IdentityRestorer, str]:
         """Return the restorer for a file, and a line for the user that explains the choice.
 
         Raises:
@@ -51,9 +51,9 @@ class AutoRestorer:
         choice = choose_task(_images(job, max_pixels))  # frees the images before load() records the memory in use
         text = f"{choice.task} ({choice.probability:.0%})"
         if choice.task == CLEAN:
-            return Unchanged(), f"{job.source}: {text}; copied unchanged"
+            return IdentityRestorer(), f"{job.source}: {text}; copied unchanged"
         if choice.probability < MIN_PROBABILITY:
-            return Unchanged(), f"{job.source}: uncertain, perhaps {text}; copied unchanged"
+            return IdentityRestorer(), f"{job.source}: uncertain, perhaps {text}; copied unchanged"
         if choice.task not in self._loaded:
             try:
                 self._loaded[choice.task] = self.load(installed_weights(choice.task))

@@ -118,7 +118,7 @@ def _name(job: Job, out: Path) -> str:
 def _row(job: Job, out: Path, max_pixels: int | None) -> Image.Image:
     """Return input, result and difference side by side, with the name below."""
     before, after = read_picture(job.source, max_pixels), read_result(job.target, max_pixels)
-    old, new = _flat(before), _flat(after)
+    old, new = _to_rgb8(before), _to_rgb8(after)
     if old.shape != new.shape:
         old = cv2.resize(old, new.shape[1::-1], interpolation=cv2.INTER_CUBIC)
     difference = cv2.convertScaleAbs(_small(cv2.absdiff(old, new)), alpha=GAIN)
@@ -132,7 +132,7 @@ def _row(job: Job, out: Path, max_pixels: int | None) -> Image.Image:
     return row
 
 
-def _flat(picture: Picture) -> np.ndarray:
+def _to_rgb8(picture: Picture) -> np.ndarray:
     """Return 8-bit RGB (H, W, 3), blended over a checkerboard where the image is transparent."""
     planes = picture.planes if picture.planes.dtype == np.uint8 else (picture.planes // 257).astype(np.uint8)
     channels = picture.pixels.shape[2]

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 MAX_SCALE = 8  # maximum upscale factor of a network
 MAX_VIDEO_SIDE = 16384  # longest side in pixels that the encoders accept
-RESTORED, COPIED, COMPARED, PRESENT, FAILED = "restored", "copied unchanged", "compared", "already there", "failed"
+RESTORED, COPIED, COMPARED = "restored", "copied unchanged", "compared"
+ALREADY_PRESENT, FAILED = "already there", "failed"
 Show = Callable[[str, int, int], None]  # (unit, number done, total number or 0 if unknown)
 
 
@@ -49,8 +50,8 @@ class Outcome:
         left_out: content of the input that the written file does not contain.
         remarks: notes for the user.
         failures: error messages about outputs that could not be written.
-        done: ``RESTORED``; ``COPIED``; ``COMPARED`` if ``pair`` was created from an existing result; or ``PRESENT``
-            if all outputs existed.
+        done: ``RESTORED``; ``COPIED``; ``COMPARED`` if ``pair`` was created from an existing result; or
+            ``ALREADY_PRESENT`` if all outputs existed.
     """
 
     kind: str = ""
@@ -64,7 +65,7 @@ class Outcome:
         return FAILED if self.failures else self.done
 
 
-def is_there(output: Path) -> bool:
+def output_exists(output: Path) -> bool:
     """Return whether an output exists and is not a folder."""
     return os.path.exists(output) and not os.path.isdir(output)
 
@@ -81,19 +82,19 @@ def restore_file(job: Job, restorer: Restorer | AutoRestorer, *, options: FileOp
     make_folder(job.target.parent)
     for output in filter(os.path.isdir, job.outputs):
         raise UserError(f"{output}: is a folder, so the result of {job.source} cannot be written there")
-    wanted = [output for output in job.outputs if options.overwrite or not is_there(output)]
+    wanted = [output for output in job.outputs if options.overwrite or not output_exists(output)]
     if not wanted:
-        return Outcome(done=PRESENT)
+        return Outcome(done=ALREADY_PRESENT)
     restore = _restore_video if job.is_video else _restore_image
     with _errors_of_writing(job.target):
-        from restormixer_arch.inference.auto import AutoRestorer, Unchanged
+        from restormixer_arch.inference.auto import AutoRestorer, IdentityRestorer
 
         if job.target not in wanted:
             return _pair_of_result(job, options)
         if not isinstance(restorer, AutoRestorer):
             return restore(job, wanted, restorer, options, show)
         chosen, remark = restorer.choose(job, options.max_pixels)
-        copied = isinstance(chosen, Unchanged)
+        copied = isinstance(chosen, IdentityRestorer)
         if copied:
             wanted.remove(job.target)
             with atomic_paths([job.target]) as [part]:

@@ -17,9 +17,9 @@ from restormixer_arch.weight_options import STAMP_ENTRY, is_restormixer, stamp_p
 
 # Entries in which common tools store the weights (best first), and the prefixes they add to tensor names.
 PARAM_KEYS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "net_g", "net", "generator", "network")
-WRAPPERS = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
-OWNERS = ("model.", "net_g.", "net.", "generator.", "network.", "netG.", "params.")
-COUNTERS = ("total_ops", "total_params")  # left in a network by thop
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
+CLASS_PREFIXES = ("model.", "net_g.", "net.", "generator.", "network.", "netG.", "params.")
+THOP_COUNTERS = ("total_ops", "total_params")  # left in a network by thop
 
 
 def load_network(
@@ -111,11 +111,11 @@ def weights_in(
         content = {**content, **stamp}
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"{path}: holds no network weights (a dict of tensors was expected).")
-    state = {str(name): tensor for name, tensor in content.items() if str(name).rpartition(".")[2] not in COUNTERS}
+    state = {str(name): tensor for name, tensor in content.items() if str(name).rpartition(".")[2] not in THOP_COUNTERS}
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{path}: {name} holds values that are not finite (NaN or infinity)")
-    return _without_prefixes(state, expected), param_key if param_key in taken else next(iter(taken), None)
+    return _strip_prefixes(state, expected), param_key if param_key in taken else next(iter(taken), None)
 
 
 def entries_in(content: Any) -> list[str]:
@@ -129,13 +129,14 @@ def _is_filled(content: dict[Any, Any], key: str | None) -> bool:
     return isinstance(content.get(key), dict) and len(content[key]) > 0
 
 
-def _without_prefixes(state: dict[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
-    foreign = [prefix for prefix in (*WRAPPERS, *OWNERS) if not any(name.startswith(prefix) for name in expected)]
-    wrappers = [prefix for prefix in WRAPPERS * 2 if prefix in foreign]  # either may enclose the other
+def _strip_prefixes(state: dict[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
+    prefixes = (*WRAPPER_PREFIXES, *CLASS_PREFIXES)
+    foreign = [prefix for prefix in prefixes if not any(name.startswith(prefix) for name in expected)]
+    wrappers = [prefix for prefix in WRAPPER_PREFIXES * 2 if prefix in foreign]  # either may enclose the other
     state = _remove_prefixes(state, wrappers)
     if is_restormixer(state):
         return state
-    for prefix in OWNERS:
+    for prefix in CLASS_PREFIXES:
         inner = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
         inner = _remove_prefixes(inner, [prefix, *wrappers])
         if prefix in foreign and is_restormixer(inner):

@@ -79,14 +79,14 @@ if REASON and os.environ.get("RESTORMIXER_REQUIRE_NATIVE") == "1":
     raise UserError(f"RESTORMIXER_REQUIRE_NATIVE=1, but {REASON}")
 
 
-def _forget_torch_threads() -> None:
+def _disable_torch_threads_after_fork() -> None:
     """Stop using torch's OpenMP threads: a forked child has none, and the runtime would wait for them forever."""
     global _parallel
     _parallel = 0
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_torch_threads)
+    os.register_at_fork(after_in_child=_disable_torch_threads_after_fork)
 
 
 def batch_sum(shares: Tensor) -> Tensor:

@@ -99,11 +99,11 @@ def backend_report() -> str:
         name, reason = _automatic(device, {torch.float32}, 1)
         lines.append(f"{device}: {name}" + (f" ({reason})" if reason else ""))
     if not torch.cuda.is_available():
-        lines.append(f"cuda: no device here; {_prospect()}")
+        lines.append(f"cuda: no device here; {_expected_gpu_backend()}")
     return "\n".join(lines)
 
 
-def _prospect() -> str:
+def _expected_gpu_backend() -> str:
     """Describe which backend a GPU would use, as far as the installed packages show."""
     reason = triton_scan.package_reason()
     if reason is None:
@@ -115,7 +115,7 @@ def _prospect() -> str:
     return f"on a GPU, torch would be used (triton: {reason}; cuda: mamba-ssm is not installed)"
 
 
-def _announce(name: str, device: torch.device, reason: str) -> None:
+def _log_backend_once(name: str, device: torch.device, reason: str) -> None:
     if not torch.compiler.is_compiling() and name not in _announced:
         _announced.add(name)
         _logger.info("selective scan: backend %s for %s%s", name, device, f" ({reason})" if reason else "")
@@ -146,7 +146,7 @@ def _choose(
         unusable = _explicit_reason(backend, tokens.device, tokens.dtype)
         if unusable is not None:
             raise UserError(f"backend {backend!r} cannot be used: {unusable}; backend='auto' takes one that can")
-    _announce(backend, tokens.device, reason)
+    _log_backend_once(backend, tokens.device, reason)
     return backend
 
 

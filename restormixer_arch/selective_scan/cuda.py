@@ -16,7 +16,7 @@ from torch import Tensor
 
 from restormixer_arch.selective_scan.definition import DIRECTIONS, selective_scan_loop
 from restormixer_arch.selective_scan.layouts import sum_of_images, tokens_by_direction
-from restormixer_arch.selective_scan.probe import difference, remembered, results
+from restormixer_arch.selective_scan.probe import cache_result, difference, results
 
 INTERFACE = "mamba_ssm.ops.selective_scan_interface"
 ALIGNMENT = 16  # bytes of each load in the kernel
@@ -41,7 +41,7 @@ def _tiny_scan() -> dict[str, Tensor]:
     return inputs | {"C": normal(2, 2, 8, 9), "D": normal(4), "z": normal(2, 4, 9), "delta_bias": normal(4)}
 
 
-@remembered
+@cache_result
 def probe(device: torch.device) -> str | None:
     """Run mamba-ssm's kernel once on ``device``; return None if it matches the definition, else the reason."""
     options = {"delta_softplus": True, "return_last_state": True}

@@ -23,7 +23,7 @@ Check = Callable[..., str | None]
 Results = dict[str, Tensor]
 
 
-def remembered(check: Check) -> Check:
+def cache_result(check: Check) -> Check:
     """Cache the result of ``check`` by its arguments: None forever, a reason for ``RETRY_SECONDS``."""
     known: dict[tuple[Any, ...], tuple[str | None, float]] = {}
 

@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 
 from restormixer_arch.selective_scan.definition import selective_scan_2d_loop
 from restormixer_arch.selective_scan.operator import keep_states_by_default, scan_2d
-from restormixer_arch.selective_scan.probe import difference, remembered, results
+from restormixer_arch.selective_scan.probe import cache_result, difference, results
 
 MINIMUM = (3, 3)  # for tuples as values in a kernel
 NO_CONSTANT_WEIGHTS = "it takes no constant B or C, (D, N)"
@@ -101,7 +101,7 @@ def _tiny_scan(dtype: torch.dtype) -> dict[str, Tensor]:
     return inputs | {name: normal(directions, channels) for name in ("D", "delta_bias")}
 
 
-@remembered
+@cache_result
 def probe(device: torch.device, dtype: torch.dtype) -> str | None:
     """Run the kernels once on ``device``; return None if they match the definition, else the reason."""
     names = ("column", "row_reverse")

@@ -29,7 +29,7 @@ from restormixer_arch.protocol import KeepsState
 from restormixer_arch.restormixer_arch import RestorMixer
 from restormixer_arch.weight_options import STAMP_ENTRY, stamp_of
 
-TEMPORARY = ".tmp"
+TEMPORARY_SUFFIX = ".tmp"
 WEIGHTS = re.compile(r"net_\w+?_(\d+)\.pth")
 
 
@@ -47,7 +47,7 @@ def write(content: Any, path: Path) -> str:
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
         with open(temporary, "wb") as file:
             file.write(buffer.getbuffer())
@@ -81,7 +81,7 @@ def digest(path: Path) -> str:
     return found.hexdigest()
 
 
-def write_or_refuse(content: Any, path: Path, opt: dict[str, Any]) -> str:
+def write_checkpoint_file(content: Any, path: Path, opt: dict[str, Any]) -> str:
     """Write a part of a checkpoint and return its digest.
 
     Raises:
@@ -142,7 +142,7 @@ class CheckpointWriter:
             weights[STAMP_ENTRY] = stamp_of(bare[0])
         name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
         path = Path(self.model.opt["path"]["models"], name)
-        self._digests[name] = write_or_refuse(weights, path, self.model.opt)
+        self._digests[name] = write_checkpoint_file(weights, path, self.model.opt)
 
     def save_training_state(self, epoch: int, current_iter: int | str) -> None:
         """Save the training state; do nothing if ``current_iter`` is not an iteration.
@@ -175,7 +175,7 @@ class CheckpointWriter:
             "extra": model.extra_state() if isinstance(model, KeepsState) else {},
             **self.run_state(),
         }
-        write_or_refuse(
+        write_checkpoint_file(
             to_plain_values(state), Path(model.opt["path"]["training_states"], f"{current_iter}.state"), model.opt
         )
         self._digests = {}
@@ -227,8 +227,8 @@ def prune(opt: dict[str, Any], iteration: int) -> None:
 def remove_unfinished(opt: dict[str, Any]) -> None:
     """Remove the unfinished files of a killed run."""
     for key in ("models", "training_states"):
-        for path in Path(opt["path"][key]).glob(f"*{TEMPORARY}"):
-            if path.name.removesuffix(TEMPORARY).endswith((".pth", ".state")):
+        for path in Path(opt["path"][key]).glob(f"*{TEMPORARY_SUFFIX}"):
+            if path.name.removesuffix(TEMPORARY_SUFFIX).endswith((".pth", ".state")):
                 path.unlink(missing_ok=True)
 
 

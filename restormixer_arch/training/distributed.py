@@ -22,9 +22,9 @@ from restormixer_arch.processes import cores, omp_threads, slurm_cores
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 BACKENDS = ("nccl", "gloo", "mpi", "xccl")
-FIRST_PORT, PORTS = 15000, 30000  # range of ports for SLURM jobs, chosen by job and step number
+FIRST_PORT, PORT_COUNT = 15000, 30000  # range of ports for SLURM jobs, chosen by job and step number
 DEFAULT_TIMEOUT = 60  # minutes; a slow disk or a long validation of one process is not an error
-LOST = re.compile(
+LOST_PEER_PATTERN = re.compile(
     r"Connection closed by peer|Connection reset by peer|Broken pipe|remote process exited|Connection refus"
     r"|[Tt]imed out"
 )
@@ -128,7 +128,7 @@ def set_slurm_environment(port: int | None) -> None:
         os.environ["MASTER_PORT"] = str(port)
     # Jobs that share a node need different ports.
     job, step = (int(re.sub(r"\D", "", os.environ.get(name, "")) or 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    os.environ.setdefault("MASTER_PORT", str(FIRST_PORT + (job * 10 + step) % PORTS))
+    os.environ.setdefault("MASTER_PORT", str(FIRST_PORT + (job * 10 + step) % PORT_COUNT))
 
 
 def first_node(nodes: str) -> str:
@@ -149,7 +149,7 @@ def same_for_all(value: Any) -> Any:
 
 def lost_peer(error: BaseException) -> bool:
     """Return True if the error only reports that another process of the job has ended."""
-    return isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and LOST_PEER_PATTERN.search(str(error)) is not None
 
 
 @contextmanager

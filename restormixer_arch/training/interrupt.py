@@ -16,7 +16,7 @@ import torch
 from restormixer_arch.output import is_first_process
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
-TOGETHER = 2.0  # seconds within which the SIGINTs of terminal and launcher for the same Ctrl-C arrive
+SAME_CTRL_C_SECONDS = 2.0  # seconds within which the SIGINTs of terminal and launcher for the same Ctrl-C arrive
 CHECKPOINT = b"saving a checkpoint after this iteration"
 LAST_VALIDATION = b"the last validation is running and will finish"
 HINT = b"basicsr: %s: %s%s\n"
@@ -48,7 +48,7 @@ class Interrupt:
 
     signal: int = 0
     running: bool = False
-    launched: bool = False
+    has_launcher: bool = False
     second_sigint: bool = False
     hint: bytes = CHECKPOINT
     _when: float = 0.0
@@ -66,9 +66,13 @@ class Interrupt:
                 name = signal.Signals(number).name.encode()
                 with suppress(OSError):  # the terminal may be gone, as SIGHUP reports
                     os.write(2, HINT % (name, self.hint, b"; Ctrl-C again quits at once" * (number == signal.SIGINT)))
-        elif number == signal.SIGINT and not (self.launched and time.monotonic() - self._when < TOGETHER):
+        elif number == signal.SIGINT and not (self.has_launcher and self._age() < SAME_CTRL_C_SECONDS):
             self.second_sigint = True
             signal.default_int_handler(number, frame)
+
+    def _age(self) -> float:
+        """Return the seconds since the first signal."""
+        return time.monotonic() - self._when
 
     def agree_on_signal(self) -> int:
         """Return the signal that any process of the job has received, or 0. All processes must call it together.

@@ -28,7 +28,7 @@ from restormixer_arch.training.options import usable_gpus
 
 PATCHES = {"cpu": ((96, 8), (64, 8), (64, 4), (48, 4)), "cuda": ((256, 16), (192, 8), (128, 8), (96, 4))}
 MIN_ITERATIONS = 100
-SLOW = {"cpu": 2.0, "cuda": 1.0}  # seconds per iteration above which the next smaller patch is tried
+SLOW_SECONDS = {"cpu": 2.0, "cuda": 1.0}  # seconds per iteration above which the next smaller patch is tried
 # learning rates for a batch size of RATE_BATCH; the last one is for pretrained weights
 MUON_RATE, ADAMW_RATE, FINE_TUNING_RATE = 0.03, 2e-3, 1e-3
 RATE_BATCH = 8
@@ -150,7 +150,7 @@ class _Data:
     val: str
     scale: int
     side: int | None  # smallest side of the training images in pixels
-    falls: bool  # rain or snow is generated
+    has_falling_weather: bool  # rain or snow is generated
 
 
 def _read_data(folder: Path) -> _Data:
@@ -183,9 +183,9 @@ def _read_data(folder: Path) -> _Data:
     if drawn.is_dir() and not pairs[1].is_dir():
         lacking = f"{drawn} has no {pairs[1].name}, unlike {gt.name}"
         raise UserError(f"--data: {lacking}; remove it and prepare the set again")
-    falls = any(set(label.split("_")) & {"rain", "snow"} for label in labels)
+    has_falling_weather = any(set(label.split("_")) & {"rain", "snow"} for label in labels)
     val_text = _validation_set(folder.resolve().name, pairs, backend, bool(labels)) if pairs[1].is_dir() else ""
-    return _Data("\n".join(source), val_text, scale, _smallest_side(gt), falls)
+    return _Data("\n".join(source), val_text, scale, _smallest_side(gt), has_falling_weather)
 
 
 def _validation_set(name: str, pairs: tuple[Path, Path], backend: str, nested: bool) -> str:
@@ -255,7 +255,7 @@ def _choose(wanted: InitRequest, data: _Data, installed: Path | None, gpus: int)
             gc.collect()  # networks and optimizers are in reference cycles, which would keep their memory allocated
         note(f"{batch} patches of {side} pixels: {seconds:.2f} s")
         tried = side, batch, seconds
-        if seconds <= SLOW[device]:
+        if seconds <= SLOW_SECONDS[device]:
             break
     if tried is None:
         raise UserError("not enough memory for the smallest patches")
@@ -294,7 +294,7 @@ def _fill(
         "patch": patch,
         "batch": batch,
         "whole_batch": whole_batch,
-        "turned": "false" if data.falls or wanted.task in FALLING_TASKS else "true",
+        "turned": "false" if data.has_falling_weather or wanted.task in FALLING_TASKS else "true",
         "network": NETWORKS[wanted.network],
         "upscale": f"  upscale: {data.scale}\n" if data.scale > 1 else "",
         "weights": weights,

@@ -29,7 +29,7 @@ from restormixer_arch.output import note, rename, shown_path, warn
 from restormixer_arch.training import distributed
 
 # These models degrade images on a CUDA device.
-MODELS_OF_GPUS = ("RealESRNetModel", "RealESRGANModel")
+CUDA_ONLY_MODELS = ("RealESRNetModel", "RealESRGANModel")
 
 
 def make_opt(request: Request, root_path: str) -> dict[str, Any]:
@@ -66,8 +66,8 @@ def make_opt(request: Request, root_path: str) -> dict[str, Any]:
             opt["val"]["val_freq"] = 8
         opt["logger"].update(print_freq=1, save_checkpoint_freq=8)
     fit_to_machine(opt)
-    refuse_videos_on_cpu(opt)
-    refuse_models_of_gpus(opt)
+    reject_videos_on_cpu(opt)
+    reject_cuda_models(opt)
     return opt
 
 
@@ -181,7 +181,7 @@ def gpus_of_one_process(num_gpu: int | str, device: str | None) -> int:
     return min(usable_gpus(num_gpu, device), torch.cuda.device_count(), 1)
 
 
-def refuse_videos_on_cpu(opt: dict[str, Any]) -> None:
+def reject_videos_on_cpu(opt: dict[str, Any]) -> None:
     """Reject a video model that cannot validate: BasicSR keeps the metrics of the frames on a CUDA device.
 
     Raises:
@@ -196,13 +196,13 @@ def refuse_videos_on_cpu(opt: dict[str, Any]) -> None:
         )
 
 
-def refuse_models_of_gpus(opt: dict[str, Any]) -> None:
+def reject_cuda_models(opt: dict[str, Any]) -> None:
     """Reject the models that keep a part on a CUDA device, whatever ``num_gpu`` is.
 
     Raises:
         UserError: if such a model is chosen and no CUDA device is used.
     """
-    if opt["num_gpu"] == 0 and opt["model_type"].removesuffix("_basicsr") in MODELS_OF_GPUS:
+    if opt["num_gpu"] == 0 and opt["model_type"].removesuffix("_basicsr") in CUDA_ONLY_MODELS:
         raise UserError(f"model_type: {opt['model_type']!r} needs a CUDA device, and none is used here; expected a GPU")
 
 

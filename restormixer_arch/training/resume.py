@@ -23,7 +23,7 @@ from restormixer_arch.training.checkpoint import digest, options_of, prune, remo
 from restormixer_arch.training.reports import LOSSES, VALIDATIONS
 
 SCHEDULED_KEYS = {"lr", "initial_lr", "params"}  # keys of a parameter group that the schedule and the network set
-STRUCTURAL = {"amsgrad"}  # options that determine which state an optimizer keeps
+FIXED_OPTIONS = {"amsgrad"}  # options that determine which state an optimizer keeps
 
 
 def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
@@ -51,11 +51,11 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
         keys = {f"pretrain_{network}": str(place), f"param_key_{network.removeprefix('network_')}": "params"}
         opt["path"].update(keys)
     if opt.get("rank", 0) == 0:
-        _set_newer_aside(opt, path, state["iter"])
+        _archive_newer(opt, path, state["iter"])
     return state
 
 
-def _set_newer_aside(opt: dict[str, Any], state: Path, iteration: int) -> None:
+def _archive_newer(opt: dict[str, Any], state: Path, iteration: int) -> None:
     """Keep files newer than the state to resume from in a separate folder, since this run writes the same names.
 
     Checkpoints and the latest weights are moved; the best weights and the tables of losses and metrics, which this run
@@ -223,7 +223,7 @@ def _check_optimizers(model: Any, state: dict[str, Any]) -> None:
                 f"network_*: the training to resume has parameter groups of {sizes[1]} tensors, this one of {sizes[0]}"
             )
         for group, old in zip(optimizer.param_groups, saved["param_groups"], strict=True):
-            for key in STRUCTURAL & group.keys() & old.keys():
+            for key in FIXED_OPTIONS & group.keys() & old.keys():
                 if group[key] != old[key]:
                     raise UserError(f"train.optim_*.{key}: cannot change from {old[key]} to {group[key]} when resuming")
 

@@ -105,7 +105,7 @@ class Training(Run):
         root = os.getcwd()
         opt = self.opt = make_opt(self.request, root)
         opt["root_path"] = root
-        self.interrupt.launched = opt["dist"]
+        self.interrupt.has_launcher = opt["dist"]
         torch.backends.cudnn.benchmark = True
         self._lock_folder()
         state = load_resume_state(opt)

@@ -13,11 +13,11 @@ from restormixer_arch.cli.prepare.writing import (
     prepare_jobs,
     write_pairs_once,
 )
-from restormixer_arch.data.degradations.labels import read_mixture
+from restormixer_arch.data.degradations.labels import parse_mixture
 from restormixer_arch.data.images.folder import existing_folder
-from restormixer_arch.data.preparation.find_pairs import forget_folders
+from restormixer_arch.data.preparation.find_pairs import clear_folder_cache
 from restormixer_arch.data.preparation.own_pairs import find_own_images
-from restormixer_arch.data.preparation.prepare import Job, obstacles, places_of_part
+from restormixer_arch.data.preparation.prepare import Job, conflicting_paths, paths_of_part
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import print_result, shell_join, warn
 
@@ -54,19 +54,19 @@ def run(arguments: list[str]) -> int:
     labels = [label.strip() for label in args.degrade.split(",")] if args.degrade else []
     with switches_for(degradations="--degrade"):
         if labels:
-            read_mixture(labels, args.scale)
+            parse_mixture(labels, args.scale)
     gt, out = existing_folder(args.gt, "--gt"), args.out
     place = Path(os.path.abspath(out))  # "." has neither a name nor a parent
     lq = existing_folder(args.lq, "--lq") if args.lq else None
     if lq and os.path.normcase(os.path.realpath(lq)) == os.path.normcase(os.path.realpath(gt)):
         raise UserError(f"--lq: {str(args.lq)!r} is the folder of --gt, expected the folder of the degraded images")
-    forget_folders()
+    clear_folder_cache()
     parts = find_own_images(gt, lq, args.val)
     for folder, count in parts[0].deeper.items():
         warn(f"{folder}: {count} images in its sub-folders were skipped; prepare each folder as a separate dataset")
     jobs = [make_job(found, args, out, multiple=args.scale) for found in parts]
     root = place.parent if out.name in ("", "..") else out.parent
-    if not prepare_jobs(jobs, args.workers, args.skip_bad, root, _left_behind(jobs, out, bool(labels))):
+    if not prepare_jobs(jobs, args.workers, args.skip_bad, root, _stale_outputs(jobs, out, bool(labels))):
         return 130
     if labels:
         options = {"degradations": labels, "scale": args.scale}
@@ -76,14 +76,14 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _left_behind(jobs: list[Job], out: Path, is_drawn: bool) -> list[Path]:
+def _stale_outputs(jobs: list[Job], out: Path, is_drawn: bool) -> list[Path]:
     """Return files of earlier preparations that training would mistake for a part of the dataset.
 
     These are validation images if this preparation creates none, and generated validation pairs if they were created
     from other clean images or if this preparation pairs two folders.
     """
-    left = [] if any(job.found.part.name == "val" for job in jobs) else places_of_part(out, "val")
+    left = [] if any(job.found.part.name == "val" for job in jobs) else paths_of_part(out, "val")
     pairs = out / "val_pairs"
-    if pairs.exists() and (not is_drawn or any(obstacles(job)[0] for job in jobs)):
+    if pairs.exists() and (not is_drawn or any(conflicting_paths(job)[0] for job in jobs)):
         left.append(pairs)
     return left

@@ -16,10 +16,10 @@ from restormixer_arch.cli.prepare.writing import (
     write_pairs_once,
 )
 from restormixer_arch.data.images.folder import existing_folder
-from restormixer_arch.data.preparation.find_pairs import Found, expected_layouts, find_part, forget_folders
+from restormixer_arch.data.preparation.find_pairs import Found, clear_folder_cache, expected_layouts, find_part
 from restormixer_arch.data.preparation.layouts import SETS, TASKS, PublicSet
 from restormixer_arch.data.preparation.photos import PHOTOS, find_photos, fixed_pairs
-from restormixer_arch.data.preparation.prepare import SHOWN, Job, check_part
+from restormixer_arch.data.preparation.prepare import MAX_LISTED, Job, check_part
 from restormixer_arch.errors import UserError, did_you_mean
 from restormixer_arch.output import note, print_error, print_result
 
@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> int:
     if args.scale and not any(public.scales for public in chosen):
         raise UserError(f"--scale: is for the task sr, got {args.task}")
     root = existing_folder(args.root, "--root")
-    forget_folders()
+    clear_folder_cache()
     jobs = _photo_jobs(args, root) if args.task == PHOTOS.task else list(_jobs(args, chosen, root))
     if args.dry_run:
         for job in jobs:
@@ -151,7 +151,7 @@ def _check(args: Namespace, jobs: list[Job]) -> int:
 def _report(line: str, problems: list[str]) -> int:
     """Print what was checked and the first problems. Returns the number of problems."""
     print_result(line)
-    for problem in problems[:SHOWN]:
+    for problem in problems[:MAX_LISTED]:
         print_error(f"error: {problem}")
     return len(problems)
 
@@ -162,5 +162,5 @@ def _found_lines(job: Job) -> Iterator[str]:
     yield f"{found.shown}: {found.formatted_count}, {cut} -> {places(job)}"
     for folder in found.folders:
         yield f"  from {folder}"
-    for path in found.ignored[:SHOWN]:
+    for path in found.ignored[:MAX_LISTED]:
         yield f"  ignored, not an image: {path}"

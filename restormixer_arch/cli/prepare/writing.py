@@ -11,12 +11,12 @@ from restormixer_arch.cli.parsing import Parser, whole_number
 from restormixer_arch.data.preparation.find_pairs import Found
 from restormixer_arch.data.preparation.overlap import find_copies
 from restormixer_arch.data.preparation.prepare import (
+    MAX_LISTED,
     NOT_MADE_HERE,
-    SHOWN,
     Job,
     Summary,
-    obstacles,
-    place_taken,
+    conflicting_paths,
+    destination_error,
     prepare_part,
 )
 from restormixer_arch.data.preparation.sub_images import Recipe
@@ -109,11 +109,11 @@ def prepare_jobs(jobs: list[Job], workers: int, skip_bad: bool, root: Path, othe
 
 def _check_places(jobs: list[Job], others: list[Path]) -> None:
     for folder in dict.fromkeys(job.folder for job in jobs):
-        found = [obstacles(job) for job in jobs if job.folder == folder]
+        found = [conflicting_paths(job) for job in jobs if job.folder == folder]
         paths = [*(path for of_job, _ in found for path in of_job), *others]
         if paths:
             why = next((why for _, why in found if why), NOT_MADE_HERE)
-            raise place_taken(paths, why)
+            raise destination_error(paths, why)
 
 
 def _warn_of_copies(job: Job, root: Path) -> None:
@@ -127,7 +127,7 @@ def _warn_of_copies(job: Job, root: Path) -> None:
 
 
 def summary_lines(summary: Summary) -> list[str]:
-    """Return a line with the result of a part, and a line for each skipped pair, up to :data:`SHOWN`."""
+    """Return a line with the result of a part, and a line for each skipped pair, up to :data:`MAX_LISTED`."""
     job = summary.job
     images = ", ".join(f"{kind} {count} ({_size(summary.content[kind])})" for kind, count in summary.images.items())
     (least, most) = summary.sizes or ([0, 0], [0, 0])
@@ -145,9 +145,9 @@ def summary_lines(summary: Summary) -> list[str]:
         rate = now * sum(summary.images.values()) / max(summary.seconds, 1e-3)
         parts.append(f"{summary.seconds:.1f} s, {rate:.0f} images/s{resumed}")
     lines = [f"{job.found.shown}: {'; '.join(parts)} -> {places(job)}"]
-    lines += [f"  skipped: {reason}" for reason in summary.skipped[:SHOWN]]
-    if len(summary.skipped) > SHOWN:
-        lines.append(f"  and {len(summary.skipped) - SHOWN} more, listed in {job.record}")
+    lines += [f"  skipped: {reason}" for reason in summary.skipped[:MAX_LISTED]]
+    if len(summary.skipped) > MAX_LISTED:
+        lines.append(f"  and {len(summary.skipped) - MAX_LISTED} more, listed in {job.record}")
     return lines
 
 

@@ -45,7 +45,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownImage:
     """An image of a dataset with all its tiles.
 
     Attributes:
@@ -76,8 +76,8 @@ class Gallery:
     """The images of a dataset that are shown: the worst ones, worst first, and the best ones, best first."""
 
     dataset: DataSet
-    worst: list[Shown]
-    best: list[Shown]
+    worst: list[ShownImage]
+    best: list[ShownImage]
 
 
 def galleries(comparison: Comparison, folder: Path) -> list[Gallery]:
@@ -87,7 +87,7 @@ def galleries(comparison: Comparison, folder: Path) -> list[Gallery]:
         UserError: if an image cannot be read.
     """
     made = [Gallery(dataset, [], []) for dataset in comparison.datasets]
-    queue = zip_longest(*(_in_turn(gallery, *extremes(comparison, gallery.dataset)) for gallery in made))
+    queue = zip_longest(*(_alternate(gallery, *extremes(comparison, gallery.dataset)) for gallery in made))
     characters = 0
     for place, picture in filter(None, chain.from_iterable(queue)):
         shown = read(comparison, picture, folder)
@@ -98,7 +98,9 @@ def galleries(comparison: Comparison, folder: Path) -> list[Gallery]:
     return made
 
 
-def _in_turn(gallery: Gallery, worst: list[Picture], best: list[Picture]) -> Iterator[tuple[list[Shown], Picture]]:
+def _alternate(
+    gallery: Gallery, worst: list[Picture], best: list[Picture]
+) -> Iterator[tuple[list[ShownImage], Picture]]:
     """Yield each image after the list that it is added to, worst and best alternately."""
     for bad, good in zip_longest(worst, best):
         yield gallery.worst, bad
@@ -139,7 +141,7 @@ def lead_of(comparison: Comparison, picture: Picture) -> tuple[float, str, float
     return (0.0 if own == value else sign * (own - value)), rival, value  # 0 also if both are infinite
 
 
-def read(comparison: Comparison, picture: Picture, folder: Path) -> Shown:
+def read(comparison: Comparison, picture: Picture, folder: Path) -> ShownImage:
     """Read the images of all competitors and compute their error maps.
 
     Raises:
@@ -166,7 +168,7 @@ def read(comparison: Comparison, picture: Picture, folder: Path) -> Shown:
     if truth is not None:
         tiles.append(Tile(TRUTH, _encode(_resize(truth, size)), None, []))
     corner = _find_difference(images[1:] if len(names) > 1 else images)
-    return Shown(picture.name, _format_lead(comparison, picture), size, scale, brightest, corner, tiles)
+    return ShownImage(picture.name, _format_lead(comparison, picture), size, scale, brightest, corner, tiles)
 
 
 def error_colors(count: int = 9) -> list[str]:

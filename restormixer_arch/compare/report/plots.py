@@ -40,9 +40,9 @@ PARAMETERS = Cost("parameters", "parameters in millions, less is better", lambda
 # and yellow, then four of Paul Tol's "muted".
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#332288", "#117733", "#999933")
 NEUTRAL = "#808080"
-ROOM = 0.3  # margin for names at both ends of an axis, as a fraction of the range of its values
-LOGARITHMIC = 3  # minimum ratio of the largest to the smallest value for a logarithmic axis
-NAME = 20  # maximum length of a name in a plot; the full name is shown on hover
+AXIS_MARGIN = 0.3  # margin for names at both ends of an axis, as a fraction of the range of its values
+LOG_AXIS_RATIO = 3  # minimum ratio of the largest to the smallest value for a logarithmic axis
+MAX_NAME_LENGTH = 20  # maximum length of a name in a plot; the full name is shown on hover
 CONFIG = {"displayModeBar": False}
 
 
@@ -91,7 +91,7 @@ def _plot(comparison: Comparison, dataset: DataSet, cost: Cost) -> str:
 
 def _axis(values: list[float]) -> dict[str, object]:
     """Return an axis with room for the names, logarithmic with round ticks if the values differ widely."""
-    if not values or max(values) < LOGARITHMIC * min(values):
+    if not values or max(values) < LOG_AXIS_RATIO * min(values):
         return {"range": _pad(values)}
     low, high = _pad([math.log10(value) for value in values])
     digits = (1, 2, 5) if high - low > 1 else (1, 1.5, 2, 3, 5, 7)
@@ -103,7 +103,7 @@ def _pad(values: list[float]) -> list[float] | None:
     if not values:
         return None
     low, high = min(values), max(values)
-    room = ROOM * (high - low) or max(abs(high) * ROOM, 0.1)
+    room = AXIS_MARGIN * (high - low) or max(abs(high) * AXIS_MARGIN, 0.1)
     return [low - room, high + room]
 
 
@@ -129,4 +129,4 @@ def _text(text: str) -> str:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= NAME else name[: NAME - 1] + "…"
+    return name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1] + "…"
