@@ -47,7 +47,7 @@ class FolderLock:
             is_new = not place.exists()
             file = place.open("a+", encoding="utf-8")
         except PermissionError:
-            note(f"{shown_path(place)} is another user's, so that the folder is not locked")
+            note(f"{shown_path(place)} belongs to another user, so the folder is not locked")
             return
         if is_new:  # anyone with write access to the folder may lock it
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Compare files in miniature that several test files run."""
+"""Small compare files shared by several test files."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ OPTIONS = {
 
 
 def compare_options() -> dict[str, Any]:
-    """A comparison of two tiny networks, trained for four iterations on the pictures of the fixture ``pairs``."""
+    """Return options that compare two tiny networks, trained for four iterations on the images of fixture ``pairs``."""
     return deepcopy(OPTIONS)

@@ -1,4 +1,4 @@
-"""What several test files share: a few pairs of tiny images, and option files that train and test on them."""
+"""Shared fixtures: a few pairs of tiny images, and option files that train and test on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # share the cores out: torch takes all of them
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # each process would use all cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 NETWORK = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 1}
@@ -30,7 +30,7 @@ COMMON = {"name": "tiny", "model_type": "SRModel", "scale": 1, "num_gpu": "auto"
 
 @pytest.fixture(autouse=True)
 def fresh_log() -> Iterator[None]:
-    """BasicSR opens its log once per process; here, once per test."""
+    """Close BasicSR's log after each test, because BasicSR opens it only once per process."""
     yield
     module = sys.modules.get("basicsr.utils.logger")
     if module is not None and module.initialized_logger.pop("basicsr", None):
@@ -50,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def own(folder: Path) -> Path:
-    """Folders gt and lq of twelve images, in the working directory."""
+    """A working directory with twelve pairs of images in the folders ``gt`` and ``lq``."""
     from paired_folders import write_pairs
 
     write_pairs()
@@ -59,7 +59,7 @@ def own(folder: Path) -> Path:
 
 @pytest.fixture
 def root(folder: Path) -> Path:
-    """An empty folder in the working directory, for what is downloaded."""
+    """An empty folder ``root`` in the working directory, for downloaded datasets."""
     (folder / "root").mkdir()
     return folder / "root"
 
@@ -92,7 +92,7 @@ def pairs(folder: Path) -> Path:
 
 @pytest.fixture
 def train_options() -> dict[str, Any]:
-    """The content of an option file that trains for five iterations of four of the six pairs."""
+    """Options of a training run of five iterations, each with a batch of four of the six pairs."""
     options = {
         **COMMON,
         "datasets": {
@@ -119,7 +119,7 @@ def train_options() -> dict[str, Any]:
 
 @pytest.fixture
 def test_options() -> dict[str, Any]:
-    """The content of an option file that tests the weights of ``train_options``."""
+    """Options that test the weights trained with ``train_options``."""
     options = {
         **COMMON,
         "datasets": {"test_1": {**PAIRS, "name": "pairs_test"}},
@@ -132,7 +132,7 @@ def test_options() -> dict[str, Any]:
 
 @pytest.fixture
 def write(folder: Path) -> Callable[[dict[str, Any]], str]:
-    """A function that writes options to ``x.yml`` in the working directory and returns that name."""
+    """A function that writes options to ``x.yml`` in the working directory and returns this file name."""
 
     def write_options(options: dict[str, Any]) -> str:
         Path(folder, "x.yml").write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")

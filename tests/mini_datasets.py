@@ -14,7 +14,7 @@ from restormixer_arch.data.lmdb_io import LmdbImages
 
 
 def picture(seed: int, size: tuple[int, int] = (32, 40)) -> np.ndarray:
-    """A smooth picture with some noise, BGR uint8."""
+    """Return a smooth image with some noise, BGR uint8."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(40, 200, (size[0] // 8 + 2, size[1] // 8 + 2, 3), dtype=np.uint8)
     smooth = cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC).astype(int)
@@ -99,12 +99,12 @@ def run_prepare(*arguments: str) -> int:
 
 
 def prepare_errors(capsys) -> list[str]:
-    """The errors that the command has printed, without what each begins with."""
+    """Return the errors that the command printed, without their prefix."""
     lines = capsys.readouterr().err.splitlines()
     return [line.removeprefix("basicsr: error: ") for line in lines if "error: " in line]
 
 
 def stored_images(path: Path) -> dict[str, np.ndarray]:
-    """Name -> BGR uint8 (H, W, 3) of an LMDB."""
+    """Return name -> BGR uint8 image (H, W, 3) of an LMDB."""
     reader = LmdbImages(path, "test")
     return {name: (reader.read(name) * 255).round().astype(np.uint8) for name in reader.names}

@@ -1,4 +1,4 @@
-"""What the tests of the native scan share: its definition in float64, inputs, and comparisons with gradients."""
+"""Helpers for tests of the native scan: float64 references, inputs, and comparisons of results and gradients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ scan_2d = partial(selective_scan_2d, backend="native")
 
 
 def loop(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
-    """mamba-ssm's definition, one step at a time: (y, last state)."""
+    """Scan token by token, as mamba-ssm defines it. Returns y and the last state."""
     batch, channels, length = u.shape
     dt = delta if delta_bias is None else delta + delta_bias[:, None]
     dt = F.softplus(dt) if delta_softplus else dt
@@ -46,7 +46,7 @@ def loop(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=Fals
 
 
 def loop_2d(x, delta, A, B, C, D, delta_bias, directions):
-    """Flip, transpose, scan, put back: what the kernel does by index."""
+    """Sum the scans of all directions, with transposes and flips instead of the kernel's indexing."""
     height, width = x.shape[1:3]
 
     def unroll(t, name):  # (B, H, W, lanes) -> (B, lanes, L)
@@ -67,7 +67,7 @@ def loop_2d(x, delta, A, B, C, D, delta_bias, directions):
 
 
 def inputs_1d(batch=2, channels=20, length=65, states=16, groups=None, seed=0, **without):
-    """Arguments of the scan by name; groups None: B and C are (B, N, L), 0: constant."""
+    """Return arguments of the scan by name; B and C are (B, N, L) if ``groups`` is None, constant if it is 0."""
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -107,7 +107,7 @@ def leaves(tensors, dtype=None):
 
 
 def assert_close(name, got, wanted, tolerance):
-    """Largest error relative to the largest value, since gradients range over decades."""
+    """Check the largest error relative to the largest value, since gradients span orders of magnitude."""
     assert torch.isfinite(got).all(), f"{name} is not finite"
     scale = max(wanted.abs().max().item(), 1e-6) if wanted.numel() else 1.0
     error = (got.detach().double() - wanted.detach()).abs().max().item() / scale if wanted.numel() else 0.0
@@ -115,7 +115,7 @@ def assert_close(name, got, wanted, tolerance):
 
 
 def check_1d(args, tolerance=5e-6, softplus=True, last=True, transform=lambda t: t):
-    """Values and all gradients against the loop, the last state's gradient included."""
+    """Compare values and all gradients with ``loop``; with ``last``, the loss includes the last state."""
     names = list(args)
     got_in, want_in = leaves(args.values()), leaves(args.values(), torch.float64)
     y, state = scan_1d(

@@ -28,7 +28,7 @@ def write(path, image):
 
 
 def make_folders(root, names=("a.png", "b.png"), size=(12, 10), scale=1, lq_name=lambda name: name):
-    """Pairs whose clean image is the degraded one with each pixel repeated ``scale`` times."""
+    """Write pairs whose clean image is the degraded one with pixels repeated ``scale`` times, and return options."""
     for index, name in enumerate(names):
         lq = noise(*size, seed=index)
         write(root / "lq" / lq_name(name), lq)
@@ -53,7 +53,7 @@ def for_training(opt, gt_size, use_hflip=True, use_rot=True):
 
 
 def refusal(opt):
-    """The one line with which the options are refused."""
+    """Return the one-line message of the UserError that the options raise."""
     with pytest.raises(UserError) as caught:
         PairedRestorationDataset(opt)
     assert "\n" not in str(caught.value)

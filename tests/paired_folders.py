@@ -1,4 +1,4 @@
-"""Images of your own for ``basicsr prepare pairs`` and ``basicsr init``, shared by their tests."""
+"""Image pairs and helpers shared by the tests of ``basicsr prepare pairs`` and ``basicsr init``."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from restormixer_arch.data.lmdb_io import LmdbImages
 
 
 def picture(seed, side=64):
-    """A smooth picture that is unlike those of other seeds."""
+    """Return a smooth random image, different for each seed."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
     return cv2.resize(small, (side, side), interpolation=cv2.INTER_CUBIC)
 
 
 def write_pairs():
-    """Write twelve images and their degraded partners into the folders gt and lq."""
+    """Write twelve clean images to the folder gt and their degraded versions to lq."""
     for folder in ("gt", "lq"):
         Path(folder).mkdir()
     for number in range(12):

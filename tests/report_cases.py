@@ -1,4 +1,4 @@
-"""A small comparison with values that can be worked out by hand, for the tests of its report."""
+"""A small comparison whose values can be computed manually, for the tests of its report."""
 
 import numpy as np
 from PIL import Image
@@ -20,7 +20,7 @@ MIB = 2**20
 
 
 def hand_made(third=HOSTILE):
-    """Three competitors on ``rain`` with three pictures, and on ``night`` with one that has no truth."""
+    """Return a comparison of three competitors on ``rain`` (three images) and ``night`` (one without ground truth)."""
     names = ["ours", "small", third]
     rows = {"a": (30.0, 31.0, 31.0), "b": (31.0, 30.0, 31.5), "c": (32.0, 29.0, 32.0)}
     rain = [
@@ -73,7 +73,7 @@ def latency(median, low, high):
 
 
 def picture(name, values, dataset="rain"):
-    """A picture with these values, metric -> competitor -> value, and 20 or 0.5 of the input."""
+    """Return an image with these values, metric -> competitor -> value; the input has an SSIM of 0.5, otherwise 20."""
     some = next(iter(values.values()))
     return Picture(
         name=name,
@@ -86,7 +86,7 @@ def picture(name, values, dataset="rain"):
 
 
 def written(comparison, folder):
-    """Write the pictures: the first competitor errs by 40 in the right half, the input by 80, the others nowhere."""
+    """Write the images: errors are 40 in the right half for the first competitor, 80 for the input, otherwise 0."""
     rng = np.random.default_rng(0)
     first = comparison.competitors[0].name
     for dataset in comparison.datasets:

@@ -1,4 +1,4 @@
-"""What the tests of ``basicsr restore`` share: images, and the command by a network that returns its input."""
+"""Helpers for the tests of ``basicsr restore``: images, and calls of the command with a tiny network."""
 
 from pathlib import Path
 
@@ -17,9 +17,9 @@ ARGUMENTS = ["--weights", "w.safetensors", "--device", "cpu"]
 
 
 def photograph():
-    """Part of a sample photograph, float32 RGB (96, 96, 3) in [0, 1]."""
+    """Return part of a sample photograph, float32 RGB (96, 96, 3) in [0, 1]."""
     images = LmdbImages(Path(lmdb_io.__file__).parent / "samples/rain_val_gt.lmdb", "samples")
-    return np.ascontiguousarray(images.read(images.names[0])[48:144, 48:144])
+    return np.ascontiguousarray(images.read(images.names[0])[48:144, 48:144, ::-1])
 
 
 def run(*arguments):
@@ -31,7 +31,7 @@ def run_in_tiles(*arguments):
 
 
 def make_place(folder):
-    """A folder with two pictures, one in a sub-folder, and weights."""
+    """Fill a folder with weights and two images, one of them in a subfolder."""
     (folder / "in/sub").mkdir(parents=True)
     Image.fromarray(RGB).save(folder / "in/a.png")
     Image.fromarray(RGB[:, ::-1]).save(folder / "in/sub/b.png")

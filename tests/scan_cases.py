@@ -1,4 +1,4 @@
-"""Inputs, results and comparison, shared by the tests of the selective scan."""
+"""Inputs, results and comparison that are shared by the tests of the selective scan."""
 
 import pytest
 import torch
@@ -7,13 +7,13 @@ from restormixer_arch.selective_scan import available_backends
 
 
 def usable(backend):
-    """The backend as a test parameter, skipped with its reason where it cannot run."""
+    """Return the backend as a test parameter that is skipped, with the reason, if it cannot run."""
     reason = available_backends()[backend]
     return pytest.param(backend, marks=pytest.mark.skipif(reason is not None, reason=str(reason)))
 
 
 def scan_inputs(batch=2, groups=2, width=3, states=4, length=9, *, constant="", without=(), dtype=torch.float64):
-    """All inputs of a scan with D = groups * width channels, A in [-2, -0.2], steps around softplus(-1)."""
+    """Return all inputs of a scan with D = groups * width channels, A in [-2, -0.2], time steps near softplus(-1)."""
     channels = groups * width
     tensors = {"u": torch.randn(batch, channels, length, dtype=dtype)}
     tensors["delta"] = torch.randn(batch, channels, length, dtype=dtype)
@@ -28,7 +28,7 @@ def scan_inputs(batch=2, groups=2, width=3, states=4, length=9, *, constant="", 
 
 
 def results(scan, tensors, **options):
-    """Output, last state if returned, and the gradient of every input under fixed weights of both, by name."""
+    """Return by name the output, the last state if any, and all gradients of a fixed weighted sum of these."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
     found = scan(**leaves, **options)
     found = dict(zip(("out", "last state"), found if isinstance(found, tuple) else (found,), strict=False))

@@ -1,4 +1,4 @@
-"""Pictures of 16 bits are read as those of 8 bits are, whatever the file looks like inside."""
+"""16-bit images are read like their 8-bit versions, for every internal layout of the file."""
 
 import struct
 import zlib
@@ -21,7 +21,7 @@ from restormixer_arch.inference.restore import restore
 
 
 def png(planes, transparent=None, orientation=None):
-    """A PNG of uint8 or uint16 (H, W, 1 to 4)."""
+    """Encode uint8 or uint16 (H, W, 1 to 4) as PNG."""
     height, width, channels = planes.shape
     depth, kind = 8 * planes.itemsize, {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     rows = b"".join(b"\0" + row.astype(planes.dtype.newbyteorder(">")).tobytes() for row in planes)
@@ -51,7 +51,7 @@ def write_png(path, planes):
 
 
 def write_keyed_png(path, planes):
-    """One color is transparent: that of the first pixel."""
+    """Write a gray PNG in which the value of the first pixel is transparent."""
     path.write_bytes(png(planes[..., :1], transparent=planes[0, 0, :1].tolist()))
 
 
@@ -71,7 +71,7 @@ def write_lzw(path, planes):
 
 
 def write_lzw_planes(path, planes):
-    """Planes stored apart with LZW, each compressed by OpenCV."""
+    """Write separate LZW planes, each compressed by OpenCV."""
     parts = []
     for channel in range(3):
         write_lzw(path, planes[..., channel : channel + 1])
@@ -84,7 +84,7 @@ def write_lzw_planes(path, planes):
     tags = {256: (planes.shape[1],), 257: (planes.shape[0],), 258: (8 * planes.itemsize,) * 3, 259: (5,), 262: (2,)}
     tags |= {277: (3,), 278: (planes.shape[0],), 284: (2,), 317: (predictor,)}
     size = 8 + 2 + 12 * (len(tags) + 2) + 4
-    start = size + 3 * 2 + 2 * 3 * 4  # behind the values that have no place in the directory
+    start = size + 3 * 2 + 2 * 3 * 4  # after the values that do not fit into the directory
     places = [start + sum(map(len, parts[:number])) for number in range(3)]
     tags |= {273: tuple(places), 279: tuple(map(len, parts))}
     entries, extra, at = b"", b"", size
@@ -146,8 +146,8 @@ KINDS = {  # name -> (channels, suffix, writer)
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 999))
-def test_a_picture_of_16_bits_is_that_of_8_bits(tmp_path, kind, height, width, seed):
-    """The same picture, written with 8 bits and with 16 (each value times 257), is read as the same picture."""
+def test_16_bit_image_equals_its_8_bit_version(tmp_path, kind, height, width, seed):
+    """An image written with 8 bits and with 16 bits (each value times 257) is read as the same image."""
     channels, suffix, write = KINDS[kind]
     planes = np.random.default_rng(seed).integers(0, 256, (height, width, channels)).astype(np.uint8)
     if "premultiplied" in kind:
@@ -168,7 +168,7 @@ def test_a_picture_of_16_bits_is_that_of_8_bits(tmp_path, kind, height, width, s
 
 
 @pytest.mark.parametrize(("dtype", "white"), [(np.uint8, 255), (np.uint16, 65535)])
-def test_values_are_those_of_the_file(tmp_path, dtype, white):
+def test_values_of_miniswhite_premultiplied_and_color_keyed_files(tmp_path, dtype, white):
     planes = np.array([[[0], [1]], [[white // 3], [white]]], dtype)
     tiff(tmp_path / "a.tif", planes, photometric="miniswhite")
     np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, white - planes)
@@ -183,8 +183,8 @@ def test_values_are_those_of_the_file(tmp_path, dtype, white):
     assert read_picture(tmp_path / "a.png").alpha.tolist() == [[0, white]]
 
 
-def test_samples_between_8_and_16_bits(tmp_path):
-    """A white of 1023 in PGM is white; TIFF of 12 bits is refused."""
+def test_white_of_pnm_is_scaled_and_12_bit_tiff_is_rejected(tmp_path):
+    """The maximum value of a PGM or PPM, such as 1023, becomes 65535."""
     (tmp_path / "a.pgm").write_bytes(b"P5 3 1 1023 " + np.array([0, 511, 1023], ">u2").tobytes())
     assert read_picture(tmp_path / "a.pgm").pixels[..., 0].tolist() == [[0, 32735, 65535]]
     (tmp_path / "a.ppm").write_bytes(b"P6 1 1 4095 " + np.array([0, 2048, 4095], ">u2").tobytes())
@@ -199,7 +199,7 @@ def test_samples_between_8_and_16_bits(tmp_path):
         read_picture(tmp_path / "a.tif")
 
 
-def test_cmyk_of_16_bits_is_srgb_of_8_bits_and_named(tmp_path):
+def test_16_bit_cmyk_becomes_8_bit_srgb_and_the_loss_is_recorded(tmp_path):
     cmyk = np.array([[[0, 0, 0, 0], [65535, 0, 0, 0], [0, 0, 0, 65535]]], np.uint16)
     tiff(tmp_path / "a.tif", cmyk, photometric="separated")
     picture = read_picture(tmp_path / "a.tif")
@@ -207,12 +207,12 @@ def test_cmyk_of_16_bits_is_srgb_of_8_bits_and_named(tmp_path):
     assert picture.left_out == ("8 of the 16 bits of CMYK",)
 
 
-def test_a_decompression_that_is_missing_or_fails_is_one_line(tmp_path):
-    """tifffile reports each in a way of its own."""
+def test_missing_or_failed_decompression_is_reported_in_one_line(tmp_path):
+    """tifffile reports each of them differently."""
     samples = np.random.default_rng(0).integers(0, 65536, (64, 64), np.uint16)
     Image.fromarray(samples).save(tmp_path / "a.tif", compression="lzma")
     content = bytearray((tmp_path / "a.tif").read_bytes())
-    content[content.index(b"\xfd7zXZ") + 14] ^= 255  # in a header that has a checksum
+    content[content.index(b"\xfd7zXZ") + 14] ^= 255  # in a header with a checksum
     (tmp_path / "a.tif").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.tif: cannot be read as an image \(Corrupt input data\)$"):
         read_picture(tmp_path / "a.tif")
@@ -220,12 +220,12 @@ def test_a_decompression_that_is_missing_or_fails_is_one_line(tmp_path):
     Image.fromarray(samples).save(tmp_path / "b.tif", compression="zstd")
     try:
         np.testing.assert_array_equal(read_picture(tmp_path / "b.tif").pixels[..., 0], samples)
-    except UserError as error:  # neither tifffile nor OpenCV was built with it
+    except UserError as error:  # neither tifffile nor OpenCV was built with Zstandard
         assert str(error).endswith("b.tif: ZSTD compression of such a TIFF cannot be read; store it uncompressed")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_of_16_bit_png(tmp_path, orientation):
+def test_orientation_of_16_bit_png_is_applied(tmp_path, orientation):
     planes = np.random.default_rng(0).integers(0, 65536, (5, 7, 3)).astype(np.uint16)
     (tmp_path / "a.png").write_bytes(png(planes, orientation=orientation))
     picture = read_picture(tmp_path / "a.png")
@@ -244,7 +244,7 @@ def identity(tmp_path_factory):
 
 @pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2", "<f4", ">f4", "f8", "f2"])
 @pytest.mark.parametrize("shape", [(9, 12), (9, 12, 1), (9, 12, 2), (9, 12, 3), (9, 12, 4)])
-def test_arrays_of_any_byte_order(identity, dtype, shape):
+def test_restore_keeps_dtype_byte_order_and_shape_of_arrays(identity, dtype, shape):
     values = np.random.default_rng(0).integers(0, 256, shape)
     image = (values / 255).astype(dtype) if "f" in dtype else (values * (257 if "2" in dtype else 1)).astype(dtype)
     result = restore(image, identity)
@@ -253,14 +253,14 @@ def test_arrays_of_any_byte_order(identity, dtype, shape):
 
 
 @pytest.mark.parametrize("shape", [(3, 9, 12), (1, 9, 12), (2, 3, 9, 12)])
-def test_tensors_of_16_bits(identity, shape):
+def test_identity_network_returns_uint16_tensors_unchanged(identity, shape):
     values = torch.from_numpy(np.random.default_rng(0).integers(0, 65536, shape).astype(np.uint16))
     result = restore(values, identity)
     assert result.dtype == torch.uint16 and torch.equal(result.to(torch.int32), values.to(torch.int32))
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L"])
-def test_pillow_images_of_16_bits_keep_their_transparency(identity, mode, tmp_path):
+def test_16_bit_pillow_images_keep_values_and_transparency(identity, mode, tmp_path):
     values = np.random.default_rng(0).integers(0, 65536, (9, 12)).astype("<u2")
     stored = values.astype(">u2") if mode == "I;16B" else values
     image = Image.frombytes(mode, (12, 9), stored.tobytes())
@@ -273,8 +273,8 @@ def test_pillow_images_of_16_bits_keep_their_transparency(identity, mode, tmp_pa
     np.testing.assert_array_equal(alpha == 0, values == values[4, 5])
 
 
-def test_opencvs_lack_of_memory_is_not_a_damaged_file(monkeypatch):
-    """As a 16-bit image of many pixels meets it where the memory of a process is limited."""
+def test_opencv_out_of_memory_raises_memory_error(monkeypatch):
+    """A large 16-bit image causes this error if the memory of the process is limited."""
 
     def imdecode(content, flags):
         error = cv2.error("Failed to allocate 1000 bytes")
@@ -291,8 +291,8 @@ def test_opencvs_lack_of_memory_is_not_a_damaged_file(monkeypatch):
     ("channels", "extra", "kept"),
     [(2, ["unassalpha"], 1), (4, ["unassalpha"], 3), (5, ["unassalpha", "unspecified"], 3), (4, ["unspecified"], 3)],
 )
-def test_planes_of_8_bits_with_further_channels_are_exact(tmp_path, channels, extra, kept, options):
-    """Pillow mixes their planes up."""
+def test_8_bit_tiff_with_separate_planes_and_extra_channels_is_exact(tmp_path, channels, extra, kept, options):
+    """Pillow mixes up the planes of such files."""
     planes = np.random.default_rng(channels).integers(0, 256, (channels, 20, 30), np.uint8)
     photometric = "rgb" if kept == 3 else "minisblack"
     tifffile.imwrite(

@@ -1,4 +1,4 @@
-"""Each variant differs from RestorMixer in what it says, and in nothing else."""
+"""Each variant of RestorMixerAblation differs from RestorMixer only by its option."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def variant(**options):
 
 
 def used(network):
-    """Names of the parameters that a step trains."""
+    """Return the names of the parameters that receive a gradient."""
     torch.manual_seed(1)
     torch.nn.init.normal_(network.decoder.head_full.conv.weight)
     norm = network.decoder.head_full.norm
@@ -38,7 +38,7 @@ def used(network):
     return {name for name, parameter in network.named_parameters() if parameter.grad is not None}
 
 
-def test_with_all_its_parts_it_is_restormixer():
+def test_default_variant_equals_restormixer():
     torch.manual_seed(0)
     whole = RestorMixer(**SMALL)
     same = variant()
@@ -49,7 +49,7 @@ def test_with_all_its_parts_it_is_restormixer():
 
 
 @pytest.mark.parametrize("scans", [0, 1, 2, 4])
-def test_every_parameter_is_used(scans):
+def test_every_parameter_receives_a_gradient(scans):
     network = variant(scans=scans)
     assert used(network) == {name for name, _ in network.named_parameters()}
 
@@ -63,7 +63,7 @@ def test_fewer_scans_have_fewer_parameters():
     assert (states[2][strided], states[3][strided]) == ((1, 32, 16), (3, 32, 16))
 
 
-def test_two_scans_are_the_first_two_of_the_whole_network():
+def test_two_scans_equal_the_first_two_scans_of_restormixer():
     whole, less = variant(), variant(scans=2)
     block, pruned = whole.encoder.mt_half.units[0].emvm, less.encoder.mt_half.units[0].emvm
     tokens = torch.rand(1, 4, 6, 32)
@@ -71,13 +71,13 @@ def test_two_scans_are_the_first_two_of_the_whole_network():
     assert torch.equal(pruned.scan1.merge_scans(tokens), block.scan1.merge_scans(tokens))
 
 
-def test_a_variant_is_not_written_where_it_could_not_be_read(tmp_path):
+def test_save_pretrained_of_a_variant_is_rejected(tmp_path):
     with pytest.raises(NotImplementedError, match="kept as .pth only"):
         variant(scans=1).save_pretrained(tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
-def test_the_last_norm():
+def test_last_norm_variants():
     x = picture()
     assert torch.equal(variant(last_norm="zero")(x)[-1], x)
     assert torch.equal(variant(last_norm="none")(x)[-1], x)
@@ -90,6 +90,6 @@ def test_the_last_norm():
 
 
 @pytest.mark.parametrize(("option", "value"), [("scans", 3), ("last_norm", "two")])
-def test_values_out_of_range(option, value):
+def test_invalid_option_values_are_rejected(option, value):
     with pytest.raises(ValueError, match=f"{option} must be one of .* got {value!r}"):
         variant(**{option: value})

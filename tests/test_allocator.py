@@ -1,4 +1,4 @@
-"""The C library keeps the memory of freed tensors once it is asked to."""
+"""``keep_freed_memory`` makes the C library keep the memory of freed tensors."""
 
 import subprocess
 import sys
@@ -19,8 +19,8 @@ print(kept, faults() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
-def test_freed_memory_is_touched_once():
-    """The page faults of a tensor after twenty of its size: none, or one for each page."""
+def test_freed_memory_is_reused_without_page_faults():
+    """The twentieth tensor of the same size causes no page faults; by default, it causes one per page."""
 
     def run(ask):
         code = CODE.format(ask=ask)

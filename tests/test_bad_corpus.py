@@ -1,4 +1,4 @@
-"""Bad option files, weights, training states, LMDBs and arguments, made here: one line each, no hang, little memory."""
+"""Bad option files, weights, training states, LMDBs and arguments: no traceback, no hang, little memory."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from restormixer_arch.data.lmdb_io import write_lmdb
 from restormixer_arch.weight_options import add_stamp
 
 MIN_CASES = 150
-HANG = 2 * SECONDS  # a case may train for an iteration
+HANG = 2 * SECONDS  # seconds per case, since a case may include one training iteration
 RNG = np.random.default_rng(0)
 ODD = (
     None,
@@ -41,7 +41,7 @@ ODD = (
 
 
 def damaged(content, count):
-    """Yield ``count`` damaged copies: cut, overwritten, with bits turned, with a part twice."""
+    """Yield ``count`` damaged copies: truncated, overwritten, with a flipped bit, or with a repeated part."""
     for number in range(count):
         at = int(RNG.integers(len(content)))
         if number % 4 == 0:
@@ -69,7 +69,7 @@ def saved(content):
 
 
 def option_cases(options):
-    """Yield option files in which one value is replaced by an odd one, and damaged text."""
+    """Yield option files with one value replaced by an invalid or unusual one, and damaged option files."""
     keys = list(paths_of(options))
     for number in range(70):
         changed = json.loads(json.dumps(options))
@@ -85,7 +85,7 @@ def option_cases(options):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_bad_files_and_arguments_of_training(pairs, train_options, write, folder):
+def test_bad_files_and_arguments_end_without_a_traceback(pairs, train_options, write, folder):
     from restormixer_arch.cli import main
 
     options = train_options
@@ -123,7 +123,7 @@ def test_bad_files_and_arguments_of_training(pairs, train_options, write, folder
     ]
     assert len(jobs) >= MIN_CASES
     pending, results = jobs, []
-    while pending:  # a process that was killed is started again behind the case that killed it
+    while pending:  # if a case kills the process, a new one continues with the next case
         driver = [sys.executable, "-c", DRIVER, str(HANG)]
         text = "".join(json.dumps(job) + "\n" for job in pending)
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

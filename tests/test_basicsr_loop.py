@@ -1,4 +1,4 @@
-"""BasicSR's own loop with our classes and option files: a few iterations on the sample data, in a fresh process."""
+"""BasicSR's own pipelines with this package's classes and options, run briefly on sample data in a fresh process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(module: str, pipeline: str, folder: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # threads that spin are slow where other processes work
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # spinning threads are slow next to other processes
         capture_output=True,
         text=True,
         timeout=200,
@@ -37,7 +37,7 @@ def run(module: str, pipeline: str, folder: Path, *arguments: str) -> str:
 
 
 @pytest.mark.timeout(400)
-def test_train_and_test_pipeline(tmp_path):
+def test_train_and_test_pipelines_measure_the_same_psnr(tmp_path):
     log = run("train", "train_pipeline", tmp_path, "-opt", "options/train_derain_demo.yml", "--force_yml", *SHORT)
     experiment = tmp_path / "experiments/restormixer_derain_demo"
     assert re.findall(r"iter: +(\d+), lr", log) == ["1", "2", "3"]

@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic, on made-up times, and its counters, on real networks. No timing is asserted."""
+"""The benchmark's calculations with example times, and its counters with real networks. No times are asserted."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ RESULT = {
 }
 
 
-def test_summary_is_median_and_middle_half():
+def test_summarize_returns_median_and_quartiles():
     assert summarize([5.0, 1.0, 4.0, 2.0, 3.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
     assert summarize([2.0]) == {"median": 2.0, "low": 2.0, "high": 2.0}
 
@@ -48,12 +48,12 @@ def test_figures_are_ratios_of_medians():
         "training step, RestorMixer / NAFNet-32": "1.50",
         "RestorMixer, time per pixel, 1024 / 256": "1.20",
         "scan, forward and backward, mambapy / native": "50.00",
-        # 51.2 GFLOP in half a second; 2 * 2048^3 in a tenth
+        # 51.2 GFLOP in 0.5 s; 2 * 2048^3 FLOP in 0.1 s
         "GFLOP/s of RestorMixer's forward 256 / of the matrix product": "102 / 172 = 0.60",
     }
 
 
-def test_markdown_shows_times_memory_and_what_was_left_out():
+def test_markdown_shows_times_memory_and_skipped_networks():
     text = markdown(RESULT)
     assert "| forward 256 | RestorMixer | 500.0 ms | 400.0 ms to 900.0 ms | 1.00 |" in text
     assert "| forward 256 | Restormer | 8.00 s | 8.00 s to 8.00 s | 16.00 |" in text
@@ -62,10 +62,10 @@ def test_markdown_shows_times_memory_and_what_was_left_out():
     assert "Left out: SwinIR-light: basicsr is not installed." in text
 
 
-def test_operations_are_those_of_the_whole_network():
-    """At 256x256, in GFLOP: 22.5 of convolutions, 22.1 of products, 4.0 of attention, and 2.6 of the scans.
+def test_operations_cover_the_complete_network():
+    """GFLOP at 256x256: 22.5 for convolutions, 22.1 for matrix products, 4.0 for attention and 2.6 for scans.
 
-    A scan is one operator with a count, whichever backend runs it.
+    A scan is one operator with its own FLOP formula, regardless of the backend.
     """
     assert measure.operations(measure.forward_work("RestorMixer", 256)) == pytest.approx(
         (22.5 + 22.1 + 4.0 + 2.6) * 1e9, rel=0.005
@@ -91,7 +91,7 @@ class Deformable(torch.nn.Module):
 
 
 def test_operations_of_fused_attention_and_deformable_convolutions():
-    """By hand: projections, two products of attention, output, MLP of 32 tokens; and the products of nine taps."""
+    """Expected for 32 tokens: projections, two attention products, output, MLP; for the convolution: nine taps."""
     tokens = 16 * 16 // 8
     attention = 2 * tokens * 8 * 24 + 2 * 2 * tokens**2 * 8 + 2 * tokens * 8 * 8 + 2 * 2 * tokens * 8 * 16
     assert measure.operations(measure.restoring(Attention().eval(), 16)) == attention
@@ -99,7 +99,7 @@ def test_operations_of_fused_attention_and_deformable_convolutions():
     assert measure.operations(measure.restoring(Deformable().eval(), 16)) == 2 * 16 * 16 * 4 * 27
 
 
-def test_works_are_timed_in_turn():
+def test_works_are_timed_alternately_after_two_warmup_runs():
     calls = []
     works = {name: lambda name=name: calls.append(name) for name in "ab"}
     taken = measure.times(works, rounds=3)
@@ -132,25 +132,25 @@ def test_works_are_timed_in_turn():
         ),
     ],
 )
-def test_jobs(job, keys, monkeypatch):
-    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # not for the tests that follow
+def test_run_job_returns_the_expected_keys(job, keys, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # would affect later tests
     assert measure.run_job({"threads": 1, **job}).keys() == keys
 
 
 @pytest.mark.parametrize(("name", "parameters"), list(zip(SMALL, (542_220, 645_427, 588_640, 519_507), strict=True)))
-def test_the_small_networks_are_those_of_the_comparison(name, parameters):
-    """options/compare_equal_budget.yml has the same numbers."""
+def test_small_networks_have_the_parameter_counts_of_the_comparison(name, parameters):
+    """options/compare_equal_budget.yml contains the same numbers."""
     pytest.importorskip(COMPETITORS[name].package)
     assert sum(parameter.numel() for parameter in COMPETITORS[name].build().parameters()) == parameters
     text = (Path(__file__).parents[1] / "options" / "compare_equal_budget.yml").read_text(encoding="utf-8")
     assert f"{parameters:,}" in text
 
 
-def test_a_step_of_the_smallest_size():
+def test_training_step_runs_at_the_smallest_size():
     measure.step_work("RestorMixer", size=16, batch=1)()
 
 
-def test_what_is_not_installed_is_left_out(monkeypatch):
+def test_networks_that_are_not_installed_are_skipped(monkeypatch):
     ran = []
     monkeypatch.setattr(suite, "missing", lambda name: None if name == "RestorMixer" else COMPETITORS[name].package)
     monkeypatch.setattr(suite, "_run", lambda job, label: ran.append(label) or {})
@@ -159,7 +159,7 @@ def test_what_is_not_installed_is_left_out(monkeypatch):
     assert list(result["networks"]) == ["RestorMixer"] and "training step" in ran
 
 
-def test_without_the_kernel_its_scan_is_left_out(monkeypatch):
+def test_native_scan_is_skipped_without_the_kernel(monkeypatch):
     jobs = {}
     monkeypatch.setattr(suite, "available_backends", lambda: {"native": "the library was not built"})
     monkeypatch.setattr(suite, "_run", lambda job, label: jobs.setdefault(label, job) and {})
@@ -169,7 +169,7 @@ def test_without_the_kernel_its_scan_is_left_out(monkeypatch):
     assert "torch" in works and "native" not in works
 
 
-def test_a_job_that_fails_is_left_out_with_its_reason(monkeypatch, capsys):
+def test_failed_job_is_skipped_and_its_reason_is_shown(monkeypatch, capsys):
     def run(module, job, label):
         if job["kind"] == "memory":
             raise UserError(f"{label} failed with exit code -9: no message")
@@ -183,7 +183,7 @@ def test_a_job_that_fails_is_left_out_with_its_reason(monkeypatch, capsys):
     assert "Left out: RestorMixer, forward 256: failed with exit code -9: no message." in out
 
 
-def test_ctrl_c_shows_and_writes_what_was_measured(monkeypatch, tmp_path, capsys):
+def test_ctrl_c_prints_and_writes_the_results_so_far(monkeypatch, tmp_path, capsys):
     def run(module, job, label):
         if label == "bench: training step":
             raise KeyboardInterrupt
@@ -221,13 +221,13 @@ def test_ctrl_c_shows_and_writes_what_was_measured(monkeypatch, tmp_path, capsys
         (["--json", "no/such/folder.json"], "--json: there is no folder 'no/such'"),
     ],
 )
-def test_mistakes(arguments, message, capsys, monkeypatch):
+def test_invalid_arguments(arguments, message, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(["bench", *arguments]) == 2
     assert capsys.readouterr().err == f"basicsr: error: {message}\n"
 
 
-def test_the_command_prints_tables_and_writes_json(monkeypatch, tmp_path, capsys):
+def test_command_prints_tables_and_writes_json(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(
         suite, "run_suite", lambda threads, rounds, quick, device: {**RESULT, "asked": [threads, rounds, quick]}
     )
@@ -239,7 +239,7 @@ def test_the_command_prints_tables_and_writes_json(monkeypatch, tmp_path, capsys
     assert cli.main(["bench", "--json", str(file)]) == 2  # never overwritten
 
 
-# ------------------------------------------------------------------ on a GPU, without one
+# ------------------------------------------------------------------ GPU jobs, tested without a GPU
 
 
 @pytest.mark.parametrize(
@@ -250,12 +250,12 @@ def test_the_command_prints_tables_and_writes_json(monkeypatch, tmp_path, capsys
         ("gemm", {"size": 8}),
     ],
 )
-def test_works_stay_on_their_device(work, arguments):
-    """On torch's meta device, which mixes with no other."""
+def test_works_use_only_the_given_device(work, arguments):
+    """Tensors on torch's meta device cannot be combined with those of other devices."""
     measure.WORKS[work](**arguments, device="meta")()
 
 
-def test_a_job_on_a_gpu_waits_for_it_and_takes_its_memory(monkeypatch):
+def test_gpu_job_synchronizes_and_reports_gpu_memory(monkeypatch):
     waited = []
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(1))
@@ -267,7 +267,7 @@ def test_a_job_on_a_gpu_waits_for_it_and_takes_its_memory(monkeypatch):
     assert measure.run_job(memory) == {"peak_bytes": 77}
 
 
-def test_the_suite_of_a_gpu(monkeypatch):
+def test_gpu_suite_runs_all_jobs_on_the_gpu(monkeypatch):
     jobs = {}
     reasons = {"triton": None, "cuda": "mamba-ssm is not installed"}
     monkeypatch.setattr(suite, "available_backends", lambda: reasons)
@@ -283,8 +283,8 @@ def test_the_suite_of_a_gpu(monkeypatch):
     assert text.startswith("Card, scan cuda:0: triton; times and memory are the GPU's.\na processor, ")
 
 
-def test_jobs_do_not_run_what_lies_in_the_working_directory(tmp_path, monkeypatch):
-    """In a clone of an installed package that is the source, without what installing adds."""
+def test_jobs_ignore_a_package_in_the_working_directory(tmp_path, monkeypatch):
+    """In a clone, that package is the source, which lacks the files that installation adds."""
     (tmp_path / "restormixer_arch").mkdir()
     (tmp_path / "restormixer_arch/__init__.py").write_text("raise ImportError('the source')", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -293,8 +293,8 @@ def test_jobs_do_not_run_what_lies_in_the_working_directory(tmp_path, monkeypatc
     assert found["parameters"] == 542_220
 
 
-def test_a_mistake_that_a_job_finds_is_shown_as_it_is(tmp_path):
-    """And not as the failure of the job; of several lines each is kept."""
+def test_user_error_of_a_job_is_shown_unchanged(tmp_path):
+    """It is not reported as a failed job with an exit code."""
     data = {"name": "x", "type": "PairedImageDataset", "dataroot_gt": "no", "dataroot_lq": "no"}
     data |= {"io_backend": {"type": "disk"}}
     options = {"name": "x", "datasets": {"test": data}, "val": {"metrics": {}}, "file": "x.yml"}

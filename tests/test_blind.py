@@ -1,4 +1,4 @@
-"""Two-order blind degradation: each step against a value worked out apart, and what the whole promises."""
+"""Second-order blind degradation: each step against an independent computation, and properties of the result."""
 
 import dataclasses
 import json
@@ -26,8 +26,8 @@ def picture(height=48, width=60):
     return ((image - image.min()) / (image.max() - image.min())).astype(np.float32)
 
 
-def test_a_gaussian_kernel_is_a_product_of_two_lines():
-    """At angle 0 the first deviation is that of the columns."""
+def test_gaussian_kernel_is_an_outer_product():
+    """At angle 0, the first standard deviation is the horizontal one."""
     places = np.arange(-10, 11)
     lines = [np.exp(-(places**2) / (2 * sigma**2)) for sigma in (2.0, 0.7)]
     wanted = np.outer(lines[1], lines[0])
@@ -35,7 +35,7 @@ def test_a_gaussian_kernel_is_a_product_of_two_lines():
 
 
 @pytest.mark.parametrize("kernel", ["gaussian", "generalized", "plateau"])
-def test_blur_keeps_the_mean_and_spreads_a_point_symmetrically(kernel):
+def test_blur_preserves_the_sum_and_spreads_a_point_symmetrically(kernel):
     image = np.zeros((61, 61, 1), np.float32)
     image[30, 30] = 1
     result = add_blind(image, BlindParameters(Order(kernel=kernel, sigma=(1.5, 0.5), angle=0.4, beta=1.5), NONE))
@@ -43,24 +43,24 @@ def test_blur_keeps_the_mean_and_spreads_a_point_symmetrically(kernel):
     assert np.allclose(result, result[::-1, ::-1], atol=1e-6)
 
 
-def test_noise_has_its_deviation_in_one_or_in_three_channels():
+def test_color_and_gray_noise_have_the_given_standard_deviation():
     result = add_blind(GRAY, BlindParameters(NONE, Order(noise=0.1, seed=3))) - GRAY
     assert result.std() == pytest.approx(0.1, rel=0.03) and not np.array_equal(result[..., 0], result[..., 1])
     result = add_blind(GRAY, BlindParameters(Order(photon=0.01, gray=True, seed=3), NONE)) - GRAY
     assert result.std() == pytest.approx(np.sqrt(0.01 * 0.5), rel=0.05) and np.allclose(result[..., 0], result[..., 2])
 
 
-def test_resizing_and_back_is_opencvs():
+def test_resizing_matches_opencv():
     image = picture()
     small = cv2.resize(image, (30, 24), interpolation=cv2.INTER_AREA)
     wanted = np.clip(cv2.resize(small, (60, 48), interpolation=cv2.INTER_CUBIC), 0, 1)
-    # The second order brings the size back, by its own interpolation; the last resizing then does nothing.
+    # The second order restores the size with its own interpolation, so the final resizing has no effect.
     parameters = BlindParameters(Order(factor=0.5, interpolation="area"), NONE, interpolation="bilinear")
     assert np.allclose(add_blind(image, parameters), wanted)
 
 
 @pytest.mark.parametrize("sinc_first", [True, False])
-def test_the_last_filter_comes_before_or_after_the_second_jpeg(sinc_first):
+def test_final_sinc_filter_is_applied_before_or_after_the_second_jpeg(sinc_first):
     def ring(image):
         return add_blind(image, BlindParameters(NONE, NONE, cutoff=1.2))
 
@@ -70,7 +70,7 @@ def test_the_last_filter_comes_before_or_after_the_second_jpeg(sinc_first):
     assert np.allclose(found, add_jpeg(ring(image), jpeg) if sinc_first else ring(add_jpeg(image, jpeg)), atol=1e-6)
 
 
-def test_draws():
+def test_draws_have_the_documented_ranges_and_advance_the_generator_equally():
     drawn = [draw_blind(np.random.default_rng(seed), 1.0) for seed in range(200)]
     orders = [one.first for one in drawn]
     assert 0.05 < np.mean([order.kernel == "sinc" for order in orders]) < 0.16
@@ -86,8 +86,8 @@ def test_draws():
     assert all(rng.bit_generator.state == generators[0].bit_generator.state for rng in generators)
 
 
-def test_shares_of_isotropic_kernels():
-    """BasicSR's kernel_prob: 0.45 and 0.25 of isotropic and anisotropic Gaussians, 0.12 and 0.03 of the others."""
+def test_isotropic_kernels_have_the_shares_of_basicsr():
+    """BasicSR's kernel_prob: isotropic and anisotropic Gaussians 0.45 and 0.25, each of the others 0.12 and 0.03."""
     drawn = [draw_blind(np.random.default_rng(seed), 1.0) for seed in range(3000)]
     orders = [order for one in drawn for order in (one.first, one.second) if order.kernel != "sinc"]
     for kernel, share in (("gaussian", 0.45 / 0.7), ("generalized", 0.12 / 0.15), ("plateau", 0.12 / 0.15)):
@@ -98,7 +98,7 @@ def test_shares_of_isotropic_kernels():
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4])
-def test_size_range_and_record(scale):
+def test_output_size_value_range_and_json_round_trip(scale):
     image = picture(40, 52)
     for seed in range(6):
         composition = draw_composition(np.random.default_rng(seed), "blind", 1.0, scale)
@@ -118,12 +118,12 @@ def test_size_range_and_record(scale):
         ({"factor": 0.0}, "factor must be positive, got 0"),
     ],
 )
-def test_wrong_parameters(change, message):
+def test_invalid_parameters(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(NONE, **change)
 
 
-def test_wrong_scales_and_labels():
+def test_invalid_scales_and_labels():
     with pytest.raises(ValueError, match="scale must be at least 1, got 0"):
         BlindParameters(NONE, NONE, scale=0)
     with pytest.raises(ValueError, match="multiples of scale 3, got 64x64"):

@@ -1,4 +1,4 @@
-"""Blocks against their definition written out plainly."""
+"""The network's blocks, compared with plain implementations of their definitions."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from restormixer_arch.mwsa import MWSA, WindowAttention
 
 
 def naive_attention(attention, x):
-    """One window: (T, C) -> (T, C)"""
+    """Apply the attention to one window, head by head: (T, C) -> (T, C)."""
     tokens, channels = x.shape
     q, k, v = attention.qkv(x).reshape(tokens, 3, attention.heads, -1).unbind(1)
     out = []
@@ -23,11 +23,11 @@ def naive_attention(attention, x):
     return attention.proj(torch.cat(out, dim=-1))
 
 
-def test_mwsa_against_a_loop_over_windows():
+def test_mwsa_matches_a_loop_over_windows():
     torch.manual_seed(0)
     block = MWSA(8, heads=2, window_size=4, mlp_ratio=2.66)
     x = torch.randn(2, 6, 9, 8)
-    padded = F.pad(x, (0, 0, 0, 3, 0, 2))  # zeros before the norm, and they take part
+    padded = F.pad(x, (0, 0, 0, 3, 0, 2))  # zeros before the norm, which the attention includes
     wanted = torch.empty_like(padded)
     for b in range(2):
         for top in (0, 4):
@@ -40,13 +40,14 @@ def test_mwsa_against_a_loop_over_windows():
     assert block.mlp.fc1.out_features == 21  # int(2.66 * 8)
 
 
-def test_padded_zeros_take_part_in_the_attention():
+def test_attention_includes_the_zero_padding():
     torch.manual_seed(0)
     block = MWSA(4, heads=1, window_size=4, mlp_ratio=1.0)
     torch.nn.init.normal_(block.norm1.bias)
     x = torch.randn(1, 4, 3, 4)
     inside = block.attention(block.norm1(x).flatten(1, 2))
-    assert (block(x) - (x + inside.view(1, 4, 3, 4))).abs().max() > 1e-3
+    attended = x + inside.view(1, 4, 3, 4)
+    assert (block(x) - (attended + block.mlp(block.norm2(attended)))).abs().max() > 1e-2
 
 
 def test_heads_must_divide_the_channels():
@@ -54,7 +55,7 @@ def test_heads_must_divide_the_channels():
         WindowAttention(10, 4)
 
 
-def test_rdcnn_formula():
+def test_rdcnn_matches_its_formula():
     torch.manual_seed(0)
     block = RDCNN(4).eval()
     block.conv.norm.running_mean.uniform_()
@@ -68,12 +69,12 @@ def test_rdcnn_formula():
     torch.testing.assert_close(block(x), F.gelu(x + y), rtol=1e-4, atol=1e-5)
 
 
-def test_rdcnn_starts_as_gelu():
+def test_rdcnn_is_gelu_at_initialization():
     block, x = RDCNN(4), torch.randn(2, 4, 5, 6)
     torch.testing.assert_close(block(x), F.gelu(x))
 
 
-def test_fan_out_initialisation():
+def test_convolutions_use_fan_out_initialization():
     torch.manual_seed(0)
     std = RDCNN(64).conv.conv.weight.std().item()
     assert std == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.03)
@@ -82,12 +83,12 @@ def test_fan_out_initialisation():
 @pytest.mark.parametrize(
     "inner", [conv(4, 6, 3), conv(4, 6, 3, stride=2), torch.nn.ConvTranspose2d(4, 6, 4, 2, 1, bias=False)]
 )
-def test_fused_norm_is_the_same_function(inner):
+def test_fused_norm_keeps_the_output_and_the_state_dict_keys(inner):
     torch.manual_seed(0)
     block = ConvNorm(inner)
     block.train()
     for _ in range(3):
-        block(torch.randn(2, 4, 8, 8) * 2 + 1)  # running statistics that are not the initial ones
+        block(torch.randn(2, 4, 8, 8) * 2 + 1)  # changes the running statistics
     torch.nn.init.normal_(block.norm.weight)
     torch.nn.init.normal_(block.norm.bias)
     block.eval()
@@ -101,25 +102,25 @@ def test_fused_norm_is_the_same_function(inner):
     assert torch.equal(block.eval()(x), wanted)
 
 
-def test_strips_of_a_scan_see_the_rows_beside_them(monkeypatch):
-    """With weights of size 1; with those of a new network the 3x3 convolution hardly counts."""
+def test_scan_in_strips_matches_the_scan_of_the_complete_image(monkeypatch):
+    """The weights have variance 1; with those of a new network, the 3x3 convolution hardly affects the output."""
     torch.manual_seed(0)
     scan = DirectionalScan(8, directions=("row",), d_state=4, expand=2.0)
     for layer in (scan.in_proj, scan.gate_proj, scan.out_proj):
         torch.nn.init.normal_(layer.weight)
     x = torch.randn(1, 40, 12, 8)
-    whole = scan(x)  # with gradients: not in strips
+    whole = scan(x)  # strips are not used if gradients are needed
     monkeypatch.setattr("restormixer_arch.layers.STRIP_ELEMENTS", 8 * 12 * 5)
     with torch.no_grad():
         difference = (scan(x) - whole).abs().max() / whole.abs().max()
     assert difference < 2e-6
 
 
-def test_scm_and_fam():
+def test_scm_output_is_normalized_and_fam_reads_its_second_input():
     torch.manual_seed(0)
     x = torch.randn(2, 3, 8, 8)
     y = SCM(3, 16)(x)
-    # The InstanceNorm at the end: zero mean and unit variance per image and channel.
+    # The final InstanceNorm gives zero mean and unit variance per image and channel.
     torch.testing.assert_close(y.mean((2, 3)), torch.zeros(2, 16), rtol=0, atol=1e-5)
     torch.testing.assert_close(y.var((2, 3), unbiased=False), torch.ones(2, 16), rtol=0, atol=1e-2)
     fam = FAM(16)
@@ -128,14 +129,14 @@ def test_scm_and_fam():
     torch.testing.assert_close(fam(torch.randn_like(y), y)[:, 3], y[:, 5] + fam.conv.bias[3])
 
 
-def test_gelu_follows_the_norm():
+def test_gelu_is_applied_after_the_norm():
     block = ConvNormAct(conv(1, 1, 1)).eval()
     torch.nn.init.ones_(block.conv.weight)
-    # gelu(1) = 0.8413447, the norm divides by sqrt(1 + 1e-5)
+    # gelu(1) = 0.8413447; the norm divides 1 by sqrt(1 + 1e-5)
     torch.testing.assert_close(block(torch.ones(1, 1, 1, 1)).item(), 0.8413398, rtol=1e-5, atol=0)
 
 
-def test_mlp_by_hand():
+def test_mlp_matches_manually_computed_values():
     mlp = Mlp(2, 1)
     mlp.fc1.weight.data = torch.tensor([[1.0, 2.0]])
     mlp.fc1.bias.data = torch.tensor([-3.0])
@@ -149,7 +150,7 @@ def test_mlp_by_hand():
     ("row", "wanted"),
     [
         ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 4, 3, 2]),  # reflection
-        ([1, 2, 3], [1, 2, 3, 2, 1, 1, 1, 1]),  # too small to reflect it all: the edge is repeated
+        ([1, 2, 3], [1, 2, 3, 2, 1, 1, 1, 1]),  # too short for 5 reflected pixels: the edge is repeated
         ([7], [7] * 8),
         (list(range(8)), list(range(8))),
     ],
@@ -161,12 +162,12 @@ def test_pad_to_multiple(row, wanted):
     assert pad_to_multiple(x.transpose(2, 3), 8)[0, 0, :, 0].tolist() == wanted
 
 
-def test_padding_an_exact_multiple_is_no_copy():
+def test_pad_to_multiple_does_not_copy_an_exact_multiple():
     x = torch.rand(1, 3, 8, 16)
     assert pad_to_multiple(x, 8) is x
 
 
-def test_scan_initialisation():
+def test_scan_initialization():
     torch.manual_seed(0)
     scan = DirectionalScan(64, directions=("row",), d_state=16, expand=2.0)
     dt = F.softplus(scan.dt_bias)
@@ -178,7 +179,7 @@ def test_scan_initialisation():
 
 
 def test_initial_values_of_the_network():
-    """A uniform distribution in [-b, b] has the deviation b / sqrt(3)."""
+    """A uniform distribution in [-b, b] has the standard deviation b / sqrt(3)."""
     torch.manual_seed(0)
     network = RestorMixer(base_channels=16, num_blocks=(1, 2, 2))
     parameters = dict(network.named_parameters())
@@ -193,7 +194,7 @@ def test_initial_values_of_the_network():
     assert all((linear.bias == 0).all() for linear in linears if linear.bias is not None)
 
 
-def test_strided_scan_merges():
+def test_paper_and_official_merge_of_the_strided_scan():
     torch.manual_seed(0)
     paper = StridedScan(4, d_state=2, expand=2.0, scan_merge="paper")
     tokens = torch.randn(1, 3, 5, 8)
@@ -204,12 +205,12 @@ def test_strided_scan_merges():
     flat = separate[1].reshape(1, 15, 8)
     for h in range(3):
         for w in range(5):
-            slip[:, h, w] = flat[:, w * 3 + h]  # read as (W, H), transposed
+            slip[:, h, w] = flat[:, w * 3 + h]  # read as (W, H) and transposed
     torch.testing.assert_close(paper.merge_scans(tokens), separate[0] + separate[1] + slip, rtol=1e-4, atol=1e-5)
 
 
 def test_emvm_skip_scales():
-    """With the output projections and the MLP at zero only the two skip scales are left."""
+    """If the output projections and the MLP are zero, the block only multiplies by its two skip scales."""
     torch.manual_seed(0)
     block = EMVM(8, d_state=4, expand=2.0, scan_merge="paper")
     for layer in (block.scan1.out_proj, block.scan3.out_proj, block.mlp.fc2):

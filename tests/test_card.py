@@ -1,4 +1,4 @@
-"""``basicsr card``: the tables of the model card, measured on small sets under the public names."""
+"""``basicsr card``: the tables of the model card, measured on small datasets with the public names."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ TINY = "base_channels: 4\n  num_blocks: [1, 2, 2]\n  d_state: 4\n  encoder_heads
 
 @pytest.fixture
 def sets(folder, monkeypatch):
-    """Prepared sets: Rain100L with two pairs and CBSD68 with two pictures; weights of two tasks."""
+    """Prepared datasets (Rain100L with two pairs, CBSD68 with two images) and weights of two tasks."""
     for number in (1, 2):
         clean = picture(number, (40, 48))
         save(folder / f"raw/Rain100L/gt/{number}.png", clean)
@@ -39,7 +39,7 @@ def card_options(name):
     return locate_option_file(f"options/test_public_{name}.yml")
 
 
-def test_tables_of_what_is_there(sets, capsys):
+def test_tables_contain_existing_datasets_and_missing_ones_are_reported(sets, capsys):
     assert main(["card", "--out", "card.md"]) == 0
     out, err = capsys.readouterr()
     assert "sr_x2: no weights are installed" in err
@@ -48,7 +48,7 @@ def test_tables_of_what_is_there(sets, capsys):
     assert text.strip() in out
     lines = text.splitlines()
     assert lines[0] == "| derain | Rain100L | parameters | trained on | source |"
-    # The input is 30 levels brighter, but where that would leave the range: about 18.6 dB in RGB, less on Y's range.
+    # The input is 30 levels brighter except where it clips: about 18.6 dB in RGB, and more on Y's smaller range.
     before = float(lines[2].split("|")[2].split("/")[0])
     assert 19 < before < 22
     assert "| Restormer | 38.99 / 0.978 | 26.10 M | Rain13K |" in text
@@ -59,7 +59,7 @@ def test_tables_of_what_is_there(sets, capsys):
     assert "| DnCNN | 33.90 | 31.24 | 27.95 |  |" in text
 
 
-def test_mistakes(sets, capsys):
+def test_invalid_arguments(sets, capsys):
     assert main(["card", "--tasks", "derian"]) == 2
     assert "--tasks: unknown task 'derian'" in capsys.readouterr().err
     (sets / "there.md").write_text("mine")
@@ -72,7 +72,7 @@ def test_mistakes(sets, capsys):
     assert "nothing to measure for sr_x2: no weights are installed" in capsys.readouterr().err
 
 
-def test_published_numbers_name_their_source():
+def test_published_numbers_are_plausible_and_have_a_source():
     tables = card.read_published(card.PUBLISHED)
     assert set(tables) == {"derain", "sr_x2", "sr_x3", "sr_x4", "denoise", "deblur"}
     for rows in tables.values():
@@ -82,6 +82,6 @@ def test_published_numbers_name_their_source():
     assert tables["sr_x2"]["Set5", "VDSR"]["psnr"] == "37.53"
 
 
-def test_skip_missing(folder, capsys):
+def test_skip_missing_is_rejected_if_all_datasets_are_missing(folder, capsys):
     assert main(["test", "-opt", "options/test_public_sr.yml", "--skip-missing"]) == 2
     assert "datasets: none was found: Set5 (datasets/Set5/test_gt.lmdb)" in capsys.readouterr().err

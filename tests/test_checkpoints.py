@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, and what they hold loads without unpickling code."""
+"""Checkpoints are either complete or missing, and load without unpickling code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def names(folder):
     return sorted(path.name for path in (EXPERIMENT / folder).iterdir())
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_previous_file(tmp_path, monkeypatch):
     path = tmp_path / "x.pth"
     assert checkpoints.write({"x": 1}, path) == checkpoints.digest(path)
 
@@ -46,7 +46,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".state"])
-def test_a_full_disk_is_one_line_and_the_checkpoint_before_resumes(
+def test_full_disk_is_reported_in_one_line_and_previous_checkpoint_resumes(
     pairs, train_options, write, monkeypatch, capsys, suffix
 ):
     file = write(several_batches(train_options, total=5))
@@ -77,7 +77,7 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_resumes(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk")
-def test_a_really_full_disk(pairs, train_options, write):
+def test_training_run_on_a_full_tmpfs_stops_cleanly_and_resumes(pairs, train_options, write):
     disk = pairs / "experiments"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True).returncode:
@@ -100,13 +100,13 @@ def test_a_really_full_disk(pairs, train_options, write):
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_without_an_earlier_checkpoint_the_message_says_so(tmp_path):
+def test_error_message_if_there_is_no_earlier_checkpoint(tmp_path):
     opt = {"path": {"training_states": str(tmp_path)}}
     with pytest.raises(checkpoints.UserError, match=r"\(No such file or directory\); there is no earlier one"):
         checkpoints.write_checkpoint_file({}, tmp_path / "absent/x.pth", opt)
 
 
-def test_the_newest_are_kept_and_the_best(pairs, train_options, write):
+def test_newest_and_best_checkpoints_are_kept(pairs, train_options, write):
     options = several_batches(train_options)
     options["logger"].update(save_checkpoint_freq=1, keep_last=2)
     options["val"]["val_freq"] = 4
@@ -120,8 +120,8 @@ def test_the_newest_are_kept_and_the_best(pairs, train_options, write):
     assert load(f"models/{best}").keys() == {"params", "params_ema"}
 
 
-def test_weights_build_the_network_that_was_trained(pairs, train_options, write):
-    """Windows, heads and merge show in no shape: the file holds them beside the weights."""
+def test_weight_file_rebuilds_the_trained_network(pairs, train_options, write):
+    """Window size, heads and scan merge affect no tensor shape, so the file stores them with the weights."""
     own = {
         "deep_supervision": False,
         "window_size": 4,
@@ -144,7 +144,7 @@ def test_weights_build_the_network_that_was_trained(pairs, train_options, write)
         torch.testing.assert_close(network(x), expected.fuse()(x))
 
 
-def test_checkpoints_of_a_later_iteration_are_left_alone(tmp_path):
+def test_checkpoints_of_later_iterations_are_not_deleted(tmp_path):
     for folder in ("models", "training_states"):
         (tmp_path / folder).mkdir()
     for number in (1, 2, 3, 9):
@@ -152,7 +152,7 @@ def test_checkpoints_of_a_later_iteration_are_left_alone(tmp_path):
         for network in ("g", "d"):
             (tmp_path / f"models/net_{network}_{number}.pth").touch()
     path = {key: str(tmp_path / key) for key in ("models", "training_states")}
-    best = tmp_path / "models/net_g_best_val_psnr_2.pth"  # of a metric psnr_2
+    best = tmp_path / "models/net_g_best_val_psnr_2.pth"  # best checkpoint of a metric psnr_2
     best.touch()
     checkpoints.prune({"path": path, "logger": {}}, 3)
     assert len(os.listdir(path["models"])) == 9
@@ -162,7 +162,7 @@ def test_checkpoints_of_a_later_iteration_are_left_alone(tmp_path):
     assert sorted(os.listdir(path["models"])) == kept
 
 
-def test_a_model_s_own_state_comes_back(pairs, train_options, write, monkeypatch):
+def test_extra_state_of_a_model_is_saved_and_restored(pairs, train_options, write, monkeypatch):
     seen = []
     monkeypatch.setattr(SRModel, "extra_state", lambda self: {"scale": np.float64(7), "n": 3}, raising=False)
     monkeypatch.setattr(SRModel, "load_extra_state", lambda self, state: seen.append(state), raising=False)
@@ -176,7 +176,7 @@ class Kind(str, Enum):
     ONE = "one"
 
 
-def test_a_state_is_made_of_tensors_and_plain_values():
+def test_state_is_converted_to_tensors_and_plain_values():
     state = {"a": [np.int64(2), (1, None)], "b": Counter({3: 1}), "c": np.arange(2.0), "d": torch.ones(1)}
     found = to_plain_values(state)
     assert found["a"] == [2, (1, None)] and type(found["a"][0]) is int
@@ -188,7 +188,7 @@ def test_a_state_is_made_of_tensors_and_plain_values():
         to_plain_values({"x": Kind.ONE})
 
 
-def test_weights_lose_the_names_of_their_wrappers():
+def test_wrapper_names_are_removed_from_weight_names():
     net = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
     net._modules["_orig_mod"] = net._modules.pop("0")
     assert list(checkpoints._weights(net))[:2] == ["weight", "bias"]

@@ -1,4 +1,4 @@
-"""The ``basicsr`` command: its exit codes and last lines, and BasicSR's own training and testing behind it."""
+"""The ``basicsr`` command: exit codes, messages and result lines, and training and testing with BasicSR's classes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def errors(capsys) -> list[str]:
         (["doctor", "x"], "basicsr doctor: unrecognized arguments: x. See 'basicsr doctor --help'"),
     ],
 )
-def test_a_wrong_argument_is_one_line_and_exit_code_2(folder, capsys, arguments, message):
+def test_invalid_argument_is_reported_in_one_line_with_exit_code_2(folder, capsys, arguments, message):
     assert run(*arguments) == 2
     assert errors(capsys) == [message]
 
@@ -87,14 +87,14 @@ def test_help_and_version(capsys):
 @pytest.mark.parametrize(
     "command", ["restore", "export", "init", "card", "compare", "prepare", "prepare pairs", "degrade sheet"]
 )
-def test_where_to_write_has_the_same_names_everywhere(command, capsys):
+def test_output_option_has_the_same_names_in_all_commands(command, capsys):
     with pytest.raises(SystemExit):
         run(*command.split(), "--help")
     text = capsys.readouterr().out
     assert all(f" {name} " in text for name in ("-o", "--output", "--out"))
 
 
-def test_the_switches_of_basicsr_s_scripts_say_what_they_do(capsys):
+def test_help_describes_the_switches_of_basicsr_scripts(capsys):
     texts = {}
     for command in ("train", "test"):
         with pytest.raises(SystemExit):
@@ -109,8 +109,8 @@ def test_the_switches_of_basicsr_s_scripts_say_what_they_do(capsys):
     assert "--debug write to results/debug_NAME" in texts["test"]
 
 
-def test_only_jobs_of_several_processes_are_silent(folder, capsys, monkeypatch):
-    """A pod of a cluster has RANK set for whatever is run in it."""
+def test_only_multi_process_jobs_suppress_output(folder, capsys, monkeypatch):
+    """In a pod of a cluster, RANK is set for every command."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(output, "_shared_job", False)  # as in a new process
@@ -125,7 +125,7 @@ def test_only_jobs_of_several_processes_are_silent(folder, capsys, monkeypatch):
     assert output.is_first_process()
 
 
-def test_nothing_heavy_is_imported_before_the_option_file_was_checked(pairs, train_options, write):
+def test_no_heavy_imports_before_the_option_file_is_checked(pairs, train_options, write):
     train_options["train"]["totl_iter"] = train_options["train"].pop("total_iter")
     command = [sys.executable, "-c", CHECK_WHAT_IS_IMPORTED, "train", "-opt", write(train_options)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
@@ -133,7 +133,7 @@ def test_nothing_heavy_is_imported_before_the_option_file_was_checked(pairs, tra
     assert done.stderr == "basicsr: error: x.yml: train.totl_iter: unknown key. Did you mean 'total_iter'?\n"
 
 
-def test_the_module_is_the_command_too(folder):
+def test_module_can_be_run_as_the_command(folder):
     (folder / "x.yml").write_text("a: [1\n")
     command = [sys.executable, "-m", "restormixer_arch.cli", "train", "-opt", "x.yml", "--local-rank=0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -157,9 +157,9 @@ def iterations(log: str) -> list[int]:
 def test_train_resume_and_test(train_file, test_options, write, capsys):
     assert run("train", "-opt", train_file) == 0
     out, log = capsys.readouterr()
-    assert iterations(log) == [1, 2, 3, 4, 5]  # six images in batches of four, the rest of two is dropped
-    assert log.count("Validation pairs_val") == 1 and "@ 5 iter" in log  # not once more at the end, and not at 6
-    assert "it/s" not in log  # no bar where there is no terminal
+    assert iterations(log) == [1, 2, 3, 4, 5]  # six images in batches of four: the last two are dropped
+    assert log.count("Validation pairs_val") == 1 and "@ 5 iter" in log  # not again at the end, and not at 6
+    assert "it/s" not in log  # no progress bar without a terminal
     assert re.fullmatch(r"pairs_val: PSNR \d+\.\d\d dB; weights: experiments/tiny/models/net_g_latest\.pth\n", out)
     states = Path("experiments/tiny/training_states")
     assert sorted(file.name for file in states.iterdir()) == ["2.state", "4.state"]
@@ -178,7 +178,7 @@ def test_train_resume_and_test(train_file, test_options, write, capsys):
     assert "basicsr: note: results/tiny exists from an earlier run, which was renamed to" in capsys.readouterr().err
 
 
-def test_a_network_without_weights_is_measured_with_a_warning(pairs, test_options, write, capsys):
+def test_network_without_weights_is_tested_with_a_warning(pairs, test_options, write, capsys):
     test_options["path"]["pretrain_network_g"] = None
     assert run("test", "-opt", write(test_options)) == 0
     warning = "x.yml: path.pretrain_network_g names no weights: the network is measured as it starts"
@@ -189,7 +189,7 @@ def last_psnr(log: str) -> float:
     return float(re.findall(r"# psnr: ([\d.]+)", log)[-1])
 
 
-def test_a_finished_training_resumed_does_no_further_iteration(train_file, capsys):
+def test_resuming_a_finished_run_does_no_further_iteration(train_file, capsys):
     assert run("train", "-opt", train_file, "--force_yml", "train:total_iter=4") == 0
     before = torch.load("experiments/tiny/models/net_g_latest.pth")["params"]
     capsys.readouterr()
@@ -200,18 +200,18 @@ def test_a_finished_training_resumed_does_no_further_iteration(train_file, capsy
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_overrides_reach_the_training(train_file, capsys):
+def test_overrides_are_used_and_saved(train_file, capsys):
     overrides = ["train:optim_g:lr=2e-4", "train:total_iter=1", "manual_seed=3", "val=~"]
     assert run("train", "-opt", train_file, "--force_yml", *overrides) == 0
     out, log = capsys.readouterr()
     assert "lr:(2.000e-04,)" in log and "manual_seed: 3" in log
-    kept = yaml.safe_load(Path("experiments/tiny/x.yml").read_text())  # as 'basicsr compare' reads it
+    kept = yaml.safe_load(Path("experiments/tiny/x.yml").read_text())  # read by 'basicsr compare'
     assert (kept["train"]["optim_g"]["lr"], kept["manual_seed"], kept["val"]) == (2e-4, 3, None)
     assert out == "weights: experiments/tiny/models/net_g_latest.pth\n"
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_cannot_be_decoded_is_named(train_file, capsys, workers):
+def test_undecodable_image_is_named(train_file, capsys, workers):
     Path("pairs/lq/3.png").write_bytes(b"no image")
     overrides = [f"datasets:train:num_worker_per_gpu={workers}", "train:total_iter=9", "val=~"]
     assert run("train", "-opt", train_file, "--force_yml", *overrides) == 2
@@ -230,18 +230,18 @@ def test_an_image_that_cannot_be_decoded_is_named(train_file, capsys, workers):
         ("datasets:val:dataroot_lq=pair", "datasets.val.dataroot_lq: 'pair' does not exist. Did you mean 'pairs'?"),
     ],
 )
-def test_a_mistake_in_the_file_is_one_line_and_exit_code_2(train_file, capsys, override, message):
+def test_option_error_is_reported_in_one_line_with_exit_code_2(train_file, capsys, override, message):
     assert run("train", "-opt", train_file, "--force_yml", override) == 2
     (line,) = errors(capsys)
     assert line.startswith(f"x.yml: {message}")
 
 
-def test_overrides_may_be_given_in_several_parts(train_file, capsys):
+def test_force_yml_may_be_repeated(train_file, capsys):
     assert run("train", "-opt", train_file, "--force_yml", "train:totl=3", "--force_yml", "scale=0") == 2
     assert {line.split(": ")[1] for line in errors(capsys)} == {"train.totl", "scale"}
 
 
-def test_no_images_are_a_mistake(pairs, test_options, write, capsys):
+def test_empty_dataset_is_a_user_error(pairs, test_options, write, capsys):
     Path("empty").mkdir()
     test_options["datasets"]["test_1"].update(dataroot_lq="empty", dataroot_gt="empty")
     test_options["path"] = {}
@@ -249,7 +249,7 @@ def test_no_images_are_a_mistake(pairs, test_options, write, capsys):
     assert errors(capsys) == ["x.yml: datasets.test_1: has no image ('empty')"]
 
 
-def test_an_unexpected_error_keeps_its_traceback(train_file, monkeypatch):
+def test_unexpected_error_is_not_caught(train_file, monkeypatch):
     from basicsr.models.sr_model import SRModel
 
     monkeypatch.setattr(SRModel, "feed_data", lambda self, data: 1 // 0)
@@ -257,10 +257,10 @@ def test_an_unexpected_error_keeps_its_traceback(train_file, monkeypatch):
         run("train", "-opt", train_file)
 
 
-# --- what is said ----------------------------------------------------------------------------------------------------
+# --- messages --------------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_elsewhere_is_one_line(monkeypatch, capsys):
+def test_ctrl_c_outside_of_training_is_reported_in_one_line(monkeypatch, capsys):
     def interrupted(arguments):
         raise KeyboardInterrupt
 
@@ -269,7 +269,7 @@ def test_ctrl_c_elsewhere_is_one_line(monkeypatch, capsys):
     assert run("wait") == 130 and capsys.readouterr().err == "basicsr: stopped\n"
 
 
-def test_a_reader_that_goes_away_is_no_traceback():
+def test_closed_stdout_pipe_causes_no_traceback():
     command = [sys.executable, "-m", "restormixer_arch.cli", "--help"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()  # as head does
@@ -277,7 +277,7 @@ def test_a_reader_that_goes_away_is_no_traceback():
     assert process.returncode == 1
 
 
-def test_the_message_of_a_worker_is_found_in_its_traceback():
+def test_message_of_a_loader_worker_is_extracted_from_its_traceback():
     from torch._utils import ExceptionWrapper
 
     try:
@@ -291,7 +291,7 @@ def test_the_message_of_a_worker_is_found_in_its_traceback():
     assert UserError("Caught in the act").lines == ["Caught in the act"]
 
 
-def test_the_gain_of_a_model_that_measures_it(folder):
+def test_result_lines_and_table_show_the_gain(folder):
     from restormixer_arch.training import results
 
     gain = {"rain": {"psnr": (24.104, 29.314), "ssim": (0.7804, 0.9101)}}
@@ -308,7 +308,7 @@ def test_the_gain_of_a_model_that_measures_it(folder):
     assert results.test_lines(done)[-1] == f"average of 2 sets: {average}; table: results.md"
 
 
-def test_no_gain_is_shown_of_an_infinite_value():
+def test_no_gain_is_shown_for_infinite_or_nan_values():
     from restormixer_arch.training import results
 
     for before, after, text in (
@@ -325,14 +325,14 @@ def test_no_gain_is_shown_of_an_infinite_value():
     ("chosen", "wanted"),
     [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active"), ({"GOMP_SPINCOUNT": "7"}, "None")],
 )
-def test_threads_wait_asleep_unless_the_user_chose(chosen, wanted):
+def test_openmp_threads_wait_passively_unless_configured(chosen, wanted):
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | chosen
     code = "import os, restormixer_arch.cli; print(os.environ.get('OMP_WAIT_POLICY'))"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == wanted
 
 
-def test_a_library_that_the_system_lacks_is_one_line(monkeypatch, capsys):
+def test_missing_system_library_is_reported_in_one_line(monkeypatch, capsys):
     def lacking(arguments):
         raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
 
@@ -342,7 +342,7 @@ def test_a_library_that_the_system_lacks_is_one_line(monkeypatch, capsys):
     assert line.startswith("a library of the system is missing: libGL.so.1") and "apt install libgl1" in line
 
 
-def test_too_little_shared_memory_is_named(pairs, train_options, write, monkeypatch, capsys):
+def test_lack_of_shared_memory_is_explained(pairs, train_options, write, monkeypatch, capsys):
     from restormixer_arch.training.trainer import Training
 
     def killed(self):

@@ -1,4 +1,4 @@
-"""The node for ComfyUI, loaded with stand-ins for ComfyUI's modules."""
+"""The ComfyUI node, loaded with replacements for ComfyUI's modules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ spandrel = pytest.importorskip("spandrel")
 
 @pytest.fixture
 def comfy(monkeypatch):
-    """What the node takes from ComfyUI; ``steps`` collects the progress that it shows."""
+    """The parts of ComfyUI that the node uses; ``steps`` records the progress that it shows."""
     steps = []
     package, management, utils = (ModuleType(name) for name in ("comfy", "comfy.model_management", "comfy.utils"))
     management.get_torch_device = lambda: torch.device("cpu")
@@ -41,7 +41,7 @@ def node(comfy):
 
 
 def run(node, image, **settings):
-    """Call a node as ComfyUI does: by its constants, with the defaults of its inputs."""
+    """Call a node as ComfyUI does, by its constants and with the default inputs."""
     inputs = node.INPUT_TYPES()["required"]
     defaults = {name: kind[1]["default"] for name, kind in inputs.items() if len(kind) > 1}
     assert node.RETURN_TYPES == ("IMAGE",)
@@ -53,7 +53,7 @@ def image(batch=1, height=40, width=56, channels=3):
     return torch.rand(batch, height, width, channels, generator=torch.Generator().manual_seed(0))
 
 
-def test_it_restores_a_batch_as_restore_does(node, comfy):
+def test_node_gives_the_same_result_as_restore(node, comfy):
     x = image(batch=2)
     wanted = restormixer_arch.restore(x.movedim(-1, 1), task="mixed", device="cpu").movedim(1, -1)
     torch.testing.assert_close(run(node, x, task="mixed"), wanted, rtol=0, atol=1e-6)
@@ -61,7 +61,7 @@ def test_it_restores_a_batch_as_restore_does(node, comfy):
     assert comfy.steps == [(1, 2), (2, 2)]
 
 
-def test_its_inputs(node):
+def test_node_inputs_and_description(node):
     inputs = node.INPUT_TYPES()["required"]
     assert list(inputs) == ["image", "task", "strength", "tile"]
     assert inputs["task"] == (installed_tasks(), {"default": "derain"})
@@ -70,7 +70,7 @@ def test_its_inputs(node):
     assert all(words[task] in node.DESCRIPTION for task in installed_tasks())
 
 
-def test_strength_and_alpha(node):
+def test_strength_blends_with_the_input_and_alpha_is_kept(node):
     x = image(channels=4)
     full, half, none = (run(node, x, strength=strength) for strength in (1.0, 0.5, 0.0))
     assert full.shape == x.shape and torch.equal(full[..., 3], x[..., 3])
@@ -80,9 +80,9 @@ def test_strength_and_alpha(node):
 
 
 @pytest.mark.parametrize("channels", [3, 4])
-def test_enlarging(node, channels):
+def test_upsampling_with_and_without_alpha(node, channels):
     x = image(height=16, width=24, channels=channels)
-    x[..., 3:] = (x[..., 3:] > 0.5).float()  # an alpha whose edges overshoot
+    x[..., 3:] = (x[..., 3:] > 0.5).float()  # sharp edges, at which bicubic interpolation overshoots
     result = run(node, x, task="sr_x2")
     assert result.shape == (1, 32, 48, channels)
     wanted = restormixer_arch.restore(x[..., :3].movedim(-1, 1), task="sr_x2", device="cpu").movedim(1, -1)
@@ -93,7 +93,7 @@ def test_enlarging(node, channels):
         torch.testing.assert_close(result[..., 3:], alpha.clamp(0, 1).movedim(1, -1))
 
 
-def test_tiles_and_their_progress(node, comfy):
+def test_tiles_report_progress_and_too_small_ones_are_rejected(node, comfy):
     x = image(batch=2, height=64, width=256)
     tiled = run(node, x, tile=128)
     assert comfy.steps == [(1, 6), (2, 6), (3, 6), (4, 6), (5, 6), (6, 6)]
@@ -102,7 +102,7 @@ def test_tiles_and_their_progress(node, comfy):
         run(node, x, tile=32)
 
 
-def test_an_interruption_stops_it(node, comfy):
+def test_interruption_by_the_user_stops_the_node(node, comfy):
     def interrupt():
         raise InterruptedError
 
@@ -111,7 +111,7 @@ def test_an_interruption_stops_it(node, comfy):
         run(node, image())
 
 
-def test_comfyuis_own_loader_knows_the_weights_afterwards(node):
+def test_importing_the_node_registers_restormixer_in_spandrel(node):
     from restormixer_arch.inference.installed import installed_weights
 
     model = spandrel.ModelLoader().load_from_file(installed_weights("mixed"))

@@ -1,4 +1,4 @@
-"""Whole comparisons in miniature through the command line: killed, resumed, with weights that are there already."""
+"""Complete small comparisons through the command line: killed, resumed, and with existing weights."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def says(file, text):
 
 @pytest.fixture
 def here(monkeypatch):
-    """Only the inputs are measured in a process of their own: to begin one takes seconds."""
+    """Run all jobs in this process except the one for the inputs, since starting a process takes seconds."""
     away = run.run_in_process
 
     def in_process(module, job, label):
@@ -56,10 +56,10 @@ def here(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # five processes are begun one after the other
+@pytest.mark.timeout(600)  # five processes are started one after another
 @pytest.mark.filterwarnings("ignore:distutils Version")  # thop
-def test_a_killed_comparison_resumes(pairs, write, capsys, here):
-    """Killed within the second training: the first one stays, the second resumes, and all is measured."""
+def test_killed_comparison_resumes(pairs, write, capsys, here):
+    """Killed during the second training run: the first is kept, the second resumes, and everything is measured."""
     options = compare_options()
     options["train"]["budget"]["iterations"] = 300
     options["competitors"]["edsr"]["train"] = {"pixel_opt": {"loss_weight": 0.5}}
@@ -71,7 +71,7 @@ def test_a_killed_comparison_resumes(pairs, write, capsys, here):
     finally:
         process.kill()
         process.wait()
-    until(lambda: says(log, "SIGTERM: stopped after iteration"))  # the training has noticed, and has ended
+    until(lambda: says(log, "SIGTERM: stopped after iteration"))  # the training run has stopped
     weights = training.weights_of("edsr", RESULTS)
     before = weights.stat().st_mtime_ns
     assert not training.weights_of("ridnet", RESULTS).exists()
@@ -90,7 +90,7 @@ def test_a_killed_comparison_resumes(pairs, write, capsys, here):
 
 
 def check_costs(found):
-    """Parameters and operations of 3x3 convolutions, counted by hand: EDSR has 5 of 3, 4 and 4 channels."""
+    """Compare with a manual count: EDSR has five 3x3 convolutions, 3 -> 4, three times 4 -> 4, and 4 -> 3 channels."""
     edsr, ridnet = found.competitors
     assert edsr.parameters == (3 * 4 + 3 * 4 * 4 + 4 * 3) * 9 + 4 * 4 + 3
     assert edsr.macs == (3 * 4 + 3 * 4 * 4 + 4 * 3) * 9 * 16 * 16
@@ -100,7 +100,7 @@ def check_costs(found):
 
 
 def check_pictures(found):
-    """What was written is what the weights make of the inputs, and was measured so."""
+    """The written images are the network's results for the inputs, and the metrics are those of the written images."""
     (dataset,) = found.datasets
     assert dataset.name == "pairs_test" and [p.name for p in dataset.pictures] == list("012345")
     weights = torch.load(training.weights_of("ridnet", RESULTS), weights_only=True)
@@ -120,8 +120,8 @@ def check_pictures(found):
 
 
 @pytest.mark.filterwarnings("ignore:distutils Version")  # thop
-def test_weights_that_are_there_and_a_run(pairs, write, capsys, here):
-    """Nothing is trained; an earlier folder of the same name is put aside."""
+def test_existing_weights_and_runs_are_compared_without_training(pairs, write, capsys, here):
+    """An existing results folder of the same name is renamed."""
     Path("old/models").mkdir(parents=True)
     Path("old/x.yml").write_text(json.dumps({"network_g": EDSR}), encoding="utf-8")
     torch.save({"params": build_network(dict(EDSR)).state_dict()}, "old/models/net_g_7.pth")
@@ -142,7 +142,7 @@ def test_weights_that_are_there_and_a_run(pairs, write, capsys, here):
     assert found.datasets[0].difference["psnr"]["weights"] == results.Difference(mean=0, low=0, high=0)
 
 
-def test_weights_that_do_not_fit_are_reported_before_anything_is_trained(pairs, write, capsys):
+def test_weights_that_do_not_fit_are_reported_before_training(pairs, write, capsys):
     torch.save(build_network(dict(RIDNET)).state_dict(), "net.pth")
     options = compare_options()
     options["competitors"]["old"] = {"network_g": EDSR, "weights": "net.pth"}
@@ -152,7 +152,7 @@ def test_weights_that_do_not_fit_are_reported_before_anything_is_trained(pairs, 
     assert not RESULTS.exists()
 
 
-def test_other_options_than_those_that_a_training_has_begun_with(pairs, write):
+def test_changed_options_of_a_started_training_run_are_rejected(pairs, write):
     options = read_compare_file(write(compare_options()))
     file = training.option_file(options, "edsr", 4, pairs)
     assert training.option_file(options, "edsr", 4, pairs) == file
@@ -160,8 +160,8 @@ def test_other_options_than_those_that_a_training_has_begun_with(pairs, write):
         training.option_file(options, "edsr", 100, pairs)
 
 
-def test_minutes_become_iterations(pairs, write, monkeypatch):
-    """Steps of 0.5 and 2 seconds: 90 seconds have 180 and 45 of them. What was measured once is kept."""
+def test_minutes_are_converted_to_iterations(pairs, write, monkeypatch):
+    """Median step times of 0.5 and 2 seconds give 180 and 45 iterations in 90 seconds. Measured times are reused."""
     options = read_compare_file(write(compare_options()), ["train:budget={minutes: 1.5}"])
     taken = {"edsr": [0.5, 9.0, 0.5], "ridnet": [2.0, 1.0, 3.0]}
 
@@ -176,7 +176,7 @@ def test_minutes_become_iterations(pairs, write, monkeypatch):
     assert training.iterations(options, ["edsr", "ridnet"], pairs, 1) == {"edsr": 180, "ridnet": 45}
 
 
-def test_a_training_takes_one_of_several_gpus(pairs, write, monkeypatch):
+def test_training_run_uses_one_of_several_gpus(pairs, write, monkeypatch):
     options = read_compare_file(write(compare_options() | {"num_gpu": "auto"}))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr("restormixer_arch.training.options.pick_device", lambda *_, **__: torch.device("cuda"))
@@ -187,7 +187,7 @@ def test_a_training_takes_one_of_several_gpus(pairs, write, monkeypatch):
     }
 
 
-def test_steps_are_measured_without_a_trace(pairs, write):
+def test_measuring_step_times_leaves_no_files(pairs, write):
     options = read_compare_file(write(compare_options()))
     file = training.option_file(options, "edsr", 1000, pairs)
     before = sorted(pairs.rglob("*"))
@@ -198,7 +198,7 @@ def test_steps_are_measured_without_a_trace(pairs, write):
     assert sorted(pairs.rglob("*")) == before
 
 
-def test_a_training_that_fails(pairs, write, capsys, monkeypatch):
+def test_failed_training_run_is_reported(pairs, write, capsys, monkeypatch):
     monkeypatch.setattr(training, "FOLLOWER", "restormixer_arch.compare.nothing")
     assert cli.main(["compare", "-opt", write(compare_options())]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -206,8 +206,8 @@ def test_a_training_that_fails(pairs, write, capsys, monkeypatch):
     assert error.startswith(start) and error.endswith("No module named restormixer_arch.compare.nothing")
 
 
-def test_signals(pairs, write, capsys, monkeypatch):
-    """SIGTERM while something is measured, and a training that was ended by Ctrl-C."""
+def test_signals_end_the_comparison_with_a_resume_hint(pairs, write, capsys, monkeypatch):
+    """SIGTERM during a measurement, and a training run that was ended by Ctrl-C."""
     again = "basicsr: stopped; resume with: basicsr compare -opt x.yml --auto_resume"
     file = write(compare_options())
     with monkeypatch.context() as patch:
@@ -224,10 +224,10 @@ def test_signals(pairs, write, capsys, monkeypatch):
 
 
 SAVING = """
-import signal, sys, time
+import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 signal.signal(signal.SIGINT, {})
-print(0, flush=True)
+print(os.getpid(), flush=True)
 for _ in range(600):
     time.sleep(0.1)
 """
@@ -236,14 +236,16 @@ SIGINT_HANDLERS = {"alone": "signal.SIG_IGN", "together": "lambda *_: sys.exit(1
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM that a process can handle")
 @pytest.mark.parametrize("sent", SIGINT_HANDLERS)
-def test_an_interrupt_of_the_command_alone_stops_its_training(tmp_path, capsys, sent):
-    """A scheduler sends SIGINT to the command, a terminal to both. The training saves, and the exit code is 130."""
+def test_sigint_to_the_command_stops_its_training_run(tmp_path, capsys, sent):
+    """A scheduler sends SIGINT to the command, a terminal to both. The training run saves; the exit code is 130."""
     log, ended = tmp_path / "log", threading.Event()
 
     def interrupt():
-        until(lambda: says(log, "0"))
+        until(lambda: says(log, "\n"))
+        if sent == "together":
+            os.kill(int(log.read_text(encoding="utf-8")), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        if not ended.wait(60):  # the test would wait for the minute that the process sleeps
+        if not ended.wait(60):  # otherwise the test would wait until the process has slept for a minute
             os.kill(os.getpid(), signal.SIGTERM)
 
     sender = threading.Thread(target=interrupt)

@@ -1,4 +1,4 @@
-"""What stands for a competitor: a network with weights, weights alone, the folder of a training."""
+"""Ways to specify a competitor: a network with weights, weights alone, or the folder of a training run."""
 
 import os
 
@@ -13,7 +13,7 @@ from restormixer_arch.errors import UserError
 
 register.register()
 
-from basicsr.archs import build_network  # noqa: E402 - BasicSR can be imported only now
+from basicsr.archs import build_network  # noqa: E402 - BasicSR can only be imported now
 
 from restormixer_arch.basicsr_adapter import spandrel_networks  # noqa: E402
 from restormixer_arch.compare.networks import Entry, Padded, build, entry_of_run  # noqa: E402
@@ -23,7 +23,7 @@ X = torch.linspace(0, 1, 3 * 9 * 14).view(1, 3, 9, 14)
 
 
 def saved(folder, section, name="net.pth", seed=1):
-    """Weights of a network, and what it makes of X."""
+    """Save the weights of a network; return their path and the output for X."""
     spandrel_networks.provide(section["type"])
     torch.manual_seed(seed)
     network = build_network(dict(section)).eval()
@@ -37,7 +37,7 @@ def restored(entry):
         return build(entry).network(X)
 
 
-def test_a_network_and_its_weights(tmp_path):
+def test_network_with_weights(tmp_path):
     weights, expected = saved(tmp_path, EDSR)
     entry = Entry("edsr", EDSR, weights)
     assert torch.equal(restored(entry), expected)
@@ -45,7 +45,7 @@ def test_a_network_and_its_weights(tmp_path):
     assert (built.arch, built.arguments["num_feat"]) == ("EDSR", 4) and not built.network.training
 
 
-def test_wrong_weights(tmp_path):
+def test_mismatched_weights_and_unknown_architecture_are_rejected(tmp_path):
     weights, _ = saved(tmp_path, RIDNET)
     with pytest.raises(UserError, match=r"net.pth: does not fit competitors.edsr: missing: .*conv_first.weight"):
         build(Entry("edsr", EDSR, weights))
@@ -53,14 +53,14 @@ def test_wrong_weights(tmp_path):
         build(Entry("edsr", {"type": "EDSRR"}))
 
 
-def test_weights_of_a_network_with_other_windows(tmp_path):
+def test_weights_trained_with_another_window_size_are_rejected(tmp_path):
     weights = str(save_tiny(tmp_path / "ours.safetensors"))
     section = {"type": "RestorMixer", **build(Entry("ours", weights=weights)).arguments, "window_size": 4}
     with pytest.raises(UserError, match=r"safetensors: its weights were trained with window_size 8 and not 4, as"):
         build(Entry("ours", section, weights))
 
 
-def test_weights_alone(tmp_path):
+def test_network_is_recognized_from_weights_alone(tmp_path):
     pytest.importorskip("spandrel")
     ours = build(Entry("ours", weights=str(save_tiny(tmp_path / "ours.safetensors"))))
     assert ours.arch == "RestorMixer" and ours.arguments["base_channels"] == 4
@@ -70,14 +70,14 @@ def test_weights_alone(tmp_path):
     torch.testing.assert_close(restored(Entry("nafnet", weights=weights)), expected.clamp(0, 1))
 
 
-def test_weights_of_an_ablation_are_named(tmp_path):
+def test_ablation_weights_without_network_g_are_rejected(tmp_path):
     section = {"type": "RestorMixerAblation", "base_channels": 4, "num_blocks": [1, 2, 2], "d_state": 4, "scans": 0}
     weights, _ = saved(tmp_path, {**section, "encoder_heads": [2, 2], "decoder_heads": [2, 2]})
     with pytest.raises(UserError, match="net.pth: no RestorMixer can be built from it .*; name it by network_g$"):
         build(Entry("some", weights=weights))
 
 
-def test_weights_that_nobody_recognizes(tmp_path, monkeypatch):
+def test_unrecognized_weights_are_rejected(tmp_path, monkeypatch):
     pytest.importorskip("spandrel")
     weights, _ = saved(tmp_path, RIDNET)
     with pytest.raises(UserError, match="net.pth: spandrel does not recognize its network; specify it with network_g"):
@@ -91,7 +91,7 @@ def test_weights_that_nobody_recognizes(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(tmp_path):
-    """The folder of a training."""
+    """Create the folder of a training run."""
     (tmp_path / "models").mkdir()
     val = {"metrics": {"psnr": {"type": "calculate_psnr"}}}
     options = {"datasets": {"train": {}, "val": {"name": "pairs_val"}}, "network_g": EDSR, "val": val}
@@ -110,8 +110,8 @@ def test_newest_and_best_weights_of_a_run(run):
     assert newest.weights == str(models / "net_g_latest.pth") and torch.equal(restored(newest), expected)
 
 
-def test_numbered_weights_that_are_newer_than_the_latest_ones_are_taken(run):
-    """A training that was extended and then stopped leaves the latest weights of before."""
+def test_numbered_weights_newer_than_net_g_latest_are_chosen(run):
+    """After a run is extended and then stopped, ``net_g_latest.pth`` is outdated."""
     models = run / "models"
     for number, name in enumerate(("net_g_latest.pth", "net_g_14.pth", "net_g_9.pth")):
         saved(models, EDSR, name)
@@ -121,14 +121,14 @@ def test_numbered_weights_that_are_newer_than_the_latest_ones_are_taken(run):
     assert entry_of_run("old", str(run), None, None).weights == str(models / "net_g_latest.pth")
 
 
-def test_a_parameter_key_that_the_weights_lack(tmp_path):
+def test_missing_params_ema_falls_back_and_unknown_param_key_is_rejected(tmp_path):
     weights, expected = saved(tmp_path, EDSR)
     assert torch.equal(restored(Entry("edsr", EDSR, weights, "params_ema")), expected)
     with pytest.raises(UserError, match=r"^competitors\.edsr\.param_key: .*net\.pth has no entry 'parms', it has"):
         build(Entry("edsr", EDSR, weights, "parms"))
 
 
-def test_folders_that_are_no_run(run, tmp_path_factory):
+def test_incomplete_run_folders_are_rejected(run, tmp_path_factory):
     with pytest.raises(UserError, match="models: has no net_g_latest.pth; weights there: none"):
         entry_of_run("old", str(run), None, None)
     saved(run / "models", EDSR, "net_g_5.pth")
@@ -149,8 +149,8 @@ def test_folders_that_are_no_run(run, tmp_path_factory):
         entry_of_run("old", empty, None, None)
 
 
-def test_pictures_are_padded_by_mirroring():
-    """What lies right of the picture is its mirror image; the result is cut to the size of the picture."""
+def test_images_are_padded_by_reflection():
+    """The image is padded at the right and bottom; the output, twice as large, is cropped accordingly."""
     seen = []
 
     class Twice(torch.nn.Module):
@@ -166,7 +166,7 @@ def test_pictures_are_padded_by_mirroring():
 
 
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")  # BasicSR's SwinIR
-def test_networks_of_windows_are_padded_and_others_are_not():
+def test_padding_follows_window_size_or_multiple_of():
     swinir = {"type": "SwinIR", "upscale": 1, "img_size": 16, "window_size": 4, "depths": [1], "embed_dim": 8}
     swinir |= {"num_heads": [2], "mlp_ratio": 2}
     network = build(Entry("swinir", swinir)).network

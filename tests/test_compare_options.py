@@ -1,4 +1,4 @@
-"""What a compare file may say, and the option files of ``basicsr train`` and ``basicsr test`` that it amounts to."""
+"""Validation of compare files, and the options of ``basicsr train`` that are derived from them."""
 
 import pytest
 from compare_cases import EDSR, compare_options
@@ -11,7 +11,7 @@ from restormixer_arch.errors import UserError
 
 compat.apply()
 
-# key of the file, its value (None: removed), and the whole message
+# key in the file, its value (None: the key is removed), and the beginning of a line of the error message
 FAULTS = [
     ("competitors.edsr.wieghts", "x", "competitors.edsr.wieghts: unknown key. Did you mean 'weights'?"),
     ("competitors.edsr.weights", "", "competitors.edsr.weights: got '', expected the name of a file or folder, or ~"),
@@ -58,7 +58,7 @@ def changed(options, key, value):
 
 
 @pytest.mark.parametrize(("key", "value", "message"), FAULTS, ids=[f"{key}-{i}" for i, (key, *_) in enumerate(FAULTS)])
-def test_faults(pairs, write, key, value, message):
+def test_invalid_options_are_rejected(pairs, write, key, value, message):
     file = write(changed(compare_options(), key, value))
     with pytest.raises(UserError) as error:
         read_compare_file(file)
@@ -66,14 +66,14 @@ def test_faults(pairs, write, key, value, message):
     assert any(line.startswith(f"x.yml: {expected}") for line in str(error.value).splitlines()), str(error.value)
 
 
-def test_nothing_to_train(pairs, write):
+def test_train_section_without_a_competitor_to_train_is_rejected(pairs, write):
     options = compare_options()
     options["competitors"] = {"old": {"weights": "pairs"}}
     with pytest.raises(UserError, match="x.yml: train: every competitor already has weights, so there is nothing to"):
         read_compare_file(write(options))
 
 
-def test_two_competitors_of_one_name(pairs, write, capsys):
+def test_duplicate_competitor_name_is_rejected(pairs, write, capsys):
     path = pairs / write(compare_options())
     path.write_text(path.read_text(encoding="utf-8").replace("  ridnet:", "  edsr:"), encoding="utf-8")
     assert cli.main(["compare", "-opt", "x.yml"]) == 2
@@ -88,14 +88,14 @@ def test_two_competitors_of_one_name(pairs, write, capsys):
         ({**EDSR, "num_feats": 4}, "x.yml: competitors.ridnet.network_g.num_feats: EDSR has no such argument. Did you"),
     ],
 )
-def test_names_of_networks(pairs, write, capsys, network, message):
+def test_unknown_network_type_or_argument_is_rejected(pairs, write, capsys, network, message):
     options = changed(compare_options(), "competitors.ridnet.network_g", network)
     assert cli.main(["compare", "-opt", write(options)]) == 2
     assert capsys.readouterr().err.startswith(f"basicsr: error: {message}")
     assert not (pairs / "results").exists()
 
 
-def test_without_spandrel(pairs, write, capsys, monkeypatch):
+def test_missing_spandrel_is_reported_with_its_install_command(pairs, write, capsys, monkeypatch):
     from restormixer_arch.basicsr_adapter import spandrel_networks
 
     monkeypatch.setattr(spandrel_networks, "find_spec", lambda name: None)
@@ -115,7 +115,7 @@ def test_defaults_and_overrides(pairs, write):
     assert all(is_trained(options, name) for name in ("edsr", "ridnet"))
 
 
-def test_a_loss_of_another_type_replaces_the_common_one(pairs, write):
+def test_competitor_loss_of_another_type_replaces_the_common_loss(pairs, write):
     options = compare_options()
     options["train"]["pixel_opt"] = {"type": "MultiScaleDualDomainLoss", "fft_weight": 0.5}
     options["competitors"]["edsr"]["train"] = {"pixel_opt": {"type": "CharbonnierLoss", "eps": 1e-6}}
@@ -132,7 +132,7 @@ def test_a_loss_of_another_type_replaces_the_common_one(pairs, write):
         read_compare_file(write(options))
 
 
-def test_steps_of_nothing(pairs, write, capsys):
+def test_steps_without_a_trained_competitor_is_rejected(pairs, write, capsys):
     options = compare_options()
     options["competitors"] = {"old": {"network_g": EDSR, "weights": "pairs"}}
     del options["train"], options["datasets"]["train"]
@@ -142,7 +142,7 @@ def test_steps_of_nothing(pairs, write, capsys):
     )
 
 
-def test_the_option_file_of_a_training(pairs, write):
+def test_training_options_of_each_competitor(pairs, write):
     own = {"optim_g": {"lr": 0.5}, "eta_min": 0.25}
     options = read_compare_file(write(changed(compare_options(), "competitors.ridnet.train", own)))
     assert name_problems_of(options, ".") == []

@@ -1,4 +1,4 @@
-"""The pages of studies from their values alone: tables, pictures, and the parts of one study put together."""
+"""Pages of studies from given values: tables, plots, and joining the parts of one study."""
 
 from unittest.mock import MagicMock
 
@@ -12,7 +12,7 @@ from restormixer_arch.compare import results, study, study_page, study_plots
 
 
 def example(points):
-    """A study of two networks on one picture; ``points`` are minutes -> the second one's lead in dB."""
+    """Return a study of two networks on two images; ``points`` maps minutes to the lead of the second one in dB."""
     common = {"manual_seed": 1, "iterations": 1, "operations": 1.0, "dataset": "d", "metric": "psnr"}
     rows = [
         study.Row(competitor=name, minutes=minutes, values={"a": 30 + lead, "b": 20 + lead}, **common)
@@ -34,24 +34,24 @@ def example(points):
     return study.Study(name="s", machine={}, networks=networks, metrics=metrics, inputs=inputs, rows=rows)
 
 
-def test_where_two_networks_change_places():
-    """From +1 at 6 minutes to -1 at 24 the middle on a log scale is 12 minutes."""
+def test_crossing_is_interpolated_on_a_logarithmic_time_scale():
+    """From +1 at 6 minutes to -1 at 24, the zero on a log scale is at 12 minutes."""
     crossed = example({6: 1.0, 24: -1.0, 96: -3.0})
     assert study_page.crossings(crossed, ("d", "psnr")) == ["- second and first cross at about 12 minutes."]
     assert study_page.crossings(example({6: 1.0, 24: 2.0}), ("d", "psnr")) == []
     unsure = example({6: 1.0, 24: 0.5, 96: -1.0})
-    unsure.rows[3].values["b"] -= 1.5  # at 24 minutes +0.5 on one picture and -1 on the other, -0.25 in the mean
-    at = 6 * 4 ** (1 / 1.25)  # between 6 and 24, though only 96 is sure to be below
+    unsure.rows[3].values["b"] -= 1.5  # at 24 minutes +0.5 on one image and -1 on the other, -0.25 on average
+    at = 6 * 4 ** (1 / 1.25)  # between 6 and 24, although only the interval at 96 is below 0
     assert study_page.crossings(unsure, ("d", "psnr")) == [f"- second and first cross at about {at:.0f} minutes."]
-    unsure.rows[5].values["b"] += 4  # at 96 minutes -1 and +3: nothing is sure any more
+    unsure.rows[5].values["b"] += 4  # at 96 minutes -1 and +3: the interval contains 0
     assert study_page.crossings(unsure, ("d", "psnr")) == []
     page = study_page.markdown(crossed)
     assert "| second | 26.00; +1.00 (+1.00 to +1.00) | 24.00; -1.00 (-1.00 to -1.00) |" in page
     assert "| input | 12.00 | 12.00 | 12.00 |" in page
 
 
-def test_means_by_label():
-    """Over pictures, and over the seeds that all have, of the longest run that most networks were trained for."""
+def test_means_per_label_use_common_seeds_and_the_longest_common_budget():
+    """Means are over images and the seeds that all networks have, for the longest budget shared by most networks."""
     labeled = example({6: 7.0, 24: 1.0})
     for row in labeled.rows[-2:]:
         labeled.rows.append(row.model_copy(update={"manual_seed": 2, "values": {"a": 33.0, "b": 25.0}}))
@@ -59,16 +59,16 @@ def test_means_by_label():
     names = {"a": "1_low_haze", "b": "2_low_haze"}
     for row in labeled.rows:
         row.values = {names[name]: value for name, value in row.values.items()} | {"3_rain": 9.0, "4": 50.0}
-    labeled.rows.append(labeled.rows[0].model_copy(update={"minutes": 96}))  # of the first one alone
+    labeled.rows.append(labeled.rows[0].model_copy(update={"minutes": 96}))  # only for the first network
     page = study_page.markdown(labeled)
     table = "Per label, after 24 minutes, seeds 1, 2:\n\n|  | first | second |\n| --- | --: | --: |\n"
     assert table + "| low_haze | 27.00 | 27.50 |\n| rain | 9.00 | 9.00 |\n\n" in page + "\n"
     assert "over the seeds by the variance of all" in page
     alone = study_page.markdown(example({6: 1.0}))
-    assert "By label" not in alone and "only over the photographs, since each network was trained with one" in alone
+    assert "Per label" not in alone and "only over the photographs, since each network was trained with one" in alone
 
 
-def test_a_page_of_several_studies(tmp_path, capsys):
+def test_pages_of_several_studies(tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / f"{name}.json").write_text(example({6: 1.0, 24: -1.0}).model_dump_json(), encoding="utf-8")
     files = [str(tmp_path / f"{name}.json") for name in ("a", "b")]
@@ -79,7 +79,7 @@ def test_a_page_of_several_studies(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("names", [["a/x", "b/x"], ["a/x", "b/studies"], ["a/study", "b/s"]])
-def test_a_page_does_not_take_the_place_of_another(tmp_path, capsys, names):
+def test_pages_with_the_same_name_are_rejected(tmp_path, capsys, names):
     files = [tmp_path / f"{name}.json" for name in names]
     for file in files:
         file.parent.mkdir()
@@ -88,7 +88,7 @@ def test_a_page_does_not_take_the_place_of_another(tmp_path, capsys, names):
     stem = files[1].stem
     wanted = f"basicsr: error: {files[1]}: another page would be named {stem!r} too; give the file another name\n"
     assert capsys.readouterr().err == wanted and not (tmp_path / "out").exists()
-    # Alone it is in nobody's way.
+    # Alone, the file is accepted.
     assert cli.main(["compare", "--pages", str(files[1]), "--out", str(tmp_path / "out")]) == 0
 
 
@@ -100,7 +100,7 @@ def test_a_page_does_not_take_the_place_of_another(tmp_path, capsys, names):
         (None, "study.json: cannot be read: No such file or directory"),
     ],
 )
-def test_a_file_that_is_no_study_is_one_line(tmp_path, capsys, content, message):
+def test_invalid_study_file_is_reported_in_one_line(tmp_path, capsys, content, message):
     file = tmp_path / "study.json"
     if content is not None:
         file.write_bytes(content)
@@ -123,7 +123,7 @@ def test_a_file_that_is_no_study_is_one_line(tmp_path, capsys, content, message)
         ),
     ],
 )
-def test_rows_that_cannot_be_compared_are_one_line(tmp_path, capsys, change, message):
+def test_inconsistent_rows_are_reported_in_one_line(tmp_path, capsys, change, message):
     wrong = example({6: 1.0})
     change(wrong)
     file = tmp_path / "study.json"
@@ -133,8 +133,8 @@ def test_rows_that_cannot_be_compared_are_one_line(tmp_path, capsys, change, mes
     assert line.startswith(f"basicsr: error: {file}: the file: Value error, {message}")
 
 
-def test_differences_are_between_the_means_over_all_seeds():
-    """The second one has seed 1 alone, the first one is 2 dB higher with seed 2, so that 1 dB of the lead is left."""
+def test_difference_is_between_the_means_over_all_seeds():
+    """Seed 2 raises the first network by 2 dB, its mean by 1 dB; the second, with seed 1 only, still leads by 1 dB."""
     seeds = example({6: 2.0})
     values = {name: value + 2 for name, value in seeds.rows[0].values.items()}
     seeds.rows.append(seeds.rows[0].model_copy(update={"manual_seed": 2, "values": values}))
@@ -142,8 +142,8 @@ def test_differences_are_between_the_means_over_all_seeds():
     assert seeds.difference("second", 6, ("d", "psnr")).mean == means[0] - means[1] == 1
 
 
-def test_intervals_over_the_photographs_alone_are_named():
-    """Seeds with equal means on other pictures differ by chance alone."""
+def test_intervals_without_seed_variance_are_explained():
+    """Seeds with equal means but different values per image differ only by chance."""
     seeds = example({6: 1.0})
     seeds.rows.append(seeds.rows[0].model_copy(update={"manual_seed": 2, "values": {"a": 31.0, "b": 19.0}}))
     text = "The seeds differ by no more than chance here; the intervals are only over the photographs."
@@ -152,8 +152,8 @@ def test_intervals_over_the_photographs_alone_are_named():
     assert text not in study_page.markdown(seeds)
 
 
-def test_what_larger_crops_gain():
-    """+1 and +3 dB on two photographs; a network that gains 4 dB more on the second one only."""
+def test_gain_of_larger_crops():
+    """One network gains 1 and 3 dB on two photographs; the other gains 4 dB more on the second photograph."""
     small, other = use(1.0), use(1.0)
     other.psnr[16]["2_rain"] += 4
     half = stats.t.ppf(0.975, 1)
@@ -166,8 +166,8 @@ def test_what_larger_crops_gain():
     assert (lead_over.mean, lead_over.low) == pytest.approx((2, 2 - 2 * half))
 
 
-def test_pictures_of_one_photograph_count_as_one():
-    """Two photographs under two labels each: the interval is that of two values, not of four."""
+def test_images_of_one_photograph_are_averaged():
+    """Two photographs with two labels each: the interval is over two values, not four."""
     both = example({6: 0.0})
     both.rows[0].values = {f"{photo}_{label}": 30.0 for photo in "ab" for label in ("rain", "low_haze")}
     both.rows[1].values = {"a_rain": 31.0, "a_low_haze": 33.0, "b_rain": 29.0, "b_low_haze": 31.0}
@@ -176,13 +176,13 @@ def test_pictures_of_one_photograph_count_as_one():
 
 
 def use(gain):
-    """What a network uses of a picture: ``gain`` dB more in the larger crop."""
+    """Return a context in which the larger crop gains ``gain`` dB for one image and 2 dB more for the other."""
     psnr = {8: {"1_rain": 20.0, "2_rain": 10.0}, 16: {"1_rain": 20.0 + gain, "2_rain": 12.0 + gain}}
     return study.ContextUse(psnr=psnr, radius={50: 1, 90: 2, 99: 3})
 
 
 def write_part(folder, part, field=None):
-    """Write the folder of a part of a study; the receptive field of each network is that array."""
+    """Write the folder of a part of a study, with ``field`` as receptive field of each network, and return its path."""
     (folder / "context").mkdir(parents=True)
     (folder / "study.json").write_text(part.model_dump_json(), encoding="utf-8")
     for name in part.context:
@@ -191,7 +191,7 @@ def write_part(folder, part, field=None):
 
 
 def parts_of_a_study(tmp_path):
-    """Both networks after 6 minutes; the first one after 24; the second one after 24, with another latency."""
+    """Return a study and its parts: both networks at 6 minutes; the second at 24, other latency; the first at 24."""
     whole = example({6: 1.0, 24: -1.0})
     short, first, second = (whole.model_copy(deep=True) for _ in range(3))
     short.rows, first.rows, second.rows = whole.rows[:2], whole.rows[2:3], whole.rows[3:]
@@ -204,7 +204,7 @@ def parts_of_a_study(tmp_path):
     return whole, [write_part(*each) for each in zip(folders, (short, second, first), fields, strict=True)]
 
 
-def test_parts_of_a_study_make_the_whole(tmp_path, capsys):
+def test_joining_the_parts_gives_the_complete_study(tmp_path, capsys):
     whole, folders = parts_of_a_study(tmp_path)
     out = tmp_path / "out"
     assert cli.main(["compare", "--join", *folders, "--out", str(out)]) == 0
@@ -256,7 +256,7 @@ def reverse(row):
         (lambda part: part.metrics.update(ssim=part.metrics["psnr"]), "differs from {first} in its metrics:"),
     ],
 )
-def test_what_is_no_part_of_the_study_is_one_line(tmp_path, capsys, change, message):
+def test_incompatible_part_is_reported_in_one_line(tmp_path, capsys, change, message):
     _, folders = parts_of_a_study(tmp_path)
     file = tmp_path / "first" / "study.json"
     part = study.Study.model_validate_json(file.read_text(encoding="utf-8"))
@@ -268,7 +268,7 @@ def test_what_is_no_part_of_the_study_is_one_line(tmp_path, capsys, change, mess
     assert line.startswith(f"basicsr: error: {file}: {message}") and not (tmp_path / "out").exists()
 
 
-def test_the_page_of_a_study_beside_its_receptive_fields_shows_them(tmp_path, capsys):
+def test_page_shows_receptive_fields_next_to_the_study(tmp_path, capsys):
     _, folders = parts_of_a_study(tmp_path)
     assert cli.main(["compare", "--pages", f"{folders[1]}/study.json", "--out", str(tmp_path / "out")]) == 0
     written = {path.name for path in (tmp_path / "out").iterdir()}
@@ -276,7 +276,7 @@ def test_the_page_of_a_study_beside_its_receptive_fields_shows_them(tmp_path, ca
     assert set(capsys.readouterr().out.split()) == {str(tmp_path / "out" / name) for name in written}
 
 
-def test_a_missing_receptive_field_is_one_line(tmp_path, capsys):
+def test_missing_receptive_field_is_reported_in_one_line(tmp_path, capsys):
     _, folders = parts_of_a_study(tmp_path)
     field = tmp_path / "first" / "context" / "second.png"
     field.unlink()
@@ -285,8 +285,8 @@ def test_a_missing_receptive_field_is_one_line(tmp_path, capsys):
     assert capsys.readouterr().err == wanted
 
 
-def test_a_receptive_field_as_a_picture(tmp_path):
-    """White is the largest gradient off the middle, which is left out; a tenth of it is one of five decades darker."""
+def test_receptive_field_is_written_on_a_logarithmic_scale(tmp_path):
+    """White is the largest gradient outside the center, which is black; a tenth of it is one of five decades darker."""
     field = np.zeros((3, 3))
     field[1] = 2.0, 50.0, 0.2
     field[0] = 2e-5, 2e-9, 0.0
@@ -295,7 +295,7 @@ def test_a_receptive_field_as_a_picture(tmp_path):
         assert np.asarray(image).tolist() == [[0, 0, 0], [255, 0, 204], [0, 0, 0]]
 
 
-def test_the_first_network_has_no_bars_though_its_seeds_differ():
+def test_first_network_has_no_error_bars_even_if_its_seeds_differ():
     seeds = example({6: 1.0})
     for lead, row in zip((0.3, 0.5), list(seeds.rows), strict=True):
         values = {name: value + lead * (1 if name == "a" else 2) for name, value in row.values.items()}

@@ -1,4 +1,4 @@
-"""Pictures restored, measured and written: enlarged inputs, sets without truth, and what cannot be measured."""
+"""Images are restored, measured and written: upsampled inputs, datasets without ground truth, and user errors."""
 
 import cv2
 import numpy as np
@@ -24,7 +24,7 @@ NIQE = {"niqe": {"type": "calculate_niqe", "crop_border": 0, "better": "lower"}}
 
 
 class Half(torch.nn.Module):
-    """Two outputs, of which the last one is the picture of full size: 0.5, or 0 / 0 where asked for."""
+    """A network with two outputs; the last one has full size and the constant ``value``."""
 
     def __init__(self, value=0.5):
         super().__init__()
@@ -36,7 +36,7 @@ class Half(torch.nn.Module):
 
 @pytest.fixture
 def single(folder):
-    """A set of one noisy picture without truth."""
+    """Options with a dataset of one noisy image without ground truth."""
     (folder / "single").mkdir()
     image = np.random.default_rng(0).integers(0, 256, (200, 210, 3), dtype=np.uint8)
     cv2.imwrite("single/a.b.png", cv2.GaussianBlur(image, (0, 0), 2))
@@ -45,7 +45,7 @@ def single(folder):
     return options_to_test(options)
 
 
-def test_of_several_outputs_the_last_one_is_written(pairs):
+def test_last_of_several_outputs_is_written(pairs):
     options = options_to_test(compare_options())
     rows = measure_pictures(options, pairs / "out", "half", Half(), CPU)["pairs_test"]
     assert [row["restored"] for row in rows] == [f"restored/pairs_test/half/{i}.png" for i in range(6)]
@@ -54,12 +54,12 @@ def test_of_several_outputs_the_last_one_is_written(pairs):
     assert rows[3]["values"]["psnr"] == pytest.approx(10 * np.log10(255**2 / ((truth - 128) ** 2).mean()))
 
 
-def test_what_is_not_finite_has_no_value(pairs):
+def test_non_finite_output_is_written_black_and_measured_as_nan(pairs):
     rows = measure_pictures(options_to_test(compare_options()), pairs, "nan", Half(float("nan")), CPU)["pairs_test"]
     assert np.isnan(rows[0]["values"]["psnr"]) and (cv2.imread(rows[0]["restored"]) == 0).all()
 
 
-def test_a_set_without_truth(single, folder):
+def test_dataset_without_ground_truth(single, folder):
     (row,) = measure_pictures(single, folder, None, None, CPU)["real"]
     assert row["name"] == "a.b" and row["truth"] is None and row["input"] == "input/real/a.b.png"
     image = cv2.imread(row["input"])
@@ -67,7 +67,7 @@ def test_a_set_without_truth(single, folder):
     assert row["values"]["niqe"] == pytest.approx(calculate_niqe(image, 0)) and row["values"]["niqe"] > 1
 
 
-def test_inputs_are_enlarged_to_the_size_of_the_truth(pairs):
+def test_inputs_are_upsampled_to_the_ground_truth_size(pairs):
     for path in (pairs / "pairs/lq").iterdir():
         cv2.imwrite(str(path), cv2.imread(str(path))[::2, ::2])
     options = options_to_test({**compare_options(), "scale": 2})
@@ -80,13 +80,13 @@ def test_inputs_are_enlarged_to_the_size_of_the_truth(pairs):
         measure_pictures(options_to_test({**compare_options(), "scale": 2}), pairs, "none", torch.nn.Identity(), CPU)
 
 
-def test_a_picture_that_is_too_small_for_a_metric(single, folder):
+def test_image_too_small_for_a_metric_is_rejected(single, folder):
     cv2.imwrite("single/a.b.png", cv2.imread("single/a.b.png")[:50, :40])
     with pytest.raises(UserError, match=r"val.metrics.niqe: cannot measure 'a.b' of real \(50, 40\): "):
         measure_pictures(single, folder, "none", torch.nn.Identity(), CPU)
 
 
-def test_a_list_in_the_home_folder_is_found_and_a_message_names_the_file(pairs, folder, monkeypatch):
+def test_meta_info_file_in_the_home_folder_is_read_and_an_empty_one_rejected(pairs, folder, monkeypatch):
     options = options_to_test(compare_options())
     monkeypatch.setenv("HOME", str(folder / "home"))
     (folder / "home").mkdir()
@@ -100,13 +100,13 @@ def test_a_list_in_the_home_folder_is_found_and_a_message_names_the_file(pairs, 
         measure_pictures(options, folder, None, None, CPU)
 
 
-def test_a_place_that_cannot_be_written(single, folder):
+def test_unwritable_path_is_reported(single, folder):
     (folder / "input/real/a.b.png").mkdir(parents=True)
     with pytest.raises(UserError, match=r"input/real/a.b.png: cannot be written"):
         measure_pictures(single, folder, None, None, CPU)
 
 
-def test_which_way_is_better_and_where_it_is_restored():
+def test_default_metric_direction_and_device():
     assert better({"type": "calculate_niqe"}) == "lower" and better({"type": "calculate_ssim"}) == "higher"
     assert better({"type": "calculate_niqe", "better": "higher"}) == "higher"
     assert restoring_device({"num_gpu": 0}) == "cpu" and restoring_device({"num_gpu": 0, "device": "mps"}) == "mps"

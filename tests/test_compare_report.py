@@ -1,4 +1,4 @@
-"""``report.html``: the values it shows, the pictures it takes, and what it needs from outside, which is nothing."""
+"""``report.html``: its values, its choice of images, and that it loads no external resources."""
 
 import base64
 import io
@@ -39,14 +39,14 @@ def decoded(uri):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
 
 
-def test_table_holds_means_differences_and_costs():
+def test_table_contains_means_and_differences():
     psnr, ssim = column(hand_made(), "rain psnr (dB)"), column(hand_made(), "rain ssim")
-    assert [cell.text for cell in psnr.cells] == ["20.00", "31.00", "30.00", "31.50"]  # input; means of 3 pictures
+    assert [cell.text for cell in psnr.cells] == ["20.00", "31.00", "30.00", "31.50"]  # input, then means of 3 images
     assert [cell.value for cell in psnr.cells] == [20.0, 31.0, 30.0, 31.5]
     assert [cell.best for cell in psnr.cells] == [False, False, False, True]
     assert [cell.note for cell in psnr.cells] == ["", "", "−1.00 (−3.00 to +1.00)", "+0.50"]
     assert [cell.text for cell in ssim.cells] == ["0.5000", "0.9000", "0.9000", "0.8000"]
-    assert [cell.best for cell in ssim.cells] == [False, True, True, False]  # both that look like the best
+    assert [cell.best for cell in ssim.cells] == [False, True, True, False]  # all whose text equals that of the best
 
 
 def test_costs_have_units_and_lower_is_better():
@@ -75,18 +75,18 @@ def test_costs_have_units_and_lower_is_better():
         (Metric(type="calculate_ssim"), 0.91236, "0.9124"),
     ],
 )
-def test_values_of_metrics_as_text(metric, value, text):
+def test_metric_values_are_formatted_as_text(metric, value, text):
     assert report_table.show_metric(metric, value) == text
 
 
-def test_difference_without_an_interval_is_the_mean_alone():
+def test_difference_without_an_interval_shows_only_the_mean():
     show = partial(report_table.show_metric, PSNR)
     assert show_difference(Difference(mean=0.25, low=None, high=None), show) == "+0.25"
     assert show_difference(Difference(mean=0.0, low=-0.5, high=0.5), show) == "0.00 (−0.50 to +0.50)"
 
 
 def compared(metric, rows):
-    """A comparison with one dataset, whose pictures have these values of the first competitor and the others."""
+    """Return a comparison with one dataset; each row has an image's values, those of the first competitor first."""
     made = hand_made()
     names = [competitor.name for competitor in made.competitors]
     dataset = made.datasets[0].model_copy(
@@ -96,8 +96,8 @@ def compared(metric, rows):
 
 
 @pytest.mark.parametrize(("metric", "order"), [(PSNR, "2013"), (NIQE, "3102")])
-def test_pictures_are_ordered_by_the_lead_over_the_best_of_the_others(metric, order):
-    # leads by a higher-is-better metric: 0, 2, -4, inf; by a lower one, over the lowest: -1, -3, 1, -inf
+def test_images_are_ordered_by_the_lead_over_the_best_other_competitor(metric, order):
+    # leads if higher is better: 0, 2, -4, inf; if lower is better, over the lowest other value: -1, -3, 1, -inf
     rows = [(30, 30, 29), (32, 30, 29), (25, 26, 29), (math.inf, 10, 20)]
     comparison, dataset = compared(metric, rows)
     worst, best = report_pictures.extremes(comparison, dataset)
@@ -105,15 +105,15 @@ def test_pictures_are_ordered_by_the_lead_over_the_best_of_the_others(metric, or
     assert len(worst) == len(best) == 2
 
 
-def test_a_picture_that_the_first_one_failed_at_is_among_its_worst():
-    """And one that only the others failed at among its best, whatever the leads elsewhere are."""
+def test_images_with_nan_values_are_the_worst_or_the_best():
+    """The worst if the first competitor failed, the best if all others did, regardless of other images' leads."""
     rows = [(20, 30, 29), (math.nan, 30, 29), (21, math.nan, math.nan), (22, 30, 29)]
     comparison, dataset = compared(PSNR, rows)
     worst, best = report_pictures.extremes(comparison, dataset)
     assert "".join(p.name for p in worst + best[::-1]) == "1032"
 
 
-def test_many_pictures_are_limited_and_one_is_enough():
+def test_at_most_six_worst_and_best_images_are_chosen_and_a_single_one_is_worst():
     comparison, dataset = compared(PSNR, [(30 + i, 30, 30) for i in range(20)])
     worst, best = report_pictures.extremes(comparison, dataset)
     assert [p.name for p in worst] == ["0", "1", "2", "3", "4", "5"]
@@ -125,19 +125,19 @@ def test_many_pictures_are_limited_and_one_is_enough():
 @pytest.mark.parametrize(
     ("row", "lead", "rival"),
     [
-        ((31.0, math.nan, 29.0), 2.0, 1),  # what is not a number is no rival
+        ((31.0, math.nan, 29.0), 2.0, 1),  # a NaN of another competitor is ignored
         ((math.inf, math.inf, 29.0), 0.0, 0),
         ((math.nan, 30.0, 29.0), math.nan, 0),
     ],
 )
-def test_lead_where_values_are_not_finite(row, lead, rival):
+def test_lead_with_values_that_are_not_finite(row, lead, rival):
     comparison, dataset = compared(PSNR, [row])
     found, name, value = report_pictures.lead_of(comparison, dataset.pictures[0])
     assert found == pytest.approx(lead, nan_ok=True)
     assert name == comparison.competitors[1 + rival].name and value == row[1 + rival]
 
 
-def test_alone_a_competitor_is_compared_with_the_input(tmp_path):
+def test_single_competitor_is_compared_with_the_input(tmp_path):
     made = written(hand_made(), tmp_path)
     alone = made.model_copy(update={"competitors": made.competitors[:1]})
     lead, rival, value = report_pictures.lead_of(alone, made.datasets[0].pictures[0])
@@ -145,23 +145,23 @@ def test_alone_a_competitor_is_compared_with_the_input(tmp_path):
     assert "over the input" in " ".join(report.render(alone, tmp_path).split())
 
 
-def test_pictures_are_embedded_without_loss_and_errors_have_the_colors_of_the_scale(tmp_path):
+def test_images_are_embedded_losslessly_and_error_maps_use_the_color_scale(tmp_path):
     made = written(hand_made(), tmp_path)
     first = made.datasets[0].pictures[0]
     shown = report_pictures.read(made, first, tmp_path)
     assert [tile.name for tile in shown.tiles] == ["input", *(c.name for c in made.competitors), "truth"]
     for tile, place in zip(shown.tiles, [first.input, *first.restored.values(), first.truth], strict=True):
         np.testing.assert_array_equal(decoded(tile.source), np.asarray(Image.open(tmp_path / place)))
-    ours = decoded(shown.tiles[1].error)  # of the right half; the others have no error, the input has it everywhere
+    ours = decoded(shown.tiles[1].error)  # only the right half has errors; no other competitor has any
     colors = [tuple(bytes.fromhex(color[1:])) for color in report_pictures.error_colors(2)]
     assert set(map(tuple, ours[:, :24].reshape(-1, 3))) == {colors[0]}
     assert set(map(tuple, ours[:, 24:].reshape(-1, 3))) == {colors[1]}
     assert shown.brightest == pytest.approx(40 / 255) and shown.tiles[-1].error is None
     assert shown.tiles[1].values == [("psnr", "30.00"), ("ssim", "0.9000")]
-    assert shown.corner == (0.5, 0.0)  # the first box that lies in the half where the competitors differ
+    assert shown.corner == (0.5, 0.0)  # the first box inside the half in which the competitors differ
 
 
-def test_large_pictures_are_scaled_down(tmp_path, monkeypatch):
+def test_large_images_are_downsampled(tmp_path, monkeypatch):
     made = written(hand_made(), tmp_path)
     monkeypatch.setattr(report_pictures, "SIDE", 12)
     shown = report_pictures.read(made, made.datasets[0].pictures[0], tmp_path)
@@ -171,16 +171,16 @@ def test_large_pictures_are_scaled_down(tmp_path, monkeypatch):
     np.testing.assert_allclose(small, truth.reshape(8, 4, 12, 4, 3).mean(axis=(1, 3)), atol=1)  # Pillow rounds twice
 
 
-def test_pictures_stop_where_the_page_is_full(tmp_path, monkeypatch):
+def test_images_are_omitted_if_the_page_is_full(tmp_path, monkeypatch):
     made = written(hand_made(), tmp_path)
     whole = report_pictures.galleries(made, tmp_path)
     assert [(len(g.worst), len(g.best)) for g in whole] == [(2, 1), (1, 0)]
-    monkeypatch.setattr(report_pictures, "CHARACTERS", 1)  # one picture in any case
+    monkeypatch.setattr(report_pictures, "CHARACTERS", 1)  # one image is always shown
     assert [(len(g.worst), len(g.best)) for g in report_pictures.galleries(made, tmp_path)] == [(1, 0), (0, 0)]
     assert "1 of 3 pictures are in this page" in report.render(made, tmp_path)
 
 
-def test_without_truth_there_are_no_error_maps(tmp_path):
+def test_no_error_maps_without_ground_truth(tmp_path):
     made = written(hand_made(), tmp_path)
     shown = report_pictures.read(made, made.datasets[1].pictures[0], tmp_path)
     assert shown.brightest is None and len(shown.tiles) == 4
@@ -188,7 +188,7 @@ def test_without_truth_there_are_no_error_maps(tmp_path):
 
 
 class Loads(HTMLParser):
-    """Collects what a page would load, and its scripts."""
+    """Collects the addresses in a page and counts its scripts."""
 
     def __init__(self):
         super().__init__()
@@ -201,7 +201,7 @@ class Loads(HTMLParser):
                 self.places.append(value)
 
 
-def test_page_needs_nothing_from_outside(tmp_path):
+def test_page_loads_no_external_resources(tmp_path):
     place = report.write_report(written(hand_made(), tmp_path), tmp_path)
     text = place.read_text(encoding="utf-8")
     page = Loads()
@@ -213,7 +213,7 @@ def test_page_needs_nothing_from_outside(tmp_path):
     assert not list(tmp_path.glob(".report*"))
 
 
-def test_names_are_text_and_never_markup(tmp_path):
+def test_names_are_escaped_in_html(tmp_path):
     made = written(hand_made(), tmp_path)
     text = report.render(made, tmp_path).replace(report_plots.library(), "")
     assert HOSTILE not in text
@@ -224,7 +224,7 @@ def test_names_are_text_and_never_markup(tmp_path):
     assert page.scripts == tame.scripts
 
 
-def test_plots_hold_means_latencies_and_parameters():
+def test_plots_contain_means_latencies_and_parameters():
     made = hand_made()
     latency, parameters = report_plots.plots(made, made.datasets[0])
     x = [json.loads(found) for found in re.findall(r'"x":(\[[^\]]*\])', latency)]
@@ -236,28 +236,28 @@ def test_plots_hold_means_latencies_and_parameters():
     assert '"type":"log"' in latency and "50 100 200 500 1000" in " ".join(re.findall(r'"(\d+)"', latency))
 
 
-def test_plot_leaves_out_what_is_not_finite():
+def test_plot_omits_values_that_are_not_finite():
     made, _ = compared(PSNR, [(math.nan, 30, math.inf)])
     assert re.findall(r'"y":\[([^\]]*)\]', report_plots.plots(made, made.datasets[0])[0]) == ["30.0"]
     made, _ = compared(PSNR, [(math.nan, math.nan, math.inf)])
     assert '"y":[' not in report_plots.plots(made, made.datasets[0])[0]
 
 
-def test_plot_of_values_close_together_is_linear():
+def test_plot_axis_is_linear_if_the_values_are_close():
     made = hand_made()
     close = [c.model_copy(update={"parameters": 500_000 + 1000 * i}) for i, c in enumerate(made.competitors)]
     latency, parameters = report_plots.plots(made.model_copy(update={"competitors": close}), made.datasets[0])
     assert '"type":"log"' in latency and '"type":"log"' not in parameters
 
 
-def test_command_makes_the_same_report_from_results(tmp_path, capsys):
+def test_report_command_recreates_the_same_page_from_results(tmp_path, capsys):
     made = written(hand_made(), tmp_path)
     text = report.write_report(made, tmp_path).read_text(encoding="utf-8")
     results.write(made, tmp_path)
     (tmp_path / report.FILE).unlink()
     assert cli.main(["compare", "--report", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / report.FILE}\n"
-    ids = r'"?[0-9a-f]{8}-[0-9a-f-]{27}"?'  # plotly draws names for its plots
+    ids = r'"?[0-9a-f]{8}-[0-9a-f-]{27}"?'  # plotly's random names of plots
     assert re.sub(ids, "", (tmp_path / report.FILE).read_text(encoding="utf-8")) == re.sub(ids, "", text)
 
 
@@ -268,7 +268,7 @@ def fails(folder, capsys):
     return line
 
 
-def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
+def test_user_errors_are_reported_in_one_line(tmp_path, capsys, monkeypatch):
     assert "results.json: cannot be read: No such file" in fails(tmp_path, capsys)
     (tmp_path / "results.json").write_text("{}")
     assert "results.json: name: Field required, expected results of basicsr compare" in fails(tmp_path, capsys)
@@ -284,13 +284,13 @@ def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / report.FILE).exists()
 
 
-def test_folder_that_cannot_be_written_to(tmp_path, capsys):
+def test_report_that_cannot_be_written_is_a_user_error(tmp_path, capsys):
     results.write(written(hand_made(), tmp_path), tmp_path)
     (tmp_path / report.FILE).mkdir()
     assert "report.html: cannot be written" in fails(tmp_path, capsys)
 
 
-def test_names_in_a_plot_stand_away_from_the_nearest_point():
+def test_plot_names_are_placed_away_from_the_nearest_point():
     assert report_plots._sides([(0.0, 1.0), (0.1, 0.9), (5.0, 3.0), (5.0, 3.2)]) == ["top", "bottom", "bottom", "top"]
     assert report_plots._sides([(1.0, 30.0)]) == ["top"]
     assert report_plots._sides([(1.0, 30.0), (1.0, 30.0)]) == ["top", "top"]

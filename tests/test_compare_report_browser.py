@@ -1,4 +1,4 @@
-"""``report.html`` in a real browser: Chromium without a window, driven by selenium."""
+"""``report.html`` in a real browser: headless Chromium, driven by Selenium."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, place):
-    """The report, opened again; the console must stay empty, and nothing but the file may be asked for."""
+    """The report, loaded again; afterwards, the console must be empty, and only file and data URLs may be requested."""
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", DESKTOP)
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
     browser.get(place)
@@ -64,7 +64,7 @@ def every(page, selector):
 
 
 def made(page, article):
-    """Bring a picture near and wait until its viewer is made."""
+    """Scroll to an image and wait until its viewer is created."""
     page.execute_script("arguments[0].scrollIntoView({behavior: 'instant'})", article)
     until(lambda: one(article, ".over").get_attribute("src"))
     return article
@@ -91,7 +91,7 @@ def names(page):
     return [cell.text for cell in every(page, "tbody th")]
 
 
-def test_table_shows_the_values_by_text(page):
+def test_table_shows_values_and_escapes_names(page):
     rows = [[cell.text for cell in every(row, "th, td")] for row in every(page, "tbody tr")]
     assert rows[0][:3] == ["input", "20.00", "0.5000"]
     assert rows[1][:3] == ["ours", "31.00", "0.9000"]
@@ -101,7 +101,7 @@ def test_table_shows_the_values_by_text(page):
     assert page.execute_script("return window.hacked") is None
 
 
-def test_pressing_a_head_sorts(page):
+def test_clicking_a_column_header_sorts_the_table(page):
     psnr = one(page, "thead th:nth-child(2)")
     psnr.find_element(By.TAG_NAME, "button").click()
     assert names(page) == [HOSTILE, "ours", "small", "input"] and psnr.get_attribute("aria-sort") == "descending"
@@ -109,7 +109,7 @@ def test_pressing_a_head_sorts(page):
     assert names(page) == ["input", "small", "ours", HOSTILE] and psnr.get_attribute("aria-sort") == "ascending"
 
 
-def test_keyboard_sorts_and_what_has_no_value_stays_last(page):
+def test_keyboard_sorts_the_table_with_missing_values_last(page):
     latency = next(head for head in every(page, "thead th") if "Latency" in head.text)
     button = latency.find_element(By.TAG_NAME, "button")
     button.send_keys(Keys.ENTER)
@@ -121,7 +121,7 @@ def test_keyboard_sorts_and_what_has_no_value_stays_last(page):
     assert names(page)[1:] == ["input", "ours", "small"]
 
 
-def test_head_with_the_focus_explains_its_column(page):
+def test_column_header_shows_a_tooltip_on_focus_and_hover(page):
     button, tip = one(page, "thead th:nth-child(2) button"), one(page, "#tip")
     assert not tip.is_displayed()
     page.execute_script("arguments[0].focus()", button)
@@ -132,7 +132,7 @@ def test_head_with_the_focus_explains_its_column(page):
     assert tip.text.startswith("Mean of ssim")
 
 
-def test_plots_are_drawn_with_names_that_fit(page):
+def test_plots_fit_the_page_and_shorten_long_names(page):
     until(lambda: len(every(page, ".plot svg .textpoint text")) == 4 * 3)  # two datasets; drawn after the page is shown
     plots = every(page, ".plot")
     assert len(plots) == 4
@@ -142,7 +142,7 @@ def test_plots_are_drawn_with_names_that_fit(page):
         until(lambda plot=plot: one(plot, "svg.main-svg").size["width"] <= plot.size["width"])
 
 
-def test_slider_by_keyboard_and_mouse(page):
+def test_slider_follows_keyboard_and_mouse(page):
     article = first_picture(page)
     over, split, stage = (one(article, selector) for selector in (".over", ".split", ".stage"))
     assert over.value_of_css_property("clip-path") == "inset(0px 0px 0px 50%)"
@@ -156,7 +156,7 @@ def test_slider_by_keyboard_and_mouse(page):
     assert over.value_of_css_property("clip-path") == "inset(0px 0px 0px 25%)"
 
 
-def test_slider_by_touch(page):
+def test_slider_follows_touch(page):
     article = first_picture(page)
     page.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
     place = page.execute_script("return arguments[0].getBoundingClientRect().toJSON()", one(article, ".stage"))
@@ -168,7 +168,7 @@ def test_slider_by_touch(page):
     assert style(article, "--split") == pytest.approx(80, abs=1)
 
 
-def test_left_and_right_may_be_any_picture(page):
+def test_any_image_can_be_selected_on_the_left_and_right(page):
     article = first_picture(page)
     sources = [image.get_attribute("src") for image in every(article, ".source")]
     left, right = Select(one(article, ".left")), Select(one(article, ".right"))
@@ -180,10 +180,10 @@ def test_left_and_right_may_be_any_picture(page):
     assert one(article, ".split").get_attribute("aria-valuetext") == "50% small, the rest truth"
 
 
-def test_zoom_box_moves_all_pictures_alike(page):
+def test_zoom_box_moves_all_images_together(page):
     article = first_picture(page)
     box, panes = one(article, ".box"), every(article, ".pane img")
-    assert len(panes) == 9  # input, three competitors and truth, and four error maps
+    assert len(panes) == 9  # input, three competitors, ground truth, and four error maps
 
     def transforms():
         return {pane.value_of_css_property("transform") for pane in panes}
@@ -200,10 +200,10 @@ def test_zoom_box_moves_all_pictures_alike(page):
     assert box.size["width"] == pytest.approx(one(article, ".stage").size["width"] / 3.5, abs=1)
     for _ in range(40):
         box.send_keys(Keys.ARROW_RIGHT)
-    assert style(article, "--x") == pytest.approx(1 - 1 / 3.5)  # it ends at the edge
+    assert style(article, "--x") == pytest.approx(1 - 1 / 3.5)  # it stops at the edge
 
 
-def test_zoom_box_is_dragged_without_moving_the_slider(page):
+def test_dragging_the_zoom_box_does_not_move_the_slider(page):
     article = first_picture(page)
     box, width = one(article, ".box"), one(article, ".stage").size["width"]
     x = style(article, "--x")
@@ -211,11 +211,11 @@ def test_zoom_box_is_dragged_without_moving_the_slider(page):
     assert style(article, "--x") == pytest.approx(x - 0.1, abs=0.01)
     assert style(article, "--split") == 50
     pane = one(article, ".pane")
-    ActionChains(page).click_and_hold(pane).move_by_offset(30, 0).release().perform()  # the picture follows the hand
+    ActionChains(page).click_and_hold(pane).move_by_offset(30, 0).release().perform()  # the image follows the mouse
     assert style(article, "--x") == pytest.approx(x - 0.1 - 30 / pane.size["width"] / 3, abs=0.01)
 
 
-def test_zoom_of_one_shows_the_whole_picture(page):
+def test_zoom_of_one_shows_the_complete_image(page):
     article = first_picture(page)
     zoom = one(article, ".zoom")
     zoom.send_keys(Keys.HOME)
@@ -224,7 +224,7 @@ def test_zoom_of_one_shows_the_whole_picture(page):
 
 
 @pytest.mark.parametrize("device", [PHONE, DESKTOP], ids=["phone", "desktop"])
-def test_page_is_as_wide_as_the_window(page, device):
+def test_page_fits_the_window_width(page, device):
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
     page.refresh()
     for article in every(page, ".picture"):
@@ -235,7 +235,7 @@ def test_page_is_as_wide_as_the_window(page, device):
         until(lambda plot=plot: one(plot, "svg.main-svg").size["width"] <= plot.size["width"])
 
 
-def test_without_javascript_table_and_pictures_are_there(page, place):
+def test_table_and_images_are_shown_without_javascript(page, place):
     page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     page.get(place)
     tree = page.execute_cdp_cmd("DOM.getDocument", {"depth": 1})["root"]["nodeId"]

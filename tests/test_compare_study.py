@@ -1,4 +1,4 @@
-"""Studies: runs of one compare file under several budgets and seeds, their joint results, and the use of context."""
+"""Studies: runs of one compare file with several budgets and seeds, their combined results, and the context used."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from restormixer_arch.errors import UserError
 
 compat.apply()
 
-from basicsr.archs import build_network  # noqa: E402 - BasicSR can be imported only now
+from basicsr.archs import build_network  # noqa: E402 - only after compat.apply()
 
 from restormixer_arch.basicsr_adapter.upscaled import Upscaled  # noqa: E402
 from restormixer_arch.compare import context, jobs, results, run, study, study_run, training  # noqa: E402
@@ -32,7 +32,7 @@ RUNS = [
 
 
 def study_options():
-    """Thirty seconds are three iterations of edsr and two of ridnet, a minute is six and four."""
+    """Return a study in which 30 seconds are three iterations of edsr or two of ridnet, and a minute six or four."""
     options = compare_options()
     del options["train"]["budget"]
     options["runs"] = [dict(run) for run in RUNS]
@@ -75,7 +75,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("change", "message"), FAULTS, ids=[text[:30] for _, text in FAULTS])
-def test_a_mistake_in_a_study_is_one_line(pairs, write, change, message):
+def test_invalid_study_is_reported_in_one_line(pairs, write, change, message):
     options = study_options()
     change(options)
     with pytest.raises(UserError) as error:
@@ -83,13 +83,13 @@ def test_a_mistake_in_a_study_is_one_line(pairs, write, change, message):
     assert len(str(error.value).splitlines()) == 1 and message in str(error.value)
 
 
-def test_steps_need_no_step_seconds(pairs, write):
+def test_steps_do_not_require_step_seconds(pairs, write):
     options = study_options()
     del options["competitors"]["ridnet"]["step_seconds"]
     assert "runs" in read_compare_file(write(options), needs_steps=False)
 
 
-def test_a_run_is_a_compare_file_of_its_own(pairs, write, tmp_path):
+def test_options_of_a_run_are_those_of_a_single_comparison(pairs, write, tmp_path):
     options = read_compare_file(write(study_options()))
     own = options_of_run(options, options["runs"][2])
     assert own["name"] == "1min_seed2" and own["path"]["results_root"] == "results/tiny"
@@ -100,7 +100,7 @@ def test_a_run_is_a_compare_file_of_its_own(pairs, write, tmp_path):
 
 
 def save_initial_weights(command, log):
-    """Stands for a training, which is a process of its own: the weights are those that the network starts with."""
+    """Replace a training run, which is a separate process, by saving the network's initial weights."""
     options = yaml.safe_load(Path(command[command.index("-opt") + 1]).read_text(encoding="utf-8"))
     torch.manual_seed(options["manual_seed"])
     file = training.weights_of(options["name"], log.parents[1])
@@ -114,10 +114,10 @@ def interrupt(*arguments, **options):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.filterwarnings("ignore:distutils Version")  # thop
+@pytest.mark.filterwarnings("ignore:distutils Version")  # raised by thop
 @pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_study_from_its_file_to_its_page(pairs, write, capsys, monkeypatch, trained):
-    """Every number of the page is one of the runs' own; a second call trains and measures nothing."""
+def test_study_end_to_end(pairs, write, capsys, monkeypatch, trained):
+    """The study's results are those of its runs, and a second call trains and measures nothing."""
     jobs_run = []
     if not trained:
         monkeypatch.setattr(training, "run_and_wait", save_initial_weights)
@@ -144,7 +144,7 @@ def test_a_study_from_its_file_to_its_page(pairs, write, capsys, monkeypatch, tr
     assert set(found.rows_by_seed("edsr", 1, measure)) == {1, 2}
     mean = (each[1].datasets[0].mean("psnr", "edsr") + each[2].datasets[0].mean("psnr", "edsr")) / 2
     assert found.mean("edsr", 1, measure) == pytest.approx(mean, abs=1e-4)
-    difference = found.difference("ridnet", 1, measure)  # to the mean of both seeds of edsr
+    difference = found.difference("ridnet", 1, measure)  # from the mean of both seeds of edsr
     assert difference.mean == pytest.approx(each[1].datasets[0].mean("psnr", "ridnet") - mean, abs=1e-3)
     flops = each[0].competitors[0].training.flops
     assert found.rows_by_seed("edsr", 0.5, measure)[1].operations == pytest.approx(3 * flops * 2 * 3)
@@ -163,7 +163,7 @@ def test_a_study_from_its_file_to_its_page(pairs, write, capsys, monkeypatch, tr
     options["runs"] = options["runs"][:1]
     options["val"]["metrics"]["psnr"]["crop_border"] = 2
     options["context"]["sizes"] = [4, 8, 16]
-    assert cli.main(["compare", "-opt", write(options), "--auto_resume"]) == 0  # what follows from it is measured again
+    assert cli.main(["compare", "-opt", write(options), "--auto_resume"]) == 0  # dependent results are measured again
     assert jobs_run.count("costs") == 1 and jobs_run.count("context") == 2
     assert "4x4 | 8x8 | 16x16" in (ROOT / "study.md").read_text(encoding="utf-8")
 
@@ -178,18 +178,18 @@ def test_a_study_from_its_file_to_its_page(pairs, write, capsys, monkeypatch, tr
     original = study_run.compare
     monkeypatch.setattr(study_run, "compare", stopped_at_the_third)
     assert cli.main(["compare", "-opt", write(study_options()), "--auto_resume"]) == 130
-    page = (ROOT / "study.md").read_text(encoding="utf-8")  # of the two runs that are done
+    page = (ROOT / "study.md").read_text(encoding="utf-8")  # of the two finished runs
     assert "2 seeds" not in page and "0.5 minutes | 1 minutes" in page and (ROOT / "study.png").is_file()
 
     monkeypatch.setattr(study_run, "compare", interrupt)
-    assert cli.main(["compare", "-opt", write(study_options())]) == 130  # the study before is kept under another name
+    assert cli.main(["compare", "-opt", write(study_options())]) == 130  # the previous study is archived
     (before,) = ROOT.parent.glob("tiny_archived_*")
     assert {"study.json", "study.md", "study.png", "context.png"} <= {path.name for path in before.iterdir()}
     assert (before / "1min_seed2" / "results.json").is_file()
 
 
 @pytest.mark.timeout(120)
-def test_steps_are_printed_as_lines_of_the_file(pairs, write, capsys, monkeypatch):
+def test_steps_prints_step_seconds_as_lines_of_the_option_file(pairs, write, capsys, monkeypatch):
     monkeypatch.setattr(training, "run_in_process", lambda module, job, label: [0.5, 0.25, 0.75])
     options = study_options()
     del options["competitors"]["edsr"]["step_seconds"]
@@ -198,8 +198,8 @@ def test_steps_are_printed_as_lines_of_the_file(pairs, write, capsys, monkeypatc
     assert not ROOT.exists()
 
 
-def test_operations_of_a_training():
-    """Three passes of 100 operations for each of 4 crops in 10 iterations; crops of no fixed size are not counted."""
+def test_training_operations():
+    """Three passes of 100 operations for each of 4 crops in 10 iterations; None for crops without a fixed size."""
     costs = {"arch": "x", "parameters": 1, "flops": 1.0, "latency": {"median": 1, "low": 1, "high": 1, "runs": 1}}
     trained = {"iterations": 10, "batch_size": 4, "seconds": 1.0}
     known = results.Competitor(name="a", training={**trained, "flops": 100.0}, **costs)
@@ -209,23 +209,23 @@ def test_operations_of_a_training():
     assert crop_side(options) == 16
 
 
-def test_the_receptive_field_of_a_convolution():
+def test_receptive_field_of_a_convolution():
     conv = nn.Conv2d(3, 3, 3, padding=1, bias=False)
     field = context.receptive_field(conv, torch.rand(1, 3, 8, 10))
     wanted = torch.zeros(8, 10)
-    wanted[3:6, 4:7] = conv.weight.sum(0).abs().sum(0).detach()  # around (4, 5)
+    wanted[3:6, 4:7] = conv.weight.sum(0).abs().sum(0).detach()  # the center pixel is (4, 5)
     torch.testing.assert_close(field, wanted)
 
 
-def test_the_radius_that_holds_a_share():
+def test_radius_of_a_share_of_the_receptive_field():
     field = np.zeros((9, 9))
-    field[4, 4] = 100.0  # the pixel itself does not count
+    field[4, 4] = 100.0  # the center pixel is ignored
     field[4, 5], field[4, 7], field[1, 0] = 5.0, 4.0, 1.0  # at distances 1, 3 and 5
     assert [study.radius_of(field, share) for share in (0.5, 0.6, 0.9, 0.99)] == [1, 3, 3, 5]
 
 
 class Offset(nn.Module):
-    """Adds 0.1 within the picture, 0.3 in a frame of two pixels, and doubles the size if asked to."""
+    """Add 0.3 to a border of two pixels and 0.1 to the other pixels, and upsample the image by ``scale``."""
 
     def __init__(self, scale):
         super().__init__()
@@ -238,8 +238,8 @@ class Offset(nn.Module):
 
 
 @pytest.mark.parametrize("scale", [1, 2])
-def test_the_middle_is_judged_in_the_same_place(scale):
-    """With an error of 0.1 the PSNR is 20 dB; the middle of a crop of its own size has the frame of 0.3 in it."""
+def test_center_psnr_compares_output_and_ground_truth_at_the_same_place(scale):
+    """An error of 0.1 is a PSNR of 20 dB; a crop of the size of its center includes the border with an error of 0.3."""
     lq = torch.rand(1, 3, 21, 18) / 2
     gt = lq.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     assert context.center_psnr(Offset(scale), lq, gt, 16, 8) == pytest.approx(20, abs=1e-4)
@@ -247,16 +247,16 @@ def test_the_middle_is_judged_in_the_same_place(scale):
     assert context.center_psnr(Offset(scale), lq, gt, 8, 8) == pytest.approx(-10 * np.log10(frame), abs=1e-4)
 
 
-def test_the_middle_is_the_same_for_odd_sizes():
-    """One wrong pixel is within the middle of each crop, or of none."""
+def test_center_is_the_same_for_odd_and_even_crop_sizes():
+    """A single wrong pixel is in the center of every crop or of none."""
     gt = torch.zeros(1, 3, 11, 11)
     lq = gt.clone()
     lq[..., 3, 3] = 1.0
     assert len({context.center_psnr(nn.Identity(), lq, gt, size, 5) for size in (5, 10)}) == 1
 
 
-def test_the_receptive_field_is_a_mean_over_all_pictures(pairs, write):
-    """Of a network that multiplies each pixel by those around it, the gradient has their shares of the sum."""
+def test_receptive_field_is_averaged_over_all_images(pairs, write):
+    """For the product of two neighbors, the gradient at each is the other one, here divided by the sum of both."""
     options = read_compare_file(write(study_options()))
     data = context_options({**options, "context": {"dataset": options["datasets"]["test"]}})
     pictures = [item["lq"] for _, dataset in datasets(data) for _, item in items(dataset)]
@@ -273,20 +273,20 @@ def test_the_receptive_field_is_a_mean_over_all_pictures(pairs, write):
 
 
 class Neighbors(nn.Module):
-    """The product of the pixels on the left and on the right."""
+    """Multiply the left and right neighbors of each pixel."""
 
     def forward(self, x):
         return x.roll(1, -1) * x.roll(-1, -1)
 
 
-def test_an_unknown_data_set_of_the_context_is_found_before_the_trainings(pairs, write, capsys):
+def test_unknown_context_dataset_is_rejected_before_training(pairs, write, capsys):
     options = study_options()
     options["context"]["dataset"]["type"] = "PairedRestorationDatasett"
     assert cli.main(["compare", "-opt", write(options)]) == 2
     assert "context.dataset.type: 'PairedRestorationDatasett' is not a known" in capsys.readouterr().err
 
 
-def test_too_small_pictures_are_left_out(pairs, write):
+def test_context_sizes_larger_than_all_images_are_rejected(pairs, write):
     options = read_compare_file(write(study_options()))
     data = {**options, "datasets": {"test": options["context"]["dataset"]}}
     with pytest.raises(UserError, match="context.dataset: no picture has 4096 x 4096 pixels"):
@@ -298,8 +298,8 @@ class Identity(nn.Module):
         return x
 
 
-def test_a_network_without_an_upscaler_starts_from_bicubic(monkeypatch):
-    """The output's channels are the pixels of each two by two block, on top of the bicubic enlargement."""
+def test_upscaled_adds_the_network_output_to_bicubic_upsampling(monkeypatch):
+    """The output channels become the pixels of each 2x2 block, added to the bicubically upsampled input."""
     net = Upscaled(network={**EDSR, "num_in_ch": 12, "num_out_ch": 12}, upscale=2)
     x = torch.rand(2, 3, 6, 5)
     bicubic = nn.functional.interpolate(x, scale_factor=2.0, mode="bicubic", align_corners=False)
@@ -313,7 +313,7 @@ RESTORMIXER = {"type": "RestorMixer", "base_channels": 4, "num_blocks": [1, 2, 2
 HEADS = {"encoder_heads": [2, 2], "decoder_heads": [2, 2], "in_channels": 12, "out_channels": 12}
 
 
-def test_a_restormixer_within_returns_one_picture_and_keeps_its_ways():
+def test_upscaled_restormixer_returns_one_image_and_keeps_its_training_settings():
     net = Upscaled(network={**RESTORMIXER, **HEADS}, upscale=2).train()
     assert net(torch.rand(1, 3, 8, 8)).shape == (1, 3, 16, 16)
     unused = net._ddp_params_and_buffers_to_ignore
@@ -329,7 +329,7 @@ def test_upscaled_by_one_adds_the_input():
     torch.testing.assert_close(net(x), 2 * x)
 
 
-def test_an_unknown_network_within_is_one_line():
+def test_unknown_network_in_upscaled_is_rejected():
     with pytest.raises(UserError, match="^network_g.network.type: 'Nafnet_spandrel': spandrel has no 'Nafnet'"):
         build_network({"type": "Upscaled", "network": {"type": "Nafnet_spandrel"}})
     with pytest.raises(UserError, match="^network_g.network.type: 'X' is not a known architecture"):

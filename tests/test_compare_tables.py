@@ -1,4 +1,4 @@
-"""The tables of a comparison against text that was written by hand."""
+"""Tables of a comparison against expected text."""
 
 import csv
 import math
@@ -15,7 +15,7 @@ METRICS = {
     "niqe": results.Metric(type="calculate_niqe", better="lower"),
     "ssim": results.Metric(type="calculate_ssim"),
 }
-INPUTS = [(20.0, 9.0, 0.5), (22.0, 9.5, 0.7)]  # PSNR, NIQE, SSIM of two pictures
+INPUTS = [(20.0, 9.0, 0.5), (22.0, 9.5, 0.7)]  # PSNR, NIQE, SSIM of two images
 RESTORED = {"ours": [(30.0, 5.0, 0.9), (32.0, 5.0, 0.8)], "a|b": [(29.0, 4.0, 0.9), (33.0, 5.0, 0.8)]}
 EXPECTED = r"""# trial
 
@@ -35,7 +35,7 @@ Difference from ours on the same images: mean and 95% interval over the photogra
 |  | psnr (dB) | niqe | ssim |
 | --- | --: | --: | --: |
 | a\|b | 0.00 (−12.71 to +12.71) | −0.50 (−6.85 to +5.85) | 0.0000 (0.0000 to 0.0000) |
-"""  # noqa: E501 - lines of a table cannot be broken; t of one degree of freedom is 12.7062
+"""  # noqa: E501 - table rows cannot be wrapped; Student's t for one degree of freedom is 12.7062
 
 
 def rows(values, **places):
@@ -59,12 +59,12 @@ def comparison(restored=RESTORED):
     )  # fmt: skip
 
 
-def test_markdown():
+def test_markdown_matches_the_expected_text():
     assert tables.markdown(comparison()) == EXPECTED
 
 
-def test_pictures_of_one_photograph_count_as_one():
-    """Two photographs under two labels each, with leads of 1, 3 and -1, 1: the interval is that of 2 and 0."""
+def test_images_of_one_photograph_are_averaged():
+    """Two photographs with two labels each and leads of 1, 3 and -1, 1: the interval is that of the means 2 and 0."""
     names = [f"{photo}_{label}" for photo in "ab" for label in ("rain", "low_haze")]
 
     def named(values):
@@ -76,18 +76,18 @@ def test_pictures_of_one_photograph_count_as_one():
     assert difference.mean == 1.0 and difference.high == pytest.approx(1 + stats.t.ppf(0.975, 1))
 
 
-def test_one_competitor_is_neither_the_best_nor_different():
+def test_single_competitor_is_not_bold_and_has_no_difference():
     text = tables.markdown(comparison({"ours": RESTORED["ours"]}))
     assert "**" not in text and "Difference" not in text and "| ours | 31.00 | 5.00 |" in text
 
 
-def test_what_is_no_number_is_not_the_best():
+def test_nan_is_not_the_best_value_but_infinity_is():
     restored = {"ours": [(math.nan, 5.0, 0.9)] * 2, "a|b": [(29.0, 4.0, math.inf)] * 2}
     text = tables.markdown(comparison(restored))
     assert "| ours | not a number | 5.00 | 0.9000 |" in text and r"| a\|b | 29.00 | **4.00** | **∞** |" in text
 
 
-def test_comma_separated(tmp_path):
+def test_markdown_and_csv_files(tmp_path):
     places = tables.write(comparison(), tmp_path)
     assert [path.name for path in places] == ["table.md", "table.csv"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table.csv", "table.md"]
@@ -104,7 +104,7 @@ def test_comma_separated(tmp_path):
     assert float(other["rain psnr high"]) == pytest.approx(12.7062, abs=1e-4)
 
 
-def test_results_are_read_as_they_were_written(tmp_path):
+def test_results_round_trip_through_json(tmp_path):
     restored = {"ours": [(math.inf, 5.0, 0.9), (32.0, 5.0, 0.8)], "a|b": RESTORED["a|b"]}
     written = comparison(restored)
     assert results.write(written, tmp_path) == tmp_path / "results.json"

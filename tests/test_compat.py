@@ -1,4 +1,4 @@
-"""The patches of BasicSR: each where it is needed, none where upstream is healthy."""
+"""Patches of BasicSR: each is applied if it is needed, and none if the installed version works without it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from basicsr.utils import FileClient, imfrombytes  # noqa: E402
 # --- apply -----------------------------------------------------------------------------------------------------------
 
 
-def test_basicsr_imports_with_warnings_as_errors_and_no_stub_is_left():
+def test_basicsr_imports_without_warnings_and_stubs_are_removed():
     code = (
         "import sys; from restormixer_arch.basicsr_adapter import compat; compat.apply(); import basicsr.metrics.niqe\n"
         "from scipy.ndimage import convolve; assert basicsr.metrics.niqe.convolve is convolve\n"
@@ -40,12 +40,12 @@ def test_basicsr_imports_with_warnings_as_errors_and_no_stub_is_left():
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=100)
 
 
-def test_a_second_call_does_nothing(monkeypatch):
+def test_second_apply_does_nothing(monkeypatch):
     monkeypatch.setattr(compat.importlib, "import_module", lambda name: pytest.fail(f"imported {name}"))
     compat.apply()
 
 
-def test_every_patch_is_reported_and_says_why():
+def test_report_lists_every_patch_with_its_reason():
     report = compat.report()
     assert len(report) == len({patch.name for patch, _ in report}) >= 8
     for patch, state in report:
@@ -62,7 +62,7 @@ def test_missing_basicsr_error_shows_the_fix(monkeypatch):
         compat.apply()
 
 
-def test_torch_and_torchvision_of_different_builds_are_named(monkeypatch):
+def test_mismatched_torch_and_torchvision_builds_are_reported(monkeypatch):
     def fail(name):
         raise RuntimeError("operator torchvision::nms does not exist\nmore")
 
@@ -90,15 +90,13 @@ def test_installed_distributions_are_listed(monkeypatch):
 @pytest.mark.parametrize(
     ("module_there", "mentioned", "needed"), [(False, True, True), (True, True, False), (False, False, False)]
 )
-def test_functional_tensor_is_stubbed_only_where_it_is_missing_and_asked_for(
-    monkeypatch, module_there, mentioned, needed
-):
+def test_functional_tensor_is_stubbed_only_if_missing_and_imported(monkeypatch, module_there, mentioned, needed):
     monkeypatch.setattr(compat, "find_spec", lambda name: object() if module_there else None)
     monkeypatch.setattr(compat, "basicsr_source_mentions", lambda file, text: mentioned)
     assert compat.functional_tensor_missing() is needed
 
 
-def test_the_stub_is_there_within_the_context_only():
+def test_stub_exists_only_within_the_context():
     name = compat.FUNCTIONAL_TENSOR
     before = sys.modules.get(name)
     with compat.functional_tensor():
@@ -107,7 +105,7 @@ def test_the_stub_is_there_within_the_context_only():
     assert sys.modules.get(name) is before
 
 
-def test_a_module_that_was_there_comes_back(monkeypatch):
+def test_temporary_module_restores_the_original_module(monkeypatch):
     old = ModuleType("some_module")
     monkeypatch.setitem(sys.modules, "some_module", old)
     with pytest.raises(KeyError), compat.temporary_module("some_module", {"x": 1}):
@@ -116,7 +114,7 @@ def test_a_module_that_was_there_comes_back(monkeypatch):
     assert sys.modules["some_module"] is old
 
 
-def test_sources_are_read_without_importing(monkeypatch, tmp_path):
+def test_basicsr_sources_are_searched_without_importing(monkeypatch, tmp_path):
     (tmp_path / "a.py").write_text("needle")
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(compat, "find_spec", lambda name: spec)
@@ -125,7 +123,7 @@ def test_sources_are_read_without_importing(monkeypatch, tmp_path):
     assert not compat.basicsr_source_mentions("b.py", "needle")
 
 
-def test_distutils_comes_from_setuptools_where_it_is_missing(monkeypatch):
+def test_distutils_comes_from_setuptools_if_missing(monkeypatch):
     monkeypatch.setattr(compat, "find_spec", lambda name: None)
     assert compat.distutils_missing()
     asked = []
@@ -147,19 +145,19 @@ def test_valid_image_is_read_unchanged(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no image"])
-def test_a_file_that_is_no_image_is_named(tmp_path, content):
+def test_undecodable_file_is_named_in_the_error(tmp_path, content):
     (tmp_path / "x.png").write_bytes(content)
     read = FileClient("disk").get(tmp_path / "x.png")
     with pytest.raises(UserError, match=rf"x\.png: cannot be decoded as an image \({len(content)} bytes\)"):
         imfrombytes(read, float32=True)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_missing_file_is_named_in_the_error(tmp_path):
     with pytest.raises(UserError, match=r"x\.png: cannot be read \(No such file or directory\)"):
         FileClient("disk").get(tmp_path / "x.png")
 
 
-def test_an_image_of_an_lmdb_is_named_with_its_database(tmp_path):
+def test_lmdb_errors_name_the_database_and_the_image(tmp_path):
     path = str(tmp_path / "x.lmdb")
     with lmdb.open(path, map_size=2**20) as database, database.begin(write=True) as transaction:
         transaction.put(b"broken", b"no image")
@@ -173,12 +171,12 @@ def test_an_image_of_an_lmdb_is_named_with_its_database(tmp_path):
 # --- after the import: the rest --------------------------------------------------------------------------------------
 
 
-def test_a_value_that_a_loss_refuses_is_the_user_s_to_correct():
+def test_value_rejected_by_a_loss_is_a_user_error():
     with pytest.raises(UserError, match=r"^L1Loss refuses an option: Unsupported reduction mode: mena\."):
         build_loss({"type": "L1Loss", "reduction": "mena"})
 
 
-@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # BasicSR's SwinIR
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # raised by BasicSR's SwinIR
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -193,12 +191,12 @@ def test_a_value_that_a_loss_refuses_is_the_user_s_to_correct():
         ({"type": "SRVGGNetCompact", "act_type": "gelu"}, r"^SRVGGNetCompact cannot be built .* \(UnboundLocalError: "),
     ],
 )
-def test_what_a_network_cannot_be_built_with_is_one_line(options, message):
+def test_invalid_network_options_are_user_errors(options, message):
     with pytest.raises(UserError, match=message):
         build_network(options)
 
 
-def test_what_an_optimizer_refuses_is_one_line():
+def test_invalid_optimizer_options_are_user_errors():
     parameters = [torch.nn.Parameter(torch.zeros(1))]
     text = r"^train\.optim_\*: Adam cannot be built with these options \(RuntimeError: `fused` and `foreach` cannot be"
     with pytest.raises(UserError, match=text):
@@ -214,7 +212,7 @@ def test_what_an_optimizer_refuses_is_one_line():
 
 @pytest.fixture
 def loads():
-    """A function that loads a file into a network of a model, a new linear layer, and returns the network."""
+    """A function that loads a file into a model's network, by default a new linear layer, and returns the network."""
 
     def load(path, key="params", given=None, strict=True, is_train=True, network=None):
         model = BaseModel(
@@ -227,7 +225,7 @@ def loads():
     return load
 
 
-def test_weights_are_loaded_as_basicsr_does(loads, tmp_path):
+def test_weights_are_loaded_as_in_basicsr(loads, tmp_path):
     state = torch.nn.Linear(2, 1).state_dict()
     for content, key in (
         ({"params": {f"module.{name}": value for name, value in state.items()}}, "params"),
@@ -240,16 +238,16 @@ def test_weights_are_loaded_as_basicsr_does(loads, tmp_path):
     assert torch.equal(loads(tmp_path / "x.pth", strict=False).bias, state["bias"])
 
 
-def test_an_attribute_named_module_is_the_networks_own(loads, tmp_path):
-    """Its prefix is that of DataParallel too."""
+def test_weights_of_a_network_with_an_attribute_named_module(loads, tmp_path):
+    """Its prefix ``module.`` is also the one that DataParallel adds."""
     network = torch.nn.ModuleDict({"module": torch.nn.Linear(2, 1)})
     torch.save({"params": network.state_dict()}, tmp_path / "x.pth")
     again = torch.nn.ModuleDict({"module": torch.nn.Linear(2, 1)})
     assert torch.equal(loads(tmp_path / "x.pth", network=again)["module"].weight, network["module"].weight)
 
 
-def test_released_weights_of_another_scale_are_loaded_where_they_fit(loads, tmp_path):
-    """Their names are those of the released code; only the head at full resolution has another shape."""
+def test_released_weights_of_another_scale_are_loaded_if_shapes_match(loads, tmp_path):
+    """The parameter names are those of the released code; only the full-resolution head has a different shape."""
     tensors = load_file(Path(__file__).parent / "golden/restormixer_base8_paper.safetensors")
     released = {name.removeprefix("param/"): value for name, value in tensors.items() if name.startswith("param/")}
     torch.save({"params": released}, tmp_path / "x.pth")
@@ -278,14 +276,14 @@ def test_released_weights_of_another_scale_are_loaded_where_they_fit(loads, tmp_
         ),
     ],
 )
-def test_weights_that_do_not_fit_a_model_of_basicsr_are_one_line(loads, tmp_path, content, message):
+def test_unusable_weights_are_user_errors(loads, tmp_path, content, message):
     path = tmp_path / "x.pth"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(UserError, match=message):
         loads(path)
 
 
-def test_a_parameter_key_that_was_asked_for_must_be_there(loads, tmp_path, monkeypatch):
+def test_requested_parameter_key_must_exist(loads, tmp_path, monkeypatch):
     path, state = tmp_path / "x.pth", torch.nn.Linear(2, 1).state_dict()
     torch.save({"params": state, "params_ema": state}, path)
     with pytest.raises(UserError) as error:
@@ -298,12 +296,12 @@ def test_a_parameter_key_that_was_asked_for_must_be_there(loads, tmp_path, monke
     monkeypatch.setattr("basicsr.utils.get_root_logger", lambda: SimpleNamespace(info=logged.append))
     loads(path, "params_ema", given="params_ema")  # BasicSR's own fallback
     assert logged == [f"Loading Linear from {path}, parameter key params."]
-    torch.save({"params": {}, "state_dict": state}, path)  # an empty entry is none
+    torch.save({"params": {}, "state_dict": state}, path)  # an empty entry is ignored
     loads(path, "params")
     assert logged[1:] == [f"Loading Linear from {path}, parameter key state_dict."]
 
 
-def test_a_test_says_that_there_are_averaged_weights_too(loads, tmp_path, monkeypatch):
+def test_testing_logs_a_hint_if_ema_weights_exist(loads, tmp_path, monkeypatch):
     path, state, logged = tmp_path / "x.pth", torch.nn.Linear(2, 1).state_dict(), []
     torch.save({"params": state, "params_ema": state}, path)
     monkeypatch.setattr("basicsr.utils.get_root_logger", lambda: SimpleNamespace(info=logged.append))
@@ -315,12 +313,12 @@ def test_a_test_says_that_there_are_averaged_weights_too(loads, tmp_path, monkey
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the patch is for machines without CUDA")
-def test_ddp_works_on_the_cpu(tmp_path):
+def test_ddp_works_on_cpu(tmp_path):
     file = (tmp_path / "rendezvous").as_uri()
     torch.distributed.init_process_group("gloo", init_method=file, rank=0, world_size=1)
     try:
         model = BaseModel({"num_gpu": 0, "is_train": True, "dist": True})
-        kept = model.model_to_device(torch.nn.BatchNorm2d(2))  # BasicSR's own models stay as they are
+        kept = model.model_to_device(torch.nn.BatchNorm2d(2))  # BasicSR's own models keep BatchNorm
         assert type(kept.module) is torch.nn.BatchNorm2d
         net = model.model_to_device(torch.nn.Linear(2, 1))
         assert isinstance(net, torch.nn.parallel.DistributedDataParallel)

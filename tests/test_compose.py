@@ -1,4 +1,4 @@
-"""Compositions: labels, and the order in which degradations reach the light."""
+"""Compositions of degradations: labels, and the order in which the degradations are applied."""
 
 from itertools import combinations
 
@@ -18,7 +18,7 @@ from restormixer_arch.data.degradations.labels import (
 from restormixer_arch.errors import UserError
 
 
-def test_the_labels_of_cdd11():
+def test_labels_of_cdd11():
     assert len(CDD11) == 11 and all(is_label(label) for label in CDD11)
     groups = [group for size in (1, 2, 3) for group in combinations(("low", "haze", "rain", "snow"), size)]
     weather = ["_".join(group) for group in groups if not {"rain", "snow"} <= set(group)]
@@ -26,7 +26,7 @@ def test_the_labels_of_cdd11():
     assert set(NAMES) == set(DEGRADATIONS)
 
 
-def test_labels_are_read():
+def test_parse_label():
     assert parse_label("low_haze_rain") == ("low", "haze", "rain")
     assert parse_label("clean") == ()
     assert is_label("jpeg") and not is_label("") and not is_label("fog")
@@ -42,7 +42,7 @@ def test_labels_are_read():
         ("", "'' is not a degradation label"),
     ],
 )
-def test_bad_labels(label, message):
+def test_invalid_labels_are_rejected(label, message):
     with pytest.raises(UserError, match=message):
         parse_label(label)
     with pytest.raises(UserError, match=message):
@@ -66,17 +66,17 @@ def test_bad_labels(label, message):
         ("snow.png", None),
     ],
 )
-def test_label_of_a_name(name, label):
+def test_label_of_a_file_name(name, label):
     assert label_of(name) == label
 
 
-def test_a_photograph_is_its_name_without_the_label():
+def test_split_label_returns_the_name_without_the_label():
     labelled = ["x_rain", "x_1_low_haze", "low_haze_0001", "haze-0001", "0001-haze", "baby", "scene_None"]
     assert [split_label(name)[0] for name in labelled] == ["x", "x_1", "0001", "0001", "0001", "baby", "scene_None"]
 
 
-def test_the_order_of_application(monkeypatch):
-    """It is that of the light's path, whatever the order in the label."""
+def test_degradations_are_applied_in_physical_order(monkeypatch):
+    """The order follows the path of the light, not the order in the label."""
     seen = []
 
     def recorder(name):
@@ -91,7 +91,7 @@ def test_the_order_of_application(monkeypatch):
     assert [name for name, _ in blind.steps] == ["haze", "jpeg", "blind"]
 
 
-def test_a_composition_is_its_steps_one_after_the_other():
+def test_composition_applies_its_steps_in_sequence():
     image = np.linspace(0, 1, 40 * 40 * 3, dtype=np.float32).reshape(40, 40, 3)
     composition = draw_composition(np.random.default_rng(3), "low_haze_snow", 0.6)
     assert [name for name, _ in composition.steps] == ["haze", "snow", "low"] and composition.label == "low_haze_snow"
@@ -102,8 +102,8 @@ def test_a_composition_is_its_steps_one_after_the_other():
     assert composition == draw_composition(np.random.default_rng(3), "low_haze_snow", 0.6)
 
 
-def test_haze_in_the_dark_is_dark():
-    """Low light dims the airlight, too, since it comes after the haze."""
+def test_low_light_dims_haze():
+    """Low light also dims the airlight, since it is applied after haze."""
     image = np.zeros((40, 40, 3), np.float32)
     rng = np.random.default_rng(1)
     bright = add_composition(image, draw_composition(rng, "haze", 1.0)).mean()
@@ -111,7 +111,7 @@ def test_haze_in_the_dark_is_dark():
     assert dark < bright / 3
 
 
-def test_clean_and_strength_0_change_nothing():
+def test_clean_and_strength_0_leave_the_image_unchanged():
     image = np.linspace(0, 1, 300, dtype=np.float32).reshape(10, 10, 3)
     rng = np.random.default_rng(0)
     for composition in (draw_composition(rng, "clean"), draw_composition(rng, "low_haze_rain_blur_noise_jpeg", 0.0)):

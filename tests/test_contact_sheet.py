@@ -1,4 +1,4 @@
-"""``--sheet``: one picture of inputs and results."""
+"""``--sheet``: one image of inputs and results."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def thumbnail(sheet, column, row=0):
     return np.asarray(sheet)[top : top + HEIGHT, left : left + WIDTH]
 
 
-def test_what_it_shows(place, capsys):
+def test_sheet_shows_input_result_and_amplified_difference(place, capsys):
     assert run("--sheet", "sheet.png") == 0
     assert capsys.readouterr().out == "out: 1 restored\n"
     with Image.open("sheet.png") as sheet:
@@ -51,7 +51,7 @@ def test_what_it_shows(place, capsys):
     assert not list(place.glob(".part-*"))
 
 
-def test_mixed_kinds(place, capsys):
+def test_sheet_of_mixed_file_types(place, capsys):
     deep = RGB.astype(np.uint16) * 257
     cv2.imwrite("in/deep.png", deep)
     cv2.imwrite("in/deep_gray.tif", deep[..., 0])
@@ -61,13 +61,13 @@ def test_mixed_kinds(place, capsys):
     Image.fromarray(RGB).resize((1, 1)).save("in/dot.png")
     (place / "in/broken.png").write_bytes(b"")
     write_video(place / "in/film.mp4", count=2)
-    assert run("--sheet", "out/sheet.jpg") == 2  # of the broken file
+    assert run("--sheet", "out/sheet.jpg") == 2  # because of the broken file
     assert "out: 8 restored, 1 failed" in capsys.readouterr().out
     with Image.open("out/sheet.jpg") as sheet:
         assert sheet.size == (2 * (3 * WIDTH + 2 * GAP + 3 * GAP) - GAP, GAP + LINE + 4 * (HEIGHT + LINE + GAP) + LINE)
 
 
-def test_transparent_and_16_bit_pixels():
+def test_transparent_and_16_bit_pixels_become_8_bit_rgb():
     from restormixer_arch.data.images.picture import Picture
 
     deep = Picture(RGB[..., :1].astype(np.uint16) * 257)
@@ -78,7 +78,7 @@ def test_transparent_and_16_bit_pixels():
     np.testing.assert_array_equal(flat[:, 15:], RGB[:, 15:])
 
 
-def test_enlarged_results(place):
+def test_sheet_shows_upsampled_results(place):
     save_tiny(place / "w.safetensors", upscale=2)
     assert run("--sheet", "sheet.png") == 0
     with Image.open("sheet.png") as sheet:
@@ -87,7 +87,7 @@ def test_enlarged_results(place):
         np.testing.assert_array_equal(middle, np.asarray(result).repeat(4, 0).repeat(4, 1))
 
 
-def test_results_that_are_larger_than_the_limit_for_inputs(place, capsys):
+def test_results_may_exceed_the_size_limit_of_inputs(place, capsys):
     save_tiny(place / "w.safetensors", upscale=2)
     limit = ("--max-pixels", str(RGB.shape[0] * RGB.shape[1]))
     assert run("--sheet", "sheet.png", *limit) == 0 and Path("sheet.png").is_file()
@@ -95,7 +95,7 @@ def test_results_that_are_larger_than_the_limit_for_inputs(place, capsys):
     assert "limit" not in capsys.readouterr().err
 
 
-def test_the_most_pictures_and_the_names_of_the_others(place, monkeypatch):
+def test_sheet_shows_at_most_max_images_and_names_the_others(place, monkeypatch):
     monkeypatch.setattr(contact_sheet, "MAX_IMAGES", 3)
     jobs = Jobs(place / "out")
     for number in range(5):
@@ -110,7 +110,7 @@ def test_the_most_pictures_and_the_names_of_the_others(place, monkeypatch):
     assert (place / "s.png").is_file()
 
 
-def test_long_names_are_cut_in_the_middle(monkeypatch):
+def test_long_names_are_shortened_in_the_middle(monkeypatch):
     image, seen = Image.new("RGB", (200, 30)), []
     monkeypatch.setattr(contact_sheet.ImageDraw.ImageDraw, "text", lambda self, place, text, *more: seen.append(text))
     contact_sheet._write(image, (0, 0), "short.png", 200)
@@ -119,7 +119,7 @@ def test_long_names_are_cut_in_the_middle(monkeypatch):
     assert seen[1].startswith("aaa") and "\u2026" in seen[1] and seen[1].endswith(".png  9 x 9") and len(seen[1]) < 40
 
 
-def test_results_that_were_there_are_shown(place, capsys):
+def test_existing_results_are_shown(place, capsys):
     assert run() == 0
     assert run("--sheet", "sheet.png") == 0
     assert (
@@ -129,7 +129,7 @@ def test_results_that_were_there_are_shown(place, capsys):
     )
 
 
-def test_a_sheet_that_is_there_is_kept(place, capsys):
+def test_existing_sheet_is_replaced_only_with_overwrite(place, capsys):
     Path("sheet.png").write_bytes(b"mine")
     assert run("--sheet", "sheet.png") == 2
     line = "basicsr: error: --sheet: sheet.png already exists; choose another name, or use --overwrite\n"
@@ -146,10 +146,10 @@ def test_a_sheet_that_is_there_is_kept(place, capsys):
         ("none/sheet.png", "there is no folder 'none'"),
         ("out/a.png", "out/a.png is a file of this run; choose another name"),
         ("in/a.png", "in/a.png is a file of this run; choose another name"),
-        ("in/sheet.png", "in/sheet.png lies in an input folder, where the next run would restore it; put it into out"),
+        ("in/sheet.png", "in/sheet.png is in an input folder, so the next run would restore it; put it into out"),
     ],
 )
-def test_refused(place, capsys, sheet, message):
+def test_invalid_sheet_paths_are_rejected(place, capsys, sheet, message):
     assert run("--sheet", sheet) == 2
     assert capsys.readouterr().err == f"basicsr: error: --sheet: {message}\n"
 
@@ -159,18 +159,18 @@ def test_refused(place, capsys, sheet, message):
     [
         (["n*.png"], "out", "nsheet.png", "nsheet.png matches 'n*.png', so the next run would restore it; put it"),
         (["**/*.png"], "out", "in/s.png", "in/s.png matches '**/*.png', so the next run would restore it; put it"),
-        (["more/sub"], "more", "more/sub/s.png", "more/sub/s.png lies in an input folder, where the next run would"),
+        (["more/sub"], "more", "more/sub/s.png", "more/sub/s.png is in an input folder, so the next run would"),
         (["more/*/*.png"], "more", "more/sub/s.png", None),
         (["n*.png"], "out", "sheet.png", None),
         (["**/*.png"], "out", "out/s.png", None),
         (["in/*.png"], "in/out", "in/out/s.png", None),
     ],
 )
-def test_a_sheet_that_the_next_run_would_restore(place, inputs, out, sheet, message):
+def test_sheet_that_the_next_run_would_restore_is_rejected(place, inputs, out, sheet, message):
     for name in ("n1.png", "more/sub/2.png", out + "/3.png"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_bytes(b"x")
-    if message is None and out == "more":  # a pattern that begins in the output folder matches results, too
+    if message is None and out == "more":  # a pattern that begins in the output folder also matches results
         message = "more/sub/s.png matches 'more/*/*.png'"
     jobs, again = find_jobs(inputs, Path(out)), Path(sheet)
     if message is None:
@@ -185,7 +185,7 @@ def test_a_sheet_that_the_next_run_would_restore(place, inputs, out, sheet, mess
         assert len(find_jobs(inputs, Path(out))) == len(jobs) + 1
 
 
-def test_a_name_with_a_line_break(place, monkeypatch):
+def test_line_break_in_a_name_is_escaped(place, monkeypatch):
     Image.fromarray(RGB).save("in/two\nlines.png")
     write, seen = contact_sheet._write, []
     monkeypatch.setattr(contact_sheet, "_write", lambda *given: seen.append(given[2]) or write(*given))
@@ -194,7 +194,7 @@ def test_a_name_with_a_line_break(place, monkeypatch):
 
 
 def test_failed_sheet_does_not_block_other_processes(place, capsys, monkeypatch):
-    """torchrun ends all processes when one fails, so it waits for them first."""
+    """torchrun ends all processes when one fails, so the failing process waits for the others first."""
     from restormixer_arch.cli import restore
 
     waited = []
@@ -205,14 +205,14 @@ def test_failed_sheet_does_not_block_other_processes(place, capsys, monkeypatch)
     assert "error: --sheet: sheet.png cannot be written (" in capsys.readouterr().err
 
 
-def test_nothing_to_show(place, capsys):
+def test_no_sheet_is_written_without_images(place, capsys):
     (place / "in/a.png").write_bytes(b"")
     assert run("--sheet", "sheet.png") == 2
     assert "note: --sheet: no picture to show, sheet.png is not written" in capsys.readouterr().err
     assert not Path("sheet.png").exists()
 
 
-def test_each_shard_has_its_own(place):
+def test_each_shard_writes_its_own_sheet(place):
     for name in "bcdefgh":
         Image.fromarray(RGB).save(f"in/{name}.png")
     for index in (1, 2):

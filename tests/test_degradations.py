@@ -1,4 +1,4 @@
-"""What every degradation promises: same seed same bytes, strength 0 changes nothing, kind and range are kept."""
+"""Properties of all degradations: same seed, same bytes; identity at strength 0; dtype, shape and range preserved."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ from restormixer_arch.data.degradations.noise import (
 from restormixer_arch.data.degradations.snow import SnowParameters
 
 DRAWN = [name for name in DEGRADATIONS if name != "down"]  # its scale is given, and it changes the size
-# The showers of rain and the orders of blind have a seed each.
+# jpeg and defocus are deterministic; each shower of rain and each order of blind has its own seed.
 OWN_CHANCE = [name for name in DRAWN if name not in ("jpeg", "defocus", "rain", "blind")]
 
 
@@ -42,7 +42,7 @@ def digest(array):
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_same_seed_same_bytes(name):
+def test_same_seed_gives_the_same_bytes(name):
     image = ramp(60, 45)
     before = image.copy()
     results = [degraded(name, image, seed) for seed in (5, 5, 6)]
@@ -51,7 +51,7 @@ def test_same_seed_same_bytes(name):
 
 
 @pytest.mark.parametrize("name", OWN_CHANCE)
-def test_the_parameters_seed_decides(name):
+def test_seed_of_the_parameters_determines_the_result(name):
     draw, add = DEGRADATIONS[name]
     parameters = draw(np.random.default_rng(1), 1.0)
     image = np.full((48, 48, 3), 0.5, np.float32)
@@ -68,7 +68,7 @@ def test_strength_0_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_more_strength_does_more(name):
+def test_error_increases_with_strength(name):
     image = np.full((96, 96, 3), 0.35, np.float32)
     image[30:60, 30:60] = (0.8, 0.6, 0.1)
     distances = [
@@ -79,7 +79,7 @@ def test_more_strength_does_more(name):
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_the_generator_is_advanced_alike_whatever_the_strength(name):
+def test_generator_advances_equally_for_any_strength(name):
     draw, _ = DEGRADATIONS[name]
     generators = [np.random.default_rng(3) for _ in range(3)]
     drawn = [draw(rng, strength) for rng, strength in zip(generators, (None, 0.0, 0.8), strict=True)]
@@ -90,7 +90,7 @@ def test_the_generator_is_advanced_alike_whatever_the_strength(name):
 
 @pytest.mark.parametrize("name", DRAWN)
 @pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan")])
-def test_bad_strength(name, strength):
+def test_invalid_strength(name, strength):
     with pytest.raises(ValueError, match=rf"strength must be in \[0, 1\], got {strength}"):
         DEGRADATIONS[name][0](np.random.default_rng(0), strength)
 
@@ -104,7 +104,7 @@ def test_bad_strength(name, strength):
     seed=st.integers(0, 2**32 - 1),
     value=st.sampled_from([0.0, 0.5, 1.0]),
 )
-def test_kind_and_range_are_kept(name, height, width, channels, seed, value):
+def test_dtype_shape_and_range_are_preserved(name, height, width, channels, seed, value):
     image = np.full((height, width, channels), value, np.float32)
     result = degraded(name, image, seed, strength=1.0)
     assert result.dtype == np.float32 and result.shape == image.shape
@@ -112,7 +112,7 @@ def test_kind_and_range_are_kept(name, height, width, channels, seed, value):
 
 
 @pytest.mark.parametrize("name", list(DEGRADATIONS))
-def test_bad_images(name):
+def test_invalid_images(name):
     draw, add = DEGRADATIONS[name]
     parameters = draw(np.random.default_rng(0), 0.5) if draw else DownsampleParameters(2)
     with pytest.raises(TypeError, match="float32 array, got uint8"):
@@ -152,12 +152,12 @@ def test_bad_images(name):
         (lambda: add_downsample(ramp(6, 7), DownsampleParameters(2)), "multiples of scale 2, got 6x7"),
     ],
 )
-def test_bad_parameters(make, message):
+def test_invalid_parameters(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_a_point_is_shared_out_by_its_distances():
+def test_splat_distributes_a_point_bilinearly():
     drawn = splat((3, 4), np.array([1.25]), np.array([2.5]), np.array([8.0]))
     wanted = np.zeros((3, 4))
     wanted[1, 2:] = 3.0
@@ -165,10 +165,10 @@ def test_a_point_is_shared_out_by_its_distances():
     np.testing.assert_allclose(drawn, wanted, rtol=1e-6)
     assert splat((3, 4), np.array([-0.5]), np.array([0.0]), np.array([1.0])).sum() == pytest.approx(0.5)
     assert not splat((3, 4), np.array([7.0]), np.array([0.0]), np.array([1.0])).any()
-    assert not splat((4, 4), np.array([np.nextafter(4.0, 0)]), np.array([0.0]), np.array([1.0])).any()  # + 1 is 5
+    assert not splat((4, 4), np.array([np.nextafter(4.0, 0)]), np.array([0.0]), np.array([1.0])).any()  # + 1 gives 5
 
 
-def test_smooth_noise_is_smooth_and_of_the_size_asked():
+def test_smooth_noise_is_smooth_and_has_the_requested_size():
     noise = smooth_noise(np.random.default_rng(0), 120, 90, cells=4)
     assert noise.shape == (120, 90) and noise.dtype == np.float32
     assert noise.std() > 0.3

@@ -1,4 +1,4 @@
-"""``basicsr degrade``, the picture sheet and the speeds."""
+"""``basicsr degrade``: overview sheet, speeds, fixed sets and user errors."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def photo(folder):
     return image[..., ::-1].astype(np.float32) / 255
 
 
-def test_a_sheet_has_a_picture_for_every_label(photo, capsys):
+def test_sheet_has_an_image_for_every_label(photo, capsys):
     assert main(["degrade", "sheet", "--photo", "photo.png", "--out", "sheet.png", "--seed", "2"]) == 0
     assert capsys.readouterr().out.startswith("sheet.png: ")
     drawn = cv2.imread("sheet.png")[..., ::-1]
@@ -37,7 +37,7 @@ def test_a_sheet_has_a_picture_for_every_label(photo, capsys):
     assert np.array_equal(drawn, sheet.make_sheet(photo, seed=2))
 
 
-def test_a_sheet_replaces_no_file(photo, capsys):
+def test_sheet_does_not_replace_files_without_overwrite(photo, capsys):
     before = Path("photo.png").read_bytes()
     arguments = ["degrade", "sheet", "--photo", "photo.png", "--out"]
     for out in (["photo.png"], ["./photo.png", "--overwrite"]):
@@ -51,17 +51,17 @@ def test_a_sheet_replaces_no_file(photo, capsys):
     assert cv2.imread("mine.png") is not None and Path("photo.png").read_bytes() == before
 
 
-def test_a_row_that_is_not_full_is_white(photo):
+def test_rest_of_an_incomplete_row_is_white(photo):
     drawn = sheet.make_sheet(photo, ("clean", "rain", "low", "haze", "snow", "jpeg", "noise"))
     assert (drawn[-sheet.CELL[0] - sheet.CAPTION :, sheet.CELL[1] :] == 255).all()
 
 
-def test_a_photograph_that_is_not_there(photo, capsys):
+def test_missing_photograph_is_reported(photo, capsys):
     assert main(["degrade", "sheet", "--photo", "none.png", "--out", "sheet.jpg"]) == 2
     assert "none.png: cannot be read (No such file" in capsys.readouterr().err
 
 
-def test_sheets_that_cannot_be_made(photo, folder):
+def test_sheet_with_invalid_input_or_output_is_rejected(photo, folder):
     with pytest.raises(UserError, match=r"x\.gif: must end in \.png or \.jpg"):
         sheet.write_sheet(folder / "photo.png", folder / "x.gif")
     with pytest.raises(UserError, match=r"x\.png: cannot be written \(No such file"):
@@ -72,7 +72,7 @@ def test_sheets_that_cannot_be_made(photo, folder):
 
 
 @pytest.mark.parametrize("size", [16, 33])
-def test_speeds(capsys, size):
+def test_speed_is_printed_for_every_degradation(capsys, size):
     assert main(["degrade", "speed", "--size", str(size), "--seconds", "0.001"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"images/s of {size}x{size} RGB on one thread"
@@ -80,7 +80,7 @@ def test_speeds(capsys, size):
     assert all(float(line.split()[1]) > 0 for line in lines[1:])
 
 
-def test_a_fixed_set(photo, folder, capsys):
+def test_fixed_set_is_written_to_folders_or_lmdbs(photo, folder, capsys):
     (folder / "clean").mkdir()
     cv2.imwrite("clean/a.png", np.full((30, 40, 3), 90, np.uint8))
     arguments = ["degrade", "set", "--gt", "clean", "--out", "fixed", "--labels", "rain", "low_snow", "--gt-size", "16"]
@@ -116,7 +116,7 @@ def test_a_fixed_set(photo, folder, capsys):
         (["sheet", "--photo", "none.png", "--out", "x.png"], "none.png: cannot be read"),
     ],
 )
-def test_mistakes(folder, capsys, arguments, message):
+def test_invalid_arguments(folder, capsys, arguments, message):
     assert main(["degrade", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not list(folder.iterdir())
@@ -134,13 +134,13 @@ def test_help(capsys):
     assert "--labels" in capsys.readouterr().out
 
 
-def test_the_shipped_sheet_is_the_commands():
+def test_shipped_sheet_matches_the_command():
     samples = Path(sheet.__file__).parents[1] / "samples"
     shipped = cv2.imread(str(samples / "degradations.jpg"))[..., ::-1]
     photo = cv2.imread(str(samples / "pictures/clean/budgie-backgrounds__perched-osprey.png"))[..., ::-1]
     drawn = sheet.make_sheet(np.ascontiguousarray(photo, np.float32) / 255)
     assert (samples / "degradations.jpg").stat().st_size < 500_000
-    assert np.abs(shipped.astype(float) - drawn).mean() < 6  # JPEG takes away most of what the noisy pictures have
+    assert np.abs(shipped.astype(float) - drawn).mean() < 6  # JPEG removes most of the noise in the noisy images
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,6 @@ def test_the_shipped_sheet_is_the_commands():
         ),
     ],
 )
-def test_errors_name_the_option_that_was_typed(folder, capsys, arguments, message):
+def test_errors_name_the_command_line_option(folder, capsys, arguments, message):
     assert main(["degrade", "set", *arguments, "--out", "fixed"]) == 2
     assert capsys.readouterr().err.startswith(f"basicsr: error: {message}")

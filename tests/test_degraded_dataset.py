@@ -1,4 +1,4 @@
-"""Pairs made on the fly: the same (seed, epoch, index) is the same sample wherever it is made."""
+"""Degradation on the fly: a sample depends only on (seed, epoch, index)."""
 
 import pickle
 from collections import Counter
@@ -41,7 +41,7 @@ def same(one, two):
 
 
 def epochs(dataset, workers, persistent=False, count=2, ratio=2):
-    """All items of some epochs by (epoch, place), loaded as in training."""
+    """Return the list of items of each epoch, loaded as in training."""
     sampler = ResumableSampler(dataset, 1, 0, ratio, seed=0)
     loader = DataLoader(
         SeededSamples(dataset),
@@ -57,7 +57,7 @@ def epochs(dataset, workers, persistent=False, count=2, ratio=2):
     return items
 
 
-def test_the_number_of_workers_does_not_matter(clean):
+def test_samples_do_not_depend_on_the_number_of_workers(clean):
     dataset = DegradedDataset(options(clean))
     expected = epochs(dataset, 0)
     for workers, persistent in ((1, False), (2, False), (2, True)):
@@ -65,16 +65,16 @@ def test_the_number_of_workers_does_not_matter(clean):
             assert len(ours) == 6 and all(same(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_epochs_seeds_and_repetitions_differ(clean):
+def test_samples_differ_between_epochs_seeds_and_repetitions(clean):
     dataset = DegradedDataset(options(clean))
-    items = [dataset[key] for key in ((0, 1), (1, 1), (0, 4), (0, 1))]  # 4 is image 1 again
+    items = [dataset[key] for key in ((0, 1), (1, 1), (0, 4), (0, 1))]  # sample 4 repeats image 1
     items.append(DegradedDataset(options(clean, seed=4))[0, 1])
     assert same(items[0], items[3]) and same(items[0], dataset[1])
     assert {item["gt_path"] for item in items} == {str(clean / "1.png")}
     assert len({item["lq"].numpy().tobytes() for item in items}) == 4
 
 
-def test_an_item_is_a_crop_degraded_as_its_label_says(clean):
+def test_item_is_a_crop_with_an_8_bit_lq_named_by_its_label(clean):
     dataset = DegradedDataset(options(clean, use_hflip=False, use_rot=False, gt_size=16))
     for number in range(12):
         item, sample = dataset[0, number], dataset.sample(0, number)
@@ -82,7 +82,7 @@ def test_an_item_is_a_crop_degraded_as_its_label_says(clean):
         np.testing.assert_array_equal(item["gt"].numpy().transpose(1, 2, 0), sample.gt)
         whole = cv2.imread(str(clean / sample.name))[..., ::-1].astype(np.float32) / 255
         found = cv2.matchTemplate(whole, np.ascontiguousarray(sample.gt), cv2.TM_SQDIFF)
-        assert found.min() < 1e-4  # the crop is somewhere in the image
+        assert found.min() < 1e-4  # the crop is part of the image
         levels = item["lq"] * 255
         torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
         assert item["label"] in LABELS and 0 <= item["lq"].min() and item["lq"].max() <= 1
@@ -90,8 +90,8 @@ def test_an_item_is_a_crop_degraded_as_its_label_says(clean):
         assert item["lq_path"] == f"{item['label']}/{stem}_{item['label']}.png"
 
 
-def test_flips_and_turns_happen_before_the_degradation(tmp_path, monkeypatch):
-    """An image that is a ramp to the right shows how it was turned; rain must not be turned with it."""
+def test_flips_and_rotations_precede_the_degradation(tmp_path, monkeypatch):
+    """A horizontal ramp shows how it was flipped and rotated; rain must not be rotated with the image."""
     cv2.imwrite(str(tmp_path / "r.png"), np.tile(np.arange(32, dtype=np.uint8) * 8, (32, 1))[..., None].repeat(3, 2))
     degraded = []
     monkeypatch.setattr(degraded_dataset, "add_composition", lambda image, steps: degraded.append(image) or image)
@@ -105,7 +105,7 @@ def test_flips_and_turns_happen_before_the_degradation(tmp_path, monkeypatch):
         assert len(directions) == kinds
 
 
-def test_labels_come_as_often_as_they_weigh(clean):
+def test_labels_are_drawn_by_weight(clean):
     table = {"noise": {"weight": 3, "strength": 0.1}, "clean": {"weight": 1}}
     dataset = DegradedDataset(options(clean, degradations=table, gt_size=4))
     drawn = Counter(dataset.sample(0, number).label for number in range(800))
@@ -113,26 +113,26 @@ def test_labels_come_as_often_as_they_weigh(clean):
     assert dataset.labels == ("noise", "clean")
 
 
-def test_the_strength_is_that_of_the_table(clean):
+def test_strength_is_taken_from_the_degradations_table(clean):
     dataset = DegradedDataset(options(clean, degradations={"noise": {"strength": 0.3}}, phase="val", gt_size=None))
     deviations = [(dataset.sample(0, n).lq - dataset.sample(0, n).gt).std() for n in range(3)]
     assert np.mean(deviations) == pytest.approx(0.3 * 55 / 255, rel=0.05)
 
 
-def test_validation_has_every_image_under_every_label(clean):
+def test_validation_has_every_image_with_every_label(clean):
     dataset = DegradedDataset(options(clean, phase="val", gt_size=None, use_hflip=None, use_rot=None))
     assert len(dataset) == 12
     items = [dataset[n] for n in range(12)]
     assert [item["label"] for item in items] == LABELS * 3
     assert [item["gt"].shape[1:] for item in items[::4]] == [(40, 50), (36, 36), (20, 61)]
     assert len({item["lq_path"] for item in items}) == 12
-    assert all(same(dataset[5, n], items[n]) for n in range(12))  # every epoch is the same
+    assert all(same(dataset[5, n], items[n]) for n in range(12))  # all epochs are the same
     small = DegradedDataset(options(clean, phase="test", gt_size=24))
     assert small[0]["gt"].shape == (3, 24, 24) and small[8]["gt"].shape == (3, 20, 24)
     torch.testing.assert_close(small[0]["gt"], items[0]["gt"][:, 8:32, 13:37])
 
 
-def test_super_resolution(clean):
+def test_image_sizes_for_super_resolution(clean):
     dataset = DegradedDataset(options(clean, scale=4, degradations=["down", "blur_down_jpeg"], gt_size=16))
     item = dataset[0]
     assert item["lq"].shape == (3, 4, 4) and item["gt"].shape == (3, 16, 16)
@@ -140,7 +140,7 @@ def test_super_resolution(clean):
     assert whole[2]["lq"].shape == (3, 6, 20) and whole[2]["gt"].shape == (3, 18, 60)
 
 
-def test_an_lmdb_gives_the_same_as_the_folder(clean, tmp_path):
+def test_lmdb_gives_the_same_samples_as_a_folder(clean, tmp_path):
     write_lmdb(tmp_path / "clean.lmdb", [(f"{n}", cv2.imread(str(clean / f"{n}.png"))) for n in range(3)])
     folder = DegradedDataset(options(clean))
     database = DegradedDataset(options(tmp_path / "clean.lmdb", io_backend={"type": "lmdb"}))
@@ -151,8 +151,8 @@ def test_an_lmdb_gives_the_same_as_the_folder(clean, tmp_path):
     assert database[0]["gt_path"] == "0"
 
 
-def test_a_sample_by_hand(clean):
-    """The first image in validation: generator of (seed, 0, 0), one draw for the strength, then the label's own."""
+def test_validation_sample_matches_its_manually_computed_degradation(clean):
+    """The generator is seeded with (seed, 0, 0); it draws a strength, then the parameters of the label."""
     dataset = DegradedDataset(options(clean, phase="val", gt_size=None))
     rng = np.random.default_rng([3, 0, 0])
     rng.uniform()
@@ -180,17 +180,17 @@ def test_a_sample_by_hand(clean):
         ({"dataroot_gt": "x.lmdb"}, "dataroot_gt: 'x.lmdb' is an LMDB, which needs io_backend.type 'lmdb', got 'disk'"),
     ],
 )
-def test_mistakes(clean, changes, message):
+def test_missing_or_invalid_options(clean, changes, message):
     with pytest.raises(UserError, match=message):
         DegradedDataset(options(clean, **changes))
 
 
-def test_an_index_beyond_the_end(clean):
+def test_index_beyond_the_end_is_rejected(clean):
     with pytest.raises(IndexError, match=r"index must be in \[0, 3\), got 3"):
         DegradedDataset(options(clean))[3]
 
 
-def test_images_that_cannot_be_used(clean):
+def test_unusable_images_are_rejected(clean):
     (clean / "1.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"1\.png: cannot be decoded as an image \(8 bytes\)"):
         DegradedDataset(options(clean))[1]
@@ -200,8 +200,8 @@ def test_images_that_cannot_be_used(clean):
         dataset[1]
 
 
-def test_reduced_crops_show_more_of_the_picture_and_enlarged_ones_less(tmp_path):
-    """Of a ramp of 96 columns, a crop of 32 spans a third; reduced by a half, two thirds; doubled, a sixth."""
+def test_downsized_crops_cover_more_of_the_image_and_enlarged_ones_less(tmp_path):
+    """A crop of 32 of 96 columns covers a third of a ramp, two thirds if downsized by 2, a sixth if enlarged by 2."""
     ramp = np.repeat(np.arange(96, dtype=np.uint8)[None, :, None] * 2, 96, axis=0).repeat(3, axis=2)
     (tmp_path / "ramps").mkdir()
     cv2.imwrite(str(tmp_path / "ramps/ramp.png"), ramp)
@@ -214,12 +214,12 @@ def test_reduced_crops_show_more_of_the_picture_and_enlarged_ones_less(tmp_path)
         assert (gt[0, 0, -1] - gt[0, 0, 0]).item() == pytest.approx(span, abs=1)
 
 
-def test_a_range_of_sizes_is_drawn_up_to_what_the_picture_has(clean):
+def test_downsizing_is_limited_by_the_image_size(clean):
     dataset = DegradedDataset(options(clean, degradations=["clean"], resize=[0.01, 1.0]))
     assert {tuple(dataset.sample(epoch, 0).gt.shape) for epoch in range(8)} == {(32, 32, 3)}
 
 
-def test_enlarging_never_asks_for_less_than_a_pixel(clean):
+def test_enlarged_area_has_at_least_one_pixel(clean):
     dataset = DegradedDataset(options(clean, degradations=["clean"], gt_size=1, resize=[2, 2]))
     originals = {tuple(pixel) for name in sorted(clean.iterdir()) for pixel in cv2.imread(str(name)).reshape(-1, 3)}
     crops = [dataset.sample(epoch, index).gt for epoch in range(3) for index in range(3)]
@@ -227,7 +227,7 @@ def test_enlarging_never_asks_for_less_than_a_pixel(clean):
 
 
 @pytest.mark.parametrize(("own", "differ"), [(None, True), (7, False)])
-def test_each_manual_seed_trains_on_its_own_samples(clean, own, differ):
+def test_manual_seed_changes_the_samples_unless_the_dataset_has_a_seed(clean, own, differ):
     def first(seed):
         loading = {"type": "DegradedDataset", "batch_size_per_gpu": 1, "num_worker_per_gpu": 0}
         section = options(clean, seed=own, gt_size=16, **loading)
@@ -241,7 +241,7 @@ def test_each_manual_seed_trains_on_its_own_samples(clean, own, differ):
     assert any(a.gt.tobytes() != b.gt.tobytes() for a, b in zip(one, two, strict=True)) is differ
 
 
-def test_exposure_multiplies_the_clean_image_before_it_is_degraded(clean):
+def test_exposure_is_applied_before_the_degradation(clean):
     rain = {"rain": {"strength": 1.0}}
     plain = DegradedDataset(options(clean, degradations=["clean"]))
     half = DegradedDataset(options(clean, degradations=["clean"], exposure=[0.5, 0.5]))
@@ -250,12 +250,12 @@ def test_exposure_multiplies_the_clean_image_before_it_is_degraded(clean):
         gt = plain[index]["gt"]
         torch.testing.assert_close(half[index]["gt"], gt * 0.5)
         torch.testing.assert_close(bright[index]["gt"], (gt * 2).clamp(max=1))
-        assert (half[index]["lq"] - half[index]["gt"]).abs().max() <= 0.5 / 255 + 1e-6  # rounded
+        assert (half[index]["lq"] - half[index]["gt"]).abs().max() <= 0.5 / 255 + 1e-6  # rounding to 8 bits
     dark = DegradedDataset(options(clean, degradations=rain, exposure=[0.01, 0.01])).sample(0, 0)
-    assert dark.gt.max() <= 0.0101 and dark.lq.max() > 0.1  # drops are as bright as ever
+    assert dark.gt.max() <= 0.0101 and dark.lq.max() > 0.1  # rain is not darkened
 
 
-def test_exposures_are_drawn_evenly_in_stops(clean):
+def test_exposure_is_uniform_in_stops(clean):
     ranged = DegradedDataset(options(clean, degradations=["clean"], exposure=[0.25, 1]))
     plain = DegradedDataset(options(clean, degradations=["clean"]))
     stops = [np.log2(ranged.sample(epoch, 0).gt.mean() / plain.sample(epoch, 0).gt.mean()) for epoch in range(200)]
@@ -263,7 +263,7 @@ def test_exposures_are_drawn_evenly_in_stops(clean):
     assert np.mean(stops) == pytest.approx(-1, abs=0.15) and np.std(stops) == pytest.approx(2 / 12**0.5, abs=0.1)
 
 
-def test_unclipped_noise(clean):
+def test_unclipped_noise_is_the_share_of_samples_that_are_not_rounded(clean):
     shares = {}
     for share in (0.0, 0.5, 1.0):
         dataset = DegradedDataset(
@@ -296,12 +296,12 @@ def test_unclipped_noise(clean):
         ({"compositions": "nowhere.json"}, "nowhere.json: cannot be read"),
     ],
 )
-def test_mistakes_in_newer_options(clean, changes, message):
+def test_invalid_ranges_and_types_of_options(clean, changes, message):
     with pytest.raises(UserError, match=message):
         DegradedDataset(options(clean, **changes))
 
 
-def test_numbers_may_be_numpys(clean):
+def test_numpy_numbers_are_accepted_as_options(clean):
     numpys = {
         "seed": np.int64(3),
         "gt_size": np.int32(32),

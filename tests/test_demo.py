@@ -1,4 +1,4 @@
-"""``basicsr demo`` in a real browser, and what its server answers to requests that no browser makes."""
+"""``basicsr demo`` in a real browser, and its server's responses to requests that no browser sends."""
 
 import json
 import os
@@ -27,7 +27,7 @@ pytest.importorskip("gradio", reason="needs the extra 'demo'")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 RGB = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-SECONDS = 15  # to wait for the page at most
+SECONDS = 15  # maximum time to wait for the page
 
 
 def free_port():
@@ -37,7 +37,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """Address, folder with ``w.safetensors``, and the temporary folder of a running server."""
+    """Run a server; yield its address and its folder with ``w.safetensors``. Stop it with SIGINT while it restores."""
     place = tmp_path_factory.mktemp("demo")
     (place / "temporary").mkdir()
     save_tiny(place / "w.safetensors")
@@ -65,7 +65,7 @@ def server(tmp_path_factory):
 
 
 def start_long_one(address, place):
-    """Begin a restoration of many tiles."""
+    """Start restoring an image of many tiles."""
     Image.new("RGB", (2000, 2000)).save(place / "long.png")
     with (place / "long.png").open("rb") as file:
         [path] = requests.post(f"{address}/gradio_api/upload", files={"files": file}, timeout=10).json()
@@ -77,7 +77,7 @@ def start_long_one(address, place):
 
 @pytest.fixture(scope="module")
 def browser(server):
-    """Chromium with the page, which saves into ``<place>/downloads`` and knows no address but this computer's."""
+    """Start Chromium, which saves to ``<place>/downloads`` and can reach no host except 127.0.0.1."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs the extra 'test'")
     if not (CHROMIUM and DRIVER):
         pytest.skip("no chromium and chromedriver here")
@@ -96,7 +96,7 @@ def browser(server):
 
 @pytest.fixture
 def page(server, browser):
-    """A fresh page, of whose use the server has nothing to complain."""
+    """Load the page; at the end, check that the server logged nothing."""
     before = (server[1] / "log").read_text()
     browser.get(server[0])
     until(lambda: button(browser, "Restore"))
@@ -106,7 +106,7 @@ def page(server, browser):
 
 
 def until(condition):
-    """Wait for something true and return it."""
+    """Wait until ``condition()`` is true, and return its value."""
     end = time.monotonic() + SECONDS
     while not (value := condition()):
         assert time.monotonic() < end, "the page did not get there in time"
@@ -130,7 +130,7 @@ def restored_by(page, path):
 
 
 def message(page):
-    """The text of the note that the page shows."""
+    """Return the text of the notification on the page."""
     return until(lambda: " ".join(one.text for one in page.find_elements("css selector", "[data-testid=toast-body]")))
 
 
@@ -138,10 +138,10 @@ def severe(page):
     return [entry["message"] for entry in page.get_log("browser") if entry["level"] in ("SEVERE", "ERROR")]
 
 
-def test_a_picture_is_restored_compared_and_downloaded(server, page):
+def test_image_is_restored_compared_and_downloaded(server, page):
     address, place = server
     Image.fromarray(RGB).save(place / "my picture.tif", icc_profile=PROFILE)
-    page.refresh()  # logged from its first request on
+    page.refresh()  # so that all requests are logged
     until(lambda: button(page, "Restore"))
     assert not button(page, "Restore").is_enabled()
     restored_by(page, place / "my picture.tif")
@@ -161,12 +161,12 @@ def test_a_picture_is_restored_compared_and_downloaded(server, page):
     assert [url for url in sent if not url.startswith((address, "data:", "blob:"))] == []
 
 
-def test_other_files_are_refused_on_the_page(server, page):
+def test_files_that_are_not_images_are_rejected_on_the_page(server, page):
     place = server[1]
     (place / "broken.png").write_bytes(b"no picture")
     restored_by(page, place / "broken.png")
     assert "broken.png: is not a readable image (JPEG, PNG, " in message(page)
-    assert "/" not in message(page).replace("8-/16", "")  # no folder of the server is told
+    assert "/" not in message(page).replace("8-/16", "")  # no path on the server is revealed
     page.refresh()
     until(lambda: button(page, "Restore"))
     (place / "notes.txt").write_text("text")
@@ -175,7 +175,7 @@ def test_other_files_are_refused_on_the_page(server, page):
 
 
 def bomb(width, height):
-    """A PNG of a few bytes that claims a size."""
+    """Return a PNG of a few bytes with this size in its header."""
 
     def chunk(kind, content):
         return pack(">I", len(content)) + kind + content + pack(">I", zlib.crc32(kind + content))
@@ -184,7 +184,7 @@ def bomb(width, height):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
 
 
-def test_too_large_a_picture_is_refused_on_the_page(server, page):
+def test_too_large_images_are_rejected_on_the_page(server, page):
     place = server[1]
     (place / "bomb.png").write_bytes(bomb(10_000, 6_000))
     restored_by(page, place / "bomb.png")
@@ -198,7 +198,7 @@ def test_too_large_a_picture_is_refused_on_the_page(server, page):
 
 
 def ask(address, data=None):
-    """Status and text of a request."""
+    """Return the status and text of the response."""
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(address, data and json.dumps(data).encode(), headers)
     try:
@@ -213,7 +213,7 @@ def ask(address, data=None):
     "path", ["/etc/passwd", "//etc/passwd", "../../etc/passwd", "%2e%2e/%2e%2e/etc/passwd", "{place}/w.safetensors"]
 )
 @pytest.mark.parametrize("route", ["gradio_api/file=", "file=", "gradio_api/file/", "static/", "assets/", "theme/"])
-def test_no_file_of_this_computer_is_given_out(server, route, path):
+def test_server_does_not_serve_local_files(server, route, path):
     address, place = server
     status, text = ask(f"{address}/{route}{path.format(place=place)}")
     assert status in (403, 404, 405) and "root:" not in text and "encoder" not in text
@@ -222,7 +222,7 @@ def test_no_file_of_this_computer_is_given_out(server, route, path):
 @pytest.mark.parametrize(
     "path", ["/etc/hostname", "w.safetensors", "http://127.0.0.1:9/x.png", "HTTP://example.org/x.png"]
 )
-def test_no_file_is_read_and_no_address_fetched_but_what_was_sent(server, path):
+def test_only_uploaded_files_are_restored(server, path):
     sent = {"path": path, "meta": {"_type": "gradio.FileData"}}
     status, text = ask(f"{server[0]}/gradio_api/call/restore", {"data": [sent, "w"]})
     assert status == 200
@@ -237,7 +237,7 @@ def test_no_file_is_read_and_no_address_fetched_but_what_was_sent(server, path):
         ({"Host": "evil.example:7860", "Origin": "http://evil.example:7860"}, 403),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
-        ({"Origin": "http://203.0.113.5"}, 403),  # an address is another site as well
+        ({"Origin": "http://203.0.113.5"}, 403),  # an IP address is another site too
         ({"Host": "localhost:80", "Origin": "http://localhost:3000"}, 403),
         ({"Host": "localhost", "Origin": "http://localhost:x"}, 403),
         ({"Host": "localhost", "Origin": "https://localhost"}, 200),
@@ -246,7 +246,7 @@ def test_no_file_is_read_and_no_address_fetched_but_what_was_sent(server, path):
         ({"Host": "[::1]:80"}, 200),
     ],
 )
-def test_other_hosts_are_refused(server, headers, status):
+def test_requests_with_another_host_or_origin_are_rejected(server, headers, status):
     assert requests.get(server[0], headers=headers, timeout=SECONDS).status_code == status
 
 
@@ -270,7 +270,7 @@ def test_other_hosts_are_refused(server, headers, status):
         ),
     ],
 )
-def test_mistakes(folder, capsys, arguments, message, monkeypatch):
+def test_invalid_arguments(folder, capsys, arguments, message, monkeypatch):
     monkeypatch.setattr("restormixer_arch.inference.installed.WEIGHTS_FOLDER", folder)
     save_tiny(folder / "w.safetensors")
     save_tiny(folder / "restormixer_s_mixed.safetensors")
@@ -281,18 +281,18 @@ def test_mistakes(folder, capsys, arguments, message, monkeypatch):
     assert out == "" and err.count("\n") == 1 and message.format(used=number) in err
 
 
-def test_the_help_offers_what_can_be_picked():
+def test_help_lists_the_selectable_tasks():
     [help] = [action.help for action in demo.parser()._actions if action.dest == "task"]
     assert help.startswith("installed weights: derain (default), desnow") and "auto" not in help
 
 
-def test_the_page_takes_all_kinds_that_it_names(server):
+def test_page_accepts_all_image_file_types(server):
     components = requests.get(f"{server[0]}/config", timeout=SECONDS).json()["components"]
     [upload] = [one["props"] for one in components if one["type"] == "file"]
     assert {".jpg", ".jfif", ".avif", ".heic", ".heif", ".hif", ".jpe", ".tiff"} <= set(upload["file_types"])
 
 
-def test_without_gradio(folder, capsys, monkeypatch):
+def test_missing_gradio_is_reported(folder, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["demo"]) == 2
     assert capsys.readouterr().err == (

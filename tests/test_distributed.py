@@ -1,4 +1,4 @@
-"""Jobs of two real processes over gloo: the same numbers as one process, and an end when one of them ends."""
+"""Jobs of two real processes over gloo: same results as one process, and the job ends when one of them ends."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run_rank(rank, world_size, port, arguments, prepare):
     os.environ.update({name: str(value) for name, value in environment.items()})
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"rank{rank}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # not the captured ones
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # instead of the captured streams
     if prepare:
         prepare(rank)
     code = cli.main([*arguments, "--launcher", "pytorch"])
@@ -50,7 +50,7 @@ def run_rank(rank, world_size, port, arguments, prepare):
 
 
 def job(*arguments, prepare=None):
-    """Run the command in two processes; return their exit codes and what each wrote to stderr."""
+    """Run the command in two processes; return their exit codes and the stderr of each."""
     port, fork = free_port(), multiprocessing.get_context("fork")
     ranks = [fork.Process(target=run_rank, args=(rank, 2, port, arguments, prepare)) for rank in range(2)]
     with distributed.opencv_single_threaded():  # its threads would be missing in the forked processes
@@ -67,7 +67,7 @@ def job(*arguments, prepare=None):
 
 
 def acting(iteration, action):
-    """Let ``action(rank)`` be called within an iteration, in each process of a job."""
+    """Return a ``prepare`` function that calls ``action(rank)`` within an iteration, in each process of a job."""
 
     def prepare(rank):
         original = SRModel.optimize_parameters
@@ -83,7 +83,7 @@ def acting(iteration, action):
 
 
 @forked
-def test_two_processes_are_as_one_with_the_whole_batch(pairs, train_options, write):
+def test_two_processes_train_like_one_with_the_total_batch_size(pairs, train_options, write):
     options = several_batches(train_options, total=6)
     options["val"].update(val_freq=3, save_img=True)
     options["datasets"]["train"].update(dataset_enlarge_ratio=2, num_worker_per_gpu=1)
@@ -109,7 +109,7 @@ def test_two_processes_are_as_one_with_the_whole_batch(pairs, train_options, wri
 
 @forked
 @pytest.mark.parametrize("kind", ["no deep supervision", "a loss on one output"])
-def test_heads_without_a_gradient_do_not_stop_a_job(pairs, train_options, write, kind):
+def test_heads_without_gradients_do_not_stop_a_job(pairs, train_options, write, kind):
     options = architecture(several_batches(train_options, total=3), "RestorMixer")
     options["val"] = None
     if kind == "no deep supervision":
@@ -125,14 +125,14 @@ def test_heads_without_a_gradient_do_not_stop_a_job(pairs, train_options, write,
 
 @forked
 @pytest.mark.parametrize("network", ["EDSR", "RestorMixer"])
-def test_a_shared_validation_has_the_numbers_of_one_process(pairs, train_options, test_options, write, capsys, network):
+def test_shared_validation_has_the_results_of_one_process(pairs, train_options, test_options, write, capsys, network):
     Path("pairs/gt/6.png").write_bytes(Path("pairs/gt/5.png").read_bytes())  # seven images for two processes
     Path("pairs/lq/6.png").write_bytes(Path("pairs/lq/0.png").read_bytes())
     file = write(architecture(several_batches(train_options, total=2), network))
     assert train(file) == 0
     for key in ("model_type", "network_g"):
         test_options[key] = train_options[key]
-    if network == "RestorMixer":  # its results by label
+    if network == "RestorMixer":  # which also reports results by label
         for number, label in enumerate(("rain", "haze", "rain", "snow", "haze", "low", "snow")):
             for kind in ("gt", "lq"):
                 Path(f"pairs/{kind}/{number}.png").rename(f"pairs/{kind}/{number}_{label}.png")
@@ -154,8 +154,8 @@ def test_a_shared_validation_has_the_numbers_of_one_process(pairs, train_options
 
 @forked
 @pytest.mark.parametrize("optimizer", ["Adam", "AdamWScheduleFree"])
-def test_a_job_validates_with_the_statistics_that_it_saves(pairs, train_options, test_options, write, optimizer):
-    """On the CPU each process has BatchNorm statistics of its own part of the last batch, or of the latest ones."""
+def test_validation_uses_the_batch_norm_statistics_that_are_saved(pairs, train_options, test_options, write, optimizer):
+    """On the CPU, each process has statistics of its own part of the last batch, or of recent ones if schedule-free."""
     if optimizer == "AdamWScheduleFree":
         pytest.importorskip("schedulefree")
     options = architecture(several_batches(train_options, total=3), "RestorMixer")
@@ -174,7 +174,7 @@ def test_a_job_validates_with_the_statistics_that_it_saves(pairs, train_options,
 
 @forked
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")
-def test_a_job_resumes_bit_by_bit(pairs, train_options, write):
+def test_resumed_job_is_bit_identical_to_an_uninterrupted_one(pairs, train_options, write):
     file = write(architecture(several_batches(train_options, total=4), "SwinIR"))
     file = write(train_options | {"name": "at_once"})
     assert job("train", "-opt", file)[0] == [0, 0]
@@ -188,7 +188,7 @@ def test_a_job_resumes_bit_by_bit(pairs, train_options, write):
 
 
 @forked
-def test_a_process_that_fails_ends_the_job_with_its_message(pairs, train_options, write):
+def test_failed_process_ends_the_job_with_its_message(pairs, train_options, write):
     def fail(rank):
         if rank == 1:
             raise UserError("pairs/lq/3.png: cannot be decoded as an image")
@@ -203,7 +203,7 @@ def test_a_process_that_fails_ends_the_job_with_its_message(pairs, train_options
 
 
 @forked
-def test_a_process_that_is_killed_ends_the_job(pairs, train_options, write):
+def test_killed_process_ends_the_job(pairs, train_options, write):
     def die(rank):
         if rank == 0:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -214,7 +214,7 @@ def test_a_process_that_is_killed_ends_the_job(pairs, train_options, write):
 
 
 @forked
-def test_a_signal_to_one_process_stops_all_after_the_same_iteration(pairs, train_options, write):
+def test_signal_to_one_process_stops_all_after_the_same_iteration(pairs, train_options, write):
     def terminate(rank):
         if rank == 1:
             signal.raise_signal(signal.SIGTERM)
@@ -231,26 +231,26 @@ def test_a_signal_to_one_process_stops_all_after_the_same_iteration(pairs, train
     assert "stopped" not in errors[1]
 
 
-# --- joining ---------------------------------------------------------------------------------------------------------
+# --- joining the process group ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("wanted", "on_gpu", "taken"),
     [(None, False, "gloo"), ("gloo", False, "gloo"), ("gloo", True, "gloo"), ("nccl", False, "gloo")],
 )
-def test_the_backend_is_one_that_works_here(wanted, on_gpu, taken, capsys):
+def test_choose_backend_uses_gloo_without_gpus_or_if_requested(wanted, on_gpu, taken, capsys):
     assert distributed.choose_backend(wanted, on_gpu) == taken
     noted = "note: dist_params.backend: 'nccl' works between GPUs, and there are none in use; taking 'gloo'"
     assert (noted in capsys.readouterr().err) is (wanted == "nccl")
 
 
-def test_nccl_is_taken_on_gpus(monkeypatch):
+def test_choose_backend_uses_nccl_on_gpus(monkeypatch):
     monkeypatch.setattr(distributed.distributed, "is_nccl_available", lambda: True)
     monkeypatch.setattr(distributed.distributed, "is_backend_available", lambda name: True)
     assert distributed.choose_backend(None, True) == distributed.choose_backend("nccl", True) == "nccl"
 
 
-def test_processes_on_gpus_agree_over_gloo_without_waiting_for_the_gpu(monkeypatch):
+def test_gpu_processes_agree_over_gloo_without_waiting_for_the_gpu(monkeypatch):
     joined = []
     monkeypatch.setattr(distributed, "choose_backend", lambda *_: "nccl")
     monkeypatch.setattr(distributed, "_own_gpu", lambda backend, launcher: 0)
@@ -265,7 +265,7 @@ def test_processes_on_gpus_agree_over_gloo_without_waiting_for_the_gpu(monkeypat
     assert joined == 2 * ["cpu:gloo,cuda:nccl"]
 
 
-def test_an_unknown_backend_is_refused(monkeypatch):
+def test_unknown_or_unavailable_backend_is_rejected(monkeypatch):
     with pytest.raises(UserError, match=r"dist_params\.backend: 'glo' is none of .*Did you mean 'gloo'\?"):
         distributed.choose_backend("glo", False)
     monkeypatch.setattr(distributed.distributed, "is_backend_available", lambda name: False)
@@ -273,14 +273,14 @@ def test_an_unknown_backend_is_refused(monkeypatch):
         distributed.choose_backend("mpi", False)
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch):
+def test_more_processes_than_gpus_are_rejected(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="process 3 of this machine has no GPU of its own, there are 2; start fewer"):
         distributed._own_gpu("nccl", "slurm")
     assert distributed._own_gpu("gloo", "pytorch") == 0
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    for name, value in (("SLURM_GPUS_PER_TASK", "1"), ("SLURM_GPUS_ON_NODE", "4")):  # each process sees its own
+    for name, value in (("SLURM_GPUS_PER_TASK", "1"), ("SLURM_GPUS_ON_NODE", "4")):  # each process sees its own GPU
         monkeypatch.setenv(name, value)
         assert distributed._own_gpu("nccl", "slurm") == 0
         monkeypatch.delenv(name)
@@ -290,7 +290,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         distributed._own_gpu("nccl", "pytorch")
 
 
-def test_what_the_launcher_should_have_set_is_named(monkeypatch):
+def test_missing_variables_of_the_launcher_are_listed(monkeypatch):
     for name in distributed.LAUNCHED:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RANK", "0")
@@ -302,11 +302,11 @@ def test_what_the_launcher_should_have_set_is_named(monkeypatch):
     ("nodes", "first"),
     [("node7", "node7"), ("a[03-05,9],b1", "a03"), ("x1,x2", "x1"), ("r[2,4]-ib", "r2-ib"), ("gpu-[08]", "gpu-08")],
 )
-def test_the_first_node_of_a_slurm_list(nodes, first):
+def test_first_node_of_a_slurm_node_list(nodes, first):
     assert distributed.first_node(nodes) == first
 
 
-def test_slurm_s_environment_is_torch_s(monkeypatch):
+def test_slurm_variables_are_converted_to_those_of_torch(monkeypatch):
     for name in (*distributed.LAUNCHED, "SLURM_STEP_NODELIST", "SLURM_NODELIST"):
         monkeypatch.setenv(name, "x")
         monkeypatch.delenv(name)
@@ -322,7 +322,7 @@ def test_slurm_s_environment_is_torch_s(monkeypatch):
     assert os.environ["MASTER_PORT"] == "4000"
 
 
-def test_processes_that_do_not_meet_are_one_line(monkeypatch):
+def test_rendezvous_timeout_is_reported_in_one_line(monkeypatch):
     places = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "9"}
     for name, value in places.items():
         monkeypatch.setenv(name, value)
@@ -338,7 +338,7 @@ def test_processes_that_do_not_meet_are_one_line(monkeypatch):
         distributed.start("pytorch", {"backend": "gloo", "timeout_minutes": 5}, 0)
 
 
-def test_only_a_lost_connection_is_another_process_s_end():
+def test_only_lost_connections_mean_that_another_process_ended():
     assert distributed.lost_peer(RuntimeError("[gloo] Timed out waiting 60000ms for recv operation to complete"))
     assert distributed.lost_peer(RuntimeError("[gloo/x.cc:1] Connection closed by peer [127.0.0.1]:3"))
     assert not distributed.lost_peer(RuntimeError("shapes do not match"))

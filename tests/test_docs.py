@@ -1,4 +1,4 @@
-"""The documents: every link leads somewhere, every command is one that the command line takes, README is short."""
+"""Documentation: every link has a target, every command and example works, and README is short."""
 
 import argparse
 import re
@@ -32,7 +32,7 @@ def read(page):
 
 
 def anchors(text):
-    """The names that GitHub gives to headings."""
+    """Return the anchors that GitHub gives to headings."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -44,7 +44,7 @@ def commands(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
+def test_link_targets_exist(page):
     for path, anchor in LINK.findall(read(page)):
         target = (ROOT / page).parent / path if path else ROOT / page
         assert target.exists(), f"{page}: {path}"
@@ -53,15 +53,15 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_new_environments_get_a_new_pip(page):
-    """pip before 23.1, which is what Debian 12 and Ubuntu 22.04 have, fails to build BasicSR 1.4.2."""
+def test_venv_commands_upgrade_pip(page):
+    """pip before 23.1, as in Debian 12 and Ubuntu 22.04, fails to build BasicSR 1.4.2."""
     made = re.findall(r"-m venv (\S+)", read(page))
     assert set(made) <= {"--upgrade-deps"}
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_lines_are_short_and_code_is_not_cut(page):
-    """Outside of tables and code. Code that continues on the next line would be shown with a space in it."""
+def test_lines_are_short_and_inline_code_has_no_line_breaks(page):
+    """Tables, images and code blocks are ignored. Inline code with a line break would be shown with a space in it."""
     text = re.sub(r"^ *```.*?^ *```$", "", read(page), flags=re.S | re.M)
     lines = [line for line in text.splitlines() if not line.lstrip().startswith(("|", "!["))]
     assert [line for line in lines if len(line) > 125] == []
@@ -69,12 +69,12 @@ def test_lines_are_short_and_code_is_not_cut(page):
 
 
 class Parsed(Exception):
-    """The arguments are in order; the command itself is not run."""
+    """Raised once the arguments are parsed, so that the command itself is not run."""
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
-def test_commands_are_taken(page, monkeypatch):
-    """Each ``basicsr`` line of a page parses, and the option files that it names are there and in order."""
+def test_commands_parse(page, monkeypatch):
+    """Each ``basicsr`` line of a page parses, and the option file that it names exists and is valid."""
     parse = argparse.ArgumentParser.parse_args
 
     def parse_only(self, arguments=None, namespace=None):
@@ -91,20 +91,20 @@ def test_commands_are_taken(page, monkeypatch):
             read_option_file(option_file, overrides)
 
 
-# Page -> the sub-commands whose examples are run, on small pictures. data/OWN_PAIRS.md is run by test_new_options.py, a
-# training of each section of options/LOSSES_AND_METRICS.md by test_losses.py, test_optimizers.py and test_gan.py.
+# Page -> subcommands whose examples are run on small images. test_new_options.py runs data/OWN_PAIRS.md, and
+# test_losses.py, test_optimizers.py and test_gan.py train with each section of options/LOSSES_AND_METRICS.md.
 EXECUTED = {
-    "README.md": ("restore", "degrade"),  # its export is EXPORT.md's first
+    "README.md": ("restore", "degrade"),  # its export is the first one in EXPORT.md
     "restormixer_arch/inference/RESTORE.md": ("restore",),
     "restormixer_arch/export/EXPORT.md": ("export", "restore"),
     "restormixer_arch/HUB.md": ("restore",),
 }
-ELSEWHERE = ("your-name/", "comfyui_node", "push_to_hub")  # a hub, or programs that are not installed here
+ELSEWHERE = ("your-name/", "comfyui_node", "push_to_hub")  # need a hub or programs that are not installed
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A working directory with what the pages name."""
+    """A working directory with the files that the examples use."""
     monkeypatch.chdir(tmp_path)
     generator = np.random.default_rng(0)
     for name in (
@@ -127,7 +127,7 @@ def place(tmp_path, monkeypatch):
     "page", [pytest.param(page, marks=pytest.mark.slow) if "EXPORT" in page else page for page in EXECUTED]
 )
 def test_examples_run(page, place, capsys):
-    """First the Python of a page, then its commands, in their order."""
+    """The Python examples of a page are run first, then its commands, each in their order."""
     if any("film.mp4" in command for command in commands(page)):
         write_video(Path("film.mp4"), count=2)
     if any("onnx" in command for command in commands(page)):
@@ -149,7 +149,7 @@ def test_examples_run(page, place, capsys):
             )
 
 
-def test_readme_is_short():
+def test_readme_is_short_and_names_every_page():
     assert len(read("README.md").splitlines()) <= 200
     assert all(page in read("README.md") for page in PAGES if page not in ("README.md", *NOT_LINKED))
 

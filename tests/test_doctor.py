@@ -1,4 +1,4 @@
-"""``basicsr doctor`` reports what it finds, and never fails itself."""
+"""``basicsr doctor`` reports problems and never fails itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def lines(section) -> list[str]:
     return [str(finding).strip() for finding in section()]
 
 
-def test_the_report_has_all_sections_and_the_exit_code_follows_the_problems(capsys):
+def test_report_has_all_sections_and_exit_code_reflects_problems(capsys):
     code = cli.main(["doctor"])
     out = capsys.readouterr().out
     for title in doctor.SECTIONS:
@@ -26,7 +26,7 @@ def test_the_report_has_all_sections_and_the_exit_code_follows_the_problems(caps
     assert out.endswith("ready to train\n" if code == 0 else "to fix first\n")
 
 
-def test_a_problem_gives_exit_code_1(monkeypatch, capsys):
+def test_problem_gives_exit_code_1(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "SECTIONS", {"all": lambda: [doctor.Finding("x", "is broken", "!!")]})
     assert cli.main(["doctor"]) == 1
     assert capsys.readouterr().out.endswith(
@@ -34,7 +34,7 @@ def test_a_problem_gives_exit_code_1(monkeypatch, capsys):
     )
 
 
-def test_packages_that_are_missing_or_broken_are_distinguished(monkeypatch):
+def test_missing_and_broken_packages_are_distinguished(monkeypatch):
     monkeypatch.setattr(doctor, "REQUIRED", (("no-such-one", "no_such_one", "nothing"), ("lmdb", "no_such_two", "x")))
     monkeypatch.setattr(
         doctor, "OPTIONAL", (("no-such-three", "no_such_three", "speed", "fast"), ("unnamed", "json", "x", ""))
@@ -48,15 +48,15 @@ def test_packages_that_are_missing_or_broken_are_distinguished(monkeypatch):
     ]
 
 
-def test_the_packages_are_those_that_are_installed_with_this_one():
-    """Every one that it requires but BasicSR, which has a section of its own, and one of each extra for users."""
+def test_checked_packages_match_the_dependencies():
+    """All requirements except BasicSR, which has its own section, and at least one of each extra for users."""
     required = [re.split("[<>=!; ]", text)[0].lower() for text in requires("restormixer") if "extra ==" not in text]
     assert sorted(name for name, *_ in doctor.REQUIRED) == sorted({*required} - {"basicsr", "new-basicsr"})
     extras = {*metadata("restormixer").get_all("Provides-Extra")} - {"test", "cuda"}
     assert {extra for *_, extra in doctor.OPTIONAL if extra} == extras
 
 
-def test_a_section_that_fails_is_a_problem():
+def test_error_in_a_section_is_reported_as_a_problem():
     def broken():
         yield doctor.Finding("a", "b")
         raise RuntimeError("no luck")
@@ -67,7 +67,7 @@ def test_a_section_that_fails_is_a_problem():
     ]
 
 
-def test_a_broken_plug_in_and_a_missing_restormixer_are_problems(monkeypatch):
+def test_broken_plugin_and_missing_restormixer_are_problems(monkeypatch):
     monkeypatch.setattr(
         register, "load_plugins", lambda: [register.Plugin("other", "a.b", "other 1", "ImportError: c")]
     )
@@ -76,7 +76,7 @@ def test_a_broken_plug_in_and_a_missing_restormixer_are_problems(monkeypatch):
     assert found[1].startswith("!!  restormixer        not found as a plug-in")
 
 
-def test_the_scan_s_backends_and_why_one_is_not_used(monkeypatch):
+def test_scan_backends_are_listed_with_reasons_if_unusable(monkeypatch):
     backends = {"torch": None, "cuda": "no CUDA device"}
     monkeypatch.setattr(selective_scan, "available_backends", lambda: backends)
     monkeypatch.setattr(selective_scan, "backend_report", lambda: "cpu: torch\nmps: torch")
@@ -97,14 +97,14 @@ def test_two_distributions_of_basicsr_are_a_problem(monkeypatch):
     )
 
 
-def test_a_copy_of_basicsr_in_the_working_directory_is_a_problem(folder, monkeypatch):
+def test_copy_of_basicsr_in_the_working_directory_is_a_problem(folder, monkeypatch):
     import basicsr
 
     monkeypatch.setattr(basicsr, "__file__", str(folder / "basicsr/__init__.py"))
     assert f"!!  basicsr            {folder}/basicsr: another project's copy" in "\n".join(lines(doctor.upstream))
 
 
-def test_mps_is_what_option_files_take(monkeypatch):
+def test_mps_is_found_and_valid_in_option_files(monkeypatch):
     import torch
 
     from restormixer_arch.config.schema import AnyFile
@@ -115,7 +115,7 @@ def test_mps_is_what_option_files_take(monkeypatch):
     assert AnyFile(name="x", num_gpu=0, device="mps").device == "mps"
 
 
-def test_several_gpus_need_a_process_each(monkeypatch):
+def test_several_gpus_are_reported_to_need_torchrun(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -1,4 +1,4 @@
-"""Down-sampling equals BasicSR's imresize, which equals MATLAB's."""
+"""Downsampling equals BasicSR's imresize, which equals MATLAB's."""
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ from restormixer_arch.data.degradations.downsample import (
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_equals_basicsr(scale, channels):
-    from basicsr.utils.matlab_functions import imresize  # once compat has fixed it
+def test_downsample_equals_basicsr_imresize(scale, channels):
+    from basicsr.utils.matlab_functions import imresize  # importable only after compat.apply()
 
     image = np.random.default_rng(0).uniform(0, 1, (36, 48, channels)).astype(np.float32)
     wanted = np.clip(imresize(image, 1 / scale), 0, 1)
@@ -24,8 +24,8 @@ def test_equals_basicsr(scale, channels):
     np.testing.assert_allclose(result, wanted, atol=2e-6)
 
 
-def test_weights_of_a_half_by_hand():
-    """Distances of a quarter pixel and so on from the new center, in the cubic with a = -0.5, halved."""
+def test_weights_for_scale_2_equal_the_cubic_kernel():
+    """Cubic kernel (a = -0.5) at distances of 0.25 to 1.75 output pixels from the new center, halved."""
     weights, places = taps(16, 2)
     inner = np.zeros(16)
     np.add.at(inner, places[4], weights[4])
@@ -40,15 +40,15 @@ def test_weights_of_a_half_by_hand():
 
 @settings(max_examples=30, deadline=None)
 @given(scale=st.integers(1, 4), height=st.integers(1, 9), width=st.integers(1, 9), channels=st.sampled_from([1, 3]))
-def test_even_gray_stays_in_every_size(scale, height, width, channels):
-    """BasicSR's own fails where the kernel reaches beyond the mirrored image."""
+def test_uniform_gray_is_preserved_at_every_size(scale, height, width, channels):
+    """BasicSR's imresize fails if the kernel reaches beyond the mirrored image."""
     image = np.full((height * scale, width * scale, channels), 0.4, np.float32)
     result = add_downsample(image, DownsampleParameters(scale))
     assert result.shape == (height, width, channels)
     np.testing.assert_allclose(result, 0.4, atol=1e-6)
 
 
-def test_scale_1_is_the_identity():
+def test_scale_1_returns_an_equal_copy():
     image = np.random.default_rng(0).uniform(0, 1, (5, 7, 3)).astype(np.float32)
     result = add_downsample(image, DownsampleParameters(1))
     assert np.array_equal(result, image) and not np.shares_memory(result, image)

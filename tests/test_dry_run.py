@@ -1,4 +1,4 @@
-"""``basicsr train --dry-run``: it finds what a training would fail at, keeps nothing, and reports the time."""
+"""``basicsr train --dry-run`` finds errors of a training run, saves nothing, and estimates the time."""
 
 import re
 import signal
@@ -20,7 +20,7 @@ from basicsr.archs.edsr_arch import EDSR  # noqa: E402 - BasicSR can be imported
 
 
 @pytest.mark.parametrize("model", ["SRModel", "RestorMixerModel"])
-def test_a_dry_run_trains_and_keeps_nothing(pairs, train_options, write, capsys, model):
+def test_dry_run_trains_and_saves_nothing(pairs, train_options, write, capsys, model):
     train_options.update(model_type=model)
     train_options["val"]["val_freq"] = 2
     before = sorted(Path().rglob("*"))
@@ -35,14 +35,14 @@ def test_a_dry_run_trains_and_keeps_nothing(pairs, train_options, write, capsys,
     assert lines[4].startswith("total: about 0:0") and len(lines) == 5
 
 
-def test_every_stage_of_patches_is_run(pairs, train_options, write, capsys):
+def test_every_progressive_stage_is_run(pairs, train_options, write, capsys):
     train_options.update(model_type="RestorMixerModel", network_g=RESTORMIXER)
     train_options["train"]["progressive"] = {"iters": [2, 2], "gt_sizes": [8, 16], "batch_sizes": [4, 2]}
     assert cli.main(["train", "-opt", write(train_options), "--dry-run"]) == 0
     assert re.search(r"^training: 5 iterations of \d+\.\d{3} s, then \d+\.\d{3} s: ", capsys.readouterr().out, re.M)
 
 
-def test_a_schedule_may_be_shorter_than_the_dry_run(pairs, train_options, write, capsys):
+def test_schedule_shorter_than_the_dry_run_is_accepted(pairs, train_options, write, capsys):
     train_options["train"]["total_iter"] = 1
     schedule = {"type": "CosineAnnealingRestartLR", "periods": [1], "restart_weights": [1], "eta_min": 0.0}
     train_options["train"]["scheduler"] = schedule
@@ -50,7 +50,7 @@ def test_a_schedule_may_be_shorter_than_the_dry_run(pairs, train_options, write,
     assert capsys.readouterr().out.startswith("options, data and 3 iterations are OK")
 
 
-def test_a_resumed_training_is_not_touched(pairs, train_options, write, capsys):
+def test_dry_run_does_not_modify_the_resumed_training_run(pairs, train_options, write, capsys):
     assert cli.main(["train", "-opt", write(train_options)]) == 0
     state = Path("experiments/tiny/training_states/4.state")
     before = state.read_bytes()
@@ -59,7 +59,7 @@ def test_a_resumed_training_is_not_touched(pairs, train_options, write, capsys):
     assert state.read_bytes() == before and len(list(Path("experiments").iterdir())) == 1
 
 
-def test_crops_larger_than_the_images_are_found(pairs, train_options, write, capsys):
+def test_crops_larger_than_the_images_are_reported(pairs, train_options, write, capsys):
     train_options["datasets"]["train"]["gt_size"] = 64
     assert cli.main(["train", "-opt", write(train_options), "--dry-run"]) == 2
     assert re.fullmatch(
@@ -69,14 +69,14 @@ def test_crops_larger_than_the_images_are_found(pairs, train_options, write, cap
     )
 
 
-def test_a_misspelled_metric_is_found(pairs, train_options, write, capsys):
+def test_misspelled_metric_is_reported(pairs, train_options, write, capsys):
     train_options["val"]["metrics"]["psnr"]["type"] = "calculate_psnr_rbg"
     assert cli.main(["train", "-opt", write(train_options), "--dry-run"]) == 2
     assert "val.metrics.psnr.type: 'calculate_psnr_rbg' is not a known metric" in capsys.readouterr().err
 
 
-def test_images_are_restored_as_the_validation_does_it(pairs, train_options, write, monkeypatch):
-    """With val.tile the network never sees more than a tile."""
+def test_images_are_restored_in_tiles_as_in_validation(pairs, train_options, write, monkeypatch):
+    """With val.tile, the network's input is never larger than a tile."""
     for path in Path("pairs").glob("*/*.png"):
         cv2.imwrite(str(path), np.zeros((96, 96, 3), np.uint8))
     train_options.update(model_type="RestorMixerModel")
@@ -88,8 +88,8 @@ def test_images_are_restored_as_the_validation_does_it(pairs, train_options, wri
 
 
 @pytest.mark.parametrize(("asked", "tried"), [("auto", 1), (2, 1), (1, 1), (0, 0)])
-def test_one_gpu_of_several_is_tried(train_options, monkeypatch, asked, tried):
-    """The trial is one process, and a training on several GPUs needs one for each."""
+def test_dry_run_uses_at_most_one_gpu(train_options, monkeypatch, asked, tried):
+    """A dry run is one process, while training on several GPUs needs a process for each GPU."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("restormixer_arch.inference.restorer.unusable_reason", lambda name: None)
@@ -97,12 +97,12 @@ def test_one_gpu_of_several_is_tried(train_options, monkeypatch, asked, tried):
     assert shorten_options(train_options, "x", 1)["num_gpu"] == tried and train_options["num_gpu"] == asked
 
 
-def test_a_launcher_is_refused(pairs, train_options, write, capsys):
+def test_launcher_is_rejected(pairs, train_options, write, capsys):
     assert cli.main(["train", "-opt", write(train_options), "--dry-run", "--launcher", "pytorch"]) == 2
     assert capsys.readouterr().err == "basicsr: error: --dry-run: runs in one process, got --launcher pytorch\n"
 
 
-def test_the_estimate_is_the_sum_of_its_parts():
+def test_estimate_is_the_sum_of_training_and_validation_time():
     options = {
         "train": {"total_iter": 1000, "progressive": {"iters": [600, 100]}},
         "val": {"val_freq": 300},
@@ -119,7 +119,7 @@ def test_the_estimate_is_the_sum_of_its_parts():
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_a_signal_ends_a_dry_run_at_once(pairs, train_options, write, capfd, monkeypatch, name, code):
+def test_signal_stops_a_dry_run_without_a_checkpoint(pairs, train_options, write, capfd, monkeypatch, name, code):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     step = Training._step
 

@@ -1,4 +1,4 @@
-"""A training that was stopped and resumed ends bit by bit where it would have ended."""
+"""A training run that is stopped and resumed gives bitwise the same results as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def kill_at(monkeypatch, iteration):
 
 
 def at_once(file):
-    """Train without a break; return the last state and weights."""
+    """Train without interruption; delete the experiment, and return the last state, weights and losses."""
     assert train(file) == 0
     losses = (EXPERIMENT / "losses.csv").read_text()
     expected = load("training_states/8.state"), load("models/net_g_8.pth"), load("models/net_g_latest.pth"), losses
@@ -58,13 +58,13 @@ def assert_resumes_as_if_not_stopped(file, monkeypatch, killed):
     assert_same_end(expected)
 
 
-@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # by BasicSR's SwinIR
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # BasicSR's SwinIR
 @pytest.mark.parametrize(
     ("network", "workers", "killed"),
     [("EDSR", 0, 6), ("EDSR", 2, 6), ("EDSR", 0, 7), ("SwinIR", 0, 4), ("SwinIR", 2, 6), ("RestorMixer", 2, 6)],
 )
-def test_resuming_is_as_not_having_stopped(pairs, train_options, write, monkeypatch, network, workers, killed):
-    train_options["logger"]["print_freq"] = 3  # losses of iterations before and after the break make one row
+def test_resumed_run_equals_uninterrupted_run(pairs, train_options, write, monkeypatch, network, workers, killed):
+    train_options["logger"]["print_freq"] = 3  # one row averages losses from before and after resuming
     options = architecture(several_batches(train_options), network)
     options["datasets"]["train"]["num_worker_per_gpu"] = workers
     options["val"]["val_freq"] = 2
@@ -72,23 +72,23 @@ def test_resuming_is_as_not_having_stopped(pairs, train_options, write, monkeypa
 
 
 @pytest.mark.parametrize("killed", [4, 6])
-def test_frozen_norms_resume_as_they_were(pairs, train_options, write, monkeypatch, killed):
+def test_resumed_run_with_frozen_norms_equals_uninterrupted_run(pairs, train_options, write, monkeypatch, killed):
     options = architecture(several_batches(train_options), "RestorMixer")
     options["train"]["freeze_norms_after"] = 0.5  # after iteration 4 of 8
     assert_resumes_as_if_not_stopped(write(options), monkeypatch, killed)
 
 
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # the first step of the weights comes later
-def test_gathered_gradients_resume_as_they_were(pairs, train_options, write, monkeypatch):
-    """Also the norm of the last step's gradient, which each row of the losses shows until the next step."""
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # the first optimizer step comes later
+def test_resumed_run_with_accumulated_gradients_equals_uninterrupted_run(pairs, train_options, write, monkeypatch):
+    """This includes the gradient norm of the last step, which every row of the losses contains until the next step."""
     options = architecture(several_batches(train_options), "RestorMixer")
     options["train"]["accumulate"] = 3
-    assert_resumes_as_if_not_stopped(write(options), monkeypatch, 6)  # from 4, after the step of 3
+    assert_resumes_as_if_not_stopped(write(options), monkeypatch, 6)  # resumes from 4, after the step at 3
 
 
 @pytest.mark.parametrize("write_number", range(3, 7))
-def test_being_killed_while_saving_loses_nothing(pairs, train_options, write, monkeypatch, write_number):
-    """The third to sixth file to be written are the weights and the states of iterations 4 and 6."""
+def test_run_killed_while_saving_resumes_exactly(pairs, train_options, write, monkeypatch, write_number):
+    """The third to sixth files that are written are the weights and states of iterations 4 and 6."""
     file = write(several_batches(train_options))
     expected = at_once(file)
     replace, written = checkpoints.os.replace, []
@@ -111,7 +111,7 @@ def test_being_killed_while_saving_loses_nothing(pairs, train_options, write, mo
 
 
 @pytest.mark.parametrize("damaged", ["training_states/6.state", "models/net_g_6.pth"])
-def test_a_damaged_newest_checkpoint_costs_two_iterations_only(pairs, train_options, write, capsys, damaged):
+def test_damaged_newest_checkpoint_falls_back_to_the_previous_one(pairs, train_options, write, capsys, damaged):
     file = write(several_batches(train_options))
     expected = at_once(file)
     assert train(file, "--force_yml", "train:total_iter=6") == 0
@@ -123,7 +123,7 @@ def test_a_damaged_newest_checkpoint_costs_two_iterations_only(pairs, train_opti
     assert_same_end(expected)
 
 
-def test_a_signal_s_checkpoint_is_as_good_as_any(pairs, train_options, write, monkeypatch):
+def test_checkpoint_saved_on_a_signal_resumes_exactly(pairs, train_options, write, monkeypatch):
     file = write(several_batches(train_options))
     expected = at_once(file)
     original = SRModel.feed_data
@@ -143,10 +143,10 @@ def test_a_signal_s_checkpoint_is_as_good_as_any(pairs, train_options, write, mo
 
 
 @pytest.mark.parametrize("kind", ["PairedImageDataset", "PairedRestorationDataset"])
-def test_every_epoch_varies_and_follows_the_seed_alone(pairs, train_options, write, monkeypatch, kind):
+def test_epochs_differ_and_depend_only_on_the_seed(pairs, train_options, write, monkeypatch, kind):
     options = several_batches(train_options, total=4)
     del options["val"], options["datasets"]["val"]
-    options["datasets"]["train"].update(type=kind, batch_size_per_gpu=6)  # an epoch is a batch
+    options["datasets"]["train"].update(type=kind, batch_size_per_gpu=6)  # one batch per epoch
     file = write(options)
     epochs = batches_of(file, monkeypatch)
     sums = {tuple(sorted(epoch.flatten(1).sum(1).tolist())) for epoch in epochs}
@@ -169,7 +169,7 @@ def batches_of(file, monkeypatch, *overrides):
     return torch.stack(seen)
 
 
-def test_skipped_samples_are_not_loaded(pairs, train_options, write, monkeypatch):
+def test_resuming_does_not_load_consumed_samples(pairs, train_options, write, monkeypatch):
     from basicsr.data.paired_image_dataset import PairedImageDataset
 
     file = write(several_batches(train_options))
@@ -186,7 +186,7 @@ def test_skipped_samples_are_not_loaded(pairs, train_options, write, monkeypatch
     assert len(loaded) == 3 * 2
 
 
-def test_a_drawn_seed_is_kept(pairs, train_options, write):
+def test_random_seed_is_kept_when_resuming(pairs, train_options, write):
     options = several_batches(train_options)
     del options["manual_seed"]
     file = write(options)
@@ -197,7 +197,7 @@ def test_a_drawn_seed_is_kept(pairs, train_options, write):
     assert load("training_states/8.state")["manual_seed"] == seed
 
 
-def test_another_data_set_starts_its_epoch_again_and_another_seed_is_reported(pairs, train_options, write, capsys):
+def test_changed_dataset_restarts_the_epoch_and_changed_seed_is_reported(pairs, train_options, write, capsys):
     file = write(several_batches(train_options))
     assert train(file) == 0
     command = ["--auto_resume", "--force_yml", "train:total_iter=9", "manual_seed=3"]
@@ -207,7 +207,7 @@ def test_another_data_set_starts_its_epoch_again_and_another_seed_is_reported(pa
     assert "manual_seed was 0: from now on, 3 is used for shuffling and augmentation" in err
 
 
-def test_fewer_iterations_than_are_done_are_refused(pairs, train_options, write, capsys):
+def test_total_iter_below_the_completed_iterations_is_rejected(pairs, train_options, write, capsys):
     file = write(several_batches(train_options))
     assert train(file) == 0
     assert train(file, "--auto_resume", "--force_yml", "train:total_iter=7") == 2

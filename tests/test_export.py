@@ -1,4 +1,4 @@
-"""basicsr export: what comes out restores as the network does."""
+"""``basicsr export``: exported files give the same results as the network."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def picture(height=24, width=40, channels=3):
 
 
 @torch.no_grad()
-def test_safetensors_hold_everything(capsys):
+def test_safetensors_file_stores_weights_and_options(capsys):
     network = small(encoder_heads=(1, 2), decoder_heads=(2, 1), window_size=4, scan_merge="official").eval()
     Path("net.yml").write_text(
         "network_g: {type: RestorMixer, base_channels: 4, num_blocks: [1, 2, 2], encoder_heads: [1, 2], "
@@ -65,7 +65,7 @@ def test_safetensors_hold_everything(capsys):
     assert state.keys() == wanted.keys() and all(torch.equal(state[name], wanted[name]) for name in wanted)
 
 
-def test_options_that_contradict_the_weights_are_a_mistake(capsys):
+def test_options_that_contradict_the_weights_are_rejected(capsys):
     network = small(window_size=4)
     save_file(add_stamp(network.state_dict(), network), "net.safetensors")
     section = (
@@ -80,12 +80,12 @@ def test_options_that_contradict_the_weights_are_a_mistake(capsys):
     exported("net.safetensors", "--opt", "net.yml", "-o", "new.safetensors")
 
 
-def test_the_entry_of_a_checkpoint():
+def test_param_key_selects_the_checkpoint_entry():
     exported(saved(small()), "--param-key", "params", "-o", "zeros.safetensors")
     assert not load_file("zeros.safetensors")["encoder.stem.0.conv.weight"].any()
 
 
-def test_nothing_is_overwritten_without_being_asked(capsys):
+def test_existing_file_is_replaced_only_with_overwrite(capsys):
     Path("out.safetensors").write_text("mine")
     weights = saved(small())
     assert error_of(capsys, weights, "-o", "out.safetensors") == (
@@ -124,7 +124,7 @@ def test_nothing_is_overwritten_without_being_asked(capsys):
         ),
     ],
 )
-def test_mistakes(capsys, arguments, message):
+def test_invalid_arguments(capsys, arguments, message):
     saved(small())
     torch.save({"conv.weight": torch.zeros(3, 3)}, "other.pth")
     Path("edsr.yml").write_text("network_g: {type: EDSR}\n")
@@ -136,7 +136,7 @@ def test_mistakes(capsys, arguments, message):
     assert not Path("a.safetensors").exists()
 
 
-def test_a_full_disk_leaves_nothing_behind(capsys, monkeypatch):
+def test_full_disk_leaves_no_partial_file(capsys, monkeypatch):
     weights = saved(small())
 
     def full(self, data):
@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_nothing_behind(capsys, monkeypatch):
     assert [path.name for path in Path().iterdir()] == ["net.pth"]
 
 
-def test_onnx_needs_its_packages(capsys, monkeypatch):
+def test_onnx_export_without_its_packages_is_rejected(capsys, monkeypatch):
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else object())
     assert error_of(capsys, saved(small()), "-o", "a.onnx") == (
         "basicsr export: needs onnxscript; pip install 'restormixer[export]'"
@@ -158,8 +158,8 @@ def test_onnx_needs_its_packages(capsys, monkeypatch):
 
 
 @needs_onnx
-def test_weights_that_overflow_in_float16_are_not_exported_as_such(capsys):
-    """onnxruntime computes in float32 on a CPU, and would not show it."""
+def test_half_export_of_weights_that_overflow_is_rejected(capsys):
+    """onnxruntime computes in float32 on a CPU and would not show the overflow."""
     network = small()
     with torch.no_grad():
         network.encoder.stem[0].conv.weight *= 1e6
@@ -170,7 +170,7 @@ def test_weights_that_overflow_in_float16_are_not_exported_as_such(capsys):
 
 @torch.no_grad()
 def check_onnx(network, file, sizes, batch=1):
-    """onnxruntime gives what the network gives, relative to the largest value."""
+    """Check that onnxruntime agrees with the network, relative to the largest value."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -182,14 +182,14 @@ def check_onnx(network, file, sizes, batch=1):
         assert output.shape == wanted.shape
         assert np.abs(output - wanted).max() <= 1e-4 * max(1, np.abs(wanted).max())
         enlarged = torch.nn.functional.interpolate(x, scale_factor=float(network.upscale), mode="bicubic").numpy()
-        assert np.abs(wanted - enlarged).max() > 0.01  # the network does change the picture
+        assert np.abs(wanted - enlarged).max() > 0.01  # the network changes the image
     return session
 
 
 @needs_onnx
 @pytest.mark.timeout(600)
-def test_onnx(capsys):
-    """Sizes other than the traced one: less than a window, not square, with parts of windows; and a batch."""
+def test_onnx_export_equals_the_network(capsys):
+    """Sizes other than the traced one (smaller than a window, not square, with partial windows) and a batch."""
     import onnx
 
     network = small(window_size=16, num_blocks=(1, 2, 0)).eval()
@@ -215,7 +215,7 @@ def test_onnx(capsys):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("merge", ["paper", "official"])
-def test_onnx_of_the_golden_weights(merge):
+def test_onnx_export_of_golden_weights(merge):
     network, _ = golden(merge)
     save_file(add_stamp(network.state_dict(), network), "golden.safetensors")
     exported("golden.safetensors", "-o", "golden.onnx")
@@ -226,7 +226,7 @@ def test_onnx_of_the_golden_weights(merge):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("channels", "upscale"), [(1, 2), (3, 4)])
-def test_onnx_of_super_resolution(channels, upscale):
+def test_onnx_export_of_super_resolution(channels, upscale):
     network = small(in_channels=channels, out_channels=channels, upscale=upscale).eval()
     save_file(add_stamp(network.state_dict(), network), "sr.safetensors")
     exported("sr.safetensors", "-o", "sr.onnx")

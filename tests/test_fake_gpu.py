@@ -1,7 +1,7 @@
-"""Training steps on a GPU that is not there: fake tensors show every tensor on a wrong device or of a wrong dtype.
+"""Training steps on a simulated GPU: fake tensors reveal every tensor on a wrong device or of a wrong dtype.
 
-Fake tensors have a device, a dtype and a shape but no numbers. All of a step runs but the backward pass, for which
-autograd needs a real GPU; gradients are filled in instead.
+Fake tensors have a device, a dtype and a shape but no values. A step runs completely except for the backward pass, for
+which autograd needs a real GPU; the gradients are set to zero instead.
 """
 
 import pytest
@@ -22,7 +22,7 @@ SCAN = torch.ops.restormixer.scan_2d.default
 
 
 class FakeGpu(FakeTensorMode):
-    """Reads any number from a fake tensor as one, counts these, and keeps the inputs of all scans."""
+    """Return 1 for every value read from a fake tensor, count these reads, and record the inputs of all scans."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +38,7 @@ class FakeGpu(FakeTensorMode):
 
 
 class FakeFlags:
-    """In place of flags that are copied to the CPU: a step is fine."""
+    """Replacement for flags that are copied to the CPU; every step is reported as valid."""
 
     def __init__(self, flags):
         assert (flags.device, flags.shape, flags.dtype) == (GPU, (2,), torch.bool)
@@ -61,8 +61,8 @@ def fake_gpu(monkeypatch):
     monkeypatch.setattr(guard, "Flags", FakeFlags)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
-    monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **_: tensor)  # draws until numbers fit
-    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_: self)  # fake parameters cannot move: they start there
+    monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **_: tensor)  # redraws until values fit
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_: self)  # fake parameters are created on the GPU
     monkeypatch.setattr(triton_scan, "unusable_reason", lambda device=None, dtype=None: None)
     with FakeGpu() as mode:
         yield mode
@@ -92,7 +92,7 @@ def train_step(model, iteration, monkeypatch):
     ],
     ids=["plain", "everything", "checkpointing"],
 )
-def test_a_training_step(fake_gpu, train, amp, tmp_path, monkeypatch):
+def test_training_step_keeps_devices_and_dtypes(fake_gpu, train, amp, tmp_path, monkeypatch):
     opt = options(tmp_path, amp=amp, **train)
     opt["num_gpu"] = 1
     with GPU:
@@ -102,7 +102,7 @@ def test_a_training_step(fake_gpu, train, amp, tmp_path, monkeypatch):
         loss = train_step(model, iteration, monkeypatch)
         assert (loss.device, loss.dtype) == (GPU, torch.float32)
     if not model._waits:
-        assert fake_gpu.read == 0  # nothing waits for the GPU
+        assert fake_gpu.read == 0  # a read would wait for the GPU
     assert model._waits == ("accumulate" in train) and model.optimizer_g.defaults["fused"]
     networks = [model.net_g, *([model.net_g_ema] if "ema_decay" in train else [])]
     assert {value.device for network in networks for value in network.state_dict().values()} == {GPU}
@@ -111,14 +111,14 @@ def test_a_training_step(fake_gpu, train, amp, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
-def test_the_scans_of_a_step_read_their_inputs_where_they_lie(fake_gpu, amp, tmp_path, monkeypatch):
-    """Streams in the dtype of autocast, parameters in float32, and strides that no kernel needs a copy for."""
+def test_scan_inputs_have_the_expected_dtypes_and_are_not_copied(fake_gpu, amp, tmp_path, monkeypatch):
+    """Streams have the autocast dtype, parameters float32, and all strides are supported by the kernels."""
     opt = options(tmp_path, amp=amp)
     opt["num_gpu"] = 1
     with GPU:
         model = RestorMixerModel(opt)
     train_step(model, 1, monkeypatch)
-    assert len(fake_gpu.scans) == 8  # S1 and S3 of the EMVM blocks at 1/2 and 1/4, in encoder and decoder
+    assert len(fake_gpu.scans) == 8  # S1 and S3 of the EMVM blocks at 1/2 and 1/4 resolution, in encoder and decoder
     stream = torch.bfloat16 if amp == "bf16" else torch.float32
     for x, delta, A, B, C, D, bias, _, backend, keep in fake_gpu.scans:
         assert (backend, keep) == ("triton", True)
@@ -126,6 +126,6 @@ def test_the_scans_of_a_step_read_their_inputs_where_they_lie(fake_gpu, amp, tmp
         assert all(triton_scan._even(tensor) is tensor for tensor in (x, delta, B, C))
 
 
-def test_a_tensor_left_on_the_cpu_is_found(fake_gpu):
+def test_mixing_cpu_and_gpu_tensors_is_detected(fake_gpu):
     with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
         torch.ones(2) + torch.ones(2, device=GPU)

@@ -1,4 +1,4 @@
-"""A fixed set on disk is what the on-the-fly set gives in validation."""
+"""A fixed dataset on disk equals the on-the-fly dataset in validation."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def clean(tmp_path):
 
 @pytest.mark.parametrize("lmdb", [False, True])
 @pytest.mark.parametrize(("labels", "scale"), [(["low", "haze_snow"], 1), (["down", "down_jpeg"], 2)])
-def test_reads_back_as_made_on_the_fly(clean, tmp_path, lmdb, labels, scale):
+def test_fixed_set_equals_the_on_the_fly_dataset(clean, tmp_path, lmdb, labels, scale):
     out = tmp_path / "fixed"
     count, written = write_fixed_set(str(clean), out, labels, seed=5, scale=scale, recursive=True, lmdb=lmdb)
     assert count == 4 and written == tuple(labels)
@@ -62,7 +62,7 @@ def test_reads_back_as_made_on_the_fly(clean, tmp_path, lmdb, labels, scale):
     assert difference_of_set(out, str(clean), given, lmdb) == "was made of other clean images"
 
 
-def test_lmdbs_are_written_in_little_memory(tmp_path, monkeypatch):
+def test_lmdbs_are_written_without_holding_all_images_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(fixed_set, "BATCH", 10**6)
     rng, peaks = np.random.default_rng(0), []
     for count in (2, 12):
@@ -74,10 +74,10 @@ def test_lmdbs_are_written_in_little_memory(tmp_path, monkeypatch):
         assert write_fixed_set(str(clean), tmp_path / str(count), ["jpeg"], lmdb=True) == (count, ("jpeg",))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 3e6  # for ten pairs more, whose PNG files have 1.5 MB
+    assert peaks[1] - peaks[0] < 3e6  # for ten more pairs with 1.5 MB of PNG files each
 
 
-def test_mistakes(clean, tmp_path):
+def test_invalid_arguments(clean, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="there: already exists; remove it first"):
         write_fixed_set(str(clean), tmp_path / "there", ["rain"])
@@ -94,7 +94,7 @@ def test_mistakes(clean, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "there"]
 
 
-def test_the_recorded_parameters_make_the_same_pairs_whatever_is_drawn_today(clean, tmp_path, monkeypatch):
+def test_recorded_parameters_reproduce_the_pairs_without_new_draws(clean, tmp_path, monkeypatch):
     labels = ["haze_rain", "noise", "defocus", "camera", "snow", "low", "jpeg", "poisson", "blur"]
     write_fixed_set(str(clean), tmp_path / "one", labels, seed=5, recursive=True)
     compositions = read_compositions(tmp_path / "one" / "compositions.json")
@@ -107,8 +107,8 @@ def test_the_recorded_parameters_make_the_same_pairs_whatever_is_drawn_today(cle
     assert check_fixed_set(str(clean), tmp_path / "two", lmdb=False) == (2 * 2 * len(labels), [])
 
 
-def test_values_beyond_white_and_black_do_not_wrap_around(clean, tmp_path):
-    """Noise that is not clipped goes beyond both, on images that reach them."""
+def test_values_outside_the_range_are_clipped(clean, tmp_path):
+    """Unclipped noise on black and white exceeds both ends of the range and must not wrap around."""
     cv2.imwrite(str(clean / "a.png"), np.repeat(np.uint8([[0] * 12 + [255] * 12]), 20, axis=0)[..., None].repeat(3, 2))
     (clean / "b/c.png").unlink()
     noise = {"noise": {"sigma": 0.05, "seed": 1, "clip": False}}
@@ -129,14 +129,14 @@ def test_values_beyond_white_and_black_do_not_wrap_around(clean, tmp_path):
         ('{"noise": {"a": {"noise": {"sigma": -1}}}}', "sigma must not be negative"),
     ],
 )
-def test_bad_parameters_are_named(tmp_path, text, message):
+def test_invalid_recorded_parameters_are_reported(tmp_path, text, message):
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(UserError, match=f"c.json: .*{message}"):
         read_compositions(tmp_path / "c.json")
 
 
 @pytest.mark.parametrize("lmdb", [False, True])
-def test_a_folder_of_a_similar_name_stays(clean, tmp_path, lmdb):
+def test_folder_with_a_similar_name_is_kept(clean, tmp_path, lmdb):
     (tmp_path / "x.partial").mkdir()
     (tmp_path / "x.partial/f").write_text("precious")
     write_fixed_set(str(clean), tmp_path / "x", ["rain"], lmdb=lmdb)
@@ -144,14 +144,14 @@ def test_a_folder_of_a_similar_name_stays(clean, tmp_path, lmdb):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "x", "x.partial"]
 
 
-def test_a_folder_beside_an_lmdb_stays(tmp_path):
+def test_folder_next_to_an_lmdb_is_kept(tmp_path):
     (tmp_path / "x.lmdb.partial").mkdir()
     write_encoded(tmp_path / "x.lmdb", [EncodedPng("a", "a.png (1,1,3) 1\n", b"content")])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.lmdb", "x.lmdb.partial"]
 
 
-def test_an_lmdb_of_many_small_images(tmp_path):
-    """A value of half a page takes a whole one, or two."""
+def test_lmdb_of_many_small_images_can_be_written(tmp_path):
+    """A value of half a page occupies one or two complete pages."""
     rng = np.random.default_rng(0)
     values = [rng.bytes(int(length)) for length in rng.integers(1, 2100, 4500)]
     images = [EncodedPng(f"{n:05}", f"{n:05}.png (1,1,3) 1\n", value) for n, value in enumerate(values)]
@@ -162,8 +162,8 @@ def test_an_lmdb_of_many_small_images(tmp_path):
     assert len(read_meta_info(tmp_path / "tiny.lmdb/meta_info.txt")) == 4500
 
 
-def test_an_lmdb_is_written_without_a_file_of_locks(tmp_path, monkeypatch):
-    """It is mapped into memory: on a full disk the system would kill the process that writes to it."""
+def test_lmdb_is_written_without_a_lock_file(tmp_path, monkeypatch):
+    """A lock file is memory-mapped: on a full disk, the system would kill the process that writes to it."""
     opened, open_lmdb = [], lmdb_io.lmdb.open
 
     def recorded(path, **options):
@@ -176,8 +176,8 @@ def test_an_lmdb_is_written_without_a_file_of_locks(tmp_path, monkeypatch):
     assert opened == [["data.mdb"]]
 
 
-def test_keys_have_no_dots(clean, tmp_path, monkeypatch):
-    """BasicSR ends a key at its first dot; LMDBs of earlier versions, which may have some, are still compared."""
+def test_lmdb_keys_contain_no_dots(clean, tmp_path, monkeypatch):
+    """BasicSR truncates keys at their first dot; LMDBs of earlier versions with dots can still be compared."""
     (clean / "a.png").rename(clean / "a.b.png")
     write_fixed_set(str(clean), tmp_path / "new", ["noise"], lmdb=True)
     write_fixed_set(str(clean), tmp_path / "folder", ["noise"])
@@ -198,12 +198,12 @@ def test_keys_have_no_dots(clean, tmp_path, monkeypatch):
 
 
 def without_images(out):
-    """Rewrite the record as an earlier version wrote it."""
+    """Rewrite the record in the format of an earlier version."""
     made = json.loads((out / "made_with.json").read_text())
     (out / "made_with.json").write_text(json.dumps({key: made[key] for key in made if key not in ("format", "images")}))
 
 
-def test_an_earlier_set_of_the_default_labels_is_compared(clean, tmp_path):
+def test_set_of_an_earlier_version_with_default_labels_is_recognized(clean, tmp_path):
     write_fixed_set(str(clean), tmp_path / "x", gt_size=16)
     without_images(tmp_path / "x")
     assert difference_of_set(tmp_path / "x", str(clean), {"gt_size": 16}, lmdb=False) == ""
@@ -218,7 +218,7 @@ def test_an_earlier_set_of_the_default_labels_is_compared(clean, tmp_path):
         ('{"scale": "x"}', ""),
     ],
 )
-def test_a_damaged_record_is_named(tmp_path, text, message):
+def test_damaged_record_is_reported(tmp_path, text, message):
     record = json.loads(text)
     if record:
         record = {**dict.fromkeys(fixed_set.OPTIONS), "degradations": ["rain"], "scale": 1, **record}

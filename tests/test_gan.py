@@ -1,4 +1,4 @@
-"""GAN and perceptual losses of BasicSR with RestorMixer, by option files."""
+"""Option files that train RestorMixer with the GAN and perceptual losses of BasicSR."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def losses():
     return {name: [float(row[number]) for row in rows[1:]] for number, name in enumerate(rows[0])}
 
 
-def test_the_shipped_gan_file_trains_and_resumes(demo):
+def test_shipped_gan_option_file_trains_and_resumes(demo):
     assert train(demo) == 0
     columns = losses()
     assert {"l_g_pix", "l_g_gan", "l_d_real", "l_d_fake"} <= columns.keys() and len(columns["l_g_gan"]) == 6
-    assert columns["l_d_real"][0] == pytest.approx(0.69 / 2, abs=0.3)  # half of log 2, where it knows nothing
+    assert columns["l_d_real"][0] == pytest.approx(0.69 / 2, abs=0.3)  # half of log 2 if untrained
     start, end = (load(f"models/net_d_{number}.pth", EXPERIMENT)["params"] for number in (2, 6))
     assert not same(start, end)
     whole = {name: load(f"models/net_{name}_6.pth", EXPERIMENT) for name in "gd"}
@@ -76,7 +76,7 @@ MISTAKES = [
     ("path.pretrain_netwrok_d", "x", "path.pretrain_netwrok_d: unknown key. Did you mean 'pretrain_network_d'?"),
     ("val.metric", {}, "val.metric: unknown key. Did you mean 'metrics'?"),
     ("train.ema_decy", 0.9, "train.ema_decy: unknown key. Did you mean 'ema_decay'?"),
-    ("train.grad_clip", 0.1, "train.grad_clip: unknown key."),  # RestorMixerModel reads it
+    ("train.grad_clip", 0.1, "train.grad_clip: unknown key."),  # a key of RestorMixerModel only
     (
         "train.gan_opt",
         MISSING,
@@ -102,7 +102,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("model", ["SRGANModel", "ESRGANModel"])
-def test_mistakes_in_a_gan_s_file_are_one_line(demo, model):
+def test_errors_in_gan_options_are_reported_in_one_line(demo, model):
     schema = jsonschema.Draft202012Validator(json_schema())
     for path, value, text in MISTAKES:
         wrong = {**copy.deepcopy(demo), "model_type": model}
@@ -115,7 +115,7 @@ def test_mistakes_in_a_gan_s_file_are_one_line(demo, model):
         assert error.value.lines == [f"x.yml: {text}"]
 
 
-def test_the_optimizer_of_the_discriminator_is_checked_too(demo):
+def test_discriminator_optimizer_is_checked(demo):
     demo["train"]["optim_d"]["type"] = "Adm"
     with pytest.raises(OptionErrors) as error:
         check_names(demo, "x.yml", True)
@@ -125,7 +125,7 @@ def test_the_optimizer_of_the_discriminator_is_checked_too(demo):
     )
 
 
-def test_a_model_that_reads_further_keys_needs_those_of_a_gan_all_the_same(demo):
+def test_gan_model_with_additional_keys_still_requires_the_gan_keys(demo):
     demo |= {"model_type": "RealESRGANModel", "gt_usm": True}
     check_options(demo, "x.yml", True, paths=False)
     del demo["train"]["optim_d"], demo["network_d"]
@@ -138,7 +138,7 @@ def test_a_model_that_reads_further_keys_needs_those_of_a_gan_all_the_same(demo)
 
 
 @pytest.mark.parametrize(("model", "network"), [("ESRGANModel", "RRDBNet"), ("SRGANModel", "MSRResNet")])
-def test_files_as_basicsr_ships_them_are_valid(demo, model, network):
+def test_options_like_those_of_basicsr_are_valid(demo, model, network):
     adam = {"type": "Adam", "lr": 1e-4, "weight_decay": 0, "betas": [0.9, 0.99]}
     demo |= {
         "model_type": model,
@@ -160,7 +160,7 @@ def test_files_as_basicsr_ships_them_are_valid(demo, model, network):
     check_names(demo, "x.yml", True)
 
 
-def test_a_discriminator_of_one_size_needs_crops_of_that_size(demo):
+def test_discriminator_with_fixed_input_size_requires_crops_of_that_size(demo):
     demo["network_d"] = {"type": "VGGStyleDiscriminator", "num_in_ch": 3, "num_feat": 4}
     with pytest.raises(OptionErrors) as error:
         check_options(demo, "x.yml", True, paths=False)
@@ -170,14 +170,14 @@ def test_a_discriminator_of_one_size_needs_crops_of_that_size(demo):
     check_options(demo, "x.yml", True, paths=False)
 
 
-def test_a_gan_s_file_may_be_tested_with_and_without_its_discriminator(demo):
+def test_gan_options_are_valid_for_testing_with_and_without_discriminator(demo):
     demo["datasets"] = {"test_1": demo["datasets"]["val"]}
     check_options(demo, "x.yml", False, paths=False)
     del demo["network_d"], demo["train"]
     check_options(demo, "x.yml", False, paths=False)
 
 
-def test_a_perceptual_loss_beside_it(demo, monkeypatch):
+def test_perceptual_loss_together_with_gan_loss(demo, monkeypatch):
     torch.manual_seed(0)
     features = make_layers(cfgs["E"][:6])
     monkeypatch.setattr(vgg_arch.vgg, "vgg19", lambda pretrained: SimpleNamespace(features=features))
@@ -187,7 +187,7 @@ def test_a_perceptual_loss_beside_it(demo, monkeypatch):
 
 
 @pytest.mark.parametrize("model", ["ESRGANModel", "RestorMixerModel"])
-def test_vgg_that_cannot_be_fetched_is_one_line(demo, monkeypatch, capsys, model):
+def test_failed_vgg_download_is_a_user_error(demo, monkeypatch, capsys, model):
     def fail(url, *arguments, **options):
         raise URLError("no network")
 
@@ -207,7 +207,7 @@ def test_vgg_that_cannot_be_fetched_is_one_line(demo, monkeypatch, capsys, model
     assert "(no network); put them there yourself, or set TORCH_HOME" in error
 
 
-def test_perceptual_losses_in_restormixers_model(demo, monkeypatch):
+def test_perceptual_loss_with_restormixer_model(demo, monkeypatch):
     torch.manual_seed(0)
     features = make_layers(cfgs["E"][:6])
     monkeypatch.setattr(vgg_arch.vgg, "vgg19", lambda pretrained: SimpleNamespace(features=features))

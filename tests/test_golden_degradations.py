@@ -1,7 +1,8 @@
-"""Every degradation of one photograph against recorded values: means and deviations of blocks of 8x8 pixels.
+"""Compare every degradation of one photograph with recorded means and standard deviations of 8x8-pixel blocks.
 
-The parameters and values are in ``golden/degradations.json``. After a deliberate change of a degradation, write them
-again with ``python tests/test_golden_degradations.py``, and look at ``basicsr degrade sheet`` before and after.
+The parameters and values are in ``golden/degradations.json``. After a deliberate change of a degradation,
+regenerate them with ``python tests/test_golden_degradations.py``, and compare ``basicsr degrade sheet`` before and
+after.
 """
 
 import json
@@ -25,7 +26,7 @@ SEEDS = ("0", "1")
 
 
 def blocks(image):
-    """(H, W, 3) in [0, 1] -> means and deviations of the blocks in levels of 255, (H / 8, W / 8, 3) each."""
+    """Return means and standard deviations in levels of 255, (H / 8, W / 8, 3), of (H, W, 3) in [0, 1]."""
     height, width, channels = image.shape
     tiles = 255 * image.astype(np.float64).reshape(height // 8, 8, width // 8, 8, channels)
     return {"mean": tiles.mean((1, 3)), "deviation": tiles.std((1, 3))}
@@ -54,7 +55,7 @@ def golden():
 
 @pytest.mark.parametrize("label", [*NAMES, *MIXTURES])
 def test_recorded_parameters_give_the_recorded_values(golden, label):
-    tolerance = 0.5 if {"jpeg", "blind"} & set(label.split("_")) else 0.02  # JPEG rounds differently elsewhere
+    tolerance = 0.5 if {"jpeg", "blind"} & set(label.split("_")) else 0.02  # JPEG rounding depends on the system
     compositions = compositions_of(golden["compositions"])[label]
     for seed in SEEDS:
         for name, values in blocks(add_composition(photograph(), compositions[seed])).items():
@@ -63,8 +64,8 @@ def test_recorded_parameters_give_the_recorded_values(golden, label):
 
 
 @pytest.mark.parametrize("label", [*NAMES, *MIXTURES])
-def test_the_generator_draws_the_recorded_parameters(golden, label):
-    """Draws are compared as numbers, since another processor may round a logarithm or a power differently."""
+def test_generator_draws_the_recorded_parameters(golden, label):
+    """Draws are compared with a tolerance, since processors may round logarithms and powers differently."""
     scale = 2 if {"down", "blind"} & set(label.split("_")) else 1
     for seed in SEEDS:
         drawn = draw_composition(np.random.default_rng([int(seed), len(label)]), label, None, scale)

@@ -1,4 +1,4 @@
-"""tests/gpu/acceptance.py, which a person with a GPU runs, on tiny shapes and without one."""
+"""tests/gpu/acceptance.py, which users run on a GPU; here with tiny shapes and without a GPU."""
 
 import importlib
 import importlib.util
@@ -25,7 +25,7 @@ def accepted(folder, *parts, **environment):
 
 
 @pytest.mark.timeout(600)
-def test_parts_that_need_torch_alone(tmp_path):
+def test_parts_that_need_only_torch(tmp_path):
     parts = ("accuracy", "spills", "wide", "scans", "steps", "depthwise", "distributed", "rivals", "sanitizer")
     result = accepted(tmp_path, *parts)
     assert {row["backend"] for row in result["accuracy"]} >= {"torch"}
@@ -47,7 +47,7 @@ def bare(folder, code, *arguments):
 
 
 @pytest.mark.timeout(600)
-def test_torch_and_numpy_are_enough(tmp_path):
+def test_script_needs_only_torch_and_numpy(tmp_path):
     run = "sys.argv = ['acceptance.py', '--tiny', '--only', 'accuracy', 'steps', 'commands']\n"
     bare(tmp_path, run + f"runpy.run_path({str(SCRIPT)!r})['main']()")
     result = json.loads((tmp_path / "acceptance.json").read_text())
@@ -76,7 +76,7 @@ for task in timed_training.TASKS:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_commands(tmp_path):
+def test_commands_part(tmp_path):
     rows = accepted(tmp_path, "commands")["commands"]
     assert [row["code"] for row in rows] == [0, 0, 0]
 
@@ -84,20 +84,20 @@ def test_the_commands(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_the_triton_scan_in_the_interpreter(tmp_path):
+def test_triton_scan_in_the_interpreter(tmp_path):
     result = accepted(tmp_path, "accuracy", "wide", "scans", TRITON_INTERPRET="1")
     assert [row["ok"] for row in result["wide"]] == [True]
     assert {row["backend"] for row in result["accuracy"]} == {"triton", "torch"}
 
 
-def test_without_a_gpu_only_tiny_shapes_run(tmp_path):
+def test_missing_gpu_without_tiny_is_rejected(tmp_path):
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, str(SCRIPT)], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "torch finds no CUDA device; --tiny tries" in done.stderr
 
 
-def test_a_part_whose_process_dies_is_a_failure(tmp_path, monkeypatch):
-    """Its rows so far are kept; a part that ends well has its own alone."""
+def test_crashed_process_is_reported_as_a_failure(tmp_path, monkeypatch):
+    """The rows written before a crash are kept, with an error added; without a crash, the rows are unchanged."""
     monkeypatch.syspath_prepend(SCRIPT.parent)
     acceptance = importlib.import_module("acceptance")
     script = tmp_path / "script.py"

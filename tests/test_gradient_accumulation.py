@@ -1,4 +1,4 @@
-"""Gradient accumulation: steps of several batches, their mean gradient, and a checkpoint between two steps."""
+"""Gradient accumulation: steps over several batches, their mean gradient, and checkpoints between two steps."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from restormixer_arch.basicsr_adapter import register
 register.register()
 
 
-def test_weights_move_at_every_nth_iteration_and_at_the_last(tmp_path):
+def test_weights_change_at_every_nth_and_the_last_iteration(tmp_path):
     model = build(tmp_path, accumulate=4)
     moved, before = [], weights(model)
     for iteration in range(1, 11):
@@ -23,8 +23,8 @@ def test_weights_move_at_every_nth_iteration_and_at_the_last(tmp_path):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_the_step_follows_the_mean_gradient(tmp_path, count):
-    """SwinIR has no BatchNorm, so n batches of two and one of 2n have the same gradient."""
+def test_step_uses_the_mean_gradient(tmp_path, count):
+    """SwinIR has no BatchNorm, so n batches of 2 images and one batch of 2n have the same mean gradient."""
     model = build(tmp_path, SWINIR, accumulate=count, grad_clip=0)
     parts = [batch(number) for number in range(count)]
     for iteration, part in enumerate(parts, start=1):
@@ -36,7 +36,7 @@ def test_the_step_follows_the_mean_gradient(tmp_path, count):
     assert model.get_current_log()["grad_norm"] == pytest.approx(whole.get_current_log()["grad_norm"], rel=1e-4)
 
 
-def test_a_last_window_of_fewer_batches_is_averaged_over_those(tmp_path):
+def test_incomplete_last_window_is_averaged_over_its_batches(tmp_path):
     model = build(tmp_path, SWINIR, accumulate=4, grad_clip=0, total_iter=6)
     for iteration in range(1, 6):
         step(model, iteration, batch(iteration))
@@ -50,14 +50,14 @@ def test_a_last_window_of_fewer_batches_is_averaged_over_those(tmp_path):
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
-def test_the_average_of_weights_counts_steps(tmp_path):
+def test_ema_decay_depends_on_steps_instead_of_iterations(tmp_path):
     model = build(tmp_path, accumulate=2, ema_decay=0.9)
     start = weights(model)["decoder.head_half.weight"]
     step(model, 1)
     assert torch.equal(model.net_g_ema.state_dict()["decoder.head_half.weight"], start)
     step(model, 2)
     now = weights(model)["decoder.head_half.weight"]
-    decay = 2 / 11  # of step 1
+    decay = 2 / 11  # (1 + 1) / (10 + 1) at step 1
     average = model.net_g_ema.state_dict()["decoder.head_half.weight"]
     torch.testing.assert_close(average, decay * start + (1 - decay) * now)
 

@@ -1,4 +1,4 @@
-"""Losses, gradients and outputs that are not finite."""
+"""Non-finite losses, gradients and outputs."""
 
 import logging
 
@@ -19,7 +19,7 @@ NAN = float("nan")
 
 @pytest.fixture
 def log(caplog, monkeypatch):
-    """The lines of BasicSR's log."""
+    """Capture BasicSR's log; the returned function gives its messages."""
     from basicsr.utils import get_root_logger
 
     monkeypatch.setattr(get_root_logger(), "propagate", True)
@@ -35,7 +35,7 @@ def spoiled(key, seed=1):
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 @pytest.mark.parametrize("key", ["lq", "gt"])
-def test_a_bad_batch_changes_nothing_and_is_named(tmp_path, log, network, key):
+def test_non_finite_batch_changes_nothing_and_is_reported(tmp_path, log, network, key):
     model = build(tmp_path, network, ema_decay=0.9)
     step(model, 1)
     before, average = weights(model), {k: v.clone() for k, v in model.net_g_ema.state_dict().items()}
@@ -52,7 +52,7 @@ def test_a_bad_batch_changes_nothing_and_is_named(tmp_path, log, network, key):
     assert model.get_current_log()["skipped"] == 1 and all(v.isfinite().all() for v in weights(model).values())
 
 
-def test_after_too_many_in_a_row_training_stops(tmp_path, log):
+def test_training_stops_after_too_many_consecutive_skipped_steps(tmp_path, log):
     model = build(tmp_path, max_skipped=2)
     step(model, 1, spoiled("lq"))
     step(model, 2, spoiled("lq"))
@@ -68,12 +68,12 @@ def test_after_too_many_in_a_row_training_stops(tmp_path, log):
     assert model.guard.total == 5
 
 
-def test_ten_skipped_steps_are_allowed_by_default(tmp_path):
+def test_ten_consecutive_skipped_steps_are_allowed_by_default(tmp_path):
     assert build(tmp_path).guard.limit == 10
 
 
 @pytest.mark.parametrize(("amp", "accumulate"), [("off", 1), ("bf16", 1), ("off", 2)])
-def test_a_gradient_that_is_not_finite_is_named(tmp_path, log, amp, accumulate):
+def test_non_finite_gradient_is_reported_by_name(tmp_path, log, amp, accumulate):
     model = build(tmp_path, amp=amp, accumulate=accumulate)
     weight = dict(model.net_g.named_parameters())["decoder.head_half.weight"]
     weight.register_hook(lambda gradient: gradient * float("inf"))
@@ -87,7 +87,7 @@ def test_a_gradient_that_is_not_finite_is_named(tmp_path, log, amp, accumulate):
     ]
 
 
-def test_a_bad_batch_is_left_out_of_the_mean(tmp_path):
+def test_non_finite_batch_is_excluded_from_the_mean_gradient(tmp_path):
     model = build(tmp_path, SWINIR, accumulate=3, grad_clip=0)
     step(model, 1, batch(1))
     step(model, 2, spoiled("lq"))
@@ -97,7 +97,7 @@ def test_a_bad_batch_is_left_out_of_the_mean(tmp_path):
     assert model.get_current_log()["grad_norm"] == pytest.approx(whole.get_current_log()["grad_norm"], rel=1e-4)
 
 
-def test_a_window_of_bad_batches_makes_no_step(tmp_path):
+def test_no_step_if_all_accumulated_batches_are_non_finite(tmp_path):
     model = build(tmp_path, accumulate=2)
     before = weights(model)
     step(model, 1, spoiled("lq"))
@@ -105,7 +105,7 @@ def test_a_window_of_bad_batches_makes_no_step(tmp_path):
     assert same(before, weights(model)) and "grad_norm" not in model.get_current_log()
 
 
-def test_the_first_cause_is_named():
+def test_first_cause_is_reported():
     network = torch.nn.Linear(2, 2)
     good, bad = torch.zeros(1), torch.tensor([NAN])
     call = guard.describe_non_finite
@@ -122,7 +122,7 @@ def test_the_first_cause_is_named():
     assert overflow == "the norm of the gradient is inf"
 
 
-def test_norm_and_clipping_by_hand():
+def test_gradient_norm_and_clipping():
     tensors = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]
     norm = torch.linalg.vector_norm(guard.norms_of(tensors))
     assert norm.item() == 5.0 and tensors[0].tolist() == [3.0, 0.0]
@@ -145,18 +145,18 @@ class Pairs(Dataset):
         return {"lq": lq, "gt": torch.full((3, 16, 16), 0.5), "lq_path": f"x/{index}.png"}
 
 
-def test_a_broken_output_in_validation_is_no_finite_psnr(tmp_path, log):
+def test_non_finite_validation_output_gives_nan_psnr(tmp_path, log):
     model = build(tmp_path, SWINIR)
     model.validation(DataLoader(Pairs(), batch_size=1), 7, None, save_img=False)
     assert torch.isnan(torch.tensor(model.last_means["pairs"]["psnr"]))
-    assert model.best_metric_results["pairs"]["psnr"]["iter"] == -1  # and no best one
+    assert model.best_metric_results["pairs"]["psnr"]["iter"] == -1  # no best value
     assert log() == [
         "Validation pairs: the output for 1 of 3 images is not finite (1.png); "
         "they are saved as black images, and the metrics are NaN"
     ]
 
 
-def test_counts_are_saved(tmp_path):
+def test_skipped_step_counts_are_saved(tmp_path):
     model = build(tmp_path)
     step(model, 1, spoiled("lq"))
     other = build(tmp_path)
@@ -164,12 +164,12 @@ def test_counts_are_saved(tmp_path):
     assert (other.guard.total, other.guard.consecutive) == (1, 1)
 
 
-# ------------------------------------------------------------------ steps of a GPU, which nobody waits for
+# ------------------------------------------------------------------ queued steps, as on a GPU
 
 
 @pytest.fixture
 def queued(monkeypatch):
-    """Let a model on the CPU take its steps as on a GPU; its fused optimizer knows flags too."""
+    """Make a model on the CPU queue its steps as on a GPU; its fused optimizer supports the same flags."""
     monkeypatch.setattr(RestorMixerModel, "_waits", False)
     return {"optim_g": {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.1, "fused": True}, "ema_decay": 0.9}
 
@@ -178,7 +178,7 @@ def moments(model):
     return {(n, k): v.clone() for n, s in enumerate(model.optimizer_g.state.values()) for k, v in s.items()}
 
 
-def test_queued_steps_are_the_same_steps(tmp_path, queued, monkeypatch):
+def test_queued_steps_equal_immediate_steps(tmp_path, queued, monkeypatch):
     model = build(tmp_path, **queued)
     for iteration in range(1, 4):
         step(model, iteration)
@@ -194,7 +194,7 @@ def test_queued_steps_are_the_same_steps(tmp_path, queued, monkeypatch):
 
 
 @pytest.mark.parametrize("key", ["lq", "gt"])
-def test_a_bad_batch_in_the_queue_changes_nothing_and_is_named_later(tmp_path, log, queued, key):
+def test_queued_non_finite_batch_changes_nothing_and_is_reported_later(tmp_path, log, queued, key):
     model = build(tmp_path, **queued)
     step(model, 1)
     before, state = weights(model), moments(model)
@@ -207,11 +207,11 @@ def test_a_bad_batch_in_the_queue_changes_nothing_and_is_named_later(tmp_path, l
         "the step is skipped (1 in a row, 1 overall)"
     ]
     assert not same(before, weights(model))
-    model.extra_state()  # a checkpoint waits for the step before it
+    model.extra_state()  # a checkpoint waits for the queued step
     assert model.guard.consecutive == 0 and model.guard.total == 1 and model.guard._queued is None
 
 
-def test_a_bad_gradient_in_the_queue_is_named_and_ends_the_training_in_time(tmp_path, log, queued):
+def test_queued_non_finite_gradients_are_reported_and_stop_training(tmp_path, log, queued):
     model = build(tmp_path, max_skipped=1, **queued)
     weight = dict(model.net_g.named_parameters())["decoder.head_half.weight"]
     weight.register_hook(lambda gradient: gradient * float("inf"))
@@ -223,15 +223,15 @@ def test_a_bad_gradient_in_the_queue_is_named_and_ends_the_training_in_time(tmp_
     assert all(torch.equal(before[name], p) for name, p in model.net_g.named_parameters())
 
 
-def test_the_last_step_is_counted_at_once(tmp_path, queued):
+def test_last_step_is_counted_immediately(tmp_path, queued):
     model = build(tmp_path, max_skipped=0, **queued)
     with pytest.raises(UserError, match="stopped at iteration 10: the input lq is not finite"):
         step(model, 10, spoiled("lq"))
 
 
 @pytest.mark.parametrize("waits", [True, False])
-def test_overflows_of_float16_do_not_count_until_the_scale_is_low(tmp_path, log, queued, waits, monkeypatch):
-    """On the CPU, which computes in float16 if it must."""
+def test_float16_overflows_are_not_counted_until_the_loss_scale_is_below_1(tmp_path, log, queued, waits, monkeypatch):
+    """This runs on the CPU, which supports float16 too."""
     monkeypatch.setattr(restormixer_model, "read_amp", lambda options, device: "fp16")
     monkeypatch.setattr(RestorMixerModel, "_waits", waits)
     model = build(tmp_path, max_skipped=0, **queued)
@@ -239,7 +239,7 @@ def test_overflows_of_float16_do_not_count_until_the_scale_is_low(tmp_path, log,
     weight = dict(model.net_g.named_parameters())["decoder.head_half.weight"]
     handle = weight.register_hook(lambda gradient: gradient * float("inf"))
     before = {name: p.detach().clone() for name, p in model.net_g.named_parameters()}
-    for iteration in (1, 2):  # the scale falls to 2, then to 1
+    for iteration in (1, 2):  # the scale is halved to 2, then to 1
         step(model, iteration)
     model.guard.count_queued()
     assert all(torch.equal(before[name], p) for name, p in model.net_g.named_parameters())

@@ -1,4 +1,4 @@
-"""Networks in folders and on the Hugging Face Hub, without a network: it is stood in for, or lies in a cache."""
+"""Networks in folders and on the Hugging Face Hub, without a connection: the Hub is mocked or its files are cached."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def huggingface_hub(folder, monkeypatch):
 
 
 def cached(repo_id, files):
-    """Put files into the cache, as the hub's own client does."""
+    """Copy files into the cache in the layout of the Hub's client."""
     top = Path("cache", f"models--{repo_id.replace('/', '--')}")
     snapshot = top / "snapshots" / ("0" * 40)
     shutil.copytree(files, snapshot)
@@ -70,7 +70,7 @@ def error_of(capsys, *arguments):
 
 @torch.no_grad()
 @pytest.mark.parametrize("options", [{}, {"upscale": 2}, {"in_channels": 1, "out_channels": 1}, {"window_size": 4}])
-def test_a_folder_holds_the_network(options):
+def test_saved_folder_loads_as_the_same_network(options):
     network = tiny_network(**options)
     assert network.save_pretrained("net") == Path("net")
     assert sorted(path.name for path in Path("net").iterdir()) == ["README.md", "config.json", "model.safetensors"]
@@ -80,10 +80,10 @@ def test_a_folder_holds_the_network(options):
     x = X[:, : network.in_channels]
     torch.testing.assert_close(loaded(x), network(x), rtol=0, atol=1e-5)
     assert loaded.state_dict().keys() == network.state_dict().keys()
-    loaded.train()(x)  # it can be trained further
+    loaded.train()(x)  # the network can be trained further
 
 
-def test_a_pickled_file_is_named_with_the_way_out():
+def test_pickled_file_is_rejected_with_an_export_command():
     torch.save({"params": tiny_network().state_dict()}, "net.pth")
     with pytest.raises(UserError, match=r"^net.pth: not a .safetensors file; 'basicsr export net.pth -o model.saf"):
         RestorMixer.from_pretrained("net.pth")
@@ -100,7 +100,7 @@ def test_config_builds_the_same_network():
 
 
 @torch.no_grad()
-def test_config_says_what_weights_without_a_stamp_do_not():
+def test_config_supplies_the_options_of_weights_without_a_stamp():
     network = tiny_network(window_size=4, scan_merge="official")
     network.save_pretrained("net")
     save_file(network.state_dict(), "net/model.safetensors")
@@ -110,17 +110,17 @@ def test_config_says_what_weights_without_a_stamp_do_not():
     torch.testing.assert_close(result, network(X).clamp(0, 1), rtol=0, atol=1e-5)
 
 
-def test_a_mistyped_folder_is_not_looked_for_on_the_hub(monkeypatch, capsys):
+def test_mistyped_folder_is_not_looked_up_on_the_hub(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     tiny_network().save_pretrained("models/derain")
     Path("models/notes").mkdir()
     message = "models/derian: no such weights in 'models', so they are not looked for on the Hugging "
     assert error_of(capsys, "--weights", "models/derian") == message + "Face Hub. Did you mean 'derain'?"
-    for name in ("models/note", "models/x", "other/derian"):  # nothing there is like it, or none of weights
+    for name in ("models/note", "models/x", "other/derian"):  # no similar name, or only a folder without weights
         assert "the Hugging Face Hub needs huggingface_hub" in error_of(capsys, "--weights", name)
 
 
-def test_names_that_are_no_files_of_weights(capsys):
+def test_devices_and_broken_links_are_rejected_as_weights(capsys):
     assert error_of(capsys, "--weights", os.devnull) == (
         f"{os.devnull}: is neither a file nor a folder, but a pipe, socket or device"
     )
@@ -129,7 +129,7 @@ def test_names_that_are_no_files_of_weights(capsys):
 
 
 @pytest.mark.parametrize("name", [".", "my 'net'", "two\nlines"])
-def test_the_card_quotes_the_name(name):
+def test_model_card_quotes_the_folder_name(name):
     tiny_network().save_pretrained(name)
     card, folder = Path(name, "README.md").read_text(), Path(name).resolve().name
     command, python = re.findall(r"```\w+\n(.*?)\n```", card, re.S)
@@ -139,7 +139,7 @@ def test_the_card_quotes_the_name(name):
     assert f"# {' '.join(folder.split())}\n" in card
 
 
-def test_the_card_is_the_hubs_and_is_kept(huggingface_hub):
+def test_model_card_has_hub_metadata_and_is_not_overwritten(huggingface_hub):
     tiny_network(upscale=2).save_pretrained("net", license="cc-by-4.0")
     data = huggingface_hub.ModelCard.load("net/README.md").data
     assert (data.license, data.library_name, data.pipeline_tag) == ("cc-by-4.0", "restormixer", "image-to-image")
@@ -151,7 +151,7 @@ def test_the_card_is_the_hubs_and_is_kept(huggingface_hub):
 
 
 @torch.no_grad()
-def test_huggingface_hubs_own_mixin_reads_and_writes_the_same_files(huggingface_hub):
+def test_pytorch_model_hub_mixin_reads_and_writes_the_same_files(huggingface_hub):
     class Mixed(huggingface_hub.PyTorchModelHubMixin, RestorMixer):
         pass
 
@@ -165,7 +165,7 @@ def test_huggingface_hubs_own_mixin_reads_and_writes_the_same_files(huggingface_
     assert torch.equal(ours(X), theirs(X))
 
 
-def test_the_command_restores_with_a_folder(capsys):
+def test_restore_command_accepts_a_folder_of_weights(capsys):
     tiny_network().save_pretrained("net")
     assert restored("--weights", "net") == 0
     folder = cv2.imread("out/photo.png")
@@ -173,7 +173,7 @@ def test_the_command_restores_with_a_folder(capsys):
     np.testing.assert_array_equal(cv2.imread("out/photo.png"), folder)
 
 
-def test_the_folder_of_a_training_names_its_weights(folder):
+def test_training_run_folder_is_rejected_with_a_hint_to_its_weights(folder):
     latest = Path("experiments/mine/models/net_g_latest.pth")
     latest.parent.mkdir(parents=True)
     latest.touch()
@@ -196,7 +196,7 @@ def test_the_folder_of_a_training_names_its_weights(folder):
         ("heads", "heads: no RestorMixer can be built from it (window_size"),
     ],
 )
-def test_a_folder_that_cannot_be_used(huggingface_hub, name, message):
+def test_unusable_folder_is_reported_in_one_line(huggingface_hub, name, message):
     tiny_network().save_pretrained("net")
     for copy in ("damaged", "other", "config", "list", "heads"):
         shutil.copytree("net", copy)
@@ -213,11 +213,11 @@ def test_a_folder_that_cannot_be_used(huggingface_hub, name, message):
     assert "\n" not in str(caught.value)
 
 
-# --- the hub ---------------------------------------------------------------------------------------------------------
+# --- the Hub ---------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_a_repository_in_the_cache(huggingface_hub, capsys):
+def test_cached_repository_is_loaded(huggingface_hub, capsys):
     network = tiny_network()
     cached("org/name", network.save_pretrained("net"))
     torch.testing.assert_close(RestorMixer.from_pretrained("org/name")(X), network(X), rtol=0, atol=1e-5)
@@ -230,13 +230,13 @@ def test_a_repository_in_the_cache(huggingface_hub, capsys):
     np.testing.assert_array_equal(cv2.imread("out/photo.png"), fetched)
 
 
-def test_what_is_here_comes_first(huggingface_hub):
+def test_local_folder_takes_precedence_over_the_hub(huggingface_hub):
     cached("org/name", tiny_network().save_pretrained("net"))
     tiny_network(upscale=2).save_pretrained("org/name")
     assert RestorMixer.from_pretrained("org/name").upscale == 2
 
 
-def test_everything_about_the_repository_reaches_the_hub(huggingface_hub, monkeypatch):
+def test_download_settings_are_passed_to_the_hub(huggingface_hub, monkeypatch):
     tiny_network().save_pretrained("net")
     calls = []
 
@@ -262,7 +262,7 @@ def test_everything_about_the_repository_reaches_the_hub(huggingface_hub, monkey
         ("RemoteEntryNotFoundError", "the repository has no model.safetensors, so no weights of RestorMixer"),
     ],
 )
-def test_what_goes_wrong_is_one_line(huggingface_hub, monkeypatch, capsys, error, message):
+def test_hub_error_is_reported_in_one_line(huggingface_hub, monkeypatch, capsys, error, message):
     kind = getattr(huggingface_hub.errors, error)
 
     def fail(*arguments, **settings):
@@ -273,12 +273,12 @@ def test_what_goes_wrong_is_one_line(huggingface_hub, monkeypatch, capsys, error
     assert not Path("out").exists()
 
 
-def test_without_a_network(huggingface_hub, capsys):
+def test_missing_connection_is_reported(huggingface_hub, capsys):
     assert "cannot be reached" in error_of(capsys, "--weights", "org/name")
 
 
-def test_the_hubs_own_lines_are_not_shown(huggingface_hub):
-    """In a process of its own: what huggingface_hub does when it is loaded counts."""
+def test_log_messages_of_huggingface_hub_are_hidden(huggingface_hub):
+    """Runs in a new process, since the first import of huggingface_hub is part of the test."""
     code = "import logging; from restormixer_arch.hub import _explain_hub_errors\n"
     code += "with _explain_hub_errors('org/name', 'fetched'):\n"
     code += "    from huggingface_hub import hf_hub_download\n"
@@ -288,7 +288,7 @@ def test_the_hubs_own_lines_are_not_shown(huggingface_hub):
 
 
 @pytest.mark.slow
-def test_a_hub_that_does_not_answer_is_one_line(huggingface_hub):
+def test_unreachable_hub_is_reported_in_one_line(huggingface_hub):
     cv2.imwrite("photo.png", np.zeros((24, 40, 3), np.uint8))
     code = "import sys; from restormixer_arch.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "restore", "photo.png", "-o", "out", "--weights", "org/name"]
@@ -301,14 +301,14 @@ def test_a_hub_that_does_not_answer_is_one_line(huggingface_hub):
     assert error.startswith("basicsr: error: org/name: cannot be fetched: no such file here, and the Hugging Face Hub ")
 
 
-def test_a_repository_of_another_network(huggingface_hub, capsys):
+def test_repository_of_another_network_is_rejected(huggingface_hub, capsys):
     Path("net").mkdir()
     save_file({"a": torch.zeros(1)}, "net/model.safetensors")
     cached("org/name", "net")
     assert error_of(capsys, "--weights", "org/name") == "org/name: are not the weights of a RestorMixer"
 
 
-def test_without_the_package(monkeypatch, capsys):
+def test_only_hub_access_needs_huggingface_hub(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     message = "org/name: is not a file or folder here, and the Hugging Face Hub needs huggingface_hub; pip install "
     assert error_of(capsys, "--weights", "org/name") == message + "'restormixer[hub]'"
@@ -320,7 +320,7 @@ def test_without_the_package(monkeypatch, capsys):
 
 
 class FakeApi:
-    """The calls that an upload makes of ``HfApi``."""
+    """The methods of ``HfApi`` that an upload calls."""
 
     card, uploads = False, []
 
@@ -341,7 +341,7 @@ class FakeApi:
 
 
 @pytest.mark.parametrize("card", [False, True])
-def test_upload(huggingface_hub, monkeypatch, card):
+def test_upload_adds_a_card_only_if_there_is_none(huggingface_hub, monkeypatch, card):
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
     monkeypatch.setattr(FakeApi, "card", card)
     monkeypatch.setattr(FakeApi, "uploads", [])
@@ -354,12 +354,12 @@ def test_upload(huggingface_hub, monkeypatch, card):
     RestorMixer.from_pretrained("uploaded")
 
 
-def test_an_upload_without_a_network(huggingface_hub):
+def test_upload_without_a_connection_is_rejected(huggingface_hub):
     with pytest.raises(UserError, match="^me/name: cannot be uploaded"):
         tiny_network().push_to_hub("me/name")
 
 
-def test_local_files_do_not_import_the_package():
+def test_local_files_do_not_import_huggingface_hub():
     tiny_network().save_pretrained("net")
     code = "import sys; from restormixer_arch import RestorMixer, restore; import torch\n"
     code += "RestorMixer.from_pretrained('net'); restore(torch.zeros(1, 3, 16, 16), weights='net')\n"
@@ -368,6 +368,6 @@ def test_local_files_do_not_import_the_package():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
 
 
-def test_the_files_are_named_as_the_hubs_client_does(huggingface_hub):
+def test_file_names_equal_those_of_huggingface_hub(huggingface_hub):
     constants = huggingface_hub.constants
     assert (hub.WEIGHTS, hub.CONFIG) == (constants.SAFETENSORS_SINGLE_FILE, constants.CONFIG_NAME)

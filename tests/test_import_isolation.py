@@ -1,4 +1,4 @@
-"""A fresh process restores without BasicSR and torchvision, and changes nothing in other packages."""
+"""Restoring in a new process does not import BasicSR or torchvision, and changes nothing in other packages."""
 
 import subprocess
 import sys
@@ -58,7 +58,7 @@ def run(code, folder):
     return done.stdout.splitlines()[-1].split()[1:]
 
 
-def test_nothing_of_other_packages_is_replaced(tmp_path):
+def test_attributes_of_other_packages_are_not_replaced(tmp_path):
     assert run(NOTHING_REPLACED, tmp_path) == []
 
 

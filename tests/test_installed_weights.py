@@ -1,4 +1,4 @@
-"""The installed weights do what the model card says, on photographs that they were not trained on."""
+"""The installed weights perform as the model card states, on photographs that they were not trained on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sample(kind, name):
 
 
 def reduced(name, scale):
-    """A clean sample with sides in multiples of the scale, and the same reduced."""
+    """Return a clean sample whose sides are multiples of the scale, and the same image downsampled."""
     clean = sample("clean", name)
     clean = clean[: clean.shape[0] // scale * scale, : clean.shape[1] // scale * scale]
     return clean, reduce_image(np.round(clean * 255).astype(np.uint8), scale).astype(np.float32) / 255
@@ -35,7 +35,7 @@ def psnr(image, truth):
     return 10 * np.log10(1 / np.mean((image.astype(np.float64) - truth) ** 2))
 
 
-def test_what_is_there():
+def test_installed_tasks_have_the_expected_network_size_and_scale():
     enlarging = {"sr_x2": (543_534, 2), "sr_x3": (545_724, 3), "sr_x4": (548_790, 4)}
     assert installed_tasks() == ["deblur", "dehaze", "denoise", "derain", "desnow", "low_light", "mixed", *enlarging]
     for task in installed_tasks():
@@ -48,7 +48,7 @@ def test_what_is_there():
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
-def test_the_photographs_are_held_out(name):
+def test_photographs_are_held_out_from_training(name):
     with (SAMPLES.parent / "preparation" / "photos.tsv").open(encoding="utf-8", newline="") as file:
         parts = {row["file"]: row["part"] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
     assert parts[f"{name}.png"] == "test"
@@ -74,7 +74,7 @@ def test_rain_is_removed(name):
     ],
 )
 def test_degradations_are_reduced(task, label, least):
-    """By the parameters of the task's fixed test set, whose draws the weights were trained with."""
+    """The parameters are those of the task's fixed test set, drawn from the same ranges as in training."""
     pairs = json.loads((SAMPLES.parent / "preparation/photos_pairs.json").read_text(encoding="utf-8"))
     recorded = compositions_of(pairs[f"test_{task}"])[label]
     gains = []
@@ -87,7 +87,7 @@ def test_degradations_are_reduced(task, label, least):
 
 
 def test_real_haze_is_reduced():
-    """By the dark channel of He et al. (CVPR 2009): 0 in a clear picture, the light of the haze in a hazy one."""
+    """The dark channel (He et al., CVPR 2009) is 0 in a clear image, and the light of the haze in a hazy one."""
     hazy = read_picture(SAMPLES / "pictures/hazy/aerial.jpg").pixels / np.float32(255)
     clear = np.clip(restormixer_arch.restore(hazy, task="dehaze"), 0, 1)
     dark = [np.median(cv2.erode(image.min(axis=2), np.ones((15, 15), np.uint8))) for image in (hazy, clear)]
@@ -97,7 +97,7 @@ def test_real_haze_is_reduced():
 
 @pytest.mark.parametrize(("scale", "gain"), [(2, 1), (3, 0.7), (4, 0.5)])
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
-def test_a_reduced_photograph_is_enlarged_better_than_by_bicubic_interpolation(name, scale, gain):
+def test_super_resolution_has_a_higher_psnr_than_bicubic_interpolation(name, scale, gain):
     clean, small = reduced(name, scale)
     restored = restormixer_arch.restore(small, task=f"sr_x{scale}")
     bicubic = cv2.resize(small, (clean.shape[1], clean.shape[0]), interpolation=cv2.INTER_CUBIC)
@@ -113,12 +113,12 @@ def test_noise_is_removed(sigma, gain):
     assert psnr(np.clip(restored, 0, 1), clean) > psnr(noisy, clean) + gain
 
 
-SLOW_IN_BF16 = {task: pytest.mark.slow for task in BF16_TASKS if task != "sr_x2"}  # the quickest stands for them
+SLOW_IN_BF16 = {task: pytest.mark.slow for task in BF16_TASKS if task != "sr_x2"}  # sr_x2 is the fastest
 
 
 @pytest.mark.parametrize("task", [pytest.param(t, marks=SLOW_IN_BF16.get(t, ())) for t in BF16_TASKS])
-def test_bfloat16_costs_little(task):
-    """So ``precision="auto"`` may take it. On a CPU without bfloat16 the same numbers are computed slowly."""
+def test_bfloat16_loses_less_than_0_02_db(task):
+    """``precision="auto"`` relies on this. CPUs without bfloat16 compute the same values, but slowly."""
     losses = []
     for name in PHOTOGRAPHS:
         clean, degraded = sample("clean", name), sample("rainy", name)

@@ -1,4 +1,4 @@
-"""Ctrl-C on a real training, and resuming from what it left."""
+"""Ctrl-C and other signals during a training run, and resuming it afterwards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ compat.apply()  # the tests import basicsr
 
 @pytest.fixture(autouse=True)
 def sigint_is_handled():
-    """A shell that starts the tests in the background has SIGINT ignored, here and in every child."""
+    """Handle SIGINT, which is ignored here and in child processes if a shell starts the tests in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -35,7 +35,7 @@ def train_file(pairs, train_options, write):
 
 
 @pytest.mark.parametrize(("at", "saved"), [(1, None), (3, "2.state")])
-def test_ctrl_c_shows_what_was_saved_and_how_to_resume(train_file, capsys, monkeypatch, at, saved):
+def test_ctrl_c_reports_the_last_checkpoint_and_how_to_resume(train_file, capsys, monkeypatch, at, saved):
     from basicsr.models.sr_model import SRModel
 
     original = SRModel.optimize_parameters
@@ -57,8 +57,8 @@ def test_ctrl_c_shows_what_was_saved_and_how_to_resume(train_file, capsys, monke
 
 
 @pytest.mark.parametrize("freq", [2, 5])
-def test_ctrl_c_in_the_last_validation_says_that_nothing_is_lost(pairs, train_options, write, capfd, monkeypatch, freq):
-    """Whether it is one of those that come every so many iterations, or not."""
+def test_last_validation_finishes_after_ctrl_c(pairs, train_options, write, capfd, monkeypatch, freq):
+    """This holds whether or not ``val_freq`` divides the last iteration."""
     from restormixer_arch.training import trainer
 
     train_options["val"]["val_freq"] = freq
@@ -79,7 +79,7 @@ def test_ctrl_c_in_the_last_validation_says_that_nothing_is_lost(pairs, train_op
 
 
 def at_iteration(monkeypatch, number, action):
-    """Call ``action`` within an iteration."""
+    """Call ``action`` during iteration ``number``."""
     from basicsr.models.sr_model import SRModel
 
     original = SRModel.optimize_parameters
@@ -96,7 +96,7 @@ def at_iteration(monkeypatch, number, action):
     ("name", "code", "hint"),
     [("SIGINT", 130, "; Ctrl-C again quits at once"), ("SIGTERM", 143, ""), ("SIGHUP", 129, "")],
 )
-def test_a_signal_saves_after_the_iteration_and_has_its_exit_code(train_file, capfd, monkeypatch, name, code, hint):
+def test_signal_saves_after_the_iteration_and_sets_the_exit_code(train_file, capfd, monkeypatch, name, code, hint):
     number = getattr(signal, name)
     before = signal.getsignal(number)
     at_iteration(monkeypatch, 3, lambda: signal.raise_signal(number))
@@ -112,7 +112,7 @@ def test_a_signal_saves_after_the_iteration_and_has_its_exit_code(train_file, ca
     assert signal.getsignal(number) is before
 
 
-def test_second_ctrl_c_quits_at_once(train_file, capfd, monkeypatch):
+def test_second_ctrl_c_quits_immediately(train_file, capfd, monkeypatch):
     def twice():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -125,7 +125,7 @@ def test_second_ctrl_c_quits_at_once(train_file, capfd, monkeypatch):
     assert not Path("experiments/tiny/training_states/4.state").exists()
 
 
-def test_a_launcher_s_second_sigint_is_the_same_ctrl_c():
+def test_second_sigint_from_a_launcher_is_treated_as_the_same_ctrl_c():
     interrupt = Interrupt(running=True, has_launcher=True)
     interrupt.notice(signal.SIGINT, None)
     interrupt.notice(signal.SIGINT, None)
@@ -137,7 +137,7 @@ def test_a_launcher_s_second_sigint_is_the_same_ctrl_c():
 
 @pytest.fixture
 def job(monkeypatch):
-    """The job of this process and another one; ``job.other()`` is called while they agree, with the flag."""
+    """Simulate a job of two processes; ``job.other(flag)`` is called while they agree on a signal."""
     job = SimpleNamespace(other=lambda flag: None)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
@@ -145,7 +145,7 @@ def job(monkeypatch):
     return job
 
 
-def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(job):
+def test_signal_during_the_agreement_of_processes_is_not_lost(job):
     interrupt = Interrupt(running=True, has_launcher=True)
     job.other = lambda flag: interrupt.notice(signal.SIGTERM, None)
     assert interrupt.agree_on_signal() == 0 and interrupt.signal == signal.SIGTERM
@@ -153,7 +153,7 @@ def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(job):
     assert interrupt.agree_on_signal() == signal.SIGTERM
 
 
-def test_a_ctrl_c_that_another_process_had_first_is_the_same_ctrl_c(job):
+def test_sigint_received_first_by_another_process_is_the_same_ctrl_c(job):
     interrupt = Interrupt(running=True, has_launcher=True)
     job.other = lambda flag: flag.fill_(int(signal.SIGINT))
     assert interrupt.agree_on_signal() == signal.SIGINT
@@ -161,7 +161,7 @@ def test_a_ctrl_c_that_another_process_had_first_is_the_same_ctrl_c(job):
     assert not interrupt.second_sigint
 
 
-def test_before_the_first_iteration_a_signal_leaves_at_once(train_file, capfd, monkeypatch):
+def test_signal_before_the_first_iteration_quits_immediately(train_file, capfd, monkeypatch):
     from restormixer_arch.training import trainer
 
     original = trainer.MessageLogger
@@ -176,7 +176,7 @@ def test_before_the_first_iteration_a_signal_leaves_at_once(train_file, capfd, m
     assert capfd.readouterr().err.splitlines()[-1] == last
 
 
-def test_aborted_validation_runs_after_resume(pairs, train_options, write, capfd, monkeypatch):
+def test_aborted_validation_is_repeated_after_resuming(pairs, train_options, write, capfd, monkeypatch):
     from basicsr.models.sr_model import SRModel
 
     train_options["val"]["val_freq"] = 2
@@ -191,7 +191,7 @@ def test_aborted_validation_runs_after_resume(pairs, train_options, write, capfd
     monkeypatch.setattr(SRModel, "test", test)
     command = ["train", "-opt", write(train_options)]
     assert cli.main(command) == 143
-    assert len(seen) == 3  # of the six images
+    assert len(seen) == 3  # of six images
     assert not list(Path("experiments/tiny/models").glob("net_g_best*"))
     monkeypatch.setattr(SRModel, "test", original)
     assert cli.main([*command, "--auto_resume"]) == 0
@@ -208,7 +208,7 @@ def test_ctrl_c_is_not_lost_in_a_destructor(train_file, capsys, monkeypatch):
                 signal.raise_signal(signal.SIGINT)
                 signal.raise_signal(signal.SIGINT)
             except KeyboardInterrupt:
-                pass  # as Python itself does, with a message
+                pass  # Python does the same, with a message
 
     original = SRModel.feed_data
 
@@ -224,7 +224,7 @@ def test_ctrl_c_is_not_lost_in_a_destructor(train_file, capsys, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process group")
-def test_an_interrupted_training_resumes_from_its_last_checkpoint(pairs, train_options, write):
+def test_interrupted_run_resumes_from_its_last_checkpoint(pairs, train_options, write):
     train_options["datasets"]["train"]["num_worker_per_gpu"] = 1
     train_options["train"]["total_iter"] = 1_000_000
     train_options["logger"].update(print_freq=10, save_checkpoint_freq=5)
@@ -262,8 +262,8 @@ def test_an_interrupted_training_resumes_from_its_last_checkpoint(pairs, train_o
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="has no SIGHUP")
-def test_a_terminal_that_is_gone_does_not_keep_the_checkpoint_from_being_saved(monkeypatch):
-    """SIGHUP says that it is gone: what is written to it fails."""
+def test_sighup_is_handled_although_the_terminal_is_gone(monkeypatch):
+    """SIGHUP means that the terminal is gone, and writing to it fails."""
 
     def gone(descriptor, text):
         raise OSError(5, "Input/output error")

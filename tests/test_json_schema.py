@@ -1,4 +1,4 @@
-"""The JSON Schema for editors says what the command line's check says."""
+"""The JSON Schema for editors agrees with the option check of the command line."""
 
 import copy
 import json
@@ -30,12 +30,12 @@ def load(path):
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def test_the_published_file_is_current():
+def test_published_schema_is_current():
     assert json.loads((FOLDER / "schema.json").read_text(encoding="utf-8")) == json_schema()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_every_option_file_fits(validator, path):
+def test_included_option_files_are_valid(validator, path):
     assert [error.message for error in validator.iter_errors(load(path))] == []
 
 
@@ -66,7 +66,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("key", "value"), MISTAKES, ids=[key for key, _ in MISTAKES])
-def test_mistakes_are_reported_by_both(validator, key, value):
+def test_invalid_options_are_rejected_by_schema_and_check(validator, key, value):
     wrong = change(load(FOLDER / "train_mixed_demo.yml"), key, value)
     assert not validator.is_valid(wrong)
     with pytest.raises(UserError, match=key.rpartition(".")[2]):
@@ -82,7 +82,7 @@ def test_mistakes_are_reported_by_both(validator, key, value):
     ],
     ids=lambda optimizer: optimizer["type"],
 )
-def test_optimizers_of_other_packages_have_keys_of_their_own(validator, optimizer):
+def test_optimizers_of_other_packages_may_have_their_own_keys(validator, optimizer):
     options = load(FOLDER / "train_derain_demo.yml")
     assert validator.is_valid(change(options, "train.optim_g", optimizer))
     assert not validator.is_valid(change(options, "train.optim_g", {**optimizer, "lr": "fast"}))
@@ -101,7 +101,7 @@ COMPARE_MISTAKES = [
 
 
 @pytest.mark.parametrize(("key", "value"), COMPARE_MISTAKES, ids=[key for key, _ in COMPARE_MISTAKES])
-def test_mistakes_of_compare_files_are_reported_by_both(validator, key, value, folder):
+def test_invalid_compare_options_are_rejected_by_schema_and_check(validator, key, value, folder):
     wrong = change(load(FOLDER / "compare_derain_demo.yml"), key, value)
     assert not validator.is_valid(wrong)
     Path("x.yml").write_text(yaml.safe_dump(wrong), encoding="utf-8")
@@ -109,7 +109,7 @@ def test_mistakes_of_compare_files_are_reported_by_both(validator, key, value, f
         read_compare_file("x.yml")
 
 
-def test_a_model_of_a_plugin_may_have_keys_of_its_own(validator):
+def test_plugin_models_may_have_their_own_keys(validator):
     options = load(FOLDER / "train_derain_demo.yml")
     assert validator.is_valid(change(change(options, "model_type", "MyModel"), "train.my_loss", {"weight": 1}))
     assert not validator.is_valid(change(change(options, "model_type", "MyModel"), "train.total_iter", None))

@@ -7,7 +7,7 @@ from restormixer_arch.data.degradations.labels import CDD11, WeightedLabel, pars
 from restormixer_arch.errors import UserError
 
 
-def test_a_group_a_list_and_a_table():
+def test_group_list_and_table_are_parsed():
     assert [ingredient.label for ingredient in parse_mixture("cdd11")] == list(CDD11)
     assert parse_mixture(["rain", "low_haze"]) == (WeightedLabel("rain"), WeightedLabel("low_haze"))
     table = {"noise": {"strength": 0.5}, "rain": None, "clean": {"weight": 2, "strength": [0, 1]}}
@@ -47,6 +47,6 @@ def test_strengths_are_drawn_from_the_range():
         (["down", "noise"], 2, "scale 2 needs 'down' or 'blind' in every label, got 'noise'"),
     ],
 )
-def test_mistakes(option, scale, message):
+def test_invalid_options(option, scale, message):
     with pytest.raises(UserError, match=message):
         parse_mixture(option, scale)

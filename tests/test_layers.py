@@ -1,4 +1,4 @@
-"""Work in strips of rows, activations that write over their input, layers that were changed, and fused weights."""
+"""Computation in strips of rows, in-place activations, modified layers, and fused weights."""
 
 import copy
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_network import wake
 from torch.nn.utils import prune
 
 from restormixer_arch import RestorMixer, layers
@@ -15,12 +16,12 @@ from restormixer_arch.layers import Mlp, by_rows, gelu, rowwise, silu
 
 @settings(max_examples=40, deadline=None)
 @given(height=st.integers(1, 40), strip=st.integers(1, 400), multiple=st.integers(1, 9), halo=st.integers(0, 3))
-def test_work_in_strips_equals_work_on_the_whole(height, strip, multiple, halo):
-    """A mean over ``multiple`` rows, and over ``2 halo + 1`` rows with zeros outside of the picture."""
+def test_by_rows_equals_the_function_on_the_complete_image(height, strip, multiple, halo):
+    """Means over groups of ``multiple`` rows, and moving means over ``2 * halo + 1`` rows with zero padding."""
 
     def grouped(x, y):
         rows = torch.arange(x.shape[1]) // multiple
-        return torch.stack([(x * y)[:, rows == row].mean(1) for row in rows], dim=1)  # each row: its group's mean
+        return torch.stack([(x * y)[:, rows == row].mean(1) for row in rows], dim=1)  # each row: mean of its group
 
     def smoothed(x):
         return torch.nn.functional.avg_pool2d(x, (2 * halo + 1, 1), stride=1, padding=(halo, 0))
@@ -33,7 +34,7 @@ def test_work_in_strips_equals_work_on_the_whole(height, strip, multiple, halo):
         torch.testing.assert_close(by_rows(smoothed, planes, dim=2, halo=halo), smoothed(planes))
 
 
-def test_strips_bound_the_work_at_once_and_gradients_take_it_whole(monkeypatch):
+def test_strip_height_is_limited_only_without_gradients(monkeypatch):
     monkeypatch.setattr(layers, "STRIP_ELEMENTS", 2 * 3 * 4 * 5)  # five rows of the features below
     heights = []
 
@@ -50,21 +51,21 @@ def test_strips_bound_the_work_at_once_and_gradients_take_it_whole(monkeypatch):
     assert heights == [5, 5, 2, 4, 4, 4, 5, 12]
 
 
-def test_strips_are_larger_off_the_cpu():
+def test_strips_are_larger_on_devices_other_than_the_cpu():
     heights = []
 
     def copied(x):
         heights.append(x.shape[1])
         return x.clone()
 
-    x = torch.empty(1, 1 << 13, 1 << 10, 8, device="meta")  # twice the strip of a GPU
+    x = torch.empty(1, 1 << 13, 1 << 10, 8, device="meta")  # two strips of GPU_STRIP_ELEMENTS
     with torch.no_grad():
         assert by_rows(copied, x).shape == x.shape
         by_rows(copied, x[:, : 1 << 12])
     assert heights == [1 << 12] * 3
 
 
-def test_rowwise_reads_the_rows_that_belong_together_from_the_module(monkeypatch):
+def test_rowwise_reads_the_group_size_from_a_module_attribute(monkeypatch):
     monkeypatch.setattr(layers, "STRIP_ELEMENTS", 2 * 3 * 4 * 5)  # five rows of the features below
 
     class Flip(torch.nn.Module):
@@ -83,8 +84,8 @@ def test_rowwise_reads_the_rows_that_belong_together_from_the_module(monkeypatch
 
 
 @pytest.mark.parametrize("norms_alone", [False, True])
-def test_in_training_mode_batchnorm_sees_the_whole_picture(monkeypatch, norms_alone):
-    """As torch.optim.swa_utils.update_bn does it: in training mode, without gradients; or the norms alone train."""
+def test_batchnorm_in_training_mode_uses_complete_images(monkeypatch, norms_alone):
+    """Without gradients, as in torch.optim.swa_utils.update_bn; also if only the norms are in training mode."""
     monkeypatch.setattr(layers, "STRIP_ELEMENTS", 4 * 3 * 8)
     block, x = RDCNN(4).train(not norms_alone), torch.randn(2, 4, 32, 3)
     for module in block.modules():
@@ -99,7 +100,7 @@ def test_in_training_mode_batchnorm_sees_the_whole_picture(monkeypatch, norms_al
 
 
 @pytest.mark.parametrize("activation, reference", [(gelu, torch.nn.functional.gelu), (silu, torch.nn.functional.silu)])
-def test_activations_write_over_their_input_only_without_gradients(activation, reference):
+def test_activations_run_in_place_only_without_gradients(activation, reference):
     x = torch.randn(100)
     kept, wanted = x.clone(), reference(x)
     torch.testing.assert_close(activation(x), wanted)
@@ -110,7 +111,7 @@ def test_activations_write_over_their_input_only_without_gradients(activation, r
 
 
 class Adapter(torch.nn.Module):
-    """A low-rank adapter as peft makes them: it takes the place of a layer and shows that layer's weight and bias."""
+    """A low-rank adapter as in peft: it replaces a layer and exposes that layer's weight and bias."""
 
     def __init__(self, layer):
         super().__init__()
@@ -132,7 +133,7 @@ def adapt(block):
 def prune_weights(block):
     prune.l1_unstructured(block.fc1, "weight", amount=0.5)
     with torch.no_grad():
-        block.fc1.weight_orig.add_(1)  # as an optimizer does: ``weight`` follows at the next forward
+        block.fc1.weight_orig.add_(1)  # as an optimizer does; the next forward pass updates ``weight``
 
 
 def replace_forward(block):
@@ -146,7 +147,7 @@ def parametrize_weights(block):
 
 
 @pytest.mark.parametrize("change", [adapt, prune_weights, replace_forward, parametrize_weights])
-def test_a_changed_layer_counts_without_gradients_too(change):
+def test_modified_layer_takes_effect_without_gradients(change):
     block, x = Mlp(8, 8), torch.randn(5, 8)
     with torch.no_grad():
         unchanged = block(x)
@@ -156,8 +157,8 @@ def test_a_changed_layer_counts_without_gradients_too(change):
     assert (changed - unchanged).abs().max() > 1e-3
 
 
-def test_hooks_see_the_same_results_with_and_without_gradients():
-    """Hooks of single modules, and those of every module; none of the results may be overwritten later."""
+def test_hooks_receive_the_same_results_with_and_without_gradients():
+    """Hooks of single modules and global hooks; their results must not be overwritten later."""
     torch.manual_seed(0)
     network = RestorMixer(base_channels=8, num_blocks=(1, 2, 2)).eval()
     x = torch.rand(1, 3, 16, 16)
@@ -190,10 +191,10 @@ def test_hooks_see_the_same_results_with_and_without_gradients():
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder", "around"])
-def test_weights_loaded_into_a_part_or_through_a_parent_are_fused_again(part):
+def test_weights_loaded_into_a_submodule_or_through_a_parent_are_fused_again(part):
     torch.manual_seed(0)
-    network = RestorMixer(base_channels=8, num_blocks=(1, 2, 2)).fuse()
-    other = RestorMixer(base_channels=8, num_blocks=(1, 2, 2))
+    network = wake(RestorMixer(base_channels=8, num_blocks=(1, 2, 2))).fuse()
+    other = wake(RestorMixer(base_channels=8, num_blocks=(1, 2, 2)))
     for norm in (module for module in other.modules() if isinstance(module, torch.nn.BatchNorm2d)):
         torch.nn.init.uniform_(norm.running_mean)
         torch.nn.init.uniform_(norm.weight)

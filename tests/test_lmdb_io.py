@@ -1,4 +1,4 @@
-"""LMDBs: BasicSR's format, several readers of one file, damaged ones and names that cannot be stored."""
+"""LMDBs: BasicSR's format, several readers of a file, damaged files, and names that cannot be stored."""
 
 import copy
 import os
@@ -25,7 +25,7 @@ from restormixer_arch.errors import UserError  # noqa: E402
 
 
 class TestLmdb:
-    def test_format_is_basicsrs(self, tmp_path):
+    def test_format_matches_basicsr(self, tmp_path):
         write_lmdb(tmp_path / "x.lmdb", [("b", noise(4, 6)), ("a", noise(3, 5)[..., 0])], compression=3)
         assert (tmp_path / "x.lmdb" / "meta_info.txt").read_text() == "a.png (3,5,1) 3\nb.png (4,6,3) 3\n"
         assert sorted(path.name for path in tmp_path.rglob("*")) == ["data.mdb", "meta_info.txt", "x.lmdb"]
@@ -34,7 +34,7 @@ class TestLmdb:
         content = np.frombuffer(client.get("b"), np.uint8)
         assert np.array_equal(cv2.imdecode(content, cv2.IMREAD_UNCHANGED), noise(4, 6))
 
-    def test_same_images_same_bytes(self, tmp_path):
+    def test_writing_is_deterministic_and_does_not_overwrite(self, tmp_path):
         for name in ("x.lmdb", "y.lmdb"):
             write_lmdb(tmp_path / name, [(f"{i}", noise(20, 20, i)) for i in range(5)])
         assert (tmp_path / "x.lmdb/data.mdb").read_bytes() == (tmp_path / "y.lmdb/data.mdb").read_bytes()
@@ -46,7 +46,7 @@ class TestLmdb:
         dataset = PairedRestorationDataset(opt)
         assert [dataset[i]["gt_path"] for i in range(2)] == ["img.v2", "no 3 (x)"]
 
-    def test_two_readers_of_one_file(self, tmp_path):
+    def test_two_readers_of_the_same_file(self, tmp_path):
         opt = make_lmdbs(tmp_path)
         first, second = (PairedRestorationDataset(opt) for _ in range(2))
         same_items(first[1], second[1])
@@ -55,7 +55,7 @@ class TestLmdb:
         del first
         assert len(second[0]) == 4
 
-    def test_closed_with_its_last_reader(self, tmp_path):
+    def test_lmdb_is_closed_with_its_last_reader(self, tmp_path):
         opt = make_lmdbs(tmp_path)
         dataset = PairedRestorationDataset(opt)
         dataset[0]
@@ -64,19 +64,19 @@ class TestLmdb:
         del dataset
         lmdb.open(opt["dataroot_gt"], readonly=True, lock=False).close()
 
-    def test_opened_by_somebody_else(self, tmp_path):
+    def test_lmdb_that_is_already_open_is_reported(self, tmp_path):
         opt = make_lmdbs(tmp_path)
         with lmdb.open(opt["dataroot_gt"], readonly=True, lock=False):
             assert "gt.lmdb: cannot be opened as an LMDB" in refusal(opt) and "already open" in refusal(opt)
 
     @pytest.mark.parametrize("make", [make_folders, make_lmdbs])
-    def test_pickled_after_use(self, tmp_path, make):
+    def test_dataset_can_be_pickled_and_copied_after_use(self, tmp_path, make):
         dataset = PairedRestorationDataset(make(tmp_path))
         item = dataset[1]
         for other in (pickle.loads(pickle.dumps(dataset)), copy.deepcopy(dataset)):
             same_items(other[1], item)
 
-    def test_missing_parts(self, tmp_path):
+    def test_missing_files_and_wrong_backend_are_reported(self, tmp_path):
         opt = make_lmdbs(tmp_path)
         root = tmp_path / "lq.lmdb"
         assert "gt.lmdb'?" in refusal({**opt, "dataroot_gt": str(tmp_path / "gtt.lmdb")})
@@ -91,7 +91,7 @@ class TestLmdb:
             f"dataroot_gt: '{tmp_path}/gt.lmdb' is an LMDB, which needs io_backend.type 'lmdb', got 'disk'"
         )
 
-    def test_damaged(self, tmp_path):
+    def test_damaged_data_is_reported(self, tmp_path):
         opt = make_lmdbs(tmp_path, size=(700, 700))
         data = tmp_path / "lq.lmdb" / "data.mdb"
         content = data.read_bytes()
@@ -101,7 +101,7 @@ class TestLmdb:
         size = len(content)
         assert refusal(opt).endswith(f"lq.lmdb: data.mdb is truncated: it has {size - 2_000_000} of {size} bytes")
 
-    def test_damaged_meta_info(self, tmp_path):
+    def test_damaged_meta_info_is_reported(self, tmp_path):
         opt = make_lmdbs(tmp_path)
         meta = tmp_path / "lq.lmdb" / "meta_info.txt"
         meta.write_text("a.png (12,10,3) 9\nb.png (12,10,3) 9\na.png (12,10,3) 9\n")
@@ -111,7 +111,7 @@ class TestLmdb:
         meta.write_bytes(b"\xff\xfe\x00")
         assert refusal(opt).startswith(f"{meta}: cannot be read as text")
 
-    def test_names_may_begin_with_a_blank(self, tmp_path):
+    def test_names_may_start_with_a_space(self, tmp_path):
         names = [" a", "b\u00a0c", "\u3000d", "e f"]
         write_lmdb(tmp_path / "x.lmdb", [(name, noise(4, 4)) for name in names])
         images = LmdbImages(tmp_path / "x.lmdb", "x")
@@ -119,7 +119,7 @@ class TestLmdb:
         (tmp_path / "list.txt").write_bytes(b" a.png\r\n b.png (4,4,3) 1 \r\n \r\nc.png\t\n")
         assert read_names(tmp_path / "list.txt") == [" a.png", " b.png", "c.png"]
 
-    def test_keys_that_cannot_be_written(self, tmp_path):
+    def test_invalid_keys_are_rejected(self, tmp_path):
         image = noise(4, 4)
         with pytest.raises(UserError, match=r"x\.lmdb: 2 images would be stored as 'a'; rename them"):
             write_lmdb(tmp_path / "x.lmdb", [("a", image), ("b", image), ("a", image)])
@@ -131,14 +131,14 @@ class TestLmdb:
                 write_lmdb(tmp_path / "x.lmdb", [(name, image)])
         assert not list(tmp_path.iterdir())
 
-    def test_a_file_of_that_name(self, tmp_path):
+    def test_file_instead_of_a_folder_is_rejected(self, tmp_path):
         (tmp_path / "x.lmdb").write_bytes(b"")
         with pytest.raises(UserError, match="dataroot_gt: '.*x.lmdb' is a file, a folder was expected"):
             LmdbImages(tmp_path / "x.lmdb", "dataroot_gt")
 
 
-def test_two_databases_on_a_drive_without_file_numbers_are_two(tmp_path, monkeypatch):
-    """Some network drives of Windows give every file the number 0: gt and lq would be one."""
+def test_lmdbs_on_a_drive_without_inode_numbers_are_distinguished(tmp_path, monkeypatch):
+    """Some Windows network drives report inode number 0 for every file; gt and lq must still be different LMDBs."""
     make_lmdbs(tmp_path)
     original = Path.stat
 

@@ -1,4 +1,4 @@
-"""The order of the samples, the epoch that reaches the dataset with each index, and prefetching."""
+"""The order of the samples, the epoch that is passed to the dataset with each index, and prefetching."""
 
 import random
 
@@ -22,7 +22,7 @@ class Echo(Dataset):
 
 
 @pytest.mark.parametrize(("replicas", "ratio"), [(1, 1), (2, 1), (2, 3), (1, 2.5)])
-def test_the_processes_of_a_job_share_the_order_of_one(replicas, ratio):
+def test_processes_of_a_job_split_the_order_of_a_single_process(replicas, ratio):
     alone = ResumableSampler(Echo(), 1, 0, ratio, seed=0)
     shares = [ResumableSampler(Echo(), replicas, rank, ratio, seed=0) for rank in range(replicas)]
     orders = []
@@ -37,11 +37,11 @@ def test_the_processes_of_a_job_share_the_order_of_one(replicas, ratio):
     assert orders[0] != orders[1]
 
 
-def test_repetitions_are_distinguished():
+def test_repetitions_within_an_epoch_have_different_indices():
     assert sorted(draw.index for draw in ResumableSampler(Echo(), 1, 0, 3, seed=0)) == list(range(15))
 
 
-def test_a_part_of_the_images_is_another_one_in_each_epoch():
+def test_ratio_below_one_draws_another_subset_in_each_epoch():
     sampler, seen = ResumableSampler(range(10), 1, 0, 0.3, seed=0), []
     for epoch in range(20):
         sampler.set_epoch(epoch)
@@ -54,7 +54,7 @@ def test_a_part_of_the_images_is_another_one_in_each_epoch():
 
 
 @pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
-def test_workers_know_the_epoch(workers, persistent):
+def test_workers_receive_the_epoch(workers, persistent):
     sampler = ResumableSampler(Echo(), 1, 0, 3, seed=0)
     options = {"num_workers": workers, "persistent_workers": persistent}
     loader = DataLoader(SeededSamples(Echo()), batch_size=15, sampler=sampler, **options)
@@ -66,7 +66,7 @@ def test_workers_know_the_epoch(workers, persistent):
 
 
 class Random(Dataset):
-    """Draws from the generators that BasicSR's datasets use."""
+    """Samples with numbers from the random generators that BasicSR's datasets use."""
 
     def __len__(self):
         return 4
@@ -75,11 +75,11 @@ class Random(Dataset):
         return torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()], dtype=torch.float64)
 
 
-def test_draws_do_not_depend_on_the_workers_and_differ_by_epoch():
+def test_random_numbers_depend_on_the_epoch_but_not_on_the_workers():
     def draws(workers, epoch):
         sampler = ResumableSampler(Random(), 1, 0, 2, seed=0)
         sampler.set_epoch(epoch)
-        torch.manual_seed(workers)  # the state of the process has no effect
+        torch.manual_seed(workers)  # the process's random state has no effect
         return torch.cat(list(DataLoader(SeededSamples(Random()), batch_size=2, sampler=sampler, num_workers=workers)))
 
     first = draws(0, 0)
@@ -104,7 +104,7 @@ def batches(dataset, count=1):
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("count", [1, 4])
-def test_an_error_in_the_prefetching_thread_ends_the_loop(count):
+def test_error_in_the_prefetching_thread_is_raised(count):
     epoch = batches(Broken(), count).epoch()
     assert next(epoch).item() == 0
     with pytest.raises(UserError, match="image 1 is broken"):

@@ -1,4 +1,4 @@
-"""Low light and the sRGB curve against the standard and Foi's variance."""
+"""Low light and the sRGB curve, compared with the standard and Foi's noise variance."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from restormixer_arch.data.degradations.low_light import (
 )
 
 
-def test_srgb_by_the_standard():
-    """Values of IEC 61966-2-1: the line below 0.04045, and the power above."""
+def test_srgb_matches_the_standard():
+    """IEC 61966-2-1: linear up to 0.04045, a power function above."""
     stored = np.array([0, 0.02, 0.04045, 0.5, 1], np.float32)
     wanted = [0, 0.02 / 12.92, 0.04045 / 12.92, ((0.5 + 0.055) / 1.055) ** 2.4, 1]
     np.testing.assert_allclose(srgb_to_linear(stored), wanted, rtol=1e-5)
@@ -28,8 +28,8 @@ def test_a_stop_halves_the_light():
     np.testing.assert_allclose(srgb_to_linear(dark), srgb_to_linear(image) / 8, atol=1e-6)
 
 
-def test_the_noise_has_the_variance_promised():
-    """photon * signal + read^2 in linear light, at gray 0.5 four stops down."""
+def test_noise_has_the_documented_variance():
+    """The variance is photon * signal + read^2 in linear light, here for gray 0.5 darkened by four stops."""
     image = np.full((200, 200, 3), 0.5, np.float32)
     signal = srgb_to_linear(np.float32(0.5)) / 16
     for photon, read in ((1e-4, 0), (0, 1e-3), (2e-4, 1e-3)):
@@ -46,7 +46,7 @@ def test_uneven_light_is_smooth_and_never_brightens():
     assert np.abs(np.diff(np.log2(light), axis=0)).max() < 0.2
 
 
-def test_a_lamp_lights_its_surroundings_by_the_inverse_square():
+def test_lamp_light_falls_off_with_the_squared_distance():
     rng = np.random.default_rng(5)
     row, column = rng.uniform(-0.2, 1.2, 2) * (60, 80)
     reach, peak = rng.uniform(0.1, 0.5) * 60, rng.uniform(0.3, 1)
@@ -58,7 +58,7 @@ def test_a_lamp_lights_its_surroundings_by_the_inverse_square():
         assert light[i, j] == pytest.approx(1 / 32 + (1 - 1 / 32) * lit, rel=1e-5)
 
 
-def test_a_bright_sky_keeps_its_light_and_the_scene_before_it_does_not():
+def test_bright_sky_keeps_its_light_and_the_scene_in_front_does_not():
     image = np.full((100, 100, 3), linear_to_srgb(np.float32(0.1)), np.float32)
     image[:50] = linear_to_srgb(np.float32(0.8))
     dark = srgb_to_linear(add_low_light(image, LowLightParameters(stops=3, backlit=True)))
@@ -67,7 +67,7 @@ def test_a_bright_sky_keeps_its_light_and_the_scene_before_it_does_not():
     assert np.all(np.diff(dark[:, 50, 0]) <= 1e-6)
 
 
-def test_draws():
+def test_draws_cover_the_parameter_ranges():
     drawn = [draw_low_light(np.random.default_rng(seed)) for seed in range(200)]
     assert {one.lamps for one in drawn} == {0, 1, 2, 3}
     assert 0.12 < np.mean([one.backlit for one in drawn]) < 0.3

@@ -1,4 +1,4 @@
-"""Odd metadata costs neither the picture nor what is sound, and what describes pixels follows them."""
+"""Malformed metadata: the image and valid metadata are kept, and metadata that describes pixels is adapted to them."""
 
 import struct
 
@@ -16,7 +16,7 @@ PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def exif(*entries, order=">", behind=b""):
-    """EXIF of one directory; a value is four bytes."""
+    """Return EXIF with a single directory; each value has four bytes."""
     packed = b"".join(struct.pack(f"{order}HHI", tag, kind, count) + value for tag, kind, count, value in entries)
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(entries))
     return b"Exif\0\0" + head + packed + struct.pack(f"{order}I", 0) + behind
@@ -26,8 +26,8 @@ def exif(*entries, order=">", behind=b""):
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_a_turned_photographs_maker_note_stays_where_it_is(tmp_path, order):
-    """Its tables hold places within the EXIF, so that it must not move."""
+def test_maker_note_of_a_rotated_image_is_not_moved(tmp_path, order):
+    """Its tables contain offsets within the EXIF, so it must not be moved."""
     turned = (274, 3, 1, struct.pack(f"{order}HH", 6, 0))
     note = (37500, 7, 5, struct.pack(f"{order}I", 8 + 2 + 2 * 12 + 4))
     before = exif(turned, note, order=order, behind=b"maker")
@@ -38,21 +38,21 @@ def test_a_turned_photographs_maker_note_stays_where_it_is(tmp_path, order):
     assert picture.metadata["exif"] == exif(upright, note, order=order, behind=b"maker") == upright_exif(before)
 
 
-def test_the_orientation_of_any_kind_becomes_1():
+def test_exif_orientation_of_any_type_becomes_1():
     wanted = exif((274, 3, 1, b"\0\1\0\0"))
     for odd in ((274, 4, 1, b"\0\0\0\6"), (274, 1, 1, b"\6\0\0\0"), (274, 2, 2, b"6\0\0\0")):
         assert upright_exif(exif(odd)) == wanted
     others = exif((296, 3, 1, b"\0\2\0\0"))
     assert upright_exif(others) == others
     turned = exif((274, 3, 1, b"\0\6\0\0"))
-    assert upright_exif(b"Exif\0\0" + turned) == b"Exif\0\0" + wanted  # the prefix twice
-    assert upright_exif(turned[:14] + b"\0\5" + turned[16:]) == wanted[:14] + b"\0\5" + wanted[16:]  # cut short
+    assert upright_exif(b"Exif\0\0" + turned) == b"Exif\0\0" + wanted  # duplicate prefix
+    assert upright_exif(turned[:14] + b"\0\5" + turned[16:]) == wanted[:14] + b"\0\5" + wanted[16:]  # truncated
     for length in range(len(wanted)):
         assert len(upright_exif(wanted[:length])) == length
 
 
-def test_a_turned_photograph_with_a_tag_of_another_kind_is_read(tmp_path):
-    odd = exif((256, 2, 4, b"640\0"), (274, 3, 1, b"\0\6\0\0"))  # a width in letters
+def test_rotated_image_with_a_tag_of_the_wrong_type_is_read(tmp_path):
+    odd = exif((256, 2, 4, b"640\0"), (274, 3, 1, b"\0\6\0\0"))  # a width stored as text
     Image.fromarray(RGB).save(tmp_path / "a.jpg", exif=odd, quality=100)
     assert read_picture(tmp_path / "a.jpg").pixels.shape == (RGB.shape[1], RGB.shape[0], 3)
 
@@ -60,7 +60,7 @@ def test_a_turned_photograph_with_a_tag_of_another_kind_is_read(tmp_path):
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 @pytest.mark.parametrize("damage", ["twice", "cut"])
-def test_a_photograph_is_turned_once_though_its_exif_is_damaged(tmp_path, suffix, damage):
+def test_image_with_damaged_exif_is_rotated_only_once(tmp_path, suffix, damage):
     turned = exif((274, 3, 1, b"\0\6\0\0"), (296, 3, 1, b"\0\2\0\0"))
     turned = b"Exif\0\0" + turned if damage == "twice" else turned[:14] + b"\0\5" + turned[16:28]
     path, target = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
@@ -74,7 +74,7 @@ def test_a_photograph_is_turned_once_though_its_exif_is_damaged(tmp_path, suffix
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_damaged_exif_stays_as_it_is(tmp_path, suffix):
+def test_damaged_exif_is_kept_unchanged(tmp_path, suffix):
     Image.fromarray(RGB).save(tmp_path / f"a.{suffix}", exif=b"Exif\0\0no TIFF at all")
     picture = read_picture(tmp_path / f"a.{suffix}")
     assert picture.pixels.shape == RGB.shape and picture.left_out == ()
@@ -84,7 +84,7 @@ def test_damaged_exif_stays_as_it_is(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("form", ['tiff:Orientation="{}"', "<tiff:Orientation>{}</tiff:Orientation>"])
-def test_the_orientation_of_xmp_becomes_1(tmp_path, form):
+def test_xmp_orientation_becomes_1(tmp_path, form):
     Image.fromarray(RGB).save(tmp_path / "a.webp", xmp=b"<x>" + form.format(6).encode() + b"</x>", lossless=True)
     picture = read_picture(tmp_path / "a.webp")
     np.testing.assert_array_equal(picture.pixels, np.rot90(RGB, -1))
@@ -103,7 +103,7 @@ def test_the_orientation_of_xmp_becomes_1(tmp_path, form):
         (254, (0, 0), "2I", ((300, 1), (200, 1))),
     ],
 )
-def test_an_odd_tag_costs_itself_alone(tmp_path, code, value, dtype, wanted):
+def test_invalid_tiff_tag_does_not_affect_other_metadata(tmp_path, code, value, dtype, wanted):
     path = tmp_path / "a.tif"
     options = {"photometric": "rgb", "metadata": None, "iccprofile": PROFILE, "subfiletype": 0}
     tifffile.imwrite(path, SMOOTH, resolution=(300, 200), resolutionunit="INCH", **options)
@@ -113,11 +113,11 @@ def test_an_odd_tag_costs_itself_alone(tmp_path, code, value, dtype, wanted):
     np.testing.assert_array_equal(picture.pixels, SMOOTH)
     assert picture.metadata["icc_profile"] == PROFILE
     assert picture.metadata.get("resolution") == wanted
-    assert picture.left_out == (() if wanted else ("the resolution, which is no number",))
+    assert picture.left_out == (() if wanted else ("the resolution, which is not a number",))
     write_picture(picture, tmp_path / "b.tif")
 
 
-def test_sub_images_of_a_tiff_are_named_as_left_out(tmp_path):
+def test_sub_images_of_a_tiff_are_reported_as_skipped(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
         writer.write(SMOOTH, photometric="rgb", metadata=None, subifds=1)
         writer.write(np.ascontiguousarray(SMOOTH[::2, ::2]), photometric="rgb", metadata=None, subfiletype=1)
@@ -126,7 +126,7 @@ def test_sub_images_of_a_tiff_are_named_as_left_out(tmp_path):
     assert picture.left_out == ("sub-images, such as a pyramid",)
 
 
-def test_metadata_that_cannot_be_written_leaves_the_color_profile(tmp_path):
+def test_color_profile_is_kept_if_other_metadata_cannot_be_written(tmp_path):
     metadata = {"icc_profile": PROFILE, "extratags": [(65000, 99, 1, 0, True)]}
     picture = with_writable_metadata(Picture(SMOOTH, None, "TIFF", metadata), "a.tif")
     assert picture.metadata == {"icc_profile": PROFILE}
@@ -134,7 +134,7 @@ def test_metadata_that_cannot_be_written_leaves_the_color_profile(tmp_path):
 
 
 def geo_tiff(path, *, points=False):
-    """10 m to a pixel, the pixel at column 4 and row 2 at (500, 1000)."""
+    """Write a GeoTIFF with 10 m per pixel, and with the pixel in column 4 and row 2 at (500, 1000)."""
     transformation = (10, 0, 0, 460, 0, -10, 0, 1020, 0, 0, 0, 0, 0, 0, 0, 1)
     tags = [
         (33550, 12, 3, (10.0, 10.0, 0.0), True),
@@ -147,8 +147,8 @@ def geo_tiff(path, *, points=False):
 
 @pytest.mark.parametrize("points", [False, True])
 @pytest.mark.parametrize("scale", [1, 2, 4])
-def test_an_enlarged_map_lies_where_it_lay(tmp_path, points, scale):
-    """The corner of the image, and the opposite one, keep their places by both kinds of tags."""
+def test_upsampled_geotiff_keeps_its_location(tmp_path, points, scale):
+    """Two opposite corners keep their coordinates, according to both kinds of tags."""
     geo_tiff(tmp_path / "a.tif", points=points)
     picture = read_picture(tmp_path / "a.tif")
     picture.pixels = np.repeat(np.repeat(picture.pixels, scale, 0), scale, 1)
@@ -170,7 +170,7 @@ def test_an_enlarged_map_lies_where_it_lay(tmp_path, points, scale):
 @pytest.mark.parametrize(
     "odd", [(34735, 3, 5, (1, 1, 0, 1, 1025), True), (34264, 12, 12, (1.0,) * 12, True), (33550, 3, 3, (1, 2, 3), True)]
 )
-def test_odd_tags_of_a_map_stay_as_they_are(tmp_path, odd):
+def test_invalid_geotiff_tags_are_kept_unchanged(tmp_path, odd):
     tifffile.imwrite(tmp_path / "a.tif", SMOOTH, photometric="rgb", metadata=None, extratags=[odd], description="map")
     picture = with_writable_metadata(read_picture(tmp_path / "a.tif"), "a.tif")
     assert picture.left_out == ()
@@ -183,7 +183,7 @@ def test_odd_tags_of_a_map_stay_as_they_are(tmp_path, odd):
 # --- HEIF and MPO ----------------------------------------------------------------------------------------------------
 
 
-def test_the_color_space_of_heic_stays(tmp_path):
+def test_color_space_of_heic_is_kept(tmp_path):
     pytest.importorskip("pillow_heif").register_heif_opener(thumbnails=False)
     wide = {"color_primaries": 9, "transfer_characteristics": 16, "matrix_coefficients": 9}
     Image.fromarray(SMOOTH).save(tmp_path / "a.heic", quality=95, chroma=444, **wide)
@@ -195,7 +195,7 @@ def test_the_color_space_of_heic_stays(tmp_path):
 
 
 @pytest.mark.parametrize("behind", [b"", b"ftypmp4 a video"])
-def test_what_is_behind_the_last_image_of_an_mpo_is_named(tmp_path, behind):
+def test_data_after_the_last_image_of_an_mpo_is_reported_as_skipped(tmp_path, behind):
     path = tmp_path / "a.jpg"
     Image.fromarray(SMOOTH).save(path, "MPO", save_all=True, append_images=[Image.fromarray(RGB)])
     path.write_bytes(path.read_bytes() + behind)
@@ -203,7 +203,7 @@ def test_what_is_behind_the_last_image_of_an_mpo_is_named(tmp_path, behind):
     assert (TRAILING_DATA in picture.left_out) == bool(behind) and len(picture.left_out) == 1 + bool(behind)
 
 
-def test_of_several_comments_the_last_one_is_kept(tmp_path):
+def test_last_of_several_jpeg_comments_is_kept(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "a.jpg", comment=b"second")
     content = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "a.jpg").write_bytes(content[:2] + b"\xff\xfe\x00\x07first" + content[2:])

@@ -1,4 +1,4 @@
-"""Gradient checkpointing, torch.compile, and what is said when memory runs out."""
+"""Gradient checkpointing, torch.compile, and error messages when memory runs out."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ register.register()
 
 
 def saved_for_backward(model):
-    """Bytes of the distinct tensors that a forward pass keeps."""
+    """Return the total bytes of the distinct tensors that a forward pass saves for the backward pass."""
     kept = {}
 
     def pack(tensor):
@@ -26,7 +26,7 @@ def saved_for_backward(model):
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 @pytest.mark.parametrize("amp", ["off", "bf16"])
-def test_checkpointing_keeps_less_and_trains_the_same(tmp_path, network, amp):
+def test_checkpointing_saves_memory_and_trains_identically(tmp_path, network, amp):
     plain, checkpointed = (build(tmp_path, network, amp=amp, checkpointing=on) for on in (False, True))
     assert saved_for_backward(checkpointed) < 0.7 * saved_for_backward(plain)
     for model in (plain, checkpointed):
@@ -38,7 +38,7 @@ def test_checkpointing_keeps_less_and_trains_the_same(tmp_path, network, amp):
     assert same(weights(plain), weights(checkpointed))
 
 
-def test_checkpointed_blocks(tmp_path):
+def test_number_of_checkpointed_blocks(tmp_path):
     model = build(tmp_path)
     assert memory.set_checkpointing(model.net_g) == 4  # one M-T unit in each of four stages
     assert model.net_g.set_checkpointing(False) == 4
@@ -47,7 +47,7 @@ def test_checkpointed_blocks(tmp_path):
     assert memory.set_checkpointing(build(tmp_path, EDSR).net_g) == 2
 
 
-def test_a_tensor_with_two_names_is_averaged_once(tmp_path):
+def test_ema_averages_a_shared_tensor_once(tmp_path):
     model = build(tmp_path, EDSR, ema_decay=0.5)
     for network in (model.net_g, model.net_g_ema):
         network.again = network.conv_first
@@ -58,7 +58,7 @@ def test_a_tensor_with_two_names_is_averaged_once(tmp_path):
     torch.testing.assert_close(model.net_g_ema.conv_first.weight, old + 0.5)
 
 
-def test_a_network_without_blocks(tmp_path):
+def test_checkpointing_a_network_without_suitable_blocks_is_rejected(tmp_path):
     class Block(torch.nn.Sequential):
         pass
 
@@ -66,7 +66,7 @@ def test_a_network_without_blocks(tmp_path):
         return Block(torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3))
 
     with pytest.raises(UserError, match="train.checkpointing: Sequential has no blocks"):
-        memory.set_checkpointing(torch.nn.Sequential(torch.nn.Sequential(block(), block())))  # BatchNorm
+        memory.set_checkpointing(torch.nn.Sequential(torch.nn.Sequential(block(), block())))  # has BatchNorm
     with pytest.raises(UserError, match="train.checkpointing: Linear has no blocks"):
         memory.set_checkpointing(torch.nn.Linear(1, 1))
 
@@ -74,26 +74,26 @@ def test_a_network_without_blocks(tmp_path):
 @pytest.mark.parametrize(
     "network", [pytest.param(NETWORKS["RestorMixer"], marks=pytest.mark.slow), NETWORKS["SwinIR"]], ids=NETWORKS
 )
-def test_compiled_training(tmp_path, network, monkeypatch):
+def test_compiled_training_matches_eager_training(tmp_path, network, monkeypatch):
     monkeypatch.setattr(restormixer_model, "COMPILE_BACKEND", "aot_eager")
     eager, compiled = (build(tmp_path, network, compile=on, ema_decay=0.9) for on in (False, True))
     names = eager.net_g.state_dict().keys()
     for model in (eager, compiled):
         step(model, 1)
-    assert compiled.net_g.state_dict().keys() == names  # no _orig_mod
+    assert compiled.net_g.state_dict().keys() == names  # without the prefix _orig_mod
     assert compiled.get_current_log()["l_pix"] == pytest.approx(eager.get_current_log()["l_pix"], rel=1e-5)
     for (name, one), other in zip(eager.net_g.named_parameters(), compiled.net_g.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-6, msg=name)
     compiled.save(0, 1)
     build(tmp_path, network).load_network(eager.net_g, tmp_path / "net_g_1.pth", strict=True)
-    compiled.feed_data({"lq": torch.rand(1, 3, 24, 32)})  # another size is not compiled again
+    compiled.feed_data({"lq": torch.rand(1, 3, 24, 32)})  # another size is not recompiled
     compiled.test()
     assert compiled.output.shape == (1, 3, 24, 32)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_default_compiler(tmp_path):
+def test_default_compile_backend_gives_the_same_loss(tmp_path):
     model = build(tmp_path, compile=True)
     step(model, 1)
     reference = build(tmp_path)
@@ -112,7 +112,7 @@ def test_the_default_compiler(tmp_path):
         MemoryError(),
     ],
 )
-def test_out_of_memory_names_the_keys_to_lower(tmp_path, error, monkeypatch):
+def test_out_of_memory_message_names_the_options_to_change(tmp_path, error, monkeypatch):
     model = build(tmp_path)
 
     def forward(lq):
@@ -131,7 +131,7 @@ def test_out_of_memory_names_the_keys_to_lower(tmp_path, error, monkeypatch):
         model.test()
 
 
-def test_only_what_is_not_in_use_is_advised():
+def test_advice_omits_options_that_are_already_in_use():
     train = {"amp": "bf16", "checkpointing": True, "accumulate": 2, "progressive": {"iters": [1]}}
     assert memory.training_advice({"train": train}) == (
         "lower train.progressive.gt_sizes and batch_sizes, or set train.accumulate (now 2) higher, and a batch smaller "
@@ -139,7 +139,7 @@ def test_only_what_is_not_in_use_is_advised():
     )
 
 
-def test_another_runtime_error_passes(tmp_path):
+def test_other_runtime_errors_are_not_converted(tmp_path):
     with pytest.raises(RuntimeError, match="shapes"), memory.explain_out_of_memory("at all", "nothing"):
         raise RuntimeError("shapes")
     assert not memory.is_out_of_memory(ValueError("out of memory"))

@@ -1,4 +1,4 @@
-"""The metrics against scikit-image, against plain formulas, and against values worked by hand."""
+"""The metrics compared with scikit-image, plain formulas and manually computed values."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ NAMES = [
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_inputs_are_enlarged_as_in_matlab(scale):
-    """Away from the edges, where MATLAB repeats pixels in mirror order, it is BasicSR's imresize."""
+def test_enlarge_matches_imresize_of_matlab(scale):
+    """The result equals BasicSR's imresize except near the edges, where MATLAB mirrors the image."""
     image = noisy_pair(20)[0].astype(np.float32) / 255
     lq = torch.from_numpy(image).permute(2, 0, 1)[None]
     size = (scale * image.shape[0], scale * image.shape[1])
@@ -43,7 +43,7 @@ def test_inputs_are_enlarged_as_in_matlab(scale):
 
 
 def noisy_pair(sigma, shape=(64, 80, 3), seed=0):
-    """A smooth image and the same with noise, BGR uint8."""
+    """Return a smooth image with and without noise, BGR uint8."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     waves = [110 + 60 * np.sin(rows / 9 + k) * np.cos(columns / 11 - k) for k in range(3)]
@@ -64,13 +64,13 @@ def measure(kind, first, second, **options):
     ("rgb", "value"),
     [((0, 0, 0), 16), ((255, 255, 255), 235), ((255, 0, 0), 81), ((0, 255, 0), 145), ((0, 0, 255), 41)],
 )
-def test_luma_is_that_of_matlab(rgb, value):
-    """16 + 65.481 = 81.48, 16 + 128.553 = 144.55, 16 + 24.966 = 40.97: each rounded."""
+def test_luma_matches_matlab(rgb, value):
+    """Red, green and blue: 16 + 65.481 = 81.48, 16 + 128.553 = 144.55 and 16 + 24.966 = 40.97, each rounded."""
     assert metrics.luma(np.array([[rgb[::-1]]], dtype=np.uint8)).tolist() == [[value]]
 
 
-def test_psnr_y_worked_by_hand():
-    """Black against (10, 10, 10): luma 16 and 16 + 219 * 10 / 255 = 24.59, rounded 25; error 9, not 8.59."""
+def test_psnr_y_uses_the_rounded_luma():
+    """Black and (10, 10, 10) have luma 16 and 16 + 219 * 10 / 255 = 24.59, rounded to 25: error 9, not 8.59."""
     black, grey = np.zeros((12, 12, 3), np.uint8), np.full((12, 12, 3), 10, np.uint8)
     assert measure("calculate_psnr_y_matlab", black, grey) == pytest.approx(20 * math.log10(255 / 9), abs=1e-9)
     unrounded = measure("calculate_psnr", black, grey, crop_border=0, test_y_channel=True)
@@ -78,8 +78,8 @@ def test_psnr_y_worked_by_hand():
 
 
 @pytest.mark.parametrize(("sigma", "level", "offset"), [(7.9, 35, 0.03), (1.96, 47, 0.5)])
-def test_basicsr_measures_an_unrounded_luma_and_reads_higher(sigma, level, offset):
-    """Rounding adds an error of variance 1/12 to each image, 1/6 to their difference."""
+def test_psnr_of_basicsr_with_unrounded_luma_is_higher(sigma, level, offset):
+    """Rounding adds an error with variance 1/12 to each image, and with variance 1/6 to their difference."""
     pair = noisy_pair(sigma)
     rounded = measure("calculate_psnr_y_matlab", *pair)
     unrounded = measure("calculate_psnr", *pair, crop_border=0, test_y_channel=True)
@@ -92,19 +92,19 @@ def test_basicsr_measures_an_unrounded_luma_and_reads_higher(sigma, level, offse
 # --- against other implementations ----------------------------------------------------------------------------------
 
 
-def test_rgb_psnr_is_that_of_scikit_image():
+def test_psnr_rgb_matches_scikit_image():
     first, second = noisy_pair(7.0)
     assert measure("calculate_psnr_rgb", first, second) == pytest.approx(peak_signal_noise_ratio(second, first))
 
 
 @pytest.mark.parametrize("shape", [(64, 80, 3), (7, 9, 3), (31, 32, 1)])
-def test_ssim_skimage_is_that_of_scikit_image(shape):
+def test_ssim_skimage_matches_scikit_image(shape):
     first, second = noisy_pair(12.0, shape)
     expected = structural_similarity(first, second, channel_axis=2, data_range=255)
     assert measure("calculate_ssim_skimage", first, second) == pytest.approx(expected, abs=1e-9)
 
 
-def test_ssim_y_is_that_of_scikit_image_with_a_gaussian_of_eleven():
+def test_ssim_y_matches_scikit_image_with_an_11x11_gaussian():
     first, second = (metrics.luma(image) for image in noisy_pair(12.0))
     options = {"gaussian_weights": True, "sigma": 1.5, "truncate": 3.5, "use_sample_covariance": False}
     expected = structural_similarity(first, second, data_range=255, **options)
@@ -112,7 +112,7 @@ def test_ssim_y_is_that_of_scikit_image_with_a_gaussian_of_eleven():
 
 
 def plain_pooled_ssim(first, second, ratio):
-    """The formula written out with torch's convolutions on RGB (1, C, H, W) in [0, 1]."""
+    """Compute the formula with torch's convolutions on RGB (1, C, H, W) in [0, 1]."""
     x, y = (torch.from_numpy(image[..., ::-1] / 255.0).permute(2, 0, 1)[None] for image in (first, second))
     size = (x.shape[2] // ratio, x.shape[3] // ratio)
     x, y = F.adaptive_avg_pool2d(x, size), F.adaptive_avg_pool2d(y, size)
@@ -130,31 +130,31 @@ def plain_pooled_ssim(first, second, ratio):
 
 
 @pytest.mark.parametrize(("size", "ratio"), [((60, 70), 1), ((384, 500), 2), ((640, 641), 2), ((700, 801), 3)])
-def test_pooled_ssim_reduces_by_the_rounded_ratio(size, ratio):
-    """384 / 256 = 1.5 and 640 / 256 = 2.5 are both rounded to the even 2, as Python's round does."""
+def test_pooled_ssim_downsamples_by_the_rounded_ratio(size, ratio):
+    """384 / 256 = 1.5 and 640 / 256 = 2.5 are both rounded to 2, since Python rounds half to even."""
     pair = noisy_pair(20.0, (*size, 3))
     value = measure("calculate_ssim_pooled", *pair)
     assert value == pytest.approx(plain_pooled_ssim(*pair, ratio), abs=1e-9)
 
 
-# --- ends of the range -----------------------------------------------------------------------------------------------
+# --- edge cases ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_identical_images(name):
+def test_identical_images_have_infinite_psnr_and_ssim_1(name):
     image, _ = noisy_pair(5.0)
     assert measure(name, image, image.copy(), better="higher") == (math.inf if "psnr" in name else 1.0)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_border_is_cut_off(name):
+def test_crop_border_is_removed(name):
     first, second = noisy_pair(5.0)
     inner = measure(name, first[4:-4, 4:-4], second[4:-4, 4:-4])
     assert measure(name, first, second, crop_border=4) == inner != measure(name, first, second)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_gray_image_is_its_own_luma(name):
+def test_gray_image_is_its_own_luma(name):
     first, second = (image[..., 0] for image in noisy_pair(5.0, (40, 40, 1)))
     assert measure(name, first, second) == measure(name, first[..., None], second[..., None])
     if "psnr" in name:
@@ -162,7 +162,7 @@ def test_a_gray_image_is_its_own_luma(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_cannot_be_measured_is_said(name):
+def test_invalid_images_are_rejected(name):
     image = np.zeros((20, 21, 3), np.uint8)
     with pytest.raises(UserError, match=r"shape \(20, 21, 3\), the ground truth \(20, 20, 3\)"):
         measure(name, image, image[:, :20])
@@ -185,7 +185,7 @@ def test_what_cannot_be_measured_is_said(name):
         ({"type": "calculate_niqe", "crop_border": 0}, (191, 96), "NIQE needs at least 96 x 192 pixels, got 191 x 96"),
     ],
 )
-def test_images_that_are_too_small_for_any_metric_are_said(options, size, message):
+def test_images_too_small_for_a_metric_are_rejected(options, size, message):
     image = np.zeros((*size, 3), np.uint8)
     with pytest.raises(UserError) as error:
         metrics.measure({"m": options}, image, image, "a", "set")
@@ -193,7 +193,7 @@ def test_images_that_are_too_small_for_any_metric_are_said(options, size, messag
 
 
 def fails_with(error, monkeypatch):
-    """Let every metric raise an error; return what is said of it."""
+    """Make every metric raise ``error``, and return the reason in the resulting message."""
 
     def fail(data, options):
         raise error
@@ -220,12 +220,12 @@ def fails_with(error, monkeypatch):
     ],
     ids=["AttributeError", "TypeError", "cv2.error"],
 )
-def test_a_metric_that_fails_is_one_line(monkeypatch, error, reason):
+def test_failing_metric_is_reported_in_one_line(monkeypatch, error, reason):
     assert fails_with(error, monkeypatch) == reason
 
 
 @pytest.mark.parametrize("kind", ["psnr", "ssim"])
-def test_metrics_for_tensors_are_refused_before_the_training(pairs, train_options, write, capsys, kind):
+def test_tensor_metrics_are_rejected_before_training(pairs, train_options, write, capsys, kind):
     train_options["val"]["metrics"] = {"m": {"type": f"calculate_{kind}_pt", "crop_border": 0}}
     assert cli.main(["train", "-opt", write(train_options)]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
@@ -235,12 +235,12 @@ def test_metrics_for_tensors_are_refused_before_the_training(pairs, train_option
     )
 
 
-def test_niqe_of_the_smallest_image_is_a_number():
+def test_niqe_of_the_smallest_image_is_finite():
     image = np.random.default_rng(0).integers(0, 256, (192, 96, 3), dtype=np.uint8)
     assert 0 < metrics.measure({"m": {"type": "calculate_niqe", "crop_border": 0}}, image, None, "a")["m"] < 1000
 
 
-def test_a_result_that_is_not_a_number_is_said(monkeypatch, capsys):
+def test_nan_result_gives_a_warning(monkeypatch, capsys):
     monkeypatch.setattr(metrics, "calculate_metric", lambda data, options: math.nan)
     image = np.zeros((8, 8, 3), np.uint8)
     assert math.isnan(metrics.measure({"m": {"type": "x"}}, image, image, "a", "d")["m"])
@@ -248,7 +248,7 @@ def test_a_result_that_is_not_a_number_is_said(monkeypatch, capsys):
     assert capsys.readouterr().err == wanted
 
 
-def test_a_flat_image_without_niqe_does_not_end_a_training(capsys):
+def test_undefined_niqe_of_a_flat_image_gives_a_warning(capsys):
     flat = np.zeros((192, 192, 3), np.uint8)
     assert math.isnan(metrics.measure({"m": {"type": "calculate_niqe", "crop_border": 0}}, flat, None, "a")["m"])
     assert "val.metrics.m: cannot measure 'a'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Mixup of pairs, and CutBlur."""
+"""Mixup and CutBlur."""
 
 import pytest
 import torch
@@ -9,26 +9,26 @@ from restormixer_arch import cli
 from restormixer_arch.models.mixing import cut_blur, mix_pairs
 
 
-def test_input_and_truth_are_blended_alike():
+def test_mixup_blends_input_and_ground_truth_with_the_same_weight():
     lq = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 4, 4)
     blended_lq, blended_gt = mix_pairs(lq, 10 * lq, alpha=1.2, seed="0 3")
     torch.testing.assert_close(blended_gt, 10 * blended_lq)
     values = blended_lq[:, 0, 0, 0]
-    # weight * own + (1 - weight) * partner, with each image the partner of one: the sum stays
+    # weight * own + (1 - weight) * partner; each image is the partner of exactly one, so the sum is unchanged
     assert values.sum().item() == pytest.approx(15.0) and (values - torch.arange(6.0)).abs().max() > 0.01
     torch.testing.assert_close(mix_pairs(lq, lq, 1.2, "0 3")[0], blended_lq, rtol=0, atol=0)
     assert not torch.equal(mix_pairs(lq, lq, 1.2, "0 4")[0], blended_lq)
 
 
-def test_the_mean_weight_is_a_half_and_alpha_sets_how_strongly_they_blend():
+def test_mixup_weights_have_the_mean_and_variance_of_the_beta_distribution():
     lq = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
-    for alpha, variance in ((1.0, 1 / 12), (0.2, 1 / (4 * 1.4))):  # of Beta(a, a): 1 / (4 (2 a + 1))
+    for alpha, variance in ((1.0, 1 / 12), (0.2, 1 / (4 * 1.4))):  # Beta(a, a): 1 / (4 (2 a + 1))
         weights = torch.stack([mix_pairs(lq, lq, alpha, str(n))[0][1, 0, 0, 0] for n in range(4000)])
         assert weights.mean().item() == pytest.approx(0.5, abs=0.04)
         assert weights.var().item() == pytest.approx(variance, abs=0.02)
 
 
-def test_a_model_trains_on_blended_pairs(tmp_path):
+def test_model_trains_on_blended_pairs(tmp_path):
     model = build(tmp_path, mixup=1.2)
     before = {name: p.clone() for name, p in model.net_g.named_parameters()}
     step(model)
@@ -42,7 +42,7 @@ def test_a_model_trains_on_blended_pairs(tmp_path):
 # --- CutBlur ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_rectangle_is_clean_or_all_but_a_rectangle():
+def test_cutblur_makes_the_inside_or_outside_of_a_rectangle_clean():
     lq, gt = torch.zeros(200, 3, 40, 60), torch.ones(200, 3, 40, 60)
     mixed = cut_blur(lq, gt, 1.0, "0 1")
     clean_inside = 0
@@ -60,7 +60,7 @@ def is_rectangle(part):
     return part.sum() == part.any(1).sum() * part.any(0).sum()
 
 
-def test_cuts_follow_the_seed_and_the_probability():
+def test_cutblur_depends_on_seed_and_probability():
     lq, gt = torch.zeros(400, 1, 8, 8), torch.ones(400, 1, 8, 8)
     assert torch.equal(cut_blur(lq, gt, 0.3, "0 1"), cut_blur(lq, gt, 0.3, "0 1"))
     assert not torch.equal(cut_blur(lq, gt, 0.3, "0 1"), cut_blur(lq, gt, 0.3, "0 2"))
@@ -68,7 +68,7 @@ def test_cuts_follow_the_seed_and_the_probability():
     assert cut.float().mean().item() == pytest.approx(0.3, abs=0.07)
 
 
-def test_in_super_resolution_the_clean_part_is_the_reduced_truth():
+def test_cutblur_uses_downsampled_ground_truth_in_super_resolution():
     rng = torch.Generator().manual_seed(0)
     gt, noise = torch.rand(8, 3, 32, 48, generator=rng), torch.rand(8, 3, 16, 24, generator=rng)
     clean = F.interpolate(gt, size=(16, 24), mode="bicubic", antialias=True).clamp(0, 1)
@@ -78,7 +78,7 @@ def test_in_super_resolution_the_clean_part_is_the_reduced_truth():
 
 
 @pytest.mark.parametrize("scale", [1, 2])
-def test_an_option_file_trains_with_cutblur_and_resumes(pairs, train_options, write, monkeypatch, scale):
+def test_training_passes_patches_probability_and_seed_to_cutblur(pairs, train_options, write, monkeypatch, scale):
     import cv2
 
     from restormixer_arch.models import restormixer_model
@@ -102,14 +102,14 @@ def test_an_option_file_trains_with_cutblur_and_resumes(pairs, train_options, wr
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0, "more than 0"), (1.5, "at most 1")])
-def test_cutblur_is_a_probability(pairs, train_options, write, capsys, value, expected):
+def test_invalid_cutblur_probability_is_rejected(pairs, train_options, write, capsys, value, expected):
     train_options["model_type"] = "RestorMixerModel"
     train_options["train"]["cutblur"] = value
     assert cli.main(["train", "-opt", write(train_options)]) == 2
     assert f"train.cutblur: got {value}, expected {expected}" in capsys.readouterr().err
 
 
-def test_a_batch_of_one_image_has_nothing_to_blend_with(pairs, train_options, write, capsys):
+def test_mixup_with_batch_size_1_is_rejected(pairs, train_options, write, capsys):
     train_options.update(model_type="RestorMixerModel")
     train_options["train"]["mixup"] = 1.0
     train_options["datasets"]["train"]["batch_size_per_gpu"] = 1

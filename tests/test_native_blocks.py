@@ -1,4 +1,4 @@
-"""GELU and window attention of the compiled library: values and gradients against torch in float64, fallbacks."""
+"""GELU and window attention of the compiled library: values and gradients equal float64 torch; fallbacks."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def attention_in_float64(qkv, heads):
     return (weights @ v).permute(0, 2, 1, 3).flatten(2)
 
 
-def test_gelu_everywhere():
+def test_gelu_equals_torch_over_its_range():
     x = torch.cat([torch.linspace(-14, 14, 200_003), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 80.0, -80.0, 3e38])])
     wanted = F.gelu(x.double())
     torch.testing.assert_close(native_blocks.gelu(x).double(), wanted, rtol=3e-7, atol=4e-7)
@@ -37,7 +37,7 @@ def test_gelu_everywhere():
     torch.testing.assert_close(gradient[:-1], expected[:-1], rtol=0, atol=5e-7)
 
 
-def test_gelu_of_what_is_no_number():
+def test_gelu_of_nan_and_infinity():
     x = torch.tensor([float("nan"), float("inf")])
     y = native_blocks.gelu(x)
     assert torch.isnan(y[0]) and y[1] == float("inf")
@@ -49,7 +49,7 @@ def test_gelu_of_what_is_no_number():
     channels_last=st.booleans(),
     grad_channels_last=st.booleans(),
 )
-def test_gelu_with_a_scale(shape, channels_last, grad_channels_last):
+def test_gelu_with_scale_and_shift_equals_torch(shape, channels_last, grad_channels_last):
     formats = {True: torch.channels_last, False: torch.contiguous_format}
     generator = torch.Generator().manual_seed(sum(shape))
     x = torch.randn(shape, generator=generator).to(memory_format=formats[channels_last]).requires_grad_()
@@ -67,19 +67,19 @@ def test_gelu_with_a_scale(shape, channels_last, grad_channels_last):
 @pytest.mark.parametrize(
     "view", [lambda x: x, lambda x: x[:, :, 1:5], lambda x: x.transpose(2, 3), lambda x: x[..., ::2]]
 )
-def test_gelu_in_place(view):
+def test_gelu_in_place_changes_only_the_view(view):
     x = torch.randn(2, 16, 8, 12)
     around, part = x.clone(), view(x)
     wanted = F.gelu(part)
     assert native_blocks.gelu_(part) is part
     torch.testing.assert_close(part, wanted)
     view(around).copy_(wanted)
-    torch.testing.assert_close(x, around)  # what is not in the view is kept
+    torch.testing.assert_close(x, around)  # values outside the view are unchanged
 
 
 @pytest.mark.parametrize("tokens", [1, 9, 16, 64, 100, 256])
 @pytest.mark.parametrize(("heads", "dim"), [(1, 1), (2, 3), (4, 8), (3, 12), (2, 32)])
-def test_attention(tokens, heads, dim):
+def test_window_attention_equals_torch(tokens, heads, dim):
     qkv = torch.randn(3, tokens, 3 * heads * dim).requires_grad_()
     weight = torch.randn(3, tokens, heads * dim)
     y = native_blocks.window_attention(qkv, heads)
@@ -90,15 +90,15 @@ def test_attention(tokens, heads, dim):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_attention_with_large_exponents():
-    """The softmax of exponents that float32's exp cannot take."""
-    qkv = 12 * torch.randn(2, 64, 3 * 16)  # products up to 1000, so that float32 has them to 1e-4
+def test_window_attention_with_large_exponents():
+    """Softmax of exponents for which float32's exp overflows."""
+    qkv = 12 * torch.randn(2, 64, 3 * 16)  # products up to 1000, which float32 represents to 1e-4
     torch.testing.assert_close(
         native_blocks.window_attention(qkv, 2).double(), attention_in_float64(qkv, 2), rtol=1e-3, atol=1e-3
     )
 
 
-def test_threads_give_the_same_values():
+def test_values_do_not_depend_on_the_number_of_threads():
     qkv, x = torch.randn(40, 64, 96), torch.randn(2, 16, 130, 130)
     threads = torch.get_num_threads()
     results = []
@@ -111,7 +111,7 @@ def test_threads_give_the_same_values():
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_layers_take_the_operators_and_fall_back_to_torch(monkeypatch):
+def test_layers_with_native_operators_equal_the_torch_fallback(monkeypatch):
     torch.manual_seed(0)
     layer, attention = ConvNormAct(conv(3, 24, 3)), WindowAttention(24, 4)
     nn.init.normal_(layer.norm.weight)
@@ -130,21 +130,24 @@ def test_layers_take_the_operators_and_fall_back_to_torch(monkeypatch):
             rest = conv_act(depthwise, y, "swish"), linear_act(linear, windows, "gelu"), attention(windows)
             wide = torch.randn(2, 24, 20, 11, generator=torch.Generator().manual_seed(1))
             last = wide.contiguous(memory_format=torch.channels_last)
-            sums = [  # also of rows of a larger picture
+            sums = [  # also with rows of a larger image as residual
                 conv_act(depthwise, y, activation, residual=residual)
                 for residual in (wide[..., 4:14, :], last[..., 4:14, :])
                 for activation in ("none", "gelu")
             ]
-            assert torch.equal(wide, last)  # a residual is not written to
+            assert torch.equal(wide, last)  # residuals are not modified
         return [*gradients, y, *rest, *sums, linear_act(linear, windows)]
 
+    calls, run = [], native_library.run
+    monkeypatch.setattr(native_library, "run", lambda name, call: calls.append(name) or run(name, call))
     fast = results()
+    assert set(calls) == {"restormixer_gelu", "restormixer_attention"}
     monkeypatch.setattr(native_blocks, "on_cpu", lambda x: False)
     for one, other in zip(fast, results(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_other_dtypes_and_traces_are_left_to_torch():
+def test_other_dtypes_devices_and_autocast_are_left_to_torch():
     assert native_blocks.usable(torch.zeros(2))
     assert not native_blocks.usable(torch.zeros(2, dtype=torch.float64))
     assert not native_blocks.usable(torch.zeros(2, device="meta"))
@@ -152,7 +155,7 @@ def test_other_dtypes_and_traces_are_left_to_torch():
         assert not native_blocks.usable(torch.zeros(2))
 
 
-def test_hooks_of_layers_still_run():
+def test_forward_hooks_of_layers_are_called():
     called, layer = [], nn.Linear(4, 4)
     layer.register_forward_hook(lambda *_: called.append(1))
     with torch.no_grad():
@@ -160,8 +163,8 @@ def test_hooks_of_layers_still_run():
     assert called
 
 
-def test_operations_are_counted():
-    """A convolution, a product and an attention, by hand: two operations for a multiply-add."""
+def test_flop_counter_counts_all_operations():
+    """Manually computed for a convolution, a linear layer and an attention; a multiply-add is two operations."""
     depthwise, linear = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Linear(8, 5)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         conv_act(depthwise, torch.zeros(1, 8, 6, 7), "swish")
@@ -177,9 +180,9 @@ def test_operations_are_counted():
         assert counter.get_total_flops() == 2 * 2 * (2 * 16 * 16 * 8)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, in jvp
-def test_forward_mode_derivatives_are_torch_s():
-    """The library has none; with frozen parameters torch would take them to be 0 without a word."""
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # caused by torch itself, in jvp
+def test_forward_mode_derivatives_are_computed_by_torch():
+    """The library has none; with frozen parameters, torch would silently treat them as 0."""
     torch.manual_seed(0)
     net = nn.Sequential(ConvNormAct(conv(3, 8, 3)), conv(8, 4, 1)).eval().requires_grad_(False)
     x, direction = torch.rand(1, 3, 6, 6), torch.randn(1, 3, 6, 6)
@@ -199,12 +202,12 @@ def test_forward_mode_derivatives_are_torch_s():
         (lambda: native_blocks.window_attention(torch.rand(1, 4, 12), 3), "a multiple of 3 heads was expected"),
     ],
 )
-def test_what_the_operators_cannot_take_is_refused(call, message):
+def test_unsupported_inputs_are_rejected(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
 
 
-def test_second_derivatives_are_refused_and_never_silently_zero():
+def test_second_derivatives_raise_an_error_instead_of_being_zero():
     x = torch.randn(2, 4, 24, requires_grad=True)
     for y in (native_blocks.gelu(x), native_blocks.window_attention(x, 2)):
         (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)

@@ -1,4 +1,4 @@
-"""What the native scan promises to torch: threads, processes, its operators, and messages for every mistake."""
+"""The native scan in torch: threads, processes, its operators, and error messages."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _values_and_gradients(args):
     return [y.detach(), *torch.autograd.grad(y, tensors, torch.ones_like(y))]
 
 
-def test_threads_change_nothing_but_rounding(threads):
+def test_number_of_threads_changes_only_rounding(threads):
     args = inputs_2d(1, 12, 13, channels=80)
     results = {}
     for count in (1, 2, 3, 5):
@@ -67,7 +67,7 @@ def test_threads_change_nothing_but_rounding(threads):
             assert_close(f"{count} threads, tensor {i}", a, b.double(), 2e-6)
 
 
-def test_calls_from_several_python_threads(threads):
+def test_concurrent_calls_from_python_threads_are_correct(threads):
     threads(2)
     cases = [inputs_2d(1, 20, 16, channels=32, seed=seed) for seed in range(4)]
     wanted = [_values_and_gradients(case) for case in cases]
@@ -84,10 +84,10 @@ def test_calls_from_several_python_threads(threads):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_after_fork(threads):
-    """The child has none of the parent's OpenMP threads, and must neither wait for them nor lose the result."""
+def test_scan_works_after_fork(threads):
+    """The child process lacks the parent's OpenMP threads; it must neither wait for them nor lose the result."""
     threads(2)
-    args = inputs_1d(1, 32, 1000, states=32)  # enough work for two threads, yet too small for torch's own
+    args = inputs_1d(1, 32, 1000, states=32)  # enough work for two threads, but too little for torch's own
     wanted = scan_1d(**args, delta_softplus=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -101,8 +101,8 @@ def test_after_fork(threads):
     assert torch.equal(scan_1d(**args, delta_softplus=True), wanted)
 
 
-def test_threads_of_its_own(threads, monkeypatch):
-    """Without torch's OpenMP runtime the kernel starts threads itself."""
+def test_results_without_the_openmp_runtime_are_the_same(threads, monkeypatch):
+    """Without torch's OpenMP runtime, the kernel starts threads itself."""
     args = inputs_1d(1, 64, 1000, states=16)
     threads(2)
     wanted = scan_1d(**args, delta_softplus=True)
@@ -123,7 +123,7 @@ def _op_arguments(device="cpu"):
 
 
 @pytest.mark.parametrize("name", ["scan_1d", "scan_2d"])
-def test_opcheck(name):
+def test_opcheck_of_the_forward_pass(name):
     operator = getattr(torch.ops.restormixer, name).default
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -142,8 +142,8 @@ def test_opcheck_of_the_backward_pass(name):
     torch.library.opcheck(getattr(torch.ops.restormixer, f"{name}_backward").default, full, test_utils=tests)
 
 
-def test_gradient_without_saved_states():
-    """A direct call that did not ask for saved states repeats the forward pass."""
+def test_gradients_without_saved_states_are_the_same():
+    """If a direct call does not save states, the backward pass repeats the forward pass."""
     for name, (*args, _) in _op_arguments().items():
         operator = getattr(torch.ops.restormixer, name).default
         tensors = [t for t in args if isinstance(t, torch.Tensor)]
@@ -151,7 +151,7 @@ def test_gradient_without_saved_states():
         assert all(torch.equal(a, b) for a, b in zip(kept, repeated, strict=True))
 
 
-def test_only_the_last_state_is_used():
+def test_gradient_of_c_is_zero_if_only_the_last_state_is_used():
     args = inputs_1d(z=False)
     tensors = leaves(args.values())
     args = dict(zip(args, tensors, strict=True))
@@ -162,20 +162,20 @@ def test_only_the_last_state_is_used():
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, in jvp
 @pytest.mark.parametrize("backend", ["native", "torch"])
-def test_forward_mode_derivatives_are_refused_and_never_silently_zero(backend):
+def test_forward_mode_derivatives_raise_instead_of_being_zero(backend):
     x, *others = inputs_2d(1, 2, 3, 4, 2, 1)
     with pytest.raises(NotImplementedError, match="no forward-mode derivative: use backend='definition'"):
         torch.func.jvp(lambda x: selective_scan_2d(x, *others, DIRECTIONS[:1], backend=backend), (x,), (x,))
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, in jvp
-def test_forward_mode_derivatives_in_one_dimension_are_refused():
+def test_forward_mode_derivatives_of_the_1d_scan_raise():
     u, *others = inputs_1d(1, 4, 5, 3, z=False).values()
     with pytest.raises(NotImplementedError, match="no forward-mode derivative: use backend='definition'"):
         torch.func.jvp(lambda u: scan_1d(u, *others[:-1], delta_bias=others[-1]), (u,), (u,))
 
 
-def test_second_derivative_is_refused():
+def test_second_derivative_raises():
     u, *rest = leaves(inputs_1d(1, 4, 5, 3, z=False).values())
     y = scan_1d(u, *rest[:-1], delta_bias=rest[-1])
     (grad,) = torch.autograd.grad(y.sum(), u, create_graph=True)
@@ -184,7 +184,7 @@ def test_second_derivative_is_refused():
 
 
 def test_flops_are_counted():
-    """7 operations a state and 6 a channel, for each token and direction."""
+    """7 operations per state and 6 per channel, for each token and direction."""
     args = inputs_2d(1, 3, 4, 5, 2, 2)
     with FlopCounterMode(display=False) as counter:
         scan_2d(*args, ("row", "column"))
@@ -195,7 +195,7 @@ def test_flops_are_counted():
 
 
 @pytest.mark.slow
-def test_compile_and_export():
+def test_compile_and_export_match_eager_mode():
     args = inputs_2d(1, 4, 5, 16)
 
     def scan(*tensors):
@@ -219,7 +219,7 @@ def test_compile_and_export():
     assert "restormixer.scan_2d" in exported.graph_module.code
 
 
-# ------------------------------------------------------------------ mistakes
+# ------------------------------------------------------------------ user errors
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_compile_and_export():
         (dict.fromkeys("ABC", torch.zeros(20, 257)), ValueError, r"A must have 1 to 256 states, got 257"),
     ],
 )
-def test_mistakes_in_1d(change, error, message):
+def test_invalid_arguments_1d(change, error, message):
     with pytest.raises(error, match=message):
         scan_1d(**{**inputs_1d(), **change})
 
@@ -263,20 +263,20 @@ def test_mistakes_in_1d(change, error, message):
         (7, (), r"directions must be one or more different names, got \(\)"),
     ],
 )
-def test_mistakes_in_2d(place, value, message):
+def test_invalid_arguments_2d(place, value, message):
     args = [*inputs_2d(), DIRECTIONS]
     args[place] = value
     with pytest.raises(ValueError, match=message):
         scan_2d(*args)
 
 
-def test_operator_refuses_unknown_direction_numbers():
+def test_operator_rejects_unknown_direction_numbers():
     *args, _, backend, keep = _op_arguments()["scan_2d"]
     with pytest.raises(ValueError, match=r"got \[1, 9\]"):
         torch.ops.restormixer.scan_2d.default(*args, [1, 9], backend, keep)
 
 
-def test_a_missing_kernel_is_reported_with_the_cure(monkeypatch):
+def test_missing_kernel_is_reported_with_the_fix(monkeypatch):
     monkeypatch.setattr(native_library, "REASON", "the native kernel was not built: run pip")
     assert native_library.unusable_reason() == "the native kernel was not built: run pip"
     with pytest.raises(UserError, match="cannot be used: the native kernel was not built: run pip"):
@@ -285,20 +285,20 @@ def test_a_missing_kernel_is_reported_with_the_cure(monkeypatch):
         scan_2d(*inputs_2d(), DIRECTIONS)
 
 
-def test_library_of_another_version_is_refused(tmp_path, monkeypatch):
+def test_library_of_another_version_is_rejected(tmp_path, monkeypatch):
     compiler = shutil.which("cc") or pytest.skip("needs a C compiler")
     source = tmp_path / "old.c"
     source.write_text("int restormixer_abi(void) { return -1; }\n")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "_kernel.so", source], check=True)
     library, isa, reason = native_library.load(tmp_path)
     assert library is None and isa == "" and "_kernel.so belongs to another version" in reason
-    source.write_text(f"int restormixer_abi(void) {{ return {native_library.ABI}; }}\n")  # and nothing else
+    source.write_text(f"int restormixer_abi(void) {{ return {native_library.ABI}; }}\n")  # no other function
     (tmp_path / "other").mkdir()
     subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "other/_kernel.so", source], check=True)
     assert "_kernel.so cannot be loaded" in native_library.load(tmp_path / "other")[2]
 
 
-def test_a_broken_or_missing_library_is_refused(tmp_path):
+def test_broken_or_missing_library_is_rejected(tmp_path):
     assert "was not built" in native_library.load(tmp_path)[2]
     (tmp_path / "_kernel.so").write_bytes(b"no library")
     assert "_kernel.so cannot be loaded" in native_library.load(tmp_path)[2]
@@ -310,7 +310,7 @@ def _in_a_fresh_process(code, **environment):
     )
 
 
-def test_environment_forces_an_instruction_set():
+def test_environment_variable_forces_an_instruction_set():
     code = "from restormixer_arch.native import library as native_library; print(native_library.INSTRUCTION_SET)"
     assert _in_a_fresh_process(code, RESTORMIXER_ISA="plain").stdout.strip() == "plain"
     wrong = _in_a_fresh_process(code, RESTORMIXER_ISA="avx1024", RESTORMIXER_REQUIRE_NATIVE="1")
@@ -318,14 +318,14 @@ def test_environment_forces_an_instruction_set():
     assert "got 'avx1024'" in wrong.stderr
 
 
-# ------------------------------------------------------------------ the C program under the sanitizers
+# ------------------------------------------------------------------ the C programs with sanitizers
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # the sanitizers make compilers slow
 @pytest.mark.parametrize("flags", [(), ("-DSCAN_SCALAR",)], ids=["vectors", "scalar"])
 @pytest.mark.parametrize("name", ["check_kernel", "check_blocks"])
-def test_sanitizers(tmp_path, flags, name):
+def test_c_programs_pass_with_sanitizers(tmp_path, flags, name):
     compiler = shutil.which("gcc") or shutil.which("clang") or pytest.skip("needs gcc or clang")
     program = tmp_path / name
     sources = [HERE / "native" / f"{name}.c", *sorted(KERNEL.glob("kernel*.c"))]

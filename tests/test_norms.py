@@ -1,4 +1,4 @@
-"""Running statistics of BatchNorm: kept, put back, frozen."""
+"""Running statistics of BatchNorm: stored, restored and frozen."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def statistics(net):
     return {name: value.clone() for name, value in net.named_buffers()}
 
 
-def test_what_was_kept_is_put_back():
+def test_kept_statistics_are_restored():
     net = network()
     norms, before = NormStatistics(net), statistics(net)
     norms.keep()
@@ -28,7 +28,7 @@ def test_what_was_kept_is_put_back():
     assert same(statistics(net), before)
 
 
-def test_restore_depends_on_gpu_flag_without_sync():
+def test_restore_unless_a_flag_is_true():
     net = network()
     norms, before = NormStatistics(net), statistics(net)
     norms.keep()
@@ -41,7 +41,7 @@ def test_restore_depends_on_gpu_flag_without_sync():
     assert same(statistics(net), before)
 
 
-def test_frozen_norms_give_each_picture_what_it_gets_alone():
+def test_frozen_norms_process_each_image_independently():
     net = network()
     pictures = torch.rand(4, 3, 8, 8)
     net(pictures)
@@ -53,7 +53,7 @@ def test_frozen_norms_give_each_picture_what_it_gets_alone():
     assert same(statistics(net), before)
 
 
-def test_the_averaged_network_s_statistics_are_taken():
+def test_freeze_copies_the_statistics_of_the_ema_network():
     net, average = network(), network(1)
     average(torch.rand(2, 3, 8, 8))
     NormStatistics(net).freeze(average)
@@ -62,14 +62,14 @@ def test_the_averaged_network_s_statistics_are_taken():
 
 
 @pytest.mark.parametrize(("share", "after"), [(0, 0), (0.25, 2), (0.5, 5), (1, 10)])
-def test_a_training_freezes_them_after_its_share(tmp_path, share, after):
+def test_training_freezes_norms_after_the_given_fraction(tmp_path, share, after):
     model = build(tmp_path, freeze_norms_after=share, ema_decay=0.9)
     seen = []
     for iteration in range(1, 11):
         step(model, iteration)
         seen.append(statistics(model.net_g))
     moved = [n for n in range(2, 11) if not same(seen[n - 1], seen[n - 2])]
-    # the first frozen iteration takes the averages' statistics over, unless no batch was seen before
+    # the first frozen iteration copies the statistics of the EMA weights, unless no batch was seen before
     assert moved == [n for n in range(2, 11) if n <= after + bool(after)]
     assert same(seen[-1], statistics(model.net_g_ema)) == (after < 10)
     before = {name: p.clone() for name, p in model.net_g.named_parameters()}
@@ -77,8 +77,8 @@ def test_a_training_freezes_them_after_its_share(tmp_path, share, after):
     assert not same(before, dict(model.net_g.named_parameters()))
 
 
-def test_frozen_training_is_the_gradient_of_the_network_in_use(tmp_path):
-    """A pair of a batch adds the same to the loss whatever lies beside it."""
+def test_output_of_frozen_training_does_not_depend_on_other_images_of_the_batch(tmp_path):
+    """A pair contributes the same to the loss, regardless of the other pairs in the batch."""
     model = build(tmp_path, freeze_norms_after=0, ema_decay=0)
     data = batch()
     step(model, 1, data)
@@ -91,7 +91,7 @@ def test_frozen_training_is_the_gradient_of_the_network_in_use(tmp_path):
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
 
 
-def test_a_network_without_norms_trains_the_same(tmp_path):
+def test_freezing_has_no_effect_on_a_network_without_norms(tmp_path):
     ends = []
     for share in (None, 0.5):
         model = build(tmp_path, EDSR, freeze_norms_after=share, ema_decay=0.9)

@@ -15,7 +15,7 @@ NOTEBOOK = Path(__file__).parent.parent / "options/quickstart.ipynb"
 
 
 @pytest.mark.timeout(600)
-def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
+def test_quickstart_notebook_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     Image.new("RGB", (40, 30), (90, 120, 60)).save("photos/mine.png")

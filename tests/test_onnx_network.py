@@ -1,4 +1,4 @@
-"""An ONNX file of basicsr export restores as the weights it came from do, with onnxruntime and OpenVINO."""
+"""An ONNX file of ``basicsr export`` restores like the exported weights, with onnxruntime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock  # torch needs it
+from filelock import FileLock  # a dependency of torch
 from PIL import Image
 from safetensors.torch import save_file
 from test_restormixer_arch import small
@@ -34,7 +34,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A small network and its ONNX files in float32 and float16: half a minute, once for all processes."""
+    """A small network and its ONNX files in float32 and float16, created once for all processes (30 seconds)."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "onnx"
     network = small(window_size=16, num_blocks=(1, 2, 0)).eval()
@@ -64,16 +64,16 @@ def refused(capsys, *arguments):
 
 
 @pytest.mark.parametrize("settings", [[], ["--tile", "128"], ["--strength", "0.5", "--self-ensemble"]])
-def test_folders_tiles_and_settings_give_what_torch_gives(files, photos, settings):
+def test_restore_command_matches_torch(files, photos, settings):
     for weights, out in (("net.safetensors", "torch"), ("net.onnx", "onnx")):
         assert cli.main(["restore", "in", "-o", out, "--weights", str(files / weights), *settings]) == 0
     for name in ("a.png", "deeper/b.png"):
         wanted, got, given = (np.asarray(Image.open(Path(of, name))).astype(int) for of in ("torch", "onnx", "in"))
-        assert np.abs(wanted - got).max() <= 1 and (wanted != got).mean() < 1e-3  # of 255, where rounding tips over
+        assert np.abs(wanted - got).max() <= 1 and (wanted != got).mean() < 1e-3  # of 255, if rounded differently
         assert np.abs(wanted - given).max() > 2
 
 
-def test_python_takes_it_too(files):
+def test_restore_function_matches_torch(files):
     image = np.random.default_rng(1).random((21, 30, 3), dtype=np.float32)
     wanted, got = (
         restormixer_arch.restore(image, weights=files / name, device="cpu") for name in ("net.safetensors", "net.onnx")
@@ -81,7 +81,7 @@ def test_python_takes_it_too(files):
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-3)
 
 
-def test_the_home_folder_is_found(files, monkeypatch):
+def test_home_folder_in_a_path_is_expanded(files, monkeypatch):
     for variable in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(variable, str(files))
     assert OnnxNetwork("~/net.onnx").upscale == 1
@@ -92,8 +92,8 @@ def test_the_home_folder_is_found(files, monkeypatch):
     )
 
 
-def test_a_lack_of_memory_is_one_line(files, monkeypatch):
-    class Failure(Exception):  # as onnxruntime's are: heirs of Exception alone
+def test_out_of_memory_is_a_user_error(files, monkeypatch):
+    class Failure(Exception):  # like onnxruntime's errors, a direct subclass of Exception
         pass
 
     def fail(names, inputs):
@@ -110,8 +110,8 @@ def test_a_lack_of_memory_is_one_line(files, monkeypatch):
 
 
 @torch.no_grad()
-def test_half(files):
-    """Weights in float16, float32 outside, and close to the network."""
+def test_half_export(files):
+    """Weights are float16, inputs and outputs float32, and the results are close to those of the float32 file."""
     import onnx
     import onnxruntime
 
@@ -126,13 +126,13 @@ def test_half(files):
     assert 0 < (half - full).abs().max() < 0.01 and (full - x).abs().max() > 0.01
 
 
-def test_half_is_for_onnx_only(files, tmp_path, capsys):
+def test_half_is_rejected_for_other_formats(files, tmp_path, capsys):
     assert refused(
         capsys, "export", str(files / "net.safetensors"), "-o", str(tmp_path / "a.safetensors"), "--half"
     ) == (f"--half: is for *.onnx only, got '{tmp_path}/a.safetensors'; other formats do not store the precision")
 
 
-def test_what_it_cannot_do(files, photos, capsys, monkeypatch):
+def test_unsupported_options_are_rejected(files, photos, capsys, monkeypatch):
     file = str(files / "net.onnx")
     restore = ["restore", "in", "-o", "out", "--weights"]
     assert refused(capsys, *restore, file, "--precision", "bf16") == (
@@ -149,14 +149,14 @@ def test_what_it_cannot_do(files, photos, capsys, monkeypatch):
     assert not Path("out").exists()
 
 
-def test_the_cpu_is_taken_on_a_machine_with_a_gpu(files, monkeypatch):
+def test_auto_device_is_cpu_on_a_machine_with_a_gpu(files, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert restorer.pick_device("auto", files / "net.onnx").type == "cpu"
     monkeypatch.setattr(restorer, "unusable_reason", lambda name: None)
     assert restorer.pick_device("auto").type == "cuda"
 
 
-def test_files_that_are_none(files, tmp_path, capsys, monkeypatch):
+def test_invalid_onnx_files_are_rejected(files, tmp_path, capsys, monkeypatch):
     import onnx
 
     monkeypatch.chdir(tmp_path)
@@ -182,7 +182,7 @@ def test_files_that_are_none(files, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(1, 64, 72), (3, 24, 40)])
-def test_openvino(files, size):
+def test_openvino_matches_onnxruntime(files, size):
     openvino = pytest.importorskip("openvino")
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(files / "net.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

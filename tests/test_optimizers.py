@@ -1,4 +1,4 @@
-"""Optimizers of other packages, and what is tested, saved and resumed with a schedule-free one."""
+"""Optimizers of other packages; testing, saving and resuming with a schedule-free optimizer."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import sys
 import pytest
 import torch
 from test_exact_resume import assert_resumes_as_if_not_stopped
-from training_cases import SWINIR, batch, build, step
+from training_cases import batch, build, step
 from training_runs import EXPERIMENT, architecture, load, same, several_batches, train
 
 from restormixer_arch import cli
+from restormixer_arch.cnn_blocks import RDCNN
 from restormixer_arch.errors import UserError
 from restormixer_arch.models import optimizers
 from restormixer_arch.models.optimizers import MAX_NORM_BATCHES
@@ -27,7 +28,7 @@ def tensors(network):
     return {name: value.clone() for name, value in network.state_dict().items()}
 
 
-def test_parameters_without_weight_decay_inside_another_network():
+def test_nested_network_can_exempt_parameters_from_weight_decay():
     class Outer(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -50,7 +51,7 @@ def test_parameters_without_weight_decay_inside_another_network():
 # --- schedule-free ---------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_that_is_skipped_does_not_reach_the_statistics(tmp_path):
+def test_skipped_batch_does_not_affect_the_norm_statistics(tmp_path):
     model = free(tmp_path)
     step(model, 1)
     bad = batch(2)
@@ -63,7 +64,7 @@ def test_a_batch_that_is_skipped_does_not_reach_the_statistics(tmp_path):
 
 
 def test_averaged_weights_are_tested_and_saved(tmp_path):
-    """x is the running mean of z, whose last step is y's; both follow from the definition in float64."""
+    """The averaged weights x are the weighted mean of z in float64, and the trained weights are 0.1 z + 0.9 x."""
     model = free(tmp_path, grad_clip=0)
     optimizer = model.optimizer_g
     name, parameter = next(iter(model.net_g.named_parameters()))
@@ -96,8 +97,8 @@ def test_averaged_weights_are_tested_and_saved(tmp_path):
     assert same(tensors(model.net_g), trained)
 
 
-def test_norms_get_the_statistics_of_the_averaged_weights(tmp_path):
-    """With momentum None BatchNorm's statistics are the mean over batches; the first norm is enough to compare."""
+def test_norm_statistics_are_recomputed_for_the_averaged_weights(tmp_path):
+    """With momentum None, BatchNorm's statistics are the mean over batches; only the first norm is compared."""
     model = free(tmp_path)
     for iteration in range(1, MAX_NORM_BATCHES + 3):
         step(model, iteration)
@@ -110,7 +111,7 @@ def test_norms_get_the_statistics_of_the_averaged_weights(tmp_path):
     assert torch.equal(norm.running_mean, trained) and norm.momentum == momentum
 
 
-def test_large_batches_are_not_gathered(tmp_path, monkeypatch):
+def test_stored_batches_are_limited_in_size(tmp_path, monkeypatch):
     monkeypatch.setattr(optimizers, "MAX_NORM_BYTES", 3 * batch()["lq"].nbytes)
     model = free(tmp_path)
     for iteration in range(1, 6):
@@ -119,7 +120,7 @@ def test_large_batches_are_not_gathered(tmp_path, monkeypatch):
     assert [torch.equal(x, batch(number)["lq"]) for x, number in zip(inputs, (3, 4, 5), strict=True)] == [True] * 3
 
 
-def test_frozen_norms_stay_as_they_are(tmp_path):
+def test_frozen_norms_are_not_changed(tmp_path):
     model = free(tmp_path, freeze_norms_after=0.2)
     for iteration in range(1, 5):
         step(model, iteration)
@@ -133,8 +134,10 @@ def test_frozen_norms_stay_as_they_are(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")  # BasicSR's SwinIR
-def test_networks_that_draw_are_not_disturbed(tmp_path):
-    model = free(tmp_path, {**SWINIR, "drop_rate": 0.2})
+def test_switching_to_averaged_weights_keeps_the_random_state(tmp_path):
+    model = free(tmp_path)
+    block = next(module for module in model.net_g.modules() if isinstance(module, RDCNN))
+    block.register_forward_hook(lambda _, inputs, output: torch.nn.functional.dropout(output, 0.2))
     step(model)
     state = torch.get_rng_state()
     with model.schedule_free.averaged():
@@ -147,7 +150,7 @@ def schedule_free_options(options, network="RestorMixer"):
     options = architecture(several_batches(options), network)
     options["model_type"] = "RestorMixerModel"
     if network == "RestorMixer":
-        options["network_g"]["num_blocks"] = [1, 0, 0]  # BatchNorm is what counts here
+        options["network_g"]["num_blocks"] = [1, 0, 0]  # only BatchNorm matters here
     options["train"] |= {"optim_g": dict(FREE), "ema_decay": 0, "warmup_iter": -1}
     options["train"]["scheduler"] = {"type": "MultiStepLR", "milestones": [100]}
     options["val"]["val_freq"] = 3
@@ -155,13 +158,13 @@ def schedule_free_options(options, network="RestorMixer"):
 
 
 @pytest.mark.parametrize(("network", "killed"), [("RestorMixer", 6), ("EDSR", 7)])
-def test_a_resumed_training_is_an_unbroken_one(pairs, train_options, write, monkeypatch, network, killed):
-    """Also where the validations of the unbroken training lie before and after the break."""
+def test_resumed_schedule_free_run_equals_uninterrupted_run(pairs, train_options, write, monkeypatch, network, killed):
+    """The uninterrupted run also validates both before and after the iteration of the interruption."""
     file = write(schedule_free_options(train_options, network))
     assert_resumes_as_if_not_stopped(file, monkeypatch, killed)
 
 
-def test_the_option_file_is_followed_when_resuming(pairs, train_options, write):
+def test_changed_optimizer_options_are_used_when_resuming(pairs, train_options, write):
     options = schedule_free_options(train_options, "EDSR")
     assert train(write(options), "--force_yml", "train:total_iter=4") == 0
     assert train(write(options), "--auto_resume", "--force_yml", "train:optim_g:weight_decay=0.5") == 0
@@ -171,7 +174,7 @@ def test_the_option_file_is_followed_when_resuming(pairs, train_options, write):
     assert "train.optim_*.weight_decay: 0.1 -> 0.5" in log and "optim_*.k" not in log
 
 
-def test_ema_beside_it_is_refused(pairs, train_options, write, capsys):
+def test_ema_with_schedule_free_optimizer_is_rejected(pairs, train_options, write, capsys):
     options = schedule_free_options(train_options)
     options["train"]["ema_decay"] = 0.9
     assert cli.main(["train", "-opt", write(options)]) == 2
@@ -186,8 +189,8 @@ def muon(tmp_path, **options):
     return build(tmp_path, optim_g=optimizer, ema_decay=0, grad_clip=0)
 
 
-def test_a_step_of_a_matrix_is_orthogonal_and_that_of_the_others_is_adamws(tmp_path):
-    """After one step Nesterov's momentum has the gradient's direction, and AdamW's step is its sign."""
+def test_muon_step_is_orthogonal_for_matrices_and_adamw_for_others(tmp_path):
+    """In the first step, Nesterov momentum has the gradient's direction, and AdamW's step is the gradient's sign."""
     model = muon(tmp_path)
     before = {name: value.detach().clone() for name, value in model.net_g.named_parameters()}
     step(model)
@@ -206,7 +209,7 @@ def test_a_step_of_a_matrix_is_orthogonal_and_that_of_the_others_is_adamws(tmp_p
             matrices += 1
             u, values, v = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
             new, strong = values / gradient.norm().clamp_min(1e-7), values > 0.05 * values.sum()
-            for _ in range(5):  # Newton-Schulz, Muon's polynomial
+            for _ in range(5):  # Muon's Newton-Schulz polynomial
                 new = 3.4445 * new - 4.7750 * new**3 + 2.0315 * new**5
             assert ((new[strong] > 0.6) & (new[strong] < 1.3)).all()
             scale = max(1.0, len(gradient) / gradient[0].numel()) ** 0.5
@@ -215,7 +218,7 @@ def test_a_step_of_a_matrix_is_orthogonal_and_that_of_the_others_is_adamws(tmp_p
     assert matrices > 10
 
 
-def test_matrices_are_the_weights_of_linear_layers_and_of_full_convolutions():
+def test_muon_matrices_are_weights_of_linear_layers_and_full_convolutions():
     network = torch.nn.ModuleDict(
         {
             "linear": torch.nn.Linear(8, 9),
@@ -239,7 +242,7 @@ def test_matrices_are_the_weights_of_linear_layers_and_of_full_convolutions():
 
 
 @pytest.mark.parametrize(("options", "decays"), [({}, [0.1, 0.1]), ({"adamw_wd": 0.3}, [0.1, 0.3])])
-def test_muons_decay_of_what_is_no_matrix(options, decays):
+def test_muon_weight_decay_of_other_parameters(options, decays):
     layer = torch.nn.Linear(8, 9)
     groups = [{"params": list(layer.parameters())}]
     made = optimizers.build_optimizer("Muon", groups, 0.02, weight_decay=0.1, **options)
@@ -257,11 +260,11 @@ def test_muons_decay_of_what_is_no_matrix(options, decays):
         {"type": "Prodigy", "lr": 1.0, "d0": 1e-5},
         {"type": "Muon", "lr": 0.02, "adamw_lr": 1e-3, "adamw_betas": [0.9, 0.95]},
         {"type": "ScheduleFreeAdamW", "lr": 1e-3},
-        {"type": "ASGD", "lr": 1e-3},  # it changes its option theta
+        {"type": "ASGD", "lr": 1e-3},  # it modifies its option theta
     ],
     ids=lambda optimizer: optimizer["type"],
 )
-def test_option_files_train_and_resume(pairs, train_options, write, monkeypatch, capsys, optimizer):
+def test_optimizers_train_and_resume_from_option_files(pairs, train_options, write, monkeypatch, capsys, optimizer):
     options = several_batches(train_options)
     options["model_type"] = "RestorMixerModel"
     options["train"] |= {"optim_g": optimizer, "warmup_iter": -1}
@@ -292,7 +295,7 @@ def test_option_files_train_and_resume(pairs, train_options, write, monkeypatch,
         ({"type": "AdamWScheduleFree", "warmup": 2}, "AdamWScheduleFree has no such argument. Did you mean 'warmup_s"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(pairs, train_options, write, capsys, optimizer, message):
+def test_unusable_optimizers_and_options_are_rejected(pairs, train_options, write, capsys, optimizer, message):
     pytest.importorskip("schedulefree")
     train_options["model_type"] = "RestorMixerModel"
     train_options["train"]["optim_g"] = {"lr": 1e-4, **optimizer}
@@ -300,7 +303,7 @@ def test_what_cannot_be_used_is_one_line(pairs, train_options, write, capsys, op
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_without_schedulefree(tmp_path, monkeypatch):
+def test_missing_schedulefree_is_reported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "schedulefree", None)
     with pytest.raises(UserError) as caught:
         build(tmp_path, optim_g={"type": FREE["type"], "lr": 1e-3})
@@ -310,7 +313,7 @@ def test_without_schedulefree(tmp_path, monkeypatch):
     )
 
 
-def test_keys_of_torchs_own_are_still_checked_first(pairs, train_options, write, capsys):
+def test_unknown_keys_of_torch_optimizers_are_rejected(pairs, train_options, write, capsys):
     train_options["train"]["optim_g"] |= {"weight_dacay": 0.1}
     assert cli.main(["train", "-opt", write(train_options)]) == 2
     assert "train.optim_g.weight_dacay: unknown key. Did you mean 'weight_decay'?" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The check of option files before anything heavy is imported: each mistake has its line."""
+"""The check of option files before anything heavy is imported: each error is reported in one line."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_correct_files_pass(pairs, train_options, test_options, write):
         ("train.total_iter", 1e5 + 0.5, "got 100000.5, expected a whole number"),
         ("train.total_iter", 0, "got 0, expected at least 1"),
         ("train.ema_decay", 1, "got 1, expected less than 1.0"),
-        ("train.grad_clip", 1, "unknown key."),  # RestorMixerModel has it, SRModel has not
+        ("train.grad_clip", 1, "unknown key."),  # a key of RestorMixerModel, not of SRModel
         ("train.optim_g.lr", math.nan, "got nan, expected a finite number"),
         ("train.optim_g.weight_dacay", 0, "unknown key. Did you mean 'weight_decay'?"),
         ("train.optim_g.betas", [0.9], "got [0.9], expected 2 or more values"),
@@ -99,7 +99,7 @@ def test_correct_files_pass(pairs, train_options, test_options, write):
         ("datasets.train.filename_tmpl", "rain", f"got 'rain', {TEMPLATE}"),
     ],
 )
-def test_one_mistake_one_line(pairs, train_options, write, path, value, text):
+def test_each_error_is_reported_in_one_line(pairs, train_options, write, path, value, text):
     put(train_options, path, value)
     assert problems_of(write(train_options)) == [f"x.yml: {path}: {text.replace('{cwd}', str(Path.cwd()))}"]
 
@@ -130,7 +130,7 @@ def test_tiles_need_a_model_that_supports_them(pairs, train_options, test_option
 
 @pytest.mark.parametrize("key", [1, 1.5, None, True, datetime.date(2024, 1, 1)])
 @pytest.mark.parametrize("section", ["", "train", "val.metrics", "network_g", "datasets", "path"])
-def test_a_key_that_is_no_text_is_one_line(pairs, train_options, write, section, key):
+def test_key_that_is_not_text_is_reported_in_one_line(pairs, train_options, write, section, key):
     place = train_options
     for name in filter(None, section.split(".")):
         place = place[name]
@@ -142,14 +142,14 @@ def test_a_key_that_is_no_text_is_one_line(pairs, train_options, write, section,
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("key", ["mixup", "grad_clip", "cutblur", "optim_g.lr"])
-def test_numbers_are_finite(pairs, train_options, write, key, value):
+def test_numbers_must_be_finite(pairs, train_options, write, key, value):
     train_options["model_type"] = "RestorMixerModel"
     put(train_options, f"train.{key}", value)
     assert problems_of(write(train_options)) == [f"x.yml: train.{key}: got {value}, expected a finite number"]
 
 
 @pytest.mark.parametrize("path", ["train.total_iter", "train.grad_clip", "train.pixel_opt.loss_weight", "network_g.x"])
-def test_whole_numbers_have_64_bits(pairs, train_options, write, path):
+def test_integers_must_fit_in_64_bits(pairs, train_options, write, path):
     train_options["model_type"] = "RestorMixerModel"
     put(train_options, path, 2**63)
     assert problems_of(write(train_options)) == [
@@ -158,7 +158,7 @@ def test_whole_numbers_have_64_bits(pairs, train_options, write, path):
 
 
 @pytest.mark.parametrize("name", ["iteration", "dataset", "set", "images", "psnr_input"])
-def test_a_metric_has_no_name_of_another_column(pairs, train_options, test_options, write, name):
+def test_metric_must_not_have_the_name_of_another_column(pairs, train_options, test_options, write, name):
     test_options["path"] = {}
     for options, is_train in ((train_options, True), (test_options, False)):
         options["val"]["metrics"][name] = dict(options["val"]["metrics"]["psnr"])
@@ -167,7 +167,7 @@ def test_a_metric_has_no_name_of_another_column(pairs, train_options, test_optio
         ]
 
 
-def test_swinir_s_model_needs_the_window_that_it_pads_by(pairs, train_options, write):
+def test_swinir_model_requires_the_window_size_that_it_pads_to(pairs, train_options, write):
     train_options |= {"model_type": "SwinIRModel", "network_g": {"type": "SwinIR", "img_size": 8}}
     assert problems_of(write(train_options)) == [
         "x.yml: network_g.window_size: required key is missing: 'SwinIRModel' pads images to it"
@@ -176,7 +176,7 @@ def test_swinir_s_model_needs_the_window_that_it_pads_by(pairs, train_options, w
     assert read_request(write(train_options), is_train=True)
 
 
-def test_mean_and_standard_deviation_go_together(pairs, train_options, write):
+def test_mean_requires_std_with_1_or_3_numbers(pairs, train_options, write):
     train_options["datasets"]["train"]["mean"] = [0.5] * 3
     train_options["datasets"]["val"].update(mean=[0.5] * 3, std=[0.25] * 2)
     assert problems_of(write(train_options)) == [
@@ -185,7 +185,7 @@ def test_mean_and_standard_deviation_go_together(pairs, train_options, write):
     ]
 
 
-def test_a_data_set_and_a_metric_name_a_file_together(pairs, train_options, write):
+def test_dataset_and_metric_names_fit_in_a_file_name_together(pairs, train_options, write):
     train_options["datasets"]["val"]["name"] = "é" * 60  # 120 bytes
     train_options["val"]["metrics"] = {"m" * 110: {"type": "calculate_psnr", "crop_border": 0}}
     assert read_request(write(train_options), is_train=True)
@@ -206,7 +206,7 @@ def test_dataset_must_not_be_named_average(pairs, test_options, write):
     ]
 
 
-def test_a_share_is_between_0_and_1(pairs, train_options, write):
+def test_fraction_must_be_between_0_and_1(pairs, train_options, write):
     train_options["model_type"] = "RestorMixerModel"
     for value, text in ((1.5, "at most 1.0"), (-0.1, "at least 0.0"), ("half", "a number")):
         train_options["train"]["freeze_norms_after"] = value
@@ -214,13 +214,13 @@ def test_a_share_is_between_0_and_1(pairs, train_options, write):
         assert line == f"x.yml: train.freeze_norms_after: got {value!r}, expected {text}"
 
 
-def test_a_file_can_be_checked_where_its_data_is_not(folder, train_options):
+def test_file_can_be_checked_without_its_data(folder, train_options):
     with pytest.raises(OptionErrors, match="'pairs/gt' does not exist"):
         check_options(train_options, "x.yml", True)
     check_options(train_options, "x.yml", True, paths=False)
 
 
-def test_an_unknown_scheduler_is_answered_with_the_list(pairs, train_options, write):
+def test_unknown_scheduler_is_reported_with_the_known_ones(pairs, train_options, write):
     train_options["train"]["scheduler"]["type"] = "CosineAnealingRestartLR"
     assert problems_of(write(train_options)) == [
         "x.yml: train.scheduler.type: 'CosineAnealingRestartLR' is not a known scheduler. Did you mean "
@@ -228,7 +228,7 @@ def test_an_unknown_scheduler_is_answered_with_the_list(pairs, train_options, wr
     ]
 
 
-def test_a_misspelled_required_key_is_one_fault_and_all_faults_come_in_file_order(pairs, train_options, write):
+def test_misspelled_required_key_is_one_error_and_errors_are_in_file_order(pairs, train_options, write):
     train_options["train"]["totl_iter"] = train_options["train"].pop("total_iter")
     train_options["num_gpu"] = 1.5
     train_options["logger"]["print_freq"] = 0
@@ -239,7 +239,7 @@ def test_a_misspelled_required_key_is_one_fault_and_all_faults_come_in_file_orde
     ]
 
 
-def test_the_schedule_must_last_as_long_as_the_training(pairs, train_options, write):
+def test_schedule_must_cover_all_iterations(pairs, train_options, write):
     cosine = {"type": "CosineAnnealingRestartLR", "periods": [2, 2], "restart_weights": [1]}
     train_options["train"]["scheduler"] = cosine
     assert problems_of(write(train_options)) == [
@@ -261,7 +261,7 @@ def test_lmdb_paths_need_the_lmdb_backend(pairs, train_options, write):
     assert problems_of(write(train_options)) == [f"{at}_gt: 'x.lmdb' {reason}"]
 
 
-def test_an_lmdb_folder_has_both_of_its_files(pairs, train_options, write):
+def test_lmdb_folder_must_contain_both_of_its_files(pairs, train_options, write):
     for kind in ("gt", "lq"):
         root = Path(f"{kind}.lmdb")
         root.mkdir()
@@ -274,7 +274,7 @@ def test_an_lmdb_folder_has_both_of_its_files(pairs, train_options, write):
     ]
 
 
-def test_metrics_need_a_ground_truth(pairs, test_options, write):
+def test_metrics_need_ground_truth(pairs, test_options, write):
     single = {"type": "SingleImageDataset", "name": "s", "dataroot_lq": "pairs/lq", "io_backend": {"type": "disk"}}
     test_options.update(datasets={"test_1": single}, path={})
     assert problems_of(write(test_options), is_train=False) == [
@@ -292,35 +292,35 @@ def test_metrics_need_a_ground_truth(pairs, test_options, write):
         ("tset", False, "test', expected 'test', 'test_<n>' or 'val'. Did you mean 'test'?"),
     ],
 )
-def test_phases_are_those_of_the_command(pairs, train_options, test_options, write, phase, is_train, text):
+def test_unknown_phase_of_the_command_is_rejected(pairs, train_options, test_options, write, phase, is_train, text):
     options = train_options if is_train else test_options | {"path": {}}
     options["datasets"][phase] = dict(options["datasets"]["val" if is_train else "test_1"])
     assert problems_of(write(options), is_train) == [f"x.yml: datasets.{phase}: unknown phase for 'basicsr {text}"]
 
 
-def test_a_plug_in_s_classes_may_have_keys_of_their_own(pairs, train_options, write):
+def test_classes_of_a_plugin_may_have_additional_keys(pairs, train_options, write):
     train_options.update(model_type="PluginModel", plugin_key=1)
     train_options["train"]["plugin_loss"] = {"weight": 1}
     train_options["val"]["plugin_val"] = 1
     train_options["network_g"]["whatever"] = 1
     train_options["datasets"]["val"].update(type="PluginDataset", rain=0.5)
     assert read_request(write(train_options), is_train=True).options == train_options
-    del train_options["train"]["total_iter"]  # which BasicSR's own loop reads
+    del train_options["train"]["total_iter"]  # which BasicSR's training loop reads
     assert problems_of(write(train_options)) == [
         "x.yml: train.total_iter: required key is missing (iterations to train)"
     ]
 
 
-# --- files in the package --------------------------------------------------------------------------------------------
+# --- combinations of options -----------------------------------------------------------------------------------------
 
 
-def test_a_crop_is_a_multiple_of_the_scale(train_options):
+def test_crop_size_must_be_a_multiple_of_the_scale(train_options):
     train_options["scale"] = 3
     with pytest.raises(OptionErrors, match=r"datasets\.train\.gt_size: got 16, expected a multiple of scale 3"):
         check_options(train_options, "x.yml", True, paths=False)
 
 
-def test_stages_of_patches_are_checked_before_the_training(pairs, train_options, write):
+def test_progressive_stages_are_checked_before_training(pairs, train_options, write):
     train_options.update(model_type="RestorMixerModel", scale=2)
     train_options["train"]["progressive"] = {"iters": [2, 2], "gt_sizes": [8, 15], "batch_sizes": [4]}
     assert problems_of(write(train_options)) == [
@@ -349,12 +349,12 @@ def test_wandb_needs_its_package_and_tensorboard(train_options, monkeypatch):
             32,
             [4, 4, 4],
             "32 pixels become 8 pixels at 1/4 resolution, where the largest window has 16",
-        ),  # twice as wide
+        ),  # the window is twice as wide as the image
         (64, [4, 4, 4], None),
         (16, [2, 8, 0], "16 pixels become 8 pixels at 1/2 resolution, where the largest window has 32"),
     ],
 )
-def test_windows_that_see_padding_are_reported(train_options, size, blocks, advice):
+def test_windows_of_mostly_padding_are_reported(train_options, size, blocks, advice):
     train_options["network_g"] = {"type": "RestorMixer", "num_blocks": blocks}
     train_options["datasets"]["train"]["gt_size"] = size
     text = rules.window_advice(train_options)
@@ -362,12 +362,12 @@ def test_windows_that_see_padding_are_reported(train_options, size, blocks, advi
 
 
 @pytest.mark.parametrize(("key", "value"), [("window_size", None), ("window_size", [8, 8]), ("num_blocks", "4")])
-def test_advice_about_windows_waits_for_values_of_the_right_kind(train_options, key, value):
+def test_no_window_advice_for_values_of_the_wrong_type(train_options, key, value):
     train_options["network_g"] = {"type": "RestorMixer", key: value}
     assert rules.window_advice(train_options) is None
 
 
-def test_stages_larger_than_what_is_loaded_are_found_before_they_begin(train_options, write, pairs):
+def test_progressive_stages_larger_than_the_loaded_batch_are_rejected(train_options, write, pairs):
     train_options.update(model_type="RestorMixerModel")
     train_options["train"]["progressive"] = {"iters": [2, 2], "gt_sizes": [8, 32], "batch_sizes": [8, 2]}
     assert problems_of(write(train_options)) == [
@@ -378,7 +378,7 @@ def test_stages_larger_than_what_is_loaded_are_found_before_they_begin(train_opt
 
 
 @pytest.mark.parametrize(("model", "wrong"), [("SRModel", True), ("ESRGANModel", True), ("RestorMixerModel", False)])
-def test_models_of_one_output_need_a_network_of_one_output(train_options, model, wrong):
+def test_single_output_models_need_a_single_output_network(train_options, model, wrong):
     options = {**train_options, "model_type": model, "network_g": {"type": "RestorMixer"}}
     found = [problem for problem in rules.file_problems(options, True, paths=False) if problem.path[0] == "network_g"]
     assert [(problem.path[1], problem.text[:28]) for problem in found] == (
@@ -388,7 +388,7 @@ def test_models_of_one_output_need_a_network_of_one_output(train_options, model,
     assert not list(rules.outputs(options))
 
 
-def test_a_misspelled_key_that_a_plugin_might_own_is_reported_with_the_missing_one(train_options):
+def test_missing_key_is_reported_with_a_similar_key_that_a_plugin_might_define(train_options):
     train_options["model_type"] = "MyModel"
     train_options["train"]["total_iters"] = train_options["train"].pop("total_iter")
     with pytest.raises(OptionErrors, match=r"train\.total_iter: required key .*Did you write it as 'total_iters'\?"):

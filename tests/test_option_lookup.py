@@ -1,4 +1,4 @@
-"""Where an option file is looked for, in the working directory, then in the package; and which command it is for."""
+"""Lookup of option files in the working directory, then in the package, and detection of those for other commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def package(tmp_path_factory, monkeypatch):
     return root
 
 
-def test_files_that_only_the_package_has_are_taken_from_it(folder, package, train_options, capsys):
+def test_files_missing_in_the_working_directory_are_read_from_the_package(folder, package, train_options, capsys):
     for dataset in train_options["datasets"].values():
         dataset.update(dataroot_gt="data/set", dataroot_lq="data/set")
     (package / "options/demo.yml").write_text(yaml.safe_dump(train_options), encoding="utf-8")
@@ -35,7 +35,7 @@ def test_files_that_only_the_package_has_are_taken_from_it(folder, package, trai
     assert error.count("\n") == 1 and error.endswith(": options/demo.yml, data/set\n")
 
 
-def test_the_working_directory_comes_first(folder, package):
+def test_working_directory_has_priority(folder, package):
     Path("options").mkdir()
     Path("options/demo.yml").touch()
     assert yaml_file.locate_option_file("options/demo.yml") == Path("options/demo.yml")
@@ -54,13 +54,13 @@ def test_the_working_directory_comes_first(folder, package):
         ("../options/demo.yml", r"no such option file"),
     ],
 )
-def test_a_missing_option_file_is_named_with_a_close_match(folder, package, name, message):
+def test_missing_option_file_is_reported_with_a_similar_name(folder, package, name, message):
     Path("x.yml").touch()
     with pytest.raises(UserError, match=message):
         read_request(name, is_train=True)
 
 
-def test_the_real_package_has_option_files():
+def test_option_files_are_found_in_the_installed_package():
     assert yaml_file.find_in_package("options/__init__.py").is_file()
     assert yaml_file.find_in_package("data/../options") is None
     assert yaml_file.find_in_package("elsewhere/x.yml") is None
@@ -72,13 +72,13 @@ def test_the_real_package_has_option_files():
         (lambda o: o, "test", "train"),
         (lambda o: o.update(competitors={}), "train", "compare"),
         (lambda o: (o.pop("train"), o["datasets"].pop("train")), "train", "test"),
-        (lambda o: o.pop("train"), "train", None),  # a section is missing, which is reported as such
+        (lambda o: o.pop("train"), "train", None),  # reported as a missing section
         (lambda o: o["datasets"].pop("train"), "train", None),
         (lambda o: o, "compare", "train"),
         (lambda o: (o.pop("network_g"), o.update(competitor={})), "compare", None),
     ],
 )
-def test_a_file_for_another_command_is_named(pairs, train_options, write, capsys, change, asked, kind):
+def test_option_file_for_another_command_is_reported(pairs, train_options, write, capsys, change, asked, kind):
     change(train_options)
     assert cli.main([asked, "-opt", write(train_options)]) == 2
     errors = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""Every option file is valid and builds its network, its losses and, for training, its optimizer and schedule."""
+"""Every option file is valid and builds its network and losses; its schedule has the length of the training run."""
 
 import copy
 import re
@@ -16,7 +16,7 @@ from restormixer_arch.config.yaml_file import read_options
 
 register.register()
 
-from basicsr.archs import build_network  # noqa: E402 - BasicSR can be imported only now
+from basicsr.archs import build_network  # noqa: E402 - needs register() first
 from basicsr.losses import build_loss  # noqa: E402
 from basicsr.utils.registry import LOSS_REGISTRY, METRIC_REGISTRY  # noqa: E402
 
@@ -25,7 +25,7 @@ from restormixer_arch.basicsr_adapter import signatures  # noqa: E402
 ROOT = Path(__file__).parent.parent
 COMPARISONS = sorted((ROOT / "options").rglob("compare_*.yml"))
 FILES = sorted(set((ROOT / "options").rglob("*.yml")) - set(COMPARISONS))
-# Enough to build the same network in a moment; every other key of the file stays as it is.
+# Small values with which the network is built quickly; all other keys of the file are kept.
 SHRUNKEN = {"base_channels": 8, "num_blocks": [1, 2, 2]}
 
 
@@ -34,7 +34,7 @@ def name(path):
 
 
 def read(path, monkeypatch):
-    """The options of a file, checked; only the public datasets need not be there."""
+    """Return the checked options of a file; paths, such as public datasets, may be missing."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(rules, "missing_paths", lambda options: ())
     options = read_options(path, str(path))
@@ -42,14 +42,14 @@ def read(path, monkeypatch):
     return options
 
 
-def test_there_are_option_files():
+def test_option_files_exist_for_every_task():
     tasks = ("derain", "desnow", "deblur", "sr_x2", "sr_x3", "sr_x4", "mixed", "derain_demo", "sr_demo", "mixed_demo")
     tasks += ("derain_s", "mixed_s")
     assert {f"{kind}_{task}.yml" for kind in ("train", "test") for task in tasks} <= {path.name for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
-def test_is_valid_and_builds(path, monkeypatch):
+def test_option_file_is_valid_and_builds_network_and_losses(path, monkeypatch):
     options = read(path, monkeypatch)
     signatures.check_names(options, str(path), "train" in options)
     network = build_network({**copy.deepcopy(options["network_g"]), **SHRUNKEN}).eval()
@@ -58,14 +58,14 @@ def test_is_valid_and_builds(path, monkeypatch):
         restored = network(torch.rand(1, 3, 16, 24))
     assert restored.shape == (1, 3, 16 * scale, 24 * scale)
     for key, section in options.get("train", {}).items():
-        if key.endswith("_opt") and key != "gan_opt":  # that one judges what a discriminator says
+        if key.endswith("_opt") and key != "gan_opt":  # the GAN loss needs the output of a discriminator
             loss = build_loss(copy.deepcopy(section))(restored, torch.rand_like(restored))
             assert loss.isfinite() and loss > 0
 
 
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")  # BasicSR's SwinIR
 @pytest.mark.parametrize("path", COMPARISONS, ids=name)
-def test_comparison_is_valid_and_its_networks_are_of_one_size(path, monkeypatch):
+def test_comparison_file_is_valid_and_its_networks_are_of_similar_size(path, monkeypatch):
     if "_spandrel" in path.read_text(encoding="utf-8"):
         pytest.importorskip("spandrel_extra_arches")
     monkeypatch.chdir(ROOT)
@@ -77,7 +77,7 @@ def test_comparison_is_valid_and_its_networks_are_of_one_size(path, monkeypatch)
         network = build_network(copy.deepcopy(section["network_g"]))
         sizes[competitor] = sum(p.numel() for p in network.parameters())
     shapes = path.stem == "compare_shape_sr_x2"
-    for competitor, size in sizes.items():  # parts are left out of some of them
+    for competitor, size in sizes.items():  # some networks lack parts
         less = shapes or path.stem == "compare_ablation" or competitor.startswith("no scan")
         assert (300_000 if less else 500_000) <= size <= (1_500_000 if shapes else 650_000)
     assert len(sizes) >= 5
@@ -86,8 +86,8 @@ def test_comparison_is_valid_and_its_networks_are_of_one_size(path, monkeypatch)
 
 
 @pytest.mark.parametrize("task", ["mixed", "sr_x2"])
-def test_the_rates_are_tried_as_the_study_trains(task):
-    """Each network is trained as in the study but for the rate, which is one of those that were tried."""
+def test_learning_rate_comparison_trains_like_the_study(task):
+    """Each network is trained as in the study except for the learning rate; the study's rate is one of those tried."""
     rates, study = (read_options(ROOT / "options" / f"compare_{kind}_{task}.yml", kind) for kind in ("rates", "study"))
     assert rates["datasets"]["train"] == study["datasets"]["train"] and rates["train"] == study["train"]
     assert rates["datasets"]["test"]["dataroot_gt"].startswith("datasets/photos/val_")
@@ -104,7 +104,7 @@ def test_the_rates_are_tried_as_the_study_trains(task):
         assert tried[network][rate] == {**section, "train": own} and set(tried[network]) - {3e-3} == {1e-2, 3e-2}
 
 
-def test_the_equal_budget_trains_as_the_mixed_weights_are_trained_but_for_the_rate(monkeypatch):
+def test_equal_budget_trains_like_train_mixed_s_except_for_the_learning_rate(monkeypatch):
     files = [read_options(ROOT / "options" / f"{file}.yml", file) for file in ("compare_equal_budget", "train_mixed_s")]
     compared, alone = files
     assert compared["competitors"]["RestorMixer-S"]["network_g"] == alone["network_g"]
@@ -115,17 +115,17 @@ def test_the_equal_budget_trains_as_the_mixed_weights_are_trained_but_for_the_ra
         assert compared["train"][key] == alone["train"][key]
     rates = [train["optim_g"].pop("lr") for train in (compared["train"], alone["train"])]
     assert compared["train"]["optim_g"] == alone["train"]["optim_g"]
-    assert rates[0] > rates[1]  # minutes of training want a higher one than hours, see the model card
+    assert rates[0] > rates[1]  # minutes of training need a higher rate than hours, see the model card
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.name.startswith("train_")], ids=name)
-def test_schedule_ends_with_the_training(path, monkeypatch):
+def test_scheduler_periods_sum_to_total_iter(path, monkeypatch):
     train = read(path, monkeypatch)["train"]
     assert sum(train["scheduler"]["periods"]) == train["total_iter"]
 
 
 @pytest.mark.parametrize("path", [p for p in [*FILES, *COMPARISONS] if "demo" in p.name], ids=name)
-def test_demo_data_is_shipped(path, monkeypatch):
+def test_demo_data_is_included(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     options = read_options(path, str(path))
     for dataset in options["datasets"].values():
@@ -133,7 +133,7 @@ def test_demo_data_is_shipped(path, monkeypatch):
         assert len(roots) in (1, 2) and all(Path(root).is_dir() for root in roots)
 
 
-def test_test_files_fit_their_training_files():
+def test_test_files_match_their_training_files():
     for path in FILES:
         if path.name.startswith("test_") and not path.name.startswith("test_public_"):
             test, train = (
@@ -141,14 +141,14 @@ def test_test_files_fit_their_training_files():
             )
             assert test["network_g"] == train["network_g"], path.name
             weights = test["path"]["pretrain_network_g"]
-            if weights.endswith(".safetensors"):  # shipped: restormixer_s_derain for restormixer_derain_s
+            if weights.endswith(".safetensors"):  # included: restormixer_s_derain for restormixer_derain_s
                 network, *task, size = train["name"].split("_")
                 assert Path(weights).stem == "_".join([network, size, *task]) and (ROOT / weights).is_file()
             else:
                 assert train["name"] in weights
 
 
-def test_the_commands_of_the_page_on_losses_and_metrics_are_valid(monkeypatch):
+def test_commands_in_losses_and_metrics_md_are_valid(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(rules, "missing_paths", lambda options: ())
     text = (ROOT / "options/LOSSES_AND_METRICS.md").read_text(encoding="utf-8").replace("\\\n", " ")

@@ -1,4 +1,4 @@
-"""Test sets by the generators of other libraries: what is written, and what is said where they are missing."""
+"""Test sets from the generators of other libraries: their content, and messages if a library is missing."""
 
 import importlib.util
 
@@ -28,7 +28,7 @@ def clean(folder):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_sets_of_pairs(clean, capsys, library):
+def test_pairs_are_aligned_degraded_and_reproducible(clean, capsys, library):
     arguments = ["degrade", "others", "--gt", "clean", "--libraries", library, "--gt-size", "64"]
     for out in ("first", "second"):
         assert main([*arguments, "--out", out]) == 0
@@ -46,11 +46,11 @@ def test_sets_of_pairs(clean, capsys, library):
             whole = cv2.imread(f"clean/{name[-1]}.png")
             np.testing.assert_allclose(before * 255, whole[3:67, 13:77], atol=1e-3)
             assert np.abs(after - before).mean() > 1e-3, label
-            assert np.array_equal(after, again.read(name))  # the seed decides
+            assert np.array_equal(after, again.read(name))  # the same seed
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_motion_blur_does_not_move_the_image(library):
+def test_motion_blur_does_not_shift_the_image(library):
     point = np.zeros((41, 41, 3), np.uint8)
     point[20, 20] = 255
     places = np.arange(41) - 20
@@ -63,14 +63,14 @@ def test_motion_blur_does_not_move_the_image(library):
 
 @pytest.fixture
 def halving(monkeypatch):
-    """A generator in kornia's place, which need not be installed."""
+    """Replace kornia, which need not be installed, by a simple generator; return the arguments of the command."""
     monkeypatch.setattr(other_generators.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setitem(other_generators.GENERATORS, "kornia", lambda image, label, seed: image // 2)
     monkeypatch.setitem(other_generators.LABELS, "kornia", ("rain", "snow"))
     return ["degrade", "others", "--gt", "clean", "--libraries", "kornia", "--out", "sets"]
 
 
-def test_a_stopped_set_is_made_again(clean, halving, monkeypatch):
+def test_interrupted_set_is_created_again(clean, halving, monkeypatch):
     write = other_generators.write_lmdb
 
     def full_disk(root, images):
@@ -92,7 +92,7 @@ def test_a_stopped_set_is_made_again(clean, halving, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "shown"), [(["--gt-size", "32"], "gt_size 256, images"), (["--seed", "9"], "seed 0"), ([], "images")]
 )
-def test_a_set_of_other_settings_is_refused(clean, halving, capsys, change, shown):
+def test_set_with_other_settings_is_rejected(clean, halving, capsys, change, shown):
     assert main(halving) == 0 and main(halving) == 0
     if not change:
         cv2.imwrite("clean/0.png", np.zeros((70, 90, 3), np.uint8))
@@ -102,7 +102,7 @@ def test_a_set_of_other_settings_is_refused(clean, halving, capsys, change, show
     assert capsys.readouterr().err.endswith(wanted)
 
 
-def test_half_a_set_and_two_of_one_name(clean, halving, capsys):
+def test_incomplete_set_and_duplicate_names_are_rejected(clean, halving, capsys):
     (clean / "sets/kornia_rain/gt.lmdb").mkdir(parents=True)
     assert main(halving) == 2
     error = capsys.readouterr().err
@@ -113,7 +113,7 @@ def test_half_a_set_and_two_of_one_name(clean, halving, capsys):
     assert not (clean / "new").exists()
 
 
-def test_images_that_are_too_small(clean, halving, capsys):
+def test_too_small_images_are_rejected(clean, halving, capsys):
     assert main([*halving, "--gt-size", "19"]) == 2
     assert capsys.readouterr().err.endswith("--gt-size: expected at least 20, got 19\n")
     cv2.imwrite("clean/small.png", np.zeros((19, 40, 3), np.uint8))
@@ -123,12 +123,12 @@ def test_images_that_are_too_small(clean, halving, capsys):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_the_smallest_images(clean, library):
+def test_smallest_gt_size_is_accepted(clean, library):
     arguments = ["degrade", "others", "--gt", "clean", "--libraries", library, "--out", "sets", "--gt-size", "20"]
     assert main(arguments) == 0
 
 
-def test_mistakes(clean, capsys, monkeypatch):
+def test_unknown_or_missing_library_is_rejected(clean, capsys, monkeypatch):
     assert main(["degrade", "others", "--gt", "clean", "--out", "x", "--libraries", "imgaug"]) == 2
     assert "'imgaug' is not a supported library, expected albumentations or kornia" in capsys.readouterr().err
     monkeypatch.setattr(other_generators.importlib.util, "find_spec", lambda name: None)
@@ -136,7 +136,7 @@ def test_mistakes(clean, capsys, monkeypatch):
     assert capsys.readouterr().err.endswith("needs kornia, which is not installed: pip install kornia\n")
 
 
-def test_a_library_that_is_missing_is_left_out(clean, halving, capsys, monkeypatch):
+def test_missing_library_is_skipped(clean, halving, capsys, monkeypatch):
     monkeypatch.setattr(other_generators.importlib.util, "find_spec", lambda name: name == "kornia" or None)
     arguments = [word for word in halving if word not in ("--libraries", "kornia")]
     assert main(arguments) == 0
@@ -150,7 +150,7 @@ def test_a_library_that_is_missing_is_left_out(clean, halving, capsys, monkeypat
     assert not (clean / "more").exists()
 
 
-def test_keys_have_no_dots(clean, halving, capsys):
+def test_dots_in_names_are_replaced_in_lmdb_keys(clean, halving, capsys):
     (clean / "clean/0.png").rename(clean / "clean/0.v2.png")
     assert main(halving) == 0
     assert LmdbImages(clean / "sets/kornia_rain/lq.lmdb", "x").names == ["rain/0_v2", "rain/1"]
@@ -160,7 +160,7 @@ def test_keys_have_no_dots(clean, halving, capsys):
     assert capsys.readouterr().err.endswith(text)
 
 
-def test_a_folder_of_a_similar_name_stays(clean, halving):
+def test_folder_with_a_similar_name_is_kept(clean, halving):
     (clean / "sets/kornia_rain.partial").mkdir(parents=True)
     (clean / "sets/kornia_rain.partial/f").write_text("precious")
     assert main(halving) == 0

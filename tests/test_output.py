@@ -1,4 +1,4 @@
-"""Files and folders appear when they are whole, and errors name them."""
+"""Files and folders appear only when they are complete, and errors name them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from restormixer_arch import cli, output
 from restormixer_arch.output import atomic_folder, atomic_paths, rename, shell_join, shown_path
 
 
-def test_files_appear_when_they_are_whole(folder):
+def test_files_appear_only_when_complete(folder):
     target = folder / "a.png"
     target.write_text("old")
     for error in (ValueError, KeyboardInterrupt):
@@ -59,7 +59,7 @@ def test_files_of_killed_processes_are_removed_after_a_week(folder):
 
 
 def test_folders_of_killed_processes_are_removed_after_a_week(folder):
-    """A folder that still grows is not one of them, however old it is itself."""
+    """A folder with a new file is kept, even if the folder itself is old."""
     for name, days in ((".part-0123abcd-x", 8), (".part-0123abce-x", 6), (".part-0123abcf-x", 14), (".part-1", 14)):
         (folder / name / "in").mkdir(parents=True)
         (folder / name / "in/old").write_text("x")
@@ -73,7 +73,7 @@ def test_folders_of_killed_processes_are_removed_after_a_week(folder):
     assert (folder / "x/y").read_text() == "y"
 
 
-def test_a_folder_is_there_when_it_is_whole(folder):
+def test_folder_appears_only_when_complete(folder):
     for error in (ValueError, KeyboardInterrupt):
         with pytest.raises(error), atomic_folder(folder / "a/x") as part:
             (part / "y").write_text("half")
@@ -81,8 +81,8 @@ def test_a_folder_is_there_when_it_is_whole(folder):
         assert list(folder.iterdir()) == [folder / "a"] and not list((folder / "a").iterdir())
 
 
-def test_a_full_disk_is_named_by_the_file_or_folder(folder):
-    """The system itself names no file where a write fails, and the temporary one where it cannot be opened."""
+def test_os_errors_name_the_target_file_or_folder(folder):
+    """The operating system names no file if a write fails, and the temporary file if it cannot be opened."""
     full = OSError(errno.ENOSPC, "No space left on device")
     for names, shown in ((["a.csv"], "a.csv"), (["b/a.csv", "b/a.json"], "b")):
         with pytest.raises(OSError, match="No space left") as caught, atomic_paths([folder / name for name in names]):
@@ -102,7 +102,7 @@ def test_a_full_disk_is_named_by_the_file_or_folder(folder):
     assert caught.value.filename == str(folder / "other")
 
 
-def test_a_path_on_another_drive_is_shown_as_it_is(folder, monkeypatch):
+def test_path_on_another_drive_is_shown_unchanged(folder, monkeypatch):
     assert shown_path(folder / "a/b") == str(Path("a/b"))
 
     def relpath(path):
@@ -112,8 +112,8 @@ def test_a_path_on_another_drive_is_shown_as_it_is(folder, monkeypatch):
     assert shown_path("D:/exp") == "D:/exp"
 
 
-def test_a_rename_is_tried_again_on_windows(folder, monkeypatch):
-    """Where a virus scanner or an indexer has a new file open for a moment."""
+def test_rename_is_retried_on_windows(folder, monkeypatch):
+    """A virus scanner or an indexer may briefly keep a new file open."""
     (folder / "a").write_text("x")
     refusals, original = [PermissionError(13, "in use")] * 3, os.replace
 
@@ -132,14 +132,14 @@ def test_a_rename_is_tried_again_on_windows(folder, monkeypatch):
     assert (folder / "b").read_text() == "x" and not refusals
 
 
-def test_what_to_type_suits_the_shell(monkeypatch):
+def test_shell_join_quotes_for_the_shell_of_the_platform(monkeypatch):
     words = ["basicsr", "init", "--data", "my set", "x\\y"]
     assert shell_join(words) == "basicsr init --data 'my set' 'x\\y'"
     monkeypatch.setattr(output.sys, "platform", "win32")
     assert shell_join(words) == 'basicsr init --data "my set" x\\y'
 
 
-def test_a_terminal_that_is_gone_ends_nothing(monkeypatch):
+def test_print_error_ignores_a_closed_terminal(monkeypatch):
     class Gone:
         encoding = "utf-8"
 
@@ -150,7 +150,7 @@ def test_a_terminal_that_is_gone_ends_nothing(monkeypatch):
     output.print_error("x")
 
 
-def test_a_full_disk_at_the_tables_of_a_test(pairs, train_options, test_options, write, monkeypatch, capsys):
+def test_full_disk_while_writing_test_results(pairs, train_options, test_options, write, monkeypatch, capsys):
     assert cli.main(["train", "-opt", write(train_options)]) == 0
 
     def write_text(self, *arguments, **options):
@@ -165,7 +165,7 @@ def test_a_full_disk_at_the_tables_of_a_test(pairs, train_options, test_options,
     assert last.startswith("basicsr: error: ") and last.endswith("results/tiny/results.json: No space left on device")
 
 
-def test_a_line_break_in_a_name_does_not_break_the_line(capsys):
+def test_line_break_in_a_name_is_escaped_in_messages(capsys):
     output.note("a\nb.png: skipped")
     assert capsys.readouterr().err == "basicsr: note: a\\nb.png: skipped\n"
     assert cli.main(["restore", "x\ny.png", "-o", "out"]) == 2

@@ -1,4 +1,4 @@
-"""``basicsr prepare pairs``: from two folders of your own to a training and a validation set, and what goes wrong."""
+"""``basicsr prepare pairs``: training and validation sets from the user's own folders, and user errors."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from restormixer_arch.data.preparation.overlap import find_copies
 from restormixer_arch.data.preparation.own_pairs import find_own_images
 
 
-def test_two_folders_become_a_training_and_a_validation_set(own, capsys):
+def test_two_folders_are_split_into_training_and_validation_sets(own, capsys):
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine", "--val", "3") == 0
     train, val = names("sets/mine/train_gt.lmdb"), names("sets/mine/val_gt.lmdb")
     assert len(train) == 9 and len(val) == 3 and sorted(train + val) == [f"{n:02}" for n in range(12)]
@@ -36,7 +36,7 @@ def test_two_folders_become_a_training_and_a_validation_set(own, capsys):
 @pytest.mark.parametrize(
     "rename", [lambda n: f"{n}_rain", lambda n: f"{n}_LQ", lambda n: f"{n}_1"], ids=["_rain", "_LQ", "many to one"]
 )
-def test_names_that_differ_by_an_ending(own, rename, clean):
+def test_names_with_different_endings_are_paired(own, rename, clean):
     if clean and rename("") == "_1":
         pytest.skip("images of one scene are numbered behind its own name")
     for file in sorted(Path("lq").iterdir()):
@@ -51,8 +51,8 @@ def test_names_that_differ_by_an_ending(own, rename, clean):
     assert stems == {f"{n:02}": rename(f"{n:02}") for n in range(12)}
 
 
-def test_a_scene_is_trained_on_or_validated_on(own, capsys):
-    """Twelve scenes, three degraded images each: two scenes for validation are six pairs."""
+def test_images_of_a_scene_are_not_split_between_training_and_validation(own, capsys):
+    """Each of twelve scenes has three degraded images, so two scenes for validation are six pairs."""
     for file in sorted(Path("lq").iterdir()):
         for number in (1, 2, 3):
             shutil.copy(file, file.with_stem(f"{file.stem}_{number}"))
@@ -62,12 +62,12 @@ def test_a_scene_is_trained_on_or_validated_on(own, capsys):
     train, val = ({name.partition("_")[0] for name in names(f"sets/many/{part}_lq.lmdb")} for part in ("train", "val"))
     assert len(names("sets/many/val_gt.lmdb")) == 6 and len(val) == 2 and len(train) == 10 and not train & val
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/tenth") == 0
-    assert len(names("sets/tenth/val_gt.lmdb")) == 3  # a tenth of twelve scenes is one
+    assert len(names("sets/tenth/val_gt.lmdb")) == 3  # three pairs: a tenth of twelve scenes is one scene
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "o", "--val", "12") == 2
     assert "gt: has 12 images, of which 12 are for validation" in capsys.readouterr().err
 
 
-def test_two_folders_of_one_name_are_distinguished(own, capsys):
+def test_folders_with_the_same_name_are_distinguished(own, capsys):
     for kind in ("gt", "lq"):
         Path(f"{kind}/img").mkdir()
         for file in Path(kind).glob("*.png"):
@@ -87,8 +87,8 @@ def test_two_folders_of_one_name_are_distinguished(own, capsys):
 @given(
     names=st.sets(st.text("abcdef0123456789", min_size=1, max_size=6), min_size=20, max_size=40), val=st.integers(1, 9)
 )
-def test_the_split_depends_on_names_alone(names, val):
-    """Images that are added move none from validation to training but those that they replace there."""
+def test_split_depends_only_on_names(names, val):
+    """Added images may replace others in validation, but never move an earlier training image to validation."""
     ordered = sorted(names)
 
     def split(some, monkeypatch):
@@ -104,7 +104,7 @@ def test_the_split_depends_on_names_alone(names, val):
     assert all_names & set(ordered[:10]) <= few
 
 
-def test_degraded_images_that_are_made(own, capsys):
+def test_validation_pairs_are_generated_once(own, capsys):
     assert prepare("--gt", "gt", "--degrade", "rain,jpeg", "--out", "sets/drawn", "--val", "2") == 0
     assert len(names("sets/drawn/val_pairs/lq.lmdb")) == 4 and not Path("sets/drawn/train_lq.lmdb").exists()
     assert prepare("--gt", "gt", "--degrade", "rain,jpeg", "--out", "sets/drawn", "--val", "2") == 0
@@ -114,8 +114,8 @@ def test_degraded_images_that_are_made(own, capsys):
 
 
 @pytest.mark.parametrize("form", ["lmdb", "folder"])
-def test_another_preparation_leaves_no_pairs_behind(own, capsys, form):
-    """From pairs of two folders to made ones and back: all that has to go is named, and 'init' takes no mixture."""
+def test_outputs_of_another_preparation_must_be_removed(own, capsys, form):
+    """From paired folders to generated pairs and back: the outputs to remove are named; 'init' rejects a mixture."""
     end = ".lmdb" if form == "lmdb" else ""
     shared = ["--gt", "gt", "--val", "2", "--out", "set", "--format", form]
     assert prepare(*shared, "--lq", "lq") == 0
@@ -148,8 +148,8 @@ def test_another_preparation_leaves_no_pairs_behind(own, capsys, form):
     assert capsys.readouterr().err.endswith(f"set/val_pairs: {text}; {choose} remove it\n")
 
 
-def test_images_for_validation_are_not_left_behind(own, capsys):
-    """They are trained on as soon as there are none for validation."""
+def test_old_validation_images_must_be_removed(own, capsys):
+    """With ``--val 0``, the same images are used for training."""
     shared = ["--gt", "gt", "--lq", "lq", "--out", "set"]
     assert prepare(*shared, "--val", "2") == 0 and prepare(*shared, "--val", "0") == 2
     assert "train_gt.lmdb: was prepared from other files, or they have" in (error := capsys.readouterr().err)
@@ -161,8 +161,8 @@ def test_images_for_validation_are_not_left_behind(own, capsys):
 
 
 @pytest.mark.parametrize("recorded", [True, False], ids=["this version", "an earlier one"])
-def test_pairs_for_validation_that_do_not_belong_to_the_set(own, capsys, recorded):
-    """Of clean images that were chosen before others were added, or in the other format."""
+def test_validation_pairs_that_do_not_belong_to_the_dataset_are_rejected(own, capsys, recorded):
+    """Either their format differs, or their clean images were chosen before others were added."""
     arguments = ["--gt", "gt", "--degrade", "rain", "--val", "2", "--out", "set"]
     assert prepare(*arguments) == 0
     record = Path("set/val_pairs/made_with.json")
@@ -188,7 +188,7 @@ def test_pairs_for_validation_that_do_not_belong_to_the_set(own, capsys, recorde
     assert "set/val_pairs: was made of other clean images; remove it or" in capsys.readouterr().err
 
 
-def test_pairs_for_validation_of_an_image_that_has_changed(own, capsys):
+def test_validation_pairs_of_a_changed_image_are_rejected(own, capsys):
     arguments = ["--gt", "gt", "--degrade", "rain", "--val", "2", "--out", "set"]
     assert prepare(*arguments) == 0
     cv2.imwrite(f"gt/{names('set/val_gt.lmdb')[0]}.png", picture(77))
@@ -220,13 +220,13 @@ def test_pairs_for_validation_of_an_image_that_has_changed(own, capsys):
         ),
     ],
 )
-def test_mistakes_are_one_line(own, capsys, arguments, message):
+def test_invalid_arguments_are_reported_in_one_line(own, capsys, arguments, message):
     assert prepare(*arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not Path("o").exists()
 
 
-def test_an_image_without_a_partner(own, capsys):
+def test_image_without_a_partner_is_rejected(own, capsys):
     Path("lq/03.png").rename("lq/33.png")
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "o") == 2
     assert "lq/33.png: has no clean partner '33' in gt" in capsys.readouterr().err
@@ -239,7 +239,7 @@ def test_an_image_without_a_partner(own, capsys):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
-def test_a_name_that_is_not_utf8(own, capsys):
+def test_name_that_is_not_utf8_is_rejected(own, capsys):
     for kind in ("gt", "lq"):
         os.rename(f"{kind}/00.png", os.fsencode(kind) + b"/caf\xe9.png")
     for degraded in (["--lq", "lq"], ["--degrade", "rain"]):
@@ -249,7 +249,7 @@ def test_a_name_that_is_not_utf8(own, capsys):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such names there")
-def test_names_with_blanks_and_with_line_breaks(own, capsys):
+def test_names_may_have_spaces_but_no_control_characters_or_line_breaks(own, capsys):
     for kind in ("gt", "lq"):
         for number, name in enumerate((" a", "b c", "d ", "\u00e9\u2003f")):
             Path(f"{kind}/0{number}.png").rename(f"{kind}/{name}.png")
@@ -268,8 +268,8 @@ def test_names_with_blanks_and_with_line_breaks(own, capsys):
         Path(f"gt/{name}.png").rename("gt/11.png")
 
 
-def test_training_images_of_a_test_set_are_found(own, capsys):
-    """Saved again as JPEG, and reduced: found. Mirrored, or another picture: not."""
+def test_training_images_in_a_test_set_are_found(own, capsys):
+    """Copies saved as JPEG or downsampled are found; flipped copies and other images are not."""
     Path("sets/public/test_gt").mkdir(parents=True)
     cv2.imwrite("sets/public/test_gt/copy.jpg", picture(4), [cv2.IMWRITE_JPEG_QUALITY, 80])
     cv2.imwrite("sets/public/test_gt/small.png", cv2.resize(picture(7), (40, 40), interpolation=cv2.INTER_AREA))
@@ -284,8 +284,8 @@ def test_training_images_of_a_test_set_are_found(own, capsys):
     assert "pairs train: training images that are also in a test set: 2, first gt/04.png" in capsys.readouterr().err
 
 
-def test_images_that_cannot_be_compared_are_left_out(own, capsys):
-    """An empty training file, one that is gone, an LMDB without a key that it lists, and one that is none."""
+def test_unreadable_images_are_skipped_in_the_comparison_with_test_sets(own, capsys):
+    """Empty files, broken links, an LMDB without one of its listed keys, and a folder that is not an LMDB."""
     write_lmdb(Path("sets/public/test_gt.lmdb"), [("copy", picture(4)), ("lost", picture(5))])
     with lmdb.open("sets/public/test_gt.lmdb", lock=False) as environment, environment.begin(write=True) as writing:
         writing.delete(b"lost")
@@ -308,7 +308,7 @@ def test_images_that_cannot_be_compared_are_left_out(own, capsys):
     assert sorted(sum(made, [])) == [f"{n:02}" for n in range(2, 12)]
 
 
-def test_a_repaired_file_is_not_overlooked(own, capsys):
+def test_repaired_file_is_noticed(own, capsys):
     Path("lq/05.png").unlink()
     Path("lq/05.png").symlink_to("gone.png")
     arguments = ["--gt", "gt", "--lq", "lq", "--out", "sets/mine", "--val", "0", "--skip-bad"]
@@ -320,7 +320,7 @@ def test_a_repaired_file_is_not_overlooked(own, capsys):
     assert "was prepared from other files, or they have changed since; remove it and" in capsys.readouterr().err
 
 
-def test_names_of_sub_images_may_be_taken(own, capsys):
+def test_name_conflict_with_a_sub_image_is_rejected(own, capsys):
     for kind in ("gt", "lq"):
         cv2.imwrite(f"{kind}/00_s001.png", picture(50))
         cv2.imwrite(f"{kind}/00.png", picture(51, 120))
@@ -328,12 +328,12 @@ def test_names_of_sub_images_may_be_taken(own, capsys):
     assert prepare(*cut) == 2
     text = "gt/00_s001.png: would be stored as '00_s001' (gt), and so would a part of '00'; rename one of them\n"
     assert capsys.readouterr().err.endswith(text)
-    assert prepare(*cut) == 2 and capsys.readouterr().err.endswith(text)  # nothing was stored meanwhile
+    assert prepare(*cut) == 2 and capsys.readouterr().err.endswith(text)  # the first call stored nothing
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "o", "--val", "0", "--crop", "0") == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
-def test_two_preparations_at_once(own, capsys):
+def test_concurrent_preparation_is_rejected(own, capsys):
     code = (
         "import sys\nfrom pathlib import Path\nfrom restormixer_arch.folder_lock import locked\n"
         "with locked(Path('sets/mine'), 'x'):\n    print('taken', flush=True)\n    sys.stdin.read()\n"
@@ -348,7 +348,7 @@ def test_two_preparations_at_once(own, capsys):
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine") == 0
 
 
-def test_a_set_in_the_working_directory(own, monkeypatch, capsys):
+def test_output_in_the_working_directory(own, monkeypatch, capsys):
     Path("sets/mine").mkdir(parents=True)
     Path("sets/public/test_gt").mkdir(parents=True)
     cv2.imwrite("sets/public/test_gt/copy.png", picture(4))
@@ -361,8 +361,8 @@ def test_a_set_in_the_working_directory(own, monkeypatch, capsys):
     )
 
 
-def test_images_in_sub_folders_are_counted(own, capsys):
-    """But for those in a folder that is named itself, and in hidden ones."""
+def test_images_in_sub_folders_are_skipped_with_a_warning(own, capsys):
+    """Those in hidden folders, and in a folder that is itself an argument, are not counted."""
     Path("lq").rename("gt/lq")
     for place in ("gt/a/b", "gt/c", "gt/.cache", "gt/lq/d"):
         Path(place).mkdir(parents=True)
@@ -376,7 +376,7 @@ def test_images_in_sub_folders_are_counted(own, capsys):
     ]
 
 
-def test_images_in_sub_folders_alone(own, capsys):
+def test_folder_with_images_only_in_sub_folders_is_rejected(own, capsys):
     for kind in ("gt", "lq"):
         Path(kind).rename("inner")
         Path(kind).mkdir()

@@ -1,4 +1,4 @@
-"""The pair dataset: values, order, what BasicSR's own gives, and a clear line for each mistake."""
+"""PairedRestorationDataset: values, order, equality with BasicSR's dataset, and error messages."""
 
 import copy
 import random
@@ -66,21 +66,21 @@ class TestValues:
         torch.testing.assert_close(item["lq"], wanted)
 
     @pytest.mark.parametrize("make", [make_folders, make_lmdbs])
-    def test_gives_what_basicsr_gives(self, tmp_path, make):
+    def test_items_equal_those_of_basicsr(self, tmp_path, make):
         opt = make(tmp_path)
         for phase in (opt, for_training(opt, gt_size=6)):
             ours, theirs = [], []
             for items, kind in ((ours, PairedRestorationDataset), (theirs, PairedImageDataset)):
                 random.seed(4)
                 dataset = kind(copy.deepcopy(phase))
-                if kind is PairedImageDataset:  # lists folders in the file system's order
+                if kind is PairedImageDataset:  # its order is that of the file system
                     dataset.paths.sort(key=lambda paths: paths["gt_path"])
                 items += [dataset[i] for i in range(2)]
                 del dataset
             for first, second in zip(ours, theirs, strict=True):
                 same_items(first, second)
 
-    def test_is_built_by_its_name(self, tmp_path):
+    def test_build_dataset_finds_it_by_name(self, tmp_path):
         opt = make_lmdbs(tmp_path)
         before = copy.deepcopy(opt)
         dataset = build_dataset(opt)
@@ -93,8 +93,8 @@ class TestValues:
 
 class TestTraining:
     @pytest.mark.parametrize(("scale", "gt_size"), [(1, 7), (2, 8), (3, 6)])
-    def test_crops_flips_and_turns_both_alike(self, tmp_path, scale, gt_size):
-        """Each pixel of the degraded image holds its own place, each of the clean one that of its source."""
+    def test_crops_flips_and_rotations_are_the_same_for_both_images(self, tmp_path, scale, gt_size):
+        """Each pixel of the degraded image stores its own position, each of the clean one that of its source."""
         rows, columns = np.mgrid[:15, :11].astype(np.uint8)
         lq = np.stack([rows, columns, rows * 0], axis=2)  # BGR: blue is the row, green the column
         write(tmp_path / "lq" / "x.png", lq)
@@ -121,7 +121,7 @@ class TestTraining:
         assert orientations == {(0, 1), (0, -1), (1, 0), (-1, 0)}
 
     @pytest.mark.parametrize(("hflip", "rot", "wanted"), [(False, False, {1}), (True, False, {1, -1})])
-    def test_rain_keeps_falling_without_turns(self, tmp_path, hflip, rot, wanted):
+    def test_images_stay_upright_without_use_rot(self, tmp_path, hflip, rot, wanted):
         image = np.zeros((9, 9, 3), np.uint8)
         image[...] = np.arange(9)[None, :, None] + 20 * np.arange(9)[:, None, None]
         for side in ("gt", "lq"):
@@ -133,7 +133,7 @@ class TestTraining:
         assert {(p[0, 1] - p[0, 0]).item() for p in pictures} == wanted
         assert {(p[1, 0] - p[0, 0]).item() for p in pictures} == {20}
 
-    def test_small_images_are_mirrored(self, tmp_path):
+    def test_small_images_are_mirror_padded(self, tmp_path):
         opt = make_folders(tmp_path, names=("x.png",), size=(5, 7))
         item = PairedRestorationDataset(for_training(opt, 16, False, False))[0]
         image = noise(5, 7)[..., ::-1].astype(np.float32).transpose(2, 0, 1) / 255
@@ -141,20 +141,20 @@ class TestTraining:
         np.testing.assert_array_equal(item["gt"].numpy(), wanted)
         np.testing.assert_array_equal(item["lq"].numpy(), wanted)
 
-    def test_mirrored_pairs_stay_in_register(self, tmp_path):
+    def test_mirror_padded_pairs_remain_aligned(self, tmp_path):
         opt = make_folders(tmp_path, names=("x.png",), size=(3, 4), scale=2)
         item = PairedRestorationDataset(for_training(opt, 32))[0]
         assert item["gt"].shape == (3, 32, 32)
         assert torch.equal(item["gt"], item["lq"].repeat_interleave(2, 1).repeat_interleave(2, 2))
 
-    def test_one_pixel_is_enlarged(self):
+    def test_single_pixel_is_enlarged(self):
         assert np.array_equal(enlarge(np.full((1, 1, 3), 0.3, np.float32), 5), np.full((5, 5, 3), 0.3, np.float32))
 
     @pytest.mark.parametrize("make", [make_folders, make_lmdbs])
     @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-    def test_two_workers_vary_every_epoch_and_repeat_with_torchs_seed(self, tmp_path, make):
+    def test_worker_crops_differ_between_epochs_and_repeat_with_the_torch_seed(self, tmp_path, make):
         dataset = PairedRestorationDataset(for_training(make(tmp_path), gt_size=4))
-        dataset[0]  # opened here, then forked
+        dataset[0]  # opens the images before the fork
         options = {"worker_init_fn": start_worker, "multiprocessing_context": "fork"}
         loader = DataLoader(dataset, batch_size=1, num_workers=2, **options)
         epochs = []
@@ -166,7 +166,7 @@ class TestTraining:
         assert torch.equal(epochs[0], epochs[2])
 
     @pytest.mark.slow
-    def test_spawned_workers(self, tmp_path):
+    def test_spawned_workers_return_the_same_items(self, tmp_path):
         dataset = PairedRestorationDataset(make_lmdbs(tmp_path))
         before = [dataset[i] for i in range(2)]
         loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn")
@@ -175,7 +175,7 @@ class TestTraining:
 
 
 class TestPairs:
-    def test_sorted_and_only_images(self, tmp_path):
+    def test_only_images_are_listed_in_sorted_order(self, tmp_path):
         opt = make_folders(tmp_path, names=("c.png", "B.PNG", "a.jpg", "10.png", "9.png"))
         for name in ("notes.txt", ".hidden.png", "Thumbs.db"):
             (tmp_path / "gt" / name).write_bytes(b"no image")
@@ -183,19 +183,19 @@ class TestPairs:
         assert [Path(dataset[i]["gt_path"]).name for i in range(5)] == ["10.png", "9.png", "B.PNG", "a.jpg", "c.png"]
         assert [Path(dataset[i]["lq_path"]).name for i in range(5)] == ["10.png", "9.png", "B.PNG", "a.jpg", "c.png"]
 
-    def test_template_and_other_extension(self, tmp_path):
+    def test_filename_template_and_other_extension(self, tmp_path):
         opt = make_folders(tmp_path, lq_name=lambda name: name.replace(".png", "_rain.bmp"))
         dataset = PairedRestorationDataset({**opt, "filename_tmpl": "{}_rain"})
         assert [pair[1] for pair in dataset.pairs] == ["a_rain.bmp", "b_rain.bmp"]
         assert torch.equal(dataset[1]["gt"], dataset[1]["lq"])
 
-    def test_same_stem_twice(self, tmp_path):
+    def test_same_stem_with_two_extensions(self, tmp_path):
         opt = make_folders(tmp_path, names=("a.png", "a.bmp"))
         assert PairedRestorationDataset(opt).pairs == [("a.bmp", "a.bmp"), ("a.png", "a.png")]
         (tmp_path / "lq" / "a.png").unlink()
         assert "has no partner for 1 of 2 images" in refusal(opt)
 
-    def test_recursive(self, tmp_path):
+    def test_recursive_reads_subfolders(self, tmp_path):
         opt = make_folders(tmp_path, names=("two/a.png", "one/a.png"))
         assert "contains no images" in refusal(opt) and "2 in its sub-folders" in refusal(opt)
         dataset = PairedRestorationDataset({**opt, "recursive": True, "filename_tmpl": "{}"})
@@ -218,7 +218,7 @@ class TestPairs:
         listing.unlink()
         assert refusal(opt) == f"meta_info_file: '{listing}' is not a file"
 
-    def test_missing_partner(self, tmp_path):
+    def test_missing_degraded_image_is_rejected(self, tmp_path):
         opt = make_folders(tmp_path, names=("snow.png", "stone.png"))
         (tmp_path / "lq" / "stone.png").rename(tmp_path / "lq" / "stnoe.png")
         assert refusal(opt) == (
@@ -226,7 +226,7 @@ class TestPairs:
             "the first is 'stone.png'. Did you mean 'stnoe.png'?"
         )
 
-    def test_superfluous_partner(self, tmp_path):
+    def test_extra_degraded_image_is_rejected(self, tmp_path):
         opt = make_folders(tmp_path)
         write(tmp_path / "lq" / "z.png", noise(4, 4))
         assert refusal(opt) == (
@@ -234,7 +234,7 @@ class TestPairs:
             "the first is that of 'z.png'"
         )
 
-    def test_missing_key(self, tmp_path):
+    def test_missing_lmdb_key_is_rejected(self, tmp_path):
         opt = make_lmdbs(tmp_path)
         write_lmdb(tmp_path / "more.lmdb", [("a", noise(3, 3)), ("b", noise(3, 3)), ("see", noise(3, 3))])
         message = refusal({**opt, "dataroot_gt": str(tmp_path / "more.lmdb")})
@@ -242,7 +242,7 @@ class TestPairs:
 
 
 class TestImages:
-    def test_two_sizes(self, tmp_path):
+    def test_pair_of_different_sizes_is_rejected(self, tmp_path):
         opt = make_folders(tmp_path)
         write(tmp_path / "lq" / "b.png", noise(12, 9))
         dataset = PairedRestorationDataset(opt)
@@ -253,7 +253,7 @@ class TestImages:
             f"{tmp_path}/gt/b.png is 12x10 (height x width), expected 12x9: 1 times 12x9 of {tmp_path}/lq/b.png"
         )
 
-    def test_remainder_is_cut_off_in_validation_only(self, tmp_path):
+    def test_remainder_is_cropped_only_in_validation(self, tmp_path):
         lq = noise(5, 6)
         write(tmp_path / "lq" / "x.png", lq)
         write(tmp_path / "gt" / "x.png", np.pad(blown_up(lq, 3), ((0, 2), (0, 1), (0, 0))))
@@ -266,20 +266,20 @@ class TestImages:
             PairedRestorationDataset({**opt, "scale": 2})[0]
 
     @pytest.mark.parametrize("content", [b"", b"no image", noise(2, 2).tobytes()])
-    def test_undecodable_file(self, tmp_path, content):
+    def test_undecodable_file_is_named_in_the_error(self, tmp_path, content):
         opt = make_folders(tmp_path)
         (tmp_path / "lq" / "a.png").write_bytes(content)
         message = f"{tmp_path}/lq/a.png: cannot be decoded as an image ({len(content)} bytes)"
         with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
             PairedRestorationDataset(opt)[0]
 
-    def test_vanished_file(self, tmp_path):
+    def test_deleted_file_is_named_in_the_error(self, tmp_path):
         dataset = PairedRestorationDataset(make_folders(tmp_path))
         (tmp_path / "gt" / "a.png").unlink()
         with pytest.raises(UserError, match=r"gt/a.png: cannot be read \(No such file or directory\)"):
             dataset[0]
 
-    def test_bad_values_in_an_lmdb(self, tmp_path):
+    def test_damaged_and_missing_lmdb_values_are_named_in_the_error(self, tmp_path):
         opt = make_lmdbs(tmp_path)
         with lmdb.open(opt["dataroot_lq"]) as environment, environment.begin(write=True) as transaction:
             transaction.put(b"a", b"no image")
@@ -293,7 +293,7 @@ class TestImages:
             dataset[1]
 
 
-def test_names_of_results_have_no_home_folder_in_them(tmp_path, monkeypatch):
+def test_result_names_do_not_contain_the_home_folder(tmp_path, monkeypatch):
     for variable in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(variable, str(tmp_path))
     opt = make_folders(tmp_path, names=("a/x.png", "b/x.png"))
@@ -301,8 +301,8 @@ def test_names_of_results_have_no_home_folder_in_them(tmp_path, monkeypatch):
     assert [data[number]["result_name"] for number in range(2)] == ["a_x", "b_x"]
 
 
-def test_results_of_one_name_are_numbered():
-    """A name made of a folder's may be that of a file."""
+def test_duplicate_result_names_are_numbered():
+    """A name composed of folder and file name can be that of another file."""
     names = result_names(["a/x.png", "b/x.png", "a_x.png"], "")
     assert names == ["a_x_png_1", "b_x", "a_x_png_2"]
     names = result_names(["a/x.png", "a_x.png", "x.png", "a_x_png_1.png"], "")
@@ -311,13 +311,13 @@ def test_results_of_one_name_are_numbered():
 
 class TestOptions:
     @pytest.mark.parametrize("key", ["dataroot_gt", "dataroot_lq", "io_backend", "phase", "scale"])
-    def test_needed(self, tmp_path, key):
+    def test_missing_option_is_rejected(self, tmp_path, key):
         opt = make_folders(tmp_path)
         del opt[key]
         assert refusal(opt) == f"{key} is missing in the options of PairedRestorationDataset 'pairs'"
 
     @pytest.mark.parametrize("key", ["gt_size", "use_hflip", "use_rot"])
-    def test_needed_for_training(self, tmp_path, key):
+    def test_missing_training_option_is_rejected(self, tmp_path, key):
         opt = {**for_training(make_folders(tmp_path), 4), key: None}
         assert refusal(opt) == f"{key} is missing in the options of PairedRestorationDataset 'pairs'"
 
@@ -356,10 +356,10 @@ class TestOptions:
             ),
         ],
     )
-    def test_wrong_values(self, tmp_path, change, message):
+    def test_invalid_values_are_rejected(self, tmp_path, change, message):
         assert refusal({**make_folders(tmp_path), **change}) == message
 
-    def test_folders(self, tmp_path):
+    def test_invalid_folders_are_rejected(self, tmp_path):
         opt = make_folders(tmp_path)
         message = refusal({**opt, "dataroot_gt": str(tmp_path / "gtt")})
         assert message.startswith(f"dataroot_gt: '{tmp_path}/gtt' does not exist") and "Did you mean" in message
@@ -373,14 +373,14 @@ class TestOptions:
         )
 
 
-class TestSurroundings:
-    def test_a_list_with_a_byte_order_mark(self, tmp_path):
+class TestFileSystem:
+    def test_meta_info_file_with_a_byte_order_mark(self, tmp_path):
         opt = {**make_folders(tmp_path), "meta_info_file": str(tmp_path / "list.txt")}
         (tmp_path / "list.txt").write_text("a.png\r\nb.png\n", encoding="utf-8-sig")
         assert PairedRestorationDataset(opt).pairs == [("a.png", "a.png"), ("b.png", "b.png")]
 
     @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
-    def test_linked_sub_folders_are_counted(self, tmp_path, capsys):
+    def test_linked_subfolders_are_reported_as_skipped(self, tmp_path, capsys):
         opt = make_folders(tmp_path, names=("one/a.png",))
         for side in ("gt", "lq"):
             (tmp_path / side / "linked").symlink_to(tmp_path / side / "one")

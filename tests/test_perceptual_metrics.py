@@ -1,4 +1,4 @@
-"""LPIPS, DISTS and NIQE: values against their definitions, and in option files. The backbones have random weights."""
+"""LPIPS, DISTS and NIQE: their definitions, and their use in option files. The backbones have random weights."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from restormixer_arch.models import metrics
 
 register.register()
 
-from basicsr.metrics.niqe import calculate_niqe  # noqa: E402 - BasicSR can be imported only now
+from basicsr.metrics.niqe import calculate_niqe  # noqa: E402 - BasicSR can be imported only after register()
 
 LPIPS = {"lpips": {"type": "calculate_lpips"}}
 
 
 def alexnet_features():
-    """AlexNet's features, a convolution less, without the classifier's 55 million parameters."""
+    """Return AlexNet's features up to the last ReLU, without the classifier's 59 million parameters."""
     torch.manual_seed(0)
     conv, relu, pool = torch.nn.Conv2d, torch.nn.ReLU, torch.nn.MaxPool2d
     layers = [conv(3, 64, 11, 4, 2), relu(), pool(3, 2), conv(64, 192, 5, 1, 2), relu(), pool(3, 2)]
@@ -45,7 +45,7 @@ def vgg_features():
 
 @pytest.fixture
 def backbones(monkeypatch):
-    """Stand-ins for torchvision's networks, without a download."""
+    """Replace torchvision's networks with untrained ones, which need no download."""
     pytest.importorskip("torchmetrics")
     from torchmetrics.functional.image import dists
 
@@ -80,7 +80,7 @@ def taps(layers, x, at):
 
 
 @torch.no_grad()
-def test_lpips_is_the_weighted_distance_of_unit_features(backbones):
+def test_lpips_is_the_weighted_distance_of_normalized_features(backbones):
     first, second = noisy_pair(20)
     weights = torch.load(
         Path(__import__("torchmetrics").__file__).parent / "functional/image/lpips_models/alex.pth", map_location="cpu"
@@ -129,7 +129,7 @@ def _moments(x):
 
 
 @pytest.mark.parametrize("kind", ["calculate_lpips", "calculate_dists"])
-def test_borders_gray_and_order_of_channels(backbones, kind):
+def test_crop_border_gray_images_and_channel_order(backbones, kind):
     first, second = noisy_pair(20)
     inner = [np.ascontiguousarray(image[3:-3, 3:-3]) for image in (first, second)]
     assert measure(kind, first, second, crop_border=3) == pytest.approx(measure(kind, *inner), rel=1e-5)
@@ -148,7 +148,7 @@ def test_borders_gray_and_order_of_channels(backbones, kind):
         ("calculate_dists", {"crop_border": 20}, "DISTS needs images of at least 32x32, got 24x40"),
     ],
 )
-def test_what_cannot_be_measured(backbones, kind, options, message):
+def test_unknown_networks_and_too_small_images_are_rejected(backbones, kind, options, message):
     with pytest.raises(UserError, match=message):
         measure(kind, *noisy_pair(20), **options)
 
@@ -158,7 +158,7 @@ def test_what_cannot_be_measured(backbones, kind, options, message):
 
 @pytest.fixture
 def larger(pairs, train_options):
-    """The pairs, large enough for the networks and for NIQE's blocks."""
+    """Two pairs that are large enough for the networks and for NIQE's blocks."""
     rng = np.random.default_rng(0)
     for number in range(2):
         image = cv2.resize(rng.integers(0, 256, (40, 40, 3), np.uint8), (104, 200), interpolation=cv2.INTER_CUBIC)
@@ -181,7 +181,9 @@ def all_metrics():
 
 
 @pytest.mark.parametrize("model", ["SRModel", "RestorMixerModel"])
-def test_a_training_validates_with_them_and_lower_is_better(larger, backbones, train_options, write, capsys, model):
+def test_training_run_validates_and_keeps_the_weights_with_the_lowest_values(
+    larger, backbones, train_options, write, capsys, model
+):
     train_options["val"] |= {"metrics": all_metrics(), "val_freq": 1, "save_img": True}
     train_options["train"] |= {"total_iter": 2, "optim_g": {"type": "Adam", "lr": 0.02}}
     train_options["model_type"] = model
@@ -204,7 +206,9 @@ def test_a_training_validates_with_them_and_lower_is_better(larger, backbones, t
 
 
 @pytest.mark.filterwarnings("ignore:distutils Version")  # thop
-def test_test_and_compare_measure_with_them(larger, backbones, train_options, test_options, write, capsys, monkeypatch):
+def test_test_and_compare_commands_measure_perceptual_metrics(
+    larger, backbones, train_options, test_options, write, capsys, monkeypatch
+):
     from compare_cases import compare_options
 
     from restormixer_arch.compare import jobs, run
@@ -235,7 +239,7 @@ def test_test_and_compare_measure_with_them(larger, backbones, train_options, te
     ("kind", "file"), [("calculate_lpips", "alexnet-owt-7be5be79.pth"), ("calculate_dists", "vgg16-397923af.pth")]
 )
 @pytest.mark.parametrize("command", ["train", "test"])
-def test_weights_that_cannot_be_fetched_are_one_line(
+def test_failed_download_of_weights_is_reported(
     pairs, train_options, test_options, write, capsys, monkeypatch, kind, file, command
 ):
     pytest.importorskip("torchmetrics")
@@ -260,7 +264,7 @@ def test_weights_that_cannot_be_fetched_are_one_line(
 
 
 @pytest.mark.parametrize("kind", ["calculate_lpips", "calculate_dists"])
-def test_without_torchmetrics(kind, monkeypatch):
+def test_missing_torchmetrics_is_reported(kind, monkeypatch):
     forget()
     for name in ("torchmetrics", "torchmetrics.image.lpip", "torchmetrics.functional.image.dists"):
         monkeypatch.setitem(__import__("sys").modules, name, None)
@@ -268,7 +272,7 @@ def test_without_torchmetrics(kind, monkeypatch):
         measure(kind, *noisy_pair(20))
 
 
-def test_which_way_is_better():
+def test_lower_is_better_unless_set_otherwise():
     assert [better({"type": f"calculate_{name}"}) for name in ("lpips", "dists", "niqe", "psnr")] == [
         "lower", "lower", "lower", "higher",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The set of free photographs: its split, and its preparation from a miniature with the same file names."""
+"""The dataset of free photographs: its split, and its preparation from tiny images with the same file names."""
 
 import json
 from collections import Counter
@@ -21,7 +21,7 @@ SHIPPABLE = ("budgie-backgrounds", "scikit-image", "scipy", "palapeli-data", "gn
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """A folder of tiny pictures under all the names; four of the fixed sets, and two labels of the mixed ones."""
+    """Create tiny images with all file names; use only four of the fixed sets, and two labels of the mixed ones."""
     table = json.loads(photos.PAIRS.read_text())
     few = {f"{part}_{task}": dict(table[f"{part}_{task}"]) for part in ("val", "test") for task in ("derain", "mixed")}
     for part in ("val", "test"):
@@ -39,7 +39,7 @@ def prepare(root, out, *more):
     return run(["photos", "--root", str(root), "--out", str(out), "--workers", "1", *more])
 
 
-def test_the_split_is_by_photograph():
+def test_split_is_disjoint_and_held_out_photographs_are_shippable():
     rows = photos.read_table()
     assert Counter(row["part"] for row in rows) == {"train": 147, "val": 8, "test": 16}
     assert len({row["file"] for row in rows}) == 171
@@ -48,7 +48,7 @@ def test_the_split_is_by_photograph():
     assert {row["package"] for row in held_out} == set(SHIPPABLE)
 
 
-def test_every_row_says_where_the_photograph_comes_from():
+def test_every_row_has_the_source_of_its_photograph():
     for row in photos.read_table():
         assert row["file"] == f"{row['package']}__{row['file'].partition('__')[2]}"
         assert row["version"] and row["suite"] and row["path_in_package"] and row["licence"]
@@ -66,7 +66,7 @@ def test_prepares_parts_and_fixed_pairs(small, tmp_path, capsys, form):
     assert capsys.readouterr().out.count(" 0 problems") == 7
 
 
-def test_pairs_are_of_held_out_photographs_alone(small, tmp_path):
+def test_fixed_pairs_use_only_held_out_photographs(small, tmp_path):
     prepare(small, tmp_path)
     parts = {row["file"].removesuffix(".png").replace(".", "_"): row["part"] for row in photos.read_table()}
     folder = tmp_path / "photos"
@@ -80,7 +80,7 @@ def test_pairs_are_of_held_out_photographs_alone(small, tmp_path):
         assert 0.5 > np.abs(lq.read(key) - clean).mean() > 0
 
 
-def test_the_same_photographs_give_the_same_pairs(small, tmp_path):
+def test_same_photographs_give_identical_pairs(small, tmp_path):
     for name in ("one", "two"):
         prepare(small, tmp_path / name)
     one, two = (LmdbImages(tmp_path / name / "photos/val_mixed/lq.lmdb", "") for name in ("one", "two"))
@@ -88,7 +88,7 @@ def test_the_same_photographs_give_the_same_pairs(small, tmp_path):
     assert all(one.content(name) == two.content(name) for name in one.names)
 
 
-def test_every_held_out_photograph_has_its_parameters():
+def test_every_held_out_photograph_has_parameters_for_each_task():
     rows = photos.read_table()
     tasks = {"derain": ["rain"], "mixed": [*CDD11, "noise"], "derain_wide": ["rain"], "desnow": ["snow"]}
     tasks |= {"dehaze": ["haze"], "low_light": ["low"], "deblur": ["blur", "defocus"], "denoise": ["noise", "camera"]}
@@ -101,19 +101,19 @@ def test_every_held_out_photograph_has_its_parameters():
         assert all(set(images) == names for images in fixed.compositions.values())
 
 
-def test_a_missing_photograph_is_named_with_its_package(small, tmp_path):
+def test_missing_photograph_is_reported_with_its_package(small, tmp_path):
     (small / "scipy__face-raccoon.png").unlink()
     with pytest.raises(UserError, match=r"lacks 1 of 171 photographs, first scipy__face-raccoon.png, .* scipy 1.11.4"):
         prepare(small, tmp_path)
 
 
-def test_pictures_outside_the_split_are_left_out(small, tmp_path, capsys):
+def test_images_outside_the_split_are_skipped(small, tmp_path, capsys):
     save(small / "mine.png", picture(0))
     assert prepare(small, tmp_path, "--dry-run") == 0
     assert "1 images that are not in the split are left out, first mine.png" in "".join(capsys.readouterr())
 
 
-def test_fixed_pairs_of_other_settings_are_not_touched(small, tmp_path):
+def test_fixed_pairs_with_other_settings_are_not_overwritten(small, tmp_path):
     prepare(small, tmp_path)
     record = tmp_path / "photos/val_derain/made_with.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "gt_size": 77}))
@@ -123,7 +123,7 @@ def test_fixed_pairs_of_other_settings_are_not_touched(small, tmp_path):
     assert (record.parent / "lq.lmdb/data.mdb").read_bytes() == before
 
 
-def test_check_finds_a_changed_and_a_foreign_picture(small, tmp_path, capsys):
+def test_check_finds_changed_and_additional_images(small, tmp_path, capsys):
     prepare(small, tmp_path, "--format", "folder")
     out = tmp_path / "photos/test_derain"
     changed = sorted((out / "lq/rain").iterdir())[0]
@@ -139,6 +139,6 @@ def test_check_finds_a_changed_and_a_foreign_picture(small, tmp_path, capsys):
     assert "differs from its source" in capsys.readouterr().err
 
 
-def test_what_is_no_fixed_set_is_said(tmp_path):
+def test_folder_that_is_not_a_fixed_set_is_rejected(tmp_path):
     with pytest.raises(UserError, match="is not a fixed set of pairs: made_with.json cannot be read"):
         recorded_options(tmp_path)

@@ -1,4 +1,4 @@
-"""Picture files: what is kept from reading to writing, and what is refused."""
+"""Image files: what is kept when an image is read and written, and which files are rejected."""
 
 import struct
 import zlib
@@ -37,7 +37,7 @@ def round_trip(path, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm"])
-def test_8_bit_colors_come_back_exactly(tmp_path, suffix):
+def test_8_bit_colors_round_trip_exactly(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(RGB).save(path)
     picture, target = round_trip(path, tmp_path)
@@ -49,7 +49,7 @@ def test_8_bit_colors_come_back_exactly(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(("suffix", "loss"), [("jpg", 2.0), ("webp", 3.0)])
-def test_lossy_formats_stay_near(tmp_path, suffix, loss):
+def test_lossy_formats_round_trip_with_a_small_error(tmp_path, suffix, loss):
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(SMOOTH).save(path, quality=95, subsampling=0)
     picture, target = round_trip(path, tmp_path)
@@ -78,7 +78,7 @@ def test_orientation_is_applied_once_and_metadata_is_kept(tmp_path, suffix, orie
         assert again.size == wanted.shape[1::-1]
 
 
-def test_upright_is_what_pillow_does():
+def test_upright_equals_pillow_exif_transpose():
     from PIL import ImageOps
 
     for orientation, upright in UPRIGHT.items():
@@ -87,7 +87,7 @@ def test_upright_is_what_pillow_does():
         np.testing.assert_array_equal(upright(RGB), np.asarray(ImageOps.exif_transpose(image)))
 
 
-def test_the_first_picture_of_a_phones_jpeg_is_taken(tmp_path):
+def test_first_image_of_an_mpo_file_is_read(tmp_path):
     Image.fromarray(SMOOTH).save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.fromarray(RGB)])
     with Image.open(tmp_path / "a.jpg") as opened:
         assert opened.format == "MPO" and opened.n_frames == 2
@@ -97,13 +97,13 @@ def test_the_first_picture_of_a_phones_jpeg_is_taken(tmp_path):
         assert again.format == "JPEG"
 
 
-def test_upright_files_keep_their_exif_byte_for_byte(tmp_path):
+def test_exif_of_upright_images_is_kept_byte_for_byte(tmp_path):
     content = exif().tobytes() + b"a maker's note behind it"
     Image.fromarray(RGB).save(tmp_path / "a.jpg", exif=content)
     assert read_picture(tmp_path / "a.jpg").metadata["exif"] == content
 
 
-def test_texts_of_png_and_comment_and_xmp_of_jpeg_are_kept(tmp_path):
+def test_png_texts_and_jpeg_comment_and_xmp_are_kept(tmp_path):
     texts = PngInfo()
     texts.add_text("Title", "Mühle")
     texts.add_itxt("Description", "grün", "de")
@@ -118,7 +118,7 @@ def test_texts_of_png_and_comment_and_xmp_of_jpeg_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "1"])
-def test_gray_and_alpha_stay(tmp_path, mode):
+def test_gray_and_alpha_are_kept(tmp_path, mode):
     image = Image.fromarray(np.dstack([RGB, RGB[..., 0]])).convert(mode)
     image.save(tmp_path / "a.png")
     picture, target = round_trip(tmp_path / "a.png", tmp_path)
@@ -158,7 +158,7 @@ def test_cmyk_becomes_srgb(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bits_come_back_exactly(tmp_path, suffix, channels):
+def test_16_bit_values_round_trip_exactly(tmp_path, suffix, channels):
     planes = DEEP[..., :channels]
     path = tmp_path / f"a.{suffix}"
     assert cv2.imwrite(str(path), planes if channels == 1 else planes[..., [2, 1, 0, 3][:channels]])
@@ -194,7 +194,7 @@ def test_16_bit_profiles_and_exif_are_kept(tmp_path):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_of_tiff(tmp_path, dtype, orientation, channels):
+def test_orientation_of_tiff_is_applied(tmp_path, dtype, orientation, channels):
     planes = DEEP[..., :channels].astype(dtype)
     tag = (274, "H", 1, orientation, True)
     options = {"photometric": "minisblack"} if channels == 1 else {"photometric": "rgb", "planarconfig": "contig"}
@@ -205,7 +205,7 @@ def test_orientation_of_tiff(tmp_path, dtype, orientation, channels):
     np.testing.assert_array_equal(read_picture(target).planes, picture.planes)
 
 
-def test_a_turned_tiff_worked_by_hand(tmp_path):
+def test_rotated_tiff_has_the_expected_pixels(tmp_path):
     gray = np.array([[0, 1, 2], [3, 4, 5]], np.uint8)
     tag = (274, "H", 1, 6, True)
     tifffile.imwrite(tmp_path / "a.tif", gray, photometric="minisblack", extratags=[tag], metadata=None)
@@ -213,13 +213,13 @@ def test_a_turned_tiff_worked_by_hand(tmp_path):
 
 
 def png(header, data, *more):
-    """A PNG of the fields of its header and its rows, each with a filter's number before it, and of more chunks."""
+    """Build a PNG of its header fields, its rows (each after its filter type) and additional chunks."""
     chunks = ((b"IHDR", struct.pack(">IIBBBBB", *header)), *more, (b"IDAT", zlib.compress(data)), (b"IEND", b""))
     coded = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(coded)
 
 
-def test_gray_with_alpha_of_16_bits_stays(tmp_path):
+def test_16_bit_gray_with_alpha_is_kept(tmp_path):
     planes = DEEP[..., :2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in planes)
     (tmp_path / "a.png").write_bytes(png((9, 6, 16, 4, 0, 0, 0), rows))
@@ -231,8 +231,8 @@ def test_gray_with_alpha_of_16_bits_stays(tmp_path):
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
-def test_the_transparent_gray_of_a_png(tmp_path, depth):
-    """Samples of less than 8 bits are widened, and so are the transparent and the background one."""
+def test_transparent_gray_of_png_becomes_alpha(tmp_path, depth):
+    """Samples of less than 8 bits are scaled to 8 bits, and so are the transparent and background values."""
     samples, white = [0, 1] if depth == 1 else [0, 1, 2, 3], 2**depth - 1
     bits = "".join(f"{sample:0{depth}b}" for sample in samples)
     row = b"\0" + int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
@@ -247,10 +247,10 @@ def test_the_transparent_gray_of_a_png(tmp_path, depth):
     np.testing.assert_array_equal(read_picture(target).planes, picture.planes)
 
 
-# --- refused ---------------------------------------------------------------------------------------------------------
+# --- rejected --------------------------------------------------------------------------------------------------------
 
 
-BOMB = png((60000, 60000, 8, 2, 0, 0, 0), b"0")  # under a hundred bytes
+BOMB = png((60000, 60000, 8, 2, 0, 0, 0), b"0")  # less than 100 bytes
 
 
 def encoded(kind, **options):
@@ -277,7 +277,7 @@ FRAMES = [Image.fromarray(SMOOTH // n) for n in (2, 3)]
         ("pages.tif", encoded("TIFF", save_all=True, append_images=FRAMES), "holds 3 images"),
     ],
 )
-def test_refused(tmp_path, name, content, message):
+def test_unsupported_and_damaged_files_are_rejected(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"{name}: {message}"):
@@ -286,15 +286,15 @@ def test_refused(tmp_path, name, content, message):
 
 @pytest.mark.parametrize("shape", [(6, 9), (6, 9, 3)])
 @pytest.mark.parametrize("dtype", ["float32", "uint32", "int16"])
-def test_other_samples_are_refused(tmp_path, shape, dtype):
+def test_other_sample_types_are_rejected(tmp_path, shape, dtype):
     tifffile.imwrite(tmp_path / "a.tif", np.ones(shape, dtype), photometric="rgb" if len(shape) == 3 else "minisblack")
     with pytest.raises(UserError, match=f"a.tif: has samples of type {dtype}, expected 8- or 16-bit integers"):
         read_picture(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("width", [b"\3\0\1\0\0\0\0\0\0\0", b"\3\0\2\0\0\0\x08\0\x08\0"], ids=["none", "two"])
-def test_a_tiff_of_no_single_width_is_refused(tmp_path, width):
-    """Two widths would multiply the rows, and a small file would fill the memory."""
+def test_tiff_with_no_or_two_widths_is_rejected(tmp_path, width):
+    """Two widths would multiply the rows, so a small file could exhaust the memory."""
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", metadata=None, byteorder="<")
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
         place = file.pages[0].tags[256].offset
@@ -305,18 +305,18 @@ def test_a_tiff_of_no_single_width_is_refused(tmp_path, width):
         read_picture(tmp_path / "a.tif")
 
 
-def test_a_tiff_with_depth_is_refused(tmp_path):
+def test_tiff_with_image_depth_is_rejected(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", DEEP[..., 0], metadata=None, extratags=[(65000, 4, 1, 100_000, True)])
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
         place = file.pages[0].tags[65000].offset
     content = bytearray((tmp_path / "a.tif").read_bytes())
-    content[place : place + 2] = struct.pack("<H", 32997)  # the tag of depth, which tifffile does not write
+    content[place : place + 2] = struct.pack("<H", 32997)  # ImageDepth, which tifffile does not write
     (tmp_path / "a.tif").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.tif: cannot be read as an image \(it has layers of depth"):
         read_picture(tmp_path / "a.tif")
 
 
-def test_missing_and_unwritable(tmp_path):
+def test_missing_and_unwritable_files_are_rejected(tmp_path):
     with pytest.raises(UserError, match=r"none\.png: cannot be read as an image \(No such file"):
         read_picture(tmp_path / "none.png")
     with pytest.raises(UserError, match=r"x\.png: cannot be written \(No such file"):
@@ -325,12 +325,12 @@ def test_missing_and_unwritable(tmp_path):
         write_picture(Picture(DEEP[..., :3], format="TIFF"), tmp_path / "folder/x.tif")
 
 
-def test_one_pixel(tmp_path):
+def test_image_of_one_pixel(tmp_path):
     Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "a.png")
     assert read_picture(tmp_path / "a.png").pixels.tolist() == [[[1, 2, 3]]]
 
 
-def test_any_picture_as_png(folder):
+def test_conversion_to_png_keeps_pixels_and_metadata(folder):
     kept = {"icc_profile": PROFILE, "exif": exif(), "dpi": (300, 300), "comment": b"words", "xmp": b"<x:xmpmeta/>"}
     Image.new("RGB", (4, 3), "red").save("a.jpg", **kept)
     assert picture_size("a.jpg") == (4, 3)
@@ -344,9 +344,9 @@ def test_any_picture_as_png(folder):
     np.testing.assert_array_equal(read_picture("a.png").pixels, read_picture("a.jpg").pixels)
 
 
-def test_the_size_of_a_picture_is_read_without_decoding_it(folder):
+def test_image_size_is_read_without_decoding(folder):
     Image.new("RGB", (500, 300)).save("a.png")
-    (folder / "a.png").write_bytes((folder / "a.png").read_bytes()[:60])  # the header alone
+    (folder / "a.png").write_bytes((folder / "a.png").read_bytes()[:60])  # only the header
     assert picture_size("a.png") == (500, 300)
     (folder / "a.png").write_bytes(b"no")
     with pytest.raises(UserError, match="a.png: is not a readable image"):
@@ -354,8 +354,8 @@ def test_the_size_of_a_picture_is_read_without_decoding_it(folder):
 
 
 @pytest.mark.parametrize("white", [255, 65535])
-def test_the_palette_of_a_tiff_in_8_or_16_bits(tmp_path, white):
-    """The standard asks for 16 bits; libtiff takes a palette without any value above 255 for one of 8 bits."""
+def test_tiff_palette_of_8_or_16_bits_is_applied(tmp_path, white):
+    """The standard requires 16 bits; libtiff reads a palette without values above 255 as one of 8 bits."""
     places = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
     colors = np.zeros((3, 256), np.uint16)
     colors[:, :3] = np.array([[10, 100, 255], [20, 90, 0], [30, 60, 255]]) * (white // 255)
@@ -366,7 +366,7 @@ def test_the_palette_of_a_tiff_in_8_or_16_bits(tmp_path, white):
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("kind", ["strips", "tiles"])
-def test_a_tiff_that_lacks_pixels_is_rejected(tmp_path, kind, compression):
+def test_tiff_with_missing_strips_or_tiles_is_rejected(tmp_path, kind, compression):
     """The directory lists 5 of 8 segments; a decoder leaves the rest black."""
     segments = {"rowsperstrip": 8} if kind == "strips" else {"tile": (16, 16)}
     file, pixels = BytesIO(), np.full((64, 32, 3), 200, np.uint8)

@@ -1,4 +1,4 @@
-"""A small file that claims to be huge is refused by every reader, before it is decoded."""
+"""A small file that claims to be huge is rejected by every reader before it is decoded."""
 
 import re
 import struct
@@ -56,7 +56,7 @@ def stored(place):
 
 
 @pytest.mark.parametrize("reader", [paired, basicsr_own, prepared, stored])
-def test_every_reader_refuses(place, reader, monkeypatch):
+def test_every_reader_applies_the_limit(place, reader, monkeypatch):
     arguments = [place] if reader in (prepared, stored) else []
     with pytest.raises(UserError, match=MESSAGE):
         reader(*arguments)
@@ -66,7 +66,7 @@ def test_every_reader_refuses(place, reader, monkeypatch):
     assert reader(*arguments) is not None
 
 
-def test_the_limit(monkeypatch):
+def test_default_limit_and_environment_variable(monkeypatch):
     assert pixel_limit() == MAX_PIXELS == 178_956_970
     for text, number in (("", MAX_PIXELS), ("600", 600), ("500M", 500_000_000), ("0.5g", 500_000_000)):
         monkeypatch.setenv("RESTORMIXER_MAX_PIXELS", text)
@@ -74,7 +74,7 @@ def test_the_limit(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["0", "many", "500 M", "-1", "\u00b2"])
-def test_a_limit_that_is_no_number_is_refused(place, monkeypatch, capsys, text):
+def test_invalid_limit_is_rejected(place, monkeypatch, capsys, text):
     monkeypatch.setenv("RESTORMIXER_MAX_PIXELS", text)
     message = f"RESTORMIXER_MAX_PIXELS: expected a number of pixels such as 200M, got {text!r}"
     for read in (
@@ -89,8 +89,8 @@ def test_a_limit_that_is_no_number_is_refused(place, monkeypatch, capsys, text):
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".tif"])
-def test_the_limit_may_be_above_pillows(monkeypatch, suffix):
-    """Pillow's own limit is lowered here, and is what it was afterwards, also where two threads lift it at once."""
+def test_limit_may_exceed_that_of_pillow(monkeypatch, suffix):
+    """Pillow's own limit, lowered here, is restored afterwards, even if two overrides overlap as in two threads."""
     content = cv2.imencode(suffix, RGB)[1].tobytes()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     monkeypatch.setenv("RESTORMIXER_MAX_PIXELS", "600")
@@ -107,7 +107,7 @@ def test_the_limit_may_be_above_pillows(monkeypatch, suffix):
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
-def test_a_huge_jpeg_has_the_size_of_its_header(monkeypatch):
+def test_huge_size_of_a_jpeg_is_read_from_its_header(monkeypatch):
     content = bytearray(cv2.imencode(".jpg", RGB)[1].tobytes())
     place = content.index(b"\xff\xc0") + 5
     content[place : place + 4] = struct.pack(">HH", 15000, 15000)
@@ -117,7 +117,7 @@ def test_a_huge_jpeg_has_the_size_of_its_header(monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["cut short", "checksum", "header"])
-def test_libpng_prints_nothing_of_a_damaged_png(capfd, damage):
+def test_libpng_prints_nothing_for_a_damaged_png(capfd, damage):
     content = cv2.imencode(".png", RGB)[1].tobytes()
     middle = len(content) // 2
     content = {
@@ -136,7 +136,7 @@ def test_sizes_are_read_from_the_header(suffix):
     assert claimed_size(content) == (30, 20) and decode_color(content, "x").shape == (20, 30, 3)
 
 
-def test_a_bomb_is_not_decoded(monkeypatch):
+def test_decompression_bomb_is_not_decoded(monkeypatch):
     header = struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)
     rows = zlib.compress(bytes(20001 * 20000), 9)
     parts = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
@@ -151,7 +151,7 @@ def test_a_bomb_is_not_decoded(monkeypatch):
         decode_color(b"no image", "text.png")
 
 
-def test_a_file_that_cannot_be_written_whole_is_no_file(folder, monkeypatch):
+def test_failed_write_leaves_no_partial_file(folder, monkeypatch):
     write_png(folder / "deep/a.png", RGB)
     with Image.open("deep/a.png") as image:
         np.testing.assert_array_equal(np.asarray(image)[..., ::-1], RGB)
@@ -179,7 +179,7 @@ def test_a_file_that_cannot_be_written_whole_is_no_file(folder, monkeypatch):
         ["restore", "raw/Set5/HR/a.png", "-o", "out"],
     ],
 )
-def test_every_command_has_the_limit(folder, monkeypatch, capsys, arguments):
+def test_every_command_applies_the_limit(folder, monkeypatch, capsys, arguments):
     Path("raw/Set5/HR").mkdir(parents=True)
     cv2.imwrite("raw/Set5/HR/a.png", np.zeros((48, 48, 3), np.uint8))
     monkeypatch.setenv("RESTORMIXER_MAX_PIXELS", "2000")
@@ -187,7 +187,7 @@ def test_every_command_has_the_limit(folder, monkeypatch, capsys, arguments):
     assert "Image size (2304 pixels) exceeds limit of 2000 pixels" in capsys.readouterr().err
 
 
-def test_threads_that_silence_opencv_at_once_leave_its_log_level():
+def test_overlapping_overrides_restore_the_log_level_of_opencv():
     before = cv2.utils.logging.getLogLevel()
     first, second = opencv._without_log(), opencv._without_log()
     first.__enter__(), second.__enter__()

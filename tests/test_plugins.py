@@ -1,4 +1,4 @@
-"""Plug-ins are found by entry points; a broken one does not take the others with it."""
+"""Plug-ins are found by their entry points, and a broken one does not affect the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from basicsr.utils.registry import ARCH_REGISTRY  # noqa: E402
 
 @pytest.fixture
 def found(monkeypatch):
-    """Replace the installed plug-ins by a list; whatever they register is taken out again."""
+    """A function that adds plug-ins to a list that replaces the installed ones; registrations are undone afterwards."""
     entries = []
     monkeypatch.setattr(register, "entry_points", lambda group: entries if group == "basicsr.plugins" else [])
     monkeypatch.setattr(register, "_loaded", {})
@@ -47,16 +47,16 @@ def package(monkeypatch):
     return module
 
 
-def test_a_function_is_called_once(found, package):
+def test_plugin_function_is_called_once(found, package):
     found("fake", "fake_plugin:register")
-    found("fake", "fake_plugin:register")  # as an editable install may list it
+    found("fake", "fake_plugin:register")  # an editable install may list it twice
     assert [plugin.error for plugin in register.load_plugins()] == [None]
     assert "FakeNet" in ARCH_REGISTRY
     register.load_plugins()
     assert package.calls == 1
 
 
-def test_a_module_is_imported(found, tmp_path, monkeypatch):
+def test_plugin_module_is_imported(found, tmp_path, monkeypatch):
     (tmp_path / "fake_module.py").write_text(
         "from basicsr.utils.registry import ARCH_REGISTRY\n@ARCH_REGISTRY.register()\nclass ByImport: ...\n"
     )
@@ -74,7 +74,7 @@ def test_a_module_is_imported(found, tmp_path, monkeypatch):
         ("fake_plugin:fail", "RuntimeError: two lines"),
     ],
 )
-def test_a_broken_plug_in_is_named_and_the_others_load(found, package, capsys, value, reason):
+def test_broken_plugin_is_reported_and_the_others_are_loaded(found, package, capsys, value, reason):
     def fail():
         raise RuntimeError("two\nlines")
 
@@ -92,18 +92,18 @@ def test_a_broken_plug_in_is_named_and_the_others_load(found, package, capsys, v
     assert capsys.readouterr().err == ""
 
 
-def test_restormixer_is_installed_as_a_plug_in():
+def test_restormixer_is_installed_as_a_plugin():
     (entry,) = {entry.value for entry in entry_points(group="basicsr.plugins") if entry.name == "restormixer"}
     assert entry == "restormixer_arch.basicsr_adapter.register"
 
 
-def test_our_plug_in_registers_everything():
+def test_restormixer_plugin_registers_all_classes():
     from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 
     from restormixer_arch import RestorMixer
     from restormixer_arch.basicsr_adapter import register
 
-    register.register()  # again, after the import did it
+    register.register()  # a second time, after the import
     assert dict(iter(ARCH_REGISTRY))["RestorMixer"] is RestorMixer
     assert "RestorMixerModel" in MODEL_REGISTRY
     assert "MultiScaleDualDomainLoss" in LOSS_REGISTRY

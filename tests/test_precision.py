@@ -1,4 +1,4 @@
-"""Mixed precision: what runs in 16 bits, what does not, and the loss scale of float16."""
+"""Mixed precision: which parts use 16 bits and which float32, and the loss scale of float16."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def seen_dtypes(model, kinds):
-    """The dtypes of the outputs of modules of some kinds during one step."""
+    """Return the output dtypes of all modules of the given types in one training step."""
     seen = set()
     for module in model.net_g.modules():
         if isinstance(module, kinds):
@@ -24,7 +24,7 @@ def seen_dtypes(model, kinds):
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_bf16_keeps_norms_weights_and_loss_in_float32(tmp_path, network):
+def test_bf16_keeps_norms_weights_gradients_and_output_in_float32(tmp_path, network):
     kinds = torch.nn.Linear
     assert seen_dtypes(build(tmp_path, network, amp="bf16"), kinds) == {torch.bfloat16}
     assert seen_dtypes(build(tmp_path, network, amp="off"), kinds) == {torch.float32}
@@ -36,7 +36,7 @@ def test_bf16_keeps_norms_weights_and_loss_in_float32(tmp_path, network):
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_bf16_trains_as_float32_does_to_its_precision(tmp_path, network):
+def test_bf16_training_step_is_close_to_float32(tmp_path, network):
     models = [build(tmp_path, network, amp=amp) for amp in ("off", "bf16")]
     for model in models:
         step(model)
@@ -45,7 +45,7 @@ def test_bf16_trains_as_float32_does_to_its_precision(tmp_path, network):
     assert rounded["grad_norm"] == pytest.approx(exact["grad_norm"], rel=0.1)
 
 
-def test_the_scan_keeps_its_state_in_float32(tmp_path, monkeypatch):
+def test_scan_receives_bf16_inputs_and_float32_state_matrix(tmp_path, monkeypatch):
     from restormixer_arch import emvm
 
     scan, seen = emvm.selective_scan_2d, []
@@ -68,19 +68,19 @@ def test_validation_runs_in_float32(tmp_path):
     assert torch.equal(model.output, wanted)
 
 
-def test_fp16_needs_a_gpu(tmp_path):
+def test_fp16_requires_a_gpu(tmp_path):
     with pytest.raises(UserError, match=r"train.amp: 'fp16' needs a CUDA device, this is cpu; use 'bf16' or 'off'"):
         build(tmp_path, amp="fp16")
     assert read_amp({"amp": "fp16"}, torch.device("cuda")) == "fp16"
-    assert read_amp({"amp": False}, CPU) == read_amp({}, CPU) == "off"  # a bare off in YAML
+    assert read_amp({"amp": False}, CPU) == read_amp({}, CPU) == "off"  # an unquoted off in YAML
 
 
-def test_an_unknown_precision():
+def test_unknown_precision_is_rejected():
     with pytest.raises(UserError, match=r"train.amp: 'bf61' is none of off, bf16, fp16. Did you mean 'bf16'\?"):
         Precision("bf61", CPU)
 
 
-def test_the_loss_scale_of_fp16_halves_at_an_overflow_and_is_saved(tmp_path):
+def test_fp16_loss_scale_is_halved_on_overflow_and_saved(tmp_path):
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([parameter], 0.5)
     precision = Precision("fp16", CPU)
@@ -98,12 +98,12 @@ def test_the_loss_scale_of_fp16_halves_at_an_overflow_and_is_saved(tmp_path):
     other = Precision("fp16", CPU)
     other.load_extra_state(precision.extra_state())
     assert other.scaler.get_scale() == 32768.0
-    other.load_extra_state({})  # of a training without fp16
+    other.load_extra_state({})  # from a training run without fp16
     assert other.scaler.get_scale() == 32768.0
 
 
-def test_a_training_in_fp16_resumes_from_its_loss_scale(tmp_path, monkeypatch):
-    """On the CPU, which computes in float16 if it must."""
+def test_fp16_training_resumes_with_its_loss_scale(tmp_path, monkeypatch):
+    """This runs on the CPU, which also supports float16."""
     from restormixer_arch.models import restormixer_model
 
     monkeypatch.setattr(restormixer_model, "read_amp", lambda options, device: "fp16")
@@ -117,8 +117,8 @@ def test_a_training_in_fp16_resumes_from_its_loss_scale(tmp_path, monkeypatch):
     assert other.precision.scaler.get_scale() == 1024.0
 
 
-def test_waiting_gradients_are_saved_without_the_loss_scale(tmp_path):
-    """fp16 with a scale of 1024, resumed without one."""
+def test_accumulated_gradients_are_saved_without_the_loss_scale(tmp_path):
+    """A run with a loss scale of 1024 is resumed without one."""
     scaled, plain = (build(tmp_path, accumulate=2) for _ in range(2))
     scaled.precision.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for model in (scaled, plain):
@@ -132,7 +132,7 @@ def test_waiting_gradients_are_saved_without_the_loss_scale(tmp_path):
             torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-7)
 
 
-def test_tf32_is_set_and_said(monkeypatch):
+def test_set_tf32_changes_and_reports_the_setting(monkeypatch):
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
     try:
@@ -143,14 +143,13 @@ def test_tf32_is_set_and_said(monkeypatch):
         cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
-def test_validation_tries_no_algorithms_out(tmp_path, monkeypatch):
+def test_validation_disables_the_cudnn_benchmark(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     with pytest.raises(RuntimeError), cudnn_benchmark_disabled():
         assert not torch.backends.cudnn.benchmark
         raise RuntimeError
     assert torch.backends.cudnn.benchmark
     model, seen = build(tmp_path), []
-    model.net_g.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
     monkeypatch.setattr(model.net_g, "forward", lambda x: seen.append(torch.backends.cudnn.benchmark) or x)
     model.feed_data({"lq": torch.rand(1, 3, 16, 16)})
     model.test()

@@ -1,4 +1,4 @@
-"""``basicsr prepare`` on miniatures of the public sets: what it finds and writes."""
+"""``basicsr prepare`` on miniatures of the public datasets: which files it finds and writes."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_every_layout_is_found_and_written(root, capsys, task, form):
     assert capsys.readouterr().out.count(" 0 problems") == len(EXPECTED[task])
 
 
-def test_pairs_belong_together(root):
-    """Each degraded miniature is its clean one halved (or divided by the label's number)."""
+def test_degraded_images_match_their_clean_images(root):
+    """Each degraded miniature is its clean image divided by 2 (or by a number that depends on the label)."""
     for task in ("derain", "deblur", "mixed"):
         MINIATURES[task](root)
         assert run_prepare(task, "--root", "root") == 0
@@ -82,7 +82,7 @@ def test_pairs_belong_together(root):
     assert np.array_equal(clean["00002"] // 3, degraded["haze/00002"])
 
 
-def test_whole_images_keep_their_bytes_and_others_become_png(root):
+def test_uncropped_png_and_jpeg_keep_their_bytes_and_tiff_becomes_png(root):
     MINIATURES["derain"](root)
     MINIATURES["desnow"](root)
     assert run_prepare("derain", "--root", "root") == run_prepare("desnow", "--root", "root") == 0
@@ -95,7 +95,7 @@ def test_whole_images_keep_their_bytes_and_others_become_png(root):
     assert np.array_equal(cv2.imdecode(np.frombuffer(tiff, np.uint8), 1), cv2.imread(str(root / "CSD/Train/Gt/1.tif")))
 
 
-def test_basicsr_reads_what_was_written(root):
+def test_basicsr_reads_the_written_lmdb(root):
     from restormixer_arch.basicsr_adapter import compat
 
     compat.apply()
@@ -111,7 +111,7 @@ def test_basicsr_reads_what_was_written(root):
     assert np.abs(item["gt"].numpy() * 255 - 2 * 255 * item["lq"].numpy()).max() <= 1.01  # halved and rounded down
 
 
-def test_super_resolution_is_reduced_as_basicsr_does(root):
+def test_super_resolution_downsampling_matches_basicsr(root):
     from restormixer_arch.basicsr_adapter import compat
 
     MINIATURES["sr"](root)
@@ -135,7 +135,7 @@ def test_super_resolution_is_reduced_as_basicsr_does(root):
         48,
         60,
         3,
-    )  # 51x64 cut to multiples of 12
+    )  # 51x64 cropped to multiples of 12
     assert run_prepare("sr", "--root", "root", "--check") == 0  # with the recorded crop and step
 
 
@@ -149,12 +149,12 @@ def test_super_resolution_is_reduced_as_basicsr_does(root):
         ((24, 12), 12, 12, [(0, 0, 12, 12), (12, 0, 12, 12)]),
     ],
 )
-def test_windows_worked_by_hand(size, crop, step, expected):
+def test_windows_match_manually_computed_positions(size, crop, step, expected):
     assert windows(*size, crop, step) == expected
 
 
 @pytest.mark.slow
-def test_several_processes_write_the_same(root, monkeypatch):
+def test_several_processes_write_the_same_images(root, monkeypatch):
     names = [(f"{n}.png",) * 2 for n in range(40)]
     pairs(root, "train/Rain13K/target", "train/Rain13K/input", names)
     assert run_prepare("derain", "--root", "root", "--workers", "0", "--out", "one") == 0
@@ -164,8 +164,8 @@ def test_several_processes_write_the_same(root, monkeypatch):
         assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
 
 
-def test_workers_load_no_torch(root):
-    """Their name is what the command looks at."""
+def test_workers_have_the_process_name_that_avoids_loading_torch(root):
+    """``restormixer_arch.cli`` does not load torch in processes with this name."""
     units = [Unit(str(number), Path()) for number in range(2)]
     outcomes = list(prepare._parallel([[unit] for unit in units], Recipe(), 1))
     assert [one.unit.name for (one,) in outcomes] == ["0", "1"] and all(one.problem for (one,) in outcomes)
@@ -174,7 +174,7 @@ def test_workers_load_no_torch(root):
 
 
 def test_workers_end_with_the_command():
-    """They hold its stdout, which is read to its end here."""
+    """A worker that continued would keep stdout open, and reading it to its end would time out."""
     code = (
         "import os\n"
         "from restormixer_arch.data.preparation.prepare import ProcessPoolExecutor, _Workers, start_worker\n"
@@ -187,8 +187,8 @@ def test_workers_end_with_the_command():
     assert done.returncode == 9 and done.stdout == "True\n"
 
 
-def test_copies_in_test_sets_of_the_same_command(root, capsys):
-    """The training set is prepared first; it is compared once the test sets are there, and again with new ones."""
+def test_training_images_that_are_also_in_a_test_set_are_reported(root, capsys):
+    """The training set is prepared first. It is compared when the test sets exist, and again if there are new ones."""
     for name, count in (("train/Rain13K", 3), ("test/Rain100L", 2)):
         pairs(root, f"{name}/target", f"{name}/input", [(f"{n}.png",) * 2 for n in range(count)])
     first = "root/train/Rain13K/target/0.png (Rain100L/test_gt.lmdb: 0)"
@@ -202,7 +202,7 @@ def test_copies_in_test_sets_of_the_same_command(root, capsys):
     assert text in capsys.readouterr().err
 
 
-def test_an_lmdb_grows_as_needed(root, monkeypatch):
+def test_lmdb_grows_as_needed(root, monkeypatch):
     from restormixer_arch.data.preparation import store
 
     monkeypatch.setattr(store, "INITIAL_MAP_BYTES", 2**16)
@@ -215,10 +215,10 @@ def test_an_lmdb_grows_as_needed(root, monkeypatch):
     assert len(stored_images(Path("datasets/Rain13K/train_lq.lmdb"))) == 4
 
 
-def test_large_files_are_few_at_once(tmp_path, monkeypatch):
+def test_chunks_are_limited_in_files_and_bytes(tmp_path, monkeypatch):
     for number, size in enumerate([10, 10, 10, 50, 200, 1, 1, 1, 1, 1]):
         (tmp_path / f"{number}").write_bytes(bytes(size))
-    units = [Unit(str(n), tmp_path / str(n), (("lq", str(n), tmp_path / str(n)),)) for n in range(11)]  # 10: none
+    units = [Unit(str(n), tmp_path / str(n), (("lq", str(n), tmp_path / str(n)),)) for n in range(11)]  # 10 is missing
     monkeypatch.setattr(prepare, "CHUNK", 4)
     monkeypatch.setattr(prepare, "CHUNK_BYTES", 120)
     assert [[int(unit.name) for unit in chunk] for chunk in prepare._chunks(units)] == [
@@ -242,7 +242,7 @@ def test_dry_run_writes_nothing(root, capsys):
     assert not Path("datasets").exists()
 
 
-def test_the_record_shows_what_was_made(root):
+def test_record_contains_settings_and_written_images(root):
     MINIATURES["derain"](root)
     assert run_prepare("derain", "--root", "root", "--sets", "Rain100L") == 0
     settings, first, *_ = (json.loads(line) for line in Path("datasets/Rain100L/test.jsonl").read_text().splitlines())
@@ -251,7 +251,7 @@ def test_the_record_shows_what_was_made(root):
     assert set(first["files"]) == {"gt/0.png", "lq/0.png"}
 
 
-def test_an_lmdb_grows_by_thousands_of_small_images(tmp_path, monkeypatch):
+def test_lmdb_grows_by_thousands_of_small_images(tmp_path, monkeypatch):
     from restormixer_arch.data.preparation import store
     from restormixer_arch.data.preparation.sub_images import Entry
 

@@ -1,4 +1,4 @@
-"""Mistakes in public sets and in the arguments of ``basicsr prepare``, and what ``--check`` finds."""
+"""Errors in public datasets and in the arguments of ``basicsr prepare``, and problems that ``--check`` finds."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def broken_rain(root: Path, mistake: str) -> None:
         ),
     ],
 )
-def test_a_wrong_set_is_one_line_with_the_path(root, capsys, mistake, message):
+def test_invalid_dataset_is_reported_in_one_line_with_its_path(root, capsys, mistake, message):
     broken_rain(root, mistake)
     assert run_prepare("derain", "--root", "root", "--sets", "Rain13K") == 2
     (line,) = prepare_errors(capsys)
@@ -72,7 +72,7 @@ def test_a_wrong_set_is_one_line_with_the_path(root, capsys, mistake, message):
 
 
 @pytest.mark.parametrize("mistake", ["two sizes", "no image"])
-def test_bad_pairs_can_be_left_out(root, capsys, mistake):
+def test_skip_bad_skips_bad_pairs(root, capsys, mistake):
     broken_rain(root, mistake)
     (root / "train/Rain13K/input/Thumbs.db").write_bytes(b"x")
     assert run_prepare("derain", "--root", "root", "--sets", "Rain13K", "--skip-bad") == 0
@@ -85,7 +85,7 @@ def test_bad_pairs_can_be_left_out(root, capsys, mistake):
     assert run_prepare("derain", "--root", "root", "--sets", "Rain13K", "--check") == 0
 
 
-def test_nothing_usable_is_a_mistake(root, capsys):
+def test_dataset_without_usable_pairs_is_rejected(root, capsys):
     broken_rain(root, "two sizes")
     for name in ("0.png", "2.png"):
         (root / "train/Rain13K/input" / name).write_bytes(b"x")
@@ -101,18 +101,18 @@ def test_nothing_usable_is_a_mistake(root, capsys):
         ("sharp", "root/GOPRO_Large/train/GOPR0372_07_01/blur: its partner folder is missing"),
     ],
 )
-def test_one_sequence_without_its_partner(root, capsys, sequence, message):
+def test_sequence_without_its_partner_folder_is_rejected(root, capsys, sequence, message):
     MINIATURES["deblur"](root)
     shutil.rmtree(root / f"GOPRO_Large/train/GOPR0372_07_01/{sequence}")
     assert run_prepare("deblur", "--root", "root") == 2
     assert prepare_errors(capsys)[0].startswith(message)
 
 
-def test_a_degradation_that_is_missing(root, capsys):
+def test_missing_degradation_folder_is_rejected(root, capsys):
     MINIATURES["mixed"](root)
     shutil.rmtree(root / "CDD-11_train/haze_rain")
     assert run_prepare("mixed", "--root", "root") == 2
-    assert prepare_errors(capsys) == ["root/CDD-11_train: lacks the folders haze_rain beside 'clear'"]
+    assert prepare_errors(capsys) == ["root/CDD-11_train: lacks the folders haze_rain next to 'clear'"]
 
 
 @pytest.mark.parametrize(
@@ -138,14 +138,14 @@ def test_a_degradation_that_is_missing(root, capsys):
         (["sr", "--scale", "5"], "basicsr prepare: argument --scale: invalid choice: 5 (choose from 2, 3, 4)."),
     ],
 )
-def test_a_wrong_argument_is_one_line(root, capsys, arguments, message):
+def test_invalid_argument_is_reported_in_one_line(root, capsys, arguments, message):
     MINIATURES["sr"](root)
     assert run_prepare(*arguments, *([] if "--root" in arguments else ["--root", "root"])) == 2
     (line,) = prepare_errors(capsys)
     assert line.startswith(message)
 
 
-def test_check_knows_skipped_pairs_however_the_root_is_spelled(root, capsys):
+def test_check_accepts_skipped_pairs_if_root_is_given_as_absolute_path(root, capsys):
     broken_rain(root, "two sizes")
     assert run_prepare("derain", "--root", "root", "--sets", "Rain13K", "--skip-bad") == 0
     assert run_prepare("derain", "--root", str(root.absolute()), "--sets", "Rain13K", "--check") == 0
@@ -184,7 +184,7 @@ def spoil_lmdb(kind: str) -> None:
         ("lost image", "datasets/Rain13K/train_lq.lmdb: image '2' is missing (of root/train/Rain13K/target/2.png)"),
     ],
 )
-def test_check_finds_what_is_wrong(root, capsys, kind, message):
+def test_check_finds_damaged_lmdbs(root, capsys, kind, message):
     MINIATURES["derain"](root)
     arguments = ["derain", "--root", "root", "--sets", "Rain13K"]
     assert run_prepare(*arguments) == 0
@@ -210,7 +210,7 @@ NAMED = {"--root": "--root", "--out": "-o/--out/--output"}
 
 
 @pytest.mark.parametrize("arguments", [["--root", ""], ["--root", "root", "--out", ""]])
-def test_an_empty_name_is_not_the_working_directory(root, capsys, arguments):
+def test_empty_folder_name_is_rejected(root, capsys, arguments):
     assert run_prepare("derain", *arguments) == 2
     (line,) = prepare_errors(capsys)
     assert line.startswith(f"basicsr prepare: argument {NAMED[arguments[-2]]}: expected a name, got an empty string.")

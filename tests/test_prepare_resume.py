@@ -1,4 +1,4 @@
-"""Preparations that were stopped, and what is there already: resumed, kept, or refused."""
+"""Interrupted preparations are resumed, and existing outputs are kept or rejected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from restormixer_arch.data.preparation.sub_images import prepare_units
 
 
 @pytest.mark.parametrize("form", ["lmdb", "folder"])
-def test_a_stopped_preparation_resumes(root, capsys, monkeypatch, form):
+def test_interrupted_preparation_resumes(root, capsys, monkeypatch, form):
     names = [(f"{n}.png",) * 2 for n in range(10)]
     pairs(root, "train/Rain13K/target", "train/Rain13K/input", names)
     monkeypatch.setattr(prepare, "CHUNK", 2)
@@ -30,7 +30,7 @@ def test_a_stopped_preparation_resumes(root, capsys, monkeypatch, form):
     journal = Path("datasets/Rain13K/train.partial/journal.jsonl")
     assert len(journal.read_text().splitlines()) == 1 + 6
     with journal.open("a") as file:
-        file.write('{"unit": "9", "fi')  # cut short by a power failure
+        file.write('{"unit": "9", "fi')  # truncated by a power failure
     bad.write_bytes(content)
     assert run_prepare("derain", "--root", "root", "--format", form, "--workers", "0") == 0
     assert ", 6 done before -> datasets/Rain13K/train_{gt,lq}" in capsys.readouterr().out
@@ -40,7 +40,7 @@ def test_a_stopped_preparation_resumes(root, capsys, monkeypatch, form):
     assert "already prepared" in capsys.readouterr().out
 
 
-def test_a_stop_between_two_renames_is_fixed(root, capsys):
+def test_interruption_between_two_renames_is_repaired(root, capsys):
     MINIATURES["derain"](root)
     arguments = ["derain", "--root", "root", "--sets", "Rain13K"]
     assert run_prepare(*arguments) == 0
@@ -49,12 +49,12 @@ def test_a_stop_between_two_renames_is_fixed(root, capsys):
     (place / "train_lq.lmdb").rename(place / "train.partial/lq")
     (place / "train.jsonl").rename(place / "train.partial/journal.jsonl")
     assert run_prepare(*arguments) == 0 and run_prepare(*arguments, "--check") == 0
-    lock = [] if sys.platform == "win32" else [".lock"]  # no locks there
+    lock = [] if sys.platform == "win32" else [".lock"]  # no lock file on Windows
     assert sorted(path.name for path in place.iterdir()) == [*lock, "train.jsonl", "train_gt.lmdb", "train_lq.lmdb"]
     assert "already prepared" in capsys.readouterr().out
 
 
-def test_ctrl_c_keeps_what_is_done(root, capsys, monkeypatch):
+def test_ctrl_c_keeps_finished_work(root, capsys, monkeypatch):
     def stopped(*arguments):
         raise KeyboardInterrupt
 
@@ -66,13 +66,13 @@ def test_ctrl_c_keeps_what_is_done(root, capsys, monkeypatch):
 
 
 def killed(units, recipe):
-    """In the place of prepare_units: the third image takes the process with it."""
+    """Replace prepare_units by a function that kills the process at the third image."""
     if units[0].name == "2":
         os._exit(9)
     return prepare_units(units, recipe)
 
 
-def test_a_process_that_was_killed(root, capsys, monkeypatch):
+def test_killed_worker_is_reported_and_preparation_resumes(root, capsys, monkeypatch):
     pairs(root, "train/Rain13K/target", "train/Rain13K/input", [(f"{n}.png",) * 2 for n in range(6)])
     monkeypatch.setattr(prepare, "CHUNK", 1)
     with monkeypatch.context() as patch:
@@ -97,7 +97,7 @@ def test_a_process_that_was_killed(root, capsys, monkeypatch):
         ),
     ],
 )
-def test_what_is_there_is_not_overwritten(root, capsys, spoil, message):
+def test_existing_output_is_not_overwritten(root, capsys, spoil, message):
     MINIATURES["derain"](root)
     arguments = ["derain", "--root", "root", "--sets", "Rain13K"]
     assert run_prepare(*arguments) == 0
@@ -112,8 +112,8 @@ def test_what_is_there_is_not_overwritten(root, capsys, spoil, message):
     assert line.startswith(message)
 
 
-def test_a_set_has_one_format(root, capsys):
-    """LMDBs would be left without their record, and 'basicsr init' would take them instead of the folders."""
+def test_second_format_of_a_dataset_is_rejected(root, capsys):
+    """Otherwise, the LMDBs would lose their record, and ``basicsr init`` would use them instead of the folders."""
     MINIATURES["derain"](root)
     arguments = ["derain", "--root", "root", "--sets", "Rain13K"]
     assert run_prepare(*arguments) == 0 and run_prepare(*arguments, "--format", "folder") == 2
@@ -125,8 +125,8 @@ def test_a_set_has_one_format(root, capsys):
     assert "already prepared" in capsys.readouterr().out
 
 
-def test_what_has_to_go_is_named_as_a_whole(root, capsys):
-    """Both parts, and what another preparation would leave beside them; images of other parts stay out of it."""
+def test_error_names_all_outputs_to_remove(root, capsys):
+    """The outputs of both parts, also in other formats or scales, are listed, but not those of other parts."""
     pairs(root, "CSD/train/Gt", "CSD/train/Snow", [("1.tif",) * 2])
     pairs(root, "CSD/test/Gt", "CSD/test/Snow", [("1.tif",) * 2])
     arguments = ["desnow", "--root", "root", "--sets", "CSD"]
@@ -152,7 +152,7 @@ def test_what_has_to_go_is_named_as_a_whole(root, capsys):
 
 
 def as_version_1(record: Path, folders: dict[str, str]) -> None:
-    """Rewrite a record as earlier versions wrote it: files by folder and name."""
+    """Rewrite a record in the format of earlier versions, which identified files by folder and name."""
     settings, *records = (json.loads(line) for line in record.read_text().splitlines())
     for one in records:
         named = {f"{folders[name.partition('/')[0]]}/{Path(name).name}": s for name, s in one.get("files", {}).items()}
@@ -161,8 +161,8 @@ def as_version_1(record: Path, folders: dict[str, str]) -> None:
     record.write_text("".join(f"{line}\n" for line in lines))
 
 
-def test_records_of_an_earlier_version(root, capsys):
-    """They are taken as they are, whole or half done, unless they lack files: then it says what to remove."""
+def test_records_of_an_earlier_version_are_used(root, capsys):
+    """Complete and unfinished ones are used unless they lack files; then the error names the outputs to remove."""
     MINIATURES["derain"](root)
     arguments = ["derain", "--root", "root", "--sets", "Rain13K"]
     assert run_prepare(*arguments) == 0
@@ -187,7 +187,7 @@ def test_records_of_an_earlier_version(root, capsys):
 
 
 @pytest.mark.parametrize("form", ["lmdb", "folder"])
-def test_a_folder_of_the_user_is_not_removed(root, capsys, form):
+def test_user_folder_is_not_removed(root, capsys, form):
     MINIATURES["derain"](root)
     arguments = ["derain", "--root", "root", "--sets", "Rain13K", "--format", form]
     place = Path("datasets/Rain13K/train.partial")
@@ -199,12 +199,12 @@ def test_a_folder_of_the_user_is_not_removed(root, capsys, form):
         "another --out"
     ]
     assert (place / "f").read_text() == "precious" and len(list(place.iterdir())) == 1
-    (place / "f").rename(place / ".part-0123abcd-journal.jsonl")  # of a process that was killed at its first step
+    (place / "f").rename(place / ".part-0123abcd-journal.jsonl")  # of a process killed at its first step
     assert run_prepare(*arguments) == 0 and not place.exists()
 
 
 def begun(root: Path, monkeypatch, form: str) -> list[str]:
-    """Prepare six of ten pairs and stop there. Returns the arguments with which it resumes."""
+    """Prepare six of ten pairs, and return the arguments that resume the preparation."""
     pairs(root, "train/Rain13K/target", "train/Rain13K/input", [(f"{n}.png",) * 2 for n in range(10)])
     monkeypatch.setattr(prepare, "CHUNK", 2)
     bad = root / "train/Rain13K/input/7.png"
@@ -217,7 +217,7 @@ def begun(root: Path, monkeypatch, form: str) -> list[str]:
 
 
 @pytest.mark.parametrize("damage", ["garbage", "empty", "cut short", "absent"])
-def test_a_damaged_lmdb_is_begun_again(root, capsys, monkeypatch, damage):
+def test_damaged_lmdb_is_prepared_again(root, capsys, monkeypatch, damage):
     arguments = begun(root, monkeypatch, "lmdb")
     data = Path("datasets/Rain13K/train.partial/gt/data.mdb")
     content = data.read_bytes()
@@ -235,7 +235,7 @@ def test_a_damaged_lmdb_is_begun_again(root, capsys, monkeypatch, damage):
     [(b"\xff\xfe\n", 3), (b"[1]\n", 3), (b"5\n", 3), (b'{"unit": "9"}\n', 3), (b'{"unit": 1, "files": {}}\n', 3)],
 )
 @pytest.mark.parametrize("first", [True, False])
-def test_a_damaged_journal_counts_up_to_the_damage(root, capsys, monkeypatch, form, line, done, first):
+def test_damaged_journal_is_used_up_to_the_damage(root, capsys, monkeypatch, form, line, done, first):
     arguments = begun(root, monkeypatch, form)
     journal = Path("datasets/Rain13K/train.partial/journal.jsonl")
     lines = journal.read_bytes().splitlines(keepends=True)
@@ -247,7 +247,7 @@ def test_a_damaged_journal_counts_up_to_the_damage(root, capsys, monkeypatch, fo
 
 
 @pytest.mark.parametrize("line", [b"\xff\xfe\n", b"[1]\n", b'{"crop": 0}\n', b"\n"])
-def test_a_damaged_record_of_what_is_there(root, capsys, line):
+def test_output_with_a_damaged_record_is_not_overwritten(root, capsys, line):
     MINIATURES["derain"](root)
     arguments = ["derain", "--root", "root", "--sets", "Rain13K"]
     assert run_prepare(*arguments) == 0
@@ -260,7 +260,7 @@ def test_a_damaged_record_of_what_is_there(root, capsys, line):
     )
 
 
-def test_a_full_disk_where_an_lmdb_is_made(root, capsys, monkeypatch):
+def test_full_disk_when_creating_an_lmdb_is_reported(root, capsys, monkeypatch):
     from restormixer_arch.data.preparation import store
 
     def full_disk(path, **options):

@@ -1,4 +1,4 @@
-"""Growing patches: stages, crops, and the training on them."""
+"""Progressive learning with increasing patch sizes: stages, crops and training."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ TABLE = {"iters": [2, 3, 1], "gt_sizes": [4, 8, 16], "batch_sizes": [4, 2, 1]}
 
 
 def numbered(side=16, scale=1):
-    """Pictures in which a value shows its place: 100000 for an image, 1000 for a row, 1 for a column."""
+    """Return images whose values encode the position: 100000 per image, 1000 per row, 1 per column."""
     rows, columns = torch.arange(float(side))[:, None], torch.arange(float(side))[None, :]
     image = torch.arange(4.0)[:, None, None, None] * 100000
     lq = image + 1000 * rows + columns
@@ -29,7 +29,7 @@ def test_stages():
 
 
 @pytest.mark.parametrize("scale", [1, 2])
-def test_crops_of_input_and_truth_belong_together(scale):
+def test_crops_of_lq_and_gt_match(scale):
     lq, gt = numbered(16 // scale, scale)
     patches = ProgressivePatches(**TABLE, scale=scale)
     for iteration, images, side in ((1, 4, 4), (3, 2, 8), (6, 1, 16)):
@@ -39,7 +39,7 @@ def test_crops_of_input_and_truth_belong_together(scale):
         assert small[:, 0, 0, 0].div(100000).floor().tolist() == list(range(images))
 
 
-def test_crops_differ_by_iteration_and_seed_but_not_by_run():
+def test_crops_depend_only_on_iteration_and_seed():
     lq, gt = numbered()
 
     def corners(seed):
@@ -52,7 +52,7 @@ def test_crops_differ_by_iteration_and_seed_but_not_by_run():
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_training_goes_through_the_stages(tmp_path, network):
+def test_training_uses_the_patch_and_batch_sizes_of_each_stage(tmp_path, network):
     table = {"iters": [1, 2], "gt_sizes": [8, 16], "batch_sizes": [2, 1]}
     model = build(tmp_path, network, progressive=table)
     shapes = []
@@ -62,7 +62,7 @@ def test_training_goes_through_the_stages(tmp_path, network):
     assert shapes == [(2, 3, 8, 8), (1, 3, 16, 16), (1, 3, 16, 16)]
 
 
-def test_a_table_that_does_not_fit():
+def test_invalid_tables_are_rejected():
     with pytest.raises(UserError, match="iters, gt_sizes and batch_sizes must be of one length, got 3, 3 and 1"):
         ProgressivePatches(**{**TABLE, "batch_sizes": [1]})
     with pytest.raises(UserError, match="train.progressive.gt_sizes: got 6, expected a multiple of scale 4"):

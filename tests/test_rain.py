@@ -1,4 +1,4 @@
-"""The rain model against cases worked by hand."""
+"""The rain model, compared with manually computed cases."""
 
 import dataclasses
 import hashlib
@@ -39,7 +39,7 @@ def line(shape, center, length, degrees, weight):
 
 
 def axis_degrees(weights):
-    """Direction of the greatest second moment, from straight down (rows) towards the right (columns)."""
+    """Direction of the greatest second moment, from straight down (rows) toward the right (columns)."""
     rows, columns = np.mgrid[: weights.shape[0], : weights.shape[1]]
     r, c = rows - np.average(rows, weights=weights), columns - np.average(columns, weights=weights)
     covariance = np.average(r * c, weights=weights)
@@ -48,42 +48,42 @@ def axis_degrees(weights):
 
 
 @pytest.mark.parametrize("degrees", [-60, -20, 0, 35, 80])
-def test_one_streak_has_its_direction_length_place_and_weight(degrees):
+def test_streak_has_the_given_direction_length_position_and_weight(degrees):
     drawn = line((101, 121), (50.25, 60.5), 40.0, degrees, weight=2.0)
-    # Full weight but for the two ends, over which it rises evenly from scratch: 1 - SOFT_END of the length.
+    # The weight rises linearly from 0 over SOFT_END of the length at each end; the loss at both is SOFT_END in total.
     assert drawn.sum() == pytest.approx(2 * 40 * (1 - rain.SOFT_END), rel=2e-3)
     rows, columns = np.mgrid[:101, :121]
     assert np.average(rows, weights=drawn) == pytest.approx(50.25, abs=0.01)
     assert np.average(columns, weights=drawn) == pytest.approx(60.5, abs=0.01)
     assert axis_degrees(drawn) == pytest.approx(degrees, abs=0.2)
-    # The trapezoid is two boxes folded, of lengths 1 - e and e: variances add up, and the pixels' tents add theirs.
+    # The profile convolves boxes of lengths 1 - e and e: their variances and that of the pixels' tents add up.
     along = math.cos(math.radians(degrees)) * (rows - 50.25) + math.sin(math.radians(degrees)) * (columns - 60.5)
     e = rain.SOFT_END
     expected = 40**2 * ((1 - e) ** 2 + e**2) / 12 + rain.TENT_VARIANCE
     assert np.average(along**2, weights=drawn) == pytest.approx(expected, rel=0.01)
 
 
-def test_a_vertical_streak_by_hand():
-    """Four points along column 2, at rows 0.5, 1.5, 2.5 and 3.5, are shared by halves between their rows."""
+def test_vertical_streak_matches_manual_computation():
+    """Each of four points in column 2, at rows 0.5, 1.5, 2.5 and 3.5, is split equally between the two nearest rows."""
     drawn = line((5, 4), (2.0, 2.0), 4.0, 0, weight=1.0)
-    outer = (0.5 - 0.375) / rain.SOFT_END  # fading at rows 0.5 and 3.5
+    outer = (0.5 - 0.375) / rain.SOFT_END  # faded weight at rows 0.5 and 3.5
     wanted = np.zeros((5, 4))
     wanted[:, 2] = [outer / 2, (outer + 1) / 2, 1, (outer + 1) / 2, outer / 2]
     np.testing.assert_allclose(drawn, wanted, rtol=1e-6)
 
 
-def test_a_streak_that_leaves_the_picture_is_cut_off():
+def test_streak_is_clipped_at_the_image_border():
     whole, part = line((60, 60), (30, 30), 40, 25, 1.0), line((60, 60), (-5, 30), 40, 25, 1.0)
     np.testing.assert_allclose(part[:25], whole[35:], atol=1e-6)
     assert not line((60, 60), (-40, 30), 40, 25, 1.0).any()
 
 
 @pytest.mark.parametrize("angle", [-30.0, 0.0, 40.0])
-def test_the_direction_of_many_streaks(angle):
+def test_many_streaks_have_the_given_direction(angle):
     parameters = RainParameters(angle=angle, angle_spread=0.0, length=60, width=6, density=2, intensity=0.5, layers=1)
     opacity = streak_opacity(256, 256, parameters)
     down, right = np.gradient(opacity)
-    # Along a streak the opacity hardly changes: the smaller eigenvector of the structure tensor points there.
+    # Opacity hardly changes along a streak: it has the direction of the structure tensor's smaller eigenvalue.
     tensor = np.array([[(down * down).sum(), (down * right).sum()], [(down * right).sum(), (right * right).sum()]])
     along = np.linalg.eigh(tensor)[1][:, 0]
     assert math.degrees(math.atan(along[1] / along[0])) == pytest.approx(angle, abs=2)
@@ -93,9 +93,9 @@ def test_mean_opacity_is_number_times_length_times_width_times_intensity():
     parameters = RainParameters(angle=15, length=15, width=3, density=20, intensity=0.05, layers=1)
     means = [streak_opacity(500, 500, dataclasses.replace(parameters, seed=seed)).mean() for seed in range(8)]
     low, high = rain.DIAMETERS
-    diameter = low + math.exp(-low) - math.exp(-high)  # mean of an exponential of mean 1, cut to [low, high]
+    diameter = low + math.exp(-low) - math.exp(-high)  # mean of an exponential of mean 1, clipped to [low, high]
     across = 3 * math.sqrt(math.pi / (4 * math.log(2)))  # integral of a Gaussian of height 1 and this width
-    one = 0.05 * across * 15 * (1 - rain.SOFT_END) * diameter  # speed enters opacity and length: its square, once
+    one = 0.05 * across * 15 * (1 - rain.SOFT_END) * diameter  # opacity and length each contain sqrt(diameter)
     assert np.mean(means) == pytest.approx(20 / 10_000 * one, rel=0.03)
 
 
@@ -110,14 +110,14 @@ def test_mean_opacity_grows_with_density_intensity_length_and_width():
         assert means[0] < means[1] < means[2], name
 
 
-def test_farther_layers_are_added_behind_the_others():
+def test_farther_layers_increase_the_opacity():
     one, two = (streak_opacity(128, 128, dataclasses.replace(PLAIN, layers=layers)) for layers in (1, 2))
     assert (two >= one - 1e-6).all()
     assert two.mean() > 1.2 * one.mean()
 
 
-def test_width_is_that_at_half_the_opacity(monkeypatch):
-    """One upright streak through the middle of a pixel: its profile is a Gaussian of the width given."""
+def test_width_is_the_full_width_at_half_the_opacity(monkeypatch):
+    """The profile of a vertical streak through the center of a pixel is a Gaussian of the given width."""
     monkeypatch.setattr(rain, "DIAMETERS", (1.0, 1.0))
     drawn = []
     original = rain._draw_lines
@@ -133,18 +133,18 @@ def test_width_is_that_at_half_the_opacity(monkeypatch):
     assert profile[27] == pytest.approx(0.25, rel=0.02) and profile[33] == pytest.approx(0.25, rel=0.02)
 
 
-def test_veil_by_hand():
+def test_veil_blends_image_and_light():
     image = np.full((4, 5, 3), 0.4, np.float32)
     veiled = add_rain(image, dataclasses.replace(PLAIN, density=0, veil=0.25, light=0.8))
     np.testing.assert_allclose(veiled, 0.75 * 0.4 + 0.25 * 0.8, rtol=1e-6)
 
 
-def test_streaks_and_veil_mix_scene_and_light():
+def test_streaks_and_veil_blend_scene_and_light():
     image = gradient(64, 48)
     opacity = streak_opacity(64, 48, PLAIN)[..., None]
     streaks = image * (1 - opacity) + opacity * 0.9
     np.testing.assert_allclose(add_rain(image, PLAIN), streaks * 0.9 + 0.1 * 0.9, atol=1e-6)
-    # What is as bright as the drops does not change.
+    # A scene as bright as the drops does not change.
     np.testing.assert_allclose(add_rain(np.full((64, 48, 3), 0.9, np.float32), PLAIN), 0.9, atol=1e-6)
 
 
@@ -166,24 +166,24 @@ def test_additive_streaks_add_light():
     parameters = dataclasses.replace(PLAIN, additive=True, veil=0)
     opacity = streak_opacity(64, 48, parameters)[..., None]
     np.testing.assert_allclose(add_rain(image, parameters), np.minimum(image + 0.9 * opacity, 1), atol=1e-6)
-    # Mixing hides the scene, so that it is nowhere brighter than adding.
+    # Blending hides the scene, so it is nowhere brighter than adding.
     assert (add_rain(image, parameters) >= add_rain(image, dataclasses.replace(PLAIN, veil=0)) - 1e-6).all()
 
 
-def test_sharp_ends_by_hand():
-    """Without fading, the four points of a streak of four pixels weigh the same."""
+def test_streak_with_sharp_ends_matches_manual_computation():
+    """Without fading, the four points of a streak of four pixels have equal weights."""
     drawn = rain._draw_lines((5, 4), np.array([[2.0, 2.0]]), np.array([4.0]), np.zeros(1), np.ones(1), 0.0)
     np.testing.assert_allclose(drawn[:, 2], [0.5, 1, 1, 1, 0.5], rtol=1e-6)
 
 
-def test_defocus_keeps_the_sum_and_widens():
+def test_defocus_keeps_the_mean_opacity_and_blurs():
     sharp = streak_opacity(200, 200, dataclasses.replace(PLAIN, intensity=0.1))
     blurred = streak_opacity(200, 200, dataclasses.replace(PLAIN, intensity=0.1, defocus=2.5))
     assert blurred.mean() == pytest.approx(sharp.mean(), rel=0.01)
     assert blurred.std() < 0.6 * sharp.std()
 
 
-def test_showers_follow_one_another_in_front_of_the_mist():
+def test_mist_is_applied_first_and_then_the_showers_in_order():
     image = gradient(40, 50)
     first, second = PLAIN, dataclasses.replace(PLAIN, angle=-30, seed=9, additive=True)
     mist = HazeParameters(beta=1.0, relief=0.1, seed=4)
@@ -191,7 +191,7 @@ def test_showers_follow_one_another_in_front_of_the_mist():
     assert np.array_equal(add_rain(image, Rain((first, second), mist)), wanted)
 
 
-def test_same_seed_same_bytes():
+def test_equal_seeds_give_equal_bytes():
     image = gradient(120, 90)
     before = image.copy()
     first, second = (add_rain(image, draw_rain(np.random.default_rng(5))) for _ in range(2))
@@ -202,8 +202,8 @@ def test_same_seed_same_bytes():
     assert len(set(other_places)) == 5
 
 
-def test_streaks_are_drawn_in_slices(monkeypatch):
-    """To save memory, where they are many; what is seen is the same."""
+def test_many_streaks_are_drawn_in_slices(monkeypatch):
+    """This saves memory and gives the same result."""
     shower = RainParameters(angle=10, length=60, width=2, density=600, intensity=0.05, layers=2, seed=3)
     peaks, drawn = [], []
     for most in (10**7, 10**4, 1):
@@ -230,8 +230,8 @@ def test_strength_scales_streaks_veil_and_mist():
     assert len({rng.integers(2**62) for rng in generators}) == 1
 
 
-def test_draws_are_as_wide_as_the_public_sets():
-    """Rain100L's input has 26.9 dB, Rain100H's 13.6 dB; a drizzle has more, a downpour less."""
+def test_draws_cover_the_range_of_the_public_datasets():
+    """The inputs of Rain100L have 26.9 dB, those of Rain100H 13.6 dB; light rain has more, heavy rain less."""
     rng = np.random.default_rng(0)
     image = np.full((96, 96, 3), 0.4, np.float32)
     drawn = [draw_rain(rng) for _ in range(300)]
@@ -264,7 +264,7 @@ def test_draws_are_as_wide_as_the_public_sets():
     seed=st.integers(0, 2**32 - 1),
     value=st.sampled_from([0.0, 0.5, 1.0]),
 )
-def test_kind_and_range_are_kept(height, width, channels, seed, value):
+def test_dtype_shape_and_range_are_kept(height, width, channels, seed, value):
     image = np.full((height, width, channels), value, np.float32)
     parameters = dataclasses.replace(draw_rain(np.random.default_rng(seed), 1.0).showers[0], additive=False)
     result = add_rain(image, parameters)
@@ -273,7 +273,7 @@ def test_kind_and_range_are_kept(height, width, channels, seed, value):
     assert low - 1e-6 <= result.min() and result.max() <= min(high + 1e-6, 1)
 
 
-def test_gray_is_a_channel_of_color():
+def test_gray_result_equals_one_channel_of_the_color_result():
     image = gradient(40, 30, 1)
     color = add_rain(np.repeat(image, 3, axis=2), PLAIN)
     assert np.array_equal(add_rain(image, PLAIN)[..., 0], color[..., 1])
@@ -291,7 +291,7 @@ def test_gray_is_a_channel_of_color():
         (np.full((2, 2, 1), np.nan, np.float32), ValueError, r"got \[nan, nan\]"),
     ],
 )
-def test_bad_images(image, error, message):
+def test_invalid_images(image, error, message):
     with pytest.raises(error, match=message):
         add_rain(image, PLAIN)
 
@@ -312,6 +312,6 @@ def test_bad_images(image, error, message):
         ("layers", 0, "layers must be at least 1, got 0"),
     ],
 )
-def test_bad_parameters(name, value, message):
+def test_invalid_parameters(name, value, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(PLAIN, **{name: value})

@@ -1,4 +1,4 @@
-"""What a release uploads: complete, and installed without a compiler with the native scan. Needs the package index."""
+"""Sdist and wheel: contents, and installation with the native scan (wheel: no compiler). Needs the package index."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def output_of(*command, cwd=ROOT, env=None):
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory):
-    """An sdist, and the wheel that is built from it, of the files of the repository."""
+    """An sdist of the repository's files, and the wheel that is built from it."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     for name in filter(None, names):
@@ -46,7 +46,7 @@ def dist(tmp_path_factory):
 
 
 def environment(folder):
-    """A new virtual environment that has pip of its own and takes torch and the rest from this one's."""
+    """Create a virtual environment with its own pip and the packages of the current one; return its Python."""
     output_of(sys.executable, "-m", "venv", folder)
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     places = output_of(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
@@ -55,7 +55,7 @@ def environment(folder):
 
 
 def run_installed(python, folder, env):
-    """The native scan and the command line, away from the repository."""
+    """Run the native scan and the command line outside the repository."""
     said = output_of(python, ROOT / "tests/native/check_installed.py", cwd=folder, env=env)
     assert said.startswith("native scan of ") and str(python.parents[1]) in said
     assert "cpu: native" in output_of(python, "-m", "restormixer_arch.cli", "doctor", cwd=folder, env=env)
@@ -82,14 +82,14 @@ def test_metadata_and_contents(dist):
     assert {f"restormixer_arch/{name}" for name in wanted} <= set(names) or os.name == "nt"
     with tarfile.open(sdist) as archive:
         sources = {name.partition("/")[2] for name in archive.getnames()}
-    assert not any(name.startswith("tests") for name in sources)  # they need what only a clone has
+    assert not any(name.startswith("tests") for name in sources)  # they need files that only a clone has
     assert {"CHANGELOG.md", "CONTRIBUTING.md", "restormixer_arch/compare/STUDY.md"} <= sources
     kernel = {path.relative_to(ROOT).as_posix() for path in (ROOT / "restormixer_arch").rglob("kernel*.[ch]")}
     assert kernel and kernel <= sources and "LICENSE" in sources
 
 
 @pytest.mark.slow
-def test_the_wheel_needs_no_compiler(dist, tmp_path):
+def test_wheel_installs_without_a_compiler(dist, tmp_path):
     python = environment(tmp_path / "venv")
     (wheel,) = dist.glob("*.whl")
     env = os.environ | {"PATH": str(python.parent), "CC": "/bin/false", "CXX": "/bin/false"}
@@ -99,7 +99,7 @@ def test_the_wheel_needs_no_compiler(dist, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_sdist_installs(dist, tmp_path):
+def test_sdist_installs(dist, tmp_path):
     python = environment(tmp_path / "venv")
     (sdist,) = dist.glob("*.tar.gz")
     env = os.environ | {"RESTORMIXER_REQUIRE_NATIVE": "1"}
@@ -116,7 +116,7 @@ def test_the_sdist_installs(dist, tmp_path):
     ],
 )
 def test_one_wheel_for_each_system(platform, wanted):
-    """Other architectures than this machine's included, where the configuration asks for them."""
+    """This includes architectures other than the current machine's if the configuration requests them."""
     archs = {"linux": "x86_64,aarch64", "macos": "x86_64,arm64", "windows": "AMD64,ARM64"}[platform]
     command = ("-m", "cibuildwheel", "--print-build-identifiers", "--platform", platform, "--archs", archs)
     assert set(output_of(sys.executable, *command).split()) == wanted

@@ -1,4 +1,4 @@
-"""What a training leaves to look at, through the command line, with BasicSR's own model and with RestorMixerModel."""
+"""Tables, curves and TensorBoard logs of training runs, with BasicSR's SRModel and with RestorMixerModel."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def table(name):
 
 
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")
-def test_losses_validations_and_curve(pairs, train_options, write, kind):
+def test_losses_validations_and_curve_are_written_and_resumed(pairs, train_options, write, kind):
     train_options.update(SR_KINDS[kind], model_type="SRModel" if kind == "SRModel" else "RestorMixerModel")
     train_options["datasets"]["train"]["batch_size_per_gpu"] = 2
     train_options["logger"]["print_freq"] = 2
@@ -45,7 +45,7 @@ def test_losses_validations_and_curve(pairs, train_options, write, kind):
     assert all(float(row["l_pix"]) > 0 and float(row["lr"]) == 0.001 for row in losses)
     assert [(row["iteration"], row["dataset"]) for row in validations] == [(n, "pairs_val") for n in ("2", "4", "5")]
     assert all(math.isfinite(float(row["psnr"])) for row in validations)
-    # The images are half as bright as the truth: 10 lg(255^2 / mean square), by hand from the files
+    # The inputs are half as bright as the GT: 10 * log10(255^2 / MSE), computed from the files.
     if kind != "SRModel":
         assert float(losses[0]["grad_norm"]) > 0
         values = []
@@ -56,7 +56,7 @@ def test_losses_validations_and_curve(pairs, train_options, write, kind):
             assert float(row["psnr_input"]) == pytest.approx(sum(values) / 6, abs=1e-6)
     picture = cv2.imread(str(FOLDER / "learning_curve.png"))
     assert picture.shape == (780, 960, 3) and (picture < 128).any()
-    # Resumed from iteration 4, of which the rows are kept; the fifth is done again.
+    # Resuming from iteration 4 keeps the rows up to it; iteration 5 is repeated.
     arguments = ["--auto_resume", "--force_yml", "train:total_iter=6"]
     assert cli.main(["train", "-opt", "x.yml", *arguments]) == 0
     assert table("losses.csv")[:2] == losses[:2]
@@ -64,7 +64,7 @@ def test_losses_validations_and_curve(pairs, train_options, write, kind):
     assert [row["iteration"] for row in table("validations.csv")] == ["2", "4", "6"]
 
 
-def test_tensorboard_shows_pictures_and_options(pairs, train_options, write):
+def test_tensorboard_shows_images_and_options(pairs, train_options, write):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train_options.update(network_g=RESTORMIXER, model_type="RestorMixerModel")
@@ -77,13 +77,13 @@ def test_tensorboard_shows_pictures_and_options(pairs, train_options, write):
     tags = events.Tags()
     assert len(tags["images"]) == 4 and set(tags["images"]) < {f"pairs_val/{number}" for number in range(6)}
     (picture,) = events.Images(tags["images"][0])
-    assert (picture.step, picture.width, picture.height) == (5, 60, 20)  # input, restored, truth
+    assert (picture.step, picture.width, picture.height) == (5, 60, 20)  # input, restored, GT
     assert {"losses/l_pix", "grad_norm", "metrics/pairs_val/psnr"} <= set(tags["scalars"])
     (text,) = events.Tensors("options/text_summary")
     assert b"        type: RestorMixer\n" in text.tensor_proto.string_val[0]
 
 
-def test_an_interrupted_training_has_its_curve(pairs, train_options, write, monkeypatch):
+def test_interrupted_training_run_writes_its_curve(pairs, train_options, write, monkeypatch):
     from basicsr.models.sr_model import SRModel
 
     def feed_data(self, data):
@@ -98,7 +98,7 @@ def test_an_interrupted_training_has_its_curve(pairs, train_options, write, monk
 
 
 @pytest.mark.parametrize(("iteration", "way"), [(1, "nothing was saved yet"), (3, "free space, resume from 2.state")])
-def test_a_full_disk_names_the_table_and_how_to_resume(
+def test_full_disk_error_names_the_table_and_how_to_resume(
     pairs, train_options, write, monkeypatch, capsys, iteration, way
 ):
     def writerow(self, row):
@@ -121,7 +121,7 @@ def test_a_full_disk_names_the_table_and_how_to_resume(
     assert [row["iteration"] for row in table("losses.csv")] == ["1", "2", "3", "4", "5"]
 
 
-def test_curves_of_odd_tables(tmp_path):
+def test_curves_with_nan_no_rows_and_special_characters_are_drawn(tmp_path):
     losses = [{"iteration": n, "l_pix": math.nan if n == 3 else 1 / n, "grad_norm": 5.0} for n in range(1, 200)]
     niqe = [{"iteration": 5, "dataset": "a", "niqe": 4.0}, {"iteration": 9, "dataset": "b", "niqe": math.nan}]
     for rows in ([], niqe):
@@ -132,8 +132,8 @@ def test_curves_of_odd_tables(tmp_path):
         draw_curves(losses, [], tmp_path / "none/x.png", "x")
 
 
-def test_a_data_set_may_be_named_like_a_number(tmp_path):
-    """Its row is found again when a training is resumed."""
+def test_dataset_name_may_be_a_number(tmp_path):
+    """Its row is found when a training run is resumed."""
     row = {"iteration": 10, "dataset": "2024", "psnr": 30.0}
     reports.Table(tmp_path / "v.csv", 0).add(row)
     again = reports.Table(tmp_path / "v.csv", 10)
@@ -142,7 +142,7 @@ def test_a_data_set_may_be_named_like_a_number(tmp_path):
     assert (tmp_path / "v.csv").read_text().splitlines() == ["iteration,dataset,psnr", "10,2024,31.0"]
 
 
-def test_a_row_replaces_that_of_its_iteration_and_data_set(tmp_path):
+def test_row_replaces_the_row_of_the_same_iteration_and_dataset(tmp_path):
     table = reports.Table(tmp_path / "v.csv", 0)
     for iteration, dataset, psnr in ((1, "a", 1.0), (1, "b", 2.0), (2, "a", 3.0), (2, "b", 4.0), (2, "a", 5.0)):
         table.add({"iteration": iteration, "dataset": dataset, "psnr": psnr})
@@ -150,7 +150,7 @@ def test_a_row_replaces_that_of_its_iteration_and_data_set(tmp_path):
     assert lines == ["iteration,dataset,psnr", "1,a,1.0", "1,b,2.0", "2,b,4.0", "2,a,5.0"]
 
 
-def test_the_smoothed_loss_is_the_mean_of_the_rows_before():
+def test_smoothed_loss_is_a_trailing_moving_average():
     from matplotlib.figure import Figure
 
     panel, values = Figure().subplots(), [math.sin(n) + 2 for n in range(200)]
@@ -162,7 +162,7 @@ def test_the_smoothed_loss_is_the_mean_of_the_rows_before():
 
 
 @pytest.mark.parametrize(("values", "scale"), [((0.5, 0.0, 0.1), "log"), ((-10.0, 0.0, -30.0), "linear")])
-def test_negative_losses_are_drawn_too(values, scale):
+def test_losses_are_drawn_on_a_linear_scale_if_one_is_negative(values, scale):
     from matplotlib.figure import Figure
 
     panel = Figure().subplots()

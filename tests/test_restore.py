@@ -24,7 +24,7 @@ def weights(tmp_path):
 
 @pytest.fixture
 def wanted():
-    """What the network makes of RGB, float32 (H, W, 3)."""
+    """The network's output for RGB, float32 (H, W, 3)."""
     x = torch.from_numpy(RGB / 255).float().permute(2, 0, 1)[None]
     with torch.no_grad():
         return tiny_network()(x).clamp(0, 1)[0].permute(1, 2, 0).numpy()
@@ -34,7 +34,7 @@ def test_restore_is_exported_at_top_level():
     assert restormixer_arch.restore is restore
 
 
-def test_arrays(weights, wanted):
+def test_arrays_of_all_dtypes(weights, wanted):
     result = restore(RGB, weights)
     assert result.dtype == np.uint8
     np.testing.assert_array_equal(result, np.rint(wanted * 255))
@@ -47,7 +47,7 @@ def test_arrays(weights, wanted):
         np.testing.assert_allclose(result, wanted, atol=1e-6)
 
 
-def test_another_strength_loads_no_network(weights, monkeypatch):
+def test_changing_the_strength_does_not_reload_the_network(weights, monkeypatch):
     whole = restore(RGB, weights)
     monkeypatch.setattr("restormixer_arch.inference.restore.load_restorer", None)
     np.testing.assert_array_equal(restore(RGB, weights, strength=0.0), RGB)
@@ -55,7 +55,7 @@ def test_another_strength_loads_no_network(weights, monkeypatch):
     np.testing.assert_allclose(half, (whole.astype(float) + RGB) / 2, atol=1)
 
 
-def test_alpha_and_gray_of_arrays(weights):
+def test_arrays_with_alpha_and_gray_arrays(weights):
     result = restore(RGBA, weights)
     np.testing.assert_array_equal(result[..., 3], RGBA[..., 3])
     np.testing.assert_array_equal(result[..., :3], restore(RGB, weights))
@@ -65,7 +65,7 @@ def test_alpha_and_gray_of_arrays(weights):
     np.testing.assert_array_equal(restore(RGB[..., :2], weights)[..., 1], RGB[..., 1])
 
 
-def test_tensors(weights, wanted):
+def test_tensors_and_batches(weights, wanted):
     x = torch.from_numpy(np.ascontiguousarray(RGB.transpose(2, 0, 1)))
     whole = np.rint(wanted.transpose(2, 0, 1) * 255)
     np.testing.assert_array_equal(restore(x, weights).numpy(), whole)
@@ -76,7 +76,7 @@ def test_tensors(weights, wanted):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "CMYK", "I;16"])
-def test_pillow(weights, mode):
+def test_pillow_images_of_all_modes(weights, mode):
     if mode == "I;16":
         image = Image.fromarray(RGB[..., 0].astype(np.uint16) * 257)
     else:
@@ -91,14 +91,14 @@ def test_pillow(weights, mode):
         np.testing.assert_array_equal(np.asarray(result), restore(np.asarray(image), weights))
 
 
-def test_enlarging_takes_the_alpha_along(tmp_path):
+def test_upsampling_also_resizes_alpha(tmp_path):
     flat = np.dstack([RGB, np.full((24, 40), 77, np.uint8)])
     result = restore(flat, save_tiny(tmp_path / "x2.safetensors", upscale=2))
     assert result.shape == (48, 80, 4) and set(np.unique(result[..., 3])) == {77}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_an_enlarged_alpha_stays_in_the_range(tmp_path, dtype):
+def test_upsampled_alpha_is_clipped_to_0_1(tmp_path, dtype):
     edge = np.where(np.arange(40) < 20, 0, 1) * np.ones((24, 1))
     image = np.dstack([RGB / 255, edge]).astype(dtype)
     result = restore(image, save_tiny(tmp_path / "x2.safetensors", upscale=2))
@@ -108,7 +108,7 @@ def test_an_enlarged_alpha_stays_in_the_range(tmp_path, dtype):
     assert 0 < alpha[0, 39] < 0.5 < alpha[0, 40] < 1
 
 
-def test_options_are_passed_on(weights, monkeypatch):
+def test_options_are_passed_to_the_restorer(weights, monkeypatch):
     seen = []
     monkeypatch.setattr(Restorer, "__post_init__", lambda self: seen.append(self))
     restore(RGB, weights, tile=192, precision="bf16", self_ensemble=True, max_memory="2G", device="cpu")
@@ -116,7 +116,7 @@ def test_options_are_passed_on(weights, monkeypatch):
     assert (made.tile, made.precision, made.self_ensemble, made.max_memory) == (192, "bf16", True, 2 * 10**9)
 
 
-def test_the_network_is_kept_until_its_file_changes(weights, monkeypatch):
+def test_network_is_cached_until_its_file_changes(weights, monkeypatch):
     import os
 
     loads = []
@@ -131,7 +131,7 @@ def test_the_network_is_kept_until_its_file_changes(weights, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["~/net", "~/net/model.safetensors"])
-def test_a_folder_that_changes_is_read_again(tmp_path, monkeypatch, name):
+def test_weights_folder_is_read_again_after_a_change(tmp_path, monkeypatch, name):
     import os
 
     for variable in ("HOME", "USERPROFILE"):
@@ -173,7 +173,7 @@ def test_installed_weights_are_the_default(tmp_path, monkeypatch):
         (Image.new("F", (8, 8)), ValueError, "must be of mode 1, L, .*, got F"),
     ],
 )
-def test_other_things_are_refused(weights, image, kind, message):
+def test_invalid_images_are_rejected(weights, image, kind, message):
     with pytest.raises(kind, match=message):
         restore(image, weights)
 
@@ -196,17 +196,17 @@ def test_other_things_are_refused(weights, image, kind, message):
         ({"strength": 2}, r"strength: must be in \[0, 1\], got 2"),
     ],
 )
-def test_settings_that_are_refused(weights, settings, message):
+def test_invalid_settings_are_rejected(weights, settings, message):
     with pytest.raises(UserError, match=f"^{message}$"):
         restore(RGB, weights, **settings)
 
 
-def test_any_amount_of_memory_will_do(weights):
+def test_max_memory_can_be_a_float_or_a_huge_integer(weights):
     for amount in (2e9, 10**400):
         np.testing.assert_array_equal(restore(RGB, weights, max_memory=amount), restore(RGB, weights))
 
 
-def test_what_resizing_leaves_outside_the_range_is_clipped(weights):
+def test_values_slightly_out_of_range_are_clipped(weights):
     image = (RGB / 255).astype(np.float32)
     inside, outside = image.copy(), image.copy()
     inside[0, 0], outside[0, 0] = (1, 0, 0), (1.0000001, -9e-5, 0)
@@ -217,7 +217,7 @@ def test_what_resizing_leaves_outside_the_range_is_clipped(weights):
     np.testing.assert_array_equal(outside, given)
 
 
-def test_torchs_default_number_type_does_not_matter(weights):
+def test_result_does_not_depend_on_the_default_dtype_of_torch(weights):
     wanted = restore(RGB / 255, weights)
     torch.set_default_dtype(torch.float64)
     try:
@@ -229,12 +229,12 @@ def test_torchs_default_number_type_does_not_matter(weights):
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
-def test_a_task_for_each_file_is_the_command_s():
+def test_task_auto_is_rejected():
     with pytest.raises(UserError, match="^--task: 'auto' is for 'basicsr restore'; expected one of deblur, dehaze, "):
         restore(RGB, task="auto")
 
 
-def test_a_name_with_a_tilde_that_is_no_user(folder):
+def test_weights_name_with_a_tilde_of_an_unknown_user_is_not_expanded(folder):
     save_tiny(folder / "~no such user.safetensors")
     np.testing.assert_array_equal(
         restore(RGB, "~no such user.safetensors"), restore(RGB, folder / "~no such user.safetensors")

@@ -1,4 +1,4 @@
-"""``basicsr restore`` where results exist already, and when it is stopped."""
+"""``basicsr restore`` if results already exist, and if it is interrupted."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ def place(folder):
     return make_place(folder)
 
 
-def test_what_is_there_is_kept_unless_asked(place, capsys):
+def test_existing_results_are_kept_without_overwrite(place, capsys):
     (place / "out").mkdir()
     (place / "out/a.png").write_bytes(b"mine")
     options = ("in", "-o", "out", "--weights", "w.safetensors")
@@ -41,8 +41,8 @@ def test_what_is_there_is_kept_unless_asked(place, capsys):
     np.testing.assert_array_equal(pixels("out/a.png"), restore(RGB, "w.safetensors"))
 
 
-def test_a_pair_is_made_of_the_result_that_exists(place, capsys, monkeypatch):
-    """And not of the weights of this run, which may be others."""
+def test_comparison_image_contains_the_existing_result(place, capsys, monkeypatch):
+    """Not a new result, since the weights of this run may be different."""
     options = ("in", "-o", "out", "--compare", "--weights", "w.safetensors")
     (place / "out/sub").mkdir(parents=True)
     Image.fromarray(255 - RGB).save("out/a.png")
@@ -67,12 +67,12 @@ def test_a_pair_is_made_of_the_result_that_exists(place, capsys, monkeypatch):
     assert run(*options) == 2
     assert capsys.readouterr() == (
         "out: 2 failed\n",
-        "basicsr: error: out/a.png: exists already and is no restoration of in/a.png; --overwrite replaces it\n"
+        "basicsr: error: out/a.png: already exists and was not restored from in/a.png; --overwrite replaces it\n"
         "basicsr: error: out/sub/b.png: is empty; --overwrite replaces it\n",
     )
 
 
-def test_the_pair_of_a_video_that_exists_is_refused(place, capsys):
+def test_comparison_with_an_existing_video_is_rejected(place, capsys):
     write_video(place / "film.mp4", count=1)
     options = ("film.mp4", "-o", "out", "--weights", "w.safetensors")
     assert run(*options) == 0
@@ -82,8 +82,8 @@ def test_the_pair_of_a_video_that_exists_is_refused(place, capsys):
     assert capsys.readouterr() == ("out: 1 failed\n", f"basicsr: error: {message}\n")
 
 
-def test_what_another_process_has_written_meanwhile_is_kept(place, capsys, monkeypatch):
-    """Two runs may share a folder: the second one neither computes what is there nor counts it as restored."""
+def test_results_written_by_another_process_during_the_run_are_kept(place, capsys, monkeypatch):
+    """Two runs may share a folder: existing results are neither computed again nor counted as restored."""
     Image.fromarray(RGB).save("in/c.png")
     original, seen = command.restore_file, []
 
@@ -109,7 +109,7 @@ def test_what_another_process_has_written_meanwhile_is_kept(place, capsys, monke
         (["--weights", "in"], "in: this folder holds no model.safetensors"),
     ],
 )
-def test_a_misspelled_name_is_an_error_though_nothing_is_to_be_done(place, capsys, switches, message):
+def test_misspelled_names_are_errors_even_if_all_results_exist(place, capsys, switches, message):
     options = ("in/a.png", "-o", "out")
     assert run(*options, "--weights", "w.safetensors") == 0
     capsys.readouterr()
@@ -119,7 +119,7 @@ def test_a_misspelled_name_is_an_error_though_nothing_is_to_be_done(place, capsy
 
 
 @pytest.mark.parametrize("switches", [[], ["--task", "derain"], ["--task", "auto"], ["--weights", "someone/network"]])
-def test_names_are_accepted_and_nothing_is_loaded_where_nothing_is_to_be_done(place, capsys, monkeypatch, switches):
+def test_no_weights_are_loaded_if_all_results_exist(place, capsys, monkeypatch, switches):
     options = ("in/a.png", "-o", "out")
     assert run(*options, "--weights", "w.safetensors") == 0
     capsys.readouterr()
@@ -129,7 +129,7 @@ def test_names_are_accepted_and_nothing_is_loaded_where_nothing_is_to_be_done(pl
     assert capsys.readouterr() == (f"out: 1 already there ({whose}--overwrite restores it again)\n", "")
 
 
-def test_ctrl_c_leaves_only_whole_files(place, capsys, monkeypatch):
+def test_ctrl_c_leaves_only_complete_files(place, capsys, monkeypatch):
     original = picture_files.write_picture
 
     def write(picture, path):
@@ -146,7 +146,7 @@ def test_ctrl_c_leaves_only_whole_files(place, capsys, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-def test_a_real_ctrl_c(place):
+def test_sigint_stops_the_process_without_leaving_files(place):
     Image.fromarray(np.tile(RGB, (100, 100, 1))).save("in/a.png")
     code = (
         "import signal, sys, time\n"

@@ -1,4 +1,4 @@
-"""``basicsr restore`` on files of many kinds."""
+"""``basicsr restore`` on files of many types."""
 
 import signal
 import sys
@@ -24,7 +24,7 @@ def place(folder):
     return make_place(folder)
 
 
-def test_a_folder(place, capsys):
+def test_folder_is_restored(place, capsys):
     assert run("in", "-o", "out", "--weights", "w.safetensors") == 0
     out, err = capsys.readouterr()
     assert out == "out: 2 restored\n" and err == ""
@@ -34,7 +34,7 @@ def test_a_folder(place, capsys):
     assert sorted(path.name for path in place.rglob("out/**/*")) == ["a.png", "b.png", "sub"]
 
 
-def test_names_with_a_tilde_that_are_no_users(place, capsys):
+def test_names_with_a_tilde_that_are_not_user_names(place, capsys):
     (place / "in/a.png").rename("~no such user.png")
     (place / "w.safetensors").rename("~w.safetensors")
     assert run("~no such user.png", "-o", "~no such folder", "--weights", "~w.safetensors") == 0
@@ -49,7 +49,7 @@ def test_names_with_a_tilde_that_are_no_users(place, capsys):
     assert "error: ~other.pth: no such file of weights." in capsys.readouterr().err
 
 
-def test_compare_and_enlargement(place):
+def test_compare_with_upsampling(place):
     save_tiny(place / "x2.safetensors", upscale=2)
     Image.fromarray(np.dstack([RGB, RGB[..., 0]])).save("in/a.png")
     assert run("in/a.png", "-o", "out", "--weights", "x2.safetensors", "--compare") == 0
@@ -60,7 +60,7 @@ def test_compare_and_enlargement(place):
     np.testing.assert_array_equal(pair[:, :60], before)
 
 
-def test_kinds_of_pictures_stay(place):
+def test_gray_rotated_16_bit_and_1x1_images(place):
     Image.fromarray(RGB[..., 0]).save("in/gray.jpg")
     tags = Image.Exif()
     tags[ExifTags.Base.Orientation] = 6
@@ -76,7 +76,7 @@ def test_kinds_of_pictures_stay(place):
     np.testing.assert_array_equal(deep, wanted)
 
 
-def test_a_video(place, capsys):
+def test_video_is_restored(place, capsys):
     write_video(place / "film.mp4", count=3)
     assert run("film.mp4", "-o", "out", "--weights", "w.safetensors", "--compare") == 0
     assert capsys.readouterr().out == "out: 1 restored\n"
@@ -84,7 +84,7 @@ def test_a_video(place, capsys):
     assert shapes == [[(48, 64, 3)] * 3, [(48, 128, 3)] * 3]
 
 
-def test_a_video_that_breaks_off_is_reported(place, capsys, monkeypatch):
+def test_truncated_video_is_reported(place, capsys, monkeypatch):
     write_video(place / "film.avi", count=3)
     from restormixer_arch.data.images.video import VideoSource  # imports PyAV
 
@@ -121,7 +121,7 @@ def test_one_bad_file_is_reported_and_the_rest_is_restored(place, capsys):
     ],
 )
 @pytest.mark.parametrize("step", ["write_picture", "read_picture"])
-def test_one_odd_file_does_not_end_the_run(place, capsys, monkeypatch, step, error, message):
+def test_unexpected_error_with_one_file_does_not_end_the_run(place, capsys, monkeypatch, step, error, message):
     original, calls = getattr(picture_files, step), []
 
     def fail_once(*arguments):
@@ -136,7 +136,7 @@ def test_one_odd_file_does_not_end_the_run(place, capsys, monkeypatch, step, err
     assert [path.name for path in place.rglob("out/**/*.*")] == ["b.png"]
 
 
-def test_opencv_s_lack_of_memory_is_one(place, capsys, monkeypatch):
+def test_opencv_out_of_memory_error_is_reported_as_such(place, capsys, monkeypatch):
     def enlarge(*arguments):
         cv2.resize(np.zeros((1, 1), np.uint8), (2**31 - 1, 2**31 - 1))
 
@@ -145,7 +145,7 @@ def test_opencv_s_lack_of_memory_is_one(place, capsys, monkeypatch):
     assert capsys.readouterr() == ("out: 1 failed\n", "basicsr: error: in/a.png: not enough memory\n")
 
 
-def test_a_result_that_memory_does_not_suffice_for_is_not_to_be_replaced(place, capsys, monkeypatch):
+def test_out_of_memory_for_an_existing_result_does_not_suggest_overwrite(place, capsys, monkeypatch):
     assert run("in/a.png", "-o", "out", "--weights", "w.safetensors") == 0
     original = picture_files.split_alpha
 
@@ -164,7 +164,7 @@ def test_a_result_that_memory_does_not_suffice_for_is_not_to_be_replaced(place, 
 
 
 @pytest.mark.parametrize("switches", [[], ["--overwrite"]])
-def test_a_folder_is_no_result(place, capsys, switches):
+def test_folder_with_the_name_of_a_result_is_reported(place, capsys, switches):
     (place / "out/a.png").mkdir(parents=True)
     assert run("in", "-o", "out", "--weights", "w.safetensors", *switches) == 2
     message = "basicsr: error: out/a.png: is a folder, so the result of in/a.png cannot be written there\n"
@@ -214,7 +214,7 @@ def test_results_that_cannot_be_written_are_reported(place, capsys):
         (["in", "-o", "out", "--self-ensembel"], "basicsr restore: unrecognized arguments: --self-ensembel. Did you"),
     ],
 )
-def test_mistakes_are_one_line_and_nothing_is_made(place, capsys, monkeypatch, arguments, message):
+def test_user_errors_are_reported_in_one_line_and_nothing_is_created(place, capsys, monkeypatch, arguments, message):
     monkeypatch.setattr(installed, "WEIGHTS_FOLDER", place / "none")
     assert run(*arguments) == 2
     [line] = capsys.readouterr().err.splitlines()
@@ -230,7 +230,7 @@ def test_installed_weights_of_a_task(place, monkeypatch, capsys):
     np.testing.assert_array_equal(pixels("out/a.png"), restore(RGB, "w.safetensors"))
     assert run("in", "-o", "more", "--task", "desnow") == 2
     assert "no weights for 'desnow'; installed are: derain." in capsys.readouterr().err
-    assert run("in", "-o", "more", "--task", "") == 2  # of a shell variable that is not set
+    assert run("in", "-o", "more", "--task", "") == 2  # such as from an unset shell variable
     assert "argument --task: expected a task such as derain, got an empty string" in capsys.readouterr().err
 
 
@@ -251,7 +251,7 @@ def test_tiles_are_as_large_as_memory_allows_unless_set(place, monkeypatch, swit
     assert command.restorer_of(args).tile == tile
 
 
-def test_switches_reach_the_network(place, monkeypatch):
+def test_options_reach_the_restorer(place, monkeypatch):
     seen = []
     original = command.restorer_of
     monkeypatch.setattr(command, "restorer_of", lambda args: seen.append(original(args)) or seen[0])
@@ -262,12 +262,12 @@ def test_switches_reach_the_network(place, monkeypatch):
     assert found == ("bf16", True, "linear", 32, 2 * 10**9, 192)
 
 
-def test_the_precision_auto_is_reported(place, capsys):
+def test_precision_auto_is_reported(place, capsys):
     assert run("in/a.png", "-o", "out", "--weights", "w.safetensors", "--precision", "auto") == 0
-    assert "precision: fp32" in capsys.readouterr().err  # what bf16 costs these weights is not known
+    assert "precision: fp32" in capsys.readouterr().err  # the quality loss of bf16 is not known for these weights
 
 
-def test_strength_0_is_the_input(place):
+def test_strength_blends_input_and_result(place):
     assert run("in", "-o", "out", "--weights", "w.safetensors", "--strength", "0") == 0
     np.testing.assert_array_equal(pixels("out/a.png"), RGB)
     half = restore(RGB, "w.safetensors", strength=0.5)
@@ -276,7 +276,7 @@ def test_strength_0_is_the_input(place):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit of a file's size")
-def test_a_file_that_is_cut_short_is_no_result(place, capsys):
+def test_truncated_output_files_are_not_kept(place, capsys):
     import resource
 
     noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
@@ -296,7 +296,7 @@ def test_a_file_that_is_cut_short_is_no_result(place, capsys):
     assert sorted(path.name for path in place.rglob("out/**/*.*")) == ["a.png", "b.png"]
 
 
-def test_a_link_has_a_result_of_its_own(place, capsys):
+def test_symbolic_link_has_its_own_result(place, capsys):
     (place / "in/link.png").symlink_to("a.png")
     assert run("in", "in/a.png", "-o", "out", "--weights", "w.safetensors") == 0
     assert capsys.readouterr().out == "out: 3 restored\n"

@@ -1,4 +1,4 @@
-"""At least 150 bad pictures, videos and arguments: one line each, no hang, no half result, little memory."""
+"""At least 150 bad images, videos and arguments: one-line messages, no hang, no partial result, low memory."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from PIL import Image
 from tiny_network import save_identity
 
 MIN_CASES = 150
-SECONDS = 60  # for one case, on a busy machine
-MEMORY = 3 * 10**9  # bytes of the process
+SECONDS = 60  # per case, on a busy machine
+MEMORY = 3 * 10**9  # bytes, peak of the process
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (40, 56, 3), np.uint8)
 DEEP = RGB.astype(np.uint16) * 257
@@ -73,11 +73,18 @@ def tiff(image=RGB, **options):
     return content.getvalue()
 
 
+def saved_palette():
+    content = BytesIO()
+    Image.fromarray(RGB).quantize(8).save(content, format="PNG")
+    return content.getvalue()
+
+
 def good_files(folder):
-    """Return name -> content of whole files of every kind."""
+    """Return name -> content of valid files of every format."""
     files = {
         "rgb.png": saved("PNG"),
-        "palette.png": Image.fromarray(RGB).quantize(8) and saved("PNG", np.asarray(Image.fromarray(RGB).convert("L"))),
+        "palette.png": saved_palette(),
+        "gray.png": saved("PNG", np.asarray(Image.fromarray(RGB).convert("L"))),
         "deep.png": encoded(".png", DEEP),
         "a.jpg": saved("JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0", icc_profile=b"no profile", comment=b"x"),
         "progressive.jpg": saved("JPEG", progressive=True),
@@ -113,7 +120,7 @@ def good_files(folder):
 
 
 def damaged(content, seed):
-    """Yield (word, content) of ways to damage a file."""
+    """Yield (description, content) of damaged copies of a file."""
     rng = np.random.default_rng(seed)
     size = len(content)
     yield "empty", b""
@@ -137,7 +144,7 @@ def png_of_size(width, height, depth=8, data=b"\0"):
 
 
 def bombs():
-    """Return name -> content of small files that claim to be large, or that point elsewhere."""
+    """Return name -> content of small files that claim to be large, refer to other files or have a wrong format."""
     huge = bytearray(saved("BMP"))
     huge[18:26] = struct.pack("<ii", 60000, 60000)
     wide = bytearray(saved("JPEG"))
@@ -229,7 +236,7 @@ def argument_lists():
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.skipif(os.name != "posix", reason="needs alarms and the size of a process")
-def test_bad_inputs_are_one_line_each(folder):
+def test_bad_inputs_are_reported_in_one_line(folder):
     save_identity(folder / "w.safetensors")
     good = good_files(folder)
     (folder / "bad").mkdir()

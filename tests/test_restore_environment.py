@@ -1,4 +1,4 @@
-"""``basicsr restore`` and its surroundings: which files it takes, limits, and the terminal."""
+"""``basicsr restore``: selection of files, limits, and the terminal."""
 
 import os
 import signal
@@ -21,10 +21,10 @@ from restormixer_arch.inference import jobs, restore
 COMMAND = [sys.executable, "-m", "restormixer_arch.cli", "restore"]
 
 
-# --- which files -----------------------------------------------------------------------------------------------------
+# --- selection of files ----------------------------------------------------------------------------------------------
 
 
-def test_what_is_left_out_of_a_folder_is_counted(restore_folder, capsys):
+def test_skipped_files_of_a_folder_are_counted(restore_folder, capsys):
     Image.fromarray(RGB).save("in/a.png")
     Image.fromarray(SMOOTH).save("in/b.jfif", "JPEG")
     for name in ("c.gif", "d.GIF", "e.svg", "f.txt"):
@@ -42,7 +42,7 @@ def test_what_is_left_out_of_a_folder_is_counted(restore_folder, capsys):
 
 
 @pytest.mark.parametrize(("module", "suffix", "extra"), [("pillow_heif", ".heic", "heif"), ("av", ".mp4", "video")])
-def test_a_package_that_is_not_installed_is_named(restore_folder, capsys, monkeypatch, module, suffix, extra):
+def test_missing_package_is_named(restore_folder, capsys, monkeypatch, module, suffix, extra):
     Image.fromarray(RGB).save("in/a.png")
     (restore_folder / f"in/b{suffix}").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
     for name in list(sys.modules):
@@ -58,14 +58,14 @@ def test_a_package_that_is_not_installed_is_named(restore_folder, capsys, monkey
 
 
 @pytest.mark.parametrize("name", ["12:30.mp4", "rtsp:x.mp4", "concat:a|b.mp4", "-x.mp4", "file%03d.mp4"])
-def test_names_of_videos_are_names_of_files(restore_folder, name):
+def test_video_names_are_not_interpreted_as_urls_or_options(restore_folder, name):
     (restore_folder / "folder").mkdir()
     write_video(restore_folder / "folder/plain.mp4").rename(restore_folder / "folder" / name)
     assert run("folder", "-o", "out") == 0
     assert len(read_video(restore_folder / "out" / name)) == 4
 
 
-def test_the_home_folder_is_found(restore_folder, monkeypatch):
+def test_tilde_is_expanded_to_the_home_folder(restore_folder, monkeypatch):
     monkeypatch.setenv("HOME", str(restore_folder))
     Image.fromarray(RGB).save("a.png")
     assert cli.main(["restore", "~/a.png", "-o", "~/out", "--weights", "~/w.safetensors"]) == 0
@@ -75,7 +75,7 @@ def test_the_home_folder_is_found(restore_folder, monkeypatch):
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_limit_of_pixels_can_be_raised(restore_folder, capsys, monkeypatch):
+def test_pixel_limit_can_be_raised(restore_folder, capsys, monkeypatch):
     Image.fromarray(RGB).save("a.png")
     Image.fromarray(RGB).save("a.tif")
     Image.fromarray(RGB).save("a.jpg")
@@ -84,13 +84,13 @@ def test_the_limit_of_pixels_can_be_raised(restore_folder, capsys, monkeypatch):
         assert run(name, "-o", "out") == 2
         assert "Image size (600 pixels) exceeds limit of 599 pixels" in capsys.readouterr().err
         assert run(name, "-o", "out", "--max-pixels", "0.6k") == 0
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's own limit gives way
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's own limit is overridden
     assert run("a.jpg", "-o", "more", "--max-pixels", "600") == 0
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
 @pytest.mark.parametrize("tile", ["64", "100", "128"])
-def test_a_small_tile_alone_needs_no_overlap(restore_folder, tile):
+def test_small_tile_works_without_an_overlap_option(restore_folder, tile):
     image = np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8)
     Image.fromarray(image).save("a.png")
     assert run("a.png", "-o", "out", "--tile", tile) == 0
@@ -98,7 +98,7 @@ def test_a_small_tile_alone_needs_no_overlap(restore_folder, tile):
     np.testing.assert_array_equal(restore.restore(image, "w.safetensors", tile=int(tile)), image)
 
 
-def test_a_pair_that_is_too_wide_costs_no_result(restore_folder, capsys, monkeypatch):
+def test_result_is_written_even_if_the_compare_image_is_too_wide(restore_folder, capsys, monkeypatch):
     monkeypatch.setitem(pictures.MAX_SIDE, "JPEG", 100)
     Image.fromarray(SMOOTH).save("a.jpg")
     assert run("a.jpg", "-o", "out", "--compare") == 2
@@ -108,7 +108,7 @@ def test_a_pair_that_is_too_wide_costs_no_result(restore_folder, capsys, monkeyp
     assert [path.name for path in (restore_folder / "out").iterdir()] == ["a.jpg"]
 
 
-def test_a_result_that_is_too_large_is_refused_before_the_work(restore_folder, capsys, monkeypatch):
+def test_too_large_result_is_rejected_before_restoring(restore_folder, capsys, monkeypatch):
     save_identity(restore_folder / "w.safetensors", upscale=4)
     monkeypatch.setitem(pictures.MAX_SIDE, "WEBP", 200)
     monkeypatch.setattr(restore, "restore_picture", lambda *arguments: pytest.fail("it was restored"))
@@ -117,7 +117,7 @@ def test_a_result_that_is_too_large_is_refused_before_the_work(restore_folder, c
     assert "a.webp: the result cannot be written: 256 x 192 pixels are more than WEBP" in capsys.readouterr().err
 
 
-def test_names_of_any_legal_length(restore_folder, capsys):
+def test_result_name_may_have_the_maximum_length(restore_folder, capsys):
     name = "n" * 251 + ".png"
     Image.fromarray(RGB).save(name)
     assert run(name, "-o", "out") == 0
@@ -130,7 +130,7 @@ def test_names_of_any_legal_length(restore_folder, capsys):
 # --- the terminal ----------------------------------------------------------------------------------------------------
 
 
-def test_names_do_not_command_the_terminal(restore_folder, capsys):
+def test_control_characters_in_names_are_escaped(restore_folder, capsys):
     name = "a\x1b[2J\x9b31m\u202ecod.png"
     (restore_folder / name).write_bytes(b"no picture")
     assert run(name, "-o", "out\x1b]0;title\x07") == 2
@@ -139,7 +139,7 @@ def test_names_do_not_command_the_terminal(restore_folder, capsys):
     assert out == "out\\x1b]0;title\\x07: 1 failed\n"
 
 
-def test_a_console_without_the_letters_of_a_name(restore_folder):
+def test_names_that_the_console_cannot_encode_are_escaped(restore_folder):
     for name in ("Mühle.png", "日本.png"):
         Image.fromarray(RGB).save(restore_folder / "in" / name)
     (restore_folder / "in/böse.png").write_bytes(b"")
@@ -154,7 +154,7 @@ def test_a_console_without_the_letters_of_a_name(restore_folder):
 
 @pytest.mark.skipif(os.name != "posix", reason="closes a stream by the shell")
 @pytest.mark.parametrize("closing", [">&-", "2>&-", ">&- 2>&-", "> /dev/full"])
-def test_streams_that_cannot_be_written(restore_folder, closing):
+def test_unwritable_output_streams_do_not_stop_the_command(restore_folder, closing):
     Image.fromarray(RGB).save("in/a.png")
     command = f"{' '.join([*COMMAND, 'in', '-o', 'out', *ARGUMENTS])} {closing}"
     done = subprocess.run(command, shell=True, capture_output=True, timeout=110, check=False)
@@ -166,7 +166,7 @@ def test_streams_that_cannot_be_written(restore_folder, closing):
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_stopped_video_leaves_no_unfinished_file(restore_folder, name):
+def test_stopped_video_leaves_no_partial_file(restore_folder, name):
     write_video(restore_folder / "in/film.mp4", 200, frames=patches(200, (96, 128)))
     command = [*COMMAND, "in", "-o", "out", "--self-ensemble", *ARGUMENTS]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -179,7 +179,7 @@ def test_a_stopped_video_leaves_no_unfinished_file(restore_folder, name):
     assert list((restore_folder / "out").iterdir()) == []
 
 
-def test_a_video_shows_frames_and_the_time_left(restore_folder, monkeypatch):
+def test_video_progress_shows_frames_and_remaining_time(restore_folder, monkeypatch):
     from restormixer_arch.cli import restore as command
 
     write_video(restore_folder / "film.mp4", 3)

@@ -50,12 +50,12 @@ def test_files_folders_and_patterns(files):
     assert job.is_video and not Job(Path("a.png"), Path("b.png")).is_video
 
 
-def test_pairs_of_before_and_after(files):
+def test_compare_adds_a_second_output(files):
     [job] = find_jobs(["photo.jpg"], Path("out"), compare=True)
     assert job.outputs == [Path("out/photo.jpg"), Path("out/photo_compare.jpg")]
 
 
-def test_results_inside_an_input_folder_are_not_read_again(files):
+def test_results_inside_an_input_folder_are_not_inputs(files):
     before = pairs("a", out="a/out")
     (files / "a/out").mkdir()
     (files / "a/out/1.png").write_bytes(b"x")
@@ -71,7 +71,7 @@ def test_results_inside_an_input_folder_are_not_read_again(files):
         ("{folder}/**/1.png", "out", "out/deep/1.png"),
     ],
 )
-def test_results_are_not_read_again_by_a_pattern(files, pattern, out, result):
+def test_results_that_match_a_pattern_are_not_inputs(files, pattern, out, result):
     (files / "c/1.png").unlink()
     pattern = pattern.format(folder=files)
     before = pairs(pattern, out=out)
@@ -83,12 +83,12 @@ def test_results_are_not_read_again_by_a_pattern(files, pattern, out, result):
     assert pairs(pattern, out=out) == before
 
 
-def test_a_pattern_that_matches_results_alone(files):
+def test_pattern_that_matches_only_results_is_rejected(files):
     (files / "out").mkdir()
     (files / "out/x.png").write_bytes(b"x")
     with pytest.raises(UserError, match=r"\*\*/x.png: matches no image or video \(.*\) outside out$"):
         find_jobs(["**/x.png"], Path("out"))
-    for pattern in ("out/*.png", "out/**/x.png"):  # asked for: they are inputs
+    for pattern in ("out/*.png", "out/**/x.png"):  # explicitly requested, so they are inputs
         with pytest.raises(UserError, match="-o: out/x.png is an input itself and would be replaced"):
             find_jobs([pattern], Path("out"))
     assert pairs("out/*.png", out="more") == [("out/x.png", "more/x.png")]
@@ -101,10 +101,10 @@ def test_a_pattern_that_matches_results_alone(files):
         ("n*.png", ".", ("n*.png",)),
         ("a", "a", ()),
         ("none/x.png", "none/x.png", ()),
-        ("[1].png", "[1].png", ()),  # a file of that name is there
+        ("[1].png", "[1].png", ()),  # a file with that name exists
     ],
 )
-def test_where_a_pattern_begins(files, text, begin, pattern):
+def test_split_pattern(files, text, begin, pattern):
     (files / "[1].png").write_bytes(b"")
     assert split_pattern(text) == ((files / begin).resolve(), pattern)
 
@@ -122,7 +122,7 @@ def test_where_a_pattern_begins(files, text, begin, pattern):
         ("b/c/a.png", "b/?/[!b].png", True),
     ],
 )
-def test_patterns_match_as_glob_does(folder, name, pattern, wanted):
+def test_matches_pattern_agrees_with_glob(folder, name, pattern, wanted):
     assert matches_pattern(name.split("/"), pattern.split("/")) == wanted
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(b"")
@@ -142,13 +142,13 @@ def test_patterns_match_as_glob_does(folder, name, pattern, wanted):
         (["a/text.txt"], "out", "a/text.txt: is not an image or video by its name, expected one of .bmp "),
     ],
 )
-def test_refused(files, inputs, out, message):
+def test_invalid_inputs_are_rejected(files, inputs, out, message):
     with pytest.raises(UserError) as caught:
         find_jobs(inputs, Path(out))
     assert str(caught.value).startswith(message)
 
 
-def test_a_link_to_nothing(files):
+def test_broken_link_is_reported(files):
     (files / "lost.png").symlink_to("nowhere.png")
     with pytest.raises(UserError, match=r"^lost.png: is a link to 'nowhere.png', which does not exist$"):
         find_jobs(["lost.png"], Path("out"))
@@ -158,14 +158,14 @@ def test_a_link_to_nothing(files):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
-def test_named_pipe_does_not_block(files):
+def test_named_pipe_is_rejected_without_blocking(files):
     os.mkfifo("pipe.png")
     with pytest.raises(UserError, match="^pipe.png: is neither a file nor a folder, but a pipe, socket or device$"):
         find_jobs(["pipe.png", "photo.png"], Path("out"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the name would be too long")
-def test_folders_nested_deeper_than_pythons_recursion(folder):
+def test_folders_nested_deeper_than_the_recursion_limit(folder):
     inner = Path(*["d"] * 1100)
     try:
         for top in ("deep", "out"):
@@ -176,17 +176,17 @@ def test_folders_nested_deeper_than_pythons_recursion(folder):
             ("deep/d/b.png", "out/d/b.png"),
             (f"deep/{inner.as_posix()}/a.png", f"out/{inner.as_posix()}/a.png"),
         ]
-    finally:  # shutil.rmtree, and so pytest's own clearing, may call itself for each folder
+    finally:  # shutil.rmtree, and so pytest's cleanup, may recurse for each folder
         subprocess.run(["rm", "-r", "deep", "out"], check=True)
 
 
-def test_a_pair_does_not_replace_another_result(files):
+def test_compare_image_does_not_replace_another_result(files):
     (files / "photo_compare.jpg").write_bytes(b"x")
     with pytest.raises(UserError, match="would be written to out/photo_compare.jpg, and so would photo.jpg"):
         find_jobs(["photo.jpg", "photo_compare.jpg"], Path("out"), compare=True)
 
 
-def test_an_empty_folder(files):
+def test_empty_folder_is_rejected(files):
     (files / "none").mkdir()
     with pytest.raises(UserError, match=r"none: no image or video in this folder \(\.bmp "):
         find_jobs(["none"], Path("out"))
@@ -202,7 +202,7 @@ def test_an_empty_folder(files):
         ("linux", "\u00e9.png", "e\u0301.png", False),
     ],
 )
-def test_names_of_one_file(monkeypatch, system, one, other, same):
+def test_path_key_follows_the_file_system_of_the_platform(monkeypatch, system, one, other, same):
     monkeypatch.setattr(jobs.sys, "platform", system)
     assert (jobs.path_key(one) == jobs.path_key(other)) == same
     assert jobs.is_within(f"/{one}/x", Path("/", other)) == same
@@ -212,28 +212,28 @@ def test_names_of_one_file(monkeypatch, system, one, other, same):
 
 @pytest.mark.parametrize("inputs", [["a"], ["a/**/*.[Pp][Nn][Gg]"]])
 def test_case_variants_of_results_are_not_inputs(files, monkeypatch, inputs):
-    """Where the file system takes B and b for one folder; results in it are found under its first spelling."""
+    """If file names are case-insensitive, the output folder a/B is the existing folder a/b, which is not read."""
     monkeypatch.setattr(jobs.sys, "platform", "darwin")
     assert pairs(*inputs, out="a/B") == [("a/1.png", "a/B/1.png")]
 
 
-def test_folders_that_cannot_be_made(files):
+def test_output_folder_that_cannot_be_created_is_rejected(files):
     with pytest.raises(UserError, match=r"-o: 'photo.jpg/out' cannot be created \(Not a directory\)"):
         make_folder(Path("photo.jpg/out"))
     with pytest.raises(UserError, match=r"-o: 'photo.jpg' cannot be created \(File exists\)"):
         make_folder(Path("photo.jpg"))
 
 
-def test_a_folder_that_is_read_only(files, monkeypatch):
+def test_read_only_output_folder_is_rejected(files, monkeypatch):
     (files / "out").mkdir(mode=0o555)
-    if os.geteuid() == 0:  # who may write everywhere
+    if os.geteuid() == 0:  # root may write everywhere
         monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
     with pytest.raises(UserError, match=r"-o: 'out' cannot be written into \(permission denied\)"):
         make_folder(Path("out"))
 
 
-def test_hidden_folders_are_left_alone(files, capsys):
-    """As those of deleted pictures and thumbnails; one that is given is read."""
+def test_hidden_folders_are_skipped_unless_given(files, capsys):
+    """For example, those of deleted images and of thumbnails."""
     before = pairs("a")
     for name in ("a/.Trash-1000/files/old.png", "a/b/.thumbnails/2.png"):
         Path(name).parent.mkdir(parents=True)
@@ -242,7 +242,7 @@ def test_hidden_folders_are_left_alone(files, capsys):
     assert pairs("a/.Trash-1000") == [("a/.Trash-1000/files/old.png", "out/files/old.png")]
 
 
-def test_a_pattern_names_the_folders_that_it_matches(files, capsys):
+def test_folders_matched_by_a_pattern_are_reported_as_skipped(files, capsys):
     assert pairs("a/*") == [("a/1.png", "out/1.png")]
     wanted = "note: a/*: left out 1 matching folder (as an input of its own it is read)\n"
     assert wanted in capsys.readouterr().err
@@ -250,7 +250,7 @@ def test_a_pattern_names_the_folders_that_it_matches(files, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_folder_that_cannot_be_read_is_reported(files, monkeypatch, capsys):
+def test_unreadable_folder_is_reported(files, monkeypatch, capsys):
     original = os.scandir
 
     def scandir(path):

@@ -1,4 +1,4 @@
-"""``basicsr restore`` keeps an image's metadata and format, and names what it cannot keep."""
+"""``basicsr restore`` keeps an image's metadata and format, and reports what it cannot keep."""
 
 import io
 import os
@@ -65,7 +65,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_chunks_of_png_stay_byte_for_byte(restore_folder, capsys, deep):
+def test_png_chunks_are_kept_byte_for_byte(restore_folder, capsys, deep):
     wanted = [*COLORS, *OTHERS]
     content = _deep_png(wanted) if deep else png_with(wanted)
     (restore_folder / "a.png").write_bytes(content)
@@ -83,7 +83,7 @@ def _deep_png(chunks):
     return plain[:33] + b"".join(chunk(*one) for one in chunks) + plain[33:]
 
 
-def test_what_a_png_loses_is_named_once_for_all_files(restore_folder, capsys):
+def test_dropped_png_chunks_are_reported_once_for_all_files(restore_folder, capsys):
     for name in ("a", "b"):
         (restore_folder / f"in/{name}.png").write_bytes(png_with([(b"caBX", b"signed"), (b"tIME", bytes(7))]))
     broken = bytearray(png_with([(b"tEXt", b"Title\0Ada")]))
@@ -93,7 +93,7 @@ def test_what_a_png_loses_is_named_once_for_all_files(restore_folder, capsys):
     assert capsys.readouterr().err == "basicsr: note: PNG: left out caBX (2 files), tEXt\n"
 
 
-def test_a_turned_png_loses_its_orientation_and_nothing_else(restore_folder):
+def test_rotated_png_loses_only_its_orientation_tag(restore_folder):
     turned = b"MM\0*" + struct.pack(">IHHHIHHHHIHHI", 8, 2, 274, 3, 1, 6, 0, 296, 3, 1, 2, 0, 0)
     (restore_folder / "a.png").write_bytes(png_with([*COLORS[:3], (b"eXIf", turned), (b"tEXt", b"Title\0Ada")]))
     restored("a.png")
@@ -104,11 +104,11 @@ def test_a_turned_png_loses_its_orientation_and_nothing_else(restore_folder):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_tags_of_tiff_stay(restore_folder, capsys, dtype):
+def test_tiff_tags_are_kept(restore_folder, capsys, dtype):
     tags = Image.Exif()
     tags.get_ifd(34665)[ExifTags.Base.ExposureTime] = 0.25
     tags.get_ifd(34665)[ExifTags.Base.UserComment] = b"ASCII\0\0\0hello"
-    tags.get_ifd(34665)[ExifTags.Base.ExifImageWidth] = 7  # not so
+    tags.get_ifd(34665)[ExifTags.Base.ExifImageWidth] = 7  # incorrect
     tags.get_ifd(34853)[ExifTags.GPS.GPSLatitudeRef] = "N"
     image = RGB.astype(dtype)
     extra = [
@@ -143,7 +143,7 @@ def test_tags_of_tiff_stay(restore_folder, capsys, dtype):
         assert exif.get_ifd(34853)[ExifTags.GPS.GPSLatitudeRef] == "N"
 
 
-def test_metadata_that_cannot_be_written_cost_no_result(restore_folder, capsys, monkeypatch):
+def test_image_is_saved_without_metadata_that_cannot_be_written(restore_folder, capsys, monkeypatch):
     original = pictures._by_pillow
 
     def refuse(picture, **metadata):
@@ -160,12 +160,12 @@ def test_metadata_that_cannot_be_written_cost_no_result(restore_folder, capsys, 
     assert "a.jpg: the result cannot be written as JPEG (" in capsys.readouterr().err
 
 
-def test_damaged_directories_of_a_tiff_are_named(restore_folder, capsys):
+def test_damaged_tiff_directories_are_reported(restore_folder, capsys):
     picture = pictures.Picture(RGB, format="TIFF", metadata={"directories": {34665: {33434: 0.25}}})
     content = bytearray(pictures.encode_picture(picture))
     with Image.open(io.BytesIO(content)) as image:
         at = image.tag_v2[34665]
-    content[at : at + 2] = b"\xff\xff"  # as many tags as there is no room for
+    content[at : at + 2] = b"\xff\xff"  # more tags than there is space for
     (restore_folder / "a.tif").write_bytes(content[: at + 9])
     restored("a.tif")
     np.testing.assert_array_equal(tifffile.imread("out/a.tif"), RGB)
@@ -174,8 +174,8 @@ def test_damaged_directories_of_a_tiff_are_named(restore_folder, capsys):
 
 @pytest.mark.parametrize(("mode", "bits"), [("RGB", 3), ("L", 1), ("P", 3)])
 @pytest.mark.parametrize("before", [True, False])
-def test_significant_bits_that_do_not_count_a_new_alpha_are_left_out(restore_folder, capsys, mode, bits, before):
-    """The chunk may come before the one of transparency."""
+def test_significant_bits_without_the_new_alpha_channel_are_dropped(restore_folder, capsys, mode, bits, before):
+    """The sBIT chunk may come before or after the tRNS chunk."""
     file = io.BytesIO()
     Image.fromarray(RGB).convert(mode).save(file, "PNG", transparency=(1, 2, 3) if mode == "RGB" else 0)
     sbit = bytes([5] * bits)
@@ -186,7 +186,7 @@ def test_significant_bits_that_do_not_count_a_new_alpha_are_left_out(restore_fol
     assert b"sBIT" not in dict(png.chunks) and png.left_out == ["sBIT"]
 
 
-def test_the_page_of_a_tiff_beside_its_thumbnail_is_restored(restore_folder, capsys):
+def test_full_size_page_of_a_tiff_with_thumbnail_is_restored(restore_folder, capsys):
     for name, first in (("first.tif", False), ("last.tif", True)):
         with tifffile.TiffWriter(f"in/{name}") as writer:
             pages = [(RGB, 0), (RGB[::4, ::4], 1)]
@@ -199,7 +199,7 @@ def test_the_page_of_a_tiff_beside_its_thumbnail_is_restored(restore_folder, cap
     assert capsys.readouterr().err == note
 
 
-def test_a_channel_of_a_tiff_that_is_no_alpha_is_named(restore_folder, capsys):
+def test_additional_tiff_channel_that_is_not_alpha_is_reported(restore_folder, capsys):
     planes = np.dstack([RGB, RGB[..., 0]])
     tifffile.imwrite("a.tif", planes, photometric="rgb", extrasamples=["unspecified"], metadata=None)
     restored("a.tif")
@@ -207,7 +207,7 @@ def test_a_channel_of_a_tiff_that_is_no_alpha_is_named(restore_folder, capsys):
     assert capsys.readouterr().err == "basicsr: note: TIFF: left out channels beyond color and alpha\n"
 
 
-def test_iptc_and_long_xmp_of_jpeg_stay_and_the_rest_is_named(restore_folder, capsys):
+def test_jpeg_keeps_iptc_and_extended_xmp_and_the_rest_is_reported(restore_folder, capsys):
     iptc = b"Photoshop 3.0\x008BIM\4\4\0\0\0\0\0\x08\x1c\2\x05\0\3abc"
     long_xmp = b"http://ns.adobe.com/xmp/extension/\0" + b"0" * 32 + bytes(8) + b"<x/>"
     other = b"Ducky\0\1\0\4\0\0\0\x3c\0\0"
@@ -224,9 +224,9 @@ def test_iptc_and_long_xmp_of_jpeg_stay_and_the_rest_is_named(restore_folder, ca
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "progressive"])
-def test_what_follows_an_image_is_named(restore_folder, capsys, kind):
+def test_data_after_the_image_is_reported(restore_folder, capsys, kind):
     inner, content = io.BytesIO(), io.BytesIO()
-    Image.fromarray(SMOOTH[:8, :8]).save(inner, "JPEG")  # has an end of its own
+    Image.fromarray(SMOOTH[:8, :8]).save(inner, "JPEG")  # contains an end marker
     exif = b"Exif\0\0" + exif_with_thumbnail(inner.getvalue())
     options = {"progressive": True} if kind == "progressive" else {"restart_marker_rows": 1} if kind == "JPEG" else {}
     kind = "PNG" if kind == "PNG" else "JPEG"
@@ -242,7 +242,7 @@ def test_what_follows_an_image_is_named(restore_folder, capsys, kind):
 
 
 def exif_with_thumbnail(thumbnail, width=10, height=20, order="<"):
-    """A size in both places, an artist, and a thumbnail; the width is a SHORT in the first directory."""
+    """Return EXIF with the size in two directories (widths as SHORT), an artist, and a thumbnail."""
 
     def directory(start, *entries, following=0):
         packed = b"".join(
@@ -267,7 +267,7 @@ def exif_with_thumbnail(thumbnail, width=10, height=20, order="<"):
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("size", [(64, 48), (70000, 3)])
-def test_exif_of_another_size_is_that_of_the_input_but_for_size_and_thumbnail(order, size):
+def test_exif_of_size_changes_only_size_and_thumbnail(order, size):
     thumbnail = b"\xff\xd8 a small picture \xff\xd9"
     before = exif_with_thumbnail(thumbnail, order=order)
     after = exif_of_size(b"Exif\0\0" + before, *size)
@@ -279,12 +279,12 @@ def test_exif_of_another_size_is_that_of_the_input_but_for_size_and_thumbnail(or
     changed = [place for place, pair in enumerate(zip(before, after[6:], strict=True)) if pair[0] != pair[1]]
     assert changed and all(8 <= place < len(before) - len(thumbnail) for place in changed)
     assert exif_of_size(after, *size) == after
-    for length in range(len(before)):  # whatever is truncated stays writable
+    for length in range(len(before)):  # truncated EXIF does not fail
         assert len(exif_of_size(before[:length], *size)) == length
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_the_exif_of_a_result_describes_the_result(restore_folder, suffix):
+def test_exif_of_a_result_has_its_size_and_no_thumbnail(restore_folder, suffix):
     inner = io.BytesIO()
     Image.fromarray(SMOOTH[:8, :8]).save(inner, "JPEG")
     Image.fromarray(SMOOTH).save(f"a.{suffix}", exif=b"Exif\0\0" + exif_with_thumbnail(inner.getvalue()))
@@ -296,7 +296,7 @@ def test_the_exif_of_a_result_describes_the_result(restore_folder, suffix):
 
 
 @pytest.mark.parametrize("alpha", [False, True])
-def test_lossless_webp_stays_lossless(restore_folder, alpha):
+def test_lossless_and_lossy_webp_keep_their_compression(restore_folder, alpha):
     planes = np.dstack([RGB, np.where(RGB[..., 0] > 99, 255, 0).astype(np.uint8)]) if alpha else RGB
     image = Image.fromarray(planes)
     image.save("a.webp", lossless=True, exact=True, icc_profile=PROFILE, exif=EXIF, xmp=b"<x/>")
@@ -311,7 +311,7 @@ def test_lossless_webp_stays_lossless(restore_folder, alpha):
     )
 
 
-def test_alpha_of_bmp_stays(restore_folder):
+def test_bmp_alpha_is_kept(restore_folder):
     planes = np.dstack([RGB, RGB[..., 1]])
     cv2.imwrite("a.bmp", planes[..., [2, 1, 0, 3]])
     restored("a.bmp")
@@ -319,7 +319,7 @@ def test_alpha_of_bmp_stays(restore_folder):
 
 
 @pytest.mark.parametrize("alpha", [False, True])
-def test_the_resolution_of_bmp_stays(restore_folder, alpha):
+def test_bmp_resolution_is_kept(restore_folder, alpha):
     planes = np.dstack([RGB, RGB[..., 1]]) if alpha else RGB
     content = cv2.imencode(".bmp", planes)[1].tobytes()
     (restore_folder / "a.bmp").write_bytes(content[:38] + struct.pack("<2I", 11811, 2835) + content[46:])
@@ -327,7 +327,7 @@ def test_the_resolution_of_bmp_stays(restore_folder, alpha):
     assert struct.unpack("<2I", (restore_folder / "out/a.bmp").read_bytes()[38:46]) == (11811, 2835)
 
 
-def test_a_gray_avif_stays_gray(restore_folder):
+def test_gray_avif_is_saved_as_gray(restore_folder):
     gray = np.array(Image.fromarray(SMOOTH).convert("L"))
     Image.fromarray(gray).save("a.avif", quality=95)
     restored("a.avif")

@@ -1,4 +1,4 @@
-"""Restoring tensors with any network, and finding the network of a file of weights."""
+"""Restoring tensors with any network, and building networks from weight files."""
 
 import sys
 from pathlib import Path
@@ -26,7 +26,7 @@ from restormixer_arch.weight_options import add_stamp
 
 
 class Plain(nn.Module):
-    """A network of other people: an affine function of what it is given, with a weight for its device."""
+    """A third-party network that applies ``function``; its weight is 1 and only defines its device."""
 
     def __init__(self, function=lambda x: x, **attributes):
         super().__init__()
@@ -44,7 +44,7 @@ class Plain(nn.Module):
 PICTURE = torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(1))
 
 
-def test_equals_the_network_where_the_picture_is_one_tile():
+def test_single_tile_equals_the_network_output():
     network = tiny_network()
     with torch.no_grad():
         wanted = network(PICTURE)
@@ -53,18 +53,18 @@ def test_equals_the_network_where_the_picture_is_one_tile():
 
 
 @pytest.mark.parametrize(("dtype", "white"), [(torch.uint8, 255), (torch.uint16, 65535)])
-def test_integers_are_taken_as_parts_of_white(dtype, white):
+def test_integer_images_are_divided_by_white(dtype, white):
     picture = (PICTURE * white).round().to(dtype)
     result = restore_batch(Plain(lambda x: x / 2), picture, tile=128)
     torch.testing.assert_close(result, picture.float() / white / 2)
 
 
-def test_results_are_kept_within_the_range():
+def test_results_are_clipped_to_0_1():
     result = restore_batch(Plain(lambda x: 3 * x - 1), PICTURE, tile=128)
     assert result.min() == 0 and result.max() == 1 and not result.requires_grad
 
 
-def test_gray_and_color_meet_networks_of_other_channels():
+def test_gray_images_with_rgb_networks_and_rgb_images_with_gray_networks():
     gray = PICTURE[:, :1]
     network = Plain(lambda x: x * torch.tensor([0.5, 0.25, 0.75])[:, None, None])
     torch.testing.assert_close(restore_batch(network, gray, tile=128), gray / 2)
@@ -74,7 +74,7 @@ def test_gray_and_color_meet_networks_of_other_channels():
     assert [x.shape for x in network.seen] == [(1, 1, 40, 56)] * 3
 
 
-def test_a_batch_is_restored_one_by_one():
+def test_batch_is_restored_image_by_image():
     network = Plain(lambda x: x / 2)
     batch = torch.cat([PICTURE, 1 - PICTURE])
     torch.testing.assert_close(Restorer(network, tile=128)(batch), batch / 2)
@@ -82,10 +82,10 @@ def test_a_batch_is_restored_one_by_one():
 
 
 @pytest.mark.parametrize("scale", [1, 2])
-def test_self_ensemble_is_the_mean_over_the_eight_symmetries(scale):
+def test_self_ensemble_is_the_mean_over_eight_flips_and_rotations(scale):
     network = tiny_network(upscale=scale)
 
-    def turned(x):  # written out once more, by the symmetries' matrices
+    def turned(x):  # independent implementation with transposes and flips
         results = []
         for transpose in (False, True):
             for rows in (False, True):
@@ -103,7 +103,7 @@ def test_self_ensemble_is_the_mean_over_the_eight_symmetries(scale):
     assert (got - restore_batch(network, PICTURE, tile=128)).abs().max() > 1e-3
 
 
-def test_half_precision_is_near():
+def test_bf16_is_close_to_fp32():
     network = tiny_network()
     full, half = (restore_batch(network, PICTURE, tile=128, precision=p) for p in ("fp32", "bf16"))
     assert 0 < (full - half).abs().max() < 0.02 and half.dtype == torch.float32
@@ -114,8 +114,8 @@ def test_half_precision_is_near():
     [("sr_x2", True, False, "bf16"), ("sr_x2", False, True, "bf16"), ("sr_x2", False, False, "fp32")]
     + [("other.pth", True, True, "fp32")],
 )
-def test_the_precision_auto(name, amx, avx512, wanted, monkeypatch):
-    """Where the CPU multiplies bfloat16 and installed weights lose little by it, as torch reports."""
+def test_precision_auto(name, amx, avx512, wanted, monkeypatch):
+    """bf16 if torch reports that the CPU multiplies bfloat16 and the installed weights lose little by it."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
     weights = Path(name) if "." in name else installed_weights(name)
@@ -125,22 +125,22 @@ def test_the_precision_auto(name, amx, avx512, wanted, monkeypatch):
     assert pick_precision(weights, torch.device("cpu")) == "fp32"
 
 
-def test_tiles_of_a_large_picture_are_what_the_network_sees():
+def test_network_is_applied_to_the_tiles_of_a_large_image():
     network = Plain(lambda x: x / 2)
     picture = torch.rand(1, 3, 300, 500)
     torch.testing.assert_close(restore_batch(network, picture, tile=192), picture / 2)
     assert len(network.seen) == 8 and max(x.shape[-1] for x in network.seen) <= 192
 
 
-def test_results_that_are_not_finite_are_an_error():
+def test_results_that_are_not_finite_raise_an_error():
     with pytest.raises(UserError, match="^precision: the result in fp32 is not finite$"):
         restore_batch(Plain(lambda x: x / 0), PICTURE, tile=128)
     with pytest.raises(UserError, match="^precision: the result in bf16 is not finite; try fp32$"):
         restore_batch(Plain(lambda x: x / 0), PICTURE, tile=128, precision="bf16")
 
 
-def test_strength_blends_what_is_in_the_range():
-    """Both the enlarged input and the result overshoot; a share of what is outside would shift what is inside."""
+def test_strength_blends_clipped_values():
+    """Both the upsampled input and the result overshoot; blended unclipped, they would shift values within [0, 1]."""
     network = Plain(lambda x: 3 * x.repeat_interleave(2, -1).repeat_interleave(2, -2) - 1, upscale=2)
     picture = (PICTURE > 0.5).float()
     enlarged = torch.nn.functional.interpolate(picture, scale_factor=2.0, mode="bicubic", align_corners=False)
@@ -165,18 +165,18 @@ def raising(message, kind=RuntimeError):
         ("CUDA out", torch.OutOfMemoryError),
     ],
 )
-def test_out_of_memory_is_reported_as_such(message, kind):
+def test_out_of_memory_is_a_user_error(message, kind):
     with pytest.raises(UserError, match="tile: not enough memory for a tile of 128 pixels; use a smaller one"):
         restore_batch(raising(message, kind), PICTURE, tile=128)
 
 
-def test_other_errors_pass():
+def test_other_errors_are_not_converted():
     with pytest.raises(RuntimeError, match="a slip") as caught:
         restore_batch(raising("a slip"), PICTURE, tile=128)
     assert not isinstance(caught.value, UserError)
 
 
-def test_unknown_precision():
+def test_unknown_precision_is_rejected():
     with pytest.raises(ValueError, match="precision must be one of fp32, bf16, fp16, got 'int8'"):
         restore_batch(Plain(), PICTURE, tile=128, precision="int8")
 
@@ -184,7 +184,7 @@ def test_unknown_precision():
 # --- the size of tiles -----------------------------------------------------------------------------------------------
 
 
-def test_a_given_tile_is_taken_and_checked():
+def test_given_tile_and_max_memory_are_checked():
     assert Restorer(Plain(), tile=192).tile_for(PICTURE) == 192
     with pytest.raises(UserError, match="tile: 100 is too small for an overlap of 64, expected at least 128"):
         Restorer(Plain(), tile=100)
@@ -192,13 +192,13 @@ def test_a_given_tile_is_taken_and_checked():
         Restorer(Plain(), max_memory=0)
 
 
-def test_a_wide_overlap_where_memory_cannot_be_measured(monkeypatch):
+def test_wide_overlap_if_memory_cannot_be_measured(monkeypatch):
     monkeypatch.setattr("restormixer_arch.inference.tile_memory.peak_bytes", lambda: None)
     picture = torch.rand(1, 3, 600, 70)
     torch.testing.assert_close(Restorer(Plain(lambda x: x / 2), overlap=449)(picture), picture / 2)
 
 
-def test_memory_is_measured_once_and_decides():
+def test_memory_is_measured_once_if_needed_and_sets_the_tile_size():
     network = tiny_network()
     restorer = Restorer(network, max_memory=10**11)
     assert restorer.memory is restorer.memory
@@ -211,16 +211,16 @@ def test_memory_is_measured_once_and_decides():
         Restorer(network, max_memory=1000)(PICTURE)
 
 
-def test_a_process_that_holds_more_than_the_default_budget_restores(monkeypatch):
-    """As a program does that has loaded data of its own."""
+def test_process_that_exceeds_the_default_budget_uses_small_tiles(monkeypatch):
+    """For example, a program that has loaded data of its own."""
     monkeypatch.setattr("restormixer_arch.inference.tile_memory.CPU_BUDGET", 1)
     restorer = Restorer(tiny_network())
     measured = sys.platform == "linux"
     assert restorer.tile_for(torch.zeros(1, 3, 513, 520)) == (128 if measured else 512)
 
 
-def test_a_result_that_does_not_fit_is_refused(monkeypatch):
-    """Tiles of any size would end in a result of 513 * 9 * 3 * 2 ** 2 samples in float32, and twice in bytes."""
+def test_result_that_does_not_fit_in_memory_is_rejected(monkeypatch):
+    """For any tile, the 513 * 9 * 3 * 2 ** 2 samples of the result are needed once in float32 and twice in uint8."""
     enlarging = Restorer(tiny_network(upscale=2))
     image = torch.zeros(1, 3, 513, 9, dtype=torch.uint8)
     needed = 513 * 9 * 3 * 4 * 6
@@ -232,7 +232,7 @@ def test_a_result_that_does_not_fit_is_refused(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is held")
-def test_what_is_held_is_noted_before_the_first_image(tmp_path):
+def test_memory_in_use_is_measured_before_the_first_image(tmp_path):
     restorer = load_restorer(save_tiny(tmp_path / "x.safetensors"), torch.device("cpu"))
     before = resident_bytes()
     image = torch.zeros(1, 3, 6000, 6000, dtype=torch.uint8).add_(1)  # 108 MB
@@ -240,14 +240,14 @@ def test_what_is_held_is_noted_before_the_first_image(tmp_path):
     assert abs(restorer.memory.held - before) < 5 * 10**7 and len(image) == 1
 
 
-def test_options_of_a_file():
+def test_tile_settings_of_an_option_file():
     assert restorer_of_options(Plain(), {"save_img": True}) is None
     made = restorer_of_options(Plain(), {"tile": 96, "tile_overlap": 0, "tile_blend": "linear"})
     assert (made.tile, made.overlap, made.blend, made.max_memory) == (96, 0, "linear", None)
     assert restorer_of_options(Plain(), {"max_memory": "2G"}).max_memory == 2 * 10**9
 
 
-def test_devices():
+def test_pick_device():
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert pick_device("cpu") == torch.device("cpu")
     for name in ("gpu", "meta", "cpu:x", "hpu", "xla"):
@@ -258,7 +258,7 @@ def test_devices():
             pick_device("cuda")
 
 
-def test_a_gpu_that_torch_has_no_kernels_for_is_left_alone(monkeypatch, capsys):
+def test_gpu_without_kernels_in_torch_is_not_used(monkeypatch, capsys):
     def ones(*size, device):
         raise RuntimeError("CUDA error: no kernel image is available\nCompile with")
 
@@ -272,14 +272,14 @@ def test_a_gpu_that_torch_has_no_kernels_for_is_left_alone(monkeypatch, capsys):
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_network_is_built_from_its_weights(tmp_path):
+def test_network_is_built_from_its_weights(tmp_path):
     network = load_network(save_tiny(tmp_path / "x.safetensors", upscale=2))
     with torch.no_grad():
         torch.testing.assert_close(network(PICTURE), tiny_network(upscale=2)(PICTURE))
     assert network.upscale == 2 and not network.training
 
 
-def test_weights_for_images_that_no_file_holds(tmp_path):
+def test_weights_for_four_channels_are_rejected(tmp_path):
     network = RestorMixer(4, 4, base_channels=4, num_blocks=(1, 2, 2), encoder_heads=(2, 2), decoder_heads=(2, 2))
     path = tmp_path / "x.pth"
     torch.save({"params": add_stamp(network.state_dict(), network)}, path)
@@ -288,8 +288,8 @@ def test_weights_for_images_that_no_file_holds(tmp_path):
     assert str(caught.value) == f"{path}: restores images of 4 channels, expected 1 or 3"
 
 
-def test_an_entry_that_is_missing(tmp_path):
-    """Named by a user it must be there; that of an option file falls back as in BasicSR."""
+def test_missing_param_key_is_an_error_only_for_load_network(tmp_path):
+    """A key given by a user must exist; that of an option file falls back to another entry, as in BasicSR."""
     network, path = tiny_network(), tmp_path / "x.pth"
     torch.save({"params": network.state_dict(), "params_ema": network.state_dict(), "iter": 3}, path)
     with pytest.raises(UserError) as caught:
@@ -305,7 +305,7 @@ def test_an_entry_that_is_missing(tmp_path):
     assert str(caught.value) == f"{plain}: has no entry 'params'; it has no entries, only weights."
 
 
-def test_other_weights_are_refused(tmp_path):
+def test_weights_of_other_or_incomplete_networks_are_rejected(tmp_path):
     torch.save({"params": {"a.weight": torch.ones(2)}}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="other.pth: are not the weights of a RestorMixer"):
         load_network(tmp_path / "other.pth")
@@ -332,7 +332,7 @@ def test_installed_weights(tmp_path, monkeypatch):
         installed_weights("dreain")
 
 
-def test_weights_lie_in_the_package():
+def test_installed_weights_folder_is_in_the_package():
     import restormixer_arch
 
     assert (
@@ -350,18 +350,18 @@ def test_strength_blends_the_result_with_the_input(dtype):
         torch.testing.assert_close(result, given * (1 - strength) + given / 2 * strength)
 
 
-def test_strength_of_an_enlargement_blends_with_the_bicubic_input():
+def test_strength_with_upsampling_blends_with_the_bicubic_input():
     network = Plain(lambda x: nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"), upscale=2)
     bicubic = nn.functional.interpolate(PICTURE, scale_factor=2.0, mode="bicubic", align_corners=False).clamp(0, 1)
     torch.testing.assert_close(restore_batch(network, PICTURE, tile=128, strength=0.0), bicubic)
 
 
-def test_gray_keeps_its_channel_at_any_strength():
+def test_gray_image_with_strength_keeps_one_channel():
     gray = PICTURE[:, :1]
     result = restore_batch(Plain(lambda x: x / 2), gray, tile=128, strength=0.5)
     torch.testing.assert_close(result, gray * 0.75)
 
 
-def test_strength_is_checked():
+def test_strength_out_of_range_is_rejected():
     with pytest.raises(UserError, match=r"strength: must be in \[0, 1\], got 1.5"):
         Restorer(Plain(), strength=1.5)

@@ -1,4 +1,4 @@
-"""The whole network: golden values of the released network, sizes, colors, precision, saving."""
+"""The complete network: golden values of the released network, image sizes, colors, precision and saving."""
 
 import copy
 import subprocess
@@ -20,7 +20,7 @@ SMALL = {"base_channels": 4, "num_blocks": (1, 2, 2), "encoder_heads": (2, 2), "
 
 
 def small(**options):
-    """A network whose last norms are not at their start of 0, where most layers would be idle."""
+    """Return a network whose last norms are not initialized to 0, which would disable most layers."""
     torch.manual_seed(0)
     net = RestorMixer(options.pop("in_channels", 3), options.pop("out_channels", 3), **{**SMALL, **options})
     wake(net)
@@ -60,7 +60,7 @@ def test_golden_outputs_and_gradients(merge):
         torch.testing.assert_close(parameters[name].grad / scale, gradient / scale, rtol=0, atol=1e-3)
 
 
-def test_the_two_merges_differ():
+def test_paper_and_official_merge_differ():
     paper, tensors = golden("paper")
     official, _ = golden("official")
     difference = (paper(tensors["input"]) - official(tensors["input"])).abs().mean()
@@ -82,7 +82,7 @@ def test_parameter_counts(blocks, millions):
     assert round(count / 1e6, 3) == millions
 
 
-def test_training_gives_three_outputs_and_eval_the_last_of_them():
+def test_training_returns_three_outputs_and_eval_the_last_one():
     net = small()
     assert isinstance(net(torch.rand(1, 3, 16, 24)), list)
     net.eval()
@@ -93,7 +93,7 @@ def test_training_gives_three_outputs_and_eval_the_last_of_them():
     assert isinstance(small(deep_supervision=False).train()(x), torch.Tensor)
 
 
-def test_an_untrained_network_returns_its_input():
+def test_untrained_network_returns_its_input():
     net = RestorMixer(base_channels=8, num_blocks=(1, 2, 2)).eval()
     x = torch.rand(1, 3, 13, 9)
     assert torch.equal(net(x), x)
@@ -101,7 +101,7 @@ def test_an_untrained_network_returns_its_input():
 
 @settings(max_examples=12, deadline=None)
 @given(height=st.integers(1, 33), width=st.integers(1, 33), upscale=st.integers(1, 4), gray=st.booleans())
-def test_any_size_color_and_scale(height, width, upscale, gray):
+def test_any_size_color_and_upscale(height, width, upscale, gray):
     channels = 1 if gray else 3
     net = small(in_channels=channels, out_channels=channels, upscale=upscale).eval()
     x = torch.rand(1, channels, height, width)
@@ -111,7 +111,7 @@ def test_any_size_color_and_scale(height, width, upscale, gray):
     assert y.isfinite().all()
 
 
-def test_padding_is_that_of_the_whole_multiple():
+def test_images_are_padded_by_reflection_to_a_multiple_of_8():
     net = small().eval()
     x = torch.rand(1, 3, 16, 24)
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_padding_is_that_of_the_whole_multiple():
         torch.testing.assert_close(cut, net(padded)[..., :15, :22])
 
 
-def test_upscale_adds_to_the_bicubic_enlargement():
+def test_residual_is_added_to_the_bicubically_upsampled_input():
     net = small(upscale=2).eval()
     torch.nn.init.zeros_(net.decoder.head_full.norm.weight)
     x = torch.rand(1, 3, 8, 16)
@@ -132,7 +132,7 @@ def test_every_parameter_gets_a_gradient():
     net = small()
     sum(output.square().mean() for output in net(torch.rand(2, 3, 16, 16))).backward()
     without = [name for name, p in net.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
-    # The convolution before a norm that subtracts the mean has no use for its bias.
+    # The bias of a convolution has no effect before a norm that subtracts the mean.
     assert without == [
         name for name in without if name in ("encoder.scm_half.conv4.bias", "encoder.scm_quarter.conv4.bias")
     ]
@@ -143,12 +143,15 @@ def test_copy_and_save_keep_the_output(tmp_path):
     x = torch.rand(1, 3, 8, 8)
     torch.save(net.state_dict(), tmp_path / "net.pth")
     other = small().eval()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
     other.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True))
     assert torch.equal(copy.deepcopy(net)(x), net(x))
     assert torch.equal(other(x), net(x))
 
 
-def test_fused_network_is_the_same_function_and_train_undoes_it():
+def test_fused_network_has_the_same_output_and_train_undoes_fusion():
     net, tensors = golden("paper")
     x = tensors["input"]
     wanted = net(x)
@@ -171,7 +174,7 @@ def test_float64_agrees_with_float32():
     torch.testing.assert_close(y, double.float(), rtol=1e-4, atol=1e-4)
 
 
-def test_autocast_stays_close_and_trains():
+def test_autocast_output_is_close_and_gradients_are_finite():
     net = small()
     x = torch.rand(1, 3, 16, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -186,15 +189,15 @@ def test_autocast_stays_close_and_trains():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # a first compilation takes minutes on a busy machine
-def test_compiled_network_is_the_same_function():
+@pytest.mark.timeout(600)  # the first compilation takes minutes on a busy machine
+def test_compiled_network_has_the_same_output():
     net = small().fuse()
     x = torch.rand(1, 3, 16, 24)
     with torch.inference_mode():
         torch.testing.assert_close(torch.compile(net)(x), net(x), rtol=1e-4, atol=1e-5)
 
 
-def test_released_keys_report_what_is_missing_and_unexpected():
+def test_missing_and_unexpected_released_keys_are_reported():
     net, tensors = golden("paper")
     released = {key.removeprefix("param/"): value for key, value in tensors.items() if key.startswith("param/")}
     del released["encoder.cnn_stem.0.main.0.weight"]
@@ -228,23 +231,23 @@ def test_no_weight_decay_names():
         ({"scan_merge": "both"}, "got 'both'"),
     ],
 )
-def test_bad_arguments(options, message):
+def test_invalid_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         small(**options)
 
 
-def test_misspelled_argument():
+def test_misspelled_argument_is_rejected():
     with pytest.raises(TypeError, match="base_chanels"):
         RestorMixer(base_chanels=8)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 4, 8, 8), (0, 3, 8, 8), (1, 3, 0, 8)])
-def test_bad_input(shape):
+def test_invalid_input_shape(shape):
     with pytest.raises(ValueError, match=r"expected an input of shape \(B, 3, H, W\) that is not empty, got"):
         small()(torch.rand(*shape))
 
 
-def test_the_network_needs_torch_only():
+def test_network_works_without_training_packages():
     code = (
         "import sys\n"
         "for name in ('basicsr', 'cv2', 'mamba_ssm', 'pydantic', 'yaml', 'lmdb'): sys.modules[name] = None\n"
@@ -257,10 +260,10 @@ def test_the_network_needs_torch_only():
 
 
 @pytest.mark.parametrize("upscale", [1, 2])
-def test_a_large_picture_is_restored_in_strips_as_if_at_once(monkeypatch, upscale):
+def test_restoring_in_strips_equals_restoring_the_complete_image(monkeypatch, upscale):
     net = small(num_blocks=(2, 4, 4), upscale=upscale).eval()
     x = torch.rand(1, 3, 100, 132)
-    whole = net(x)  # with gradients: nothing is done in strips
+    whole = net(x)  # with gradients, strips are not used
     monkeypatch.setattr("restormixer_arch.layers.STRIP_ELEMENTS", 1500)
     with torch.no_grad():
         torch.testing.assert_close(net(x), whole, rtol=1e-4, atol=1e-5)

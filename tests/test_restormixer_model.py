@@ -1,4 +1,4 @@
-"""RestorMixerModel on the CPU: steps, optimizer groups, EMA, metrics of the input, loading of weights."""
+"""RestorMixerModel on the CPU: training steps, optimizer groups, EMA, metrics of the input, loading of weights."""
 
 import copy
 from types import SimpleNamespace
@@ -43,8 +43,8 @@ def step(model, iteration=1):
     model.optimize_parameters(iteration)
 
 
-def test_three_steps_move_every_parameter(tmp_path):
-    """The last scale starts at 0, and so do those of the RDCNN blocks: a step moves what the one before let through."""
+def test_three_steps_change_every_parameter(tmp_path):
+    """The last scale and those of the RDCNN blocks start at 0, which delays the gradients of the layers before them."""
     model = build(tmp_path)
     before = {name: p.clone() for name, p in model.net_g.named_parameters()}
     for iteration in (1, 2, 3):
@@ -67,11 +67,11 @@ def test_gradient_is_clipped(tmp_path):
     assert norms.norm().item() == pytest.approx(free.get_current_log()["grad_norm"], rel=1e-3)
 
 
-def test_default_clip_is_the_familys(tmp_path):
+def test_default_gradient_clip_is_that_of_related_networks(tmp_path):
     assert build(tmp_path).grad_clip == 0.01
 
 
-def test_weight_decay_spares_scans_biases_and_norms(tmp_path):
+def test_weight_decay_applies_only_to_layer_weights_and_projections(tmp_path):
     model = build(tmp_path)
     decayed, spared = model.optimizer_g.param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
@@ -83,21 +83,21 @@ def test_weight_decay_spares_scans_biases_and_norms(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["Adam", "AdamW"])
-def test_optimizers(tmp_path, kind):
+def test_optimizers_are_built_without_changing_the_options(tmp_path, kind):
     opt = options(tmp_path, optim_g={"type": kind, "lr": 2e-4, "betas": [0.5, 0.9]})
     kept = copy.deepcopy(opt["train"]["optim_g"])
     model = RestorMixerModel(opt)
     assert type(model.optimizer_g) is getattr(torch.optim, kind)
     assert model.optimizer_g.param_groups[0]["lr"] == 2e-4
-    assert opt["train"]["optim_g"] == kept  # the shared options stay whole
+    assert opt["train"]["optim_g"] == kept  # the shared options are not modified
 
 
-def test_unknown_optimizer(tmp_path):
+def test_unknown_optimizer_is_rejected(tmp_path):
     with pytest.raises(UserError, match=r"'AdmW' is none of Adam, AdamW. Did you mean 'AdamW'\?"):
         build(tmp_path, optim_g={"type": "AdmW", "lr": 1e-3})
 
 
-def test_ema_warms_up_and_takes_the_buffers_along(tmp_path):
+def test_ema_warms_up_and_includes_buffers(tmp_path):
     model = build(tmp_path)
     start = {name: v.clone() for name, v in model.net_g.state_dict().items()}
     step(model, 1)
@@ -109,7 +109,7 @@ def test_ema_warms_up_and_takes_the_buffers_along(tmp_path):
     assert average["encoder.stem.0.norm.num_batches_tracked"] == 1
 
 
-def test_ema_decay_is_limited_by_the_option_after_the_warm_up(tmp_path):
+def test_ema_decay_never_exceeds_the_option(tmp_path):
     model = build(tmp_path, ema_decay=0.1)
     name = "encoder.stem.0.conv.weight"
     start = model.net_g.state_dict()[name].clone()
@@ -118,7 +118,7 @@ def test_ema_decay_is_limited_by_the_option_after_the_warm_up(tmp_path):
     torch.testing.assert_close(model.net_g_ema.state_dict()[name], wanted)
 
 
-def test_another_loss_sees_the_full_resolution_only(tmp_path):
+def test_other_losses_use_only_the_full_resolution(tmp_path):
     model = build(tmp_path, pixel_opt={"type": "L1Loss", "loss_weight": 1.0})
     data = batch()
     model.feed_data(data)
@@ -143,7 +143,7 @@ class Pairs(Dataset):
 def test_validation_measures_input_and_result(tmp_path):
     model = build(tmp_path)
     model.best_metric_results = {}
-    # The identity: result and input must then have the same PSNR.
+    # The network is the identity: result and input must have the same PSNR.
     torch.nn.init.zeros_(model.net_g_ema.decoder.head_full.norm.weight)
     loader = DataLoader(Pairs(), batch_size=1)
     model.validation(loader, 7, None, save_img=True)
@@ -157,14 +157,14 @@ def test_validation_measures_input_and_result(tmp_path):
     assert lq_psnr == pytest.approx(wanted, abs=1e-6)
     assert psnr == pytest.approx(lq_psnr, abs=1e-6)
     assert (tmp_path / "pictures" / "0" / "0_7.png").is_file()
-    # A second validation measures the network again, not the input.
+    # A second validation measures the network again, but not the input.
     torch.nn.init.ones_(model.net_g_ema.decoder.head_full.norm.bias)
     model.validation(loader, 8, None, save_img=False)
     assert model.gain()["pairs"]["psnr"][0] == lq_psnr
     assert model.gain()["pairs"]["psnr"][1] < lq_psnr - 3
 
 
-def test_saved_weights_come_back(tmp_path):
+def test_saved_weights_give_the_same_output(tmp_path):
     model = build(tmp_path)
     step(model)
     model.save(0, 5)
@@ -176,7 +176,7 @@ def test_saved_weights_come_back(tmp_path):
         assert torch.equal(other.net_g.eval()(x), net(x))
 
 
-def test_safetensors_and_module_prefix(tmp_path):
+def test_safetensors_with_module_prefix_are_loaded(tmp_path):
     model = build(tmp_path)
     save_file({f"module.{k}": v for k, v in model.net_g.state_dict().items()}, tmp_path / "net.safetensors")
     other = build(tmp_path)
@@ -193,7 +193,7 @@ def test_safetensors_and_module_prefix(tmp_path):
         ("nte_g.pth", b"", r"net_g.pth: no such file of weights. Did you mean 'nte_g.pth'\?"),
     ],
 )
-def test_weights_that_cannot_be_read(tmp_path, name, content, message):
+def test_unreadable_weights_are_rejected(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     asked = "net_g.pth" if "such" in message else name
     model = build(tmp_path)
@@ -201,7 +201,7 @@ def test_weights_that_cannot_be_read(tmp_path, name, content, message):
         model.load_network(model.net_g, tmp_path / asked)
 
 
-def test_weights_of_another_network(tmp_path):
+def test_weights_of_another_network_are_rejected(tmp_path):
     torch.save({"params": {"conv.weight": torch.zeros(3)}}, tmp_path / "other.pth")
     model = build(tmp_path)
     with pytest.raises(
@@ -215,7 +215,7 @@ def test_weights_of_another_network(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")  # BasicSR's SwinIR
 @pytest.mark.parametrize("val", [{}, {"tile": 80, "tile_overlap": 16}])
-def test_a_network_of_windows_restores_images_of_any_size(tmp_path, val):
+def test_network_with_windows_restores_images_of_any_size(tmp_path, val):
     opt = options(tmp_path, ema_decay=0, pixel_opt={"type": "L1Loss"})
     opt["network_g"], opt["val"] = dict(SWINIR), opt["val"] | val
     model = RestorMixerModel(opt)
@@ -233,14 +233,14 @@ def test_a_network_of_windows_restores_images_of_any_size(tmp_path, val):
             assert torch.equal(model.output, model.net_g.eval()(image[..., :16, :16]))
 
 
-def test_scale_must_be_the_networks(tmp_path):
+def test_scale_must_equal_the_upscale_of_the_network(tmp_path):
     opt = options(tmp_path)
     opt["scale"] = 2
     with pytest.raises(UserError, match=r"scale: must equal network_g.upscale \(1\), got 2"):
         RestorMixerModel(opt)
 
 
-def test_empty_validation_set(tmp_path):
+def test_empty_validation_dataset_is_rejected(tmp_path):
     class Empty(Pairs):
         def __len__(self):
             return 0
@@ -264,7 +264,7 @@ class LargePicture(Dataset):
 
 
 def validated(tmp_path, **val):
-    """(model, sizes of what its network was given) after a validation with these keys of ``val``."""
+    """Validate with these keys of ``val``, and return the model and the sizes of its network's inputs."""
     opt = options(tmp_path)
     opt["val"] = {**opt["val"], **val}
     torch.manual_seed(0)
@@ -290,12 +290,12 @@ def test_validation_in_tiles(tmp_path):
     psnr = whole.last_means["large"]["psnr"]
     assert tiled.last_means["large"]["psnr"] == pytest.approx(psnr, abs=0.1) and psnr < 50
     assert tiled.net_g.training
-    step(tiled)  # and training continues as before
+    step(tiled)  # training continues
     assert np.isfinite(tiled.get_current_log()["l_pix"])
 
 
-def test_an_output_in_tiles_that_is_not_finite_is_no_number(tmp_path):
-    """As without tiles: the metrics are NaN, and the training continues."""
+def test_non_finite_output_in_tiles_is_measured_as_nan(tmp_path):
+    """As without tiles, the metrics are NaN, and training continues."""
     opt = options(tmp_path)
     opt["val"] = {**opt["val"], "tile": 192, "tile_overlap": 64}
     model = RestorMixerModel(opt)
@@ -305,8 +305,8 @@ def test_an_output_in_tiles_that_is_not_finite_is_no_number(tmp_path):
         assert np.isnan(model.last_means["large"]["psnr"])
 
 
-def test_batchnorm_takes_the_statistics_of_all_gpus():
-    """A stand-in for a model on a GPU; on the CPU torch cannot, which a line says."""
+def test_batchnorm_is_synchronized_between_gpus():
+    """Uses stand-ins for the models. On the CPU, torch does not support this, and a note reports it."""
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     on_gpu = SimpleNamespace(device=torch.device("cuda"), is_train=True)
     assert type(RestorMixerModel._with_common_statistics(on_gpu, net)[1]) is nn.SyncBatchNorm
@@ -314,15 +314,15 @@ def test_batchnorm_takes_the_statistics_of_all_gpus():
     assert RestorMixerModel._with_common_statistics(on_cpu, net) is net
 
 
-def test_validation_within_a_budget(tmp_path):
+def test_validation_within_a_memory_budget(tmp_path):
     model, sizes = validated(tmp_path, max_memory="100G")
-    assert sizes[-1] == (200, 230) and (128, 128) in sizes  # measured first
+    assert sizes[-1] == (200, 230) and (128, 128) in sizes  # tiles for measuring come first
     with pytest.raises(UserError, match="max-memory: 0.00 GB is not enough for 230 x 200 pixels"):
         validated(tmp_path, max_memory="1M")
 
 
-def test_tiles_stay_on_the_cpu_until_they_are_restored(tmp_path):
-    """A validated picture is not moved as a whole; the device here is torch's meta, which would lose it."""
+def test_validation_images_remain_on_the_cpu_with_tiles(tmp_path):
+    """A complete image is not moved to the device, here torch's meta device, which would lose its values."""
     model, _ = validated(tmp_path, tile=192)
     model.device = torch.device("meta")
     model.validating = True
@@ -333,7 +333,7 @@ def test_tiles_stay_on_the_cpu_until_they_are_restored(tmp_path):
     assert model.lq.device.type == "meta"
 
 
-def test_a_tile_too_small_is_refused_at_the_start(tmp_path):
+def test_too_small_tile_is_rejected_at_the_start(tmp_path):
     with pytest.raises(UserError, match="tile: 100 is too small for an overlap of 64, expected at least 128"):
         validated(tmp_path, tile=100, tile_overlap=64)
 
@@ -347,7 +347,7 @@ def test_several_gpus_need_a_launcher(tmp_path):
         RestorMixerModel(opt)
 
 
-def test_outputs_that_no_loss_sees_are_not_computed(tmp_path):
+def test_outputs_that_no_loss_uses_are_not_computed(tmp_path):
     every, last = build(tmp_path), build(tmp_path, pixel_opt={"type": "L1Loss"})
     ignored = [model.net_g._ddp_params_and_buffers_to_ignore for model in (every, last)]
     heads = [f"decoder.head_{size}.weight" for size in ("half", "quarter")]
@@ -357,7 +357,7 @@ def test_outputs_that_no_loss_sees_are_not_computed(tmp_path):
     assert len(last.optimizer_g.param_groups[0]["params"]) == len(every.optimizer_g.param_groups[0]["params"])
 
 
-def test_averages_are_those_of_a_loop(tmp_path):
+def test_ema_matches_a_loop_over_tensors(tmp_path):
     model = build(tmp_path, ema_decay=0.9)
     step(model)
     wanted = {name: value.clone() for name, value in model.net_g_ema.state_dict().items()}
@@ -372,7 +372,7 @@ def test_averages_are_those_of_a_loop(tmp_path):
         torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-9)
 
 
-def test_gray_images_are_restored_in_tiles_by_a_network_of_one_channel(tmp_path):
+def test_one_channel_network_restores_gray_images_in_tiles(tmp_path):
     gray = {"type": "SRVGGNetCompact", "num_in_ch": 1, "num_out_ch": 1, "num_feat": 4, "num_conv": 1, "upscale": 1}
     results = []
     for tile in (None, 96):
@@ -385,10 +385,10 @@ def test_gray_images_are_restored_in_tiles_by_a_network_of_one_channel(tmp_path)
         model.test()
         results.append(model.output.clamp(0, 1))
     assert results[1].shape == (1, 1, 40, 120)
-    torch.testing.assert_close(results[1], results[0], rtol=0, atol=5e-3)  # at the edges of tiles
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=5e-3)  # differences at the edges of tiles
 
 
-def test_a_network_whose_upscale_is_a_layer():
+def test_upscale_attribute_that_is_a_layer_is_ignored():
     network = torch.nn.Identity()
     network.upscale = torch.nn.Upsample(scale_factor=2)
     assert Padded(network, 1, 2).upscale == 2

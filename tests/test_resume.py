@@ -1,4 +1,4 @@
-"""From which state a training resumes, on a machine without CUDA and after a run that was killed while saving."""
+"""The state that a training run resumes from, also without CUDA or after a run was killed while saving."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from restormixer_arch.training.resume import load_resume_state  # noqa: E402
 
 @pytest.fixture
 def experiment(folder):
-    """Options of an experiment with states and weights of iterations 9 and 10."""
+    """Options of an experiment with the states and weights of iterations 9 and 10."""
     path = {key: str(folder / "experiments/x" / key) for key in ("models", "training_states", "visualization")}
     for key in ("models", "training_states"):
         os.makedirs(path[key])
@@ -31,14 +31,14 @@ def experiment(folder):
     return {"path": path, "auto_resume": True, "network_g": {}}
 
 
-def test_the_newest_state_is_resumed_without_cuda(experiment, capsys):
+def test_newest_state_is_resumed_without_cuda(experiment, capsys):
     state = load_resume_state(experiment)
-    assert state["iter"] == 10 and state["schedulers"][0]["milestones"] == Counter([3])  # 10 > 9, not "10" < "9"
+    assert state["iter"] == 10 and state["schedulers"][0]["milestones"] == Counter([3])  # sorted as numbers
     assert experiment["path"]["resume_state"].endswith("training_states/10.state")
     assert experiment["path"]["pretrain_network_g"].endswith("models/net_g_10.pth")
 
 
-def test_a_damaged_newest_state_gives_way_to_the_one_before(experiment, capsys):
+def test_previous_state_is_used_if_the_newest_is_damaged(experiment, capsys):
     newest, before = saved_states(experiment["path"]["training_states"])
     newest.write_bytes(newest.read_bytes()[:50])
     assert load_resume_state(experiment)["iter"] == 9
@@ -56,7 +56,7 @@ def test_without_a_state_training_starts_from_the_beginning(experiment, capsys):
     assert load_resume_state(experiment | {"auto_resume": False}) is None
 
 
-def test_another_experiment_s_state_brings_its_own_weights(experiment, folder):
+def test_state_of_another_experiment_is_resumed_with_its_own_weights(experiment, folder):
     other = {key: str(folder / "experiments/y" / key) for key in ("models", "training_states", "visualization")}
     other["resume_state"] = f"{experiment['path']['training_states']}/9.state"
     opt = {"path": other, "auto_resume": False, "network_g": {}}
@@ -65,7 +65,7 @@ def test_another_experiment_s_state_brings_its_own_weights(experiment, folder):
     assert os.path.isdir(other["models"])
 
 
-def test_the_weights_beside_a_state_are_meant_and_not_those_of_the_same_iteration_here(experiment, folder):
+def test_weights_next_to_the_state_are_preferred_to_those_of_this_experiment(experiment, folder):
     other = {key: str(folder / "experiments/y" / key) for key in ("models", "training_states", "visualization")}
     os.makedirs(other["models"])
     Path(other["models"], "net_g_9.pth").write_bytes(b"of another run")
@@ -75,21 +75,21 @@ def test_the_weights_beside_a_state_are_meant_and_not_those_of_the_same_iteratio
     assert opt["path"]["pretrain_network_g"] == f"{experiment['path']['models']}/net_g_9.pth"
 
 
-def test_missing_weights_are_named(experiment):
+def test_missing_weights_are_reported(experiment):
     path = experiment["path"] | {"resume_state": f"{experiment['path']['training_states']}/10.state"}
     Path(path["models"], "net_g_10.pth").unlink()
     with pytest.raises(UserError, match=r"10\.state: the weights saved with it are needed, .*net_g_10\.pth does not"):
         load_resume_state(experiment | {"path": path, "auto_resume": False})
 
 
-def test_a_state_whose_weights_are_damaged_gives_way_to_the_one_before(experiment, capsys):
+def test_previous_state_is_used_if_the_newest_weights_are_damaged(experiment, capsys):
     weights = Path(experiment["path"]["models"], "net_g_10.pth")
     weights.write_bytes(weights.read_bytes()[:50])
     assert load_resume_state(experiment)["iter"] == 9
     assert "net_g_10.pth: cannot be read as weights" in capsys.readouterr().err
 
 
-def test_weights_that_were_not_saved_with_the_state_are_refused(experiment, capsys):
+def test_weights_that_were_not_saved_with_the_state_are_rejected(experiment, capsys):
     weights, state = (Path(experiment["path"][key]) for key in ("models", "training_states"))
     content = torch.load(state / "10.state", weights_only=True)
     content["weights"] = {"net_g_10.pth": digest(weights / "net_g_10.pth")}
@@ -100,7 +100,7 @@ def test_weights_that_were_not_saved_with_the_state_are_refused(experiment, caps
     assert "net_g_10.pth: is damaged, or not the one that was saved with 10.state" in capsys.readouterr().err
 
 
-def test_what_a_killed_run_left_half_written_is_removed(experiment):
+def test_partly_written_files_of_a_killed_run_are_removed(experiment):
     models = Path(experiment["path"]["models"])
     for name in ("net_g_11.pth.tmp", "notes.tmp"):
         (models / name).touch()
@@ -108,8 +108,8 @@ def test_what_a_killed_run_left_half_written_is_removed(experiment):
     assert sorted(path.name for path in models.iterdir()) == ["net_g_10.pth", "net_g_9.pth", "notes.tmp"]
 
 
-def test_newer_checkpoints_are_kept_when_an_older_one_is_resumed(experiment, capsys):
-    """The run makes checkpoints of the same names; the later --auto_resume must take those."""
+def test_newer_checkpoints_are_moved_when_an_older_one_is_resumed(experiment, capsys):
+    """The run writes checkpoints with the same names, from which a later --auto_resume must resume."""
     states, models = (Path(experiment["path"][key]) for key in ("training_states", "models"))
     (models / "net_g_best_val_psnr_10.pth").touch()
     experiment["path"]["resume_state"] = str(states / "9.state")
@@ -128,13 +128,13 @@ def test_newer_checkpoints_are_kept_when_an_older_one_is_resumed(experiment, cap
 
 
 @pytest.mark.parametrize("key", [None, "params_ema", "state_dict"])
-def test_the_weights_that_are_trained_are_resumed_whatever_key_is_asked_for(experiment, key):
+def test_trained_weights_are_resumed_regardless_of_param_key(experiment, key):
     experiment["path"]["param_key_g"] = key
     load_resume_state(experiment)
     assert experiment["path"]["param_key_g"] == "params"
 
 
-def test_networks_that_are_not_resumed_keep_their_weights_and_nothing_is_printed(experiment, capsys):
+def test_ignored_networks_keep_their_weights_and_nothing_is_printed(experiment, capsys):
     own = {"pretrain_network_d": "d.pth", "param_key_d": "params_ema", "ignore_resume_networks": ["network_d"]}
     experiment["path"] |= own
     load_resume_state(experiment | {"network_d": {}})
@@ -143,7 +143,7 @@ def test_networks_that_are_not_resumed_keep_their_weights_and_nothing_is_printed
     assert capsys.readouterr().out == ""
 
 
-def test_latest_and_best_weights_and_tables_are_kept_when_an_older_checkpoint_is_resumed(experiment):
+def test_latest_and_best_weights_and_tables_are_kept_when_resuming_an_older_state(experiment):
     states, models = (Path(experiment["path"][key]) for key in ("training_states", "models"))
     for name in ("models/net_g_latest.pth", "models/net_g_best_val_psnr.pth", "losses.csv", "validations.csv"):
         (models.parent / name).write_text(name)
@@ -158,10 +158,10 @@ def test_latest_and_best_weights_and_tables_are_kept_when_an_older_checkpoint_is
     assert sorted(path.name for path in models.iterdir()) == ["net_g_9.pth", "net_g_best_val_psnr.pth"]
 
 
-def test_latest_weights_beyond_the_last_checkpoint_are_kept_when_that_is_named(experiment):
+def test_newer_latest_weights_are_moved_if_the_last_state_is_set_explicitly(experiment):
     states, latest = Path(experiment["path"]["training_states"]), Path(experiment["path"]["models"], "net_g_latest.pth")
     latest.touch()
-    assert load_resume_state(experiment)["iter"] == 10 and latest.is_file()  # --auto_resume takes the newest
+    assert load_resume_state(experiment)["iter"] == 10 and latest.is_file()  # --auto_resume uses the newest
     experiment["path"]["resume_state"] = str(states / "10.state")
     load_resume_state(experiment | {"auto_resume": False})
     (aside,) = states.glob("newer_*")

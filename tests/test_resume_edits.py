@@ -1,4 +1,4 @@
-"""Edits of the option file between a training and the one that resumes it: followed or refused, never ignored."""
+"""Edits of the option file before a training run is resumed are applied or rejected, never ignored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from restormixer_arch.errors import UserError
 
 compat.apply()
 
-from basicsr.models.base_model import BaseModel  # noqa: E402 - BasicSR can be imported only now
+from basicsr.models.base_model import BaseModel  # noqa: E402 - needs compat.apply() first
 from basicsr.models.lr_scheduler import MultiStepRestartLR  # noqa: E402
 
 from restormixer_arch.models import optimizers  # noqa: E402
@@ -40,20 +40,20 @@ def edited(options, key, value):
         ("warmup_iter", 7, "train.warmup_iter: 3 -> 7"),
     ],
 )
-def test_an_edit_of_the_schedule_is_followed(pairs, train_options, write, capsys, key, value, shown):
+def test_edited_schedule_is_applied_when_resuming(pairs, train_options, write, capsys, key, value, shown):
     assert train(write(several_batches(train_options, total=4))) == 0
     edited(train_options, key, value)["train"]["total_iter"] = 8
     assert train(write(train_options), "--auto_resume") == 0
     assert f"Resuming with a changed option file: {shown}" in capsys.readouterr().err
     resumed = load("training_states/8.state")
-    assert train(write(train_options | {"name": "tiny"})) == 0  # with the edit from the first iteration on
+    assert train(write(train_options | {"name": "tiny"})) == 0  # with the edit from the first iteration
     expected = load("training_states/8.state")
     assert same(resumed["schedulers"], expected["schedulers"])
     for mine, other in zip(resumed["optimizers"], expected["optimizers"], strict=True):
         assert same(mine["param_groups"], other["param_groups"])
 
 
-def test_an_edit_of_the_optimizer_is_followed(pairs, train_options, write, capsys):
+def test_edited_optimizer_option_is_applied_when_resuming(pairs, train_options, write, capsys):
     assert train(write(several_batches(train_options, total=4))) == 0
     edited(train_options, "optim_g.weight_decay", 0.125)
     assert train(write(train_options), "--auto_resume", "--force_yml", "train:total_iter=6") == 0
@@ -61,11 +61,11 @@ def test_an_edit_of_the_optimizer_is_followed(pairs, train_options, write, capsy
     assert load("training_states/6.state")["optimizers"][0]["param_groups"][0]["weight_decay"] == 0.125
 
 
-def test_without_an_edit_nothing_is_reported(pairs, train_options, write, capsys):
+def test_nothing_is_reported_without_an_edit(pairs, train_options, write, capsys):
     file = write(several_batches(train_options, total=4))
     assert train(file) == 0
     assert train(file, "--auto_resume", "--force_yml", "train:total_iter=5") == 0
-    assert "has changed" not in capsys.readouterr().err
+    assert "changed option file" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,14 @@ def test_without_an_edit_nothing_is_reported(pairs, train_options, write, capsys
         ),
     ],
 )
-def test_what_cannot_be_followed_is_refused(pairs, train_options, write, capsys, key, value, message):
+def test_edit_that_cannot_be_applied_is_rejected(pairs, train_options, write, capsys, key, value, message):
     several_batches(train_options, total=4).update(model_type="RestorMixerModel")
     assert train(write(train_options)) == 0
     assert train(write(edited(train_options, key, value)), "--auto_resume") == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"basicsr: error: {message}"
 
 
-def test_a_state_of_basicsr_itself_is_enough(pairs, train_options, write):
+def test_state_saved_by_basicsr_can_be_resumed(pairs, train_options, write):
     file = write(several_batches(train_options, total=4))
     assert train(file) == 0
     state = load("training_states/4.state")
@@ -96,8 +96,8 @@ def test_a_state_of_basicsr_itself_is_enough(pairs, train_options, write):
     assert load("training_states/6.state")["schedulers"][0]["last_epoch"] == 5
 
 
-def test_options_of_muons_adamw_are_followed():
-    """The groups name them without the prefix that the class's arguments have."""
+def test_edited_adamw_options_of_muon_are_applied():
+    """The parameter groups store them without the ``adamw_`` prefix of the class's arguments."""
     optimizer = optimizers.build_optimizer("Muon", [{"params": [torch.nn.Parameter(torch.ones(3))]}], 0.02)
     (group,) = optimizer.param_groups
     edits = resume._set_options(optimizer, group, group | {"betas": (0.8, 0.9), "eps": 1e-6}, dict(group))
@@ -106,8 +106,8 @@ def test_options_of_muons_adamw_are_followed():
 
 
 @pytest.mark.parametrize("resumed_at", [None, 3, 12])
-def test_a_warm_up_leaves_the_schedule_alone(resumed_at):
-    """lr 1, ten iterations of warm-up, halved at 5 and at 14; BasicSR's own loop ends at 0.45 and 0.9."""
+def test_warmup_does_not_change_the_schedule(resumed_at):
+    """lr 1, ten warm-up iterations, halved at 5 and 14: ends with 0.5, 0.25; BasicSR's own loop with 0.9, 0.45."""
 
     def start():
         model = BaseModel({"num_gpu": 0, "is_train": True, "train": {"warmup_iter": 10}})
@@ -128,7 +128,7 @@ def test_a_warm_up_leaves_the_schedule_alone(resumed_at):
     assert rates == pytest.approx([n / 10 for n in range(1, 10)] + [0.5] * 5 + [0.25] * 3)
 
 
-def test_a_state_of_another_number_of_optimizers_is_of_another_model():
+def test_state_with_another_number_of_optimizers_is_rejected():
     model = BaseModel({"num_gpu": 0, "is_train": True})
     model.optimizers = [torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])]
     state = {"optimizers": [{}, {}], "schedulers": [], "optimizer_types": ["Adam", "Adam"]}
@@ -141,8 +141,8 @@ def test_a_state_of_another_number_of_optimizers_is_of_another_model():
 
 
 @pytest.mark.parametrize("fused", [None, True])
-def test_counts_of_steps_lie_where_a_fused_optimizer_needs_them(fused):
-    """A state of an optimizer that was not fused has them on the CPU, also beside parameters on a GPU (here: meta)."""
+def test_step_counts_are_moved_to_the_device_of_a_fused_optimizer(fused):
+    """In the state of a non-fused optimizer, they are on the CPU even if parameters are on a GPU (here: meta)."""
     parameter = torch.nn.Parameter(torch.zeros(2, device="meta"))
     optimizer = torch.optim.Adam([parameter])
     optimizer.state[parameter] = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2, device="meta")}

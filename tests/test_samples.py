@@ -1,4 +1,4 @@
-"""The sample photographs: what is shipped, and that the recorded parameters make the same rain again."""
+"""The sample photographs: which files exist, and that the recorded parameters reproduce the rain."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ from basicsr.utils import FileClient  # noqa: E402
 from restormixer_arch.data.paired_dataset import PairedRestorationDataset  # noqa: E402
 
 SAMPLES = Path(lmdb_io.__file__).parent / "samples"
-PARTS = {"rain_train": (128, 14, 5), "rain_val": (192, 5, 2)}  # side, photographs, crops of each
+PARTS = {"rain_train": (128, 14, 5), "rain_val": (192, 5, 2)}  # side, photographs, crops of each photograph
 PICTURES = {"budgie-backgrounds__perched-osprey", "budgie-backgrounds__roman-colosseum"}
 PICTURE_KINDS = ("clean", "rainy")
 
@@ -39,7 +39,7 @@ def photograph_of(name):
     return re.fullmatch(r"(.+)_\d", name)[1]
 
 
-def test_is_small():
+def test_sample_files_are_complete_and_small():
     files = [path for path in SAMPLES.rglob("*") if path.is_file()]
     assert 4_000_000 < sum(path.stat().st_size for path in files) <= 9_000_000
     names = {path.relative_to(SAMPLES).parts[0] for path in files}
@@ -50,19 +50,19 @@ def test_is_small():
 
 
 def read_crops(name, count):
-    """The names in an LMDB, and its first images; it is closed before anything is asserted."""
+    """Return the names in an LMDB and its first images. It is closed before anything is asserted."""
     database = LmdbImages(SAMPLES / name, "x")
     return database.names, [database.read(key) for key in database.names[:count]]
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_reduced_crops_belong_to_the_clean_ones(part):
+def test_downsampled_crops_match_the_clean_ones(part):
     names, clean = read_crops(f"{part}_gt.lmdb", 3)
     small_names, small = read_crops(f"{part.replace('rain_', 'sr_')}_x2_lq.lmdb", 3)
     assert names == small_names
     for image, half in zip(clean, small, strict=True):
         again = reduce_image(np.uint8(np.round(image * 255)), 2)
-        # Another processor may round a value that lies between two levels the other way.
+        # Another processor may round a value between two levels differently.
         levels = np.abs(half * 255 - again)
         assert levels.max() < 1.01 and np.mean(levels > 0.5) < 1e-3
         assert decibels(cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), half) > 25
@@ -81,7 +81,7 @@ def test_no_photograph_is_in_two_parts():
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_pairs(part):
+def test_recorded_parameters_reproduce_the_rainy_crops(part):
     dataset = PairedRestorationDataset(options(part))
     size, photographs, crops = PARTS[part]
     assert len(dataset) == photographs * crops
@@ -91,14 +91,14 @@ def test_pairs(part):
         assert gt.shape == lq.shape == (size, size, 3)
         again = add_composition(gt, recorded[Path(item["lq_path"]).stem])
         levels = np.abs(np.round(again * 255) - lq * 255)
-        assert levels.max() < 1.01 and np.mean(levels > 0.5) < 1e-3  # as processors round
+        assert levels.max() < 1.01 and np.mean(levels > 0.5) < 1e-3  # rounding depends on the processor
         values.append(decibels(gt, lq))
     assert 22 < np.mean(values) < 25
     assert min(values) > 13 and max(values) < 40  # every crop has rain
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_basicsr_reads_them(part):
+def test_basicsr_reads_the_samples(part):
     def items(kind):
         dataset = kind(options(part))
         return [dataset[index] for index in range(2)]
@@ -114,7 +114,7 @@ def test_basicsr_reads_them(part):
         assert image.shape == (int(height), int(width), 3)
 
 
-def test_pictures():
+def test_recorded_parameters_reproduce_the_rainy_pictures():
     names = [{path.name for path in (SAMPLES / "pictures" / kind).iterdir()} for kind in PICTURE_KINDS]
     assert names[0] == names[1] and len(names[0]) == 2
     for name in names[0]:

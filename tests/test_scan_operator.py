@@ -1,4 +1,4 @@
-"""``restormixer::scan_2d``: one operator, whichever backend runs it, with or without the C library."""
+"""``restormixer::scan_2d``: the same operator for all backends, with or without the C library."""
 
 import sys
 import warnings
@@ -27,7 +27,7 @@ BACKENDS = ["torch", "cuda", usable("native")]
 
 @pytest.fixture(autouse=True)
 def mamba(monkeypatch):
-    """The definition in the place of mamba-ssm's kernel."""
+    """Replace mamba-ssm's kernel with the definition."""
     torch.manual_seed(0)
     module = ModuleType(cuda.INTERFACE)
     module.selective_scan_fn = strict_kernel
@@ -41,7 +41,7 @@ def single(count=2, **options):
 
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_values_and_gradients(backend, keep):
+def test_values_and_gradients_match_the_definition(backend, keep):
     tensors = single(3, height=5, width=7)
     found = results(scan_2d, tensors, directions=S3, backend=backend, keep_states=keep)
     exact = {name: tensor.double() for name, tensor in tensors.items()}
@@ -50,7 +50,7 @@ def test_values_and_gradients(backend, keep):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_half_precision_streams(backend, dtype):
+def test_half_precision_streams_match_the_definition(backend, dtype):
     tensors = {name: t.to(dtype) if name in ("x", "delta", "B", "C") else t for name, t in single().items()}
     found = results(scan_2d, tensors, directions=("column", "row"), backend=backend, keep_states=True)
     assert [t.dtype for t in found.values()] == [dtype, *(t.dtype for t in tensors.values())]
@@ -70,7 +70,7 @@ def test_opcheck(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_compiled_and_checkpointed_as_eager(backend):
+def test_compiled_and_checkpointed_scans_match_eager(backend):
     tensors = single()
 
     def scan(**leaves):
@@ -92,7 +92,7 @@ def test_compiled_and_checkpointed_as_eager(backend):
     assert [node.target for node in graphs[0].graph.nodes].count(SCAN) == 1
 
 
-def test_a_probe_runs_while_a_graph_is_traced_and_not_in_it(monkeypatch):
+def test_probe_runs_during_tracing_but_not_in_the_graph(monkeypatch):
     probed = []
     monkeypatch.setattr(package, "KERNELS", {"cpu": ("cuda",)})
     monkeypatch.setattr(cuda, "unusable_reason", lambda device: probed.append(cuda.probe(device)) or probed[-1])
@@ -113,8 +113,8 @@ def test_a_probe_runs_while_a_graph_is_traced_and_not_in_it(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])
-def test_operations_are_counted_whatever_runs(backend):
-    """7 operations a state and 6 a channel forward, 19 and 15 backward, for each token and direction."""
+def test_flop_count_is_independent_of_the_backend(backend):
+    """7 operations per state and 6 per channel forward, 19 and 15 backward, for each token and direction."""
     tensors = single(batch=1, height=3, width=4, channels=5, states=2)
     for tensor in tensors.values():
         tensor.requires_grad_()
@@ -133,8 +133,8 @@ def test_the_operator_needs_no_c_library(monkeypatch):
     assert SCAN(*meta, [0, 1], "torch", True)[0].shape == y.shape
 
 
-def test_the_torch_scan_stays_on_the_device_of_its_inputs():
-    """On a GPU that is not there; a device with another cut of the tokens keeps what the fake kernel promises."""
+def test_torch_scan_runs_on_the_device_of_its_inputs():
+    """On a fake GPU, whose segments differ from the CPU's. The states have the shape that the fake kernel returns."""
     with FakeTensorMode():
         tensors = [torch.empty(t.shape, device="cuda") for t in single(height=300, width=300).values()]
         y, states = layouts.scan_2d_forward(*tensors, [0, 1], True)
@@ -143,7 +143,7 @@ def test_the_torch_scan_stays_on_the_device_of_its_inputs():
         assert states.shape == layouts.kept_states(tensors[0], tensors[2]).shape
 
 
-def test_what_the_environment_keeps(monkeypatch):
+def test_environment_variable_selects_whether_states_are_kept(monkeypatch):
     tensors = {name: tensor.requires_grad_() for name, tensor in single(1).items()}
 
     def kept():
@@ -157,7 +157,7 @@ def test_what_the_environment_keeps(monkeypatch):
         kept()
 
 
-def test_mistakes():
+def test_invalid_arguments():
     tensors = list(single().values())
     with pytest.raises(ValueError, match="backend must be one of native, torch, triton, cuda, got 'touch'"):
         SCAN(*tensors, [0, 1], "touch", False)
@@ -170,7 +170,7 @@ def test_mistakes():
 
 
 class Zeros(TorchDispatchMode):
-    """Collects the shapes that are filled with zeros."""
+    """Collects the shapes of tensors that are created with zeros."""
 
     def __init__(self):
         super().__init__()
@@ -182,8 +182,8 @@ class Zeros(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_no_gradient_is_made_for_the_kept_states():
-    """Which nothing uses outside, and which are as large as all activations on a GPU."""
+def test_no_gradient_is_allocated_for_the_kept_states():
+    """These states are used only by the backward pass, and on a GPU are as large as all activations."""
     tensors = [tensor.requires_grad_() for tensor in image_inputs(1).values()]
     y, states = SCAN(*tensors, [ORDERS["row"]], "torch", True)
     assert states.numel()

@@ -1,4 +1,4 @@
-"""The one-dimensional scan: every backend against numbers worked by hand, golden numbers and the definition."""
+"""The one-dimensional scan on the CPU, against manually computed values, golden values and the definition."""
 
 import math
 from functools import partial
@@ -18,8 +18,8 @@ from restormixer_arch.selective_scan.definition import selective_scan_loop
 GOLDEN = Path(__file__).parent / "golden" / "selective_scan.safetensors"
 CASES = ("gated", "no_skip", "one_group", "three_groups")
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-TOKENS = ("u", "delta", "z", "B", "C")  # follow the dtype of the tokens; the others stay float32
-# Largest error of a value or gradient, as a part of the largest number in it.
+TOKENS = ("u", "delta", "z", "B", "C")  # have the dtype of the tokens; the others are at least float32
+# Largest error of an output or gradient, relative to its largest value.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 1e-2}
 
 
@@ -33,7 +33,7 @@ def seed():
 
 @pytest.fixture(params=["one segment", "short segments", "short parts"])
 def cutting(request, monkeypatch):
-    """How the tokens are cut: the sizes of the real thing, or so small that a short scan has every kind of piece."""
+    """Divide the tokens as in real use, or so finely that a short scan has segments and parts of every kind."""
     if request.param != "one segment":
         monkeypatch.setattr(segment, "CPU_SEGMENT", 1)
         monkeypatch.setattr(segment, "CPU_STEP", 10**6 if request.param == "short parts" else 1)
@@ -41,8 +41,8 @@ def cutting(request, monkeypatch):
 
 @pytest.mark.parametrize("backend", ["torch", usable("native")])
 @pytest.mark.parametrize("where", [(0, 1, 2), ...])
-def test_a_time_step_of_minus_infinity_is_none(backend, where):
-    """softplus(-inf) = 0: the state stays, the token is not seen, and D = 0 leaves no pixels."""
+def test_time_step_of_minus_infinity_skips_the_token(backend, where):
+    """softplus(-inf) = 0 keeps the state and ignores the token; D = 0 removes its direct path to the output."""
     tensors = scan_inputs(groups=1, width=3, states=4, length=6, dtype=torch.float32)
     tensors["delta"][where] = -torch.inf
     tensors["D"] = torch.zeros_like(tensors["D"])
@@ -55,8 +55,8 @@ def test_a_time_step_of_minus_infinity_is_none(backend, where):
 
 
 @pytest.mark.parametrize("backend", ["definition", "torch", usable("native")])
-def test_three_tokens_by_hand(backend):
-    """One channel, one state, decay exp(-ln 2) = 1/2: h = 1, 1/2 + 2, 5/4 + 6."""
+def test_three_tokens_match_manually_computed_values(backend):
+    """One channel and one state with the decay exp(-ln 2) = 1/2: h = 1, 1/2 + 2, 5/4 + 6."""
     tensors = {
         "u": torch.tensor([[[1.0, 2.0, 3.0]]]),
         "delta": torch.ones(1, 1, 3),
@@ -71,7 +71,7 @@ def test_three_tokens_by_hand(backend):
     torch.testing.assert_close(out, torch.tensor([[[1.5, 6.0, 8.75]]]))  # C h + D u
     torch.testing.assert_close(state, torch.tensor([[[7.25]]]))
     out.sum().backward()
-    # The states' gradients, from the last: 1, 2 + 1/2, 1 + 5/4. Through the decay of tokens 2 and 3: 5/4 each.
+    # Gradients of the states, from the last: 1, 2 + 1/2, 1 + 5/4. Through the decay of tokens 2 and 3: 5/4 each.
     half = 1.25 * math.log(2)
     for name, gradient in {
         "u": [[[2.75, 3.0, 2.5]]],
@@ -86,7 +86,7 @@ def test_three_tokens_by_hand(backend):
 
 @pytest.mark.parametrize("backend", ["definition", "torch", usable("native")])
 @pytest.mark.parametrize("case", CASES)
-def test_golden_numbers(case, backend, cutting):
+def test_golden_values(case, backend, cutting):
     golden = load_file(GOLDEN)
     tensors = {name: golden[f"{case}/{name}"] for name in NAMES if f"{case}/{name}" in golden}
     leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
@@ -100,7 +100,7 @@ def test_golden_numbers(case, backend, cutting):
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("backend", ["torch", "auto"])
-def test_lengths_and_dtypes(backend, dtype, length):
+def test_all_lengths_and_dtypes_match_the_definition(backend, dtype, length):
     tensors = scan_inputs(length=length, without=("z",) if length % 2 else ("D", "delta_bias"))
     parameters = torch.float64 if dtype == torch.float64 else torch.float32
     tensors = {name: t.to(dtype if name in TOKENS else parameters) for name, t in tensors.items()}
@@ -112,7 +112,7 @@ def test_lengths_and_dtypes(backend, dtype, length):
 
 @pytest.mark.parametrize("softplus", [True, False])
 @pytest.mark.parametrize("constant", ["", "B", "C", "BC"])
-def test_constant_weights_and_groups(constant, softplus, cutting):
+def test_constant_weights_and_groups_match_the_definition(constant, softplus, cutting):
     tensors = scan_inputs(groups=3, length=50, constant=constant)
     if not softplus:
         tensors["delta"], tensors["delta_bias"] = tensors["delta"].abs(), tensors["delta_bias"].abs()
@@ -120,7 +120,7 @@ def test_constant_weights_and_groups(constant, softplus, cutting):
     assert_close(found, results(selective_scan_loop, tensors, delta_softplus=softplus), 1e-11)
 
 
-def test_groups_are_runs_of_channels():
+def test_groups_are_consecutive_channels():
     tensors = scan_inputs(groups=2, width=3, without=("z",))
     whole = selective_scan(**tensors, backend="torch")
     for group, channels in enumerate((slice(0, 3), slice(3, 6))):
@@ -130,7 +130,7 @@ def test_groups_are_runs_of_channels():
 
 
 @pytest.mark.parametrize("backend", ["torch", usable("native")])
-def test_memory_order_does_not_matter(backend, cutting):
+def test_results_do_not_depend_on_the_memory_layout(backend, cutting):
     plain = {name: tensor.float() for name, tensor in scan_inputs(length=33).items()}
     wanted = results(selective_scan, plain, delta_softplus=True, backend=backend)
     turned = {n: t.transpose(0, -1).contiguous().transpose(0, -1) for n, t in plain.items()}
@@ -142,7 +142,7 @@ def test_memory_order_does_not_matter(backend, cutting):
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_any_sizes_cuts_and_options(data):
+def test_any_sizes_segments_and_options_match_the_definition(data):
     def draw(low, high):
         return data.draw(st.integers(low, high))
 
@@ -159,7 +159,7 @@ def test_any_sizes_cuts_and_options(data):
 
 
 @pytest.mark.parametrize("backend", ["torch", usable("native")])
-def test_extreme_decays_and_steps(backend, cutting):
+def test_extreme_decays_and_time_steps(backend, cutting):
     tensors = scan_inputs(length=40, states=6)
     tensors["A"] = -torch.logspace(-6, 3, 36, dtype=torch.float64).view(6, 6)
     tensors["delta"] = torch.randn(2, 6, 40, dtype=torch.float64).sign() * torch.linspace(0, 50, 40)
@@ -183,7 +183,7 @@ def test_gradcheck(without, cutting):
 
 
 @pytest.mark.parametrize("chosen", [0, 1], ids=["output", "state"])
-def test_gradient_of_one_result_alone(chosen):
+def test_gradient_of_only_the_output_or_the_last_state(chosen):
     tensors = scan_inputs()
     u = tensors["u"].requires_grad_()
     found, wanted = (

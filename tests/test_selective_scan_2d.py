@@ -1,4 +1,4 @@
-"""Scans of an image: the order of every direction by hand, then every backend against the definition."""
+"""Scans of an image: manually computed values for every direction, and every backend against the definition."""
 
 import math
 
@@ -72,7 +72,7 @@ def test_running_sums_of_a_2x3_image(direction, backend):
 
 
 @pytest.mark.parametrize("backend", ["definition", "torch", NATIVE])
-def test_directions_are_put_back_in_place_and_summed(backend):
+def test_directions_are_restored_to_image_order_and_summed(backend):
     wanted = sum(torch.tensor(SUMS[name]) for name in S3).float()
     torch.testing.assert_close(running_sums(S3, backend), wanted)
 
@@ -80,7 +80,7 @@ def test_directions_are_put_back_in_place_and_summed(backend):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("directions", [*((name,) for name in DIRECTIONS), S3, DIRECTIONS], ids="+".join)
 @pytest.mark.parametrize("backend", ["torch", "auto"])
-def test_values_and_gradients(backend, directions, dtype):
+def test_values_and_gradients_match_the_definition(backend, directions, dtype):
     tensors = image_inputs(len(directions), height=5, width=7)
     parameters = torch.float64 if dtype == torch.float64 else torch.float32
     tensors = {k: t.to(dtype if k in ("x", "delta", "B", "C") else parameters) for k, t in tensors.items()}
@@ -93,7 +93,7 @@ def test_values_and_gradients(backend, directions, dtype):
 
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_any_sizes_and_directions(data):
+def test_random_sizes_and_directions_match_the_definition(data):
     sizes = data.draw(st.tuples(*[st.integers(1, 6)] * 5))
     directions = tuple(data.draw(st.lists(st.sampled_from(DIRECTIONS), min_size=1, unique=True)))
     tensors = image_inputs(len(directions), *sizes)
@@ -104,8 +104,8 @@ def test_any_sizes_and_directions(data):
 
 
 @pytest.mark.parametrize("backend", ["torch", NATIVE])
-def test_views_of_a_projection(backend):
-    """B, C and delta as the network has them: slices of one product, rows apart in memory."""
+def test_noncontiguous_inputs(backend):
+    """As in the network, B, C and delta are slices of one tensor, so their rows are not adjacent in memory."""
     tensors = {name: tensor.float() for name, tensor in image_inputs(3).items()}
     wanted = results(selective_scan_2d, tensors, directions=S3, backend=backend)
     names = ("delta", "B", "C")
@@ -157,7 +157,7 @@ def bad_input(name, value):
         ("C", lambda t: t.to("meta"), ValueError, "C must be on the device of x, cpu, got meta"),
     ],
 )
-def test_bad_inputs_are_refused(name, value, error, message):
+def test_invalid_inputs_are_rejected(name, value, error, message):
     with pytest.raises(error, match=message):
         selective_scan_2d(**bad_input(name, value), directions=("row",))
 
@@ -170,6 +170,6 @@ def test_bad_inputs_are_refused(name, value, error, message):
         ((), r"one or more different names, got \(\)"),
     ],
 )
-def test_bad_directions_are_refused(directions, message):
+def test_invalid_directions_are_rejected(directions, message):
     with pytest.raises(ValueError, match=message):
         selective_scan_2d(**image_inputs(max(1, len(directions))), directions=directions)

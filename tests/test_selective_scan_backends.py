@@ -1,4 +1,4 @@
-"""Which backend runs, why another one does not, and which inputs are refused."""
+"""The choice of the backend, why others are not used, and which inputs are rejected."""
 
 import logging
 
@@ -28,7 +28,7 @@ def no_native(monkeypatch):
     monkeypatch.setattr(native_library, "REASON", "the native kernel was not built: run pip")
 
 
-def test_without_any_kernel_torch_runs_and_the_report_says_why(no_native):
+def test_torch_is_used_without_a_kernel_and_the_report_gives_the_reason(no_native):
     reasons = package.available_backends()
     assert list(reasons) == ["definition", "torch", "native", "triton", "cuda"]
     assert reasons["definition"] is None and reasons["torch"] is None
@@ -53,7 +53,7 @@ def test_without_any_kernel_torch_runs_and_the_report_says_why(no_native):
         (torch.device("mps"), {torch.float32}, 16, "torch", "there is no kernel for mps tensors"),
     ],
 )
-def test_the_automatic_choice(device, dtypes, states, name, reason, monkeypatch):
+def test_automatic_choice_of_the_backend(device, dtypes, states, name, reason, monkeypatch):
     monkeypatch.setattr(native_library, "unusable_reason", lambda: None)
     monkeypatch.setattr(triton_scan, "unusable_reason", lambda device=None, dtype=None: None)
     monkeypatch.setattr(cuda, "unusable_reason", lambda device=None: None)
@@ -61,7 +61,7 @@ def test_the_automatic_choice(device, dtypes, states, name, reason, monkeypatch)
 
 
 @pytest.mark.parametrize("constant", [False, True])
-def test_the_next_kernel_of_a_gpu_is_taken_with_the_reason(constant, monkeypatch):
+def test_next_backend_for_a_gpu_is_chosen_and_the_reason_is_given(constant, monkeypatch):
     reason = None if constant else "triton 3.0.0 is too old, 3.3 is needed"
     monkeypatch.setattr(triton_scan, "unusable_reason", lambda device=None, dtype=None: reason)
     monkeypatch.setattr(cuda, "unusable_reason", lambda device=None: None)
@@ -71,14 +71,14 @@ def test_the_next_kernel_of_a_gpu_is_taken_with_the_reason(constant, monkeypatch
     assert package._automatic(GPU, (torch.float32,), 16, constant) == ("torch", f"{skipped}; cuda: no")
 
 
-def test_one_parameter_of_another_dtype_keeps_away_from_the_native_kernel(monkeypatch):
+def test_native_kernel_is_not_used_if_a_parameter_is_float64(monkeypatch):
     monkeypatch.setattr(native_library, "unusable_reason", lambda: None)
     single, double = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
     for other, name in ((single, "native"), (double, "torch")):
         assert package._choose("auto", single, [single, other], 1, needs_state_grad=False) == name
 
 
-def test_a_gradient_of_the_last_state_keeps_away_from_the_cuda_kernel(monkeypatch):
+def test_cuda_kernel_is_not_used_if_the_last_state_needs_a_gradient(monkeypatch):
     monkeypatch.setattr(package, "_automatic", lambda *_: ("cuda", ""))
     for needs_state_grad, name in ((False, "cuda"), (True, "torch")):
         assert package._choose("auto", torch.zeros(1), [], 1, needs_state_grad=needs_state_grad) == name
@@ -114,14 +114,14 @@ def test_each_backend_is_logged_once(caplog, monkeypatch):
         ("C", lambda t: t.to("meta"), ValueError, "C must be on the device of u, cpu, got meta"),
     ],
 )
-def test_bad_inputs_are_refused(name, value, error, message):
+def test_invalid_inputs_are_rejected(name, value, error, message):
     tensors = case()
     tensors[name] = value(tensors[name])
     with pytest.raises(error, match=message):
         selective_scan(**tensors)
 
 
-def test_bad_backends_are_refused():
+def test_unknown_and_unusable_backends_are_rejected():
     with pytest.raises(
         UserError, match="one of auto, definition, torch, native, triton, cuda, got 'touch'. Did you mean 'torch'"
     ):

@@ -1,4 +1,4 @@
-"""The CUDA backend, through stand-ins for mamba-ssm's kernel that run on the CPU."""
+"""The CUDA backend, with substitutes for mamba-ssm's kernel that run on the CPU."""
 
 import re
 import sys
@@ -16,7 +16,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """Installs a function as mamba-ssm's ``selective_scan_fn``; forgets what was probed, before and after."""
+    """Install a function as mamba-ssm's ``selective_scan_fn``; clear the cache of the probe before and after."""
 
     def install(function):
         module = ModuleType(cuda.INTERFACE)
@@ -32,7 +32,7 @@ def kernel(monkeypatch):
 
 
 def strict_kernel(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):
-    """The definition behind the demands of mamba-ssm's kernel."""
+    """The definition, with the requirements of mamba-ssm's kernel on dtypes and strides."""
     for tensor in (u, delta, z, *(w for w in (B, C) if w.dim() > 2)):
         assert tensor is None or (tensor.dtype == u.dtype and tensor.stride(-1) == 1)
     for tensor in (A, D, delta_bias, *(w for w in (B, C) if w.dim() == 2)):
@@ -40,7 +40,7 @@ def strict_kernel(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_soft
     return selective_scan_loop(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
 
 
-def test_a_right_kernel_passes_the_probe_once_per_device(kernel):
+def test_correct_kernel_is_probed_once_per_device(kernel):
     calls = []
     kernel(lambda *args, **options: calls.append(1) or strict_kernel(*args, **options))
     assert cuda.probe(CPU) is None and cuda.probe(CPU) is None
@@ -76,7 +76,7 @@ def nan_state(*args, **options):
         (nan_state, "wrong numbers: last state is off by nan"),
     ],
 )
-def test_a_wrong_kernel_fails_the_probe(kernel, function, reason):
+def test_wrong_kernel_fails_the_probe(kernel, function, reason):
     kernel(function)
     assert re.search(reason, cuda.probe(CPU))
 
@@ -89,7 +89,7 @@ def test_a_wrong_kernel_fails_the_probe(kernel, function, reason):
         ("", "AttributeError: module .* has no attribute 'selective_scan_fn'"),
     ],
 )
-def test_a_broken_package_fails_the_probe(kernel, source, reason, tmp_path, monkeypatch):
+def test_broken_package_fails_the_probe(kernel, source, reason, tmp_path, monkeypatch):
     folder = tmp_path / "mamba_ssm" / "ops"
     folder.mkdir(parents=True)
     (tmp_path / "mamba_ssm" / "__init__.py").touch()
@@ -100,11 +100,11 @@ def test_a_broken_package_fails_the_probe(kernel, source, reason, tmp_path, monk
     monkeypatch.syspath_prepend(tmp_path)
     found = cuda.probe(CPU)
     for name in [name for name in sys.modules if name.partition(".")[0] == "mamba_ssm"]:
-        del sys.modules[name]  # monkeypatch would bring it back
+        del sys.modules[name]  # monkeypatch would restore it
     assert re.search(f"does not run: {reason}", found)
 
 
-def test_where_the_cuda_kernel_is_looked_for(kernel, monkeypatch):
+def test_only_cuda_devices_are_probed(kernel, monkeypatch):
     assert cuda.unusable_reason(CPU) == "mamba-ssm's kernel needs a CUDA tensor, this one is on cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cuda.unusable_reason(GPU) == "torch finds no CUDA device"
@@ -119,13 +119,13 @@ def test_where_the_cuda_kernel_is_looked_for(kernel, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_kernel_gets_the_dtypes_and_strides_it_demands(kernel, dtype):
+def test_kernel_gets_the_dtypes_and_strides_that_it_requires(kernel, dtype):
     kernel(strict_kernel)
     torch.manual_seed(0)
     tensors = {name: tensor.bfloat16().double() for name, tensor in scan_inputs().items()}  # exact in either dtype
     tensors = {name: t.transpose(0, -1).contiguous().transpose(0, -1) for name, t in tensors.items()}
     tensors["u"] = tensors["u"].to(dtype)
-    tensors["C"] = tensors["A"].clone()  # constant weights stay float32
+    tensors["C"] = tensors["A"].clone()  # constant weights are always float32
     tensors["A"].requires_grad_()
     out, state = cuda.selective_scan_cuda(**tensors, return_last_state=True)
     wanted = selective_scan_loop(**tensors)
@@ -135,10 +135,10 @@ def test_the_kernel_gets_the_dtypes_and_strides_it_demands(kernel, dtype):
         cuda.selective_scan_cuda(**{name: tensor.double() for name, tensor in tensors.items()})
 
 
-def test_rows_that_are_not_aligned_are_copied():
+def test_unaligned_rows_are_copied():
     tensor = torch.zeros(2, 3, 8)
     assert cuda._for_kernel(tensor, torch.float32) is tensor
-    odd = torch.zeros(2, 3, 5)  # contiguous: the kernel expects rows of any length
+    odd = torch.zeros(2, 3, 5)  # contiguous: the kernel accepts rows of any length
     assert cuda._for_kernel(odd, torch.float32) is odd
     wide, shifted, narrow = (
         torch.zeros(2, 3, 12)[..., :8],

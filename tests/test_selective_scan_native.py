@@ -1,4 +1,4 @@
-"""The native scan against a float64 loop and golden cases: values, gradients and number types."""
+"""The native scan against a float64 loop and golden values: outputs, gradients and dtypes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def each_instruction_set(request, monkeypatch):
     monkeypatch.setattr(native_library, "_ISA", request.param.encode())
 
 
-def test_one_channel_by_hand():
+def test_one_channel_matches_manually_computed_values():
     """A = -ln 2 and delta = 1 halve the state at each step: h = 3, 3/2 + 5, ...; y = 2 h + 10 u."""
     u = torch.tensor([[[3.0, 5.0, -1.0]]])
     ones = torch.ones(1, 1, 3)
@@ -50,7 +50,7 @@ def test_one_channel_by_hand():
 
 
 @pytest.mark.parametrize("case", ["no_skip", "one_group", "three_groups", "gated"])
-def test_golden(case, each_instruction_set):
+def test_golden_values(case, each_instruction_set):
     golden = load_file(HERE / "golden" / "selective_scan.safetensors")
     golden = {key.split("/")[1]: value for key, value in golden.items() if key.startswith(f"{case}/")}
     names = [n for n in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias") if n in golden]
@@ -117,13 +117,13 @@ def test_expanded_inputs():
     check_1d({**args, **{n: args[n].expand(2, -1, -1) for n in ("delta", "C", "z")}})
 
 
-def test_positive_a_grows():
+def test_positive_a():
     args = inputs_1d(length=40)
     check_1d({**args, "A": -args["A"] / 8, "delta": args["delta"] - 3})
 
 
-def test_extremes(each_instruction_set):
-    """|delta| up to 50 and A down to -1000: finite, right, and zero where the state has died."""
+def test_extreme_values(each_instruction_set):
+    """|delta| up to 50 and A down to -1000: finite and correct, and zero after the state has decayed."""
     args = inputs_1d(length=130)
     args["delta"] = torch.linspace(-50, 50, args["delta"].numel()).view_as(args["delta"])
     args["A"] = -torch.logspace(-3, 3, args["A"].numel()).view_as(args["A"])
@@ -132,7 +132,7 @@ def test_extremes(each_instruction_set):
     check_1d(args, 2e-5, softplus=False)
 
 
-def test_nan_and_infinity_stay_visible(each_instruction_set):
+def test_nan_and_infinity_are_propagated(each_instruction_set):
     args = inputs_1d(z=False)
     args["u"][0, 3, 10] = torch.nan
     args["u"][1, 4, 20] = torch.inf
@@ -145,7 +145,7 @@ def test_nan_and_infinity_stay_visible(each_instruction_set):
 
 
 def test_long_slow_decay(each_instruction_set):
-    """A decay of 1e-4 a step over 20000 steps: an error in the exponential's slope at 0 would pile up."""
+    """With a decay of 1e-4 per step, an error in the slope of exp at 0 would accumulate over 20000 steps."""
     args = {"u": torch.ones(1, 1, 20000), "delta": torch.full((1, 1, 20000), 1e-3), "A": torch.tensor([[-0.1]])}
     ones = torch.ones(1, 1, 20000)
     y = scan_1d(**args, B=ones, C=ones)
@@ -166,8 +166,8 @@ def test_2d_on_each_instruction_set(each_instruction_set):
     check_2d(inputs_2d(channels=5, states=4), DIRECTIONS)
 
 
-def test_2d_walks_the_image_by_index():
-    """With a state that never decays, y is the running sum in the order of the walk."""
+def test_2d_scan_order_of_each_direction():
+    """If the state does not decay, y is the cumulative sum of x in scan order."""
     x = torch.arange(6.0).view(1, 2, 3, 1)
     one = torch.full((1, 2, 3, 1, 1), 1.0)
     ones = one.new_full((1, 1, 1), 0.0), one, one, torch.zeros(1, 1), torch.full((1, 1), 0.5413248546)  # softplus: 1
@@ -182,7 +182,7 @@ def test_2d_walks_the_image_by_index():
         torch.testing.assert_close(got, torch.tensor(y, dtype=torch.float32).view(1, 2, 3, 1))
 
 
-def test_2d_takes_any_strides():
+def test_2d_accepts_any_strides():
     x, delta, *rest = inputs_2d(2, 6, 5, count=2)
     planes = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     part = torch.cat([delta, delta], dim=2)[:, :, : delta.shape[2]]
@@ -192,8 +192,8 @@ def test_2d_takes_any_strides():
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (8, 8), (2, 6), (5, 17), (13, 6)])
-def test_2d_takes_channels_first_memory(height, width, direction):
-    """Steps lie side by side in memory along rows alone, even where a chunk's first and last step are as far apart."""
+def test_2d_accepts_channels_first_memory(height, width, direction):
+    """Only along rows are steps adjacent in memory; elsewhere a chunk's first and last step may be as far apart."""
 
     def by_channels(t):
         return t.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
@@ -215,7 +215,7 @@ def test_2d_takes_channels_first_memory(height, width, direction):
 
 @pytest.mark.parametrize("streams", ["all", "u", "delta"])
 def test_bfloat16_is_rounded_once(streams):
-    """Computed in float32 from what was given: the result is the float64 loop's, rounded to bfloat16."""
+    """Computed in float32 from the given inputs: the result is that of the float64 loop, rounded to bfloat16."""
     args = inputs_1d(channels=32, length=80)
     names = ("u", "delta", "B", "C", "z") if streams == "all" else (streams,)
     args = {n: t.bfloat16() if n in names else t for n, t in args.items()}
@@ -248,7 +248,7 @@ def test_float16_is_computed_in_float32():
     assert y.dtype is torch.float16 and torch.equal(y, exact.half())
 
 
-def test_autocast_leaves_the_scan_alone():
+def test_autocast_does_not_affect_the_scan():
     args = inputs_2d()
     with torch.autocast("cpu", torch.bfloat16):
         y = scan_2d(*args, DIRECTIONS)

@@ -1,4 +1,4 @@
-"""``--shard i/n`` of ``basicsr restore``, torchrun and SLURM: every file is done exactly once."""
+"""``--shard i/n`` of ``basicsr restore``, torchrun and SLURM: every file is restored exactly once."""
 
 import argparse
 import os
@@ -46,7 +46,7 @@ def restored():
 
 @settings(deadline=None)
 @given(NAMES, st.integers(1, 9))
-def test_each_name_is_in_one_shard(names, count):
+def test_each_name_is_in_exactly_one_shard(names, count):
     shards = [Shard(index, count) for index in range(1, count + 1)]
     for name in names:
         assert sum(shard.holds(name) for shard in shards) == 1
@@ -66,7 +66,7 @@ def test_shards_are_balanced(folder, start, number, count):
     assert sum(sizes) == number and max(abs(size - expected) for size in sizes) < 7 * expected**0.5
 
 
-def test_the_rule_never_changes():
+def test_assignment_to_shards_never_changes():
     """Machines may run different versions, and a run may be resumed after an update."""
     names = [f"holiday/{number}.jpg" for number in range(12)]
     assert [next(i for i in (1, 2, 3) if Shard(i, 3).holds(name)) for name in names] == [
@@ -83,12 +83,12 @@ def test_the_rule_never_changes():
         2,
         3,
     ]
-    assert Shard(1, 2).holds("caf\u00e9.png") == Shard(1, 2).holds("cafe\u0301.png")  # as macOS writes it
+    assert Shard(1, 2).holds("caf\u00e9.png") == Shard(1, 2).holds("cafe\u0301.png")  # decomposed, as on macOS
     assert Shard(1, 2).holds(os.fsdecode(b"\xff.png")) != Shard(2, 2).holds(os.fsdecode(b"\xff.png"))
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1/0", "1", "1/4/2", "-1/4", "a/b", "1.0/2", "", " 1/2", "\u0661/4"])
-def test_invalid_shard_is_one_line_error(place, capsys, text):
+def test_invalid_shard_is_reported_in_one_line(place, capsys, text):
     with pytest.raises(argparse.ArgumentTypeError):
         parse_shard(text)
     assert run("in", "-o", "out", f"--shard={text}") == 2
@@ -112,7 +112,7 @@ def test_shards_together_restore_each_file_once(place, capsys):
     )
 
 
-def test_a_share_does_not_depend_on_what_else_is_there(place):
+def test_shard_of_a_file_does_not_depend_on_other_files(place):
     shares = [{job.target for job in find_jobs(["in"], Path("out"), shard=Shard(i, 2))} for i in (1, 2)]
     (place / "in/0.png").unlink()
     (place / "in/00.png").write_bytes(b"")
@@ -123,7 +123,7 @@ def test_a_share_does_not_depend_on_what_else_is_there(place):
         assert inside == {target.name for target in now if target.parent == Path("out")}
 
 
-def test_mistakes_are_found_on_every_machine(place):
+def test_name_conflicts_are_reported_in_every_shard(place):
     (place / "two").mkdir()
     (place / "in/5.png").rename("two/0.png")
     for index in (1, 2, 3):
@@ -131,7 +131,7 @@ def test_mistakes_are_found_on_every_machine(place):
             find_jobs(["in", "two"], Path("out"), shard=Shard(index, 3))
 
 
-def test_a_single_file_and_a_video_belong_to_one_share(place, capsys):
+def test_single_file_and_video_belong_to_one_shard(place, capsys):
     write_video(place / "film.mp4", count=2)
     for name in ("in/0.png", "film.mp4"):
         lines = []
@@ -168,14 +168,14 @@ def test_a_single_file_and_a_video_belong_to_one_share(place, capsys):
         ),
     ],
 )
-def test_launchers(capsys, monkeypatch, variables, expected, message):
+def test_shard_of_process_is_read_from_torchrun_and_slurm_variables(capsys, monkeypatch, variables, expected, message):
     monkeypatch.setattr("restormixer_arch.output.is_first_process", lambda: True)
     assert shard_of_process(variables) == expected
     assert capsys.readouterr().err.removeprefix("basicsr: ").rstrip("\n") == message
 
 
 @pytest.mark.parametrize(("number", "of"), [("4", "4"), ("x", "4"), ("-1", "4")])
-def test_variables_that_are_wrong(number, of):
+def test_invalid_launcher_variables_are_rejected(number, of):
     with pytest.raises(UserError, match=rf"^RANK='{number}', WORLD_SIZE='{of}': expected a rank from 0 and a larger"):
         shard_of_process({"RANK": number, "WORLD_SIZE": of})
 
@@ -190,7 +190,7 @@ def test_explicit_shard_takes_precedence(place, capsys, monkeypatch):
     assert out.startswith("two, shard 1/2: ") and "2 processes of torchrun share the files; this is 1/2" in err
 
 
-def test_every_process_reports_its_own_files(place, capsys, monkeypatch):
+def test_each_process_reports_its_own_files(place, capsys, monkeypatch):
     from restormixer_arch.data.images.png import with_chunks
     from restormixer_arch.inference import choose_task
 
@@ -215,8 +215,8 @@ def test_every_process_reports_its_own_files(place, capsys, monkeypatch):
     ]
 
 
-def test_a_run_that_is_not_shared_speaks(place, capsys, monkeypatch):
-    """Though a cluster has numbered its pod."""
+def test_run_without_shards_prints_its_result_for_any_rank(place, capsys, monkeypatch):
+    """A cluster may set RANK to the number of the pod."""
     monkeypatch.setenv("RANK", "1")
     assert run("in/0.png", "-o", "out") == 0
     assert capsys.readouterr() == ("out: 1 restored\n", "")
@@ -228,7 +228,7 @@ def test_a_run_that_is_not_shared_speaks(place, capsys, monkeypatch):
     )
 
 
-def test_each_process_takes_its_own_gpu(monkeypatch):
+def test_each_process_uses_its_own_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert gpu_of_process({"LOCAL_RANK": "3"}) == "cuda:3" and gpu_of_process({"SLURM_LOCALID": "5"}) == "cuda:1"
     assert gpu_of_process({}) == "cuda"
@@ -238,7 +238,7 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
 
 
 def test_auto_probes_the_gpu_of_the_process(monkeypatch):
-    """The first one may be full, or belong to another process alone."""
+    """The first GPU may be full or reserved for another process."""
     probed = []
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(restorer, "unusable_reason", probed.append)
@@ -246,8 +246,8 @@ def test_auto_probes_the_gpu_of_the_process(monkeypatch):
     assert restorer.pick_device("auto", "net.onnx", gpu="cuda:3") == torch.device("cpu") and len(probed) == 1
 
 
-def test_torchrun_restores_all_though_a_file_is_bad(place):
-    """torchrun stops all processes when one fails, so the one with the bad file waits for the others."""
+def test_torchrun_restores_all_other_files_if_one_is_damaged(place):
+    """torchrun stops all processes when one fails, so the one with the damaged file waits for the others."""
     names = [f"bad{number}.png" for number in range(9)]
     bad = next(name for name in names if Shard(1, 2).holds(name))
     (place / "in" / bad).write_bytes(b"no image")
@@ -277,11 +277,11 @@ print(len(share), *tracemalloc.get_traced_memory())
 """
 
 
-def test_thirty_thousand_names_take_little_memory(folder):
-    """Names of files that are not there: listing, checks and shares are linear and keep only names.
+def test_listing_30000_names_needs_little_memory(folder):
+    """Names of files that do not exist: listing, checks and shards are linear and keep only names.
 
-    In a process of its own, since pathlib interns names, in a table that doubles when it is full: how full it is
-    already depends on what ran before.
+    This runs in a new process, since pathlib interns names in a table that doubles when it is full, and previous tests
+    may have filled it.
     """
     done = subprocess.run([sys.executable, "-c", LIST_MANY_NAMES], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Several degraded images that share a clean one."""
+"""Pairs of several degraded images and one clean image, and the names of their results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_every_degraded_image_is_paired():
     assert shared_pairs(gt, lq, ["1.png"], allow_unpaired=True) == [pairs[0], pairs[3]]
 
 
-def test_an_image_without_a_partner_is_named():
+def test_image_without_a_partner_is_named():
     gt, lq = source("gt", "0001", "0002"), source("lq", "haze/0001", "haze/0003")
     with pytest.raises(UserError) as error:
         shared_pairs(gt, lq, gt.names)
@@ -34,8 +34,8 @@ def test_an_image_without_a_partner_is_named():
         shared_pairs(gt, lq, gt.names)
 
 
-def test_names_that_differ_only_in_case_are_told_apart():
-    """On Windows and macOS, one file would overwrite the other."""
+def test_result_names_are_unique_regardless_of_case():
+    """Otherwise, one file would overwrite the other on Windows and macOS."""
     assert result_names(["a/X.png", "b/x.png"], "") == ["a_X", "b_x"]
     assert result_names(["X.png", "x.png", "y.png"], "") == ["X_png_1", "x_png_2", "y"]
     assert result_names(["X.png", "x.jpg"], "") == ["X_png", "x_jpg"]

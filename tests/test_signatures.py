@@ -11,7 +11,7 @@ from restormixer_arch.errors import OptionErrors
 
 compat.apply()
 
-from restormixer_arch.basicsr_adapter import register  # noqa: E402, F401 - RestorMixer and its loss
+from restormixer_arch.basicsr_adapter import register  # noqa: E402, F401 - registers RestorMixer and its loss
 from restormixer_arch.basicsr_adapter.signatures import argument_problems, check_names  # noqa: E402
 
 
@@ -21,7 +21,7 @@ def problems_of(options, is_train=True):
     return caught.value.lines
 
 
-def test_correct_options_pass(train_options, test_options):
+def test_valid_options_pass(train_options, test_options):
     check_names(train_options, "x.yml", True)
     check_names(test_options, "x.yml", False)
 
@@ -37,7 +37,7 @@ def test_correct_options_pass(train_options, test_options):
         ("train.optim_g.type", "SGDX", "'SGDX' is not a known optimizer of SRModel. "),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_registry(train_options, path, name, text):
+def test_unknown_name_is_reported_with_the_known_names(train_options, path, name, text):
     *sections, last = path.split(".")
     place = train_options
     for section in sections:
@@ -74,7 +74,7 @@ def test_values_are_compared_with_annotations_and_defaults(train_options, path, 
     assert line == f"x.yml: {path}: {text}"
 
 
-def test_a_size_may_be_a_pair_and_a_weight_may_not():
+def test_size_may_be_a_pair_but_not_a_weight():
     def target(img_size=64, loss_weight=1.0):
         return img_size, loss_weight
 
@@ -89,21 +89,21 @@ def test_a_size_may_be_a_pair_and_a_weight_may_not():
 
 
 @pytest.mark.parametrize("value", ["yes", "false", [True], {}])
-def test_true_and_false_are_no_text(train_options, value):
+def test_other_types_are_rejected_for_true_or_false(train_options, value):
     train_options["val"]["metrics"]["psnr"]["test_y_channel"] = value
     assert problems_of(train_options) == [
         f"x.yml: val.metrics.psnr.test_y_channel: got {value!r}, expected true or false"
     ]
 
 
-def test_a_pair_in_place_of_a_tuple_is_a_list(train_options):
+def test_number_instead_of_a_list_is_rejected(train_options):
     train_options["train"]["optim_g"]["betas"] = 0.9
     (line,) = problems_of(train_options)
     assert line.startswith("x.yml: train.optim_g.betas: got 0.9, expected a list")
 
 
-def test_an_optimizer_that_this_basicsr_cannot_build_is_named(train_options):
-    """BasicSR 1.4.2 builds Adam alone; later versions more, of which none is called Lion."""
+def test_optimizer_that_basicsr_cannot_build_is_reported(train_options):
+    """BasicSR 1.4.2 builds only Adam; later versions build more optimizers, but none named Lion."""
     train_options["train"]["optim_g"]["type"] = "Lion"
     (line,) = problems_of(train_options)
     known = line.removeprefix("x.yml: train.optim_g.type: 'Lion' is not a known optimizer of SRModel. Known: ")
@@ -115,7 +115,7 @@ def test_arguments_are_compared_with_the_signature(train_options):
     train_options["train"]["pixel_opt"]["reductio"] = "mean"
     train_options["train"]["optim_g"]["momentum"] = 0.9
     metric = train_options["val"]["metrics"]["psnr"]
-    metric.update(better="higher", test_y_chanel=True, for_another=1)  # the metric takes **kwargs
+    metric.update(better="higher", test_y_chanel=True, for_another=1)  # the metric accepts **kwargs
     del metric["crop_border"]
     assert [line.partition(" Known:")[0] for line in problems_of(train_options)] == [
         "x.yml: network_g.num_feats: EDSR has no such argument. Did you mean 'num_feat'?",
@@ -140,6 +140,6 @@ def test_keyword_only_arguments_and_kwargs():
     ]
 
 
-def test_a_name_with_basicsr_s_suffix_is_found(train_options):
+def test_name_with_the_suffix_of_basicsr_is_found(train_options):
     train_options["network_g"] = {"type": "SRVGGNetCompact", "num_feat": 8}
     check_names(train_options, "x.yml", True)

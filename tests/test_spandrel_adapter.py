@@ -1,4 +1,4 @@
-"""RestorMixer in the real spandrel: our files are distinguished from others, built right, and restore pictures."""
+"""RestorMixer in spandrel: its weight files are recognized, and the networks built from them restore images."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from restormixer_arch.export.spandrel_adapter import RestorMixerArchitecture, re
 
 @pytest.fixture
 def registry():
-    """All of spandrel's own architectures, and ours."""
+    """spandrel's own architectures and RestorMixer."""
     copy = spandrel.MAIN_REGISTRY.copy()
     register(copy)
     return copy
@@ -31,7 +31,7 @@ def saved(network, path, stamp=True):
 
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
 @pytest.mark.parametrize("size", [(16, 24), (13, 7)])
-def test_a_loaded_file_restores_a_picture_as_the_network_does(registry, tmp_path, name, size):
+def test_loaded_file_gives_the_same_result_as_the_network(registry, tmp_path, name, size):
     network = small(encoder_heads=(1, 2), window_size=4, scan_merge="official").eval()
     path = saved(network, tmp_path / name)
     model = spandrel.ModelLoader(registry=registry).load_from_file(path)
@@ -43,7 +43,7 @@ def test_a_loaded_file_restores_a_picture_as_the_network_does(registry, tmp_path
     assert not torch.equal(wanted, x)
 
 
-def test_the_descriptor_is_true(registry, tmp_path):
+def test_descriptor_matches_the_network(registry, tmp_path):
     model = spandrel.ModelLoader(registry=registry).load_from_file(saved(small(), tmp_path / "net.pth"))
     assert model.architecture.id == "RestorMixer"
     assert (model.purpose, model.scale, model.input_channels, model.output_channels) == ("Restoration", 1, 3, 3)
@@ -52,8 +52,8 @@ def test_the_descriptor_is_true(registry, tmp_path):
     assert model.tiling is spandrel.ModelTiling.DISCOURAGED
 
 
-def test_tiles_of_a_picture_are_restored_differently(registry, tmp_path):
-    """What DISCOURAGED says: the left half alone is not the left half of the whole, even far from the cut."""
+def test_tiles_are_restored_differently_from_the_complete_image(registry, tmp_path):
+    """The reason for DISCOURAGED: the left half restored alone differs even far from the cut."""
     model = spandrel.ModelLoader(registry=registry).load_from_file(saved(small(), tmp_path / "net.pth"))
     x = torch.rand(1, 3, 32, 256) * torch.linspace(0.2, 1, 256)
     far_from_the_cut = (model(x)[..., :32] - model(x[..., :128])[..., :32]).abs().max()
@@ -71,7 +71,7 @@ def test_gray_and_super_resolution(registry, tmp_path, channels, upscale):
         torch.testing.assert_close(model(x), network(x).clamp(0, 1), rtol=0, atol=2e-6)
 
 
-def test_a_checkpoint_of_the_released_code(registry, tmp_path):
+def test_checkpoint_of_the_released_code_is_loaded(registry, tmp_path):
     tensors = load_file(GOLDEN / "restormixer_base8_paper.safetensors")
     released = {key.removeprefix("param/"): value for key, value in tensors.items() if key.startswith("param/")}
     torch.save(released, tmp_path / "released.pth")
@@ -83,7 +83,7 @@ def test_a_checkpoint_of_the_released_code(registry, tmp_path):
 
 
 @pytest.mark.parametrize(("method", "dtype"), [("half", torch.float16), ("bfloat16", torch.bfloat16)])
-def test_half_precision(registry, tmp_path, method, dtype):
+def test_half_precision_is_close_to_float32(registry, tmp_path, method, dtype):
     model = spandrel.ModelLoader(registry=registry).load_from_file(saved(small(), tmp_path / "net.pth"))
     x = torch.rand(1, 3, 16, 24)
     wanted = model(x)
@@ -92,7 +92,7 @@ def test_half_precision(registry, tmp_path, method, dtype):
     assert (restored.float() - wanted).abs().max() < 0.02
 
 
-def test_others_are_not_taken_for_ours_nor_ours_for_others(tmp_path):
+def test_restormixer_and_other_networks_are_not_confused(tmp_path):
     state = small().state_dict()
     assert [arch.architecture.id for arch in spandrel.MAIN_REGISTRY if arch.detect(state)] in ([], ["RestorMixer"])
     foreign = spandrel.architectures.NAFNet.NAFNet(width=4, enc_blk_nums=[1], dec_blk_nums=[1]).state_dict()
@@ -101,14 +101,14 @@ def test_others_are_not_taken_for_ours_nor_ours_for_others(tmp_path):
     assert loaded.architecture.id == "NAFNet"
 
 
-def test_registering_twice_adds_once():
+def test_registering_twice_adds_one_entry():
     registry = spandrel.ArchRegistry()
     assert [arch.architecture.id for arch in register(registry)] == ["RestorMixer"]
     assert register(registry) == []
     assert len(registry) == 1
 
 
-def test_the_main_registry_is_the_default(tmp_path):
+def test_main_registry_is_the_default(tmp_path):
     path = saved(small(), tmp_path / "net.pth", stamp=False)
     register()
     assert spandrel.ModelLoader().load_from_file(path).architecture.id == "RestorMixer"

@@ -1,4 +1,4 @@
-"""spandrel's networks under BasicSR: the same numbers, any size, names and arguments that are checked."""
+"""spandrel's networks in BasicSR: same outputs, any image size, and checks of names and arguments."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def built(section):
     return build_network(section).eval()
 
 
-def test_outputs_and_names_of_parameters_are_those_of_spandrel():
+def test_outputs_and_parameter_names_match_spandrel():
     from spandrel.architectures.NAFNet import NAFNet
 
     network = built(NAFNET)
@@ -43,22 +43,22 @@ def test_outputs_and_names_of_parameters_are_those_of_spandrel():
 
 
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")
-def test_pictures_are_padded_as_spandrel_pads_them():
-    """Uformer takes squares whose side is a multiple of 128."""
+def test_images_are_padded_as_in_spandrel():
+    """Uformer requires square images whose side is a multiple of 128."""
     from spandrel import ModelLoader
 
     network = built(UFORMER)
     for parameter in network.parameters():
         parameter.data.mul_(0.5)  # keeps the result within [0, 1], to which spandrel clamps
     descriptor = ModelLoader().load_from_state_dict(network.state_dict())
-    x = torch.rand(1, 3, 20, 150) * 0.5 + 0.25  # mirrored as far as possible, then repeated
+    x = torch.rand(1, 3, 20, 150) * 0.5 + 0.25  # reflected as far as possible, then the edge is repeated
     with torch.no_grad():
         ours = network(x)
         assert 0 < ours.min() and ours.max() < 1
         torch.testing.assert_close(ours, descriptor(x), rtol=0, atol=0)
 
 
-def test_the_first_of_several_outputs_is_the_picture():
+def test_first_of_several_outputs_is_returned():
     pytest.importorskip("spandrel_extra_arches")
     from spandrel_extra_arches.architectures.MPRNet import MPRNet
 
@@ -71,7 +71,7 @@ def test_the_first_of_several_outputs_is_the_picture():
         torch.testing.assert_close(network(x), original(x)[0], rtol=0, atol=0)
 
 
-def test_a_network_that_computes_in_place_leaves_its_input_alone():
+def test_in_place_network_does_not_modify_its_input():
     network = built({"type": "RCAN_spandrel", "scale": 1, "n_resgroups": 1, "n_resblocks": 1})
     x = torch.rand(1, 3, 8, 8)
     before = x.clone()
@@ -80,7 +80,7 @@ def test_a_network_that_computes_in_place_leaves_its_input_alone():
     assert torch.equal(x, before)
 
 
-def test_asking_for_sizes_leaves_the_random_numbers_alone():
+def test_reading_size_requirements_does_not_change_the_random_state():
     from spandrel.architectures.NAFNet import NAFNet
 
     torch.manual_seed(0)
@@ -90,7 +90,7 @@ def test_asking_for_sizes_leaves_the_random_numbers_alone():
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_compiled_training_step():
+def test_compiled_training_step_matches_eager():
     network = built(DRUNET)
     x = torch.rand(1, 3, 9, 14)  # is padded
     expected = network(x)
@@ -104,15 +104,15 @@ def test_compiled_training_step():
         torch.testing.assert_close(parameter.grad, gradient)
 
 
-def test_an_enlarging_network_keeps_its_scale():
+def test_upsampling_network_keeps_its_scale():
     network = built({"type": "SAFMN_spandrel", "dim": 8, "n_blocks": 1, "upscaling_factor": 2})
     assert network(torch.rand(1, 3, 9, 13)).shape == (1, 3, 18, 26)
 
 
-def test_all_of_spandrels_networks_have_a_name_of_their_own():
+def test_all_networks_of_spandrel_are_found():
     names = spandrel_networks.networks()
     assert {"NAFNet", "Uformer", "FFTformer", "SCUNet", "DRUNet", "SwinIR", "KBNet_s", "KBNet_l"} <= names.keys()
-    assert {"SwinIR", "RCAN"} & set(dict(iter(ARCH_REGISTRY))) and len(names) >= 42
+    assert {"SwinIR", "RCAN"} <= set(dict(iter(ARCH_REGISTRY))) and len(names) >= 42
 
 
 def test_names_and_arguments_are_checked():
@@ -126,7 +126,7 @@ def test_names_and_arguments_are_checked():
     assert problems_of(type="SwinIR") == [] and problems_of(type="EDSR", num_in_ch=3, num_out_ch=3) == []
 
 
-def test_without_spandrel_its_names_say_how_to_get_it(monkeypatch):
+def test_missing_spandrel_is_reported_with_the_install_command(monkeypatch):
     monkeypatch.setattr(spandrel_networks, "find_spec", lambda name: None)
     (problem,) = problems_of(type="SCUNet_spandrel")
     assert problem == (
@@ -134,6 +134,6 @@ def test_without_spandrel_its_names_say_how_to_get_it(monkeypatch):
     )
 
 
-def test_a_network_that_spandrel_does_not_recognize():
+def test_network_that_spandrel_does_not_recognize_is_rejected():
     with pytest.raises(UserError, match="DRUNet: spandrel does not know it with these arguments .ValueError"):
         built({**DRUNET, "nb": 1})

@@ -1,4 +1,4 @@
-"""Habits of the code base that a reader relies on: short files, documented modules, one place for each thing."""
+"""Conventions of the code: short files, documented modules, single definitions, and the direction of imports."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 SOURCES = [p for top in ("restormixer_arch", "models", "data", "options") for p in (ROOT / top).rglob("*.py")]
 MAX_LINES, MAX_FUNCTION_LINES = 400, 60
-KERNELS = "restormixer_arch/selective_scan/triton_kernels.py"  # where a function's arguments are not counted
+KERNELS = "restormixer_arch/selective_scan/triton_kernels.py"  # its functions' arguments are not counted as lines
 
 
 def relative(path):
@@ -33,7 +33,7 @@ def test_files_and_functions_are_short(path):
             assert body <= MAX_FUNCTION_LINES, f"{relative(path)}:{node.lineno}: {node.name} has {body} lines"
 
 
-def test_every_module_of_the_network_names_its_shapes():
+def test_network_modules_document_their_shapes():
     from restormixer_arch import RestorMixer
 
     kinds = {type(m) for m in RestorMixer(base_channels=8, num_blocks=(1, 2, 2), encoder_heads=(4, 4)).modules()}
@@ -51,7 +51,7 @@ def test_each_part_is_defined_once(name):
     assert len(places) == 1, places
 
 
-# What a folder may import: those of its own rank and below. The front door, restormixer_arch/__init__.py, is left out.
+# A folder may import folders of its own rank or below. restormixer_arch/__init__.py is exempt.
 RANKS = {
     "config": 0,
     "network": 1,
@@ -74,7 +74,7 @@ EVERYBODYS = ("control_groups", "errors", "output", "folder_lock", "memory", "pr
 
 
 def imports_of(path):
-    """Our modules that a file imports, at its top or later, as parts of their names."""
+    """Yield the project's modules that a file imports, also inside functions, as tuples of name parts."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = []
         if isinstance(node, ast.Import):
@@ -87,7 +87,7 @@ def imports_of(path):
 
 
 def rank(parts):
-    """The rank of the folder of a module; a file of the top folder belongs to the network."""
+    """Return the rank of a module's folder; files of the top folder belong to the network."""
     if parts[0] in EVERYBODYS:
         return 0
     return RANKS.get("/".join(parts[:2]), RANKS.get(parts[0], RANKS["network"]))
@@ -99,7 +99,7 @@ def parts_of(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_imports_point_one_way(path):
+def test_imports_do_not_point_to_a_higher_rank(path):
     own = parts_of(path)
     if own == ("__init__",) or own[0] == "options":
         return
@@ -107,7 +107,7 @@ def test_imports_point_one_way(path):
     assert not upwards, f"{relative(path)} imports {', '.join(upwards)}"
 
 
-def test_there_is_no_circle_of_imports():
+def test_there_are_no_import_cycles():
     files = {parts_of(path): path for path in SOURCES}
     files |= {parts[:-1]: path for parts, path in files.items() if parts[-1] == "__init__" and len(parts) > 1}
     graph = {}
@@ -115,7 +115,7 @@ def test_there_is_no_circle_of_imports():
         found = {name if name in files else name[:-1] for name in imports_of(path)}
         graph[parts] = {name for name in found if name in files and files[name] != path}
     assert sum(map(len, graph.values())) > 200
-    while graph:  # take away what imports nothing that is left
+    while graph:  # remove modules that import none of the remaining ones
         done = [name for name, found in graph.items() if not found & graph.keys()]
         assert done, f"a circle among {sorted('.'.join(name) for name in graph)}"
         for name in done:
@@ -132,14 +132,14 @@ def test_only_some_folders_import_basicsr():
             assert parts_of(path)[0] in allowed or of_function, relative(path)
 
 
-def test_folders_are_small_enough_to_read():
+def test_folders_have_at_most_16_files():
     folders = {path.parent for path in SOURCES}
     for folder in folders:
         names = sorted(path.name for path in folder.glob("*.py"))
         assert len(names) <= 16, f"{relative(folder)}: {len(names)} files"
 
 
-def test_the_map_names_files_that_are_there():
+def test_files_named_in_contributing_md_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = re.findall(r"`((?:restormixer_arch|models|data|options|tests)/[\w/.-]*)`", text)
     assert len(named) >= 40
@@ -147,8 +147,8 @@ def test_the_map_names_files_that_are_there():
         assert (ROOT / name).exists(), name
 
 
-def test_inference_and_image_files_know_no_basicsr():
-    """Restoring needs torch; reading image files needs not even that."""
+def test_inference_and_image_files_do_not_import_basicsr():
+    """Restoring needs torch; reading image files does not."""
     images = r"basicsr|torch|torchvision|restormixer_arch\.(models|inference|cli|selective_scan)"
     inference = r"basicsr|torchvision|restormixer_arch\.(models|cli|basicsr_adapter)"
     for folder, forbidden in (("data/images", images), ("restormixer_arch/inference", inference)):
@@ -159,7 +159,7 @@ def test_inference_and_image_files_know_no_basicsr():
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]])
-def test_ruff_has_nothing_to_say(command):
+def test_ruff_check_and_format_pass(command):
     pytest.importorskip("ruff")
     done = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""Each task from its sets as distributed to a table of results, through the command line: prepare, train, test."""
+"""Each task on the command line, from downloaded datasets to a table of results: prepare, train, test."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TINY = {"base_channels": 8, "num_blocks": [1, 2, 2]}
 
 
 def in_form(options: dict, form: str) -> dict:
-    """The options for LMDBs or, as their comment says, for folders."""
+    """Return the options for LMDBs or, as their comment describes, for folders."""
     for dataset in options["datasets"].values():
         if form == "folder":
             dataset["io_backend"] = {"type": "disk"}
@@ -35,7 +35,7 @@ def in_form(options: dict, form: str) -> dict:
 
 
 def shrunken(kind: str, task: str, form: str) -> str:
-    """Write the task's option file for two steps of a tiny network; all else stays as it is."""
+    """Write the task's option file for two iterations of a tiny network, otherwise unchanged."""
     options = in_form(yaml.safe_load((ROOT / f"options/{kind}_{task}.yml").read_text()), form)
     options["network_g"] |= TINY
     options["num_gpu"] = 0
@@ -78,7 +78,7 @@ def test_prepare_train_test(folder, capsys, task, form):
 
 @pytest.mark.parametrize("form", ["lmdb", "folder"])
 def test_cdd11_is_reported_per_label_in_validation_and_test(folder, form):
-    """The miniature's degraded images are the clean ones divided by 2 to 12: the inputs' PSNR falls with the label."""
+    """The miniature's degraded images are the clean ones divided by 2 to 12, so each label has a known input PSNR."""
     MINIATURES["mixed"](folder / "root")
     assert cli.main(["prepare", "mixed", "--root", "root", "--format", form, "--workers", "0", "--crop", "24"]) == 0
     assert cli.main(["train", "-opt", shrunken("train", "mixed", form)]) == 0
@@ -99,7 +99,7 @@ def test_cdd11_is_reported_per_label_in_validation_and_test(folder, form):
     assert images == {f"00001_{label}_restormixer_mixed.png" for label in CDD11}
 
 
-def test_what_was_not_prepared_is_named(folder, capsys):
+def test_missing_prepared_data_is_reported(folder, capsys):
     MINIATURES["derain"](folder / "root")
     assert cli.main(["prepare", "derain", "--root", "root", "--sets", "Rain13K", "Rain100L"]) == 0
     shutil.rmtree("datasets/Rain13K/train_lq.lmdb")

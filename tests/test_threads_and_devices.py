@@ -1,4 +1,4 @@
-"""Training on a CPU shares its cores sensibly, and other devices than CUDA's are taken by their names."""
+"""How CPU cores are shared by threads, loaders and processes, and how devices are selected by name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_loaders_get_at_most_half_of_the_cores(cores, processes, workers, expect
 
 @pytest.fixture
 def set_to(monkeypatch):
-    """The numbers of threads that were set, without setting them."""
+    """Record the numbers of threads that are set, without setting them."""
     seen = []
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: seen[-1] if seen else 5)
@@ -45,7 +45,7 @@ def set_to(monkeypatch):
     return seen
 
 
-def test_the_line_in_the_log_says_why(set_to, monkeypatch):
+def test_log_line_contains_the_reason_for_the_number_of_threads(set_to, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert threads.set_threads(None, 2, 1) == "Threads of torch: 3 (8 cores for 2 processes with 1 loaders each)."
     assert threads.set_threads(7, 2, 1) == "Threads of torch: 7 (num_threads of the option file)."
@@ -54,7 +54,7 @@ def test_the_line_in_the_log_says_why(set_to, monkeypatch):
     assert set_to == [3, 7, 6]
 
 
-def test_the_user_s_own_number_is_left(set_to, monkeypatch):
+def test_omp_num_threads_of_the_user_is_kept(set_to, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert threads.set_threads(None, 1, 1) == "Threads of torch: 5 (OMP_NUM_THREADS is 5)."
     assert threads.set_threads(None, 2, 1).endswith("(OMP_NUM_THREADS is 5, which torchrun sets if nobody else does).")
@@ -64,14 +64,14 @@ def test_the_user_s_own_number_is_left(set_to, monkeypatch):
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({}, 1),  # all eight processes on this machine, as far as is known
+        ({}, 1),  # assumes that all eight processes are on this machine
         ({"LOCAL_WORLD_SIZE": "2"}, 3),
         ({"SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, 1),
-        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_CPUS_PER_TASK": "8"}, 1),  # sbatch's, not srun's
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_CPUS_PER_TASK": "8"}, 1),  # from sbatch, not srun
         ({"SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_CPUS_PER_TASK": "8", "SLURM_STEP_ID": "0"}, 7),
     ],
 )
-def test_processes_of_other_machines_take_no_cores(set_to, monkeypatch, environment, expected):
+def test_only_processes_of_this_machine_share_its_cores(set_to, monkeypatch, environment, expected):
     slurm = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SLURM_STEP_ID")
     for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", *slurm):
         monkeypatch.delenv(name, raising=False)
@@ -81,7 +81,7 @@ def test_processes_of_other_machines_take_no_cores(set_to, monkeypatch, environm
     assert set_to == [expected]
 
 
-def test_mps_is_taken_by_its_name(monkeypatch, capsys):
+def test_mps_is_selected_by_name(monkeypatch, capsys):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     opt = {"device": "mps", "num_gpu": "auto", "dist": False, "is_train": True, "datasets": {}}
     choose_device(opt)
@@ -92,7 +92,7 @@ def test_mps_is_taken_by_its_name(monkeypatch, capsys):
         choose_device(opt | {"dist": True})
 
 
-def test_a_device_that_is_not_here_is_refused(monkeypatch):
+def test_unavailable_device_is_rejected(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for device in ("mps", "cuda"):
@@ -100,7 +100,7 @@ def test_a_device_that_is_not_here_is_refused(monkeypatch):
             choose_device({"device": device, "num_gpu": 0, "dist": False})
 
 
-def test_a_gpu_is_taken_or_left_by_name(monkeypatch):
+def test_device_name_overrides_num_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     opt = {"device": "cuda", "num_gpu": 0, "dist": False}
     choose_device(opt)
@@ -112,7 +112,7 @@ def test_a_gpu_is_taken_or_left_by_name(monkeypatch):
     assert unset == {"num_gpu": 3}
 
 
-def test_a_gpu_without_kernels_is_left_or_refused(monkeypatch, capsys):
+def test_gpu_without_kernels_is_skipped_or_rejected(monkeypatch, capsys):
     def ones(*size, device):
         raise RuntimeError("CUDA error: no kernel image is available\nCompile with")
 
@@ -139,7 +139,7 @@ def test_a_gpu_without_kernels_is_left_or_refused(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("value", "number"), [("4,2", 4), (" 3 ", 3), ("", None), ("0", None), ("all", None), ("-1", None), (None, None)]
 )
-def test_the_first_number_of_omp_num_threads(set_to, monkeypatch, value, number):
+def test_first_number_of_omp_num_threads_is_used(set_to, monkeypatch, value, number):
     monkeypatch.setenv("OMP_NUM_THREADS", value or "")
     if value is None:
         monkeypatch.delenv("OMP_NUM_THREADS")
@@ -148,7 +148,7 @@ def test_the_first_number_of_omp_num_threads(set_to, monkeypatch, value, number)
     assert ("OMP_NUM_THREADS is" in threads.set_threads(None, 1, 0)) is bool(number)
 
 
-def test_restoring_takes_no_more_threads_than_there_are_cores(monkeypatch):
+def test_restoring_uses_no_more_threads_than_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     monkeypatch.setattr(shards, "cores", lambda: 4)
@@ -167,7 +167,7 @@ def test_restoring_takes_no_more_threads_than_there_are_cores(monkeypatch):
 # --- video models ----------------------------------------------------------------------------------------------------
 
 
-def test_video_models_are_refused_on_a_cpu():
+def test_video_models_with_metrics_are_rejected_on_cpu():
     opt = {"model_type": "VideoRecurrentModel", "num_gpu": 0, "val": {"metrics": {"psnr": {}}}}
     with pytest.raises(UserError) as error:
         reject_videos_on_cpu(opt)
@@ -192,7 +192,7 @@ def test_video_models_are_refused_on_a_cpu():
         ({}, 64),
     ],
 )
-def test_a_container_or_job_has_the_cores_of_its_quota(tmp_path, monkeypatch, files, wanted):
+def test_cores_are_limited_by_the_quota_of_a_container_or_job(tmp_path, monkeypatch, files, wanted):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text)
@@ -200,6 +200,7 @@ def test_a_container_or_job_has_the_cores_of_its_quota(tmp_path, monkeypatch, fi
     monkeypatch.setattr(control_groups, "ROOT", tmp_path)
     monkeypatch.setattr(control_groups, "PROCESS_FILE", tmp_path / "own")
     monkeypatch.setattr(processes.os, "sched_getaffinity", lambda process: range(64), raising=False)
+    monkeypatch.delenv("SLURM_STEP_ID", raising=False)
     assert cores() == wanted
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")

@@ -1,4 +1,4 @@
-"""The size of tiles for a budget of memory."""
+"""The tile size for a memory budget."""
 
 import subprocess
 import sys
@@ -16,12 +16,12 @@ from restormixer_arch.memory import parse_bytes
 CPU = torch.device("cpu")
 
 
-def test_tile_worked_by_hand():
+def test_tile_size_for_a_budget():
     known = TileMemory(budget=10**9, held=10**8, fixed=10**7, per_pixel=1000)
-    # (1e9 - 1e8 - 2e8) / 1.25 - 1e7 = 5.5e8 bytes for 550,000 pixels, 741 a side, 704 in steps of 64
+    # (1e9 - 1e8 - 2e8) / 1.25 - 1e7 = 5.5e8 bytes: 550,000 pixels, side 741, as a multiple of 64: 704
     assert known.tile(4000, 6000, 2 * 10**8, 64) == 704
-    assert known.tile(510, 1000, 2 * 10**8, 64) == 1000  # 512 x 1024 = 524,288 pixels: it fits whole
-    assert known.tile(550, 900, 2 * 10**8, 64) == 704  # 576 x 960 = 552,960
+    assert known.tile(510, 1000, 2 * 10**8, 64) == 1000  # 512 x 1024 = 524,288 pixels: one tile
+    assert known.tile(550, 900, 2 * 10**8, 64) == 704  # 576 x 960 = 552,960: too many
     assert known.tile(1, 1, 0, 64) == 128
     elsewhere = TileMemory(budget=10**9, held=10**8, fixed=10**7, per_pixel=1000, on_host=False)
     assert elsewhere.tile(4000, 6000, 2 * 10**8, 64) == 832  # 710,000 pixels
@@ -29,18 +29,18 @@ def test_tile_worked_by_hand():
     assert plenty.tile(4000, 6000, 2 * 10**8, 64) == 2048 and plenty.tile(2048, 2048, 10**7, 64) == 2048
 
 
-def test_thin_images_count_with_what_the_network_pads_them_to():
+def test_memory_of_thin_images_includes_their_padding():
     known = TileMemory(budget=125 * 10**7, per_pixel=1000)  # room for a million pixels
-    assert known.tile(2, 15_616, 0, 64) == 15_616  # as 64 x 15,616 = 999,424 pixels
+    assert known.tile(2, 15_616, 0, 64) == 15_616  # padded to 64 x 15,616 = 999,424 pixels
     assert known.tile(2, 15_617, 0, 64) == 960 == known.tile(15_617, 2, 0, 64)
 
 
-def test_a_budget_that_nobody_gave_refuses_no_image():
+def test_default_budget_rejects_no_image():
     known = TileMemory(budget=10**9, held=9 * 10**8, fixed=10**7, per_pixel=10_000, strict=False)
     assert [known.tile(200, 300, 2 * 10**8, overlap) for overlap in (0, 64, 65)] == [64, 128, 192]
 
 
-def test_too_little_memory_is_reported_with_what_is_needed():
+def test_insufficient_budget_is_reported_with_the_required_memory():
     known = TileMemory(budget=10**9, held=9 * 10**8, fixed=10**7, per_pixel=10_000)
     # 0.9 + 0.2 + 1.25 * (0.01 + 1e4 * 128 ** 2 / 1e9) GB
     with pytest.raises(
@@ -51,12 +51,12 @@ def test_too_little_memory_is_reported_with_what_is_needed():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak can be reset on Linux only")
-def test_measured_on_the_cpu():
+def test_memory_is_measured_on_the_cpu():
     def restore_tile(part):
-        return part.new_ones(500 * part.shape[-1] * part.shape[-2]).sum()  # 2000 bytes a pixel
+        return part.new_ones(500 * part.shape[-1] * part.shape[-2]).sum()  # 2000 bytes per pixel
 
     freed = [bytes(50_000) for _ in range(10_000)]
-    last = bytes(50_000)  # keeps the heap from shrinking by itself
+    last = bytes(50_000)  # keeps the heap from shrinking automatically
     del freed
     found = measure_tile_memory(restore_tile, 3, CPU, 4 * 10**9)
     assert len(last) == 50_000
@@ -69,22 +69,22 @@ def test_measured_on_the_cpu():
     assert earlier.per_pixel == pytest.approx(2000, rel=0.1)
 
 
-def test_a_peak_that_cannot_be_taken_again_measures_nothing(monkeypatch):
-    """As on macOS: the first tile seems to need what the imports needed at their peak, the second one hardly more."""
+def test_nothing_is_measured_if_the_peak_cannot_be_reset(monkeypatch):
+    """As on macOS: the first tile seems to need the peak memory of the imports, the second one hardly more."""
     monkeypatch.setattr(memory, "reset_peak", lambda: False)
     peaks = iter([10**9, 10**9 + 10**7, 11 * 10**8])
     monkeypatch.setattr(memory, "peak_bytes", lambda: next(peaks))
     assert measure_tile_memory(lambda part: part, 3, CPU, 3 * 10**9) == TileMemory(None)
 
 
-def test_unmeasured(monkeypatch):
+def test_tile_size_without_measurement(monkeypatch):
     monkeypatch.setattr(memory, "peak_bytes", lambda: None)
     unknown = measure_tile_memory(lambda part: part, 3, CPU)
     assert [unknown.tile(4000, 6000, 10**9, overlap) for overlap in (0, 64, 448, 449)] == [512, 512, 512, 513]
     assert measure_tile_memory(lambda part: part, 3, torch.device("meta")).budget is None
 
 
-def test_a_limit_that_cannot_be_kept_is_reported(monkeypatch, capsys):
+def test_limit_that_cannot_be_enforced_gives_a_warning(monkeypatch, capsys):
     monkeypatch.setattr(memory, "reset_peak", lambda: False)
     assert measure_tile_memory(lambda part: part, 3, CPU).budget is None
     assert capsys.readouterr().err == ""
@@ -95,7 +95,7 @@ def test_a_limit_that_cannot_be_kept_is_reported(monkeypatch, capsys):
     )
 
 
-def test_measuring_draws_no_random_numbers():
+def test_measuring_does_not_change_the_random_state():
     torch.manual_seed(0)
     wanted = torch.rand(1)
     torch.manual_seed(0)
@@ -106,7 +106,7 @@ def test_measuring_draws_no_random_numbers():
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
 )
-def test_too_little_memory_to_measure(error):
+def test_insufficient_memory_to_measure_is_reported(error):
     def restore_tile(part):
         if part.shape[-1] == 512:
             raise error
@@ -119,8 +119,8 @@ def test_too_little_memory_to_measure(error):
         measure_tile_memory(restore_tile, 3, CPU)
 
 
-def test_measured_on_a_gpu(monkeypatch):
-    """By torch's own counters; they are played here, for no GPU is at hand."""
+def test_memory_is_measured_on_a_gpu(monkeypatch):
+    """With torch's memory counters, which are simulated here without a GPU."""
     peaks = iter(2 * [10**8, 10**8 + 10**6 * (512**2 - 128**2) // 1000])
     played = {
         "empty_cache": lambda: None,
@@ -137,19 +137,19 @@ def test_measured_on_a_gpu(monkeypatch):
     budget = int(0.8 * (8 * 10**9 + 4 * 10**7))
     assert found == TileMemory(budget, 4 * 10**7, found.fixed, 1000.0, on_host=False, strict=False)
     assert found.fixed == pytest.approx(10**8 - 4 * 10**7 - 1000 * 128**2)
-    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "6(x2)")  # three processes for each of two GPUs
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "6(x2)")  # three processes per GPU
     assert measure_tile_memory(lambda part: part, 3, torch.device("cuda")).budget == budget // 3
 
 
 @pytest.mark.parametrize(
     ("text", "size"), [("3G", 3 * 10**9), ("800M", 8 * 10**8), ("1.5gb", 15 * 10**8), ("7", 7), ("2 k", 2000)]
 )
-def test_amounts(text, size):
+def test_parse_bytes(text, size):
     assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "3X", "-1G", "0", "G", "1e9", "3 Gigs"])
-def test_no_amounts(text):
+def test_parse_bytes_rejects_invalid_text(text):
     with pytest.raises(ValueError, match=f"expected an amount of memory such as 3G or 800M, got '{text}'"):
         parse_bytes(text)
 
@@ -166,13 +166,13 @@ print(able, *(value - before for value in (high, kept, peak_bytes())))
 """
 
 
-def test_the_peak_can_be_taken_again():
+def test_peak_can_be_reset():
     done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True, timeout=60)
     able, *growth = done.stdout.split()
     if able == "False":
         pytest.skip("only Linux can")
     high, kept, again = map(int, growth)
-    assert high == pytest.approx(200_000_000, rel=0.01) == kept  # the kernel counts in batches
+    assert high == pytest.approx(200_000_000, rel=0.01) == kept  # the kernel updates its counts in batches
     assert abs(again) < 10_000_000
 
 
@@ -184,7 +184,7 @@ def test_the_peak_can_be_taken_again():
         ({"memory.max": f"{2 * 2**30}\n", "memory.current": f"{2**30}\n"}, 2**30),
         ({"memory.max": f"{2**31}\n", "memory.current": f"{2**31}\n", "memory.stat": "anon 5\ninactive_file 7\n"}, 7),
         ({"memory/memory.limit_in_bytes": f"{2**30}\n", "memory/memory.usage_in_bytes": f"{2**31}\n"}, 0),
-        ({"job/memory.max": f"{2 * 2**30}\n", "job/memory.current": f"{2**30}\n"}, 2**30),  # SLURM's, above the step
+        ({"job/memory.max": f"{2 * 2**30}\n", "job/memory.current": f"{2**30}\n"}, 2**30),  # SLURM job, above the step
         ({"job/step/memory.max": "30\n", "job/step/memory.current": "9\n", "memory.max": "max\n"}, 21),
         (
             {
@@ -198,7 +198,7 @@ def test_the_peak_can_be_taken_again():
         ({"other/memory.max": "30\n", "other/memory.current": "9\n"}, 8 * 2**30),
     ],
 )
-def test_what_is_free_ends_at_the_limit_of_a_container_or_job(tmp_path, monkeypatch, limits, wanted):
+def test_available_memory_is_limited_by_container_or_job(tmp_path, monkeypatch, limits, wanted):
     (tmp_path / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable:   {8 * 2**20} kB\n")
     (tmp_path / "own").write_text("4:pids,memory:/old\n3:cpu:/\n0::/job/step\n")
     for name, text in limits.items():
@@ -212,8 +212,8 @@ def test_what_is_free_ends_at_the_limit_of_a_container_or_job(tmp_path, monkeypa
     assert process_memory.available_bytes() == wanted
 
 
-def test_the_budget_that_nobody_gave_is_within_what_is_free(monkeypatch):
+def test_default_budget_is_limited_by_available_memory(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: 10**9)
     assert measure_tile_memory(lambda part: part * 2, 3, CPU, held=10**8).budget == 9 * 10**8
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # processes of torchrun share what is free
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # processes of torchrun share the free memory
     assert measure_tile_memory(lambda part: part * 2, 3, CPU, held=10**8).budget == 3 * 10**8

@@ -1,4 +1,4 @@
-"""The tiler: where tiles lie, that their weights add up, and that what is local comes back as from the whole."""
+"""Tiles: their positions, their blending weights, and the same results as without tiles for local operations."""
 
 import math
 
@@ -27,9 +27,9 @@ def test_tiles_cover_an_axis_with_at_least_the_overlap(length, overlap, more):
     assert len(spans) == (1 if length <= tile else -(-(length - overlap) // longest_step))
 
 
-def test_tiles_worked_by_hand():
+def test_tiles_match_manual_computation():
     assert axis_tiles(512, 512, 64) == [(0, 512)]
-    # 1000 pixels: steps of at most 448 need ceil(936 / 448) = 3 tiles, for which steps of 320 do: 936 / 3 = 312.
+    # 1000 pixels: steps of at most 448 need ceil(936 / 448) = 3 tiles; steps of 320 suffice, as 936 / 3 = 312.
     assert axis_tiles(1000, 512, 64) == [(0, 384), (320, 704), (640, 1000)]
 
 
@@ -43,7 +43,7 @@ def test_weights_add_up_to_one(length, overlap, more, blend):
     torch.testing.assert_close(total, torch.ones(length))
 
 
-def test_weights_worked_by_hand():
+def test_weights_match_manual_computation():
     first, second = axis_weights([(0, 6), (2, 8)], 4, "linear")
     np.testing.assert_allclose(first, [1, 1, 7 / 8, 5 / 8, 3 / 8, 1 / 8], atol=1e-7)
     np.testing.assert_allclose(second, [1 / 8, 3 / 8, 5 / 8, 7 / 8, 1, 1], atol=1e-7)
@@ -54,7 +54,7 @@ def test_weights_worked_by_hand():
 @pytest.mark.parametrize("blend", sorted(RAMPS))
 @pytest.mark.parametrize("scale", [1, 2])
 @pytest.mark.parametrize("size", [(1, 1), (64, 300), (257, 130), (200, 191)])
-def test_a_network_without_neighbors_restores_tiles_as_the_whole(size, scale, blend):
+def test_pointwise_network_gives_the_same_result_with_tiles(size, scale, blend):
     picture = torch.rand(2, 3, *size)
     enlarge = nn.Upsample(scale_factor=scale, mode="nearest")
     calls = []
@@ -71,8 +71,8 @@ def test_a_network_without_neighbors_restores_tiles_as_the_whole(size, scale, bl
     assert [done for done, _ in calls] == list(range(1, calls[0][1] + 1))
 
 
-def test_blending_at_scale_2_by_hand():
-    """The first tile is 0, the second 1: between them the result is their weight, over twice the overlap."""
+def test_blending_at_scale_2_matches_the_weights():
+    """The first tile is 0, the second 1: the result is the weight of the second, over twice the input's overlap."""
     values = iter((0.0, 1.0))
     result = restore_tiles(
         lambda part: torch.full((1, 1, 2 * part.shape[2], 2 * part.shape[3]), next(values)),
@@ -87,15 +87,15 @@ def test_blending_at_scale_2_by_hand():
     torch.testing.assert_close(result[0, 0, 0], wanted, rtol=0, atol=1e-6)
 
 
-def test_tiles_do_not_follow_torchs_default_device():
+def test_default_device_of_torch_is_ignored():
     picture = torch.rand(1, 3, 200, 191)
     with torch.device("meta"):
         result = restore_tiles(lambda part: part.clone(), picture, 128, overlap=48)
     torch.testing.assert_close(result, picture)
 
 
-def test_a_filter_shows_no_seam():
-    """Away from the tiles' ends a blur is the blur of the whole; at the ends its weight is nearly 0."""
+def test_blur_shows_no_seams_with_overlap():
+    """The blur of a tile is wrong only at the tile's borders, where its weight is nearly 0."""
     blur = nn.Conv2d(1, 1, 9, padding=4, bias=False)
     nn.init.constant_(blur.weight, 1 / 81)
     picture = torch.rand(1, 1, 300, 300)
@@ -106,7 +106,7 @@ def test_a_filter_shows_no_seam():
     assert near < 0.01 < 0.2 < seams
 
 
-def test_only_tiles_are_passed():
+def test_network_gets_only_tiles():
     seen = []
 
     def restore(part):
@@ -125,6 +125,6 @@ def test_only_tiles_are_passed():
         ({"tile": 128, "blend": "han"}, "blend must be one of hann, linear, got 'han'"),
     ],
 )
-def test_refused(options, message):
+def test_invalid_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         restore_tiles(lambda part: part, torch.zeros(1, 3, 8, 8), **options)

@@ -1,4 +1,4 @@
-"""tests/gpu/timed_training.py, which trains on a borrowed GPU, with a tiny network on the CPU; and its stand-ins."""
+"""``tests/gpu/timed_training.py`` with a tiny network on the CPU, and its replacements for missing packages."""
 
 import sys
 from argparse import Namespace
@@ -38,7 +38,7 @@ def arguments(folder, crops, task):
     )
 
 
-def test_a_pack_loses_nothing(crops):
+def test_pack_is_lossless(crops):
     images, packed = LmdbImages(SAMPLES, "x"), timed_training.read_pack(crops)
     originals = [np.round(images.read(name)[..., ::-1] * 255).astype(np.uint8) for name in images.names]
     assert all(any(np.array_equal(image, original) for original in originals) for image in packed)
@@ -47,7 +47,7 @@ def test_a_pack_loses_nothing(crops):
 
 
 @pytest.mark.parametrize("task", timed_training.TASKS)
-def test_pairs_are_drawn_and_repeat(crops, task):
+def test_pairs_have_the_given_size_and_are_reproducible(crops, task):
     images = timed_training.read_pack(crops)
     threads = torch.get_num_threads()
     try:
@@ -60,7 +60,7 @@ def test_pairs_are_drawn_and_repeat(crops, task):
     assert np.array_equal(lq, gt) == (task == "sr_x2")
 
 
-def test_a_training_resumes_and_its_weights_are_a_file_of_the_project(crops, tmp_path):
+def test_training_run_resumes_and_saves_weights_that_load_network_reads(crops, tmp_path):
     cpu = torch.device("cpu")
     training = timed_training.Training(arguments(tmp_path, crops, "mixed"), cpu)
     before = {name: value.clone() for name, value in training.network.state_dict().items()}
@@ -68,7 +68,7 @@ def test_a_training_resumes_and_its_weights_are_a_file_of_the_project(crops, tmp
     losses = [training.step(lq, gt).item() for _ in range(2)]
     moved = {name for name, value in training.network.state_dict().items() if not torch.equal(value, before[name])}
     assert all(map(np.isfinite, losses)) and "decoder.head_full.norm.weight" in moved
-    assert not any("running" in name for name in moved)  # BatchNorm is a scale and a shift
+    assert not any("running" in name for name in moved)  # BatchNorm is only a scale and a shift
     training.seconds = 30.0
     training.save()
     other = timed_training.Training(arguments(tmp_path, crops, "mixed"), cpu)
@@ -87,7 +87,7 @@ def test_a_training_resumes_and_its_weights_are_a_file_of_the_project(crops, tmp
     assert all(torch.equal(tensors[name], value) for name, value in saved.items())
 
 
-def test_a_step_that_is_not_finite_changes_nothing(crops, tmp_path):
+def test_step_that_is_not_finite_does_not_change_the_network(crops, tmp_path):
     training = timed_training.Training(arguments(tmp_path, crops, "derain"), torch.device("cpu"))
     lq, gt = torch.rand(2, 2, 3, 16, 16).unbind(0)
     training.step(lq, gt)
@@ -96,7 +96,7 @@ def test_a_step_that_is_not_finite_changes_nothing(crops, tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in training.network.state_dict().items())
 
 
-def test_the_rate_follows_the_minutes(crops, tmp_path):
+def test_learning_rate_follows_the_training_time(crops, tmp_path):
     training = timed_training.Training(arguments(tmp_path, crops, "derain"), torch.device("cpu"))
     assert training.rate() == pytest.approx(1e-3 / 200)
     training.iteration = 1000
@@ -107,7 +107,7 @@ def test_the_rate_follows_the_minutes(crops, tmp_path):
     assert training.rate() == pytest.approx(1e-6)
 
 
-def test_inputs_of_super_resolution_are_matlab_s_inside(crops):
+def test_super_resolution_inputs_match_matlab_except_at_the_edges(crops):
     gt = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     array = gt.transpose(2, 0, 1)[None].copy()
     lq, same = timed_training.on_device((array, array), torch.device("cpu"), 2)
@@ -116,7 +116,7 @@ def test_inputs_of_super_resolution_are_matlab_s_inside(crops):
     assert difference.max() <= 0.51 / 255 and torch.equal(same, torch.from_numpy(array).float() / 255)
 
 
-# ------------------------------------------------------------------ stand-ins of a bare machine
+# --- replacements for missing packages --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -129,12 +129,12 @@ def test_inputs_of_super_resolution_are_matlab_s_inside(crops):
         ((3, 7, 24), "g t (three heads c) -> three g heads t c", {"three": 3, "heads": 2}),
     ],
 )
-def test_rearrange(shape, pattern, sizes):
+def test_rearrange_matches_einops(shape, pattern, sizes):
     x = torch.randn(shape)
     assert torch.equal(stubs.rearrange(x, pattern, **sizes), einops.rearrange(x, pattern, **sizes))
 
 
-def test_opencv_s_filters():
+def test_filters_and_resize_match_opencv():
     rng = np.random.default_rng(0)
     image, kernel = rng.random((40, 33, 3), np.float32), rng.random((7, 7), np.float32)
     for border, name in ((cv2.BORDER_REFLECT, "reflect"), (cv2.BORDER_REFLECT_101, "reflect 101")):

@@ -1,4 +1,4 @@
-"""What the torch path keeps for its backward, and how it cuts the tokens."""
+"""What the torch scan keeps for its backward pass, and how it divides the tokens into segments."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ from restormixer_arch.selective_scan.definition import selective_scan_loop
 
 
 def saved_bytes(scan, tensors):
-    """Bytes that the backward keeps, beyond the inputs themselves."""
+    """Return the number of bytes kept for the backward pass, without the inputs."""
     inputs = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
     kept = {}
 
@@ -32,7 +32,7 @@ def saved_bytes(scan, tensors):
 
 
 @pytest.mark.parametrize("states", [4, 64])
-def test_memory_does_not_grow_with_the_states(states, monkeypatch):
+def test_memory_does_not_grow_with_the_number_of_states(states, monkeypatch):
     monkeypatch.setattr(segment, "CPU_SEGMENT", 1)  # the shortest segments, which keep the most
     tensors = scan_inputs(states=states, length=512, without=("z",), dtype=torch.float32)
     for tensor in tensors.values():
@@ -65,10 +65,10 @@ def test_segments_cover_every_token_once(length, states, per_token, device):
         assert start == first and steps >= 1 and parts >= 1
         first += steps * parts
     assert first == length
-    assert len(cuts) <= 2 + 2 * length / min(states, length)  # what bounds the states that are kept
+    assert len(cuts) <= 2 + 2 * length / min(states, length)  # this bounds the number of kept states
 
 
-def test_second_derivative_is_refused_by_torch_and_given_by_the_definition():
+def test_second_derivative_is_supported_by_the_definition_only():
     tensors = {name: tensor.requires_grad_() for name, tensor in scan_inputs().items()}
     first = {}
     for backend in ("torch", "definition"):
@@ -88,7 +88,7 @@ def test_softplus_is_as_accurate_as_that_of_torch(dtype):
 
 
 class NoFloat64(TorchDispatchMode):
-    """Fails at any tensor of a dtype that MPS devices do not have."""
+    """Fails if an operation returns float64, which MPS devices do not support."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -98,8 +98,8 @@ class NoFloat64(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_an_mps_device_takes_the_torch_scan_which_needs_no_float64(dtype):
-    """A fake MPS tensor needs a torch that was built for it; so the operations are watched on the CPU."""
+def test_mps_device_uses_the_torch_scan_without_float64(dtype):
+    """A fake MPS tensor needs torch with MPS support, so the operations are checked on the CPU."""
     for kind in (torch.float32, torch.float16):
         found = package._automatic(torch.device("mps"), {kind}, 16)
         assert found == ("torch", "there is no kernel for mps tensors")

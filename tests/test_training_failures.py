@@ -1,4 +1,4 @@
-"""What goes wrong on a lab's machine: the right result or one clear line, and never a hang."""
+"""Failures during training and testing: a correct result or a clear error message, and never a hang."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -34,7 +35,7 @@ MINUTE = 60
 
 
 def as_lmdb(options, size=None):
-    """Put the pairs into LMDBs; cut the degraded ones down to ``size`` bytes."""
+    """Store the pairs in LMDBs, truncate that of the degraded images to ``size`` bytes, and return the options."""
     for kind in ("gt", "lq"):
         root = Path(f"pairs/{kind}.lmdb")
         images = sorted(Path("pairs", kind).glob("*.png"))
@@ -53,7 +54,7 @@ def as_lmdb(options, size=None):
 @pytest.mark.timeout(MINUTE)
 @pytest.mark.parametrize("kind", ["PairedImageDataset", "PairedRestorationDataset"])
 @pytest.mark.parametrize("size", [4096, 16384])
-def test_an_lmdb_that_was_cut_short_is_named(pairs, train_options, write, capsys, kind, size):
+def test_truncated_lmdb_is_named_in_the_error(pairs, train_options, write, capsys, kind, size):
     options = as_lmdb(several_batches(train_options), size)
     for dataset in options["datasets"].values():
         dataset["type"] = kind
@@ -66,7 +67,7 @@ def test_an_lmdb_that_was_cut_short_is_named(pairs, train_options, write, capsys
 
 @pytest.mark.timeout(MINUTE)
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_whole_lmdb_trains(pairs, train_options, write, workers):
+def test_training_on_a_complete_lmdb(pairs, train_options, write, workers):
     options = as_lmdb(several_batches(train_options, total=2))
     del options["val"], options["datasets"]["val"]  # BasicSR cannot open the same LMDB twice
     options["datasets"]["train"]["num_worker_per_gpu"] = workers
@@ -76,7 +77,7 @@ def test_a_whole_lmdb_trains(pairs, train_options, write, workers):
 @pytest.mark.timeout(MINUTE)
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("prefetch", [None, "cpu"])
-def test_an_image_damaged_in_the_middle_is_named(pairs, train_options, write, capsys, workers, prefetch):
+def test_truncated_image_is_named_in_the_error(pairs, train_options, write, capsys, workers, prefetch):
     options = several_batches(train_options)
     options["datasets"]["train"].update(num_worker_per_gpu=workers, prefetch_mode=prefetch)
     image = Path("pairs/lq/3.png")
@@ -89,7 +90,8 @@ def test_an_image_damaged_in_the_middle_is_named(pairs, train_options, write, ca
 
 
 @pytest.mark.timeout(MINUTE)
-def test_threads_of_opencv_in_the_trainer_do_not_lock_its_loaders(pairs, train_options, write):
+def test_opencv_threads_in_the_main_process_do_not_deadlock_loader_processes(pairs, train_options, write, request):
+    request.addfinalizer(partial(cv2.setNumThreads, cv2.getNumThreads()))
     cv2.setNumThreads(2)
     cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.float32), (31, 31), 5)  # starts the threads
     options = several_batches(train_options, total=2)
@@ -99,7 +101,7 @@ def test_threads_of_opencv_in_the_trainer_do_not_lock_its_loaders(pairs, train_o
 
 
 @pytest.mark.timeout(MINUTE)
-def test_a_loader_process_that_raises_ends_the_training(pairs, train_options, write, monkeypatch):
+def test_exception_in_a_loader_process_ends_the_training_run(pairs, train_options, write, monkeypatch):
     def getitem(self, index):
         raise ZeroDivisionError("in the dataset")
 
@@ -119,7 +121,7 @@ def test_a_loader_process_that_raises_ends_the_training(pairs, train_options, wr
         ("upscale", 2, r"\(lq 16x16, gt 16x16\): The size of tensor a"),
     ],
 )
-def test_a_network_that_does_not_fit_the_images_is_one_line(
+def test_network_that_does_not_fit_the_images_is_reported_in_one_line(
     pairs, train_options, write, capsys, model, key, value, message
 ):
     train_options["model_type"] = model
@@ -129,8 +131,8 @@ def test_a_network_that_does_not_fit_the_images_is_one_line(
     assert re.match(rf"basicsr: error: network_g: cannot be trained on this batch {message}", last), last
 
 
-def test_parameters_without_a_gradient_in_a_job(pairs, train_options, write, capsys, monkeypatch):
-    """Torch's DistributedDataParallel itself raises this at the second iteration."""
+def test_unused_parameters_in_distributed_training_are_reported(pairs, train_options, write, capsys, monkeypatch):
+    """The error comes from torch's DistributedDataParallel itself, in the second iteration."""
     network = torch.nn.ModuleDict({"used": torch.nn.Linear(1, 1), "unused": torch.nn.Linear(1, 1)})
     network.forward = lambda x: network["used"](x)
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
@@ -151,14 +153,14 @@ def test_parameters_without_a_gradient_in_a_job(pairs, train_options, write, cap
     assert last.endswith("find_unused_parameters: the network has parameters without a gradient; set it to true")
 
 
-def test_a_run_that_fails_at_its_start_leaves_the_earlier_one_in_place(pairs, train_options, write, capsys):
+def test_training_run_that_fails_at_its_start_keeps_the_previous_run(pairs, train_options, write, capsys):
     train_options["logger"]["use_tb_logger"] = True
     assert train(write(train_options)) == 0
     folders = [EXPERIMENT, Path("tb_logger") / EXPERIMENT.name]
     before = [sorted(folder.rglob("*")) for folder in folders]
     assert all(before)
     channels = train_options["network_g"].pop("num_in_ch")
-    mistakes = [{"num_in_ch": 1}, {"num_in_ch": channels, "num_feat": -1}]  # at the first batch; where it is built
+    mistakes = [{"num_in_ch": 1}, {"num_in_ch": channels, "num_feat": -1}]  # at the first batch; when it is built
     for mistake in mistakes:
         train_options["network_g"].update(mistake)
         assert train(write(train_options)) == 2
@@ -180,13 +182,13 @@ def test_a_run_that_fails_at_its_start_leaves_the_earlier_one_in_place(pairs, tr
         RecursionError("maximum recursion depth exceeded"),
     ],
 )
-def test_errors_that_are_not_about_shapes_keep_their_traceback(error):
+def test_errors_unrelated_to_shapes_are_not_replaced(error):
     with pytest.raises(type(error), match=re.escape(str(error))), explain_shape_error("be trained on this batch", {}):
         raise error
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_images_of_the_wrong_scale_are_one_line_with_their_data_set(pairs, train_options, write, capsys, workers):
+def test_images_of_the_wrong_scale_are_reported_with_their_dataset(pairs, train_options, write, capsys, workers):
     train_options.update(scale=2)
     train_options["datasets"]["train"]["num_worker_per_gpu"] = workers
     assert train(write(train_options)) == 2
@@ -196,7 +198,7 @@ def test_images_of_the_wrong_scale_are_one_line_with_their_data_set(pairs, train
     )
 
 
-def test_a_test_that_fails_at_its_start_leaves_the_earlier_one_in_place(pairs, test_options, write, capsys):
+def test_test_run_that_fails_at_its_start_keeps_the_previous_run(pairs, test_options, write, capsys):
     test_options["path"] = {}
     assert cli.main(["test", "-opt", write(test_options)]) == 0
     before = sorted(Path("results").rglob("*"))
@@ -205,7 +207,7 @@ def test_a_test_that_fails_at_its_start_leaves_the_earlier_one_in_place(pairs, t
     assert "was renamed back to" in capsys.readouterr().err and sorted(Path("results").rglob("*")) == before
 
 
-def test_images_of_another_size_than_the_truth_are_one_line(pairs, test_options, write, capsys):
+def test_ground_truth_of_another_size_is_reported(pairs, test_options, write, capsys):
     cv2.imwrite("pairs/gt/3.png", np.zeros((19, 20, 3), np.uint8))
     test_options["path"] = {}
     assert cli.main(["test", "-opt", write(test_options)]) == 2
@@ -216,7 +218,7 @@ def test_images_of_another_size_than_the_truth_are_one_line(pairs, test_options,
 
 
 @pytest.mark.timeout(MINUTE)
-def test_a_loader_process_that_is_killed_is_reported(pairs, train_options, write, monkeypatch, capsys):
+def test_killed_loader_process_is_reported(pairs, train_options, write, monkeypatch, capsys):
     original, parent = PairedImageDataset.__getitem__, os.getpid()
 
     def getitem(self, index):
@@ -238,8 +240,8 @@ def test_a_loader_process_that_is_killed_is_reported(pairs, train_options, write
     ), last
 
 
-def test_a_loader_process_that_is_killed_while_it_sends(pairs, train_options, write, monkeypatch, capsys):
-    """Then torch finds the end of the pipe."""
+def test_loader_process_killed_while_sending_is_reported(pairs, train_options, write, monkeypatch, capsys):
+    """In this case torch raises EOFError, since the pipe from the process was closed."""
     from torch.utils.data.dataloader import _BaseDataLoaderIter
 
     def ends(self):
@@ -247,7 +249,7 @@ def test_a_loader_process_that_is_killed_while_it_sends(pairs, train_options, wr
 
     monkeypatch.setattr(_BaseDataLoaderIter, "__next__", ends)
     options = several_batches(train_options)
-    with pytest.raises(EOFError):  # without loader processes it is the dataset's own
+    with pytest.raises(EOFError):  # without loader processes, it is an error of the dataset
         train(write(options))
     options["datasets"]["train"]["num_worker_per_gpu"] = 1
     options["name"] = "with_a_process"
@@ -259,8 +261,8 @@ def test_a_loader_process_that_is_killed_while_it_sends(pairs, train_options, wr
 @pytest.mark.slow
 @pytest.mark.timeout(10 * MINUTE)
 @pytest.mark.parametrize(("network", "workers"), [("EDSR", 0), ("RestorMixer", 1)])
-def test_killed_at_random_moments(pairs, train_options, write, network, workers):
-    """20 trainings in all are killed, each followed by one that resumes; the end is that of an unbroken training."""
+def test_runs_killed_at_random_times_resume_to_the_same_result(pairs, train_options, write, network, workers):
+    """20 runs in total are killed and then resumed; the final result equals that of an uninterrupted run."""
     options = architecture(several_batches(train_options, total=60), network)
     options["datasets"]["train"]["num_worker_per_gpu"] = workers
     options["logger"].update(save_checkpoint_freq=3, print_freq=100, keep_last=3)

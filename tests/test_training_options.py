@@ -1,4 +1,4 @@
-"""The options that models and datasets get are those that BasicSR's own parser makes, where that one works."""
+"""The options of models and datasets are those of BasicSR's own parser, if it supports the case."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def upstream(monkeypatch, arguments, is_train):
 
 
 @pytest.mark.parametrize("debug", [False, True])
-def test_the_options_for_training_are_upstream_s(pairs, train_options, write, monkeypatch, debug):
+def test_training_options_match_basicsr(pairs, train_options, write, monkeypatch, debug):
     train_options["datasets"]["train"]["dataroot_gt"] = "~/x"
     train_options["path"] = {"pretrain_network_g": "~/y.pth", "strict_load_g": True}
     name = write(train_options)
@@ -41,7 +41,7 @@ def test_the_options_for_training_are_upstream_s(pairs, train_options, write, mo
     assert opt == expected
 
 
-def test_the_options_for_testing_are_upstream_s(pairs, test_options, write, monkeypatch):
+def test_testing_options_match_basicsr(pairs, test_options, write, monkeypatch):
     test_options["val"].update(suffix="s", pbar=False)
     test_options["datasets"]["test_1"].update(pin_memory=False, persistent_workers=False)
     name = write(test_options)
@@ -50,7 +50,7 @@ def test_the_options_for_testing_are_upstream_s(pairs, test_options, write, monk
     assert opt == expected
 
 
-def test_the_seed_is_taken_after_the_overrides(pairs, train_options, write):
+def test_seed_of_force_yml_is_used(pairs, train_options, write):
     request = read_request(write(train_options), is_train=True, force_yml=["manual_seed=7"])
     opt = make_opt(request, "/root_path")
     drawn = random.random(), torch.rand(1).item()
@@ -59,7 +59,7 @@ def test_the_seed_is_taken_after_the_overrides(pairs, train_options, write):
     assert opt["manual_seed"] == 7 and drawn == (random.random(), torch.rand(1).item())
 
 
-def test_a_seed_is_drawn_where_none_is_given_and_the_request_stays_as_it_was(pairs, train_options, write):
+def test_missing_seed_is_drawn_without_changing_the_request(pairs, train_options, write):
     del train_options["manual_seed"]
     request = read_request(write(train_options), is_train=True)
     opt = make_opt(request, "/root_path")
@@ -67,7 +67,7 @@ def test_a_seed_is_drawn_where_none_is_given_and_the_request_stays_as_it_was(pai
     assert request.options == train_options
 
 
-def test_results_may_go_elsewhere(pairs, train_options, write):
+def test_parent_folder_of_results_can_be_chosen(pairs, train_options, write):
     train_options["path"] = {"experiments_root": "/elsewhere", "results_root": "/unused"}
     request = read_request(write(train_options), is_train=True)
     assert make_opt(request, "/root_path")["path"] == {
@@ -87,7 +87,7 @@ def loader_options():
     return {"num_gpu": 1, "datasets": {"train": train | {"num_worker_per_gpu": 1}, "val": val}, "val": {"pbar": True}}
 
 
-def test_what_needs_a_gpu_is_changed_with_a_warning_where_there_is_none(monkeypatch, capsys):
+def test_options_that_need_a_gpu_are_changed_with_a_warning_without_one(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     opt = loader_options()
     fit_to_machine(opt)
@@ -103,7 +103,7 @@ def test_what_needs_a_gpu_is_changed_with_a_warning_where_there_is_none(monkeypa
 
 @pytest.mark.parametrize("model", ["RealESRNetModel", "RealESRGANModel", "RealESRGANModel_basicsr"])
 @pytest.mark.parametrize("is_train", [True, False])
-def test_models_that_degrade_images_on_a_gpu_are_refused_without_one(
+def test_models_that_degrade_images_on_a_gpu_are_rejected_without_one(
     train_options, monkeypatch, tmp_path, model, is_train
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -116,7 +116,7 @@ def test_models_that_degrade_images_on_a_gpu_are_refused_without_one(
     reject_cuda_models({"model_type": "SRModel", "num_gpu": 0})
 
 
-def test_with_a_gpu_everything_stays(monkeypatch, capsys):
+def test_options_that_need_a_gpu_are_kept_with_one(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     opt = loader_options()
     fit_to_machine(opt)
@@ -126,7 +126,7 @@ def test_with_a_gpu_everything_stays(monkeypatch, capsys):
     assert opt == expected and capsys.readouterr().err == ""
 
 
-def test_earlier_runs_are_kept_even_within_a_second(folder, capsys):
+def test_earlier_runs_are_archived_even_within_the_same_second(folder, capsys):
     path = str(folder / "experiments/x")
     for number in range(3):
         make_folders({"rank": 0, "is_train": False, "path": {"log": path}}, folder / "x.yml")
@@ -142,7 +142,7 @@ def test_earlier_runs_are_kept_even_within_a_second(folder, capsys):
 @pytest.mark.parametrize(
     ("change", "option_file", "message"),
     [
-        ({}, "experiments/x/x.yml", "-opt: experiments/x/x.yml lies in experiments/x, which a new run of that name"),
+        ({}, "experiments/x/x.yml", "-opt: experiments/x/x.yml is in experiments/x, which a new run of that name"),
         (
             {"pretrain_network_g": "experiments/x/models/g.pth"},
             "x.yml",
@@ -150,7 +150,7 @@ def test_earlier_runs_are_kept_even_within_a_second(folder, capsys):
         ),
     ],
 )
-def test_what_a_run_reads_is_not_renamed(folder, change, option_file, message):
+def test_folder_with_files_that_the_run_reads_is_not_renamed(folder, change, option_file, message):
     weights = folder / "experiments/x/models/g.pth"
     weights.parent.mkdir(parents=True)
     weights.touch()

@@ -1,4 +1,4 @@
-"""The Triton scan without a GPU: values in Triton's interpreter, machine code compiled ahead, and when it is used."""
+"""The Triton scan without a GPU: values in Triton's interpreter, compiled machine code, and availability."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ from restormixer_arch.selective_scan import probe, selective_scan, triton_scan
 
 HERE = Path(__file__).parent
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-REGISTERS = 255  # of a thread, at most
+REGISTERS = 255  # maximum per thread
 SLOW = pytest.mark.slow
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
@@ -59,8 +59,8 @@ def check_resources(folder, capability, *dtypes):
 @needs_triton
 @pytest.mark.parametrize("capability", ["90", pytest.param("80", marks=SLOW), pytest.param("120", marks=SLOW)])
 @pytest.mark.timeout(600)
-def test_compiled_kernels_fit_the_registers(capability, tmp_path):
-    """With the default configuration nothing spills, and no shared memory is needed."""
+def test_compiled_kernels_do_not_spill_registers(capability, tmp_path):
+    """With the default configuration, no registers are spilled and no shared memory is used."""
     check_resources(tmp_path, capability, "bf16")
 
 
@@ -68,14 +68,14 @@ def test_compiled_kernels_fit_the_registers(capability, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", ["80", "89", "90", "100", "120"])
 @pytest.mark.timeout(600)
-def test_more_compiled_kernels_fit_the_registers(capability, tmp_path):
+def test_more_compiled_kernels_do_not_spill_registers(capability, tmp_path):
     check_resources(tmp_path, capability, "fp32", "fp16")
 
 
-# ------------------------------------------------------------------ when it is used
+# ------------------------------------------------------------------ availability
 
 
-def test_where_triton_is_looked_for(monkeypatch):
+def test_reasons_why_triton_is_unusable(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert triton_scan.unusable_reason(CPU) == "it needs a CUDA tensor, this one is on cpu"
     monkeypatch.setattr(triton_scan, "package_reason", lambda: None)
@@ -95,25 +95,23 @@ def test_where_triton_is_looked_for(monkeypatch):
     ("version", "reason"),
     [("3.8.0", None), ("3.3.1+git", None), ("4.0", None), ("3.2.0", "triton 3.2.0 is too old, 3.3 is needed")],
 )
-def test_the_version_of_triton(version, reason, monkeypatch):
+def test_old_triton_version_is_rejected(version, reason, monkeypatch):
     module = ModuleType("triton")
     module.__version__ = version
     monkeypatch.setitem(sys.modules, "triton", module)
     assert triton_scan.package_reason() == reason
 
 
-def test_a_missing_triton_is_a_reason(monkeypatch):
+def test_missing_triton_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     assert triton_scan.package_reason().startswith("triton cannot be imported: ModuleNotFoundError: ")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert package.available_backends()["triton"] == triton_scan.package_reason()
-    monkeypatch.setattr(
-        package.importlib.util, "find_spec", lambda name: None
-    )  # another test may stand in for mamba-ssm
+    monkeypatch.setattr(package.importlib.util, "find_spec", lambda name: None)  # another test may fake mamba-ssm
     assert "cuda: no device here; on a GPU, torch would be used (triton: " in package.backend_report()
 
 
-def test_the_report_says_what_a_gpu_would_take(monkeypatch):
+def test_report_names_the_backend_that_a_gpu_would_use(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(triton_scan, "package_reason", lambda: None)
     assert package.backend_report().endswith(
@@ -124,7 +122,7 @@ def test_the_report_says_what_a_gpu_would_take(monkeypatch):
     assert package.backend_report().endswith("on a GPU, cuda would be used if it passes its probe (triton: too old)")
 
 
-def test_a_missing_c_compiler_is_reported(monkeypatch):
+def test_missing_c_compiler_is_reported(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(triton_scan, "package_reason", lambda: None)
     monkeypatch.delenv("CC", raising=False)
@@ -132,13 +130,13 @@ def test_a_missing_c_compiler_is_reported(monkeypatch):
     assert package.backend_report().endswith("; Triton needs a C compiler, and neither gcc nor clang is found")
 
 
-def test_triton_on_a_cpu_tensor_is_refused(monkeypatch):
+def test_triton_with_a_cpu_tensor_is_rejected(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(UserError, match="'triton' cannot be used: it needs a CUDA tensor, this one is on cpu"):
         selective_scan(**scan_inputs(dtype=torch.float32), backend="triton")
 
 
-def test_a_kernel_that_does_not_run_fails_the_probe(monkeypatch):
+def test_kernel_that_does_not_run_fails_the_probe(monkeypatch):
     def broken(*_):
         raise RuntimeError("ptxas fatal: no such architecture\nsecond line")
 
@@ -149,7 +147,7 @@ def test_a_kernel_that_does_not_run_fails_the_probe(monkeypatch):
     assert reason == "the Triton kernel does not run: RuntimeError: ptxas fatal: no such architecture"
 
 
-def test_a_failed_probe_is_tried_again_later_and_a_passed_one_never(monkeypatch):
+def test_failed_probe_is_repeated_later_but_a_passed_one_is_not(monkeypatch):
     now, answers = [0.0], ["no memory", None, "never asked"]
     monkeypatch.setattr(probe.time, "monotonic", lambda: now[0])
     ask = probe.cache_result(lambda device: answers.pop(0))
@@ -166,22 +164,22 @@ def test_a_failed_probe_is_tried_again_later_and_a_passed_one_never(monkeypatch)
     ("batch", "tokens", "tiles"),
     [(8, 128 * 128, 16), (8, 32 * 32, 4), (1, 5, 2), (1, 2000 * 2000, 256)],
 )
-def test_a_launch_has_many_programs_and_not_too_many_chunks(batch, tokens, tiles):
+def test_tiles_per_chunk_balance_programs_and_chunks(batch, tokens, tiles):
     assert triton_scan._tiles(batch, tokens, 2, triton_scan.CONFIG) == tiles
 
 
-# ------------------------------------------------------------------ traced on a GPU that is not there
+# ------------------------------------------------------------------ traced on a fake GPU
 
 
 @pytest.fixture
 def fake_gpu(monkeypatch):
-    """Tensors on a GPU without one; the Triton scan counts as usable there."""
+    """Use fake tensors on a GPU, where the Triton scan is treated as usable."""
     monkeypatch.setattr(triton_scan, "unusable_reason", lambda device=None, dtype=None: None)
     with FakeTensorMode():
         yield
 
 
-def test_one_graph_for_an_emvm_block(fake_gpu):
+def test_emvm_block_is_compiled_to_one_graph(fake_gpu):
     graphs = []
 
     def backend(graph, _):
@@ -199,13 +197,13 @@ def test_one_graph_for_an_emvm_block(fake_gpu):
 
 
 @pytest.mark.parametrize("backend", ["triton", "cuda", "torch"])
-def test_the_operator_on_a_fake_gpu(fake_gpu, backend):
+def test_operator_with_tensors_on_a_fake_gpu(fake_gpu, backend):
     half = {"device": "cuda", "dtype": torch.bfloat16}
     inputs = [torch.empty(2, 5, 7, 6, **half), torch.empty(2, 5, 7, 1, 6, **half), torch.empty(1, 6, 3, device="cuda")]
     inputs += [torch.empty(2, 5, 7, 1, 3, **half) for _ in range(2)] + [torch.empty(1, 6, device="cuda")] * 2
     y, states = torch.ops.restormixer.scan_2d.default(*inputs, [1], backend, True)
     assert (y.device.type, y.dtype, y.shape) == ("cuda", torch.bfloat16, (2, 5, 7, 6))
-    kept = {"triton": (2, 1, 9, 3, 6), "cuda": (0,)}  # 35 tokens, the state of every fourth
+    kept = {"triton": (2, 1, 9, 3, 6), "cuda": (0,)}  # the states of every fourth of 35 tokens
     assert states.shape == kept.get(backend, states.shape)
     grads = torch.ops.restormixer.scan_2d_backward.default(y, *inputs, states, [1], backend)
     assert [(g.shape, g.dtype, g.device) for g in grads] == [(t.shape, t.dtype, t.device) for t in inputs]

@@ -1,4 +1,4 @@
-"""Validation and its results per label, from single values up to a run of the command line."""
+"""Validation and its results per label, from single values to complete runs of the command line."""
 
 import logging
 import math
@@ -33,14 +33,14 @@ def results(**values):
     return collected
 
 
-def test_means_by_hand():
+def test_means_per_label_and_over_labels():
     collected = results(rain=[20, 24, 28], haze=[10])
     assert collected.means() == {"haze": {"psnr": 10, "ssim": 0.1}, "rain": {"psnr": 24, "ssim": pytest.approx(0.24)}}
-    # Each label counts alike, however many images it has.
+    # Each label has the same weight, regardless of its number of images.
     assert collected.means_of_labels() == {"psnr": 17, "ssim": pytest.approx(0.17)}
 
 
-def test_labels_stand_in_the_order_of_cdd11():
+def test_labels_are_in_the_order_of_cdd11():
     assert results(noise=[1], low_haze=[1], blur=[1], rain=[1], low=[1]).labels == [
         "low",
         "rain",
@@ -50,7 +50,7 @@ def test_labels_stand_in_the_order_of_cdd11():
     ]
 
 
-def test_the_table():
+def test_markdown_table():
     assert results(rain=[20, 24, 28], haze=[10]).markdown() == (
         "| metric | haze | rain | mean |\n"
         "| --- | ---: | ---: | ---: |\n"
@@ -60,7 +60,7 @@ def test_the_table():
     )
 
 
-def test_the_table_with_the_inputs():
+def test_markdown_table_with_inputs():
     table = results(rain=[20, 24, 28], haze=[10]).markdown(results(rain=[10, 12, 14], haze=[5]))
     assert table.splitlines()[3:] == [
         "| psnr_input | 5.00 | 12.00 | 8.50 |",
@@ -71,7 +71,7 @@ def test_the_table_with_the_inputs():
 
 
 class Loader(list):
-    """Items of a dataset, one image each."""
+    """A loader of dataset items with one image each."""
 
     def __init__(self, items, root):
         super().__init__(items)
@@ -79,7 +79,7 @@ class Loader(list):
 
 
 class Model(SRModel):
-    """What :func:`validate` asks of a model, with one value of the metric for each image."""
+    """The part of a model that :func:`validate` needs, with one metric value for each image."""
 
     def __init__(self, values, folder, **val):
         self.opt = {"is_train": True, "dist": False, "val": val, "path": {"log": folder, "visualization": folder}}
@@ -104,7 +104,7 @@ def results_of(items, values, folder, monkeypatch, root=None):
     return model, seen[0].values
 
 
-def test_each_image_is_measured_and_counts_for_its_label(tmp_path, monkeypatch):
+def test_each_image_is_measured_and_assigned_to_its_label(tmp_path, monkeypatch):
     items = [{"label": [label], "lq_path": ["x.png"]} for label in ("rain", "low", "rain")]
     model, values = results_of(items, [30.25, math.inf, 20.5], tmp_path, monkeypatch)
     assert values == {"rain": {"psnr": [30.25, 20.5]}, "low": {"psnr": [math.inf]}}
@@ -114,8 +114,8 @@ def test_each_image_is_measured_and_counts_for_its_label(tmp_path, monkeypatch):
     assert model.best_metric_results["set"]["psnr"] == {"better": "higher", "val": 52.25 / 3, "iter": 7}
 
 
-def test_each_process_restores_by_its_own_network(tmp_path, monkeypatch):
-    """DistributedDataParallel would wait in its forward pass for the processes that have no image."""
+def test_validation_uses_the_unwrapped_network(tmp_path, monkeypatch):
+    """DistributedDataParallel would wait in its forward pass for processes that have no image."""
     net, seen = torch.nn.Identity(), []
     wrapped = torch.nn.DataParallel(net)
     monkeypatch.setattr(Model, "net_g", wrapped, raising=False)
@@ -125,15 +125,15 @@ def test_each_process_restores_by_its_own_network(tmp_path, monkeypatch):
     assert seen == [net] and model.net_g is wrapped
 
 
-def test_an_output_that_is_not_finite_has_no_value(tmp_path, monkeypatch):
+def test_non_finite_output_is_measured_as_nan(tmp_path, monkeypatch):
     items = [{"lq_path": ["1.png"]}, {"lq_path": ["2.png"]}]
     model, values = results_of(items, [math.nan, 20.5], tmp_path, monkeypatch)
     assert math.isnan(values["other"]["psnr"][0]) and math.isnan(model.metric_results["psnr"])
     assert model.best_metric_results["set"]["psnr"]["iter"] == -1
 
 
-def test_a_metric_that_is_new_when_resuming_begins_a_record(tmp_path, monkeypatch):
-    """The best of a metric that is taken the other way now says nothing."""
+def test_new_or_reversed_metric_starts_a_record_after_resuming(tmp_path, monkeypatch):
+    """If ``better`` of a metric has changed, its old record is discarded."""
     model = Model([3.0], tmp_path, metrics={"psnr": {"type": "value"}, "ssim": {"type": "value", "better": "lower"}})
     before = {"better": "higher", "val": 30.0, "iter": 5}
     model.best_metric_results = {"set": {"psnr": dict(before), "ssim": dict(before)}}
@@ -146,14 +146,14 @@ def test_a_metric_that_is_new_when_resuming_begins_a_record(tmp_path, monkeypatc
     assert records["new"] == {"better": "higher", "val": 3.0, "iter": 7}
 
 
-def test_an_image_that_cannot_be_measured_is_named(tmp_path):
+def test_image_that_cannot_be_measured_is_named(tmp_path):
     model = Model([1.0], tmp_path, metrics={"niqe": {"type": "calculate_niqe", "crop_border": 0}})
     with pytest.raises(UserError, match=r"^val\.metrics\.niqe: cannot measure '1' of set \(4, 4\): "):
         run_validation(model, Loader([{"lq_path": ["1.png"]}], None), 7, None, False)
 
 
-def test_labels_from_names_below_the_root(tmp_path, monkeypatch):
-    """A folder above the dataset's, though named like a label, says nothing about its images."""
+def test_labels_are_read_from_names_below_the_root(tmp_path, monkeypatch):
+    """A folder above the dataset is ignored, even if it is named like a label."""
     items = [{"lq_path": [f"/data/rain/test/{name}"]} for name in ("low/1.png", "2_haze_snow.png", "3.png")]
     _, values = results_of(items, [1.0, 2.0, 3.0], tmp_path, monkeypatch, root="/data/rain/test")
     assert values == {"low": {"psnr": [1.0]}, "haze_snow": {"psnr": [2.0]}, "other": {"psnr": [3.0]}}
@@ -166,7 +166,7 @@ def test_without_metrics_nothing_is_measured(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*/*")) == ["1_7.png", "2_7.png"]
 
 
-def test_a_validation_can_be_left(tmp_path):
+def test_validation_can_be_stopped(tmp_path):
     model = Model([1.0, 2.0], tmp_path, metrics={})
     answers = iter([False, True])
     loader = Loader([{"lq_path": ["1.png"]}, {"lq_path": ["2.png"]}], None)
@@ -174,7 +174,7 @@ def test_a_validation_can_be_left(tmp_path):
     assert next(model.values) == 2.0  # the second image was not restored
 
 
-def test_a_model_keeps_a_validation_of_its_own(tmp_path):
+def test_own_validation_method_of_a_model_is_used(tmp_path):
     class Other(Model):
         def nondist_validation(self, dataloader, current_iter, tb_logger, save_img):
             self.seen = len(dataloader), current_iter, save_img
@@ -187,7 +187,7 @@ def test_a_model_keeps_a_validation_of_its_own(tmp_path):
 # --- the values of the last validation -------------------------------------------------------------------------------
 
 
-def test_the_last_values_are_reported_and_not_the_best(tmp_path, monkeypatch):
+def test_last_values_are_reported_instead_of_the_best(tmp_path, monkeypatch):
     items = [{"lq_path": ["1.png"]}]
     model, _ = results_of(items, [30.0], tmp_path, monkeypatch)
     model.values = iter([20.0, math.nan])
@@ -197,8 +197,8 @@ def test_the_last_values_are_reported_and_not_the_best(tmp_path, monkeypatch):
     assert model.best_metric_results["set"]["psnr"] == {"better": "higher", "val": 30.0, "iter": 7}
 
 
-def test_a_validation_of_a_model_s_own_has_the_best_values_of_its_iteration():
-    """BasicSR's video models keep a table of frames and metrics for each folder."""
+def test_last_means_of_a_model_with_its_own_validation_method():
+    """In BasicSR's video models, ``metric_results`` is a table of frames and metrics for each folder."""
     best = {"clips": {"psnr": {"val": 31.5, "iter": 7}, "ssim": {"val": 0.9, "iter": 5}, "new": {"val": 0, "iter": -1}}}
     video = SimpleNamespace(metric_results={"000": torch.zeros(4, 2)}, best_metric_results=best)
     assert last_means(video, "clips", 7) == {"psnr": 31.5}
@@ -208,7 +208,7 @@ def test_a_validation_of_a_model_s_own_has_the_best_values_of_its_iteration():
     assert last_means(other, "clips", 7) == {"psnr": 30.0} and last_means(SimpleNamespace(), "clips", 7) == {}
 
 
-def test_a_network_that_cannot_restore_an_image_is_one_line(tmp_path):
+def test_network_that_cannot_restore_an_image_is_reported(tmp_path):
     class Misfit(Model):
         def feed_data(self, data):
             self.lq = data["lq"]
@@ -221,10 +221,10 @@ def test_a_network_that_cannot_restore_an_image_is_one_line(tmp_path):
         run_validation(Misfit([], tmp_path), Loader([item], None), 7, None, False)
 
 
-def test_scalars_and_file(tmp_path, monkeypatch):
+def test_label_results_are_written_as_scalars_and_to_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(
         label_results, "get_root_logger", lambda: logging.getLogger("by label")
-    )  # BasicSR's is for a run
+    )  # BasicSR's logger is for a run
     scalars = {}
     board = SimpleNamespace(add_scalar=lambda name, value, step: scalars.update({name: (value, step)}))
     model = SimpleNamespace(opt={"is_train": True, "path": {"log": str(tmp_path)}})
@@ -237,7 +237,7 @@ def test_scalars_and_file(tmp_path, monkeypatch):
     assert not (tmp_path / "none_labels.md").exists() and len(scalars) == 4
 
 
-def test_a_table_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+def test_unwritable_table_is_reported_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(label_results, "get_root_logger", lambda: logging.getLogger("by label"))
     model = SimpleNamespace(opt={"is_train": True, "path": {"log": str(tmp_path / "absent")}})
     with pytest.raises(UserError, match=r"absent/set_labels\.md: cannot be written \(No such file or directory\)$"):
@@ -261,8 +261,8 @@ def degraded(name, **changes):
     }
 
 
-def test_training_and_testing_by_label(clean, train_options, test_options, write):
-    """Through the command line: on the fly in training, a fixed set in folders in the test."""
+def test_training_and_test_report_the_same_label_results(clean, train_options, test_options, write):
+    """On the command line: images degraded on the fly, and a fixed dataset in folders in the test."""
     crops = {"gt_size": 16, "use_hflip": True, "use_rot": False, "num_worker_per_gpu": 2, "batch_size_per_gpu": 2}
     train_options["model_type"] = "RestorMixerModel"
     train_options["datasets"] = {"train": degraded("fly", **crops), "val": degraded("fixed")}
@@ -290,13 +290,13 @@ def test_training_and_testing_by_label(clean, train_options, test_options, write
     for name in ("folders", "fly"):
         tested = (clean / f"results/tiny/{name}_labels.md").read_text()
         assert "After" not in tested
-        # The weights, the images and so the figures are those of the validation after training.
+        # Weights, images and therefore values are the same as in the validation after training.
         mean = float(next(line for line in tested.splitlines() if line.startswith("| psnr |")).split("|")[-2])
         assert mean == pytest.approx(whole, abs=0.011)
 
 
-def test_training_hands_over_the_epoch(clean, train_options, write, monkeypatch):
-    """Four images twice an epoch in batches of four: five iterations need three epochs."""
+def test_training_passes_the_epoch_to_the_dataset(clean, train_options, write, monkeypatch):
+    """An epoch uses four images twice in batches of four, so five iterations need three epochs."""
     seen = []
     original = DegradedDataset.sample
     monkeypatch.setattr(
@@ -321,7 +321,7 @@ def test_training_hands_over_the_epoch(clean, train_options, write, monkeypatch)
         ({"dataroot_gt": "claen"}, "datasets.train.dataroot_gt: 'claen'"),
     ],
 )
-def test_mistakes_in_the_option_file(clean, train_options, write, capsys, changes, message):
+def test_invalid_dataset_options_are_reported(clean, train_options, write, capsys, changes, message):
     crops = {"gt_size": 16, "use_hflip": True, "use_rot": False, "num_worker_per_gpu": 0, "batch_size_per_gpu": 2}
     train_options["datasets"] = {"train": degraded("fly", **crops, **changes), "val": degraded("fixed")}
     assert main(["train", "-opt", write(train_options)]) == 2

@@ -1,4 +1,4 @@
-"""Videos frame by frame: time, colors, sizes, sound and tags are kept, and nothing but the file is read."""
+"""Restoring videos: times, colors, sizes, sound and tags are preserved, and no other files are read."""
 
 from contextlib import closing
 from fractions import Fraction
@@ -16,7 +16,7 @@ from restormixer_arch.errors import UserError  # noqa: E402
 
 
 def centers(planes):
-    """The mean color in the middle of each patch, where no other patch has an influence."""
+    """Return the mean color of the middle of each patch, which other patches do not affect."""
     height, width = planes.shape[:2]
     squares = planes.reshape(height // 16, 16, width // 16, 16, -1)
     return squares[:, 4:12, :, 4:12].mean((1, 3))
@@ -27,7 +27,7 @@ def means(path):
 
 
 def pass_on(path, target, restore=lambda frame: frame, **options):
-    """Write the video of ``restore`` of each frame. Returns the source."""
+    """Write a video with ``restore`` applied to each frame. Returns the source."""
     source = VideoSource(path)
     try:
         transform_video(source, {target: lambda before, after: after}, restore, lambda number: None, **options)
@@ -51,7 +51,7 @@ def packets_of(path, kind):
 
 
 @pytest.mark.parametrize("suffix", VIDEO_FORMATS)
-def test_frames_in_rgb_and_rate_are_carried_over(tmp_path, suffix):
+def test_frames_are_restored_in_rgb_and_keep_their_times(tmp_path, suffix):
     path, target = write_video(tmp_path / f"a{suffix}"), tmp_path / f"b{suffix}"
     seen = []
     with closing(VideoSource(path)) as source:
@@ -65,7 +65,7 @@ def test_frames_in_rgb_and_rate_are_carried_over(tmp_path, suffix):
     assert times_of(target) == times_of(path)
 
 
-def test_several_results_of_their_own_size(tmp_path):
+def test_several_results_of_different_sizes(tmp_path):
     path = write_video(tmp_path / "a.mp4", sound=True)
     targets = {
         tmp_path / "large.mp4": lambda before, after: after,
@@ -81,7 +81,7 @@ TIMES = [0, 33, 400, 433, 466, 1200, 1233, 1900]
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
-def test_variable_frame_rates_keep_their_times(tmp_path, suffix):
+def test_frame_times_of_variable_frame_rates_are_preserved(tmp_path, suffix):
     path, target = write_video(tmp_path / f"a{suffix}", 8, times=TIMES), tmp_path / f"b{suffix}"
     pass_on(path, target)
     (wanted, length), (found, new_length) = times_of(path), times_of(target)
@@ -93,7 +93,7 @@ def test_variable_frame_rates_keep_their_times(tmp_path, suffix):
 @pytest.mark.parametrize("matrix", [1, 5, 9])
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("pixels", ["yuv420p", "yuv444p", "yuv420p10le"])
-def test_colors_stay_within_two_levels(tmp_path, matrix, full, pixels):
+def test_colors_change_by_at_most_two_levels(tmp_path, matrix, full, pixels):
     path, target = tmp_path / "a.mp4", tmp_path / "b.mp4"
     write_video(path, frames=patches(), matrix=matrix, full=full, pixels=pixels)
     pass_on(path, target)
@@ -118,7 +118,7 @@ def test_colors_stay_within_two_levels(tmp_path, matrix, full, pixels):
         (".avi", "mpeg4", "yuv420p"),
     ],
 )
-def test_colored_edges_stay_where_they_are(tmp_path, suffix, codec, pixels, rotation):
+def test_color_edges_are_not_shifted(tmp_path, suffix, codec, pixels, rotation):
     if codec not in av.codecs_available or (rotation and suffix == ".avi"):
         pytest.skip("not available")
     frame = np.full((48, 64, 3), 128, np.uint8)
@@ -134,7 +134,7 @@ def test_colored_edges_stay_where_they_are(tmp_path, suffix, codec, pixels, rota
 
 
 def chroma_of(path):
-    """The stored U and V of the first frame."""
+    """Return the stored U and V planes of the first frame."""
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
     kind = np.uint16 if frame.format.name.endswith("10le") else np.uint8
@@ -143,7 +143,7 @@ def chroma_of(path):
 
 
 @pytest.mark.parametrize(("size", "matrix"), [((48, 64), 5), ((32, 1280), 1), ((592, 32), 1)])
-def test_untagged_colors_are_decided_by_size_and_tagged(tmp_path, size, matrix):
+def test_color_matrix_of_untagged_videos_is_chosen_by_size_and_tagged(tmp_path, size, matrix):
     path, target = tmp_path / "a.mp4", tmp_path / "b.mp4"
     write_video(path, frames=patches(2, size), matrix=matrix, tagged=False)
     pass_on(path, target)
@@ -154,7 +154,7 @@ def test_untagged_colors_are_decided_by_size_and_tagged(tmp_path, size, matrix):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
 @pytest.mark.parametrize("size", [(49, 65), (48, 65), (49, 64), (1, 1), (2, 2)])
-def test_odd_sizes_stay(tmp_path, suffix, size):
+def test_odd_sizes_are_preserved(tmp_path, suffix, size):
     pixels = "yuv420p" if suffix == ".webm" else "yuv444p"
     path, target = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
     write_video(path, frames=gray_frames(3, size), pixels=pixels)
@@ -163,7 +163,7 @@ def test_odd_sizes_stay(tmp_path, suffix, size):
     np.testing.assert_allclose(means(target), means(path), atol=2)
 
 
-def test_ten_bits_are_ten_bits_of_picture(tmp_path):
+def test_10_bit_depth_is_preserved(tmp_path):
     ramp = np.linspace(0, 65535, 1024).astype(np.uint16)[None, :, None].repeat(64, 0).repeat(3, 2)
     path, target = tmp_path / "a.mkv", tmp_path / "b.mkv"
     write_video(path, frames=[ramp] * 2, pixels="yuv444p10le")
@@ -177,7 +177,7 @@ def test_ten_bits_are_ten_bits_of_picture(tmp_path):
     ("suffix", "codec", "pixels"),
     [(".webm", "libvpx-vp9", "yuva420p"), (".webm", "libvpx", "yuva420p"), (".mov", "prores_ks", "yuva444p10le")],
 )
-def test_alpha_stays(tmp_path, suffix, codec, pixels):
+def test_alpha_is_preserved(tmp_path, suffix, codec, pixels):
     alpha = np.where(np.arange(64) < 32, 40, 220).astype(np.uint8)
     frames = [np.dstack([frame, np.broadcast_to(alpha, SIZE)]) for frame in gray_frames()]
     path, target = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
@@ -192,7 +192,7 @@ def test_alpha_stays(tmp_path, suffix, codec, pixels):
 @pytest.mark.parametrize(
     ("pixels", "named"), [("bgra", "4:4:4"), ("yuva444p", "4:4:4"), ("yuva422p", "4:2:2"), ("ya8", None)]
 )
-def test_vp9_with_alpha_shares_colors_among_pixels(tmp_path, pixels, named):
+def test_vp9_with_alpha_subsamples_colors_and_reports_it(tmp_path, pixels, named):
     alpha = np.where(np.arange(64) < 32, 40, 220).astype(np.uint8)
     frames = [np.dstack([frame, np.broadcast_to(alpha, SIZE)]) for frame in gray_frames()]
     path, target = tmp_path / "a.mkv", tmp_path / "b.mkv"
@@ -204,7 +204,7 @@ def test_vp9_with_alpha_shares_colors_among_pixels(tmp_path, pixels, named):
     assert source.left_out == ({f"the resolution of colors ({named} becomes 4:2:0)"} if named else set())
 
 
-def test_alpha_that_cannot_stay_is_named(tmp_path):
+def test_alpha_that_is_not_supported_is_reported(tmp_path):
     frames = [np.dstack([frame, frame[..., 0]]) for frame in gray_frames()]
     path = write_video(tmp_path / "a.mov", frames=frames, codec="prores_ks", pixels="yuva444p10le")
     source = pass_on(path, tmp_path / "b.mp4")
@@ -214,9 +214,9 @@ def test_alpha_that_cannot_stay_is_named(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
 @pytest.mark.parametrize("rotation", [90, 180, -90])
-def test_frames_are_restored_upright_and_shown_as_before(tmp_path, suffix, rotation):
+def test_rotated_frames_are_restored_upright_and_keep_their_rotation(tmp_path, suffix, rotation):
     frame = np.zeros((48, 64, 3), np.uint8)
-    frame[:24, :32] = (250, 20, 20)  # red in the upper left corner of what is stored
+    frame[:24, :32] = (250, 20, 20)  # red in the upper left corner of the stored frame
     path, target = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
     write_video(path, frames=[frame] * 3, rotation=rotation)
     seen = []
@@ -245,7 +245,7 @@ def test_sound_and_tags_are_copied(tmp_path, suffix):
 
 @pytest.mark.parametrize("pixels", ["yuv420p", "yuv420p10le"])
 def test_quality_0_is_lossless(tmp_path, pixels):
-    """But for the rounding of the colors that are shared among pixels."""
+    """Except for the rounding of subsampled colors."""
     deep = pixels.endswith("10le")
     ramp = np.add.outer(np.arange(48) * 700, np.arange(64) * 500).astype(np.uint16)
     frame = np.repeat(ramp[..., None], 3, 2)
@@ -276,7 +276,7 @@ def test_tags_of_a_phone_are_copied(tmp_path, suffix):
     assert found.items() >= {"title": "Mühle", "make": "A", **DEVICE}.items()
 
 
-def test_a_tag_that_the_container_does_not_hold_is_named(tmp_path):
+def test_tags_that_the_container_does_not_support_are_reported(tmp_path):
     write_video(tmp_path / "a.mp4", 10, metadata={"title": "Mühle", "make": "A", "own": "B"}, every_tag=True)
     source = pass_on(tmp_path / "a.mp4", tmp_path / "b.mp4")
     assert source.left_out == {"the tag make", "the tag own"}
@@ -284,7 +284,7 @@ def test_a_tag_that_the_container_does_not_hold_is_named(tmp_path):
         assert container.metadata["title"] == "Mühle"
 
 
-def test_subtitles_and_chapters_are_copied(tmp_path):
+def test_subtitles_chapters_and_attachments_are_copied(tmp_path):
     plain, path, target = write_video(tmp_path / "plain.mkv"), tmp_path / "a.mkv", tmp_path / "b.mkv"
     chapter = {"id": 1, "start": 0, "end": 200, "time_base": Fraction(1, 1000), "metadata": {"title": "One"}}
     with av.open(str(plain)) as source, av.open(str(path), "w", format="matroska") as output:
@@ -307,13 +307,13 @@ def test_subtitles_and_chapters_are_copied(tmp_path):
         assert [stream.data for stream in container.streams.attachments] == [b"letters"]
 
 
-def test_tracks_that_the_container_does_not_take_are_named(tmp_path):
+def test_tracks_that_the_container_does_not_support_are_reported(tmp_path):
     path = write_video(tmp_path / "a.mp4", sound=True)
     source = pass_on(path, tmp_path / "b.webm")
     assert source.left_out == {"audio track (aac)"}
 
 
-def test_the_quality_decides_the_size(tmp_path):
+def test_lower_quality_values_give_larger_files(tmp_path):
     noise = [np.random.default_rng(n).integers(0, 256, (96, 128, 3), np.uint8) for n in range(4)]
     path = write_video(tmp_path / "a.mp4", frames=noise)
     sizes = []
@@ -323,7 +323,7 @@ def test_the_quality_decides_the_size(tmp_path):
     assert sizes[0] > 1.2 * sizes[1] > 3 * sizes[2]
 
 
-# --- refused ---------------------------------------------------------------------------------------------------------
+# --- rejected files --------------------------------------------------------------------------------------------------
 
 
 PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nneighbor.mp4\n#EXT-X-ENDLIST\n"
@@ -343,7 +343,7 @@ def test_only_known_containers_are_opened(tmp_path, content, capfd):
     assert container_of(content) is None and capfd.readouterr().err == ""
 
 
-def test_damaged_files_are_one_line(tmp_path, capfd):
+def test_truncated_mp4_is_rejected_and_truncated_avi_is_partly_restored(tmp_path, capfd):
     whole = write_video(tmp_path / "a.mp4", 10, frames=patches(10)).read_bytes()
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(whole[:2000])  # the index is at the end
@@ -359,7 +359,7 @@ def test_damaged_files_are_one_line(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder"])
-def test_a_file_that_cannot_be_opened(tmp_path, kind):
+def test_missing_file_or_folder_is_rejected(tmp_path, kind):
     path = tmp_path / "film.mp4"
     if kind == "folder":
         path.mkdir()
@@ -367,21 +367,21 @@ def test_a_file_that_cannot_be_opened(tmp_path, kind):
         VideoSource(path)
 
 
-def test_a_codec_that_nobody_knows_is_one_line(tmp_path):
+def test_unknown_codec_is_rejected(tmp_path):
     path = write_video(tmp_path / "a.mp4")
     path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
     with pytest.raises(UserError, match=r"a\.mp4: cannot be read as a video \(unknown codec or size\)$"):
         VideoSource(path)
 
 
-def test_the_limit_of_pixels(tmp_path):
+def test_pixel_limit(tmp_path):
     path = write_video(tmp_path / "a.mp4")
     with pytest.raises(UserError, match=r"Image size \(3072 pixels\) exceeds limit of 3071 pixels"):
         VideoSource(path, 3071)
     VideoSource(path, 3072).close()
 
 
-def test_a_target_that_cannot_be_written(tmp_path, capfd):
+def test_target_that_cannot_be_written_raises_os_error(tmp_path, capfd):
     path = write_video(tmp_path / "a.mp4")
     with pytest.raises(OSError, match="none/b.mp4"):
         pass_on(path, tmp_path / "none/b.mp4")

@@ -1,4 +1,4 @@
-"""Which network a state dict belongs to: shown by shapes, and by the stamp where shapes do not show it."""
+"""The options of a network from its state dict: from the shapes, or from the stamp if shapes do not determine them."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ OPTIONS = {
 
 @settings(max_examples=25, deadline=None)
 @given(channels=st.sampled_from([1, 3]), options=st.fixed_dictionaries(OPTIONS))
-def test_a_stamped_file_builds_the_network_it_was_saved_from(channels, options):
+def test_stamped_weights_rebuild_the_network(channels, options):
     torch.manual_seed(0)
     network = RestorMixer(channels, channels, **options).eval()
     state = add_stamp(network.state_dict(), network)
@@ -37,7 +37,7 @@ def test_a_stamped_file_builds_the_network_it_was_saved_from(channels, options):
         torch.testing.assert_close(rebuilt(x), network(x), rtol=0, atol=0)
 
 
-def test_without_a_stamp_the_shapes_show_all_but_heads_windows_and_merge():
+def test_shapes_determine_all_options_except_heads_windows_and_merge():
     network = RestorMixer(**{**SMALL, "window_size": 4}, scan_merge="official", upscale=2)
     options = options_from_weights(network.state_dict())
     assert options.keys().isdisjoint({"window_size", "encoder_heads", "decoder_heads", "scan_merge"})
@@ -45,7 +45,7 @@ def test_without_a_stamp_the_shapes_show_all_but_heads_windows_and_merge():
     assert options["d_state"] == 4
 
 
-def test_a_released_checkpoint_is_recognized_too():
+def test_released_checkpoint_is_recognized():
     tensors = load_file(GOLDEN / "restormixer_base8_paper.safetensors")
     released = {key.removeprefix("param/"): value for key, value in tensors.items() if key.startswith("param/")}
     assert is_restormixer(released)
@@ -54,7 +54,7 @@ def test_a_released_checkpoint_is_recognized_too():
     RestorMixer(**options).load_state_dict(released)
 
 
-def test_a_load_renames_each_key_once(monkeypatch):
+def test_loading_renames_each_key_once(monkeypatch):
     tensors = load_file(GOLDEN / "restormixer_base8_paper.safetensors")
     released = {key.removeprefix("param/"): value for key, value in tensors.items() if key.startswith("param/")}
     renamed, rename = [], weight_options._rename
@@ -66,7 +66,7 @@ def test_a_load_renames_each_key_once(monkeypatch):
         assert torch.equal(again.state_dict()[name], value), name
 
 
-def test_a_stamp_survives_a_file_and_is_taken_off_again(tmp_path):
+def test_stamp_is_saved_to_a_file_and_removed_after_loading(tmp_path):
     network = RestorMixer(**SMALL)
     save_file(add_stamp(network.state_dict(), network), tmp_path / "net.safetensors")
     state = load_file(tmp_path / "net.safetensors")
@@ -74,12 +74,12 @@ def test_a_stamp_survives_a_file_and_is_taken_off_again(tmp_path):
     assert canonical(state)[0].keys() == network.state_dict().keys()
 
 
-def test_weights_of_another_network_are_refused():
+def test_weights_of_another_network_are_rejected():
     with pytest.raises(ValueError, match="not the weights of a RestorMixer"):
         options_from_weights(torch.nn.Conv2d(3, 3, 3).state_dict())
 
 
-def test_a_key_that_is_missing_is_named():
+def test_missing_key_is_named():
     network = RestorMixer(**SMALL)
     state = add_stamp(network.state_dict(), network)
     for key in (

@@ -1,4 +1,4 @@
-"""Networks of plug-ins around other networks, and networks that say nothing of themselves: weights, tiles, sizes."""
+"""Plug-in networks that wrap others, and networks without attributes such as their scale: weights, tiles, sizes."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ ARGUMENTS = {name: value for name, value in RESTORMIXER.items() if name != "type
 
 @pytest.fixture
 def wrapped():
-    """A network around a RestorMixer, registered as a plug-in does."""
+    """Register a network that wraps a RestorMixer, as a plug-in does; yield its options."""
     from basicsr.utils.registry import ARCH_REGISTRY
 
     class AroundRestorMixer(nn.Module):
@@ -33,8 +33,8 @@ def wrapped():
     del ARCH_REGISTRY._obj_map["AroundRestorMixer"]
 
 
-def test_weights_of_a_network_around_a_restormixer_are_loaded(tmp_path, wrapped):
-    """Its own prefix looks like that of a tool that trained a RestorMixer."""
+def test_weights_of_a_network_that_wraps_a_restormixer_are_loaded(tmp_path, wrapped):
+    """Its prefix ``net.`` looks like the one that some tools add to the weights of a RestorMixer."""
     model = build(tmp_path, wrapped)
     step(model, 1)
     model.save(0, 1)
@@ -42,11 +42,11 @@ def test_weights_of_a_network_around_a_restormixer_are_loaded(tmp_path, wrapped)
     again.load_network(again.net_g, tmp_path / "net_g_1.pth", strict=True)
     for name, value in model.net_g.state_dict().items():
         assert torch.equal(again.net_g.state_dict()[name], value), name
-    inner = read_weights(tmp_path / "net_g_1.pth")  # for a RestorMixer, as before
+    inner = read_weights(tmp_path / "net_g_1.pth")  # read for a RestorMixer, without the prefix
     assert not any(name.startswith("net.") for name in inner)
 
 
-def test_windows_of_networks_that_pad_themselves_ask_for_nothing(tmp_path, wrapped):
+def test_networks_that_pad_themselves_require_no_multiple(tmp_path, wrapped):
     assert required_multiple(build(tmp_path, wrapped).net_g) == 1
     assert required_multiple(build(tmp_path, SWINIR).net_g) == 8
     windows = nn.Sequential(nn.Conv2d(3, 3, 1), build(tmp_path, SWINIR).net_g)
@@ -57,7 +57,7 @@ def test_windows_of_networks_that_pad_themselves_ask_for_nothing(tmp_path, wrapp
 
 
 @pytest.mark.parametrize("val", [{"tile": 64}, {"max_memory": "20G"}])
-def test_tiles_of_a_network_that_does_not_say_its_scale(tmp_path, val):
+def test_tiles_of_a_network_without_a_scale_attribute(tmp_path, val):
     given = options(tmp_path, EDSR | {"upscale": 2}) | {"scale": 2, "val": val}
     model = RestorMixerModel(given)
     assert not hasattr(model.net_g, "upscale")
@@ -65,12 +65,12 @@ def test_tiles_of_a_network_that_does_not_say_its_scale(tmp_path, val):
     model.feed_data({"lq": lq})
     model.test()
     assert model.output.shape == (1, 3, 192, 192)
-    corner = (..., slice(60), slice(60))  # of the first tile alone, and far from its inner borders
+    corner = (..., slice(60), slice(60))  # only in the first tile, and far from its inner borders
     with torch.no_grad():
         torch.testing.assert_close(model.output[corner], model.net_g.eval()(lq)[corner], rtol=1e-3, atol=1e-4)
 
 
-def test_tiles_are_restored_without_the_compiled_network():
+def test_padded_network_runs_without_torch_compile():
     seen = []
 
     def backend(graph, inputs):

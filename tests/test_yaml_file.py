@@ -1,4 +1,4 @@
-"""Reading option files: numbers of YAML 1.2, no key twice, and the place of every mistake."""
+"""Reading option files: numbers of YAML 1.2, duplicate keys, and the position of errors."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ def test_numbers_of_yaml_1_2_are_numbers(folder, text, value):
         ("a: \x07\n", r"^x\.yml: is not YAML"),
     ],
 )
-def test_what_is_no_option_file_is_refused_with_its_place(folder, text, message):
+def test_invalid_option_file_is_rejected_with_the_position(folder, text, message):
     with pytest.raises(UserError, match=message):
         read(folder, text)
 
 
-def test_a_merged_key_may_be_overridden_and_an_alias_may_come_twice(folder):
+def test_merged_key_may_be_overridden_and_an_alias_may_be_used_twice(folder):
     options = read(folder, "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: {<<: *a, x: 4}\nd: *a\n")
     assert options["b"] == {"x": 3, "y": 2} and options["c"] == {"x": 4, "y": 2} and options["d"] == options["a"]
 
 
-def test_changing_an_alias_changes_nothing_else(folder):
+def test_changing_an_anchored_section_does_not_change_its_alias(folder):
     options = read(folder, "g: &adam {lr: 1, betas: [0, 1]}\nd: *adam\n")
     apply_overrides(options, ["g:lr=5"])
     options["g"]["betas"].append(2)
     assert options == {"g": {"lr": 5, "betas": [0, 1, 2]}, "d": {"lr": 1, "betas": [0, 1]}}
 
 
-def test_a_copy_of_an_option_file_keeps_its_comments(folder):
+def test_copy_of_an_option_file_keeps_its_comments(folder):
     text = "# Привет\nname: ü  # a name\ntrain: {lr: 1.0e-4}\n"
     read(folder, text)
     Path("run").mkdir()
@@ -63,7 +63,7 @@ def test_a_copy_of_an_option_file_keeps_its_comments(folder):
     assert copied.startswith("# GENERATE TIME: ") and copied.endswith(f"\n\n{text}")
 
 
-def test_a_copy_of_an_option_file_has_the_overrides(folder):
+def test_copy_of_an_option_file_contains_the_overrides(folder):
     options = read(folder, "name: ü\ntrain: {lr: 1.0e-4, steps: [1, 2]}\nval: {x: 1}\n")
     overrides = ["train:lr=3e-4", "val=~"]
     Path("run").mkdir()
@@ -94,6 +94,6 @@ def test_overrides_have_yaml_types(folder):
         ("runs:0:minutes=3", r"'runs:0:minutes=3': 'runs' is a list; give all of it, as runs=\[\.\.\.\]"),
     ],
 )
-def test_a_wrong_override_is_named(entry, message):
+def test_invalid_override_is_reported(entry, message):
     with pytest.raises(UserError, match=f"^--force_yml: .*{message}"):
         apply_overrides({"train": {}, "runs": [{"minutes": 6}]}, [entry])

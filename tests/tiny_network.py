@@ -1,4 +1,4 @@
-"""A RestorMixer of a few thousand parameters that changes pictures, and files of its weights."""
+"""A RestorMixer with about 40,000 parameters that changes images, and files with its weights."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from restormixer_arch.weight_options import add_stamp
 
 
 def identity_network(**options: int) -> RestorMixer:
-    """A network as it is before training: it returns the picture, enlarged bicubically by its upscale."""
+    """Return an untrained network: it returns its input, upsampled bicubically by ``upscale``."""
     torch.manual_seed(0)
     heads = {"encoder_heads": (2, 2), "decoder_heads": (2, 2)}
     return RestorMixer(base_channels=4, num_blocks=(1, 2, 2), d_state=4, **heads, **options)
 
 
 def wake(network: RestorMixer) -> RestorMixer:
-    """Give the scales that start at 0 another value, so that every layer takes part."""
+    """Set the scales that start at 0 to 0.5, so every layer affects the output."""
     torch.nn.init.constant_(network.decoder.head_full.norm.weight, 0.5)
     for module in network.modules():
         if isinstance(module, RDCNN):

@@ -1,8 +1,8 @@
-"""The Triton scan in Triton's interpreter, on the CPU. test_triton_scan.py runs this file in a process of its own:
+"""The Triton scan in Triton's interpreter, on the CPU. test_triton_scan.py runs this file in a separate process:
 
     TRITON_INTERPRET=1 pytest tests/triton_cases.py
 
-The interpreter takes about 50 ms for a token and direction, so images are tiny.
+The interpreter needs about 50 ms per token and direction, so the images are tiny.
 """
 
 import pytest
@@ -21,7 +21,7 @@ STREAMS = ("x", "delta", "B", "C")
 
 @pytest.fixture(autouse=True)
 def small_programs(monkeypatch):
-    """Chunks of two tiles of two tokens and eight channels a program, so that tiny images have several of each."""
+    """Use chunks of two tiles of two tokens, and eight channels per program: tiny images then have several of each."""
     assert triton_scan.interpreted(), __doc__
     torch.manual_seed(0)
     monkeypatch.setattr(triton_scan, "CONFIG", Config(rows=2, tiles=2, channels=8, warps=1, loads=4))
@@ -33,7 +33,7 @@ def inputs(count, *sizes, dtype=torch.float32, **options):
 
 
 def results(scan, tensors, **options):
-    """All results of a scan, float64, and all gradients for a gradient that differs for every number."""
+    """Return all results of a scan, and the gradients of a float64 loss that weights each value differently."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
     found = scan(**leaves, **options)
     found = found if isinstance(found, tuple) else (found,)
@@ -43,7 +43,7 @@ def results(scan, tensors, **options):
 
 
 def check(found, wanted, tolerance):
-    """The norm of the error, relative to the norm."""
+    """Check that the norm of each error is at most ``tolerance`` times the norm of the expected tensor."""
     assert found.keys() == wanted.keys()
     for name, right in wanted.items():
         error, limit = (found[name].double() - right).norm().item(), tolerance * right.double().norm().item()
@@ -81,7 +81,7 @@ def test_half_precision_streams(dtype):
 
 
 @pytest.mark.parametrize("directions", [("column",), ("row", "column_reverse")], ids=str)
-def test_recomputed_states_change_nothing_and_results_repeat(directions):
+def test_recomputed_states_give_identical_and_repeatable_results(directions):
     tensors = inputs(len(directions), 1, 2, 5, 3, 2)
     kept, again, computed = (
         results(selective_scan_2d, tensors, directions=directions, backend="triton", keep_states=keep)
@@ -91,15 +91,15 @@ def test_recomputed_states_change_nothing_and_results_repeat(directions):
         assert torch.equal(tensor, again[name]) and torch.equal(tensor, computed[name]), name
 
 
-def test_what_is_kept_for_the_backward_pass():
+def test_states_kept_for_the_backward_pass():
     tensors = {name: tensor.requires_grad_() for name, tensor in inputs(1, 1, 2, 3, 3, 2).items()}
     for keep, numbers in ((True, 3 * 2 * 3), (False, 0)):  # every second of six tokens, two states, three channels
         y = selective_scan_2d(**tensors, directions=("row",), backend="triton", keep_states=keep)
         assert y.grad_fn.saved_tensors[-1].numel() == numbers
 
 
-def test_views_of_a_projection_and_any_strides():
-    """x and dy with channels first in memory, delta with directions outermost, B and C as slices of one product."""
+def test_non_contiguous_inputs():
+    """In memory, x has channels first, delta directions first, A is transposed; B and C are slices of one product."""
     tensors = inputs(2, 2, 2, 3, 4, 2)
     product = torch.cat([tensors["B"][..., :1], tensors["B"], tensors["C"]], dim=-1)
     _, tensors["B"], tensors["C"] = product.split([1, 2, 2], dim=-1)
@@ -110,7 +110,7 @@ def test_views_of_a_projection_and_any_strides():
     check_image(tensors, ("column", "row_reverse"))
 
 
-def test_offsets_of_64_bits(monkeypatch):
+def test_64_bit_offsets(monkeypatch):
     monkeypatch.setattr(triton_scan, "WIDE_OFFSETS", 1)
     check_image(inputs(1, 1, 3, 3, 3, 2), ("column",))
 
@@ -124,7 +124,7 @@ def test_longer_and_shorter_chunks(limit, monkeypatch):
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("without", [(), ("D", "z", "delta_bias")], ids=str)
-def test_one_dimension(groups, without):
+def test_one_dimensional_scan(groups, without):
     tensors = scan_inputs(2, groups, 3, 2, 5, without=without, dtype=torch.float32)
     if without:
         tensors["delta"] = tensors["delta"].abs()
@@ -135,26 +135,26 @@ def test_one_dimension(groups, without):
     check(results(selective_scan, tensors, backend="triton", **options), wanted, 5e-6)
 
 
-def test_one_dimension_in_bfloat16_without_the_last_state(monkeypatch):
+def test_one_dimensional_scan_in_bfloat16_without_last_state(monkeypatch):
     monkeypatch.setenv("RESTORMIXER_SCAN_STATES", "recompute")
     tensors = {n: t.bfloat16() for n, t in scan_inputs(1, 1, 3, 2, 5, dtype=torch.float32).items()}
     wanted = results(selective_scan_loop, {n: t.double() for n, t in tensors.items()}, delta_softplus=True)
     check(results(selective_scan, tensors, backend="triton", delta_softplus=True), wanted, 1.2e-2)
 
 
-def test_no_constant_weights_and_no_float64():
+def test_constant_weights_and_float64_are_rejected():
     with pytest.raises(ValueError, match="it takes no constant B or C"):
         selective_scan(**scan_inputs(constant="B", dtype=torch.float32), backend="triton")
     with pytest.raises(TypeError, match="x must be of dtype .* got torch.float64"):
         selective_scan_2d(**image_inputs(1), directions=("row",), backend="triton")
 
 
-def test_the_probe_passes(monkeypatch):
+def test_probe_passes(monkeypatch):
     triton_scan.probe.cache_clear()
     assert triton_scan.probe(torch.device("cpu"), torch.float32) is None
 
 
-def test_compiled_and_checkpointed_as_eager():
+def test_compiled_and_checkpointed_scans_match_eager():
     tensors = inputs(1, 1, 1, 3, 3, 2)
 
     def scan(**leaves):

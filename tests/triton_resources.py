@@ -1,8 +1,8 @@
-"""Compile the Triton kernels for a GPU that is not here, and print what they take, as JSON lines.
+"""Compile the Triton kernels for a GPU that need not exist, and print the resources they use as JSON lines.
 
-    python tests/triton_resources.py COMPUTE_CAPABILITY DTYPE...      such as: 90 fp32 bf16
+    python tests/triton_resources.py COMPUTE_CAPABILITY DTYPE...      for example: 90 fp32 bf16
 
-Run in a process of its own: Triton must not be in its interpreter.
+Run it in a separate process, since Triton must not be in interpreter mode.
 """
 
 import json
@@ -21,13 +21,13 @@ from restormixer_arch.selective_scan.triton_scan import CONFIG
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 STREAMS = ("v", "M", "x", "delta", "Bm", "C", "dy", "out", "dx", "ddelta")  # in the dtype of the network
-STATE_STRIDES = ("m_n", "b_n", "c_n")  # 1: B and C are views of one product
+STATE_STRIDES = ("m_n", "b_n", "c_n")  # 1, since B and C are views of one product
 EVEN_STRIDES = re.compile(r"[xdvyoe]_[bpk]")  # multiples of D, which is a multiple of 16
 NOT_TOKENS = re.compile(r"[wmbc]_[bpk]|w_s")
 
 
 def signature_of(kernel, constants, dtype):
-    """Types of the arguments, and which are multiples of 16, as a launch of the network has them."""
+    """Return the types of the arguments, and which are multiples of 16, as in a launch by the network."""
     types, aligned = {}, []
     for place, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -41,12 +41,12 @@ def signature_of(kernel, constants, dtype):
             types[name] = "i32"
         else:
             types[name] = f"*{dtype}" if name in STREAMS else "*fp32"
-            aligned += [place] * (name not in ("M", "Bm", "C"))  # views of a product start anywhere
+            aligned += [place] * (name not in ("M", "Bm", "C"))  # views of a product may start anywhere
     return types, {(place,): [["tt.divisibility", 16]] for place in aligned}
 
 
 def resources(kernel, constants, dtype, capability, warps):
-    """Registers of a thread, bytes of its stack and local memory (spills), and shared memory of a program."""
+    """Return the registers and spills (bytes of stack and local memory) of a thread, and a program's shared memory."""
     constants = constants | {name: 1 for name in STATE_STRIDES if name in kernel.arg_names}
     types, attributes = signature_of(kernel, constants, dtype)
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attributes)
@@ -67,7 +67,7 @@ def resources(kernel, constants, dtype, capability, warps):
 
 
 def variants():
-    """The kernels that a training step of the network launches, the heaviest forms of each."""
+    """Yield the kernels that a training step launches, in the variants that need the most resources."""
     common = {"K": 3, "N": 16, "BD": CONFIG.channels}
     walk = common | {"T": CONFIG.rows, "SOFTPLUS": True, "WIDE": False}
     for reverse in (False, True):

@@ -1,4 +1,4 @@
-"""Small videos for several test files. A test that needs one is skipped where PyAV is not installed."""
+"""Small videos for several test files. A test that needs one is skipped if PyAV is not installed."""
 
 from fractions import Fraction
 
@@ -15,12 +15,12 @@ PALETTE = np.array(
 
 
 def gray_frames(count=4, size=SIZE):
-    """Frames of one color each, rising; red, green and blue differ."""
+    """Return frames of one color each: red increases, green and blue are constant."""
     return [np.full((*size, 3), (20 + 40 * number, 100, 200), np.uint8) for number in range(count)]
 
 
 def patches(count=4, size=SIZE):
-    """Frames of large patches of color, which move by 16 pixels."""
+    """Return frames of colored patches of 16 x 16 pixels, which move by 16 pixels per frame."""
     height, width = size
     numbers = (np.arange(height)[:, None] // 16 + np.arange(width) // 16) % len(PALETTE)
     return [PALETTE[(numbers + shift) % len(PALETTE)] for shift in range(count)]
@@ -44,7 +44,7 @@ def write_video(
     aspect=None,
     every_tag=False,
 ):
-    """Write frames, RGB uint8 or uint16, or RGBA; ``times`` in milliseconds."""
+    """Write frames, RGB or RGBA, uint8 or uint16; ``times`` are in milliseconds."""
     av = pytest.importorskip("av")
     frames = gray_frames(count) if frames is None else frames
     container = {"movflags": "use_metadata_tags"} if every_tag else {}

@@ -253,7 +253,7 @@ def _metadata(page: TiffPage, order: str) -> tuple[dict[str, Any], list[str]]:
             unit = int(page.tags.valueof(296, 2))
             resolution = tuple(_ratio(page.tags[code].value) for code in (282, 283))
         except (TypeError, ValueError, ArithmeticError):  # such as 0 / 0
-            left_out.append("the resolution, which is no number")
+            left_out.append("the resolution, which is not a number")
         else:
             metadata |= {"resolution": resolution, "resolutionunit": unit}
             metadata |= {"dpi": tuple(number / divisor for number, divisor in resolution)} if unit == 2 else {}

@@ -252,7 +252,7 @@ def _units(layout: Layout, gt: Path, labelled: dict[str, Path], prefix: str, ima
         return [Unit(stored_name(prefix + stem), path) for stem, path in clean.items()]
     if set(labelled) != set(layout.labelled):
         absent = sorted(set(layout.labelled) - set(labelled))
-        raise UserError(f"{gt.parent}: lacks the folders {', '.join(absent)} beside {gt.name!r}")
+        raise UserError(f"{gt.parent}: lacks the folders {', '.join(absent)} next to {gt.name!r}")
     groups: dict[str, list[tuple[str, str, Path]]] = {}
     shared = len(labelled) > 1
     used = set()

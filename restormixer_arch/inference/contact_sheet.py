@@ -56,7 +56,7 @@ def check_sheet(path: Path, jobs: Jobs, inputs: Sequence[str], shard: Shard, *, 
             continue
         if not pattern:
             raise UserError(
-                f"--sheet: {path} lies in an input folder, where the next run would restore it; put it into {jobs.out}"
+                f"--sheet: {path} is in an input folder, so the next run would restore it; put it into {jobs.out}"
             )
         if matches_pattern(place.parts[len(folder.parts) :], pattern):
             raise UserError(

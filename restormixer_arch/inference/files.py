@@ -161,7 +161,7 @@ def _pair_of_result(job: Job, options: FileOptions) -> Outcome:
         raise UserError(f"{error}; --overwrite replaces it") from error
     (height, width, *channels), (tall, wide, *others) = before.planes.shape, result.planes.shape
     if (tall * width, channels, before.planes.dtype) != (wide * height, others, result.planes.dtype):
-        raise UserError(f"{job.target}: exists already and is no restoration of {job.source}; --overwrite replaces it")
+        raise UserError(f"{job.target}: already exists and was not restored from {job.source}; --overwrite replaces it")
     if problem := size_problem(result.format, 2 * wide, tall):
         raise UserError(f"{job.pair}: cannot be written: {problem}")
     _write_pair(before, result, job.pair)

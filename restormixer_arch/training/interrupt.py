@@ -41,7 +41,7 @@ class Interrupt:
     Attributes:
         signal: number of the signal that this process or another one of the job received, or 0.
         running: True during the iterations of a run that is kept; otherwise, a signal ends the run immediately.
-        launched: True if a launcher was used, which sends another SIGINT besides the terminal's.
+        has_launcher: True if a launcher was used, which sends another SIGINT besides the terminal's.
         second_sigint: True after a second SIGINT, or after the first one if not ``running``.
         hint: message for the user about what happens after a signal.
     """

@@ -100,7 +100,7 @@ def make_folders(opt: dict[str, Any], option_file: Path) -> dict[str, str | None
     for key, place in [("-opt", option_file), *named]:
         if folder in Path(place).resolve().parents:
             raise UserError(
-                f"{key}: {place} lies in {shown_path(folder)}, which a new run of that name renames; copy it to "
+                f"{key}: {place} is in {shown_path(folder)}, which a new run of that name renames; copy it to "
                 "another place, or choose another name"
             )
     made = {opt["path"]["log"]: move_aside(opt["path"]["log"])}

@@ -1,4 +1,4 @@
-"""Run the native scan of an installed RestorMixer; ends with an error where it cannot be used."""
+"""Run the native scan of an installed RestorMixer; exit with an error if it is unusable or inaccurate."""
 
 import torch
 
