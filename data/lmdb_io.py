@@ -18,7 +18,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -149,40 +149,22 @@ def write_lmdb(root: Path, images: Sequence[tuple[str, np.ndarray]], compression
     Raises:
         UserError: if ``root`` exists, a key is repeated or cannot be stored, or the LMDB cannot be written.
     """
-    write_encoded(root, [encode_png(key, image, compression) for key, image in images])
-
-
-@dataclass(frozen=True)
-class EncodedPng:
-    """A key, its line in ``meta_info.txt``, and the encoded PNG."""
-
-    key: str
-    line: str
-    content: bytes
-
-
-def encode_png(key: str, image: np.ndarray, compression: int = 9) -> EncodedPng:
-    """Encode a uint8 image, BGR (H, W, 3) or gray (H, W), for :func:`write_encoded`."""
-    height, width, channels = np.atleast_3d(image).shape
-    content = encode(".png", image, (cv2.IMWRITE_PNG_COMPRESSION, compression))
-    return EncodedPng(key, f"{key}.png ({height},{width},{channels}) {compression}\n", content)
-
-
-def write_encoded(root: Path, images: Sequence[EncodedPng]) -> None:
-    """Write an LMDB of encoded images. Raises UserError under the same conditions as :func:`write_lmdb`."""
-    _check_keys(root, [image.key for image in images])
-    images = sorted(images, key=lambda image: image.key)
-    size = required_bytes([len(image.content) for image in images], mmap.PAGESIZE) + 2**20
+    _check_keys(root, [key for key, _ in images])
+    flags = (cv2.IMWRITE_PNG_COMPRESSION, compression)
+    images = sorted(images, key=itemgetter(0))
+    encoded = {key: (np.atleast_3d(image).shape, encode(".png", image, flags)) for key, image in images}
+    size = required_bytes([len(content) for _, content in encoded.values()], mmap.PAGESIZE) + 2**20
     with atomic_folder(root) as partial:
         growing = partial / "growing"
         growing.mkdir()
         with writing(root), lmdb.open(str(growing), map_size=size, lock=False) as environment:
             with environment.begin(write=True) as transaction:
-                for image in images:
-                    transaction.put(image.key.encode(), image.content)
+                for key, (_, content) in encoded.items():
+                    transaction.put(key.encode(), content)
             environment.copy(str(partial), compact=True)
         shutil.rmtree(growing)
-        (partial / "meta_info.txt").write_text("".join(image.line for image in images), encoding="utf-8")
+        lines = [f"{key}.png ({h},{w},{c}) {compression}\n" for key, ((h, w, c), _) in encoded.items()]
+        (partial / "meta_info.txt").write_text("".join(lines), encoding="utf-8")
 
 
 def required_bytes(lengths: Sequence[int], page: int) -> int:
