@@ -206,10 +206,10 @@ def find_local_weights(name: str | Path) -> Path | None:
         raise UserError(f"{name}: {SPECIAL_FILE}")
     if path.is_symlink():
         raise UserError(f"{name}: {not_found(path)}")
-    near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
     if path.suffix.lower() in SUFFIXES or not REPOSITORY.fullmatch(path.as_posix()):
-        raise UserError(f"{name}: no such file of weights.{did_you_mean(path.name, near)}")
-    if hint := did_you_mean(path.name, [other for other in near if _may_hold_weights(path.with_name(other))]):
+        raise UserError(f"{name}: {not_found(path)}")
+    near = [other.name for other in path.parent.glob("*") if _may_hold_weights(other)]
+    if hint := did_you_mean(path.name, near):
         raise UserError(
             f"{name}: no such weights in {str(path.parent)!r}, so they are not looked for on the "
             f"Hugging Face Hub.{hint}"

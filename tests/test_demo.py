@@ -254,7 +254,7 @@ def test_requests_with_another_host_or_origin_are_rejected(server, headers, stat
     ("arguments", "message"),
     [
         ([], "--task: no weights for 'derain'"),
-        (["--weights", "x.pth"], "x.pth: no such file of weights."),
+        (["--weights", "x.pth"], "x.pth: does not exist."),
         (
             ["--weights", "w.safetensors", "--port", "{used}"],
             "--host, --port: 127.0.0.1:{used} is not available (Address",

@@ -102,7 +102,7 @@ def test_existing_file_is_replaced_only_with_overwrite(capsys):
         (["net.pth", "-o", "net.safetensor"], "-o: 'net.safetensor' must end in .safetensors or .onnx. Did you mean"),
         (["net.pth", "-o", "no/net.safetensors"], "-o: there is no folder 'no'"),
         (["", "-o", "a.safetensors"], "basicsr export: argument WEIGHTS: expected a name, got an empty string"),
-        (["nett.pth", "-o", "a.safetensors"], "nett.pth: no such file of weights. Did you mean 'net.pth'?"),
+        (["nett.pth", "-o", "a.safetensors"], "nett.pth: does not exist. Did you mean 'net.pth'?"),
         (["other.pth", "-o", "a.safetensors"], "other.pth: are not the weights of a RestorMixer"),
         (["net.pth", "--opt", "edsr.yml", "-o", "a.safetensors"], "--opt: edsr.yml: network_g.type: 'RestorMixer' was"),
         (["net.pth", "--opt", "wide.yml", "-o", "a.safetensors"], "net.pth: no RestorMixer can be built from it ("),

@@ -185,10 +185,10 @@ def test_training_run_folder_is_rejected_with_a_hint_to_its_weights(folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nett", "nett: no such file of weights. Did you mean 'net'?"),
+        ("nett", "nett: does not exist. Did you mean 'net'?"),
         ("empty", "empty: this folder holds no model.safetensors"),
         ("net/weights", "net/weights: cannot be fetched: no such file here, and the Hugging Face"),
-        ("net/models.safetensors", "net/models.safetensors: no such file of weights. Did you mean 'model.safetensors"),
+        ("net/models.safetensors", "net/models.safetensors: does not exist. Did you mean 'net/model.safetensors"),
         ("damaged", "damaged/model.safetensors: cannot be read as safetensors ("),
         ("other", "other: no RestorMixer can be built from it (not the weights of a RestorMixer"),
         ("config", "config: no RestorMixer can be built from it (config.json is not JSON: "),
@@ -312,7 +312,7 @@ def test_only_hub_access_needs_huggingface_hub(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     message = "org/name: is not a file or folder here, and the Hugging Face Hub needs huggingface_hub; pip install "
     assert error_of(capsys, "--weights", "org/name") == message + "'restormixer[hub]'"
-    assert error_of(capsys, "--weights", "a/b/c.pth") == "a/b/c.pth: no such file of weights."
+    assert error_of(capsys, "--weights", "a/b/c.pth").startswith("a/b/c.pth: does not exist (there is no 'a' in ")
     tiny_network().save_pretrained("net")
     RestorMixer.from_pretrained("net")
     with pytest.raises(UserError, match="needs huggingface_hub"):

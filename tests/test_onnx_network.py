@@ -168,9 +168,7 @@ def test_invalid_onnx_files_are_rejected(files, tmp_path, capsys, monkeypatch):
     model = onnx.load(files / "net.onnx")
     del model.metadata_props[:]
     onnx.save(model, "foreign.onnx")
-    assert refused(capsys, *restore, "damage.onnx") == (
-        "damage.onnx: no such file of weights. Did you mean 'damaged.onnx'?"
-    )
+    assert refused(capsys, *restore, "damage.onnx") == ("damage.onnx: does not exist. Did you mean 'damaged.onnx'?")
     assert refused(capsys, *restore, "damaged.onnx").startswith("damaged.onnx: cannot be read as ONNX (")
     assert refused(capsys, *restore, "foreign.onnx") == (
         "foreign.onnx: is not a file of 'basicsr export' (its metadata has no scale and size_multiple)"

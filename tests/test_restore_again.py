@@ -105,7 +105,7 @@ def test_results_written_by_another_process_during_the_run_are_kept(place, capsy
     ("switches", "message"),
     [
         (["--task", "dreain"], "--task: no weights for 'dreain'; installed are: "),
-        (["--weights", "x.safetensors"], "x.safetensors: no such file of weights. Did you mean 'w.safetensors'?"),
+        (["--weights", "x.safetensors"], "x.safetensors: does not exist. Did you mean 'w.safetensors'?"),
         (["--weights", "in"], "in: this folder holds no model.safetensors"),
     ],
 )

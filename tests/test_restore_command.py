@@ -46,7 +46,7 @@ def test_names_with_a_tilde_that_are_not_user_names(place, capsys):
         == "~no such folder: 1 already there (perhaps made with other weights; --overwrite restores it again)\n"
     )
     assert run("~no such user.png", "-o", "out", "--weights", "~other.pth") == 2
-    assert "error: ~other.pth: no such file of weights." in capsys.readouterr().err
+    assert "error: ~other.pth: does not exist." in capsys.readouterr().err
 
 
 def test_compare_with_upsampling(place):
@@ -190,7 +190,7 @@ def test_results_that_cannot_be_written_are_reported(place, capsys):
         (["in"], "basicsr restore: the following arguments are required: -o/--output/--out."),
         (["in", "-o", "in"], "-o: in/a.png is an input itself and would be replaced; choose another folder"),
         (["nothing", "-o", "out"], "nothing: does not exist"),
-        (["in", "-o", "out", "--weights", "x.pth"], "x.pth: no such file of weights."),
+        (["in", "-o", "out", "--weights", "x.pth"], "x.pth: does not exist."),
         (["in", "-o", "out", "--task", "derian"], "--task: no weights for 'derian'; this installation has no"),
         (["in", "-o", "out", "--device", "gpu"], "--device: 'gpu' cannot be used here"),
         (["in", "-o", "out", "--overlap", "200", "--weights", "w.safetensors"], "tile: 192 is too small for an ov"),

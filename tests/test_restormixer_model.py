@@ -190,12 +190,12 @@ def test_safetensors_with_module_prefix_are_loaded(tmp_path):
     [
         ("net.pth", b"not a checkpoint", r"net.pth: cannot be read as PyTorch weights"),
         ("net.safetensors", b"not a checkpoint", r"net.safetensors: cannot be read as safetensors"),
-        ("nte_g.pth", b"", r"net_g.pth: no such file of weights. Did you mean 'nte_g.pth'\?"),
+        ("nte_g.pth", b"", r"net_g.pth: does not exist. Did you mean '.*nte_g.pth'\?"),
     ],
 )
 def test_unreadable_weights_are_rejected(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    asked = "net_g.pth" if "such" in message else name
+    asked = "net_g.pth" if "mean" in message else name
     model = build(tmp_path)
     with pytest.raises(UserError, match=message):
         model.load_network(model.net_g, tmp_path / asked)

@@ -33,7 +33,7 @@ class CompetitorKeys(Section):
 
     network_g: Typed | None = Field(default=None, description="type and arguments of the network")
     weights: str | None = Field(default=None, description="weight file; it is not trained further")
-    param_key: str | None = Field(default=None, description="entry of the file of weights, such as params_ema")
+    param_key: str | None = Field(default=None, description="entry of the weight file, such as params_ema")
     run: str | None = Field(default=None, description="folder of a previous training, such as experiments/NAME")
     checkpoint: Literal["newest", "best"] | None = Field(default=None, description="which weights of the run")
     train: dict[str, Any] | None = Field(default=None, description="what differs from the common section 'train'")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.errors import UserError, not_found
 from restormixer_arch.layers import pad_to_multiple
 from restormixer_arch.output import user_path
 
@@ -46,8 +46,7 @@ class OnnxNetwork(nn.Module):
         if path.is_dir():
             raise UserError(f"{path}: is a folder, expected a file of 'basicsr export'")
         if not path.is_file():
-            near = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []
-            raise UserError(f"{path}: no such file of weights.{did_you_mean(path.name, near)}")
+            raise UserError(f"{path}: {not_found(path)}")
         if importlib.util.find_spec("onnxruntime") is None:
             raise UserError(f"{path}: needs onnxruntime; pip install 'restormixer[export]'")
         import onnxruntime
