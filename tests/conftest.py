@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,17 @@ def fresh_log() -> Iterator[None]:
             logger.removeHandler(handler)
             handler.close()
         logger.propagate = True
+
+
+@pytest.fixture(autouse=True)
+def same_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed the global generators, and clear the variable that changes the pixel limit."""
+    monkeypatch.delenv("RESTORMIXER_MAX_PIXELS", raising=False)
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture

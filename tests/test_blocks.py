@@ -126,7 +126,9 @@ def test_scm_output_is_normalized_and_fam_reads_its_second_input():
     fam = FAM(16)
     fam.conv.weight.data.zero_()
     fam.conv.weight.data[3, 16 + 5, 1, 1] = 1.0  # output channel 3 reads channel 5 of the second input
-    torch.testing.assert_close(fam(torch.randn_like(y), y)[:, 3], y[:, 5] + fam.conv.bias[3])
+    fam.conv.weight.data[3, 2, 1, 1] = 2.0  # and channel 2 of the first one
+    features = torch.randn_like(y)
+    torch.testing.assert_close(fam(features, y)[:, 3], y[:, 5] + 2 * features[:, 2] + fam.conv.bias[3])
 
 
 def test_gelu_is_applied_after_the_norm():

@@ -286,6 +286,15 @@ def test_unknown_context_dataset_is_rejected_before_training(pairs, write, capsy
     assert "context.dataset.type: 'PairedRestorationDatasett' is not a known" in capsys.readouterr().err
 
 
+def test_images_smaller_than_the_largest_crop_are_skipped(monkeypatch):
+    sizes = {"large": (3, 16, 16), "small": (3, 16, 12)}
+    tensors = {name: torch.rand(size) for name, size in sizes.items()}
+    images = [{"lq": tensor, "gt": tensor, "lq_path": name} for name, tensor in tensors.items()]
+    monkeypatch.setattr(context, "datasets", lambda options: [("test", images)])
+    use, _ = context.measure_context_use(Neighbors(), {}, [8, 16])
+    assert list(use.psnr[8]) == list(use.psnr[16]) == ["large"]
+
+
 def test_context_sizes_larger_than_all_images_are_rejected(pairs, write):
     options = read_compare_file(write(study_options()))
     data = {**options, "datasets": {"test": options["context"]["dataset"]}}
