@@ -238,10 +238,10 @@ class RestorMixerModel(SRModel):
         network, pictures = self.get_bare_model(self.net_g), {"lq": self.lq, "gt": self.gt}
         losses_alone = {name: loss.detach() for name, loss in losses.items()}
         outputs = [output.detach() for output in outputs]
-        self._bad_forward = partial(guard.describe_non_finite, network, pictures, outputs, losses_alone, self._paths)
+        self._describe_loss = partial(guard.describe_non_finite, network, pictures, outputs, losses_alone, self._paths)
         if self._waits and not self._finite_loss:
             self._statistics.restore()
-            self.guard.skip(current_iter, self._bad_forward())
+            self.guard.skip(current_iter, self._describe_loss())
         else:
             if self.schedule_free:  # not fused, so the loss is known to be finite
                 self.schedule_free.see(self.lq)
@@ -274,17 +274,17 @@ class RestorMixerModel(SRModel):
         finite = torch.isfinite(norm)  # the same in all processes, which average their gradients
         named = self.get_bare_model(self.net_g).named_parameters()
         names = [name for name, parameter in named if parameter.grad is not None]
-        describe_non_finite_gradient = partial(guard.describe_non_finite_gradient, names, norms)
+        describe_gradient = partial(guard.describe_non_finite_gradient, names, norms)
         if self._waits:
             self._grad_norm = norm.item()
             if not finite:
                 self.precision.skip()
-                self.guard.count_overflow(current_iter, describe_non_finite_gradient)
+                self.guard.count_overflow(current_iter, describe_gradient)
                 return
         else:
             self._grad_norm = norm
             flags = guard.Flags(torch.stack([self._finite_loss, finite]))
-            step = guard.Step(current_iter, flags, self._bad_forward, describe_non_finite_gradient)
+            step = guard.Step(current_iter, flags, self._describe_loss, describe_gradient)
             finite &= self._finite_loss
         if self.grad_clip:
             guard.clip(gradients, norm, self.grad_clip)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from restormixer_arch.output import user_path
+from restormixer_arch.output import print_error, user_path
 
 SPECIAL_FILE = "is neither a file nor a folder, but a pipe, socket or device"
 
@@ -38,6 +38,12 @@ class UserError(ValueError):
             return lines
         parts = re.split(rf"^(?:[\w.]+\.)?{type(self).__name__}: ", lines[0], flags=re.MULTILINE)
         return [parts[-1].strip()]
+
+
+def print_user_error(error: UserError) -> None:
+    """Print one line to stderr for each message."""
+    for line in error.lines:
+        print_error(f"error: {line}")
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,6 @@ from restormixer_arch.native import library as native_library
 pytestmark = pytest.mark.skipif(bool(native_library.REASON), reason=native_library.REASON or "the library is there")
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def attention_in_float64(qkv, heads):
     q, k, v = qkv.double().unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     weights = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, dim=-1)

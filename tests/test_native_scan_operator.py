@@ -33,11 +33,6 @@ from restormixer_arch.selective_scan import selective_scan_2d
 pytestmark = needs_kernel
 
 
-@pytest.fixture(autouse=True)
-def _same_random_numbers():
-    torch.manual_seed(0)
-
-
 # ------------------------------------------------------------------ threads and processes
 
 

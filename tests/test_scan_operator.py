@@ -28,7 +28,6 @@ BACKENDS = ["torch", "cuda", usable("native")]
 @pytest.fixture(autouse=True)
 def mamba(monkeypatch):
     """Replace mamba-ssm's kernel with the definition."""
-    torch.manual_seed(0)
     module = ModuleType(cuda.INTERFACE)
     module.selective_scan_fn = strict_kernel
     for name in ("mamba_ssm", "mamba_ssm.ops", cuda.INTERFACE):

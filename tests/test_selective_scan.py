@@ -26,11 +26,6 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 1e-2}
 results = partial(any_results, return_last_state=True)
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 @pytest.fixture(params=["one segment", "short segments", "short parts"])
 def cutting(request, monkeypatch):
     """Divide the tokens as in real use, or so finely that a short scan has segments and parts of every kind."""

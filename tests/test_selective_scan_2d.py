@@ -16,11 +16,6 @@ NAMES = ("x", "delta", "A", "B", "C", "D", "delta_bias")
 S3 = ("column", "row_reverse", "column_reverse")
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def image_inputs(count, batch=2, height=3, width=4, channels=3, states=2, dtype=torch.float64):
     tokens = (batch, height, width)
     return {

@@ -14,11 +14,6 @@ from restormixer_arch.selective_scan import cuda, selective_scan, triton_scan
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def case():
     return scan_inputs(groups=2, width=2, states=3, length=6, dtype=torch.float32)
 

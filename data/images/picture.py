@@ -95,9 +95,7 @@ def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
             return _read_png(path, max_pixels)
         if start.startswith(TIFF_MAGIC):
             return _read_tiff(path, max_pixels)
-        if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
-            _register_heif(path)
-        with Image.open(path, formats=_formats(start)) as image:
+        with _open(path, start) as image:
             _check_size(image.size, max_pixels)
             _check_supported(image, path)
             if image.format == "PPM" and (white := _max_value_of_pnm(image)) > 255:
@@ -111,9 +109,8 @@ def read_picture(path: str | Path, max_pixels: int | None = None) -> Picture:
             orientation, info = upright_info(image)
             plain, metadata = to_rgb(image, metadata_of(image, info, path))
             pixels, alpha = _rotate(orientation, *split_alpha(np.array(plain)))
-            return Picture(
-                pixels, alpha, "JPEG" if image.format == MPO else image.format, metadata, left_out(image, path)
-            )
+            format = "JPEG" if image.format == MPO else image.format
+            return Picture(pixels, alpha, format, metadata, left_out(image, path))
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:
@@ -127,15 +124,13 @@ def picture_size(path: str | Path) -> tuple[int, int]:
             png = PngFile(start, str(path))
             _check_size((png.width, png.height), None)
             return png.width, png.height
-        if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):  # also files that Pillow cannot read
+        if start.startswith(TIFF_MAGIC):  # also files that Pillow cannot read
             from restormixer_arch.data.images.tiff import read_structure
 
             size = read_structure(Path(path)).size
             _check_size(size, None)
             return size
-        if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
-            _register_heif(path)
-        with Image.open(path, formats=_formats(start)) as image:
+        with _open(path, start) as image:
             _check_size(image.size, None)
             return image.size
 
@@ -276,6 +271,13 @@ def _user_errors(path: str | Path) -> Iterator[None]:
     except DECODE_ERRORS as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path}: cannot be read as an image ({reason})") from error
+
+
+def _open(path: str | Path, start: bytes) -> Image.Image:
+    """Open a file with Pillow, which decodes nothing yet; ``start`` holds its first bytes."""
+    if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
+        _register_heif(path)
+    return Image.open(path, formats=_formats(start))
 
 
 def _formats(start: bytes) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from restormixer_arch.data.degradations.compose import add_composition, draw_composition
 from restormixer_arch.data.degradations.labels import label_of, parse_label
 from restormixer_arch.data.lmdb_io import LmdbImages
-from restormixer_arch.errors import UserError, file_error
+from restormixer_arch.errors import UserError, file_error, print_user_error
 from restormixer_arch.inference.choose_task import (
     CLEAN,
     MIN_PROBABILITY,
@@ -175,8 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             images = fixed_images(options.table, options.set)
             print_result(confusion_table([(truth, choose_task([image])) for truth, image in images]))
     except UserError as error:
-        for line in error.lines:
-            print_error(f"error: {line}")
+        print_user_error(error)
         return 2
     except OSError as error:
         if not error.strerror:

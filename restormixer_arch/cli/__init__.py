@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from restormixer_arch import __version__
-from restormixer_arch.errors import UserError, did_you_mean, file_error
+from restormixer_arch.errors import UserError, did_you_mean, file_error, print_user_error
 from restormixer_arch.memory import keep_freed_memory
 from restormixer_arch.output import print_error, print_result
 
@@ -71,8 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except UserError as error:
-        for line in error.lines:
-            print_error(f"error: {line}")
+        print_user_error(error)
         return 2
     except KeyboardInterrupt as interrupt:  # Ctrl-C, or another signal that stopped a training run
         print_error("stopped")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from restormixer_arch.basicsr_adapter import register
-from restormixer_arch.errors import UserError
+from restormixer_arch.errors import UserError, print_user_error
 from restormixer_arch.memory import keep_freed_memory
 from restormixer_arch.output import print_error
 
@@ -169,8 +169,7 @@ def main() -> int:
     try:
         result = run_job(json.load(sys.stdin))
     except UserError as error:
-        for line in error.lines:
-            print_error(f"error: {line}")
+        print_user_error(error)
         return 2
     except KeyboardInterrupt as interrupt:  # Ctrl-C, which the command receives too
         print_error("stopped")
