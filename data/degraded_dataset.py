@@ -79,7 +79,7 @@ class DegradedDataset(Dataset):
             compositions: JSON file of fixed parameters, label -> image -> degradation -> parameters, which validation
                 and test use instead of random ones, such as the ``compositions.json`` of a fixed dataset.
             seed: random seed. Default: 0, or ``manual_seed`` if ``basicsr train`` trains on the dataset.
-            recursive: whether to include sub-folders.
+            recursive: whether to include subfolders.
 
     Item:
         ``lq`` (3, h, w) and ``gt`` (3, scale * h, scale * w): float32 tensors, RGB, in [0, 1]; ``label``; ``gt_path``;

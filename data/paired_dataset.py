@@ -33,7 +33,7 @@ class PairedRestorationDataset(Dataset):
     Differences from PairedImageDataset:
 
     - Pairs are sorted by name, so their order is the same on every file system. ``recursive: true`` includes
-      sub-folders. Files that are not images are ignored. A partner may have another image extension.
+      subfolders. Files that are not images are ignored. A partner may have another image extension.
     - Names are compared when the dataset is created, and sizes when a pair is read; error messages name the image.
     - Training images smaller than ``gt_size`` are mirrored at their right and lower edges to reach that size.
     - The dataset can be sent to worker processes after use, and two datasets can read the same LMDB.
@@ -49,7 +49,7 @@ class PairedRestorationDataset(Dataset):
             use_hflip, use_rot: random horizontal flips, and rotations by 90 degrees, in training.
             filename_tmpl: name of the degraded image without extension, where ``{}`` stands for that of the clean one.
             meta_info_file: file that lists the clean images to use, one per line.
-            recursive: whether to include sub-folders.
+            recursive: whether to include subfolders.
             shared_gt: whether degraded images are named ``<label>/<name>`` and share the clean image ``<name>``.
             color: ``y`` for BT.601 luma (studio range) instead of RGB.
             mean, std: mean and standard deviation per channel, for normalization.

@@ -75,7 +75,7 @@ def test_coverage_command(folder, capsys):
     assert lines[0].startswith("| residual | drawn: 5 % |") and len(lines) == 11
     assert main([*arguments, "rian"]) == 2 and "Did you mean" in capsys.readouterr().err
     assert main([*arguments, "down"]) == 2  # images of different sizes, which were once reported as equal
-    assert "degradations: scale 1 does not allow 'down'; 2, 3 or 4 does, got 'down'" in capsys.readouterr().err
+    assert "--labels: scale 1 does not allow 'down'; 2, 3 or 4 does, got 'down'" in capsys.readouterr().err
     rows = compare_folders("lq", "gt", ["rain"], count=6)
     assert lines[2].startswith("| psnr | ") and f"{rows[0].public[1]:.2f}" in lines[2]
     (folder / "gt/2.png").unlink()

@@ -369,7 +369,7 @@ def test_images_in_sub_folders_are_skipped_with_a_warning(own, capsys):
         shutil.copy("gt/00.png", f"{place}/0.png")
     Path("gt/c/notes.txt").write_text("x")
     assert prepare("--gt", "gt", "--lq", "gt/lq", "--out", "set") == 0
-    text = "images in its sub-folders were skipped; prepare each folder as a separate dataset"
+    text = "images in its subfolders were skipped; prepare each folder as a separate dataset"
     assert capsys.readouterr().err.splitlines() == [
         f"basicsr: warning: gt: 2 {text}",
         f"basicsr: warning: gt/lq: 1 {text}",
@@ -381,7 +381,7 @@ def test_folder_with_images_only_in_sub_folders_is_rejected(own, capsys):
         Path(kind).rename("inner")
         Path(kind).mkdir()
         Path("inner").rename(f"{kind}/inner")
-    hint = "; 12 images are in its sub-folders, which are not read; give one of them instead\n"
+    hint = "; 12 images are in its subfolders, which are not read; give one of them instead\n"
     for arguments in (["--gt", "gt", "--degrade", "rain"], ["--gt", "gt/inner", "--lq", "lq"]):
         assert prepare(*arguments, "--out", "o") == 2
         error = capsys.readouterr().err

@@ -197,7 +197,7 @@ class TestPairs:
 
     def test_recursive_reads_subfolders(self, tmp_path):
         opt = make_folders(tmp_path, names=("two/a.png", "one/a.png"))
-        assert "contains no images" in refusal(opt) and "2 in its sub-folders" in refusal(opt)
+        assert "contains no images" in refusal(opt) and "2 in its subfolders" in refusal(opt)
         dataset = PairedRestorationDataset({**opt, "recursive": True, "filename_tmpl": "{}"})
         assert [pair[1] for pair in dataset.pairs] == ["one/a.png", "two/a.png"]
         assert torch.equal(dataset[1]["gt"], dataset[1]["lq"])
@@ -386,11 +386,11 @@ class TestFileSystem:
             (tmp_path / side / "linked").symlink_to(tmp_path / side / "one")
             (tmp_path / side / "one/loop").symlink_to(tmp_path / side)
         assert PairedRestorationDataset({**opt, "recursive": True}).pairs == [("one/a.png", "one/a.png")]
-        text = "left out 2 linked sub-folders, which 'recursive: true' does not read"
+        text = "left out 2 linked subfolders, which 'recursive: true' does not read"
         assert capsys.readouterr().err.splitlines() == [
             f"basicsr: note: dataroot_{side}: '{tmp_path}/{side}': {text}" for side in ("gt", "lq")
         ]
         (tmp_path / "gt/one/a.png").unlink()
         assert refusal({**opt, "recursive": True}).endswith(
-            "; it has 2 linked sub-folders, which 'recursive: true' does not read"
+            "; it has 2 linked subfolders, which 'recursive: true' does not read"
         )

@@ -48,12 +48,12 @@ def decode_image(content: bytes, source: str) -> np.ndarray:
 
 
 def image_names(root: Path, recursive: bool, skipped: Container[Path] = ()) -> tuple[list[str], int]:
-    """Return the sorted names of the images in a folder, and the number of linked sub-folders, which are not read.
+    """Return the sorted names of the images in a folder, and the number of linked subfolders, which are not read.
 
     Args:
         root: path of the folder.
-        recursive: whether to include sub-folders, except hidden ones; names then start with the sub-folder.
-        skipped: resolved paths of sub-folders to skip.
+        recursive: whether to include subfolders, except hidden ones; names then start with the subfolder.
+        skipped: resolved paths of subfolders to skip.
     """
 
     def stop(error: OSError) -> None:
@@ -80,7 +80,7 @@ class FolderImages:
     Args:
         root: path of the folder.
         option: name of the option that specifies it, for messages.
-        recursive: whether to include sub-folders; names then start with the sub-folder. Linked ones are skipped with
+        recursive: whether to include subfolders; names then start with the subfolder. Linked ones are skipped with
             a note.
 
     Raises:
@@ -90,10 +90,10 @@ class FolderImages:
     def __init__(self, root: str | Path, option: str, recursive: bool = False) -> None:
         self.root, self.option = existing_folder(root, option), option
         self.names, linked = image_names(self.root, recursive)
-        left_out = f"{linked} linked sub-folders, which 'recursive: true' does not read" if recursive and linked else ""
+        left_out = f"{linked} linked subfolders, which 'recursive: true' does not read" if recursive and linked else ""
         if not self.names:
             deeper = 0 if recursive else len(image_names(self.root, True)[0])
-            hint = f"; {deeper} in its sub-folders, which 'recursive: true' reads" if deeper else ""
+            hint = f"; {deeper} in its subfolders, which 'recursive: true' reads" if deeper else ""
             hint += f"; it has {left_out}" if left_out else ""
             raise UserError(f"{option}: {str(root)!r} contains no images ({' '.join(IMAGE_SUFFIXES)}){hint}")
         if left_out:

@@ -45,7 +45,7 @@ class Found:
         units: units sorted by name.
         folders: clean and degraded folders of the units.
         ignored: files in these folders that are not images.
-        deeper: folder -> number of images in its sub-folders, which are skipped; only for folders that the user named.
+        deeper: folder -> number of images in its subfolders, which are skipped; only for folders that the user named.
     """
 
     public: PublicSet
@@ -120,14 +120,14 @@ def pair_folders(public: PublicSet, part: Part, layout: Layout, gt: Path, labell
 
 
 def _count_deeper(folder: Path, named: Sequence[Path] = ()) -> int:
-    """Return how many images are in a folder's sub-folders, except in the folders ``named``."""
+    """Return how many images are in a folder's subfolders, except in the folders ``named``."""
     names, _ = image_names(folder, True, [path.resolve() for path in named])
     return sum("/" in name and not any(part.startswith(".") for part in name.split("/")) for name in names)
 
 
 def _no_image(folder: Path) -> UserError:
     deeper = _count_deeper(folder)
-    hint = f"; {deeper} images are in its sub-folders, which are not read; give one of them instead" if deeper else ""
+    hint = f"; {deeper} images are in its subfolders, which are not read; give one of them instead" if deeper else ""
     return UserError(f"{folder}: contains no images ({' '.join(IMAGE_SUFFIXES)}){hint}")
 
 

@@ -56,7 +56,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a set, which becomes ``<part>_gt`` and ``<part>_lq``; labels become sub-folders of the latter.
+    """A part of a set, which becomes ``<part>_gt`` and ``<part>_lq``; labels become subfolders of the latter.
 
     Args:
         name: name of the part, such as train or test.

@@ -97,7 +97,7 @@ class FolderStore:
 
 
 class FolderReader:
-    """The images of a folder and its sub-folders by name without extension, like :class:`LmdbImages`."""
+    """The images of a folder and its subfolders by name without extension, like :class:`LmdbImages`."""
 
     def __init__(self, path: Path) -> None:
         files = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != ".")

@@ -65,7 +65,7 @@ def _set(arguments: list[str]) -> None:
         "--scale", type=positive_number, default=1, metavar="N", help="scale of labels with 'down' (default: 1)"
     )
     parser.add_argument("--gt-size", type=positive_number, metavar="N", help="crop the center, at most N by N pixels")
-    parser.add_argument("--recursive", action="store_true", help="read sub-folders too")
+    parser.add_argument("--recursive", action="store_true", help="read subfolders too")
     parser.add_argument("--lmdb", action="store_true", help="write LMDBs instead of folders")
     args = parser.parse_args(arguments)
     from restormixer_arch.data.preparation.fixed_set import write_fixed_set
@@ -150,5 +150,6 @@ def _coverage(arguments: list[str]) -> None:
     from restormixer_arch.data.degradations.coverage import compare_folders, coverage_table
 
     clean = str(args.clean) if args.clean else None
-    rows = compare_folders(str(args.lq), str(args.gt), args.labels, clean=clean, count=args.count, seed=args.seed)
+    with switches_for(degradations="--labels"):
+        rows = compare_folders(str(args.lq), str(args.gt), args.labels, clean=clean, count=args.count, seed=args.seed)
     print_result(coverage_table(rows))

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from restormixer_arch.inference.auto import AutoRestorer
     from restormixer_arch.inference.restorer import Restorer
 
-DESCRIPTION = "Restore images and videos. Folders are read with their sub-folders; names are kept; files that exist"
+DESCRIPTION = "Restore images and videos. Folders are read with their subfolders; names are kept; files that exist"
 DESCRIPTION += " already are skipped. If a file fails, the others are still restored, and the exit code is 2."
 KEPT_CONTENT = """what is kept and what is not:
   all images   size, 8 or 16 bits, gray or RGB, alpha. The EXIF orientation is applied to the pixels. Palettes become

@@ -90,7 +90,7 @@ def find_jobs(inputs: Sequence[str], out: Path, *, compare: bool = False, shard:
     """Find the files to restore and the paths of their results. Skipped files and folders are counted in a note.
 
     Args:
-        inputs: files, folders (with sub-folders, except hidden ones), and patterns such as ``"holiday/**/*.jpg"``.
+        inputs: files, folders (with subfolders, except hidden ones), and patterns such as ``"holiday/**/*.jpg"``.
         out: output folder; it is not read if it is inside an input folder, or inside the folder in which a pattern
             begins.
         compare: whether to also write ``<name>_compare.<suffix>``.

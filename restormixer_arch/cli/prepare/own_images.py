@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> int:
     clear_folder_cache()
     parts = find_own_images(gt, lq, args.val)
     for folder, count in parts[0].deeper.items():
-        warn(f"{folder}: {count} images in its sub-folders were skipped; prepare each folder as a separate dataset")
+        warn(f"{folder}: {count} images in its subfolders were skipped; prepare each folder as a separate dataset")
     jobs = [make_job(found, args, out, multiple=args.scale) for found in parts]
     root = place.parent if out.name in ("", "..") else out.parent
     if not prepare_jobs(jobs, args.workers, args.skip_bad, root, _stale_outputs(jobs, out, bool(labels))):
