@@ -68,7 +68,8 @@ def resident_bytes() -> int | None:
 def _status(name: str) -> int | None:
     """Return an amount of /proc/self/status in bytes, or None if it is missing."""
     status = Path("/proc/self/status")
-    lines = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.exists() else {}
+    text = status.read_text(errors="replace") if status.exists() else ""
+    lines = dict(line.split(":", 1) for line in text.splitlines())
     return int(lines[name].split()[0]) * 1024 if name in lines else None
 
 

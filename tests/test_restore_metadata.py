@@ -343,6 +343,14 @@ def test_avif_is_read_and_written(restore_folder):
         assert np.abs(np.asarray(result).astype(int) - SMOOTH).mean() < 3
 
 
+def test_gray_heic_of_more_than_8_bits_keeps_its_levels(tmp_path):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (32, 1))
+    Image.fromarray(ramp).save(tmp_path / "gray.heic", quality=-1)
+    pixels = read_picture(tmp_path / "gray.heic").pixels
+    assert pixels.dtype == np.uint8 and np.abs(pixels[..., 0].astype(int) - (ramp >> 8)).max() <= 1
+
+
 def test_heic_is_read_and_written(restore_folder, capsys):
     heif = pytest.importorskip("pillow_heif")
     heif.register_heif_opener()

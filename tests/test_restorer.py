@@ -240,6 +240,16 @@ def test_memory_in_use_is_measured_before_the_first_image(tmp_path):
     assert abs(restorer.memory.held - before) < 5 * 10**7 and len(image) == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc/self/status")
+def test_memory_is_measured_if_the_process_name_is_not_utf_8():
+    name = Path("/proc/self/comm").read_bytes().strip()
+    try:
+        Path("/proc/self/comm").write_bytes("фотографии".encode()[:15])  # the kernel keeps 15 bytes: half a character
+        assert resident_bytes() > 10**6
+    finally:
+        Path("/proc/self/comm").write_bytes(name)
+
+
 def test_tile_settings_of_an_option_file():
     assert restorer_of_options(Plain(), {"save_img": True}) is None
     made = restorer_of_options(Plain(), {"tile": 96, "tile_overlap": 0, "tile_blend": "linear"})

@@ -226,8 +226,7 @@ def _by_pillow(picture: Picture, **metadata: Any) -> bytes:
 
 def to_pillow(picture: Picture) -> Image.Image:
     """Convert to a Pillow image of mode L, LA, RGB, RGBA, or I;16 for 16-bit gray; Pillow has no 16-bit colors."""
-    planes = picture.planes
-    return Image.fromarray(planes[..., 0] if planes.shape[2] == 1 else planes)
+    return Image.fromarray(picture.planes[..., 0] if picture.planes.shape[2] == 1 else picture.planes)
 
 
 def to_rgb(image: Image.Image, metadata: dict[str, Any]) -> tuple[Image.Image, dict[str, Any]]:
@@ -236,9 +235,10 @@ def to_rgb(image: Image.Image, metadata: dict[str, Any]) -> tuple[Image.Image, d
         return _from_cmyk(image, metadata)
     if "transparency" in image.info or image.mode in ("PA", "RGBa", "La"):
         return image.convert("LA" if image.mode in ("1", "L", "La") else "RGBA"), metadata
-    if image.mode == "1":
-        return image.convert("L"), metadata
-    return (image if image.mode in ("L", "LA", "RGB", "RGBA") else image.convert("RGB")), metadata
+    if image.mode.startswith("I;16"):  # gray HEIF of more than 8 bits per sample, scaled to 16; convert() clips it
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)), metadata
+    mode = {"L": "L", "LA": "LA", "RGBA": "RGBA", "1": "L"}.get(image.mode, "RGB")
+    return (image if image.mode == mode else image.convert(mode)), metadata
 
 
 def split_alpha(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

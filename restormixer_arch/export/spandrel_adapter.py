@@ -54,7 +54,7 @@ class RestorMixerArchitecture(Architecture[RestorMixer]):
             architecture=self,
             purpose="Restoration" if scale == 1 else "SR",
             tags=[f"{options['base_channels']}nf", f"{blocks} blocks"],
-            supports_half=True,
+            supports_half=False,  # some weights overflow in float16, such as the installed ones for denoising
             supports_bfloat16=True,
             scale=scale,
             input_channels=channels,
