@@ -32,9 +32,11 @@ def test_two_folders_are_split_into_training_and_validation_sets(own, capsys):
     assert "next: basicsr init --data sets/mine" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("clean", ["", "_gt", "_clean"])
+@pytest.mark.parametrize("clean", ["", "_gt", "_GT", "_clean"])
 @pytest.mark.parametrize(
-    "rename", [lambda n: f"{n}_rain", lambda n: f"{n}_LQ", lambda n: f"{n}_1"], ids=["_rain", "_LQ", "many to one"]
+    "rename",
+    [lambda n: f"{n}_rain", lambda n: f"{n}_LQ", lambda n: f"{n}_hazy", lambda n: f"{n}_1"],
+    ids=["_rain", "_LQ", "_hazy", "many to one"],
 )
 def test_names_with_different_endings_are_paired(own, rename, clean):
     if clean and rename("") == "_1":

@@ -71,6 +71,15 @@ def test_invalid_dataset_is_reported_in_one_line_with_its_path(root, capsys, mis
     assert not list(Path().glob("datasets/Rain13K/train_*"))
 
 
+def test_folder_that_exists_is_not_proposed_as_its_partner(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("Rain100L/rain").mkdir(parents=True)
+    save(Path("Rain100L/rain/rain-001.png"), picture(1))
+    assert run_prepare("derain", "--root", ".", "--sets", "Rain100L") == 2
+    (line,) = prepare_errors(capsys)
+    assert line.startswith("Rain100L/rain: its partner folder") and "Did you mean" not in line
+
+
 @pytest.mark.parametrize("mistake", ["two sizes", "no image"])
 def test_skip_bad_skips_bad_pairs(root, capsys, mistake):
     broken_rain(root, mistake)

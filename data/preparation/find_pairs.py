@@ -183,7 +183,7 @@ def _check_missing_partner(root: Path, part: Part) -> None:
         # A clean folder alone does not indicate this part if it is the set's own folder or is shared by several parts.
         if bool(lq) == bool(gt) or (gt and (layout.gt_is_larger or "/" not in layout.gt)):
             continue
-        near = [folder.name for folder in there[0].parent.iterdir() if folder.is_dir()]
+        near = [folder.name for folder in there[0].parent.iterdir() if folder.is_dir() and folder != there[0]]
         hint = did_you_mean(wanted.rpartition("/")[2], near)
         raise UserError(f"{there[0]}: its partner folder {wanted!r} is missing in {str(root)!r}.{hint}")
 

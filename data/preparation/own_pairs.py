@@ -18,7 +18,7 @@ from restormixer_arch.errors import UserError
 VAL_SHARE, MAX_VAL = 10, 50  # one in ten images, at most 50, is used for validation
 
 
-ENDINGS = ("_lq", "_rain", "_input", "_noisy", "_blur")  # endings of the names of degraded images
+ENDINGS = ("_lq", "_rain", "_input", "_noisy", "_blur", "_hazy", "_low", "_snow")  # of degraded images
 
 
 def without_ending(clean: str = "") -> Callable[[str], str]:
@@ -33,7 +33,7 @@ def without_ending(clean: str = "") -> Callable[[str], str]:
 
 RULES = (
     same,
-    *(without_ending(clean) for clean in ("", "_gt", "_clean")),
+    *(without_ending(clean) for clean in ("", "_gt", "_GT", "_clean", "_Clean")),
     no_in_front,
     before_last_underscore,
 )
