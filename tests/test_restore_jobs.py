@@ -2,6 +2,7 @@
 
 import glob
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference import jobs
-from restormixer_arch.inference.jobs import Job, find_jobs, make_folder, matches_pattern, split_pattern
+from restormixer_arch.inference.jobs import Job, find_jobs, make_folder, matches_pattern, path_key, split_pattern
 
 
 @pytest.fixture
@@ -162,6 +163,27 @@ def test_named_pipe_is_rejected_without_blocking(files):
     os.mkfifo("pipe.png")
     with pytest.raises(UserError, match="^pipe.png: is neither a file nor a folder, but a pipe, socket or device$"):
         find_jobs(["pipe.png", "photo.png"], Path("out"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+@pytest.mark.parametrize("given", ["many", "many/*.png"])
+def test_broken_links_and_pipes_of_a_folder_are_counted(files, capsys, given):
+    Path("many").mkdir()
+    for number in range(2):
+        Path(f"many/{number}.png").symlink_to("nowhere")
+    os.mkfifo("many/pipe.png")
+    Path("many/note.txt").symlink_to("nowhere")  # not an image by its name
+    shutil.copy("photo.png", "many/photo.png")
+    assert [job.source.name for job in find_jobs([given], Path("out"))] == ["photo.png"]
+    assert "left out 2 links to missing files, 1 pipe, socket or device\n" in capsys.readouterr().err
+
+
+def test_windows_file_names_with_a_sharp_s_are_distinct(files, monkeypatch):
+    for name in ("Maße.png", "Masse.png"):
+        shutil.copy("photo.png", name)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert path_key("Maße.png") != path_key("Masse.png") and path_key("A.png") == path_key("a.png")
+    assert {job.source.name for job in find_jobs(["Ma*.png"], Path("out"))} == {"Maße.png", "Masse.png"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the name would be too long")

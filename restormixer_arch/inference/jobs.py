@@ -29,7 +29,15 @@ from restormixer_arch.output import note, user_path
 SUFFIXES = (*IMAGE_SUFFIXES, *MORE_IMAGE_SUFFIXES, *VIDEO_FORMATS)
 LINKED = "linked folders (as inputs of their own they are read)"
 MATCHED = "matching folders (as inputs of their own they are read)"
-SINGULAR = {"folders": "folder", "they are": "it is", "inputs of their own": "an input of its own"}
+BROKEN = "links to missing files"
+SPECIAL = "pipes, sockets or devices"
+SINGULAR = {
+    "folders": "folder",
+    "they are": "it is",
+    "inputs of their own": "an input of its own",
+    BROKEN: "link to a missing file",
+    SPECIAL: "pipe, socket or device",
+}
 ALL = Shard()
 
 
@@ -136,7 +144,7 @@ def path_key(path: str | Path) -> str:
     Windows and macOS ignore case, and macOS does not distinguish composed from decomposed Unicode.
     """
     text = unicodedata.normalize("NFC", str(path)) if sys.platform == "darwin" else str(path)
-    return text.casefold() if sys.platform in ("win32", "darwin") else text
+    return text.lower() if sys.platform in ("win32", "darwin") else text
 
 
 def is_within(path: str | Path, folder: str | Path) -> bool:
@@ -174,7 +182,9 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
         results = out.resolve() if is_within(out.resolve(), split_pattern(text)[0]) else None
         matches = sorted(Path(match) for match in glob.iglob(str(given), recursive=True))
         found = (
-            (str(match.parent), match.name) for match in matches if match.is_file() and not _is_below(match, results)
+            (str(match.parent), match.name)
+            for match in matches
+            if not _is_below(match, results) and _is_file(match, left_out)
         )
         if "**" not in given.parts:  # ** also matches the files in the folders
             left_out[MATCHED] = sum(match.is_dir() and not _is_below(match / "x", results) for match in matches)
@@ -241,8 +251,17 @@ def _files_below(folder: str, results: str | None, left_out: Counter[str]) -> It
                 left_out[f"folders that cannot be read ({error.strerror})"] += 1  # such as lost+found
         elif is_link and os.path.isdir(path):
             left_out[LINKED] += 1
-        elif os.path.isfile(path) and not (is_link and results and is_within(os.path.realpath(path), results)):
+        elif not (is_link and results and is_within(os.path.realpath(path), results)) and _is_file(path, left_out):
             yield folder, below
+
+
+def _is_file(path: str | Path, left_out: Counter[str]) -> bool:
+    """Return whether a path is a file; count anything else with the name of an image or video in ``left_out``."""
+    if os.path.isfile(path):
+        return True
+    if os.path.splitext(path)[1].lower() in SUFFIXES and not os.path.isdir(path):
+        left_out[SPECIAL if os.path.exists(path) else BROKEN] += 1
+    return False
 
 
 def _entries(folder: str, below: str, results: str | None) -> list[tuple[str, bool, bool]]:
