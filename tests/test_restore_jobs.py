@@ -11,7 +11,7 @@ import pytest
 
 from restormixer_arch.errors import UserError
 from restormixer_arch.inference import jobs
-from restormixer_arch.inference.jobs import Job, find_jobs, make_folder, matches_pattern, path_key, split_pattern
+from restormixer_arch.inference.jobs import Job, find_jobs, make_folder, matches_pattern, split_pattern
 
 
 @pytest.fixture
@@ -178,11 +178,10 @@ def test_broken_links_and_pipes_of_a_folder_are_counted(files, capsys, given):
     assert "left out 2 links to missing files, 1 pipe, socket or device\n" in capsys.readouterr().err
 
 
-def test_windows_file_names_with_a_sharp_s_are_distinct(files, monkeypatch):
+def test_both_files_that_differ_in_a_sharp_s_are_found_on_windows(files, monkeypatch):
     for name in ("Maße.png", "Masse.png"):
         shutil.copy("photo.png", name)
     monkeypatch.setattr(sys, "platform", "win32")
-    assert path_key("Maße.png") != path_key("Masse.png") and path_key("A.png") == path_key("a.png")
     assert {job.source.name for job in find_jobs(["Ma*.png"], Path("out"))} == {"Maße.png", "Masse.png"}
 
 
@@ -220,6 +219,8 @@ def test_empty_folder_is_rejected(files):
         ("darwin", "Caf\u00e9.png", "cafe\u0301.PNG", True),
         ("win32", "A.png", "a.PNG", True),
         ("win32", "\u00e9.png", "e\u0301.png", False),  # two files on NTFS
+        ("win32", "Ma\u00dfe.png", "Masse.png", False),
+        ("darwin", "Ma\u00dfe.png", "Masse.png", True),  # APFS may fold them to one
         ("linux", "A.png", "a.png", False),
         ("linux", "\u00e9.png", "e\u0301.png", False),
     ],

@@ -1,5 +1,6 @@
 """The tile size for a memory budget."""
 
+import itertools
 import subprocess
 import sys
 
@@ -213,6 +214,8 @@ def test_available_memory_is_limited_by_container_or_job(tmp_path, monkeypatch, 
 
 
 def test_default_budget_is_limited_by_available_memory(monkeypatch):
+    peaks = itertools.cycle([10**8, 2 * 10**8, 3 * 10**8])  # at rest, of the small and the medium tile
+    monkeypatch.setattr(memory, "peak_bytes", lambda: next(peaks))
     monkeypatch.setattr(memory, "available_bytes", lambda: 10**9)
     assert measure_tile_memory(lambda part: part * 2, 3, CPU, held=10**8).budget == 9 * 10**8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # processes of torchrun share the free memory

@@ -141,10 +141,12 @@ def find_jobs(inputs: Sequence[str], out: Path, *, compare: bool = False, shard:
 def path_key(path: str | Path) -> str:
     """Return a key that is the same for all resolved names of one file.
 
-    Windows and macOS ignore case, and macOS does not distinguish composed from decomposed Unicode.
+    Windows and macOS ignore case. macOS may also fold "ß" to "ss", and does not distinguish composed from decomposed
+    Unicode.
     """
-    text = unicodedata.normalize("NFC", str(path)) if sys.platform == "darwin" else str(path)
-    return text.lower() if sys.platform in ("win32", "darwin") else text
+    if sys.platform == "win32":
+        return str(path).lower()
+    return unicodedata.normalize("NFC", str(path)).casefold() if sys.platform == "darwin" else str(path)
 
 
 def is_within(path: str | Path, folder: str | Path) -> bool:
