@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("plotly", reason="plotly is not installed")
 pytest.importorskip("selenium", reason="selenium is not installed")
+from browser_cases import load
 from report_cases import HOSTILE, hand_made, written
 from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
@@ -42,11 +43,21 @@ def browser():
 
 
 @pytest.fixture
-def page(browser, place):
+def device():
+    return DESKTOP
+
+
+@pytest.fixture
+def without_javascript():
+    return False
+
+
+@pytest.fixture
+def page(browser, place, device, without_javascript):
     """The report, loaded again; afterwards, the console must be empty, and only file and data URLs may be requested."""
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", DESKTOP)
-    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-    browser.get(place)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": without_javascript})
+    load(browser, place)
     yield browser
     assert browser.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
@@ -225,8 +236,6 @@ def test_zoom_of_one_shows_the_complete_image(page):
 
 @pytest.mark.parametrize("device", [PHONE, DESKTOP], ids=["phone", "desktop"])
 def test_page_fits_the_window_width(page, device):
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
-    page.refresh()
     for article in every(page, ".picture"):
         made(page, article)
     window, content = page.execute_script("return [innerWidth, document.documentElement.scrollWidth]")
@@ -235,9 +244,8 @@ def test_page_fits_the_window_width(page, device):
         until(lambda plot=plot: one(plot, "svg.main-svg").size["width"] <= plot.size["width"])
 
 
-def test_table_and_images_are_shown_without_javascript(page, place):
-    page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
-    page.get(place)
+@pytest.mark.parametrize("without_javascript", [True], ids=[""])
+def test_table_and_images_are_shown_without_javascript(page):
     tree = page.execute_cdp_cmd("DOM.getDocument", {"depth": 1})["root"]["nodeId"]
 
     def boxes(selector):

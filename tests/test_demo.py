@@ -16,6 +16,7 @@ from struct import pack
 import numpy as np
 import pytest
 import requests
+from browser_cases import load
 from PIL import Image, ImageCms
 from tiny_network import save_tiny
 
@@ -98,7 +99,7 @@ def browser(server):
 def page(server, browser):
     """Load the page; at the end, check that the server logged nothing."""
     before = (server[1] / "log").read_text()
-    browser.get(server[0])
+    load(browser, server[0])
     until(lambda: button(browser, "Restore"))
     browser.get_log("browser"), browser.get_log("performance")
     yield browser
@@ -141,7 +142,7 @@ def severe(page):
 def test_image_is_restored_compared_and_downloaded(server, page):
     address, place = server
     Image.fromarray(RGB).save(place / "my picture.tif", icc_profile=PROFILE)
-    page.refresh()  # so that all requests are logged
+    load(page, address)  # so that all requests are logged
     until(lambda: button(page, "Restore"))
     assert not button(page, "Restore").is_enabled()
     restored_by(page, place / "my picture.tif")
@@ -167,7 +168,7 @@ def test_files_that_are_not_images_are_rejected_on_the_page(server, page):
     restored_by(page, place / "broken.png")
     assert "broken.png: is not a readable image (JPEG, PNG, " in message(page)
     assert "/" not in message(page).replace("8-/16", "")  # no path on the server is revealed
-    page.refresh()
+    load(page, server[0])
     until(lambda: button(page, "Restore"))
     (place / "notes.txt").write_text("text")
     send(page, place / "notes.txt")
@@ -189,7 +190,7 @@ def test_too_large_images_are_rejected_on_the_page(server, page):
     (place / "bomb.png").write_bytes(bomb(10_000, 6_000))
     restored_by(page, place / "bomb.png")
     assert "bomb.png: has 10000 x 6000 pixels, the limit is 50 megapixels" in message(page)
-    page.refresh()
+    load(page, server[0])
     until(lambda: button(page, "Restore"))
     with (place / "long.png").open("wb") as file:
         file.truncate(100 * 2**20 + 1)
