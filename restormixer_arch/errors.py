@@ -10,6 +10,7 @@ from pathlib import Path
 
 from restormixer_arch.output import print_error, user_path
 
+MAX_REASON = 300  # characters of an exception's text in a message
 SPECIAL_FILE = "is neither a file nor a folder, but a pipe, socket or device"
 
 
@@ -72,6 +73,14 @@ class OptionErrors(UserError):
 def file_error(error: OSError) -> str:
     """Return the system's error message for a file as ``file: reason``."""
     return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+
+
+def exception_text(error: BaseException, with_type: bool = True) -> str:
+    """Return the class and text of another library's exception in one line, shortened to 300 characters."""
+    text = " ".join(str(error).split())
+    if len(text) > MAX_REASON:
+        text = f"{text[: MAX_REASON - 3]}..."
+    return text if not with_type else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def closest(name: str, choices: Iterable[str]) -> str | None:

@@ -338,6 +338,27 @@ def test_upscaled_by_one_adds_the_input():
     torch.testing.assert_close(net(x), 2 * x)
 
 
+def test_upscaled_gives_the_network_a_noise_map():
+    net = Upscaled(network=EDSR, upscale=1, residual=False, noise_map=0.25)
+    net.network = nn.Conv2d(4, 3, 1, bias=False)
+    net.network.weight.data = torch.tensor([[0.0, 0, 0, 4], [1, 0, 0, 0], [0, 0, 2, 8]])[..., None, None]
+    x = torch.rand(2, 3, 6, 5)
+    expected = x + torch.stack([torch.ones(2, 6, 5), x[:, 0], 2 * x[:, 2] + 2], 1)
+    torch.testing.assert_close(net(x), expected)
+
+
+def test_drunet_corrects_exposure_only_with_a_noise_map():
+    """DRUNet has no biases: without a constant channel, its output scales with its input."""
+    pytest.importorskip("spandrel", reason="spandrel is not installed")
+    arguments = {"type": "DRUNet_spandrel", "out_nc": 3, "nc": [4, 4, 4, 4], "nb": 2}
+    x = torch.rand(1, 3, 16, 16)
+    for channels, noise_map, scales in ((3, None, True), (4, 1.0, False)):
+        network = {**arguments, "in_nc": channels}
+        net = Upscaled(network=network, upscale=1, residual=False, noise_map=noise_map).eval()
+        with torch.no_grad():
+            assert torch.allclose(net(x / 2), net(x) / 2, rtol=1e-4, atol=1e-5) == scales
+
+
 def test_unknown_network_in_upscaled_is_rejected():
     with pytest.raises(UserError, match="^network_g.network.type: 'Nafnet_spandrel': spandrel has no 'Nafnet'"):
         build_network({"type": "Upscaled", "network": {"type": "Nafnet_spandrel"}})

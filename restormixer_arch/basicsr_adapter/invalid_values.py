@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from restormixer_arch.basicsr_adapter.torchvision_weights import explain_missing_weights
-from restormixer_arch.errors import UserError
+from restormixer_arch.errors import UserError, exception_text
 from restormixer_arch.memory import is_out_of_memory
 
 
@@ -53,9 +53,8 @@ def explain_invalid_options(what: str, *passed: type[Exception]) -> Iterator[Non
     except (UserError, *passed):
         raise
     except ValueError as error:
-        raise UserError(f"{what} refuses an option: {error}") from error
+        raise UserError(f"{what} refuses an option: {exception_text(error, with_type=False)}") from error
     except Exception as error:
         if is_out_of_memory(error):
             raise UserError(f"not enough memory to build {what} with these options") from error
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
-        raise UserError(f"{what} cannot be built with these options ({reason})") from error
+        raise UserError(f"{what} cannot be built with these options ({exception_text(error)})") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.errors import UserError, did_you_mean, exception_text
 from restormixer_arch.hub import locate
 from restormixer_arch.inference.weights import entries_in, read_file, weights_in
 from restormixer_arch.restormixer_arch import RestorMixer
@@ -93,7 +93,7 @@ def describe_mismatch(net: nn.Module, given: Mapping[str, Tensor], error: Runtim
         ],
     }
     counts = [f"{kind}: {len(names)} tensors, first {names[0]}" for kind, names in kinds.items() if names]
-    return "; ".join(counts) or " ".join(str(error).split())
+    return "; ".join(counts) or exception_text(error, with_type=False)
 
 
 def _section(model: Any, net: nn.Module) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
 from restormixer_arch.basicsr_adapter import compat
+from restormixer_arch.errors import exception_text
 from restormixer_arch.output import warn
 
 # These modules register their classes with BasicSR's decorators. The network's module does not depend on BasicSR.
@@ -81,8 +82,7 @@ def _load(entry: EntryPoint) -> Plugin:
         if callable(target):
             target()
     except Exception as error:  # noqa: BLE001 - anything may go wrong in foreign code, and one must not stop all
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return Plugin(entry.name, entry.value, package, reason)
+        return Plugin(entry.name, entry.value, package, exception_text(error))
     return Plugin(entry.name, entry.value, package)
 
 

@@ -21,7 +21,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from restormixer_arch.errors import UserError, did_you_mean
+from restormixer_arch.errors import UserError, did_you_mean, exception_text
 from restormixer_arch.layers import pad
 
 SUFFIX = "spandrel"
@@ -154,5 +154,5 @@ def size_requirements(architecture: Any, state: Mapping[str, Tensor]) -> Any:
         with torch.random.fork_rng(devices=[]):
             return architecture.load(dict(state)).size_requirements
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = exception_text(error)
         raise UserError(f"{architecture.id}: spandrel does not know it with these arguments ({reason})") from error

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 
 from restormixer_arch import __version__
 from restormixer_arch.cli.parsing import Parser
+from restormixer_arch.errors import exception_text
 from restormixer_arch.output import print_result
 from restormixer_arch.processes import cores
 
@@ -198,7 +199,7 @@ def _with_errors(section: Callable[[], Iterator[Finding]]) -> Callable[[], Itera
         try:
             yield from section()
         except Exception as error:  # noqa: BLE001 - reported as a problem
-            yield Finding(section.__name__, f"{type(error).__name__}: {error}", "!!")
+            yield Finding(section.__name__, exception_text(error), "!!")
 
     return findings
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from restormixer_arch.cli import parsing
 from restormixer_arch.cli.parsing import Parser
-from restormixer_arch.errors import UserError
+from restormixer_arch.errors import UserError, exception_text
 from restormixer_arch.inference.files import (
     ALREADY_PRESENT,
     COMPARED,
@@ -300,7 +300,7 @@ def _restore_or_report(job: Job, restorer: Restorer | AutoRestorer, options: Fil
     except Exception as error:  # noqa: BLE001 - one odd file must not end the run
         from restormixer_arch.memory import is_out_of_memory
 
-        reason = f"unexpected error ({type(error).__name__}: {error})"
+        reason = f"unexpected error ({exception_text(error)})"
         outcome.failures.append(f"{job.source}: {'not enough memory' if is_out_of_memory(error) else reason}")
     with tqdm.external_write_mode() if sys.stderr is not None else open(os.devnull) as _:
         for failure in outcome.failures:

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from restormixer_arch.errors import UserError, closest, did_you_mean, similar_file
+from restormixer_arch.errors import UserError, closest, did_you_mean, exception_text, similar_file
 from restormixer_arch.output import user_path
 
 # first folder of a relative path -> package as which it is installed
@@ -152,7 +152,7 @@ def read_options(path: Path, shown: str) -> dict[str, Any]:
         mark = error.problem_mark or error.context_mark
         raise UserError(f"{shown}:{mark.line + 1}:{mark.column + 1}: {_reason(error)}") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date or number
-        raise UserError(f"{shown}: is not YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"{shown}: is not YAML ({exception_text(error, with_type=False)})") from error
     if not isinstance(options, dict):
         kind = "nothing" if options is None else type(options).__name__
         raise UserError(f"{shown}: lines of the form 'key: value' were expected at the top, got {kind}")
@@ -189,7 +189,8 @@ def apply_overrides(options: dict[str, Any], entries: Sequence[str]) -> None:
         except RecursionError as error:
             raise UserError(f"--force_yml: {keys}: is nested too deeply for an option") from error
         except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date or number
-            reason = _reason(error) if isinstance(error, yaml.MarkedYAMLError) else " ".join(str(error).split())
+            marked = isinstance(error, yaml.MarkedYAMLError)
+            reason = _reason(error) if marked else exception_text(error, with_type=False)
             raise UserError(f"--force_yml: {entry!r}: {reason}") from error
 
 
