@@ -286,6 +286,24 @@ def test_training_images_in_a_test_set_are_found(own, capsys):
     assert "pairs train: training images that are also in a test set: 2, first gt/04.png" in capsys.readouterr().err
 
 
+def test_copies_cropped_to_multiples_of_12_are_found(tmp_path):
+    """As in test sets for super-resolution; a crop of 24 pixels is not found."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "sets/SR/test_gt").mkdir(parents=True)
+    (tmp_path / "sets/DIV2K/valid_gt").mkdir(parents=True)
+    sizes = [(height, width) for height in (239, 240, 241, 250) for width in (203, 204, 210, 215)]
+    sources = [tmp_path / f"{height}x{width}.png" for height, width in sizes]
+    for file, (height, width) in zip(sources, sizes, strict=True):
+        image = cv2.resize(rng.integers(0, 256, (6, 6), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(file), image)
+        folder = "DIV2K/valid_gt" if (height, width) == (241, 203) else "SR/test_gt"
+        cv2.imwrite(str(tmp_path / "sets" / folder / file.name), image[: height // 12 * 12, : width // 12 * 12])
+        cv2.imwrite(str(tmp_path / f"other_{file.name}"), image[:-24, :-24])
+    found = find_copies([*sources, *tmp_path.glob("other_*.png")], tmp_path / "sets")
+    folders = {"241x203": "DIV2K/valid_gt"}
+    assert found == [(file, f"{folders.get(file.stem, 'SR/test_gt')}: {file.stem}") for file in sources]
+
+
 def test_unreadable_images_are_skipped_in_the_comparison_with_test_sets(own, capsys):
     """Empty files, broken links, an LMDB without one of its listed keys, and a folder that is not an LMDB."""
     write_lmdb(Path("sets/public/test_gt.lmdb"), [("copy", picture(4)), ("lost", picture(5))])

@@ -12,7 +12,9 @@ import lmdb
 import pytest
 from mini_datasets import MINIATURES, pairs, prepare_errors, run_prepare
 
+from restormixer_arch.cli.prepare import writing
 from restormixer_arch.data.preparation import prepare
+from restormixer_arch.data.preparation.store import STORES, open_reader
 from restormixer_arch.data.preparation.sub_images import prepare_units
 
 
@@ -62,6 +64,17 @@ def test_ctrl_c_keeps_finished_work(root, capsys, monkeypatch):
     monkeypatch.setattr(prepare, "prepare_units", stopped)
     assert run_prepare("derain", "--root", "root", "--sets", "Rain13K", "--workers", "0") == 130
     text = "basicsr: stopped; finished work on Rain13K train is kept; run the same command again to resume\n"
+    assert capsys.readouterr().err == text
+
+
+def test_ctrl_c_during_the_comparison_with_test_sets_is_reported(root, capsys, monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    MINIATURES["derain"](root)
+    monkeypatch.setattr(writing, "find_copies", stopped)
+    assert run_prepare("derain", "--root", "root", "--sets", "Rain13K", "--workers", "0") == 130
+    text = "basicsr: stopped; Rain13K train was prepared, but not compared with all test sets\n"
     assert capsys.readouterr().err == text
 
 
@@ -214,6 +227,18 @@ def begun(root: Path, monkeypatch, form: str) -> list[str]:
     assert run_prepare(*arguments) == 2
     bad.write_bytes(content)
     return arguments
+
+
+@pytest.mark.parametrize("form", ["lmdb", "folder"])
+def test_images_of_removed_sources_are_not_kept_when_resuming(root, capsys, monkeypatch, form):
+    arguments = begun(root, monkeypatch, form)
+    for kind in ("target", "input"):
+        (root / f"train/Rain13K/{kind}/0.png").unlink()
+    assert run_prepare(*arguments) == 0
+    for kind in ("gt", "lq"):
+        names = open_reader(Path(f"datasets/Rain13K/train_{kind}{STORES[form].suffix}"), form).names
+        assert sorted(names) == [str(n) for n in range(1, 10)]
+    assert run_prepare(*arguments, "--check") == 0 and "18 images compared, 0 problems" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["garbage", "empty", "cut short", "absent"])

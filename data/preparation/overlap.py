@@ -1,7 +1,8 @@
 """Find training images that are also in a test set by comparing content, regardless of name, format and size.
 
 Images are compared by thumbnails of 16 x 16 gray values. A copy that was resized or saved again as JPEG has nearly the
-same thumbnail; one that was cropped, rotated or strongly edited has a different one and is not found.
+same thumbnail; so has one whose sides were cropped to multiples of 12, as in test sets for super-resolution. A copy
+that was cropped otherwise, rotated or strongly edited has a different one and is not found.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -21,8 +23,10 @@ from restormixer_arch.data.preparation.store import FolderReader
 from restormixer_arch.errors import UserError
 from restormixer_arch.output import warn
 
+TEST_SETS = [f"*/{part}*_gt{suffix}" for part in ("test", "valid") for suffix in (".lmdb", "")]
 SIDE = 16
 MAX_DIFFERENCE = 2.0  # maximum mean difference of two thumbnails of the same image, in levels of 255
+ROUNDING = 0.01  # of a thumbnail's mean
 MIN_CONTRAST = 4.0  # standard deviation of a thumbnail; images below it are too uniform to be told apart
 
 
@@ -38,10 +42,11 @@ def find_copies(training: Iterable[Path], root: Path) -> list[tuple[Path, str]]:
 
     Args:
         training: files of the clean training images.
-        root: folder of the prepared sets; test sets are ``<set>/test*_gt.lmdb``, or folders ``<set>/test*_gt``.
+        root: folder of the prepared sets; test sets are ``<set>/test*_gt.lmdb`` or folders ``<set>/test*_gt``, and
+            ``valid`` instead of ``test`` for DIV2K, whose published results are those of its validation images.
     """
     names, thumbnails = [], []
-    for path in sorted((*root.glob("*/test*_gt.lmdb"), *root.glob("*/test*_gt"))):
+    for path in sorted(found for pattern in TEST_SETS for found in root.glob(pattern)):
         if not path.is_dir():
             continue
         try:
@@ -51,32 +56,49 @@ def find_copies(training: Iterable[Path], root: Path) -> list[tuple[Path, str]]:
             continue
         for name in reader.names:
             names.append(f"{path.relative_to(root)}: {name}")
-            thumbnails.append(_decoded(functools.partial(reader.content, name)))
-    known = [(name, small) for name, small in zip(names, thumbnails, strict=True) if small is not None]
+            image = _half_size(functools.partial(reader.content, name))
+            thumbnails.append(None if image is None else thumbnail(image))
+    known = [
+        (name, small)
+        for name, small in zip(names, thumbnails, strict=True)
+        if small is not None and small.std() >= MIN_CONTRAST
+    ]
     if not known:
         return []
+    known.sort(key=lambda pair: pair[1].mean())
     matrix = np.stack([small for _, small in known])
+    means = matrix.mean(axis=1)
     copies = []
     files = tqdm(list(training), desc="compare with test sets", unit="image", disable=not sys.stderr.isatty())
     for file in files:
-        small = _decoded(file.read_bytes)
-        if small is None:
-            continue
-        differences = np.abs(matrix - small).mean(axis=1)
-        nearest = int(differences.argmin())
-        if differences[nearest] <= MAX_DIFFERENCE:
-            copies.append((file, known[nearest][0]))
+        image = _half_size(file.read_bytes)
+        for small in () if image is None else map(thumbnail, _crops(image)):
+            if small.std() < MIN_CONTRAST:
+                continue
+            # The means of two thumbnails differ by no more than the thumbnails do.
+            first, end = np.searchsorted(means, small.mean() + np.array([-1, 1]) * (MAX_DIFFERENCE + ROUNDING))
+            differences = np.abs(matrix[first:end] - small).mean(axis=1)
+            if differences.size and differences.min() <= MAX_DIFFERENCE:
+                copies.append((file, known[first + int(differences.argmin())][0]))
+                break
     return copies
 
 
-def _decoded(read: Callable[[], bytes | None]) -> np.ndarray | None:
-    """Return the thumbnail of an encoded image, None if it cannot be read, is missing or is too uniform."""
+def _half_size(read: Callable[[], bytes | None]) -> np.ndarray | None:
+    """Return an encoded image as gray levels of half the size, rounded up; None if it cannot be read or is missing."""
     try:
         content = read()
     except (OSError, UserError):
         return None
-    image = decode(content, cv2.IMREAD_REDUCED_GRAYSCALE_2) if content else None
-    if image is None:
-        return None
-    small = thumbnail(image)
-    return small if small.std() >= MIN_CONTRAST else None
+    return decode(content, cv2.IMREAD_REDUCED_GRAYSCALE_2) if content else None
+
+
+def _crops(image: np.ndarray) -> list[np.ndarray]:
+    """Return an image of half the size, and what remains of it if the sides of the original are cropped.
+
+    The sides are cropped to multiples of 12, that is 6 here. A side of 6 * n may have been 12 * n, which remains, or
+    12 * n - 1, of which 12 * (n - 1) remains.
+    """
+    sides = [[side - side % 6] if side % 6 else [side, side - 6] for side in image.shape]
+    sizes = dict.fromkeys([image.shape, *product(*sides)])
+    return [image[:height, :width] for height, width in sizes if min(height, width) > 0]

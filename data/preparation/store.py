@@ -90,7 +90,11 @@ class FolderStore:
                 part.write_bytes(entry.content)
 
     def close(self, lines: Iterable[str]) -> None:
-        """Do nothing: a folder has no list of its images."""
+        """Remove images without a line: their sources were removed or changed before the work was resumed."""
+        kept = {line.rpartition(" (")[0] for line in lines}
+        for file in [file for file in self.path.rglob("*") if file.is_file()]:
+            if file.relative_to(self.path).as_posix() not in kept:
+                file.unlink()
 
     def close_unfinished(self) -> None:
         """Do nothing: no file is open."""

@@ -103,7 +103,11 @@ def prepare_jobs(jobs: list[Job], workers: int, skip_bad: bool, root: Path, othe
         is_new |= not summary.was_there
     for job in jobs:
         if is_new and job.found.part.name == "train":
-            _warn_of_copies(job, root)
+            try:
+                _warn_of_copies(job, root)
+            except KeyboardInterrupt:
+                print_error(f"stopped; {job.found.shown} was prepared, but not compared with all test sets")
+                return False
     return True
 
 
