@@ -78,6 +78,23 @@ def test_pages_of_several_studies(tmp_path, capsys):
     assert set(capsys.readouterr().out.split()) == {str(tmp_path / "out" / name) for name in written}
 
 
+@pytest.mark.parametrize(("second", "legends"), [("second", 1), ("third", 2)])
+def test_each_row_of_curves_with_other_networks_has_its_legend(tmp_path, monkeypatch, second, legends):
+    other = example({6: 1.0})
+    other.networks[0].name, other.networks[1].name = "own", second
+    for row, name in zip(other.rows, ("own", second), strict=True):
+        row.competitor = name
+    figures = []
+    monkeypatch.setattr(study_plots, "_save", lambda figure, path: figures.append(figure))
+    measure = ("d", "psnr")
+    first = other if second == "second" else example({6: 1.0})
+    study_plots.draw_curves([(first, measure), (other, measure)], tmp_path / "x.png")
+    (figure,) = figures
+    assert sum(panel.get_legend() is not None for panel in figure.axes) == legends
+    names = "own" if legends == 1 else "first or own"
+    assert f"difference from {names}, over" in figure.get_supxlabel()
+
+
 @pytest.mark.parametrize("names", [["a/x", "b/x"], ["a/x", "b/studies"], ["a/study", "b/s"]])
 def test_pages_with_the_same_name_are_rejected(tmp_path, capsys, names):
     files = [tmp_path / f"{name}.json" for name in names]
@@ -120,6 +137,10 @@ def test_invalid_study_file_is_reported_in_one_line(tmp_path, capsys, content, m
         (
             lambda s: s.rows.append(s.rows[1].model_copy(update={"manual_seed": 2, "iterations": 3})),
             "second, 6 minutes: trained for different iterations with different seeds",
+        ),
+        (
+            lambda s: s.context.update(first=use(1), second=use(1, sizes=(8, 32))),
+            "the context of second has other crops or images than that of first",
         ),
     ],
 )
@@ -175,9 +196,10 @@ def test_images_of_one_photograph_are_averaged():
     assert found.mean == 1.0 and found.high == pytest.approx(1 + stats.t.ppf(0.975, 1))
 
 
-def use(gain):
+def use(gain, sizes=(8, 16)):
     """Return a context in which the larger crop gains ``gain`` dB for one image and 2 dB more for the other."""
-    psnr = {8: {"1_rain": 20.0, "2_rain": 10.0}, 16: {"1_rain": 20.0 + gain, "2_rain": 12.0 + gain}}
+    values = {"1_rain": 20.0, "2_rain": 10.0}, {"1_rain": 20.0 + gain, "2_rain": 12.0 + gain}
+    psnr = dict(zip(sizes, values, strict=True))
     return study.ContextUse(psnr=psnr, radius={50: 1, 90: 2, 99: 3})
 
 
@@ -254,6 +276,10 @@ def reverse(row):
             "differs from {first} in the iterations of second, 6 minutes:",
         ),
         (lambda part: part.metrics.update(ssim=part.metrics["psnr"]), "differs from {first} in its metrics:"),
+        (
+            lambda part: part.context.update(second=use(2, sizes=(8, 32))),
+            "the context of second has other crops or images than that of first",
+        ),
     ],
 )
 def test_incompatible_part_is_reported_in_one_line(tmp_path, capsys, change, message):

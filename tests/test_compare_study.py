@@ -171,6 +171,12 @@ def test_study_end_to_end(pairs, write, capsys, monkeypatch, trained):
     options["train"]["optim_g"]["lr"] = 0.01
     assert cli.main(["compare", "-opt", write(options), "--auto_resume"]) == 2
     assert "competitors.edsr was started with other options (train)" in capsys.readouterr().err
+    kept = ROOT / "0.5min_seed1" / "training" / "edsr.yml"
+    content = kept.read_text(encoding="utf-8")
+    kept.write_text(f"{content}removed_since: 1\n", encoding="utf-8")
+    assert cli.main(["compare", "-opt", write(study_options()), "--auto_resume"]) == 2
+    assert "competitors.edsr was started with other options (removed_since)" in capsys.readouterr().err
+    kept.write_text(content, encoding="utf-8")
 
     def stopped_at_the_third(options, **arguments):
         return interrupt() if options["name"] == "1min_seed2" else original(options, **arguments)

@@ -102,12 +102,12 @@ def run(arguments: list[str]) -> int:
             note(str(error))
             continue
         print_result(texts[-1])
+        if args.out:  # after each task, so that nothing is lost if a later one fails
+            write_text_atomically(args.out, "\n".join(texts))
     if not texts:
         raise UserError(
             f"nothing to measure for {', '.join(args.tasks)}: no weights are installed, or no test set was found"
         )
-    if args.out:
-        write_text_atomically(args.out, "\n".join(texts))
     return 0
 
 
@@ -115,7 +115,7 @@ def measure(measurement: Measurement) -> TaskTable:
     """Test the installed weights with an option file; missing datasets are skipped.
 
     Raises:
-        NoDataSet: if all datasets are missing.
+        NoDatasetFound: if all datasets are missing.
         UserError: if the test fails.
     """
     request = read_request(

@@ -202,7 +202,7 @@ def format_budget(options: dict[str, Any]) -> str:
     budget = options["train"]["budget"]
     if budget.get("iterations"):
         return f"{budget['iterations']} iterations"
-    return f"the iterations of {budget['minutes']:g} minutes on an idle machine"
+    return f"the iterations that fill {budget['minutes']:g} minutes, by step times measured before"
 
 
 def _metric(section: dict[str, Any]) -> Metric:

@@ -77,6 +77,11 @@ class ContextUse(ResultModel):
     radius: dict[int, int]
 
     @property
+    def measured(self) -> tuple[list[tuple[int, list[str]]], list[int]]:
+        """Crops with their images, and percentages of the gradient, which must be the same for all networks."""
+        return [(size, list(values)) for size, values in self.psnr.items()], list(self.radius)
+
+    @property
     def labels(self) -> list[str]:
         """The labels of the images, sorted."""
         return sorted({label for picture in next(iter(self.psnr.values())) if (label := label_of(picture))})
@@ -142,6 +147,10 @@ class Study(ResultModel):
                 raise ValueError(f"{what}: the images of {row.dataset} differ from those of earlier rows")
             if row.iterations != iterations.setdefault((row.competitor, row.minutes), row.iterations):
                 raise ValueError(f"{what}: trained for different iterations with different seeds")
+        first = next(iter(self.context), "")
+        for name, use in self.context.items():
+            if use.measured != self.context[first].measured:
+                raise ValueError(f"the context of {name} has other crops or images than that of {first}")
         return self
 
     @property
@@ -220,10 +229,20 @@ def join(parts: dict[Path, Study]) -> Study:
 
 
 def find_context(joined: Study, parts: dict[Path, Study]) -> dict[str, Path]:
-    """Return network -> file of the part whose context contains it, among the parts that have the longest run."""
+    """Return network -> file of the part whose context contains it, among the parts that have the longest run.
+
+    Raises:
+        UserError: if the contexts have different crops or images.
+    """
     longest = [file for file, part in parts.items() if part.minutes[-1] == joined.minutes[-1]]
-    places = {name: file for file in reversed(longest) for name in parts[file].context}
-    return {network.name: places[network.name] for network in joined.networks if network.name in places}
+    found = {name: file for file in reversed(longest) for name in parts[file].context}
+    places = {network.name: found[network.name] for network in joined.networks if network.name in found}
+    measured = {name: parts[file].context[name].measured for name, file in places.items()}
+    first = next(iter(places), "")
+    for name, file in places.items():
+        if measured[name] != measured[first]:
+            raise UserError(f"{file}: the context of {name} has other crops or images than that of {first}")
+    return places
 
 
 def _key(row: Row) -> tuple[str, float, int, str, str]:

@@ -50,12 +50,19 @@ def draw_curves(rows: list[tuple[Study, tuple[str, str]]], path: Path) -> Path:
         panels[1].set_xscale("log")
         for panel in panels:
             panel.grid(alpha=0.25)
-    all_panels[0, 0].legend(fontsize="small")
+    for number, (study, panels) in enumerate(zip([study for study, _ in rows], all_panels, strict=True)):
+        if number == 0 or _names(study) != _names(rows[0][0]):  # the colors then belong to other networks
+            panels[0].legend(fontsize="small")
     several = any(study.seed_variance(measure) for study, measure in rows)
     over = "photographs and seeds. Dots: seeds" if several else "photographs (one seed)"
-    bars = f"Bars: 95% interval of the difference from {plot_text(rows[0][0].networks[0].name)}, over {over}."
+    firsts = " or ".join(dict.fromkeys(plot_text(study.networks[0].name) for study, _ in rows))
+    bars = f"Bars: 95% interval of the difference from {firsts}, over {over}."
     figure.supxlabel(bars, fontsize="small")
     return _save(figure, path)
+
+
+def _names(study: Study) -> list[str]:
+    return [network.name for network in study.networks]
 
 
 def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any, marker: str) -> None:

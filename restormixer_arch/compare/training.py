@@ -121,7 +121,8 @@ def option_file(options: dict[str, Any], name: str, total: int, place: Path) -> 
     text = yaml.safe_dump(training_options(options, name, total, str(place)), sort_keys=False)
     if file.is_file() and file.read_text(encoding="utf-8") != text:
         before = yaml.safe_load(file.read_text(encoding="utf-8"))
-        changed = ", ".join(key for key, value in yaml.safe_load(text).items() if before.get(key) != value)
+        now = yaml.safe_load(text)
+        changed = ", ".join(key for key in [*now, *(before.keys() - now)] if before.get(key) != now.get(key))
         raise UserError(
             f"{file}: competitors.{name} was started with other options ({changed}); resume with those, or start again "
             "without --auto_resume"

@@ -91,7 +91,7 @@ def read_request(
 
     Raises:
         UserError: if the file cannot be found or read.
-        NoDataSet: if all of its datasets are missing and ``skip_missing`` is True.
+        NoDatasetFound: if all of its datasets are missing and ``skip_missing`` is True.
         OptionErrors: if the file has problems; the error lists all of them.
     """
     path, options = read_option_file(option_file, force_yml)
