@@ -7,6 +7,7 @@ extension.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import re
@@ -33,6 +34,7 @@ from restormixer_arch.errors import UserError
 from restormixer_arch.output import atomic_folder
 
 CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters and line breaks
+FULL_DISK_BYTES = 2**20  # a disk with less free space is full
 SHAPE = re.compile(r"\((\d+),\s*(\d+),\s*\d+\)(?:\s+\d+)?\Z")  # shape and compression in a meta_info.txt
 
 
@@ -197,7 +199,10 @@ def writing(root: Path) -> Iterator[None]:
     try:
         yield
     except lmdb.Error as error:
-        raise UserError(f"{root}: cannot be written ({str(error).rpartition(': ')[2]})") from error
+        reason = str(error).rpartition(": ")[2]
+        if shutil.disk_usage(root).free < FULL_DISK_BYTES:  # LMDB reports a partial write as "Input/output error"
+            reason = os.strerror(errno.ENOSPC)
+        raise UserError(f"{root}: cannot be written ({reason})") from error
 
 
 class _Environment:

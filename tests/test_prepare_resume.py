@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lmdb
 import pytest
 from mini_datasets import MINIATURES, pairs, prepare_errors, run_prepare
 
 from restormixer_arch.cli.prepare import writing
+from restormixer_arch.data import lmdb_io
 from restormixer_arch.data.preparation import prepare
 from restormixer_arch.data.preparation.store import STORES, open_reader
 from restormixer_arch.data.preparation.sub_images import prepare_units
+from restormixer_arch.errors import UserError
 
 
 @pytest.mark.parametrize("form", ["lmdb", "folder"])
@@ -123,6 +127,18 @@ def test_existing_output_is_not_overwritten(root, capsys, spoil, message):
     assert run_prepare(*arguments) == 2
     (line,) = prepare_errors(capsys)
     assert line.startswith(message)
+
+
+def test_missing_half_of_a_dataset_is_named(root, capsys):
+    MINIATURES["derain"](root)
+    arguments = ["derain", "--root", "root", "--sets", "Rain13K"]
+    assert run_prepare(*arguments) == 0
+    shutil.rmtree("datasets/Rain13K/train_lq.lmdb")
+    assert run_prepare(*arguments) == 2
+    assert prepare_errors(capsys) == [
+        "datasets/Rain13K/train_gt.lmdb: was prepared, but train_lq.lmdb is missing; remove it, or choose another "
+        "--out, to prepare it again"
+    ]
 
 
 def test_second_format_of_a_dataset_is_rejected(root, capsys):
@@ -299,3 +315,12 @@ def test_full_disk_when_creating_an_lmdb_is_reported(root, capsys, monkeypatch):
     (line,) = prepare_errors(capsys)
     assert line == "datasets/Rain13K/train.partial/gt: cannot be written (No space left on device)"
     assert run_prepare(*arguments) == 0
+
+
+@pytest.mark.parametrize(("free", "reason"), [(4096, "No space left on device"), (2**30, "Input/output error")])
+def test_full_disk_when_writing_an_lmdb_is_reported(tmp_path, monkeypatch, free, reason):
+    """LMDB calls a partial write an input/output error."""
+    monkeypatch.setattr(lmdb_io.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(UserError, match=f"^{re.escape(str(tmp_path))}: cannot be written .{reason}.$"):
+        with lmdb_io.writing(tmp_path):
+            raise lmdb.Error("mdb_txn_commit: Input/output error")

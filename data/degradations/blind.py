@@ -7,8 +7,9 @@ Unlike in BasicSR, the ground truth is not sharpened, kernels are always 21 pixe
 wide kernels), and the shape ``beta`` of generalized and plateau kernels is uniform (there half of the values are at
 most 1).
 
-Strength scales all parts together. The standard deviations of blur and noise are proportional to it; resizing, sinc
-filters and JPEG compression vanish as it approaches 0.
+Strength scales all parts together. The standard deviations of blur and noise are proportional to it; resizing and JPEG
+compression vanish as it approaches 0. The cut-off of sinc filters then approaches pi, where they still remove the
+highest diagonal frequencies; at exactly 0, there are none.
 """
 
 from __future__ import annotations

@@ -217,7 +217,9 @@ def conflicting_paths(job: Job, settings: dict[str, object] | None = None) -> tu
         return [], ""
     there = [*own, *(path for path in paths_of_part(job.folder, job.found.part.name) if path not in places)]
     why = NOT_MADE_HERE
-    if record.found_settings is not None:
+    if record.fits(job.found.units, whole=True):
+        why = f"was prepared, but {next(path.name for path in places if path not in own)} is missing"
+    elif record.found_settings is not None:
         why = "was prepared from other files, or they have changed since"
         if record.found_settings.get("version") != settings["version"]:
             why = "was prepared by an earlier version, or from other files, or they have changed since"
