@@ -114,7 +114,7 @@ setup(
             "preparation/photos.tsv",
             "preparation/photos_pairs.json",
         ],
-        "restormixer_arch.options": ["*.yml", "*.md", "schema.json"],
+        "restormixer_arch.options": ["*.yml", "*.md", "*.ipynb", "schema.json"],
     },
     install_requires=[
         # BasicSR's released sdist cannot be built with Python 3.13 or later (its setup.py reads exec()'s locals).

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.data.degradations.downsample import (
     DownsampleParameters,
     add_downsample,
@@ -15,7 +16,8 @@ from restormixer_arch.data.degradations.downsample import (
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_downsample_equals_basicsr_imresize(scale, channels):
-    from basicsr.utils.matlab_functions import imresize  # importable only after compat.apply()
+    compat.apply()
+    from basicsr.utils.matlab_functions import imresize
 
     image = np.random.default_rng(0).uniform(0, 1, (36, 48, channels)).astype(np.float32)
     wanted = np.clip(imresize(image, 1 / scale), 0, 1)

@@ -62,6 +62,19 @@ def test_attributes_of_other_packages_are_not_replaced(tmp_path):
     assert run(NOTHING_REPLACED, tmp_path) == []
 
 
+def test_torch_is_not_imported_by_a_dry_run_of_prepare(tmp_path):
+    """It takes seconds to import."""
+    code = """
+import sys
+from restormixer_arch import cli
+assert cli.main(["prepare", "derain", "--root", ".", "--dry-run"]) == 2  # no set is there
+print("loaded", *sys.modules)
+"""
+    loaded = run(code, tmp_path)
+    assert "restormixer_arch.data.degradations.downsample" in loaded
+    assert [name for name in loaded if name.partition(".")[0] in ("torch", "torchvision", "basicsr")] == []
+
+
 @pytest.mark.parametrize("code", [LOADED, COMMAND], ids=["function", "command"])
 def test_heavy_packages_are_not_imported(tmp_path, code):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((16, 24, 3), np.uint8))

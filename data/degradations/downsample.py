@@ -13,10 +13,6 @@ import numpy as np
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.data.degradations.common import check_image, check_scale
 
-compat.apply()  # basicsr can be imported from here on
-
-from basicsr.utils.matlab_functions import calculate_weights_indices  # noqa: E402
-
 KERNEL_WIDTH = 4  # width of the cubic kernel in pixels, at scale 1
 
 
@@ -70,6 +66,9 @@ def taps(length: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
 
     The weights are float32. Indices beyond the ends of the line are mirrored.
     """
+    compat.apply()
+    from basicsr.utils.matlab_functions import calculate_weights_indices  # imported here, since it loads torch
+
     weights, indices, before, _ = calculate_weights_indices(
         length, length // scale, 1 / scale, "cubic", KERNEL_WIDTH, True
     )
