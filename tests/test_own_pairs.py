@@ -283,7 +283,10 @@ def test_training_images_in_a_test_set_are_found(own, capsys):
         (Path("gt/07.png"), "public/test_gt: small"),
     ]
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine", "--val", "0") == 0
-    assert "pairs train: training images that are also in a test set: 2, first gt/04.png" in capsys.readouterr().err
+    assert (
+        "pairs train: training images that are also in a test or validation set: 2, first gt/04.png"
+        in capsys.readouterr().err
+    )
 
 
 def test_copies_cropped_to_multiples_of_12_are_found(tmp_path):
@@ -304,6 +307,18 @@ def test_copies_cropped_to_multiples_of_12_are_found(tmp_path):
     assert found == [(file, f"{folders.get(file.stem, 'SR/test_gt')}: {file.stem}") for file in sources]
 
 
+def test_training_images_that_are_also_validation_images_are_found(own, capsys):
+    """A photograph that was saved twice under different names."""
+    assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/before", "--val", "1") == 0
+    capsys.readouterr()
+    (chosen,) = names("sets/before/val_gt.lmdb")
+    double = "03" if chosen != "03" else "04"
+    cv2.imwrite(f"gt/{double}.png", picture(int(chosen)))
+    assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine", "--val", "1") == 0
+    text = f"validation set: 1, first gt/{double}.png (mine/val_gt.lmdb: {chosen})"
+    assert text in capsys.readouterr().err
+
+
 def test_unreadable_images_are_skipped_in_the_comparison_with_test_sets(own, capsys):
     """Empty files, broken links, an LMDB without one of its listed keys, and a folder that is not an LMDB."""
     write_lmdb(Path("sets/public/test_gt.lmdb"), [("copy", picture(4)), ("lost", picture(5))])
@@ -319,10 +334,10 @@ def test_unreadable_images_are_skipped_in_the_comparison_with_test_sets(own, cap
     assert prepare("--gt", "gt", "--lq", "lq", "--out", "sets/mine", "--val", "2", "--skip-bad") == 0
     said = capsys.readouterr()
     assert (
-        "pairs train: training images that are also in a test set: 1, first gt/04.png (public/test_gt.lmdb: copy)"
+        "training images that are also in a test or validation set: 1, first gt/04.png (public/test_gt.lmdb: copy)"
         in said.err
     )
-    assert "are not compared with those of a test set: sets/none/test_gt.lmdb: " in said.err
+    assert "are not compared with those of another set: sets/none/test_gt.lmdb: " in said.err
     assert said.out.count("; 1 skipped") + 2 * said.out.count("; 2 skipped") == 2
     made = [names(f"sets/mine/{part}_lq.lmdb") for part in ("train", "val")]
     assert sorted(sum(made, [])) == [f"{n:02}" for n in range(2, 12)]
@@ -377,7 +392,7 @@ def test_output_in_the_working_directory(own, monkeypatch, capsys):
     said = capsys.readouterr()
     assert (
         "pairs mine: rain; 1 pairs -> val_pairs" in said.out
-        and "training images that are also in a test set: 1" in said.err
+        and "training images that are also in a test or validation set: 1" in said.err
     )
 
 

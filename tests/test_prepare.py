@@ -192,7 +192,7 @@ def test_training_images_that_are_also_in_a_test_set_are_reported(root, capsys):
     for name, count in (("train/Rain13K", 3), ("test/Rain100L", 2)):
         pairs(root, f"{name}/target", f"{name}/input", [(f"{n}.png",) * 2 for n in range(count)])
     first = "root/train/Rain13K/target/0.png (Rain100L/test_gt.lmdb: 0)"
-    text = f"warning: Rain13K train: training images that are also in a test set: 2, first {first}"
+    text = f"warning: Rain13K train: training images that are also in a test or validation set: 2, first {first}"
     assert run_prepare("derain", "--root", "root") == 0
     assert text in capsys.readouterr().err
     assert run_prepare("derain", "--root", "root") == 0

@@ -78,7 +78,7 @@ def test_ctrl_c_during_the_comparison_with_test_sets_is_reported(root, capsys, m
     MINIATURES["derain"](root)
     monkeypatch.setattr(writing, "find_copies", stopped)
     assert run_prepare("derain", "--root", "root", "--sets", "Rain13K", "--workers", "0") == 130
-    text = "basicsr: stopped; Rain13K train was prepared, but not compared with all test sets\n"
+    text = "basicsr: stopped; Rain13K train was prepared, but not compared with all test and validation sets\n"
     assert capsys.readouterr().err == text
 
 

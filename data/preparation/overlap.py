@@ -1,4 +1,6 @@
-"""Find training images that are also in a test set by comparing content, regardless of name, format and size.
+"""Find training images that are also in a test or validation set by their content.
+
+Names, formats and sizes may differ.
 
 Images are compared by thumbnails of 16 x 16 gray values. A copy that was resized or saved again as JPEG has nearly the
 same thumbnail; so has one whose sides were cropped to multiples of 12, as in test sets for super-resolution. A copy
@@ -35,27 +37,33 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
 
 
-def find_copies(training: Iterable[Path], root: Path) -> list[tuple[Path, str]]:
-    """Return the training images that are also in a prepared test set, each with the test set and its name there.
+def find_copies(training: Iterable[Path], root: Path, own: Path | None = None) -> list[tuple[Path, str]]:
+    """Return the training images that are also in a prepared test set, or among the validation images of their own set.
 
-    Images that cannot be read are skipped. A test set that cannot be opened is skipped with a warning.
+    Each comes with that set and its name there. Images that cannot be read are skipped. A set that cannot be opened is
+    skipped with a warning.
 
     Args:
         training: files of the clean training images.
         root: folder of the prepared sets; test sets are ``<set>/test*_gt.lmdb`` or folders ``<set>/test*_gt``, and
             ``valid`` instead of ``test`` for DIV2K, whose published results are those of its validation images.
+        own: folder of the set that the training images belong to, with its validation images in ``val_gt.lmdb`` or
+            ``val_gt``.
     """
     names, thumbnails = [], []
-    for path in sorted(found for pattern in TEST_SETS for found in root.glob(pattern)):
+    paths = [found for pattern in TEST_SETS for found in root.glob(pattern)]
+    if own:
+        paths += [own.absolute() / "val_gt.lmdb", own.absolute() / "val_gt"]
+    for path in sorted(paths):
         if not path.is_dir():
             continue
         try:
             reader = LmdbImages(path, str(path)) if path.suffix == ".lmdb" else FolderReader(path)
         except UserError as error:
-            warn(f"training images are not compared with those of a test set: {error}")
+            warn(f"training images are not compared with those of another set: {error}")
             continue
         for name in reader.names:
-            names.append(f"{path.relative_to(root)}: {name}")
+            names.append(f"{path.parent.name}/{path.name}: {name}")
             image = _half_size(functools.partial(reader.content, name))
             thumbnails.append(None if image is None else thumbnail(image))
     known = [

@@ -74,9 +74,10 @@ def make_job(
 
 
 def prepare_jobs(jobs: list[Job], workers: int, skip_bad: bool, root: Path, others: Iterable[Path] = ()) -> bool:
-    """Prepare parts, print a summary of each, and warn of training images that are in a test set under ``root``.
+    """Prepare parts, print a summary of each, and warn of training images that are in a test or validation set.
 
-    Training images are compared with test sets when all parts exist, if any of the parts is new.
+    Training images are compared with the test sets under ``root`` and the validation images of their own set when all
+    parts exist, if any of the parts is new.
 
     Args:
         jobs: jobs of the parts.
@@ -106,7 +107,9 @@ def prepare_jobs(jobs: list[Job], workers: int, skip_bad: bool, root: Path, othe
             try:
                 _warn_of_copies(job, root)
             except KeyboardInterrupt:
-                print_error(f"stopped; {job.found.shown} was prepared, but not compared with all test sets")
+                print_error(
+                    f"stopped; {job.found.shown} was prepared, but not compared with all test and validation sets"
+                )
                 return False
     return True
 
@@ -121,12 +124,12 @@ def _check_places(jobs: list[Job], others: list[Path]) -> None:
 
 
 def _warn_of_copies(job: Job, root: Path) -> None:
-    copies = find_copies([unit.gt for unit in job.found.units], root)
+    copies = find_copies([unit.gt for unit in job.found.units], root, job.folder)
     if copies:
         file, test = copies[0]
         warn(
-            f"{job.found.shown}: training images that are also in a test set: {len(copies)}, first {file} ({test}); "
-            "results on it would be too optimistic; remove them and prepare again"
+            f"{job.found.shown}: training images that are also in a test or validation set: {len(copies)}, first "
+            f"{file} ({test}); results on it would be too optimistic; remove them and prepare again"
         )
 
 
