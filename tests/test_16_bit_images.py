@@ -307,3 +307,16 @@ def test_8_bit_tiff_with_separate_planes_and_extra_channels_is_exact(tmp_path, c
         assert picture.alpha is None
     assert ("channels beyond color and alpha" in picture.left_out) == ("unspecified" in extra)
     assert picture_size(tmp_path / "a.tif") == (30, 20)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzma"])
+def test_8_bit_premultiplied_colors_are_rounded(tmp_path, compression):
+    """Multiplied with alpha again, they are those of the file."""
+    planes = np.random.default_rng(0).integers(0, 256, (40, 30, 4), np.uint8)
+    alpha = planes[..., 3:]
+    planes[..., :3] = np.rint(planes[..., :3] * (alpha / 255))
+    options = {"photometric": "rgb", "extrasamples": ["assocalpha"], "compression": compression}
+    tifffile.imwrite(tmp_path / "a.tif", planes, metadata=None, **options)
+    picture = read_picture(tmp_path / "a.tif")
+    np.testing.assert_array_equal(picture.alpha, planes[..., 3])
+    np.testing.assert_array_equal(np.rint(picture.pixels * (alpha / 255)), planes[..., :3])

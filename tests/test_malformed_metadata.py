@@ -10,7 +10,13 @@ from restore_cases import RGB, SMOOTH
 
 from restormixer_arch.data.images.exif import exif_of_size, upright_exif
 from restormixer_arch.data.images.metadata import TRAILING_DATA
-from restormixer_arch.data.images.picture import Picture, read_picture, with_writable_metadata, write_picture
+from restormixer_arch.data.images.picture import (
+    Picture,
+    encode_picture,
+    read_picture,
+    with_writable_metadata,
+    write_picture,
+)
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -178,6 +184,63 @@ def test_invalid_geotiff_tags_are_kept_unchanged(tmp_path, odd):
     write_picture(picture, tmp_path / "b.tif")
     with tifffile.TiffFile(tmp_path / "b.tif") as file:
         assert file.pages[0].tags[odd[0]].value == odd[3] and file.pages[0].description == "map"
+
+
+@pytest.mark.parametrize("options", [{}, {"description": "scan"}, {"metadata": {"axes": "YXS", "unit": "mm"}}])
+def test_shape_in_a_description_is_that_of_the_result(tmp_path, options):
+    tifffile.imwrite(tmp_path / "a.tif", SMOOTH, photometric="rgb", **options)
+    picture = read_picture(tmp_path / "a.tif")
+    write_picture(picture, tmp_path / "b.tif")
+    with tifffile.TiffFile(tmp_path / "a.tif") as before, tifffile.TiffFile(tmp_path / "b.tif") as after:
+        first, second = ([tag.value for tag in file.pages[0].tags if tag.code == 270] for file in (before, after))
+    assert first == second and len(first) == 1 + ("description" in options)
+    picture.pixels = np.repeat(np.repeat(picture.pixels, 2, 0), 2, 1)
+    write_picture(picture, tmp_path / "b.tif")
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        wanted = options.get("metadata", {}) | {"shape": [96, 128, 3]}
+        assert file.shaped_metadata == (wanted,) and file.series[0].shape == (96, 128, 3)
+    picture.pixels = picture.pixels[..., :1]
+    write_picture(picture, tmp_path / "b.tif")
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        assert file.shaped_metadata[0]["shape"] == [96, 128] and "axes" not in file.shaped_metadata[0]
+
+
+def test_sizes_in_an_ome_description_are_those_of_the_result(tmp_path):
+    size = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 2.0}
+    tifffile.imwrite(tmp_path / "a.ome.tif", SMOOTH, photometric="rgb", metadata={"axes": "YXS", **size})
+    picture = read_picture(tmp_path / "a.ome.tif")
+    picture.pixels = np.repeat(np.repeat(picture.pixels, 2, 0), 2, 1)
+    write_picture(picture, tmp_path / "b.ome.tif")
+    with tifffile.TiffFile(tmp_path / "b.ome.tif") as file:
+        pixels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
+        assert file.series[0].kind == "ome" and file.series[0].shape == (96, 128, 3)
+    assert (pixels["SizeX"], pixels["SizeY"], pixels["SizeC"]) == (128, 96, 3)
+    assert (pixels["PhysicalSizeX"], pixels["PhysicalSizeY"]) == (0.25, 1.0)
+
+
+def test_damaged_pointer_to_exif_is_reported(tmp_path):
+    tags = [(33434, 5, 1, struct.pack("<2I", 1, 4))]
+    content = bytearray(encode_picture(Picture(SMOOTH, None, "TIFF", {"directories": {34665: tags}})))
+    entry = content.index(struct.pack("<HHI", 34665, 4, 1))
+    content[entry + 8 : entry + 12] = struct.pack("<I", len(content) + 9)
+    (tmp_path / "a.tif").write_bytes(content)
+    picture = read_picture(tmp_path / "a.tif")
+    assert picture.left_out == ("damaged EXIF tags",) and picture.metadata["directories"] == {}
+    np.testing.assert_array_equal(picture.pixels, SMOOTH)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_quarter_turns_swap_the_two_resolutions(tmp_path, suffix, orientation):
+    path, target = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
+    tags = Image.Exif()
+    tags[274], tags[282], tags[283] = orientation, 300.0, 200.0
+    Image.fromarray(SMOOTH).save(path, exif=tags, dpi=(300, 200))
+    write_picture(read_picture(path), target)
+    wanted = (200, 300) if orientation > 4 else (300, 200)
+    with Image.open(target) as image:
+        assert tuple(map(round, image.info["dpi"])) == wanted
+        assert (image.getexif()[282], image.getexif()[283]) == wanted or suffix == "tif"
 
 
 # --- HEIF and MPO ----------------------------------------------------------------------------------------------------

@@ -382,3 +382,15 @@ def test_tiff_with_missing_strips_or_tiles_is_rejected(tmp_path, kind, compressi
     (tmp_path / "a.tif").write_bytes(content)
     with pytest.raises(UserError, match=rf"a.tif: cannot be read as an image \(it has 5 of 8 {kind} of pixels\)$"):
         read_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("imagej", [False, True])
+def test_stack_with_a_single_page_is_rejected(tmp_path, imagej):
+    """ImageJ stores stacks of more than 4 GB in this way."""
+    path, stack = tmp_path / "a.tif", np.arange(5 * 4 * 6, dtype=np.uint8).reshape(5, 4, 6)
+    with tifffile.TiffWriter(path, imagej=imagej) as writer:
+        writer.write(stack, photometric="minisblack", truncate=True)
+    with pytest.raises(UserError, match=r"a\.tif: holds 5 images, expected one; write each to its own file$"):
+        read_picture(path)
+    path.write_bytes(path.read_bytes()[:-1])  # the last image is incomplete: the description is wrong
+    np.testing.assert_array_equal(read_picture(path).pixels[..., 0], stack[0])

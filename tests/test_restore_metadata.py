@@ -103,13 +103,29 @@ def test_rotated_png_loses_only_its_orientation_tag(restore_folder):
         assert image.info["gamma"] == 1.0
 
 
+def test_rotated_png_keeps_exif_in_a_text_chunk(restore_folder):
+    """ImageMagick writes such chunks."""
+    turned = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHHHHIHHI", 8, 2, 274, 3, 1, 6, 0, 296, 3, 1, 2, 0, 0)
+    text = f"\nexif\n{len(turned):8}\n{turned.hex()}\n".encode()
+    raw = b"Raw profile type exif\0\0" + zlib.compress(text)
+    (restore_folder / "a.png").write_bytes(png_with([(b"zTXt", raw)]))
+    restored("a.png")
+    [exif] = [data for kind, data in chunks_of((restore_folder / "out/a.png").read_bytes()) if kind == b"eXIf"]
+    assert exif == turned[6:].replace(
+        struct.pack(">HHI", 274, 3, 1) + b"\0\6", struct.pack(">HHI", 274, 3, 1) + b"\0\1"
+    )
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_tiff_tags_are_kept(restore_folder, capsys, dtype):
-    tags = Image.Exif()
-    tags.get_ifd(34665)[ExifTags.Base.ExposureTime] = 0.25
-    tags.get_ifd(34665)[ExifTags.Base.UserComment] = b"ASCII\0\0\0hello"
-    tags.get_ifd(34665)[ExifTags.Base.ExifImageWidth] = 7  # incorrect
-    tags.get_ifd(34853)[ExifTags.GPS.GPSLatitudeRef] = "N"
+    tags = [
+        (33434, 5, 1, struct.pack("<2I", 1, 4)),  # exposure time
+        (36864, 7, 4, b"0232"),  # version, whose type is UNDEFINED
+        (37380, 10, 1, struct.pack("<2i", -2, 6)),  # exposure bias, a signed rational that is not reduced
+        (37510, 7, 13, b"ASCII\0\0\0hello"),  # comment
+        (40962, 3, 1, struct.pack("<H", 7)),  # width, incorrect
+        (42036, 2, 8, "Größe".encode() + b"\0"),  # lens
+    ]
     image = RGB.astype(dtype)
     extra = [
         (315, 2, 0, "An Artist", True),
@@ -123,7 +139,7 @@ def test_tiff_tags_are_kept(restore_folder, capsys, dtype):
         "plain.tif", image, photometric="rgb", metadata=None, extratags=extra, resolution=(300, 200), **options
     )
     picture = read_picture("plain.tif")
-    picture.metadata["directories"] = {code: dict(tags.get_ifd(code)) for code in (34665, 34853)}
+    picture.metadata["directories"] = {34665: tags, 34853: [(1, 2, 2, b"N\0")]}
     pictures.write_picture(picture, "a.tif")
     restored("a.tif")
     assert capsys.readouterr().err == ""
@@ -138,9 +154,10 @@ def test_tiff_tags_are_kept(restore_folder, capsys, dtype):
         assert opened.info["dpi"] == (300, 200)
         exif = opened.getexif()
         assert exif.get_ifd(34665)[ExifTags.Base.ExposureTime] == 0.25
-        assert exif.get_ifd(34665)[ExifTags.Base.UserComment] == b"ASCII\0\0\0hello"
-        assert exif.get_ifd(34665)[ExifTags.Base.ExifImageWidth] == RGB.shape[1]
         assert exif.get_ifd(34853)[ExifTags.GPS.GPSLatitudeRef] == "N"
+    width = (40962, 4, 1, struct.pack("<I", RGB.shape[1]))
+    directories = read_picture("out/a.tif").metadata["directories"]
+    assert directories[34665] == [width if tag[0] == 40962 else tag for tag in tags]
 
 
 def test_image_is_saved_without_metadata_that_cannot_be_written(restore_folder, capsys, monkeypatch):
@@ -161,7 +178,9 @@ def test_image_is_saved_without_metadata_that_cannot_be_written(restore_folder, 
 
 
 def test_damaged_tiff_directories_are_reported(restore_folder, capsys):
-    picture = pictures.Picture(RGB, format="TIFF", metadata={"directories": {34665: {33434: 0.25}}})
+    picture = pictures.Picture(
+        RGB, format="TIFF", metadata={"directories": {34665: [(33434, 5, 1, struct.pack("<2I", 1, 4))]}}
+    )
     content = bytearray(pictures.encode_picture(picture))
     with Image.open(io.BytesIO(content)) as image:
         at = image.tag_v2[34665]

@@ -25,6 +25,9 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # orientation -> fun
     7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
     8: lambda image: np.rot90(image, 1),
 }
+QUARTER_TURNS = (5, 6, 7, 8)  # orientations that swap width and height
+RESOLUTIONS = (282, 283)  # tags of the horizontal and the vertical resolution
+RAW_EXIF = "Raw profile type exif"  # text of a PNG file with EXIF as hexadecimal digits, after two lines and a length
 EXIF_PREFIX = re.compile(rb"(Exif\0\0)*")
 XMP_ORIENTATION = r'(tiff:Orientation(?:="|>))[2-8]'
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, LookupError, TypeError, ArithmeticError)
@@ -50,11 +53,19 @@ def exif_of_size(exif: bytes, width: int, height: int) -> bytes:
     return _changed(exif, change)
 
 
-def upright_exif(exif: bytes) -> bytes:
-    """Return the EXIF with its orientation tag, if any, set to 1."""
+def upright_exif(exif: bytes, orientation: int = 1) -> bytes:
+    """Return the EXIF with its orientation tag, if any, set to 1.
+
+    Args:
+        exif: EXIF of an image.
+        orientation: orientation by which the pixels were made upright; quarter turns swap the two resolutions.
+    """
 
     def change(content: bytearray, order: str) -> None:
         tags, _ = _directory(content, _number(content, 4, order), order)
+        if orientation in QUARTER_TURNS and tags.keys() >= set(RESOLUTIONS):
+            first, second = (slice(tags[tag] + 2, tags[tag] + 12) for tag in RESOLUTIONS)
+            content[first], content[second] = content[second], content[first]
         if ORIENTATION in tags:
             struct.pack_into(f"{order}HIHH", content, tags[ORIENTATION] + 2, 3, 1, 1, 0)
 
@@ -70,8 +81,12 @@ def upright_info(image: Image.Image) -> tuple[int, dict[str, Any]]:
     orientation = _orientation(image.getexif)
     if orientation == 1:
         return 1, info
+    if orientation in QUARTER_TURNS and "dpi" in info:
+        info["dpi"] = info["dpi"][::-1]
+    if RAW_EXIF in info and "exif" not in info:
+        info["exif"] = bytes.fromhex("".join(info[RAW_EXIF].split("\n")[3:]))  # as getexif() does
     if info.get("exif"):
-        info["exif"] = upright_exif(info["exif"])
+        info["exif"] = upright_exif(info["exif"], orientation)
         if _orientation(partial(_load, info["exif"])) != 1:
             del info["exif"]
     for name in ("xmp", "XML:com.adobe.xmp"):

@@ -344,7 +344,7 @@ def _read_png(path: Path, max_pixels: int | None) -> Picture:
         raise UserError(f"{path}: holds {png.frames} images, expected one; write each to its own file")
     with png.open() as image:
         orientation, info = upright_info(image)
-        chunks = png.upright_chunks(info) if orientation != 1 else png.chunks
+        chunks = png.upright_chunks(orientation, info) if orientation != 1 else png.chunks
         if png.depth == 16:
             png.check_deep()
             from restormixer_arch.data.images import opencv
@@ -373,12 +373,11 @@ def _read_tiff(path: Path, max_pixels: int | None) -> Picture:
     with path.open("rb") as file, _open_tiff(file) as image:
         if known := image.format == "TIFF":
             image.seek(structure.index)
-            metadata["directories"], damaged = tiff.directories_of(image)
-            left_out += damaged
         if not known or structure.deep:
             pixels, alpha, orientation = tiff.read_samples(path, structure.index)
             return Picture(*_rotate(orientation, pixels, alpha), "TIFF", metadata, tuple(left_out))
         _check_supported(image, path)
+        associated = tiff.premultiplied(image)
         image.load()
         if image.mode == "P" and max(colors := image.tag_v2[COLOR_MAP]) < 256:  # 8-bit values, as libtiff reads them
             image.putpalette(bytes(colors), "RGB;L")  # all red values, then all green, then all blue
@@ -386,6 +385,7 @@ def _read_tiff(path: Path, max_pixels: int | None) -> Picture:
             left_out.append("8 of the 16 bits of CMYK")
         plain, metadata = to_rgb(image, metadata)
         pixels, alpha = split_alpha(np.array(plain))
+        pixels = tiff.unpremultiply(pixels, alpha) if associated else pixels
     return Picture(pixels, alpha, "TIFF", metadata, tuple(left_out))
 
 

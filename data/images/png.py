@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from restormixer_arch.data.images.exif import exif_of_size
+from restormixer_arch.data.images.exif import QUARTER_TURNS, exif_of_size
 from restormixer_arch.data.images.metadata import TRAILING_DATA, is_data
 from restormixer_arch.errors import UserError
 
@@ -128,9 +128,11 @@ class PngFile:
                     raise
         raise AssertionError
 
-    def upright_chunks(self, info: Mapping[str, Any]) -> list[Chunk]:
-        """Return the chunks for upright pixels, with EXIF and XMP from the ``info`` of the upright Pillow image."""
+    def upright_chunks(self, orientation: int, info: Mapping[str, Any]) -> list[Chunk]:
+        """Return the chunks for upright pixels, given the orientation, and the ``info`` of the upright Pillow image."""
         others = [chunk for chunk in self.chunks if not _has_orientation(chunk)]
+        if orientation in QUARTER_TURNS:  # the resolutions of both axes are swapped
+            others = [(kind, data[4:8] + data[:4] + data[8:] if kind == b"pHYs" else data) for kind, data in others]
         kept = {"exif": info.get("exif"), "xmp": info.get("xmp") or info.get("XML:com.adobe.xmp")}
         return others + chunks_of({name: value for name, value in kept.items() if value})
 

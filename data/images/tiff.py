@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import struct
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
@@ -20,13 +19,14 @@ import numpy as np
 import tifffile
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
-from tifffile import TiffPage
+from tifffile import TiffFile, TiffPage
 
+from restormixer_arch.data.images.exif import ORIENTATION, QUARTER_TURNS
+from restormixer_arch.data.images.tiff_tags import EXIF_TAGS, adapted_tags, read_at, read_directories, with_directories
 from restormixer_arch.errors import UserError
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # problems are reported as UserErrors instead
 
-EXIF_TAGS = {34665: "EXIF", 34853: "GPS"}  # tags that point to a sub-directory
 RESOLUTION = (282, 283, 296)
 PROFILE = 34675
 # Tags that describe how pixels are stored, or that point into the file: the new file gets new ones.
@@ -41,10 +41,6 @@ REPORTED_TAGS = {
 }  # tags in STRUCTURE whose loss is reported
 BITS = (1, 2, 4, 8, 16)
 MAX_TAG_BYTES = 2**26  # larger tags are not copied
-PIXEL_SCALE, TIE_POINTS, TRANSFORMATION = 33550, 33922, 34264  # GeoTIFF tags that map pixels to coordinates
-GEO_GROUP_SIZES = {PIXEL_SCALE: 3, TIE_POINTS: 6, TRANSFORMATION: 16}  # tag -> how many numbers form a group
-GEO_KEYS, PIXEL_IS_POINT = 34735, (1025, 0, 1, 2)  # GeoTIFF's key tag, and its key for coordinates of pixel centers
-DOUBLE = 12  # data type of a tag
 ASSOCIATED, UNASSOCIATED = 1, 2  # values of ExtraSamples: premultiplied and straight alpha
 
 
@@ -82,9 +78,10 @@ def read_structure(path: Path) -> TiffStructure:
     with path.open("rb") as file, tifffile.TiffFile(file) as tiff:
         pages = list(tiff.pages)
         main = [page for page in pages if not _is_extra(page)] or pages[:1]
-        if len(main) > 1:
-            raise UserError(f"{path}: holds {len(main)} images, expected one; write each to its own file")
         page = main[0]
+        number = len(main) if len(main) > 1 else _stacked(tiff, page)
+        if number > 1:
+            raise UserError(f"{path}: holds {number} images, expected one; write each to its own file")
         size = page.imagewidth, page.imagelength
         if not all(isinstance(side, int) and side > 0 for side in size):  # a tuple if the file contains several
             raise UserError(f"{path}: cannot be read as an image (its width or height is not one number above 0)")
@@ -99,7 +96,7 @@ def read_structure(path: Path) -> TiffStructure:
         if stored < segments:  # decoders would leave the rest black
             kind = "tiles" if page.is_tiled else "strips"
             raise UserError(f"{path}: cannot be read as an image (it has {stored} of {segments} {kind} of pixels)")
-        metadata, left_out = _metadata(page, tiff.byteorder)
+        metadata, left_out = _metadata(page)
         if len(pages) > 1:
             left_out.append("smaller pages, such as a thumbnail")
         left_out += [name for code, name in REPORTED_TAGS.items() if code in page.tags]
@@ -116,6 +113,15 @@ def _is_extra(page: TiffPage) -> bool:
     """Return whether a page is a reduced copy or a mask of another page."""
     kind, old = (np.atleast_1d(page.tags.valueof(code, 0))[0] for code in (254, 255))  # some files contain several
     return bool(int(kind) & 0b101) or old == 2
+
+
+def _stacked(tiff: TiffFile, page: TiffPage) -> int:
+    """Return the number of images that follow each other with one page, as ImageJ and tifffile store large stacks."""
+    if not (tiff.is_imagej or tiff.is_shaped) or not page.is_contiguous:
+        return 1
+    number = tiff.series[0].size // page.size
+    end = page.dataoffsets[0] + number * page.nbytes
+    return number if end <= tiff.filehandle.size else 1  # a description may be older than the pixels
 
 
 def read_samples(path: Path, index: int) -> tuple[np.ndarray, np.ndarray | None, int]:
@@ -144,7 +150,7 @@ def read_samples(path: Path, index: int) -> tuple[np.ndarray, np.ndarray | None,
         samples, shape = page.samplesperpixel, (page.imagelength, page.imagewidth)
         planes = planes.reshape(samples, *shape).transpose(1, 2, 0) if _is_planar(page) else planes
         planes = planes.reshape(*shape, samples)
-        orientation = page.tags.valueof(274, 1)
+        orientation = page.tags.valueof(ORIENTATION, 1)
         alpha_at, _ = _channels(page)
         alpha_kind = page.extrasamples[alpha_at - _colors(page)] if alpha_at and page.extrasamples else UNASSOCIATED
         white = np.iinfo(planes.dtype).max
@@ -152,12 +158,20 @@ def read_samples(path: Path, index: int) -> tuple[np.ndarray, np.ndarray | None,
         if page.photometric == 0:
             pixels = white - pixels
         if alpha is not None and alpha_kind == ASSOCIATED:
-            pixels = _unpremultiply(pixels, alpha, white)
+            pixels = unpremultiply(pixels, alpha)
         return pixels, alpha, int(orientation)
 
 
-def _unpremultiply(pixels: np.ndarray, alpha: np.ndarray, white: int) -> np.ndarray:
-    """Divide premultiplied pixels by alpha; where it is 0, the color is lost and becomes black."""
+def premultiplied(image: Image.Image) -> bool:
+    """Return whether a Pillow image has premultiplied pixels, and let Pillow load them as they are: it rounds down."""
+    stored = any("RGBa" in tile.args[0] for tile in image.tile)
+    image.tile = [tile._replace(args=(tile.args[0].replace("RGBa", "RGBA"), *tile.args[1:])) for tile in image.tile]
+    return stored
+
+
+def unpremultiply(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Divide premultiplied pixels (H, W, C) by alpha (H, W); where it is 0, the color is lost and becomes black."""
+    white = np.iinfo(pixels.dtype).max
     divisor = np.maximum(alpha, 1).astype(np.float32)[..., None]
     return np.minimum(np.rint(pixels * (white / divisor)), white).astype(pixels.dtype)
 
@@ -192,7 +206,7 @@ def _by_opencv(page: TiffPage, path: Path) -> np.ndarray:
     results = []
     for first in range(0, planes * count, count):
         segments = [
-            _read_at(page, page.dataoffsets[number], page.databytecounts[number])
+            read_at(page.parent, page.dataoffsets[number], page.databytecounts[number])
             for number in range(first, first + count)
         ]
         image = opencv.decode(_stored_pixels(page, segments, samples)) if samples != 2 else None
@@ -225,15 +239,10 @@ def _stored_pixels(page: TiffPage, segments: list[bytes], samples: int) -> bytes
     return header + tags.tobytes(8) + b"".join(segments)
 
 
-def _read_at(page: TiffPage, offset: int, count: int) -> bytes:
-    file = page.parent.filehandle
-    file.seek(offset)
-    return file.read(count)
-
-
-def _metadata(page: TiffPage, order: str) -> tuple[dict[str, Any], list[str]]:
+def _metadata(page: TiffPage) -> tuple[dict[str, Any], list[str]]:
     """Return the arguments for :func:`write_tiff`, and descriptions of what cannot be kept."""
-    tags, left_out = [], []
+    directories, left_out = read_directories(page.parent, page.offset)
+    tags, orientation = [], page.tags.valueof(ORIENTATION, 1)
     for tag in page.tags:
         size = tag.valuebytecount
         if tag.code in STRUCTURE:
@@ -241,24 +250,25 @@ def _metadata(page: TiffPage, order: str) -> tuple[dict[str, Any], list[str]]:
         if size > MAX_TAG_BYTES:
             left_out.append(f"tag {tag.code}")
             continue
-        tags.append((tag.code, int(tag.dtype), tag.count, _read_at(page, tag.valueoffset, size), True))
-    metadata: dict[str, Any] = {"byteorder": order, "extratags": tags}
-    if page.tags.valueof(274, 1) == 1:
+        tags.append((tag.code, int(tag.dtype), tag.count, read_at(page.parent, tag.valueoffset, size), True))
+    metadata: dict[str, Any] = {"byteorder": page.parent.byteorder, "extratags": tags, "directories": directories}
+    if orientation == 1:
         metadata["height"] = page.imagelength
     if PROFILE in page.tags:
         profile = page.tags[PROFILE]
-        metadata["icc_profile"] = _read_at(page, profile.valueoffset, min(profile.valuebytecount, MAX_TAG_BYTES))
+        metadata["icc_profile"] = read_at(page.parent, profile.valueoffset, min(profile.valuebytecount, MAX_TAG_BYTES))
     if 282 in page.tags and 283 in page.tags:
         try:
             unit = int(page.tags.valueof(296, 2))
             resolution = tuple(_ratio(page.tags[code].value) for code in (282, 283))
+            resolution = resolution[::-1] if orientation in QUARTER_TURNS else resolution
         except (TypeError, ValueError, ArithmeticError):  # such as 0 / 0
             left_out.append("the resolution, which is not a number")
         else:
             metadata |= {"resolution": resolution, "resolutionunit": unit}
             metadata |= {"dpi": tuple(number / divisor for number, divisor in resolution)} if unit == 2 else {}
-    if 274 in page.tags:  # the pixels will be upright, whatever XMP states
-        tags.append((274, 3, 1, 1, True))
+    if ORIENTATION in page.tags:  # the pixels will be upright, whatever XMP states
+        tags.append((ORIENTATION, 3, 1, 1, True))
     return metadata, left_out
 
 
@@ -271,46 +281,23 @@ def _ratio(value: Any) -> tuple[int, int]:
     return int(number), int(divisor)
 
 
-def directories_of(image: Image.Image) -> tuple[dict[int, dict[int, Any]], list[str]]:
-    """Return code of the pointing tag -> EXIF or GPS tags of a Pillow image, and descriptions of damaged ones."""
-    found, left_out = {}, []
-    for code, name in EXIF_TAGS.items():
-        exif = image.getexif()
-        try:
-            content = exif.get_ifd(code)
-            if code in exif and not content:  # what Pillow returns for an unreadable directory
-                raise ValueError
-            tags = {tag: value for tag, value in content.items() if tag != 40965}
-            _directory(tags, "<").tobytes(8)
-        except (OSError, ValueError, TypeError, LookupError, ArithmeticError, struct.error):
-            left_out.append(f"damaged {name} tags")
-            continue
-        if tags:
-            found[code] = tags
-    return found, left_out
-
-
-def _directory(content: dict[int, Any], order: str) -> ImageFileDirectory_v2:
-    tags = ImageFileDirectory_v2((b"II*\0" if order == "<" else b"MM\0*") + bytes(4))
-    for tag, value in content.items():
-        tags[tag] = value
-    return tags
-
-
 def write_tiff(planes: np.ndarray, metadata: dict[str, Any]) -> bytes:
     """Encode uint8 or uint16 (H, W, 1 to 4), gray or RGB with or without alpha, as TIFF with its tags.
 
     Args:
         planes: pixels and alpha.
         metadata: ``extratags``, ``byteorder``, ``icc_profile``, ``resolution`` and ``resolutionunit``, or ``dpi``;
-            ``directories``: code in :data:`EXIF_TAGS` -> tags of that directory; ``height``: height in pixels of the
-            image that the tags describe.
+            ``directories``: code in :data:`EXIF_TAGS` -> tags of that directory, see
+            :func:`~restormixer_arch.data.images.tiff_tags.read_directories`; ``height``: height in pixels of the image
+            that the tags describe.
     """
-    scale = planes.shape[0] / metadata.get("height", planes.shape[0])
-    channels = planes.shape[2]
-    size = {40962: planes.shape[1], 40963: planes.shape[0]}  # width and height in EXIF
+    order = metadata.get("byteorder", "<")
+    height, width, channels = planes.shape
+    scale = height / metadata.get("height", height)
+    image = planes[..., 0] if channels == 1 else planes
+    size = {40962: struct.pack(f"{order}I", width), 40963: struct.pack(f"{order}I", height)}  # in EXIF
     directories = {
-        code: {tag: size.get(tag, value) for tag, value in tags.items()}
+        code: [(tag, 4, 1, size[tag]) if tag in size else (tag, *others) for tag, *others in tags]
         for code, tags in metadata.get("directories", {}).items()
     }
     options: dict[str, Any] = {"photometric": "rgb" if channels >= 3 else "minisblack", "compression": "zlib"}
@@ -324,50 +311,13 @@ def write_tiff(planes: np.ndarray, metadata: dict[str, Any]) -> bytes:
     elif "dpi" in metadata:
         options |= {"resolution": tuple(float(dpi) for dpi in metadata["dpi"]), "resolutionunit": "INCH"}
     pointers = [(code - 1, 4, 1, 0, True) for code in directories]  # placeholders: tifffile does not write these tags
-    file, order = BytesIO(), metadata.get("byteorder", "<")
+    file = BytesIO()
     with tifffile.TiffWriter(file, byteorder=order, bigtiff=planes.nbytes > 2**32 - 2**25) as writer:
         writer.write(
-            planes[..., 0] if channels == 1 else planes,
+            image,
             metadata=None,
             software=False,
-            extratags=[*_scale_geo_tags(metadata.get("extratags", ()), scale, order), *pointers],
+            extratags=[*adapted_tags(metadata.get("extratags", ()), image.shape, scale, order), *pointers],
             **options,
         )
-    return _with_directories(file, directories, order) if directories else file.getvalue()
-
-
-def _scale_geo_tags(tags: Iterable[tuple[Any, ...]], scale: float, order: str) -> Iterator[tuple[Any, ...]]:
-    """Yield the tags, with those of GeoTIFF adapted to an image whose sides are ``scale`` times as long."""
-    tags = list(tags)
-    keys = b"".join(tag[3] for tag in tags if tag[0] == GEO_KEYS and isinstance(tag[3], bytes))
-    keys = np.frombuffer(keys[: len(keys) // 8 * 8], f"{order}u2").reshape(-1, 4).tolist()
-    corner = 0.5 if list(PIXEL_IS_POINT) in keys else 0.0  # distance of a pixel's coordinates from its corner
-    for code, kind, count, content, once in tags:
-        if scale != 1 and kind == DOUBLE and count % GEO_GROUP_SIZES.get(code, count + 1) == 0:
-            numbers = np.frombuffer(content, f"{order}f8").reshape(-1, GEO_GROUP_SIZES[code]).copy()
-            if code == PIXEL_SCALE:
-                numbers[:, :2] /= scale
-            elif code == TIE_POINTS:
-                numbers[:, :2] = (numbers[:, :2] + corner) * scale - corner
-            else:
-                rows = numbers.reshape(-1, 4)
-                rows[:, 3] += rows[:, :2].sum(1) * (corner / scale - corner)
-                rows[:, :2] /= scale
-            content = numbers.astype(f"{order}f8").tobytes()
-        yield code, kind, count, content, once
-
-
-def _with_directories(file: BytesIO, directories: dict[int, dict[int, Any]], order: str) -> bytes:
-    """Append directories of tags to a TIFF file, and write their offsets into the tags that point to them."""
-    file.seek(0)
-    with tifffile.TiffFile(file) as tiff:
-        pointers = {code: tiff.pages[0].tags[code - 1] for code in directories}
-    for code, content in directories.items():
-        start = file.seek(0, 2)
-        start += file.write(bytes(start % 2))
-        file.write(_directory(content, order).tobytes(start))
-        file.seek(pointers[code].offset)
-        file.write(struct.pack(f"{order}H", code))
-        file.seek(pointers[code].valueoffset)
-        file.write(struct.pack(f"{order}I", start))
-    return file.getvalue()
+    return with_directories(file, directories, order) if directories else file.getvalue()
