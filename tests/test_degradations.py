@@ -95,7 +95,7 @@ def test_invalid_strength(name, strength):
         DEGRADATIONS[name][0](np.random.default_rng(0), strength)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(DRAWN),
     height=st.integers(1, 30),

@@ -40,7 +40,7 @@ def test_weights_for_scale_2_equal_the_cubic_kernel():
     assert not inner[:5].any() and not inner[13:].any()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(scale=st.integers(1, 4), height=st.integers(1, 9), width=st.integers(1, 9), channels=st.sampled_from([1, 3]))
 def test_uniform_gray_is_preserved_at_every_size(scale, height, width, channels):
     """BasicSR's imresize fails if the kernel reaches beyond the mirrored image."""

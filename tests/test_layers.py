@@ -14,7 +14,7 @@ from restormixer_arch.cnn_blocks import RDCNN
 from restormixer_arch.layers import Mlp, by_rows, gelu, rowwise, silu
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(height=st.integers(1, 40), strip=st.integers(1, 400), multiple=st.integers(1, 9), halo=st.integers(0, 3))
 def test_by_rows_equals_the_function_on_the_complete_image(height, strip, multiple, halo):
     """Means over groups of ``multiple`` rows, and moving means over ``2 * halo + 1`` rows with zero padding."""

@@ -38,7 +38,7 @@ def test_gelu_of_nan_and_infinity():
     assert torch.isnan(y[0]) and y[1] == float("inf")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shape=st.tuples(st.integers(1, 3), st.sampled_from([1, 3, 8, 16, 20, 48]), st.integers(1, 9), st.integers(1, 40)),
     channels_last=st.booleans(),

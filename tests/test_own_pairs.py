@@ -85,7 +85,7 @@ def test_folders_with_the_same_name_are_distinguished(own, capsys):
     assert text in capsys.readouterr().err
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     names=st.sets(st.text("abcdef0123456789", min_size=1, max_size=6), min_size=20, max_size=40), val=st.integers(1, 9)
 )

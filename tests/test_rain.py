@@ -256,7 +256,7 @@ def test_draws_cover_the_range_of_the_public_datasets():
     assert all(shower.length >= 4 * shower.width for shower in showers)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     height=st.integers(1, 40),
     width=st.integers(1, 40),

@@ -99,7 +99,7 @@ def test_untrained_network_returns_its_input():
     assert torch.equal(net(x), x)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(height=st.integers(1, 33), width=st.integers(1, 33), upscale=st.integers(1, 4), gray=st.booleans())
 def test_any_size_color_and_upscale(height, width, upscale, gray):
     channels = 1 if gray else 3

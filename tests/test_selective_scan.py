@@ -135,7 +135,7 @@ def test_results_do_not_depend_on_the_memory_layout(backend, cutting):
         assert_close(results(selective_scan, tensors, delta_softplus=True, backend=backend), wanted, 2e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_any_sizes_segments_and_options_match_the_definition(data):
     def draw(low, high):

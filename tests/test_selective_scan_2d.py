@@ -86,7 +86,7 @@ def test_values_and_gradients_match_the_definition(backend, directions, dtype):
     assert_close(found, results(selective_scan_2d_loop, exact, directions=directions), tolerance)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_random_sizes_and_directions_match_the_definition(data):
     sizes = data.draw(st.tuples(*[st.integers(1, 6)] * 5))

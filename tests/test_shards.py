@@ -44,7 +44,6 @@ def restored():
     return {path.relative_to("out").as_posix() for path in Path("out").rglob("*.png")}
 
 
-@settings(deadline=None)
 @given(NAMES, st.integers(1, 9))
 def test_each_name_is_in_exactly_one_shard(names, count):
     shards = [Shard(index, count) for index in range(1, count + 1)]
@@ -52,7 +51,7 @@ def test_each_name_is_in_exactly_one_shard(names, count):
         assert sum(shard.holds(name) for shard in shards) == 1
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.text(st.characters(blacklist_categories=["Cs"]), max_size=9),
     st.integers(0, 10**9),

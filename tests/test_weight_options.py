@@ -24,7 +24,7 @@ OPTIONS = {
 }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(channels=st.sampled_from([1, 3]), options=st.fixed_dictionaries(OPTIONS))
 def test_stamped_weights_rebuild_the_network(channels, options):
     torch.manual_seed(0)
