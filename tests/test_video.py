@@ -90,6 +90,27 @@ def test_frame_times_of_variable_frame_rates_are_preserved(tmp_path, suffix):
     assert abs(length - new_length) <= 40_000  # microseconds
 
 
+def test_frames_that_avi_cannot_tell_apart_are_kept_in_order(tmp_path):
+    """A file named .avi may be of another kind; in an AVI file, times are multiples of the frame rate."""
+    path, target = tmp_path / "a.avi", tmp_path / "b.avi"
+    write_video(tmp_path / "a.mkv", 8, times=TIMES, frames=[frame // 2 for frame in gray_frames(8)]).rename(path)
+    source = pass_on(path, target)
+    assert source.left_out == {"the exact times of frames (AVI has one frame rate)"} and source.problems == []
+    np.testing.assert_allclose(means(target), means(path), atol=2)
+    with av.open(str(target)) as container:
+        found = [packet.dts for packet in container.demux(video=0) if packet.size]
+    assert source.rate == 10 and found == [0, 1, 4, 5, 6, 12, 13, 19]
+
+
+def test_dropped_frames_of_an_avi_are_not_reported_as_damaged(tmp_path):
+    path, target = tmp_path / "a.avi", tmp_path / "b.avi"
+    write_video(path, 5, rate=1000, times=[0, 1, 4, 5, 9], codec="mpeg4")
+    source = pass_on(path, target)
+    assert source.problems == [] and source.count == 10
+    with av.open(str(target)) as container:
+        assert [packet.dts for packet in container.demux(video=0) if packet.size] == [0, 1, 4, 5, 9]
+
+
 @pytest.mark.parametrize("matrix", [1, 5, 9])
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("pixels", ["yuv420p", "yuv444p", "yuv420p10le"])
@@ -313,6 +334,30 @@ def test_tracks_that_the_container_does_not_support_are_reported(tmp_path):
     assert source.left_out == {"audio track (aac)"}
 
 
+@pytest.mark.parametrize("codec", ["flac", "libopus"])
+def test_other_tracks_are_kept_if_the_container_rejects_one(tmp_path, codec):
+    """Matroska contains both tracks, MOV only AAC."""
+    path, target = tmp_path / "a.mov", tmp_path / "b.mov"
+    plain = write_video(tmp_path / "plain.mkv", sound=True)
+    with av.open(str(plain)) as source, av.open(str(tmp_path / "a.mkv"), "w") as output:
+        tracks = [output.add_stream_from_template(stream) for stream in source.streams]
+        rejected = output.add_stream(codec, rate=48000)
+        rejected.layout = "mono"
+        for packet in source.demux():
+            if packet.size:
+                packet.stream = tracks[packet.stream.index]
+                output.mux(packet)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.int16), "s16", "mono")
+        samples.sample_rate, samples.pts = 48000, 0
+        output.mux(rejected.encode(samples))
+        output.mux(rejected.encode(None))
+    (tmp_path / "a.mkv").rename(path)
+    source = pass_on(path, target)
+    assert source.left_out == {f"audio track ({codec.removeprefix('lib')})"}
+    assert packets_of(target, "audio") == packets_of(plain, "audio")
+    np.testing.assert_allclose(means(target), means(path), atol=2)
+
+
 def test_lower_quality_values_give_larger_files(tmp_path):
     noise = [np.random.default_rng(n).integers(0, 256, (96, 128, 3), np.uint8) for n in range(4)]
     path = write_video(tmp_path / "a.mp4", frames=noise)
@@ -365,6 +410,27 @@ def test_missing_file_or_folder_is_rejected(tmp_path, kind):
         path.mkdir()
     with pytest.raises(UserError, match=r"film.mp4: cannot be read as a video \((No such file|Is a dir|Permission)"):
         VideoSource(path)
+
+
+def test_video_whose_frame_size_changes_is_rejected(tmp_path):
+    path, target = tmp_path / "a.mkv", tmp_path / "b.mkv"
+    parts = [
+        write_video(tmp_path / f"{width}.mkv", 2, frames=gray_frames(2, (48, width)), codec="mjpeg", pixels="yuvj420p")
+        for width in (64, 80)
+    ]
+    with av.open(str(path), "w") as output:
+        stream = None
+        for number, part in enumerate(parts):
+            with av.open(str(part)) as source:
+                stream = stream or output.add_stream_from_template(source.streams.video[0])
+                for packet in source.demux():
+                    if packet.size:
+                        packet.pts = packet.dts = packet.pts + 200 * number  # in milliseconds
+                        packet.stream = stream
+                        output.mux(packet)
+    change = "frame 3 at 0.20 s has 80 x 48 pixels, those before it 64 x 48; split the video there"
+    with pytest.raises(UserError, match=f"a.mkv: {change}$"):
+        pass_on(path, target)
 
 
 def test_unknown_codec_is_rejected(tmp_path):

@@ -124,8 +124,9 @@ class VideoSource:
         self.left_out: set[str] = set()
         self._last: int | None = None
         self._first_packet: int | None = None
+        self._last_packet: int | None = None
         self._shift = 0
-        self._number = self._discarded = self._damaged = 0
+        self._number = self._discarded = self._dropped = self._damaged = 0
 
     def close(self) -> None:
         """Close the file."""
@@ -136,7 +137,7 @@ class VideoSource:
         """Yield the frames and, between them, the packets of audio and other tracks, in the order of the file.
 
         Raises:
-            UserError: if no frame can be decoded.
+            UserError: if no frame can be decoded, or a frame has another size than those before it.
         """
         packets = self.container.demux()
         while True:
@@ -148,8 +149,7 @@ class VideoSource:
                     if packet.size:
                         yield packet
                     continue
-                self._discarded += packet.is_discard
-                self._first_packet = packet.dts if self._first_packet is None else self._first_packet
+                self._count(packet)
                 frames = self._decoder.decode(packet if packet.size else None)
             except (av.FFmpegError, ValueError) as error:
                 self._damaged += 1
@@ -160,16 +160,33 @@ class VideoSource:
                 yield self._converted(frame)
         if self._number == 0:
             raise UserError(f"{self.path}: cannot be read as a video (no frame can be decoded)")
-        lost = self.count - self._discarded - self._number
+        lost = self.count - self._discarded - self._dropped - self._number
         if lost > 0:
             self.problems.append(f"only {self._number} of its {self.count} frames could be decoded")
         elif self._damaged:
             self.problems.append(f"{self._damaged} damaged parts were skipped")
 
+    def _count(self, packet: av.Packet) -> None:
+        """Count what :attr:`count` includes, but decoding does not return."""
+        self._discarded += packet.is_discard
+        if packet.dts is None:
+            return
+        if self._first_packet is None:
+            self._first_packet = packet.dts
+        elif self.container.format.name == "avi":  # its times are numbers of frames, including empty, dropped ones
+            self._dropped += max(packet.dts - self._last_packet - 1, 0)
+        self._last_packet = packet.dts
+
     def _converted(self, frame: av.VideoFrame) -> VideoFrame:
         if self._number == 0:
             self._describe(frame)
         self._number += 1
+        size = frame.width, frame.height
+        if size != self._size:
+            at = "" if frame.time is None else f" at {frame.time:.2f} s"
+            now, before = (f"{width} x {height}" for width, height in (size, self._size))
+            change = f"frame {self._number}{at} has {now} pixels, those before it {before}"
+            raise UserError(f"{self.path}: {change}; split the video there")
         deep = bits_of(frame.format) > 8
         kind = ("rgba" if has_alpha(frame.format) else "rgb") + (
             "64le" if deep and has_alpha(frame.format) else "48le" if deep else "" if has_alpha(frame.format) else "24"
@@ -193,8 +210,8 @@ class VideoSource:
         return VideoFrame(planes, time, frame.duration or 0)
 
     def _describe(self, frame: av.VideoFrame) -> None:
-        """Set the color properties and the rotation from the first frame."""
-        self.format = frame.format
+        """Set the size, the color properties and the rotation from the first frame."""
+        self.format, self._size = frame.format, (frame.width, frame.height)
         is_rgb = frame.format.is_rgb
         hd = frame.width >= HD_WIDTH or frame.height > HD_HEIGHT
         tagged = int(frame.colorspace)

@@ -115,9 +115,32 @@ class _Writer:
         self._output: Any = None
         self._tracks: dict[int, Any] = {}
         self._durations: dict[int, int] = {}
-        self._last: VideoFrame | None = None
+        self._last: int | None = None  # time of the previous frame in the source's units, and in those of the output
+        self._written: int | None = None
 
     def _start(self, planes: np.ndarray) -> None:
+        """Open the output for frames like ``planes``, without the tracks that the container rejects."""
+        tracks = [track for track in self.source.container.streams if track is not self.source.stream]
+        try:
+            self._open(planes, tracks)
+        except (av.FFmpegError, ValueError):
+            fitting = [track for track in tracks if self._fits(planes, track)]
+            self._open(planes, fitting)
+
+    def _fits(self, planes: np.ndarray, track: Any) -> bool:
+        """Return whether the container accepts a track next to the video; list it in ``left_out`` if not."""
+        try:
+            self._open(planes, [track])
+        except (av.FFmpegError, ValueError):
+            self._leave_out(track)
+            return False
+        return True
+
+    def _open(self, planes: np.ndarray, tracks: list[Any]) -> None:
+        """Write the header of a file with some of the source's other tracks, in place of any previous header."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._tracks.clear()
         source, turned = self.source, self.source.turns % 2
         height, width = planes.shape[1::-1] if turned else planes.shape[:2]
         codec, pixels, options = _encoder(self.kind, source, (height, width), self.quality)
@@ -129,9 +152,9 @@ class _Writer:
         output.metadata.update(self._tags)
         stream = output.add_stream(codec, rate=source.rate, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, pixels
-        stream.time_base = Fraction(1) / source.rate if self.kind == "avi" else source.time_base
+        self._base = Fraction(1) / source.rate if self.kind == "avi" else source.time_base
         context = stream.codec_context
-        context.time_base = stream.time_base
+        context.time_base = stream.time_base = self._base
         context.bit_rate = 0
         context.colorspace, context.color_range = source.matrix, source.range
         context.color_primaries, context.color_trc = source.primaries, source.transfer
@@ -143,12 +166,12 @@ class _Writer:
         if pixels.startswith("yuva") and codec == "libvpx-vp9":
             stream.metadata["alpha_mode"] = "1"
         self._stream = stream
-        for track in source.container.streams:
-            if track is not source.stream:
-                self._add_track(track)
+        for track in tracks:
+            self._add_track(track)
         chapters = source.container.chapters()
         if chapters:
             output.set_chapters(chapters)
+        output.start_encoding()
 
     def _add_track(self, track: Any) -> None:
         """Add a track to copy, or list it in ``left_out`` if that is not possible."""
@@ -163,16 +186,27 @@ class _Writer:
             copied.disposition = track.disposition
             self._tracks[track.index] = copied
         except (ValueError, TypeError, av.FFmpegError):
-            name = getattr(track.codec_context, "name", None) or "unknown"
-            self.source.left_out.add(f"{track.type} track ({name})")
+            self._leave_out(track)
+
+    def _leave_out(self, track: Any) -> None:
+        name = getattr(track.codec_context, "name", None) or "unknown"
+        self.source.left_out.add(f"{track.type} track ({name})")
+
+    def _time(self, frame: VideoFrame) -> int:
+        """Return the time of a frame in units of the output, and record the duration of the frame before it."""
+        time = round(frame.time * self.source.time_base / self._base)
+        if self._last is not None:
+            self._durations[self._written] = frame.time - self._last
+            if time <= self._written:
+                self.source.left_out.add("the exact times of frames (AVI has one frame rate)")
+                time = self._written + 1
+        self._last, self._written = frame.time, time
+        self._durations[time] = frame.duration
+        return time
 
     def write(self, planes: np.ndarray, frame: VideoFrame) -> None:
         if self._output is None:
             self._start(planes)
-        if self._last is not None:
-            self._durations[self._last.time] = frame.time - self._last.time
-        self._last = frame
-        self._durations[frame.time] = frame.duration
         turned = np.ascontiguousarray(np.rot90(planes, -self.source.turns))
         deep, alpha = planes.dtype == np.uint16, planes.shape[2] == 4
         kind = {(False, False): "rgb24", (False, True): "rgba", (True, False): "rgb48le", (True, True): "rgba64le"}
@@ -188,13 +222,13 @@ class _Writer:
         )
         image.colorspace, image.color_range = self.source.matrix, ColorRange(self.source.range)
         image.color_primaries, image.color_trc = self.source.primaries, self.source.transfer
-        image.pts, image.time_base = frame.time, self.source.time_base
+        image.pts, image.time_base = self._time(frame), self._base
         image.duration = frame.duration
         self._mux(self._stream.encode(image))
 
     def _mux(self, packets: list[av.Packet]) -> None:
         for packet in packets:
-            ticks = packet.pts * packet.time_base / self.source.time_base if packet.pts is not None else -1
+            ticks = packet.pts * packet.time_base / self._base if packet.pts is not None else -1
             duration = self._durations.get(round(ticks), 0)
             if duration > 0:
                 packet.duration = max(1, round(duration * self.source.time_base / packet.time_base))
