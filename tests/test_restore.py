@@ -229,6 +229,18 @@ def test_result_does_not_depend_on_the_default_dtype_of_torch(weights):
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+def test_result_does_not_depend_on_the_default_device_of_torch(weights, tmp_path):
+    wanted = restore(RGB, weights)
+    copy = tmp_path / "copy.safetensors"  # not in the cache
+    copy.write_bytes(weights.read_bytes())
+    with torch.device("meta"):
+        network = weights_module.load_network(weights)
+        found = restore(RGB, copy, tile=128)
+    tensors = [*network.parameters(), *network.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {"cpu"}
+    np.testing.assert_allclose(found.astype(int), wanted, atol=1)
+
+
 def test_task_auto_is_rejected():
     with pytest.raises(UserError, match="^--task: 'auto' is for 'basicsr restore'; expected one of deblur, dehaze, "):
         restore(RGB, task="auto")

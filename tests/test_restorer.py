@@ -360,6 +360,21 @@ def test_strength_blends_the_result_with_the_input(dtype):
         torch.testing.assert_close(result, given * (1 - strength) + given / 2 * strength)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.uint16])
+def test_images_are_float32_when_they_are_moved_to_the_device(dtype, monkeypatch):
+    """MPS has neither float64 nor uint16."""
+    white, original = 65535 if dtype == torch.uint16 else 1, torch.Tensor.to
+
+    def move(tensor, *arguments, **options):
+        assert tensor.dtype == torch.float32 or not isinstance(arguments[0], torch.device)
+        return original(tensor, *arguments, **options)
+
+    picture = (PICTURE * white).to(dtype)
+    wanted = picture.float() / white * 0.75
+    monkeypatch.setattr(torch.Tensor, "to", move)
+    torch.testing.assert_close(restore_batch(Plain(lambda x: x / 2), picture, tile=128, strength=0.5), wanted)
+
+
 def test_strength_with_upsampling_blends_with_the_bicubic_input():
     network = Plain(lambda x: nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"), upscale=2)
     bicubic = nn.functional.interpolate(PICTURE, scale_factor=2.0, mode="bicubic", align_corners=False).clamp(0, 1)

@@ -63,7 +63,8 @@ class OnnxNetwork(nn.Module):
             raise UserError(f"{path}: is not a file of 'basicsr export' (its metadata has no scale and size_multiple)")
         self.in_channels = self.session.get_inputs()[0].shape[1]
         self.upscale, self.size_multiple = int(made["scale"]), int(made["size_multiple"])
-        self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # shows callers that the device is the CPU
+        place = torch.empty(0, device="cpu")  # whatever torch's default device is
+        self.place = nn.Parameter(place, requires_grad=False)  # shows callers that the device is the CPU
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]

@@ -108,7 +108,7 @@ def restore_batch(
 def _apply_network(network: nn.Module, part: Tensor, precision: str, self_ensemble: bool) -> Tensor:
     """Restore a tile of any dtype on the network's device. Returns float32."""
     white = WHITE.get(part.dtype, 1)
-    part = part.to(next(network.parameters()).device).float() / white
+    part = part.float().to(next(network.parameters()).device) / white  # MPS has neither float64 nor uint16
     channels, wanted = part.shape[1], getattr(network, "in_channels", 3)
     apply = _apply_ensemble if self_ensemble else _apply_once
     with torch.no_grad(), torch.autocast(part.device.type, PRECISIONS[precision], enabled=precision != "fp32"):
@@ -124,7 +124,7 @@ def _enlarge(part: Tensor, result: Tensor) -> Tensor:
 
     The output of bicubic interpolation is clamped, since it overshoots at edges.
     """
-    part = part.to(result.device).float() / WHITE.get(part.dtype, 1)
+    part = part.float().to(result.device) / WHITE.get(part.dtype, 1)
     if part.shape == result.shape:
         return part
     return F.interpolate(part, size=result.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)

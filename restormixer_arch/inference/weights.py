@@ -40,7 +40,7 @@ def load_network(
     state = read_weights(path, param_key, required=True)
     if not is_restormixer(state):
         raise UserError(f"{weights}: are not the weights of a RestorMixer")
-    with explain_unbuildable(weights):
+    with explain_unbuildable(weights), torch.device("cpu"):  # independent of torch's default device
         network = RestorMixer.from_weights(state, options or network_options(RestorMixer, path, state))
     if options and (problem := stamp_problem(network, state)):
         raise UserError(f"{weights}: its weights {problem}, as the given options say")
