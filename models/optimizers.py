@@ -105,6 +105,24 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
+@torch.no_grad()
+def average_tensors(averages: dict[str, Tensor], current: dict[str, Tensor], decay: float) -> None:
+    """Update exponential moving averages in place; integers, such as counts of batches, are copied.
+
+    Args:
+        averages: averages by name.
+        current: tensors with the same names and shapes.
+        decay: weight of the previous average, from 0 to 1.
+    """
+    floating = [name for name, average in averages.items() if average.is_floating_point()]
+    others = [name for name in averages if name not in set(floating)]
+    if floating:
+        values = [current[name].to(averages[name].dtype) for name in floating]
+        torch._foreach_lerp_([averages[name] for name in floating], values, 1 - decay)
+    if others:
+        torch._foreach_copy_([averages[name] for name in others], [current[name] for name in others])
+
+
 def mark_matrices(groups: list[dict[str, Any]], weight_decay: float, others_decay: float) -> list[dict[str, Any]]:
     """Split parameter groups for Muon and its variants in pytorch-optimizer, which need ``use_muon`` in each group.
 

@@ -24,6 +24,7 @@ from restormixer_arch.models.mixing import cut_blur, mix_pairs
 from restormixer_arch.models.optimizers import (
     FUSED_OPTIMIZERS,
     ScheduleFree,
+    average_tensors,
     build_optimizer,
     is_schedule_free,
     parameter_groups,
@@ -231,7 +232,7 @@ class RestorMixerModel(SRModel):
         with self.precision.autocast():
             outputs = self.net_g(self.lq)
         outputs = [outputs.float()] if isinstance(outputs, Tensor) else [output.float() for output in outputs]
-        self.output = outputs[-1]
+        self.output = outputs[-1].detach()  # a skipped step must not keep its graph
         losses = self._losses(outputs)
         total = torch.stack(list(losses.values())).sum()
         self._finite_loss = self._in_all_processes(torch.isfinite(total))
@@ -255,9 +256,9 @@ class RestorMixerModel(SRModel):
         losses = OrderedDict()
         if self.cri_pix:
             sees_all = isinstance(self.cri_pix, MultiScaleDualDomainLoss)
-            losses["l_pix"] = self.cri_pix(outputs if sees_all else self.output, self.gt)
+            losses["l_pix"] = self.cri_pix(outputs if sees_all else outputs[-1], self.gt)
         if self.cri_perceptual:
-            for name, loss in zip(("l_percep", "l_style"), self.cri_perceptual(self.output, self.gt), strict=True):
+            for name, loss in zip(("l_percep", "l_style"), self.cri_perceptual(outputs[-1], self.gt), strict=True):
                 if loss is not None:
                     losses[name] = loss
         return losses
@@ -372,15 +373,8 @@ class RestorMixerModel(SRModel):
             self.save_network(self.net_g, "net_g", current_iter)
         self.save_training_state(epoch, current_iter)
 
-    @torch.no_grad()
     def model_ema(self, decay: float = 0.999) -> None:
-        current, averages = tensors_of(self.get_bare_model(self.net_g)), tensors_of(self.net_g_ema)
-        floating = [name for name, average in averages.items() if average.is_floating_point()]
-        others = [name for name in averages if name not in set(floating)]
-        values = [current[name].to(averages[name].dtype) for name in floating]
-        torch._foreach_lerp_([averages[name] for name in floating], values, 1 - decay)
-        if others:
-            torch._foreach_copy_([averages[name] for name in others], [current[name] for name in others])
+        average_tensors(tensors_of(self.net_g_ema), tensors_of(self.get_bare_model(self.net_g)), decay)
 
     def print_network(self, net: nn.Module) -> None:
         """Log one line instead of all layers."""

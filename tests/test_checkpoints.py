@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_runs import EXPERIMENT, load, same, several_batches, train
+from training_runs import EXPERIMENT, RESTORMIXER, load, same, several_batches, train
 
 from restormixer_arch.basicsr_adapter import compat
 
@@ -118,6 +118,26 @@ def test_newest_and_best_checkpoints_are_kept(pairs, train_options, write):
     assert record["validated"] is False and record["best"]["pairs_val"]["psnr"]["iter"] == 4
     assert type(record["best"]["pairs_val"]["psnr"]["val"]) is float
     assert load(f"models/{best}").keys() == {"params", "params_ema"}
+
+
+def test_averaged_weights_of_basicsr_models_have_averaged_batch_norm_statistics(pairs, train_options, write):
+    """BasicSR averages parameters alone, so the averages would be saved with the initial statistics."""
+    options = several_batches(train_options, total=3)
+    options.update(model_type="SRModel", network_g={**RESTORMIXER, "deep_supervision": False})
+    options["train"]["ema_decay"] = 0.75
+    options["logger"]["save_checkpoint_freq"] = 1
+    assert train(write(options)) == 0
+    saved = [load(f"models/net_g_{number}.pth") for number in (1, 2, 3)]
+    found = [name for name in saved[0]["params"] if name.endswith(("running_mean", "running_var"))]
+    assert len(found) > 10
+    for name in found:
+        initial = torch.zeros_like if name.endswith("mean") else torch.ones_like
+        average = initial(saved[0]["params"][name])
+        for weights in saved:
+            average = 0.75 * average + 0.25 * weights["params"][name]
+            torch.testing.assert_close(weights["params_ema"][name], average)
+    counts = [name for name in saved[2]["params"] if name.endswith("num_batches_tracked")]
+    assert {int(saved[2][key][name]) for key in ("params", "params_ema") for name in counts} == {3}
 
 
 def test_weight_file_rebuilds_the_trained_network(pairs, train_options, write):

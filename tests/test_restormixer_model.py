@@ -372,6 +372,13 @@ def test_ema_matches_a_loop_over_tensors(tmp_path):
         torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-9)
 
 
+def test_output_of_a_step_does_not_keep_its_graph(tmp_path):
+    """It would stay in memory after a skipped step."""
+    model = build(tmp_path)
+    step(model)
+    assert model.output.grad_fn is None and not model.output.requires_grad
+
+
 def test_one_channel_network_restores_gray_images_in_tiles(tmp_path):
     gray = {"type": "SRVGGNetCompact", "num_in_ch": 1, "num_out_ch": 1, "num_feat": 4, "num_conv": 1, "upscale": 1}
     results = []

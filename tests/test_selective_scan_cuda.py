@@ -2,13 +2,15 @@
 
 import re
 import sys
+from functools import partial
 from types import ModuleType
 
 import pytest
 import torch
 from scan_cases import scan_inputs
+from torch.utils.checkpoint import checkpoint
 
-from restormixer_arch.selective_scan import cuda
+from restormixer_arch.selective_scan import cuda, probe
 from restormixer_arch.selective_scan.definition import selective_scan_2d_loop, selective_scan_loop
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -38,6 +40,26 @@ def strict_kernel(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_soft
     for tensor in (A, D, delta_bias, *(w for w in (B, C) if w.dim() == 2)):
         assert tensor is None or tensor.dtype == torch.float32
     return selective_scan_loop(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+
+
+def test_probe_in_a_checkpointed_block_does_not_disturb_it():
+    """Checkpointing counts the tensors that autograd saves, and the probe runs only in the first forward pass."""
+    probed = []
+
+    def scan(x):
+        return x.sin() * x
+
+    def block(x):
+        if not probed:
+            inputs = {"x": torch.rand(3)}
+            both = partial(probe.results, scan, inputs, torch.device("cpu"))
+            probed.append(probe.difference("kernel", 1e-6, both, both))
+        return scan(x)
+
+    x = torch.rand(4, requires_grad=True)
+    checkpoint(block, x, use_reentrant=False).sum().backward()
+    assert probed == [None]
+    torch.testing.assert_close(x.grad, (x.cos() * x + x.sin()).detach())
 
 
 def test_correct_kernel_is_probed_once_per_device(kernel):

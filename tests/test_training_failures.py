@@ -21,7 +21,7 @@ import pytest
 import torch
 from training_runs import EXPERIMENT, architecture, load, same, several_batches, train
 
-from restormixer_arch import cli
+from restormixer_arch import RestorMixer, cli
 from restormixer_arch.basicsr_adapter import compat
 
 compat.apply()
@@ -29,6 +29,7 @@ compat.apply()
 from basicsr.data.paired_image_dataset import PairedImageDataset  # noqa: E402
 from basicsr.models.sr_model import SRModel  # noqa: E402
 
+from restormixer_arch.errors import UserError  # noqa: E402
 from restormixer_arch.models.shape_errors import explain_shape_error  # noqa: E402
 
 MINUTE = 60
@@ -117,8 +118,8 @@ def test_exception_in_a_loader_process_ends_the_training_run(pairs, train_option
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("num_in_ch", 1, r"\(lq 16x16, gt 16x16\): .*(must match|expected input)"),
-        ("upscale", 2, r"\(lq 16x16, gt 16x16\): The size of tensor a"),
+        ("num_in_ch", 1, r"\(lq 3x16x16, gt 3x16x16\): .*(must match|expected input)"),
+        ("upscale", 2, r"\(lq 3x16x16, gt 3x16x16\): The size of tensor a"),
     ],
 )
 def test_network_that_does_not_fit_the_images_is_reported_in_one_line(
@@ -185,6 +186,17 @@ def test_training_run_that_fails_at_its_start_keeps_the_previous_run(pairs, trai
 def test_errors_unrelated_to_shapes_are_not_replaced(error):
     with pytest.raises(type(error), match=re.escape(str(error))), explain_shape_error("be trained on this batch", {}):
         raise error
+
+
+def test_image_with_other_channels_than_the_network_is_reported():
+    """RestorMixer raises a ValueError for them, not torch's RuntimeError."""
+    network = RestorMixer(in_channels=1, out_channels=1, base_channels=4, num_blocks=[1, 2, 2])
+    image = torch.zeros(1, 3, 8, 12)
+    wanted = r"^network_g: cannot be trained on this batch \(lq 3x8x12\): expected an input of shape \(B, 1, H, W\)"
+    with pytest.raises(UserError, match=wanted), explain_shape_error("be trained on this batch", {"lq": image}):
+        network(image)
+    with pytest.raises(UserError, match="^the size is wrong$"), explain_shape_error("be trained on this batch", {}):
+        raise UserError("the size is wrong")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

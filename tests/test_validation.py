@@ -217,7 +217,7 @@ def test_network_that_cannot_restore_an_image_is_reported(tmp_path):
             torch.nn.Conv2d(1, 1, 3)(self.lq)
 
     item = {"lq_path": ["a/1.png"], "lq": torch.zeros(1, 3, 8, 9)}
-    with pytest.raises(UserError, match=r"^network_g: cannot restore '1' of set \(lq 8x9\): Given groups=1, weight of"):
+    with pytest.raises(UserError, match=r"^network_g: cannot restore '1' of set \(lq 3x8x9\): Given groups=1, weight"):
         run_validation(Misfit([], tmp_path), Loader([item], None), 7, None, False)
 
 

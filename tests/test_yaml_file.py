@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,16 @@ def test_copy_of_an_option_file_keeps_its_comments(folder):
     copy_option_file(Path("x.yml"), [], Path("run"))
     copied = Path("run", "x.yml").read_bytes().decode("utf-8")
     assert copied.startswith("# GENERATE TIME: ") and copied.endswith(f"\n\n{text}")
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r\n", "\x85", "\u2028"])
+def test_copy_of_an_option_file_has_the_command_in_one_line(folder, monkeypatch, line_break):
+    read(folder, "name: a\n")
+    Path("run").mkdir()
+    monkeypatch.setattr(sys, "argv", ["basicsr", "train", "--force_yml", f"val={line_break}  x: 1{line_break}"])
+    copy_option_file(Path("x.yml"), [], Path("run"))
+    assert read_options(Path("run", "x.yml"), "x.yml") == {"name": "a"}
+    assert "# basicsr train --force_yml val= x: 1\n\n" in Path("run", "x.yml").read_text(encoding="utf-8")
 
 
 def test_copy_of_an_option_file_contains_the_overrides(folder):

@@ -209,8 +209,9 @@ def copy_option_file(path: Path, overrides: Sequence[str], folder: Path) -> None
         text = "# The option file with its --force_yml; its comments are left out.\n"
         text += yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
     command = " ".join(sys.argv).encode(errors="replace").decode()  # file names need not be UTF-8
+    command = " ".join(command.split())  # a line break would end the comment
     head = f"# GENERATE TIME: {time.asctime()}\n# CMD:\n# {command}\n\n"
-    (folder / path.name).write_text(head.replace("\r", " ") + text, encoding="utf-8")
+    (folder / path.name).write_text(head + text, encoding="utf-8")
 
 
 def _suggest(path: Path) -> str:

@@ -56,13 +56,14 @@ def difference(
 ) -> str | None:
     """Return None if both give the same numbers, else the reason.
 
-    The error of a tensor may be ``tolerance`` times its largest absolute value, or times 1 if that is larger. The
-    caller's modes, such as fake tensors, inference mode and autocast, do not affect the probe.
+    The error of a tensor may be ``tolerance`` times its largest absolute value, or times 1 if that is larger. The probe
+    is independent of the caller's modes, such as fake tensors, inference mode, autocast and checkpointing.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         with (
             _disable_current_modes(),
+            torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x),  # not those of checkpointing
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),

@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 from basicsr.models import build_model
+from basicsr.models.base_model import BaseModel
 from basicsr.train import init_tb_loggers
 from basicsr.utils import AvgTimer, MessageLogger
 
 from restormixer_arch.config.check import Request
 from restormixer_arch.config.yaml_file import copy_option_file
 from restormixer_arch.errors import UserError
+from restormixer_arch.models.optimizers import average_tensors
 from restormixer_arch.models.shape_errors import explain_shape_error
 from restormixer_arch.models.validation import last_means, run_validation
 from restormixer_arch.output import is_first_process, note, warn
@@ -126,6 +128,8 @@ class Training(Run):
         share_cores(opt, loader.num_workers)
         self.model = build_model(opt)
         replace_saving(self.model, self._state)
+        if state is None:
+            self._average_buffers(decay=0)  # the averages start from the network's
         return state
 
     def _resume(self, state: dict[str, Any]) -> None:
@@ -220,7 +224,15 @@ class Training(Run):
                 raise
             text = "find_unused_parameters: the network has parameters without a gradient; set it to true"
             raise UserError(f"{self.request.shown}: {text}") from error
+        self._average_buffers(getattr(model, "ema_decay", 0))
         self.iteration, self.begun = iteration, True
+
+    def _average_buffers(self, decay: float) -> None:
+        """Average buffers, such as BatchNorm statistics, like the weights; BasicSR's models average only weights."""
+        model = self.model
+        if getattr(type(model), "model_ema", None) is BaseModel.model_ema and hasattr(model, "net_g_ema"):
+            trained = model.get_bare_model(model.net_g)
+            average_tensors(dict(model.net_g_ema.named_buffers()), dict(trained.named_buffers()), decay)
 
     def _log(self) -> None:
         """Report the losses of this iteration."""
