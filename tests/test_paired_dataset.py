@@ -1,6 +1,7 @@
 """PairedRestorationDataset: values, order, equality with BasicSR's dataset, and error messages."""
 
 import copy
+import os
 import random
 import re
 import sys
@@ -20,6 +21,7 @@ compat.apply()
 from basicsr.data import build_dataset  # noqa: E402
 from basicsr.data.paired_image_dataset import PairedImageDataset  # noqa: E402
 
+from restormixer_arch.data.images.folder import FolderImages  # noqa: E402
 from restormixer_arch.data.images.opencv import enlarge  # noqa: E402
 from restormixer_arch.data.lmdb_io import write_lmdb  # noqa: E402
 from restormixer_arch.data.paired_dataset import PairedRestorationDataset  # noqa: E402
@@ -378,6 +380,31 @@ class TestFileSystem:
         opt = {**make_folders(tmp_path), "meta_info_file": str(tmp_path / "list.txt")}
         (tmp_path / "list.txt").write_text("a.png\r\nb.png\n", encoding="utf-8-sig")
         assert PairedRestorationDataset(opt).pairs == [("a.png", "a.png"), ("b.png", "b.png")]
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+    @pytest.mark.parametrize("recursive", [False, True])
+    def test_broken_links_pipes_and_unreadable_subfolders_are_reported(self, tmp_path, monkeypatch, capsys, recursive):
+        opt, original = make_folders(tmp_path), os.scandir
+        for number in range(2):
+            (tmp_path / f"gt/lost_{number}.png").symlink_to("nowhere")
+        (tmp_path / "gt/lost.txt").symlink_to("nowhere")  # not an image by its name
+        os.mkfifo(tmp_path / "gt/pipe.png")
+        (tmp_path / "gt/closed").mkdir()
+
+        def scandir(path):
+            if str(path).endswith(("closed", "lq")):
+                raise PermissionError(13, "Permission denied", str(path))
+            return original(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        images = FolderImages(tmp_path / "gt", "dataroot_gt", recursive)
+        assert images.names == ["a.png", "b.png"]
+        closed = "1 folder that cannot be read (Permission denied), " if recursive else ""
+        text = f"left out {closed}2 links to missing files, 1 pipe, socket or device"
+        assert capsys.readouterr().err == f"basicsr: note: dataroot_gt: '{tmp_path}/gt': {text}\n"
+        assert refusal({**opt, "recursive": recursive}) == (
+            f"dataroot_lq: '{tmp_path}/lq' cannot be read (Permission denied)"
+        )
 
     @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
     def test_linked_subfolders_are_reported_as_skipped(self, tmp_path, capsys):

@@ -6,6 +6,7 @@ Decoded images are float32 BGR (H, W, 3) in [0, 1], as BasicSR's image functions
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Container
 from pathlib import Path
 
@@ -13,8 +14,11 @@ import numpy as np
 
 from restormixer_arch.data.images import IMAGE_SUFFIXES
 from restormixer_arch.data.images.opencv import decode_color
+from restormixer_arch.data.images.skipped import count_unreadable, describe_skipped, is_file
 from restormixer_arch.errors import UserError, not_found
 from restormixer_arch.output import note, user_path
+
+LINKED = "linked subfolders, which 'recursive: true' does not read"
 
 
 def existing_folder(root: str | Path, option: str) -> Path:
@@ -47,31 +51,37 @@ def decode_image(content: bytes, source: str) -> np.ndarray:
     return decode_color(content, source).astype(np.float32) / 255
 
 
-def image_names(root: Path, recursive: bool, skipped: Container[Path] = ()) -> tuple[list[str], int]:
-    """Return the sorted names of the images in a folder, and the number of linked subfolders, which are not read.
+def image_names(root: Path, recursive: bool, skipped: Container[Path] = ()) -> tuple[list[str], Counter[str]]:
+    """Return the sorted names of the images in a folder, and the numbers of what else seems to be one or to hold some.
 
     Args:
         root: path of the folder.
-        recursive: whether to include subfolders, except hidden ones; names then start with the subfolder.
+        recursive: whether to include subfolders, except hidden and linked ones; names then start with the subfolder.
         skipped: resolved paths of subfolders to skip.
-    """
 
-    def stop(error: OSError) -> None:
+    Raises:
+        OSError: if the folder cannot be read.
+    """
+    names, left_out = [], Counter[str]()
+
+    def count(error: OSError) -> None:
         if error.filename == str(root):
             raise error
+        count_unreadable(error, left_out)
 
-    names, linked = [], 0
-    for place, folders, files in os.walk(root, onerror=stop):
+    for place, folders, files in os.walk(root, onerror=count):
         below = Path(place)
-        linked += sum((below / name).is_symlink() for name in folders)
-        inner = [name for name in folders if not name.startswith(".")] if recursive else ()
+        inner = [name for name in folders if not name.startswith(".")] if recursive else []
         folders[:] = [name for name in inner if not skipped or (below / name).resolve() not in skipped]
-        names += [(below / name).relative_to(root).as_posix() for name in files if _is_image(below / name)]
-    return sorted(names), linked
+        left_out[LINKED] += sum((below / name).is_symlink() for name in folders)
+        names += [(below / name).relative_to(root).as_posix() for name in files if _is_image(below / name, left_out)]
+    return sorted(names), left_out
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+def _is_image(path: Path, left_out: Counter[str]) -> bool:
+    """Return whether a path is an image by its name; count broken links and the like in ``left_out``."""
+    named = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    return named and is_file(path, IMAGE_SUFFIXES, left_out)
 
 
 class FolderImages:
@@ -80,17 +90,21 @@ class FolderImages:
     Args:
         root: path of the folder.
         option: name of the option that specifies it, for messages.
-        recursive: whether to include subfolders; names then start with the subfolder. Linked ones are skipped with
-            a note.
+        recursive: whether to include subfolders; names then start with the subfolder.
+
+    A note counts linked subfolders, subfolders that cannot be read, broken links and pipes.
 
     Raises:
-        UserError: if the folder does not exist or contains no images.
+        UserError: if the folder does not exist, cannot be read or contains no images.
     """
 
     def __init__(self, root: str | Path, option: str, recursive: bool = False) -> None:
         self.root, self.option = existing_folder(root, option), option
-        self.names, linked = image_names(self.root, recursive)
-        left_out = f"{linked} linked subfolders, which 'recursive: true' does not read" if recursive and linked else ""
+        try:
+            self.names, skipped = image_names(self.root, recursive)
+        except OSError as error:
+            raise UserError(f"{option}: {str(root)!r} cannot be read ({error.strerror})") from error
+        left_out = describe_skipped(skipped)
         if not self.names:
             deeper = 0 if recursive else len(image_names(self.root, True)[0])
             hint = f"; {deeper} in its subfolders, which 'recursive: true' reads" if deeper else ""

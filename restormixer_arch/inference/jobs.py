@@ -22,6 +22,7 @@ from restormixer_arch.data.images import (
     OTHER_SUFFIXES,
     VIDEO_FORMATS,
 )
+from restormixer_arch.data.images.skipped import count_unreadable, describe_skipped, is_file
 from restormixer_arch.errors import SPECIAL_FILE, UserError, not_found
 from restormixer_arch.inference.shards import Shard
 from restormixer_arch.output import note, user_path
@@ -29,15 +30,6 @@ from restormixer_arch.output import note, user_path
 SUFFIXES = (*IMAGE_SUFFIXES, *MORE_IMAGE_SUFFIXES, *VIDEO_FORMATS)
 LINKED = "linked folders (as inputs of their own they are read)"
 MATCHED = "matching folders (as inputs of their own they are read)"
-BROKEN = "links to missing files"
-SPECIAL = "pipes, sockets or devices"
-SINGULAR = {
-    "folders": "folder",
-    "they are": "it is",
-    "inputs of their own": "an input of its own",
-    BROKEN: "link to a missing file",
-    SPECIAL: "pipe, socket or device",
-}
 ALL = Shard()
 
 
@@ -186,7 +178,7 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
         found = (
             (str(match.parent), match.name)
             for match in matches
-            if not _is_below(match, results) and _is_file(match, left_out)
+            if not _is_below(match, results) and is_file(match, SUFFIXES, left_out)
         )
         if "**" not in given.parts:  # ** also matches the files in the folders
             left_out[MATCHED] = sum(match.is_dir() and not _is_below(match / "x", results) for match in matches)
@@ -198,19 +190,11 @@ def _named_files(text: str, out: Path) -> Iterator[tuple[str, str]]:
         if _is_readable(name, left_out):
             number += 1
             yield folder, name
-    parts = [_format_count(number, kind) for kind, number in sorted(left_out.items()) if number]
+    skipped = describe_skipped(left_out)
     if not number:
-        raise UserError(nothing + (f"; {', '.join(parts)}" if parts else ""))
-    if parts:
-        note(f"{text}: left out {', '.join(parts)}")
-
-
-def _format_count(number: int, kind: str) -> str:
-    """Return a number and what it counts; ``kind`` is in the plural."""
-    if number == 1:
-        for plural, singular in SINGULAR.items():
-            kind = kind.replace(plural, singular)
-    return f"{number} {kind}"
+        raise UserError(nothing + (f"; {skipped}" if skipped else ""))
+    if skipped:
+        note(f"{text}: left out {skipped}")
 
 
 def split_pattern(text: str) -> tuple[Path, tuple[str, ...]]:
@@ -250,20 +234,13 @@ def _files_below(folder: str, results: str | None, left_out: Counter[str]) -> It
             except OSError as error:
                 if not below:
                     raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
-                left_out[f"folders that cannot be read ({error.strerror})"] += 1  # such as lost+found
+                count_unreadable(error, left_out)
         elif is_link and os.path.isdir(path):
             left_out[LINKED] += 1
-        elif not (is_link and results and is_within(os.path.realpath(path), results)) and _is_file(path, left_out):
+        elif is_link and results and is_within(os.path.realpath(path), results):
+            continue
+        elif is_file(path, SUFFIXES, left_out):
             yield folder, below
-
-
-def _is_file(path: str | Path, left_out: Counter[str]) -> bool:
-    """Return whether a path is a file; count anything else with the name of an image or video in ``left_out``."""
-    if os.path.isfile(path):
-        return True
-    if os.path.splitext(path)[1].lower() in SUFFIXES and not os.path.isdir(path):
-        left_out[SPECIAL if os.path.exists(path) else BROKEN] += 1
-    return False
 
 
 def _entries(folder: str, below: str, results: str | None) -> list[tuple[str, bool, bool]]:
