@@ -61,7 +61,8 @@ KEPT_CONTENT = """what is kept and what is not:
   PGM, PPM     only pixels
   videos       ('restormixer[video]') time of each frame, size, rotation, color tags, sound, subtitles, chapters,
                title and other tags; encoded again: H.264, VP9 in WebM. 10 bits stay with H.264; alpha stays in WebM
-               and MKV (VP9), and in MOV (ProRes). AVI, MP4, M4V, MOV, MKV and WebM are read.
+               and MKV (VP9), and in MOV (ProRes). AVI, MP4, M4V, MOV, MKV and WebM are read. A video whose
+               frame size changes is rejected.
 Anything else that is lost is listed at the end of the run.
 """
 
