@@ -115,7 +115,7 @@ def test_one_bad_file_is_reported_and_the_rest_is_restored(place, capsys):
     ("error", "message"),
     [
         (KeyError("odd"), "in/a.png: unexpected error (KeyError: 'odd')"),
-        (RuntimeError("one\ntwo"), "in/a.png: unexpected error (RuntimeError: one\\ntwo)"),
+        (RuntimeError("one\ntwo"), "in/a.png: unexpected error (RuntimeError: one two)"),
         (RecursionError("too deep"), "in/a.png: unexpected error (RecursionError: too deep)"),
         (MemoryError(), "in/a.png: not enough memory"),
     ],
