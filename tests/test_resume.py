@@ -15,7 +15,7 @@ from restormixer_arch.errors import UserError
 compat.apply()
 
 from restormixer_arch.training.checkpoint import digest, saved_states  # noqa: E402
-from restormixer_arch.training.resume import load_resume_state  # noqa: E402
+from restormixer_arch.training.resume import archive_newer, continues_own_run, load_resume_state  # noqa: E402
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_state_of_another_experiment_is_resumed_with_its_own_weights(experiment,
     opt = {"path": other, "auto_resume": False, "network_g": {}}
     assert load_resume_state(opt)["iter"] == 9
     assert opt["path"]["pretrain_network_g"] == f"{experiment['path']['models']}/net_g_9.pth"
-    assert os.path.isdir(other["models"])
+    assert not continues_own_run(opt)  # make_folders() then creates the folders of a new run
 
 
 def test_weights_next_to_the_state_are_preferred_to_those_of_this_experiment(experiment, folder):
@@ -108,12 +108,19 @@ def test_partly_written_files_of_a_killed_run_are_removed(experiment):
     assert sorted(path.name for path in models.iterdir()) == ["net_g_10.pth", "net_g_9.pth", "notes.tmp"]
 
 
+def resume(opt):
+    """Do what a training run does that resumes; return the iteration."""
+    iteration = load_resume_state(opt)["iter"]
+    archive_newer(opt, iteration)
+    return iteration
+
+
 def test_newer_checkpoints_are_moved_when_an_older_one_is_resumed(experiment, capsys):
     """The run writes checkpoints with the same names, from which a later --auto_resume must resume."""
     states, models = (Path(experiment["path"][key]) for key in ("training_states", "models"))
     (models / "net_g_best_val_psnr_10.pth").touch()
     experiment["path"]["resume_state"] = str(states / "9.state")
-    assert load_resume_state(experiment | {"auto_resume": False})["iter"] == 9
+    assert resume(experiment | {"auto_resume": False}) == 9
     assert [path.name for path in saved_states(states)] == ["9.state"]
     assert sorted(path.name for path in models.iterdir()) == ["net_g_9.pth", "net_g_best_val_psnr_10.pth"]
     (aside,) = states.glob("newer_*")
@@ -148,7 +155,7 @@ def test_latest_and_best_weights_and_tables_are_kept_when_resuming_an_older_stat
     for name in ("models/net_g_latest.pth", "models/net_g_best_val_psnr.pth", "losses.csv", "validations.csv"):
         (models.parent / name).write_text(name)
     experiment["path"]["resume_state"] = str(states / "9.state")
-    assert load_resume_state(experiment | {"auto_resume": False})["iter"] == 9
+    assert resume(experiment | {"auto_resume": False}) == 9
     (aside,) = states.glob("newer_*")
     kept = {path.name for path in aside.iterdir()}
     assert kept == {
@@ -161,8 +168,8 @@ def test_latest_and_best_weights_and_tables_are_kept_when_resuming_an_older_stat
 def test_newer_latest_weights_are_moved_if_the_last_state_is_set_explicitly(experiment):
     states, latest = Path(experiment["path"]["training_states"]), Path(experiment["path"]["models"], "net_g_latest.pth")
     latest.touch()
-    assert load_resume_state(experiment)["iter"] == 10 and latest.is_file()  # --auto_resume uses the newest
+    assert resume(experiment) == 10 and latest.is_file()  # --auto_resume uses the newest
     experiment["path"]["resume_state"] = str(states / "10.state")
-    load_resume_state(experiment | {"auto_resume": False})
+    resume(experiment | {"auto_resume": False})
     (aside,) = states.glob("newer_*")
     assert [path.name for path in aside.iterdir()] == ["net_g_latest.pth"] and not latest.exists()

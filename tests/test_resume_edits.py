@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
-from training_runs import load, same, several_batches, train
+from training_runs import EXPERIMENT, load, same, several_batches, train
 
 from restormixer_arch.basicsr_adapter import compat
 from restormixer_arch.errors import UserError
@@ -149,3 +152,31 @@ def test_step_counts_are_moved_to_the_device_of_a_fused_optimizer(fused):
     optimizer.param_groups[0]["fused"] = fused
     _move_steps(optimizer)
     assert optimizer.state[parameter]["step"].device.type == ("meta" if fused else "cpu")
+
+
+def test_state_of_another_experiment_starts_a_new_run(pairs, train_options, write, capsys):
+    """Otherwise, its tables and checkpoints would be mixed with those of the earlier run of the same name."""
+    options = several_batches(train_options, total=4)
+    options["logger"] |= {"print_freq": 1, "save_checkpoint_freq": 2}
+    assert train(write(options)) == 0
+    shutil.copytree(EXPERIMENT, "experiments/other")
+    before = {path.name for path in (EXPERIMENT / "models").iterdir()}
+    state = f"path:resume_state={Path('experiments/other/training_states/2.state').as_posix()}"
+    capsys.readouterr()
+    assert train(write(options), "--force_yml", state, "train:total_iter=3") == 0
+    (archived,) = Path("experiments").glob("tiny_archived_*")
+    assert {path.name for path in (archived / "models").iterdir()} == before
+    assert [line.split(",")[0] for line in (EXPERIMENT / "losses.csv").read_text().splitlines()] == ["iteration", "3"]
+    assert not list((EXPERIMENT / "training_states").glob("newer_*"))
+    assert "exists from an earlier run, which was renamed to" in capsys.readouterr().err
+
+
+def test_failed_resume_moves_no_checkpoint(pairs, train_options, write, capsys):
+    options = several_batches(train_options, total=4)
+    options["logger"]["save_checkpoint_freq"] = 2
+    assert train(write(options)) == 0
+    before = sorted(EXPERIMENT.rglob("*.pth")) + sorted(EXPERIMENT.rglob("*.state"))
+    state = f"path:resume_state={(EXPERIMENT / 'training_states/2.state').as_posix()}"
+    assert train(write(options), "--force_yml", state, "train:total_iter=1") == 2
+    assert "the training to resume has done 2 iterations" in capsys.readouterr().err
+    assert sorted(EXPERIMENT.rglob("*.pth")) + sorted(EXPERIMENT.rglob("*.state")) == before

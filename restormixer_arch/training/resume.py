@@ -44,24 +44,33 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     path, weights = chosen[0]
     state = read_state(path)
     opt["path"]["resume_state"] = str(path)
-    for key in ("models", "training_states", "visualization"):  # a new experiment may start from another's state
-        os.makedirs(opt["path"][key], exist_ok=True)
+    if continues_own_run(opt):
+        for key in ("models", "training_states", "visualization"):
+            os.makedirs(opt["path"][key], exist_ok=True)
     for network, place in weights.items():
         # Use the trained weights whatever key the option file sets; BasicSR itself replaces only params_ema.
         keys = {f"pretrain_{network}": str(place), f"param_key_{network.removeprefix('network_')}": "params"}
         opt["path"].update(keys)
-    if opt.get("rank", 0) == 0:
-        _archive_newer(opt, path, state["iter"])
     return state
 
 
-def _archive_newer(opt: dict[str, Any], state: Path, iteration: int) -> None:
+def continues_own_run(opt: dict[str, Any]) -> bool:
+    """Return whether the state to resume from is one of this experiment, whose files this run then continues."""
+    return Path(opt["path"]["training_states"]).resolve() in Path(opt["path"]["resume_state"]).resolve().parents
+
+
+def archive_newer(opt: dict[str, Any], iteration: int) -> None:
     """Keep files newer than the state to resume from in a separate folder, since this run writes the same names.
 
     Checkpoints and the latest weights are moved; the best weights and the tables of losses and metrics, which this run
     continues, are copied.
+
+    Args:
+        opt: options, with the path of the state.
+        iteration: iteration of the state.
     """
     states, models = Path(opt["path"]["training_states"]), Path(opt["path"]["models"])
+    state = Path(opt["path"]["resume_state"])
     newer = [path for path in saved_states(states) if int(path.stem) > iteration]
     since = (newer[-1] if newer else state).stat().st_mtime
     latest = [path for path in models.glob("net_*_latest.pth") if path.stat().st_mtime >= since]

@@ -34,7 +34,13 @@ from restormixer_arch.training.interrupt import CHECKPOINT, LAST_VALIDATION, Int
 from restormixer_arch.training.loader import Batches, build_training_loader, build_validation_loaders
 from restormixer_arch.training.options import make_folders, make_opt
 from restormixer_arch.training.reports import Progress, Reports, as_markdown
-from restormixer_arch.training.resume import load_resume_state, resume_training, update_learning_rate
+from restormixer_arch.training.resume import (
+    archive_newer,
+    continues_own_run,
+    load_resume_state,
+    resume_training,
+    update_learning_rate,
+)
 from restormixer_arch.training.run import Run
 
 UNUSED_PARAMETERS = "Expected to have finished reduction in the prior iteration"  # error of DistributedDataParallel
@@ -111,9 +117,9 @@ class Training(Run):
         torch.backends.cudnn.benchmark = True
         self._lock_folder()
         state = load_resume_state(opt)
-        if state is None:
+        if state is None or not continues_own_run(opt):
             self._made = make_folders(opt, self.request.path)
-        elif self.request.options.get("manual_seed") is None:
+        if state and self.request.options.get("manual_seed") is None:
             opt["manual_seed"] = state.get("manual_seed", opt["manual_seed"])  # the seed drawn at the first start
         self._lock_folder()
         folder = Path(opt["path"]["experiments_root"])
@@ -143,6 +149,8 @@ class Training(Run):
                 f"{self.request.shown}: train.total_iter: is {self.total}, but the training to resume has done "
                 f"{self.iteration} iterations; raise it"
             )
+        if self.opt["rank"] == 0 and continues_own_run(self.opt):
+            archive_newer(self.opt, self.iteration)
         self.sampler.set_epoch(state["epoch"])
         if state.get("position") and not self.sampler.resume(state["position"]):
             warn("the dataset size has changed; the epoch starts again")
