@@ -174,9 +174,11 @@ def _refuse_negative(**weights: float) -> None:
 
 def _similarity(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Return contrast-structure and luminance of each window. (B, C, H, W) twice -> (B, C, H - 10, W - 10) twice"""
-    mean_1, mean_2 = _window_mean(first), _window_mean(second)
-    variances = _window_mean(first**2) - mean_1**2 + _window_mean(second**2) - mean_2**2
-    covariance = _window_mean(first * second) - mean_1 * mean_2
+    # In one convolution, which is depthwise for gray images too: cuDNN's others may compute in TF32.
+    products = torch.cat([first, second, first**2 + second**2, first * second], dim=1)
+    mean_1, mean_2, squares, product = _window_mean(products).chunk(4, dim=1)
+    variances = squares - mean_1**2 - mean_2**2
+    covariance = product - mean_1 * mean_2
     structure = (2 * covariance + C2) / (variances + C2)
     return structure, (2 * mean_1 * mean_2 + C1) / (mean_1**2 + mean_2**2 + C1)
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -130,7 +131,7 @@ def test_weights_without_any_matching_tensor_are_rejected(folder, tmp_path):
         RestorMixerModel(opt)
 
 
-def test_non_strict_loading_skips_tensors_of_other_shapes(folder, tmp_path):
+def test_non_strict_loading_skips_tensors_of_other_shapes(folder, tmp_path, monkeypatch):
     """With weights for another super-resolution scale, only tensors of ``decoder.head_full`` are skipped."""
     from training_cases import RESTORMIXER, options
 
@@ -142,7 +143,14 @@ def test_non_strict_loading_skips_tensors_of_other_shapes(folder, tmp_path):
     torch.save({"params": (source := RestorMixer(**arguments, upscale=2).state_dict())}, "x2.pth")
     opt = options(tmp_path, RESTORMIXER)
     opt["path"] |= {"pretrain_network_g": "x2.pth", "strict_load_g": False}
+    warnings = []
+    logger = SimpleNamespace(info=lambda text: None, warning=warnings.append)
+    monkeypatch.setattr("restormixer_arch.basicsr_adapter.loading.get_root_logger", lambda: logger)
     loaded = RestorMixerModel(opt).net_g.state_dict()
+    (warning,) = warnings
+    assert warning.startswith(
+        "x2.pth: not all of it was loaded: of another shape: 5 tensors, first 'decoder.head_full."
+    )
     others = {name for name, tensor in loaded.items() if tensor.shape != source[name].shape}
     assert others and all(name.startswith("decoder.head_full.") for name in others)
     assert all(torch.equal(loaded[name], source[name]) for name in loaded.keys() - others)

@@ -104,6 +104,20 @@ def test_ms_ssim_of_constant_images():
         assert ms_ssim(*pair, scales).item() == pytest.approx(wanted, abs=2e-4)
 
 
+def test_ms_ssim_of_gray_images_uses_depthwise_convolutions(monkeypatch):
+    """cuDNN may compute other convolutions in TF32, whose rounding gives structures far outside [-1, 1]."""
+    groups, original = [], torch.nn.functional.conv2d
+
+    def conv2d(*arguments, **options):
+        groups.append(options["groups"])
+        return original(*arguments, **options)
+
+    image = torch.rand(1, 1, 32, 32)
+    monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
+    assert ms_ssim(image, image, 2).item() == pytest.approx(1)
+    assert groups and min(groups) > 1
+
+
 def test_ms_ssim_of_a_batch_is_the_mean_of_its_images():
     output, target = smooth_pair()
     output[1] = target[1]

@@ -51,9 +51,10 @@ def load_network(
         get_root_logger().warning(text)
     if isinstance(bare, RestorMixer):
         state = canonical(state)[0]
+    given = state
     if not strict:
         shapes = {name: tensor.shape for name, tensor in bare.state_dict().items()}
-        state = {name: tensor for name, tensor in state.items() if tensor.shape == shapes.get(name, tensor.shape)}
+        state = {name: tensor for name, tensor in given.items() if tensor.shape == shapes.get(name, tensor.shape)}
     try:
         keys = bare.load_state_dict(state, strict=strict)
     except RuntimeError as error:  # raised by torch for missing, unexpected or misshapen tensors
@@ -66,12 +67,10 @@ def load_network(
             f"its first is {next(iter(keys.unexpected_keys), None)!r}, expected such as {keys.missing_keys[0]!r}"
         )
     if keys.missing_keys or keys.unexpected_keys:
-        get_root_logger().warning(
-            f"{load_path}: missing keys {keys.missing_keys}, unexpected keys {keys.unexpected_keys}"
-        )
+        get_root_logger().warning(f"{load_path}: not all of it was loaded: {describe_mismatch(bare, given)}")
 
 
-def describe_mismatch(net: nn.Module, given: Mapping[str, Tensor], error: RuntimeError) -> str:
+def describe_mismatch(net: nn.Module, given: Mapping[str, Tensor], error: RuntimeError | None = None) -> str:
     """Describe in one line why weights do not fit a network.
 
     Args:
@@ -93,7 +92,7 @@ def describe_mismatch(net: nn.Module, given: Mapping[str, Tensor], error: Runtim
         ],
     }
     counts = [f"{kind}: {len(names)} tensors, first {names[0]}" for kind, names in kinds.items() if names]
-    return "; ".join(counts) or exception_text(error, with_type=False)
+    return "; ".join(counts) or (exception_text(error, with_type=False) if error else "")
 
 
 def _section(model: Any, net: nn.Module) -> str:

@@ -60,7 +60,7 @@ def measure(request: Request) -> Measured:
         run, seconds = time_training(replace(request, options=options, auto_resume=False))
         stages = [min(seconds[STEPS * stage + 1 : STEPS * (stage + 1)]) for stage in range(len(iterations))]
         restoring = {loader.dataset.opt["name"]: _restoring_seconds(run, loader) for loader in run.val_loaders}
-        memory = torch.cuda.max_memory_allocated() if run.opt["num_gpu"] else peak_bytes()
+        memory = torch.cuda.max_memory_reserved() if run.opt["num_gpu"] else peak_bytes()
     return Measured(stages, restoring, memory)
 
 
