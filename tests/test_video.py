@@ -102,13 +102,27 @@ def test_frames_that_avi_cannot_tell_apart_are_kept_in_order(tmp_path):
     assert source.rate == 10 and found == [0, 1, 4, 5, 6, 12, 13, 19]
 
 
-def test_dropped_frames_of_an_avi_are_not_reported_as_damaged(tmp_path):
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_dropped_frames_of_an_avi_are_not_reported_as_damaged(tmp_path, codec):
     path, target = tmp_path / "a.avi", tmp_path / "b.avi"
-    write_video(path, 5, rate=1000, times=[0, 1, 4, 5, 9], codec="mpeg4")
+    write_video(path, 5, rate=1000, times=[0, 1, 4, 5, 9], codec=codec)
     source = pass_on(path, target)
     assert source.problems == [] and source.count == 10
-    with av.open(str(target)) as container:
-        assert [packet.dts for packet in container.demux(video=0) if packet.size] == [0, 1, 4, 5, 9]
+    assert times_of(target) == times_of(path) and times_of(path)[0] == [0, 0.001, 0.004, 0.005, 0.009]
+
+
+def test_frames_of_an_avi_in_another_order_keep_their_times(tmp_path):
+    """H.264 with B-frames: FFmpeg's times are not in order."""
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=10, options={"bf": "3", "b-pyramid": "normal"})
+        stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv420p"
+        for number, frame in enumerate(patches(12)):
+            image = av.VideoFrame.from_ndarray(frame, "rgb24").reformat(format="yuv420p")
+            image.pts, image.time_base = number, Fraction(1, 10)
+            output.mux(stream.encode(image))
+        output.mux(stream.encode(None))
+    np.testing.assert_allclose(times_of(path)[0], np.arange(12) / 10)
 
 
 @pytest.mark.parametrize("matrix", [1, 5, 9])

@@ -106,6 +106,7 @@ class VideoSource:
             raise UserError(f"{self.path}: cannot be read as a video (unknown codec or size)")
         if problem := pixel_problem(stream.width, stream.height, limit):
             raise UserError(f"{self.path}: cannot be read as a video ({problem})")
+        self._is_avi = kind == "avi"
         self.time_base = stream.time_base or Fraction(1, 1000)
         rate = stream.average_rate or stream.guessed_rate
         self.rate = rate if rate and 0 < rate <= 1000 else DEFAULT_RATE
@@ -173,7 +174,7 @@ class VideoSource:
             return
         if self._first_packet is None:
             self._first_packet = packet.dts
-        elif self.container.format.name == "avi":  # its times are numbers of frames, including empty, dropped ones
+        elif self._is_avi:  # its times are numbers of frames, including empty, dropped ones
             self._dropped += max(packet.dts - self._last_packet - 1, 0)
         self._last_packet = packet.dts
 
@@ -200,10 +201,11 @@ class VideoSource:
         )
         planes = np.ascontiguousarray(np.rot90(converted.to_ndarray(), self.turns))
         step = max(1, round(1 / self.rate / self.time_base))
-        if frame.pts is None:  # the file has no timestamp for it
+        shown = self._shown(frame)
+        if shown is None:  # the file has no timestamp for it
             time = 0 if self._last is None else self._last + step
         else:
-            time = frame.pts - self._shift
+            time = shown - self._shift
         if self._last is not None and time <= self._last:
             time = self._last + 1
         self._last = time
@@ -229,8 +231,17 @@ class VideoSource:
             if name in ("MASTERING_DISPLAY_METADATA", "DYNAMIC_HDR_PLUS", "DOVI_METADATA", "DOVI_RPU_BUFFER"):
                 self.left_out.add("HDR metadata of the display")
         self.turns = round(frame.rotation / 90) % 4
-        if self.container.format.name == "avi" and frame.pts is not None and self._first_packet is not None:
-            self._shift = frame.pts - self._first_packet  # AVI has no timestamps; FFmpeg shifts H.264 by a frame
+        shown = self._shown(frame)
+        if self._is_avi and shown is not None and self._first_packet is not None:
+            self._shift = shown - self._first_packet  # frames that are stored in another order are decoded later
+
+    def _shown(self, frame: av.VideoFrame) -> int | None:
+        """Return the time of a frame, None if the file does not specify it.
+
+        AVI only counts packets. What FFmpeg derives from that for H.264 is wrong if frames were dropped or are stored
+        in another order; the packets themselves are in the order of time, so each frame gets the time of a packet.
+        """
+        return frame.dts if self._is_avi else frame.pts
 
 
 def container_of(start: bytes) -> str | None:
