@@ -145,7 +145,7 @@ def test_non_strict_loading_skips_tensors_of_other_shapes(folder, tmp_path, monk
     opt["path"] |= {"pretrain_network_g": "x2.pth", "strict_load_g": False}
     warnings = []
     logger = SimpleNamespace(info=lambda text: None, warning=warnings.append)
-    monkeypatch.setattr("restormixer_arch.basicsr_adapter.loading.get_root_logger", lambda: logger)
+    monkeypatch.setattr("basicsr.utils.get_root_logger", lambda: logger)
     loaded = RestorMixerModel(opt).net_g.state_dict()
     (warning,) = warnings
     assert warning.startswith(
