@@ -121,6 +121,28 @@ def test_full_disk_error_names_the_table_and_how_to_resume(
     assert [row["iteration"] for row in table("losses.csv")] == ["1", "2", "3", "4", "5"]
 
 
+def test_locked_table_does_not_end_the_training(tmp_path, monkeypatch, capsys):
+    """On Windows, a spreadsheet locks the file that it shows."""
+
+    def locked(self, mode="r", **options):
+        if self.suffix == ".csv" and mode != "r":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return original(self, mode, **options)
+
+    original, path = Path.open, tmp_path / "losses.csv"
+    rows = reports.Table(path, 0)
+    rows.add({"iteration": 1, "l_pix": 0.5})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", locked)
+        for iteration in (2, 3):
+            rows.add({"iteration": iteration, "l_pix": 0.25})
+    warning = f"basicsr: warning: {path}: cannot be written (Permission denied); its rows follow as soon as possible\n"
+    assert capsys.readouterr().err == warning  # once
+    assert len(path.read_text().splitlines()) == 2
+    rows.add({"iteration": 4, "l_pix": 0.125})
+    assert path.read_text().split() == ["iteration,l_pix", "1,0.5", "2,0.25", "3,0.25", "4,0.125"]
+
+
 def test_curves_with_nan_no_rows_and_special_characters_are_drawn(tmp_path):
     losses = [{"iteration": n, "l_pix": math.nan if n == 3 else 1 / n, "grad_norm": 5.0} for n in range(1, 200)]
     niqe = [{"iteration": 5, "dataset": "a", "niqe": 4.0}, {"iteration": 9, "dataset": "b", "niqe": math.nan}]

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from restormixer_arch.errors import UserError
-from restormixer_arch.output import atomic_paths
+from restormixer_arch.output import atomic_paths, warn
 from restormixer_arch.training.checkpoint import saved_states
 
 LOSSES, VALIDATIONS, CURVES = "losses.csv", "validations.csv", "learning_curve.png"
@@ -169,6 +169,7 @@ class Table:
 
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
+        self._is_behind = False  # whether the file lacks rows, because another program had it open
         before = _read(path)
         self.rows = [row for row in before if row[KEY] <= start]
         self.columns = list(dict.fromkeys(name for row in self.rows for name in row))
@@ -181,7 +182,8 @@ class Table:
         It replaces a row of the same iteration and dataset, whose validation is repeated after a run was stopped.
 
         Raises:
-            UserError: if the file cannot be written.
+            UserError: if the file cannot be written, for example because the disk is full. While another program locks
+                it, there is only a warning, and the rows follow as soon as possible.
         """
         first = bisect_left(self.rows, row[KEY], key=lambda old: old[KEY])
         others = [old for old in self.rows[first:] if any(old.get(name) != row.get(name) for name in (KEY, "dataset"))]
@@ -189,23 +191,28 @@ class Table:
         self.rows[first:] = [*others, row]
         new = [name for name in row if name not in self.columns]
         self.columns += new
-        if new or replaced or not self.path.exists():
+        if new or replaced or self._is_behind or not self.path.exists():
             self._rewrite()
         else:
-            with self._explain_full_disk(), self.path.open("a", newline="", encoding="utf-8") as file:
+            with self._explain_errors(), self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self.columns).writerow(row)
 
     def _rewrite(self) -> None:
-        with self._explain_full_disk(), atomic_paths([self.path]) as [part]:
+        with self._explain_errors(), atomic_paths([self.path]) as [part]:
             with part.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, self.columns)
                 writer.writeheader()
                 writer.writerows(self.rows)
 
     @contextmanager
-    def _explain_full_disk(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         try:
             yield
+            self._is_behind = False
+        except PermissionError as error:  # on Windows, a spreadsheet locks the file; it is no reason to end a training
+            if not self._is_behind:
+                warn(f"{self.path}: cannot be written ({error.strerror or error}); its rows follow as soon as possible")
+            self._is_behind = True
         except OSError as error:
             states = saved_states(self.path.parent / "training_states")
             way = f"free space, resume from {states[0].name} with --auto_resume" if states else "nothing was saved yet"
