@@ -2,8 +2,8 @@
 
 On the CPU, the loss is read before the backward pass, and the gradient norm before the step. On a GPU, this would drain
 the kernel queue twice per iteration. Instead, the optimizer's kernels skip the step if a flag on the GPU is set, and
-the flags are read one iteration later (:class:`Flags`). A skipped step changes nothing in either case, but on a GPU it
-is reported one iteration later.
+the flags are read one iteration later (:class:`Flags`). A skipped step leaves the weights unchanged in either case.
+On a GPU it is reported one iteration later, and averages (``ema_decay``) move one step closer to the same weights.
 """
 
 from __future__ import annotations
