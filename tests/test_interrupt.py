@@ -129,7 +129,7 @@ def test_second_sigint_from_a_launcher_is_treated_as_the_same_ctrl_c():
     interrupt = Interrupt(running=True, has_launcher=True)
     interrupt.notice(signal.SIGINT, None)
     interrupt.notice(signal.SIGINT, None)
-    assert interrupt.signal == signal.SIGINT and not interrupt.second_sigint
+    assert interrupt.signal == signal.SIGINT and not interrupt.quits_at_once
     interrupt._when -= 10
     with pytest.raises(KeyboardInterrupt):
         interrupt.notice(signal.SIGINT, None)
@@ -158,7 +158,7 @@ def test_sigint_received_first_by_another_process_is_the_same_ctrl_c(job):
     job.other = lambda flag: flag.fill_(int(signal.SIGINT))
     assert interrupt.agree_on_signal() == signal.SIGINT
     interrupt.notice(signal.SIGINT, None)
-    assert not interrupt.second_sigint
+    assert not interrupt.quits_at_once
 
 
 def test_signal_before_the_first_iteration_quits_immediately(train_file, capfd, monkeypatch):

@@ -42,14 +42,14 @@ class Interrupt:
         signal: number of the signal that this process or another one of the job received, or 0.
         running: True during the iterations of a run that is kept; otherwise, a signal ends the run immediately.
         has_launcher: True if a launcher was used, which sends another SIGINT besides the terminal's.
-        second_sigint: True after a second SIGINT, or after the first one if not ``running``.
+        quits_at_once: True after a second SIGINT, or after the first one if not ``running``.
         hint: message for the user about what happens after a signal.
     """
 
     signal: int = 0
     running: bool = False
     has_launcher: bool = False
-    second_sigint: bool = False
+    quits_at_once: bool = False
     hint: bytes = CHECKPOINT
     _when: float = 0.0
 
@@ -58,7 +58,7 @@ class Interrupt:
         if not self.running:
             if number != signal.SIGINT:
                 raise Stopped(number)
-            self.second_sigint = True
+            self.quits_at_once = True
             signal.default_int_handler(number, frame)
         if not self.signal:
             self.signal, self._when = number, time.monotonic()
@@ -67,7 +67,7 @@ class Interrupt:
                 with suppress(OSError):  # the terminal may be gone, as SIGHUP reports
                     os.write(2, HINT % (name, self.hint, b"; Ctrl-C again quits at once" * (number == signal.SIGINT)))
         elif number == signal.SIGINT and not (self.has_launcher and self._age() < SAME_CTRL_C_SECONDS):
-            self.second_sigint = True
+            self.quits_at_once = True
             signal.default_int_handler(number, frame)
 
     def _age(self) -> float:

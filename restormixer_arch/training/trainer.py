@@ -221,7 +221,7 @@ class Training(Run):
         self.sampler.consumed += self.batches.loader.batch_size * self.opt["world_size"]
         update_learning_rate(model, iteration)
         model.feed_data(batch)
-        if self.interrupt.second_sigint:  # its exception was lost in a destructor, such as that of a loader's iterator
+        if self.interrupt.quits_at_once:  # its exception was lost in a destructor, such as that of a loader's iterator
             raise KeyboardInterrupt
         self.progress.start(self.iteration)
         try:
