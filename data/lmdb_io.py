@@ -199,8 +199,8 @@ def writing(root: Path) -> Iterator[None]:
     try:
         yield
     except lmdb.Error as error:
-        reason = str(error).rpartition(": ")[2]
-        if shutil.disk_usage(root).free < FULL_DISK_BYTES:  # LMDB reports a partial write as "Input/output error"
+        reason, place = str(error).rpartition(": ")[2], root if root.exists() else root.parent
+        if shutil.disk_usage(place).free < FULL_DISK_BYTES:  # LMDB reports a partial write as "Input/output error"
             reason = os.strerror(errno.ENOSPC)
         raise UserError(f"{root}: cannot be written ({reason})") from error
 

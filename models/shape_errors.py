@@ -13,7 +13,7 @@ from restormixer_arch.errors import UserError, exception_text
 from restormixer_arch.memory import is_out_of_memory
 
 ABOUT_SHAPES = re.compile(r"size|shape|dimension|dims?\b|channel|length|stride", re.IGNORECASE)
-# A RuntimeError that contains one of these has another cause: a loader process that ended, or a device failure.
+# An error that contains one of these has another cause: a loader process that ended, or a device failure.
 OTHER_CAUSES = ("DataLoader worker", "CUDA", "CUBLAS", "cuDNN", "NCCL")
 
 

@@ -229,6 +229,26 @@ def test_damaged_pointer_to_exif_is_reported(tmp_path):
     np.testing.assert_array_equal(picture.pixels, SMOOTH)
 
 
+@pytest.mark.parametrize("offset", [2**40, 2**60, 2**64 - 1])
+def test_pointer_to_exif_far_outside_a_bigtiff_is_reported(tmp_path, offset):
+    deep = SMOOTH.astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb", bigtiff=True, extratags=[(65000, 16, 1, 8, True)])
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    entry = content.index(struct.pack("<HHQ", 65000, 16, 1))
+    struct.pack_into("<H", content, entry, 34665)
+    struct.pack_into("<Q", content, entry + 12, offset)
+    (tmp_path / "a.tif").write_bytes(content)
+    picture = read_picture(tmp_path / "a.tif")
+    assert "damaged EXIF tags" in picture.left_out
+    np.testing.assert_array_equal(picture.pixels, deep)
+
+
+@pytest.mark.parametrize("description", ['{"shape": [20,30', '{"shape": null}', "ImageJ=1.53\nimages=abc\n"])
+def test_damaged_description_of_a_stack_is_ignored(tmp_path, description):
+    tifffile.imwrite(tmp_path / "a.tif", SMOOTH, photometric="rgb", description=description, metadata=None)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, SMOOTH)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
 def test_quarter_turns_swap_the_two_resolutions(tmp_path, suffix, orientation):

@@ -290,7 +290,7 @@ def test_training_images_in_a_test_set_are_found(own, capsys):
 
 
 def test_copies_cropped_to_multiples_of_12_are_found(tmp_path):
-    """As in test sets for super-resolution; a crop of 24 pixels is not found."""
+    """As in test sets for super-resolution; copies cropped otherwise are not found."""
     rng = np.random.default_rng(0)
     (tmp_path / "sets/SR/test_gt").mkdir(parents=True)
     (tmp_path / "sets/DIV2K/valid_gt").mkdir(parents=True)

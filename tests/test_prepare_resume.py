@@ -78,8 +78,8 @@ def test_ctrl_c_during_the_comparison_with_test_sets_is_reported(root, capsys, m
     MINIATURES["derain"](root)
     monkeypatch.setattr(writing, "find_copies", stopped)
     assert run_prepare("derain", "--root", "root", "--sets", "Rain13K", "--workers", "0") == 130
-    text = "basicsr: stopped; Rain13K train was prepared, but not compared with all test and validation sets\n"
-    assert capsys.readouterr().err == text
+    text = "Rain13K train was prepared, but not compared with all test and validation sets; remove it to repeat this"
+    assert capsys.readouterr().err == f"basicsr: stopped; {text}\n"
 
 
 def killed(units, recipe):
@@ -320,7 +320,8 @@ def test_full_disk_when_creating_an_lmdb_is_reported(root, capsys, monkeypatch):
 @pytest.mark.parametrize(("free", "reason"), [(4096, "No space left on device"), (2**30, "Input/output error")])
 def test_full_disk_when_writing_an_lmdb_is_reported(tmp_path, monkeypatch, free, reason):
     """LMDB calls a partial write an input/output error."""
-    monkeypatch.setattr(lmdb_io.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
-    with pytest.raises(UserError, match=f"^{re.escape(str(tmp_path))}: cannot be written .{reason}.$"):
-        with lmdb_io.writing(tmp_path):
-            raise lmdb.Error("mdb_txn_commit: Input/output error")
+    monkeypatch.setattr(lmdb_io.shutil, "disk_usage", lambda path: path.stat() and SimpleNamespace(free=free))
+    for path in (tmp_path, tmp_path / "new.lmdb"):
+        with pytest.raises(UserError, match=f"^{re.escape(str(path))}: cannot be written .{reason}.$"):
+            with lmdb_io.writing(path):
+                raise lmdb.Error("mdb_txn_commit: Input/output error")

@@ -139,8 +139,12 @@ def test_locked_table_does_not_end_the_training(tmp_path, monkeypatch, capsys):
     warning = f"basicsr: warning: {path}: cannot be written (Permission denied); its rows follow as soon as possible\n"
     assert capsys.readouterr().err == warning  # once
     assert len(path.read_text().splitlines()) == 2
-    rows.add({"iteration": 4, "l_pix": 0.125})
+    rows.add({"iteration": 4, "l_pix": 0.125})  # not tried again for a minute
+    assert len(path.read_text().splitlines()) == 2
+    rows.catch_up()
     assert path.read_text().split() == ["iteration,l_pix", "1,0.5", "2,0.25", "3,0.25", "4,0.125"]
+    rows.add({"iteration": 5, "l_pix": 0.125})
+    assert path.read_text().split()[-1] == "5,0.125"
 
 
 def test_curves_with_nan_no_rows_and_special_characters_are_drawn(tmp_path):

@@ -21,7 +21,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from tifffile import TiffFile, TiffPage
 
-from restormixer_arch.data.images.exif import ORIENTATION, QUARTER_TURNS
+from restormixer_arch.data.images.exif import DECODE_ERRORS, ORIENTATION, QUARTER_TURNS
 from restormixer_arch.data.images.tiff_tags import EXIF_TAGS, adapted_tags, read_at, read_directories, with_directories
 from restormixer_arch.errors import UserError
 
@@ -79,12 +79,12 @@ def read_structure(path: Path) -> TiffStructure:
         pages = list(tiff.pages)
         main = [page for page in pages if not _is_extra(page)] or pages[:1]
         page = main[0]
-        number = len(main) if len(main) > 1 else _stacked(tiff, page)
-        if number > 1:
-            raise UserError(f"{path}: holds {number} images, expected one; write each to its own file")
         size = page.imagewidth, page.imagelength
         if not all(isinstance(side, int) and side > 0 for side in size):  # a tuple if the file contains several
             raise UserError(f"{path}: cannot be read as an image (its width or height is not one number above 0)")
+        number = len(main) if len(main) > 1 else _stacked(tiff, page)
+        if number > 1:
+            raise UserError(f"{path}: holds {number} images, expected one; write each to its own file")
         if page.imagedepth != 1:  # depth would multiply the number of rows
             raise UserError(f"{path}: cannot be read as an image (it has layers of depth, expected a flat image)")
         if page.dtype is None or page.dtype not in (np.bool_, np.uint8, np.uint16):
@@ -119,7 +119,10 @@ def _stacked(tiff: TiffFile, page: TiffPage) -> int:
     """Return the number of images that follow each other with one page, as ImageJ and tifffile store large stacks."""
     if not (tiff.is_imagej or tiff.is_shaped) or not page.is_contiguous:
         return 1
-    number = tiff.series[0].size // page.size
+    try:
+        number = tiff.series[0].size // page.size
+    except (*DECODE_ERRORS, AttributeError):  # a damaged description
+        return 1
     end = page.dataoffsets[0] + number * page.nbytes
     return number if end <= tiff.filehandle.size else 1  # a description may be older than the pixels
 

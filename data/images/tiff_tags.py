@@ -71,6 +71,8 @@ def _entries(tiff: TiffFile, place: int) -> list[tuple[int, int, int, bytes]]:
         ValueError, struct.error: if it is damaged.
     """
     layout = tiff.tiff  # of classic or BigTIFF files
+    if place >= tiff.filehandle.size:
+        raise ValueError("a directory outside the file")
     [number] = struct.unpack(layout.tagnoformat, read_at(tiff, place, layout.tagnosize))
     if not 0 < number <= MAX_TAGS:
         raise ValueError(f"a directory of {number} tags")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -122,24 +123,24 @@ class _Writer:
         """Open the output for frames like ``planes``, without the tracks that the container rejects."""
         tracks = [track for track in self.source.container.streams if track is not self.source.stream]
         try:
-            self._open(planes, tracks)
+            self._open(planes, tracks, self._file)
         except (av.FFmpegError, ValueError):
             fitting = [track for track in tracks if self._fits(planes, track)]
-            self._open(planes, fitting)
+            self._file.seek(0)
+            self._file.truncate()
+            self._open(planes, fitting, self._file)
 
     def _fits(self, planes: np.ndarray, track: Any) -> bool:
         """Return whether the container accepts a track next to the video; list it in ``left_out`` if not."""
         try:
-            self._open(planes, [track])
+            self._open(planes, [track], BytesIO())
         except (av.FFmpegError, ValueError):
             self._leave_out(track)
             return False
         return True
 
-    def _open(self, planes: np.ndarray, tracks: list[Any]) -> None:
-        """Write the header of a file with some of the source's other tracks, in place of any previous header."""
-        self._file.seek(0)
-        self._file.truncate()
+    def _open(self, planes: np.ndarray, tracks: list[Any], file: BinaryIO) -> None:
+        """Write the header of a file with some of the source's other tracks."""
         self._tracks.clear()
         source, turned = self.source, self.source.turns % 2
         height, width = planes.shape[1::-1] if turned else planes.shape[:2]
@@ -148,7 +149,7 @@ class _Writer:
         # Without use_metadata_tags, MOV and MP4 keep only listed tags; with it all, but some players miss the title.
         of_device = self.kind in ("mov", "mp4") and any("." in key for key in self._tags)  # com.apple.quicktime.make
         container = {"movflags": "use_metadata_tags"} if of_device else {}
-        self._output = output = av.open(self._file, "w", format=self.kind, container_options=container)
+        self._output = output = av.open(file, "w", format=self.kind, container_options=container)
         output.metadata.update(self._tags)
         stream = output.add_stream(codec, rate=source.rate, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, pixels
@@ -223,7 +224,7 @@ class _Writer:
         image.colorspace, image.color_range = self.source.matrix, ColorRange(self.source.range)
         image.color_primaries, image.color_trc = self.source.primaries, self.source.transfer
         image.pts, image.time_base = self._time(frame), self._base
-        image.duration = frame.duration
+        image.duration = round(frame.duration * self.source.time_base / self._base)
         self._mux(self._stream.encode(image))
 
     def _mux(self, packets: list[av.Packet]) -> None:

@@ -93,7 +93,7 @@ def find_copies(training: Iterable[Path], root: Path, own: Path | None = None) -
 
 
 def _half_size(read: Callable[[], bytes | None]) -> np.ndarray | None:
-    """Return an encoded image as gray levels of half the size, rounded up; None if it cannot be read or is missing."""
+    """Return an encoded image as gray levels of half the size; None if it cannot be read or is missing."""
     try:
         content = read()
     except (OSError, UserError):
@@ -105,7 +105,7 @@ def _crops(image: np.ndarray) -> list[np.ndarray]:
     """Return an image of half the size, and what remains of it if the sides of the original are cropped.
 
     The sides are cropped to multiples of 12, that is 6 here. A side of 6 * n may have been 12 * n, which remains, or
-    12 * n - 1, of which 12 * (n - 1) remains.
+    12 * n - 1, of which 12 * (n - 1) remains: half a pixel is rounded up in JPEG files, and down in others.
     """
     sides = [[side - side % 6] if side % 6 else [side, side - 6] for side in image.shape]
     sizes = dict.fromkeys([image.shape, *product(*sides)])

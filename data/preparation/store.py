@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -90,10 +91,11 @@ class FolderStore:
                 part.write_bytes(entry.content)
 
     def close(self, lines: Iterable[str]) -> None:
-        """Remove images without a line: their sources were removed or changed before the work was resumed."""
-        kept = {line.rpartition(" (")[0] for line in lines}
+        """Remove files without a line: their sources were removed or changed before the work was resumed."""
+        kept = {unicodedata.normalize("NFC", line.rpartition(" (")[0]) for line in lines}
         for file in [file for file in self.path.rglob("*") if file.is_file()]:
-            if file.relative_to(self.path).as_posix() not in kept:
+            name = file.relative_to(self.path).as_posix()
+            if unicodedata.normalize("NFC", name) not in kept:  # some file systems decompose accented letters
                 file.unlink()
 
     def close_unfinished(self) -> None:

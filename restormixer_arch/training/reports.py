@@ -30,6 +30,7 @@ from restormixer_arch.training.checkpoint import saved_states
 
 LOSSES, VALIDATIONS, CURVES = "losses.csv", "validations.csv", "learning_curve.png"
 KEY = "iteration"
+LOCKED_SECONDS = 60.0  # before a locked table is written again; on Windows, each attempt takes several seconds
 LOGGERS = ("basicsr", "restormixer_arch")
 BLUE, GRAY = "#1f6fb4", "#8c8c8c"
 SIZE_INCHES, DPI = (8.0, 6.5), 120
@@ -139,7 +140,9 @@ class Reports:
         self.validations.add(row)
 
     def draw(self) -> None:
-        """Draw the curves, if there is anything to draw."""
+        """Draw the curves, if there is anything to draw, and complete the tables."""
+        for table in (self.losses, self.validations):
+            table.catch_up()
         if self.losses.rows or self.validations.rows:
             path = self.folder / CURVES
             try:
@@ -170,6 +173,7 @@ class Table:
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
         self._is_behind = False  # whether the file lacks rows, because another program had it open
+        self._retry_at = 0.0  # time of time.monotonic() until which it is not written again
         before = _read(path)
         self.rows = [row for row in before if row[KEY] <= start]
         self.columns = list(dict.fromkeys(name for row in self.rows for name in row))
@@ -191,11 +195,18 @@ class Table:
         self.rows[first:] = [*others, row]
         new = [name for name in row if name not in self.columns]
         self.columns += new
+        if self._is_behind and time.monotonic() < self._retry_at:
+            return
         if new or replaced or self._is_behind or not self.path.exists():
             self._rewrite()
         else:
             with self._explain_errors(), self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self.columns).writerow(row)
+
+    def catch_up(self) -> None:
+        """Write the rows that the file lacks, if any."""
+        if self._is_behind:
+            self._rewrite()
 
     def _rewrite(self) -> None:
         with self._explain_errors(), atomic_paths([self.path]) as [part]:
@@ -212,7 +223,7 @@ class Table:
         except PermissionError as error:  # on Windows, a spreadsheet locks the file; it is no reason to end a training
             if not self._is_behind:
                 warn(f"{self.path}: cannot be written ({error.strerror or error}); its rows follow as soon as possible")
-            self._is_behind = True
+            self._is_behind, self._retry_at = True, time.monotonic() + LOCKED_SECONDS
         except OSError as error:
             states = saved_states(self.path.parent / "training_states")
             way = f"free space, resume from {states[0].name} with --auto_resume" if states else "nothing was saved yet"

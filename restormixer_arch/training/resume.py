@@ -54,9 +54,15 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     return state
 
 
-def continues_own_run(opt: dict[str, Any]) -> bool:
-    """Return whether the state to resume from is one of this experiment, whose files this run then continues."""
-    return Path(opt["path"]["training_states"]).resolve() in Path(opt["path"]["resume_state"]).resolve().parents
+def continues_own_run(opt: dict[str, Any], state: Path | None = None) -> bool:
+    """Return whether the state to resume from is one of this experiment, whose files this run then continues.
+
+    Args:
+        opt: options.
+        state: path of the state, or None for ``path.resume_state``.
+    """
+    state = state or Path(opt["path"]["resume_state"])
+    return Path(opt["path"]["training_states"]).resolve() in state.resolve().parents
 
 
 def archive_newer(opt: dict[str, Any], iteration: int) -> None:
@@ -129,7 +135,9 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def find_weights(opt: dict[str, Any], path: Path, state: dict[str, Any]) -> dict[str, Path]:
-    """Return network -> file of the weights saved with a state, searched next to it and then in this experiment.
+    """Return network -> file of the weights saved with a state, searched next to it.
+
+    Those of a state of this experiment are also searched among its weights.
 
     Raises:
         UserError: if they are missing, cannot be read, or are not those that were saved with the state.
@@ -138,11 +146,12 @@ def find_weights(opt: dict[str, Any], path: Path, state: dict[str, Any]) -> dict
     found = {}
     for network in (key for key in opt if key.startswith("network_") and key not in ignored):
         name = f"net_{network.removeprefix('network_')}_{state['iter']}.pth"
-        own = Path(opt["path"]["models"], name)
-        places = [path.absolute().parent.with_name("models") / name, path.absolute().with_name(name), own]
+        places = [path.absolute().with_name(name), path.absolute().parent.with_name("models") / name]
+        if continues_own_run(opt, path):
+            places.append(Path(opt["path"]["models"], name))
         place = next((place for place in places if place.exists()), None)
         if place is None:
-            raise UserError(f"{path}: the weights saved with it are needed, but {own} {not_found(own)}")
+            raise UserError(f"{path}: the weights saved with it are needed, but {places[-1]} {not_found(places[-1])}")
         _check_weights(place, path, state.get("weights", {}).get(name))
         found[network] = place
     return found

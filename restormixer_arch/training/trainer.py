@@ -134,7 +134,7 @@ class Training(Run):
         share_cores(opt, loader.num_workers)
         self.model = build_model(opt)
         replace_saving(self.model, self._state)
-        if state is None:
+        if state is None and not opt["path"].get("pretrain_network_g"):
             self._average_buffers(decay=0)  # the averages start from the network's
         return state
 
@@ -239,8 +239,12 @@ class Training(Run):
         """Average buffers, such as BatchNorm statistics, like the weights; BasicSR's models average only weights."""
         model = self.model
         if getattr(type(model), "model_ema", None) is BaseModel.model_ema and hasattr(model, "net_g_ema"):
-            trained = model.get_bare_model(model.net_g)
-            average_tensors(dict(model.net_g_ema.named_buffers()), dict(trained.named_buffers()), decay)
+            trained = dict(model.get_bare_model(model.net_g).named_buffers())
+            averages = dict(model.net_g_ema.named_buffers())
+            for name in list(averages):  # a cache may exist in one of them, or depend on the size of the last image
+                if name not in trained or trained[name].shape != averages[name].shape:
+                    del averages[name]
+            average_tensors(averages, trained, decay)
 
     def _log(self) -> None:
         """Report the losses of this iteration."""

@@ -107,9 +107,8 @@ def prepare_jobs(jobs: list[Job], workers: int, skip_bad: bool, root: Path, othe
             try:
                 _warn_of_copies(job, root)
             except KeyboardInterrupt:
-                print_error(
-                    f"stopped; {job.found.shown} was prepared, but not compared with all test and validation sets"
-                )
+                text = "was prepared, but not compared with all test and validation sets; remove it to repeat this"
+                print_error(f"stopped; {job.found.shown} {text}")
                 return False
     return True
 
