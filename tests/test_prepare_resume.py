@@ -60,25 +60,24 @@ def test_interruption_between_two_renames_is_repaired(root, capsys):
     assert "already prepared" in capsys.readouterr().out
 
 
-def test_ctrl_c_keeps_finished_work(root, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "name", "text"),
+    [
+        (prepare, "prepare_units", "finished work on Rain13K train is kept; run the same command again to resume"),
+        (
+            writing,
+            "find_copies",
+            "Rain13K train was prepared, but not compared with all test and validation sets; remove it to repeat this",
+        ),
+    ],
+)
+def test_ctrl_c_keeps_finished_work_and_says_what_is_missing(root, capsys, monkeypatch, module, name, text):
     def stopped(*arguments):
         raise KeyboardInterrupt
 
     MINIATURES["derain"](root)
-    monkeypatch.setattr(prepare, "prepare_units", stopped)
+    monkeypatch.setattr(module, name, stopped)
     assert run_prepare("derain", "--root", "root", "--sets", "Rain13K", "--workers", "0") == 130
-    text = "basicsr: stopped; finished work on Rain13K train is kept; run the same command again to resume\n"
-    assert capsys.readouterr().err == text
-
-
-def test_ctrl_c_during_the_comparison_with_test_sets_is_reported(root, capsys, monkeypatch):
-    def stopped(*arguments):
-        raise KeyboardInterrupt
-
-    MINIATURES["derain"](root)
-    monkeypatch.setattr(writing, "find_copies", stopped)
-    assert run_prepare("derain", "--root", "root", "--sets", "Rain13K", "--workers", "0") == 130
-    text = "Rain13K train was prepared, but not compared with all test and validation sets; remove it to repeat this"
     assert capsys.readouterr().err == f"basicsr: stopped; {text}\n"
 
 

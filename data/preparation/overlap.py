@@ -50,7 +50,7 @@ def find_copies(training: Iterable[Path], root: Path, own: Path | None = None) -
         own: folder of the set that the training images belong to, with its validation images in ``val_gt.lmdb`` or
             ``val_gt``.
     """
-    names, thumbnails = [], []
+    known = []
     paths = [found for pattern in TEST_SETS for found in root.glob(pattern)]
     if own:
         paths += [own.absolute() / "val_gt.lmdb", own.absolute() / "val_gt"]
@@ -63,14 +63,9 @@ def find_copies(training: Iterable[Path], root: Path, own: Path | None = None) -
             warn(f"training images are not compared with those of another set: {error}")
             continue
         for name in reader.names:
-            names.append(f"{path.parent.name}/{path.name}: {name}")
             image = _half_size(functools.partial(reader.content, name))
-            thumbnails.append(None if image is None else thumbnail(image))
-    known = [
-        (name, small)
-        for name, small in zip(names, thumbnails, strict=True)
-        if small is not None and small.std() >= MIN_CONTRAST
-    ]
+            if image is not None and (small := thumbnail(image)).std() >= MIN_CONTRAST:
+                known.append((f"{path.parent.name}/{path.name}: {name}", small))
     if not known:
         return []
     known.sort(key=lambda pair: pair[1].mean())

@@ -6,6 +6,7 @@ curves of ``study.png``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from restormixer_arch.errors import UserError
 
 FORMAT = 1
 FIELD_SIDE = 256  # maximum side in pixels of the crops for the receptive field
+DIFFERENT_CONTEXT = "the context of {} has other crops or images than that of {}"
 DIGITS = 4  # decimal places of the stored values
 ROUNDING = 0.01  # maximum difference between machines in means over the same inputs
 
@@ -112,6 +114,12 @@ def _photographs(values: dict[str, float]) -> list[float]:
     return mean_per_photograph(list(values), np.array(list(values.values()))).tolist()
 
 
+def differently_measured(uses: Mapping[str, ContextUse]) -> str | None:
+    """Return the first network whose context has other crops or images than that of the first network, or None."""
+    measured = [use.measured for use in uses.values()]
+    return next((name for name, own in zip(uses, measured, strict=True) if own != measured[0]), None)
+
+
 class Study(ResultModel):
     """All results of a study.
 
@@ -147,10 +155,8 @@ class Study(ResultModel):
                 raise ValueError(f"{what}: the images of {row.dataset} differ from those of earlier rows")
             if row.iterations != iterations.setdefault((row.competitor, row.minutes), row.iterations):
                 raise ValueError(f"{what}: trained for different iterations with different seeds")
-        first = next(iter(self.context), "")
-        for name, use in self.context.items():
-            if use.measured != self.context[first].measured:
-                raise ValueError(f"the context of {name} has other crops or images than that of {first}")
+        if name := differently_measured(self.context):
+            raise ValueError(DIFFERENT_CONTEXT.format(name, next(iter(self.context))))
         return self
 
     @property
@@ -237,11 +243,8 @@ def find_context(joined: Study, parts: dict[Path, Study]) -> dict[str, Path]:
     longest = [file for file, part in parts.items() if part.minutes[-1] == joined.minutes[-1]]
     found = {name: file for file in reversed(longest) for name in parts[file].context}
     places = {network.name: found[network.name] for network in joined.networks if network.name in found}
-    measured = {name: parts[file].context[name].measured for name, file in places.items()}
-    first = next(iter(places), "")
-    for name, file in places.items():
-        if measured[name] != measured[first]:
-            raise UserError(f"{file}: the context of {name} has other crops or images than that of {first}")
+    if name := differently_measured({name: parts[file].context[name] for name, file in places.items()}):
+        raise UserError(f"{places[name]}: {DIFFERENT_CONTEXT.format(name, next(iter(places)))}")
     return places
 
 

@@ -37,6 +37,7 @@ def draw_curves(rows: list[tuple[Study, tuple[str, str]]], path: Path) -> Path:
     """Draw metrics against minutes and against training operations as PNG, with one row for each dataset and metric."""
     figure = _figure(11, 3.8 * len(rows))
     all_panels = figure.subplots(len(rows), 2, squeeze=False, sharey="row")
+    explained: list[str] = []
     for (study, measure), panels in zip(rows, all_panels, strict=True):
         for number, network in enumerate(study.networks):
             _draw_network(study, network.name, measure, panels, _marker(number))
@@ -50,19 +51,16 @@ def draw_curves(rows: list[tuple[Study, tuple[str, str]]], path: Path) -> Path:
         panels[1].set_xscale("log")
         for panel in panels:
             panel.grid(alpha=0.25)
-    for number, (study, panels) in enumerate(zip([study for study, _ in rows], all_panels, strict=True)):
-        if number == 0 or _names(study) != _names(rows[0][0]):  # the colors then belong to other networks
+        names = [network.name for network in study.networks]
+        if names != explained:  # the colors belong to other networks than in the row above
             panels[0].legend(fontsize="small")
+            explained = names
     several = any(study.seed_variance(measure) for study, measure in rows)
     over = "photographs and seeds. Dots: seeds" if several else "photographs (one seed)"
     firsts = " or ".join(dict.fromkeys(plot_text(study.networks[0].name) for study, _ in rows))
     bars = f"Bars: 95% interval of the difference from {firsts}, over {over}."
     figure.supxlabel(bars, fontsize="small")
     return _save(figure, path)
-
-
-def _names(study: Study) -> list[str]:
-    return [network.name for network in study.networks]
 
 
 def _draw_network(study: Study, name: str, measure: tuple[str, str], panels: Any, marker: str) -> None:

@@ -172,8 +172,8 @@ class Table:
 
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
-        self._is_behind = False  # whether the file lacks rows, because another program had it open
-        self._retry_at = 0.0  # time of time.monotonic() until which it is not written again
+        # While the file lacks rows, because another program had it open: the time.monotonic() of the next attempt
+        self._retry_at: float | None = None
         before = _read(path)
         self.rows = [row for row in before if row[KEY] <= start]
         self.columns = list(dict.fromkeys(name for row in self.rows for name in row))
@@ -195,9 +195,10 @@ class Table:
         self.rows[first:] = [*others, row]
         new = [name for name in row if name not in self.columns]
         self.columns += new
-        if self._is_behind and time.monotonic() < self._retry_at:
+        is_behind = self._retry_at is not None
+        if is_behind and time.monotonic() < self._retry_at:
             return
-        if new or replaced or self._is_behind or not self.path.exists():
+        if new or replaced or is_behind or not self.path.exists():
             self._rewrite()
         else:
             with self._explain_errors(), self.path.open("a", newline="", encoding="utf-8") as file:
@@ -205,7 +206,7 @@ class Table:
 
     def catch_up(self) -> None:
         """Write the rows that the file lacks, if any."""
-        if self._is_behind:
+        if self._retry_at is not None:
             self._rewrite()
 
     def _rewrite(self) -> None:
@@ -219,11 +220,11 @@ class Table:
     def _explain_errors(self) -> Iterator[None]:
         try:
             yield
-            self._is_behind = False
+            self._retry_at = None
         except PermissionError as error:  # on Windows, a spreadsheet locks the file; it is no reason to end a training
-            if not self._is_behind:
+            if self._retry_at is None:
                 warn(f"{self.path}: cannot be written ({error.strerror or error}); its rows follow as soon as possible")
-            self._is_behind, self._retry_at = True, time.monotonic() + LOCKED_SECONDS
+            self._retry_at = time.monotonic() + LOCKED_SECONDS
         except OSError as error:
             states = saved_states(self.path.parent / "training_states")
             way = f"free space, resume from {states[0].name} with --auto_resume" if states else "nothing was saved yet"

@@ -146,12 +146,11 @@ def find_weights(opt: dict[str, Any], path: Path, state: dict[str, Any]) -> dict
     found = {}
     for network in (key for key in opt if key.startswith("network_") and key not in ignored):
         name = f"net_{network.removeprefix('network_')}_{state['iter']}.pth"
-        places = [path.absolute().with_name(name), path.absolute().parent.with_name("models") / name]
-        if continues_own_run(opt, path):
-            places.append(Path(opt["path"]["models"], name))
-        place = next((place for place in places if place.exists()), None)
+        beside = path.absolute().parent.with_name("models") / name
+        own = Path(opt["path"]["models"], name) if continues_own_run(opt, path) else beside
+        place = next((place for place in (beside, path.absolute().with_name(name), own) if place.exists()), None)
         if place is None:
-            raise UserError(f"{path}: the weights saved with it are needed, but {places[-1]} {not_found(places[-1])}")
+            raise UserError(f"{path}: the weights saved with it are needed, but {own} {not_found(own)}")
         _check_weights(place, path, state.get("weights", {}).get(name))
         found[network] = place
     return found

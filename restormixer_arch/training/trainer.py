@@ -240,10 +240,11 @@ class Training(Run):
         model = self.model
         if getattr(type(model), "model_ema", None) is BaseModel.model_ema and hasattr(model, "net_g_ema"):
             trained = dict(model.get_bare_model(model.net_g).named_buffers())
-            averages = dict(model.net_g_ema.named_buffers())
-            for name in list(averages):  # a cache may exist in one of them, or depend on the size of the last image
-                if name not in trained or trained[name].shape != averages[name].shape:
-                    del averages[name]
+            averages = {  # a cache may exist in one of them, or depend on the size of the last image
+                name: average
+                for name, average in model.net_g_ema.named_buffers()
+                if name in trained and trained[name].shape == average.shape
+            }
             average_tensors(averages, trained, decay)
 
     def _log(self) -> None:
